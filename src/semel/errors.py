@@ -1,0 +1,96 @@
+"""Every error semel raises, one family, grouped by the phase it belongs to.
+
+A message names the thing, the value and the next step.
+"""
+
+from __future__ import annotations
+
+
+class SemelError(Exception):
+    """The root of the family."""
+
+
+# -- declaring
+
+
+class DeclarationError(SemelError):
+    """A pipeline, topic, table or dedup rule cannot mean what it says; raised where it is declared."""
+
+
+class ConfigError(SemelError):
+    """A setting is unknown, malformed, or contradicts another; raised before anything runs."""
+
+
+# -- reading
+
+
+class DecodeError(SemelError):
+    """Bytes do not hold what the topic declares; the record goes to the dead letters."""
+
+
+# -- handling
+
+
+class HandlingError(SemelError):
+    """An event cannot be handled as asked; raised in the handler, which may catch it."""
+
+
+class WrongPartition(HandlingError):
+    """A table key belongs to another partition than the event in hand."""
+
+
+class OutsideEvent(HandlingError):
+    """A table was written, or an output emitted, where no event is in hand."""
+
+
+class OutputRefused(HandlingError):
+    """An output cannot be written to its topic: size, key, partition or timestamp (protocol rule 2)."""
+
+
+class Reject(SemelError):
+    """Raised by an agent: this event goes straight to the dead letters, without retries."""
+
+
+class StaleIncarnation(BaseException):
+    """Work of an incarnation that is over tried to write (protocol rule 5).
+
+    A BaseException, so that a handler's `except Exception` does not keep a zombie alive.
+    """
+
+
+# -- committing
+
+
+class CommitError(SemelError):
+    """An epoch could not be committed."""
+
+
+class CarryOverFull(CommitError):
+    """Too much work without a source record waits for its commit; the caller should slow down."""
+
+
+class InstanceTaken(CommitError):
+    """Another live worker runs under this instance name; exit code 4."""
+
+
+# -- recovering
+
+
+class RecoveryError(SemelError):
+    """State cannot be restored without a decision by a person."""
+
+
+class PositionConflict(RecoveryError):
+    """Group offsets and recorded positions disagree (protocol rule 10)."""
+
+
+class TopicChanged(RecoveryError):
+    """A topic was grown, recreated or trimmed under the application (protocol rule 17)."""
+
+
+class StateDirectoryError(RecoveryError):
+    """The state directory belongs to another application, version or process, or cannot be written."""
+
+
+class ShapeChanged(RecoveryError):
+    """Tables, codecs or the dedup rule differ from what the stored state was made with (protocol rule 24)."""

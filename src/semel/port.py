@@ -1,0 +1,315 @@
+"""The one port: every broker call, clock reading and random draw of the engine passes through here.
+
+`semel.kafka` implements it on real brokers, `semel.testing` in memory with faults from one seed.
+The engine imports neither. A method is one logical request of the Kafka protocol: it finds the
+leader or coordinator itself, sends once, and answers with plain data. It never retries; what an
+answer means is decided by `semel.stages.answers`.
+
+Errors, the same for every method:
+
+* `RpcError`: the broker answered with an error code. Before raising, the implementation forgets
+  what the code makes stale (3, 5, 6, 9, 74, 100: metadata; 14, 15, 16: the coordinator), so
+  that calling again looks it up afresh.
+* `RpcLost`: no answer within the timeout, a connection lost or refused. The request may or may not
+  have taken effect. `sent` is False where it certainly never left this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+EARLIEST = -2
+LATEST = -1
+
+
+class TP(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class RpcError(Exception):
+    """The broker refused a request with an error code of the Kafka protocol."""
+
+    def __init__(self, api: str, code: int, detail: str = "") -> None:
+        super().__init__(api, code, detail)
+        self.api = api
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.api} was answered with error {self.code}{': ' + self.detail if self.detail else ''}"
+
+
+class MemberIdRequired(RpcError):
+    """JoinGroup of a dynamic member: code 79; join again under `member_id` (KIP-394)."""
+
+    def __init__(self, member_id: str) -> None:
+        super().__init__("JoinGroup", 79, "join again with the given member id")
+        self.member_id = member_id
+
+
+class RpcLost(Exception):
+    """A request got no answer: it may or may not have taken effect."""
+
+    def __init__(self, api: str, detail: str = "", *, sent: bool = True) -> None:
+        super().__init__(api, detail)
+        self.api = api
+        self.detail = detail
+        self.sent = sent
+
+    def __str__(self) -> str:
+        return f"{self.api} got no answer: {self.detail}"
+
+
+class Record(Protocol):
+    """One record as read from a log. `timestamp` is in ms since 1970."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What one partition answered to a fetch.
+
+    `records` never contains control records, nor (read committed) records of aborted or open
+    transactions, nor records below the offset asked for. `next_offset` is the position after
+    everything looked at, control and aborted batches included: equal to the offset asked for
+    when nothing was there. Offsets of -1 are unknown. `error` is a Kafka error code, 0 for none
+    (1 = offset out of range; `log_start` and `high_watermark` are filled in where known).
+    """
+
+    records: list[Record]
+    next_offset: int
+    high_watermark: int
+    last_stable_offset: int
+    log_start: int
+    error: int = 0
+
+
+class TopicInfo(NamedTuple):
+    """`id` is the topic's UUID, 32 lower-case hex digits: a recreated topic has another one."""
+
+    name: str
+    id: str
+    partitions: int
+
+
+class TopicSpec(NamedTuple):
+    name: str
+    partitions: int
+    replication_factor: int
+    configs: Mapping[str, str]
+
+
+class Producer(NamedTuple):
+    """A transactional producer as InitProducerId returned it."""
+
+    transactional_id: str
+    id: int
+    epoch: int
+
+
+class GroupMember(NamedTuple):
+    member_id: str
+    instance_id: str | None
+    metadata: bytes
+
+
+class Joined(NamedTuple):
+    """JoinGroup's answer. `members` is filled for the leader only."""
+
+    generation: int
+    member_id: str
+    leader_id: str
+    members: tuple[GroupMember, ...]
+
+    @property
+    def is_leader(self) -> bool:
+        return self.member_id == self.leader_id
+
+
+class Membership(NamedTuple):
+    """A snapshot of who we are in the group, taken when an assignment arrived; the fence of KIP-447."""
+
+    group: str
+    generation: int
+    member_id: str
+    instance_id: str | None
+
+
+class GroupInfo(NamedTuple):
+    """`state` as Kafka spells it: Empty, Stable, PreparingRebalance, CompletingRebalance, Dead."""
+
+    state: str
+    members: tuple[GroupMember, ...]
+
+
+class OpenTransaction(NamedTuple):
+    """A transaction that holds a partition's last stable offset back (KIP-664)."""
+
+    transactional_id: str | None
+    producer_id: int
+    start_offset: int
+
+
+class BatchBuilder(Protocol):
+    """Records on their way into one batch of one partition (magic 2)."""
+
+    def append(
+        self,
+        timestamp: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+    ) -> bool:
+        """True if the record is in; False if the batch is full (nothing was added). A first record always fits."""
+        ...
+
+    def count(self) -> int: ...
+
+    def build(self, producer: Producer, base_sequence: int) -> bytes:
+        """The encoded batch; call once."""
+        ...
+
+
+class Broker(Protocol):
+    """A Kafka cluster, as the engine sees it."""
+
+    async def start(self) -> None:
+        """Connect. RpcLost(sent=False) where no broker answers."""
+        ...
+
+    async def close(self) -> None: ...
+
+    # -- topics
+    async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        """Metadata v10+, fresh from the broker; a topic that does not exist is absent. None: all topics. Never creates one."""
+        ...
+
+    async def broker_count(self) -> int: ...
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """A topic that exists already is not an error."""
+        ...
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        """A topic that does not exist is not an error."""
+        ...
+
+    async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]: ...
+
+    async def delete_records(self, before: Mapping[TP, int]) -> None: ...
+
+    # -- logs
+    async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:
+        """Partition -> id of its leader, from the cache; one whose leader is unknown is absent."""
+        ...
+
+    async def fetch(
+        self,
+        node: int,
+        wants: Mapping[TP, int],
+        *,
+        committed: bool,
+        max_wait_ms: int,
+        max_bytes: int,
+        partition_max_bytes: int,
+        purpose: str = "source",
+    ) -> dict[TP, Fetched]:
+        """One Fetch to one leader. `purpose` names a connection of its own, so that a long poll blocks nothing else."""
+        ...
+
+    async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
+        """ListOffsets at EARLIEST, LATEST or a time in ms; `committed`: LATEST is the last stable offset.
+        For a time after the last record: -1."""
+        ...
+
+    async def open_transactions(self, tps: Sequence[TP]) -> dict[TP, tuple[OpenTransaction, ...]]:
+        """DescribeProducers on the leaders, then ListTransactions on every broker to name them (KIP-664)."""
+        ...
+
+    # -- transactions: the caller keeps producer id, epoch and sequences
+    def batch_builder(self, max_bytes: int) -> BatchBuilder: ...
+
+    async def init_producer_id(self, transactional_id: str, timeout_ms: int) -> Producer:
+        """InitProducerId: fences every earlier producer of this id and ends its transaction."""
+        ...
+
+    async def add_partitions(self, producer: Producer, tps: Sequence[TP]) -> None: ...
+
+    async def add_offsets(self, producer: Producer, group: str) -> None: ...
+
+    async def produce(self, producer: Producer, batches: Mapping[TP, bytes]) -> dict[TP, int]:
+        """One Produce per leader, all leaders in parallel, acks=all, one batch a partition.
+
+        Returns base offsets (-1 where a duplicate sequence was acknowledged). If partitions differ in
+        their answer, raises `RpcError` of the worst, with the partition and the broker's text in `detail`.
+        """
+        ...
+
+    async def commit_offsets(self, producer: Producer, membership: Membership, offsets: Mapping[TP, int]) -> None:
+        """TxnOffsetCommit v3. ValueError for generation -1 or an empty member: brokers accept it unchecked."""
+        ...
+
+    async def end_txn(self, producer: Producer, *, commit: bool) -> None: ...
+
+    # -- the group (classic protocol)
+    async def join_group(
+        self,
+        group: str,
+        member_id: str,
+        instance_id: str | None,
+        metadata: bytes,
+        *,
+        session_timeout_ms: int,
+        rebalance_timeout_ms: int,
+    ) -> Joined:
+        """JoinGroup v5, protocol type "consumer", one protocol named "semel". Waits for the others: up to the rebalance timeout."""
+        ...
+
+    async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes: ...
+
+    async def heartbeat(self, membership: Membership) -> None:
+        """Heartbeat v3, with the instance id."""
+        ...
+
+    async def leave_group(self, membership: Membership) -> None:
+        """LeaveGroup v3+ with member and instance id: also a static member leaves at once."""
+        ...
+
+    async def describe_group(self, group: str) -> GroupInfo: ...
+
+    async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        """OffsetFetch v7 with require_stable; -1 where none was committed. RpcError 88 while a transaction is pending."""
+        ...
+
+    async def set_group_offsets(self, group: str, offsets: Mapping[TP, int]) -> None:
+        """OffsetCommit to an empty group (reset only)."""
+        ...
+
+
+class Clock(Protocol):
+    """`monotonic` and `time` in seconds."""
+
+    def monotonic(self) -> float: ...
+    def time(self) -> float: ...
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Randomness(Protocol):
+    def random(self) -> float:
+        """In [0, 1)."""
+        ...
