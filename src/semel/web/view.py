@@ -1,0 +1,116 @@
+"""What the web views need to know of a running worker: the engine answers, this package only speaks HTTP.
+
+Only committed state is ever shown. `TableRow` and pages carry values already decoded to plain JSON shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class TableInfo(NamedTuple):
+    """`merged`: the table has `merge=`, so its rows are combined over all partitions.
+    `keyed`: a row belongs to the partition its key hashes to (a `semel.Table`); False for `app.Table`.
+    `partitions` and `rows` count what this worker holds (rows: an estimate, -1 if unknown)."""
+
+    table: str
+    pipeline: str
+    keyed: bool
+    merged: bool
+    partitions: int
+    rows: int
+
+
+class TableRow(NamedTuple):
+    key: Any
+    value: Any
+    partition: int
+
+
+class Page(NamedTuple):
+    """`next`: the raw key to go on from in the same partition, None at the end of it."""
+
+    rows: tuple[TableRow, ...]
+    next: bytes | None
+
+
+class Owner(NamedTuple):
+    """The worker that holds a partition; `url` is None where it is this one."""
+
+    partition: int
+    url: str | None
+
+
+class Restoring(Exception):
+    """The partition is being restored; `done` and `total` are records, `eta_seconds` an estimate or None."""
+
+    def __init__(self, partition: int, done: int, total: int, eta_seconds: float | None) -> None:
+        super().__init__(partition, done, total, eta_seconds)
+        self.partition, self.done, self.total, self.eta_seconds = partition, done, total, eta_seconds
+
+
+class NotOwned(Exception):
+    """The partition is not (any more) on this worker."""
+
+
+class WorkerView(Protocol):
+    """Implemented by the engine."""
+
+    app_id: str
+    instance: str
+
+    def tables(self) -> Sequence[TableInfo]: ...
+
+    def key(self, table: str, text: str) -> Any:
+        """A key as it stands in a URL -> the table's key type. KeyError: no such table; DecodeError: not a key of that type."""
+        ...
+
+    def partition_of(self, table: str, key: Any) -> int | None:
+        """The partition that `key` hashes to; None where the table is not keyed or merged: ask every owner."""
+        ...
+
+    def owners(self) -> Sequence[Owner]:
+        """Every partition of the app with the worker that holds it, ordered; empty before the first assignment."""
+        ...
+
+    def get(self, table: str, key: Any, partition: int) -> TableRow | None:
+        """The committed row here. Restoring, NotOwned."""
+        ...
+
+    def merge(self, table: str, values: Sequence[Any]) -> Any:
+        """Combine the partial values of one key of a `merge=` table (plain JSON shapes in and out)."""
+        ...
+
+    def scan(
+        self,
+        table: str,
+        partition: int,
+        *,
+        prefix: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: bytes | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Committed rows of one partition in raw key order, from `start` inclusive to `end` exclusive,
+        beginning after the raw key `after`. Restoring, NotOwned."""
+        ...
+
+    def pipelines(self) -> list[dict[str, Any]]:
+        """For /pipelines: graph, rates, lag, states; plain JSON."""
+        ...
+
+    def dedup(self, pipeline: str, event_id: str) -> dict[str, Any] | None:
+        """What is known of an id on the partitions held here, as the contract's /dedup answers; None if nothing."""
+        ...
+
+    def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        """Ready to serve, and why not."""
+        ...
+
+    def liveness(self) -> tuple[bool, Mapping[str, Any]]: ...
+
+    def metrics(self) -> bytes:
+        """The Prometheus text exposition."""
+        ...
