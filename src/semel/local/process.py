@@ -1,0 +1,105 @@
+"""Broker processes: start one, recognise it later from another process, end it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A pid with the start time of its process, so that a reused pid is not taken for ours."""
+
+    pid: int
+    started: str
+
+    @property
+    def alive(self) -> bool:
+        return start_time(self.pid) == self.started
+
+
+def start_time(pid: int) -> str | None:
+    """When this process started, in the kernel's words; None if there is none, or only its remains."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return None if Path("/proc/self").exists() else _start_time_by_ps(pid)
+    except ProcessLookupError:
+        return None
+    state, *fields = stat[stat.rindex(")") + 2 :].split()
+    return None if state in "ZX" else fields[18]
+
+
+def _start_time_by_ps(pid: int) -> str | None:
+    answer = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10, check=False
+    )
+    state, _, started = answer.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def launch(command: Sequence[str], log: Path, *, detached: bool) -> ProcessId:
+    """Start a process in a session of its own, its output appended to `log`.
+
+    One that is not detached is killed when the calling thread ends, so that an aborted test run leaves nothing behind
+    (Linux only: elsewhere it stays).
+    """
+    guard = shutil.which("setpriv")
+    if not detached and guard is not None:
+        command = [guard, "--pdeathsig", "KILL", *command]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # The process is known by its pid from here on, in whichever process asks; nobody waits on the Popen object.
+    process.returncode = 0
+    return ProcessId(process.pid, start_time(process.pid) or "gone")
+
+
+def end(processes: Sequence[ProcessId], grace_s: float) -> None:
+    """SIGTERM to all at once, SIGKILL to those still there after `grace_s`; returns when all are gone."""
+    for process in processes:
+        send(process, signal.SIGTERM)
+    if not wait_gone(processes, grace_s):
+        for process in processes:
+            send(process, signal.SIGKILL)
+        wait_gone(processes, 10.0)
+
+
+def send(process: ProcessId, number: signal.Signals) -> None:
+    """Send a signal, unless the process is gone."""
+    if process.alive:
+        try:
+            os.kill(process.pid, number)
+        except ProcessLookupError:
+            return
+
+
+def wait_gone(processes: Sequence[ProcessId], timeout_s: float) -> bool:
+    """True once all are gone, False after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while any(process.alive for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    for process in processes:
+        _reap(process.pid)
+    return True
+
+
+def _reap(pid: int) -> None:
+    """Remove the remains of a child; somebody else's child is not ours to wait for."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
