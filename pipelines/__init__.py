@@ -1,0 +1,1 @@
+"""What runs: each file declares one pipeline, from its source to its sink."""

@@ -1,0 +1,18 @@
+"""Delays of the flights that left New York in 2013, and a report of each that arrived more than an hour late."""
+
+from datetime import timedelta
+
+from agents.flights import FlightEvent, LateFlight, watch_delays
+from semel import Dedup, Pipeline, Topic
+from tables.flights import airport_hour_delays, carrier_delays, route_delays
+
+pipeline = Pipeline(
+    "flights",
+    source=Topic("flights", key=str, value=FlightEvent),
+    # The year's longest silence is seven hours and the latest redelivery comes after 36: within a week on
+    # both counts, so that no event is late and stream time never jumps.
+    dedup=Dedup("id", window=timedelta(days=7)),
+    agent=watch_delays,
+    tables=[carrier_delays, route_delays, airport_hour_delays],
+    sink=Topic("late-flights", key=str, value=LateFlight),
+)

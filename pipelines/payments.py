@@ -1,0 +1,16 @@
+"""A ledger: each payment counts once, however often it is delivered."""
+
+from datetime import timedelta
+
+from agents.settle import Payment, Settlement, settle
+from semel import Dedup, Pipeline, Topic
+from tables.balances import balances
+
+pipeline = Pipeline(
+    "payments",
+    source=Topic("payments", key=str, value=Payment),
+    dedup=Dedup("id", window=timedelta(days=7)),
+    agent=settle,
+    tables=[balances],
+    sink=Topic("settlements", key=str, value=Settlement),
+)
