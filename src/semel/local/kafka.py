@@ -97,6 +97,14 @@ class LocalKafka:
         self._jvm_options = tuple(jvm_options)
         self._progress = progress
 
+    @classmethod
+    def existing(cls, data_dir: Path | str) -> LocalKafka | None:
+        """The cluster that was started in this directory before, to ask about it or stop it; None if there is none."""
+        cluster = _load(Path(data_dir).absolute())
+        if cluster is None:
+            return None
+        return cls(data_dir, version=cluster.version, brokers=len(cluster.nodes))
+
     # -- asking
 
     @property
@@ -198,16 +206,7 @@ class LocalKafka:
         return self.data_dir / f"node-{node}"
 
     def _load(self) -> _Cluster | None:
-        try:
-            text = (self.data_dir / "cluster.json").read_text()
-        except FileNotFoundError:
-            return None
-        try:
-            return _Cluster.from_json(text)
-        except (ValueError, KeyError, TypeError) as error:
-            raise LocalKafkaError(
-                f"{self.data_dir / 'cluster.json'} is damaged ({error!r}); delete {self.data_dir} to start anew"
-            ) from error
+        return _load(self.data_dir)
 
     def _save(self, cluster: _Cluster) -> None:
         target = self.data_dir / "cluster.json"
@@ -325,6 +324,16 @@ class LocalKafka:
 def class_archive(version: str, java: Java) -> Path:
     """Where Kafka's classes lie ready to be mapped, for exactly this Java runtime; made by `semel.local.install`."""
     return jars.version_dir(version) / f"classes-{java.fingerprint}.jsa"
+
+
+def _load(data_dir: Path) -> _Cluster | None:
+    kept = data_dir / "cluster.json"
+    try:
+        return _Cluster.from_json(kept.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise LocalKafkaError(f"{kept} is damaged ({error!r}); delete {data_dir} to start anew") from error
 
 
 def _is_alive(cluster: _Cluster, node: Node) -> bool:
