@@ -1,0 +1,466 @@
+"""Settings: command line over `SEMEL_*` environment over TOML over defaults, checked before anything runs.
+
+    settings = Settings.load(config, web_port=6067)
+
+Every error is a `ConfigError` that names the setting, its value (never a secret's) and the next step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import logging
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, cast
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from semel.errors import ConfigError
+
+log = logging.getLogger("semel.config")
+
+DEFAULT_FILE = Path("config/local.toml")
+DEFAULT_BROKER_PORT = 9092
+PREFIX = "SEMEL_"
+
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class BrokerSecurity(BaseModel):
+    """`[broker_security]`: how every client semel opens proves itself to the brokers. Never logged, never in a repr."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    protocol: SecurityProtocol = "PLAINTEXT"
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    sasl_mechanism: SaslMechanism | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    _checked: bool = PrivateAttr(default=False)
+
+    @field_validator("protocol", "sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self._checked:  # pydantic validates an instance again when it becomes part of Settings
+            return self
+        self._checked = True
+        for name in ("ca_file", "cert_file", "key_file"):
+            path = cast("Path | None", getattr(self, name))
+            if path is not None and not path.is_file():
+                raise ConfigError(f"broker_security.{name} = {str(path)!r} is not a readable file; correct the path")
+        if self.protocol in ("PLAINTEXT", "SASL_PLAINTEXT") and (self.ca_file or self.cert_file or self.key_file):
+            raise ConfigError(
+                f"broker_security names certificate files, but protocol = {self.protocol!r} does not use them; "
+                "set protocol to SSL or SASL_SSL"
+            )
+        if self.key_file and not self.cert_file:
+            raise ConfigError("broker_security.key_file is set without cert_file; set both")
+        password = _secret("broker_security.password", self.password, self.password_file)
+        object.__setattr__(self, "password", password)
+        sasl = self.protocol.startswith("SASL")
+        if sasl and not (self.sasl_mechanism and self.username and password):
+            raise ConfigError(
+                f"broker_security.protocol = {self.protocol!r} needs sasl_mechanism, username, "
+                "and password or password_file"
+            )
+        if not sasl and (self.sasl_mechanism or self.username or password):
+            raise ConfigError(
+                f"broker_security has credentials, but protocol = {self.protocol!r} does not use them; "
+                "set protocol to SASL_SSL or SASL_PLAINTEXT"
+            )
+        return self
+
+
+class Settings(BaseSettings):
+    """All settings of a worker; frozen. Times in milliseconds.
+
+    `model_fields_set` holds the names somebody set; the others are defaults, derived so that the order of the
+    timeouts holds (`derive_timeouts`). Raises `ConfigError`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    broker: str = "kafka://localhost:9092"
+    state_dir: Path = Path(".semel/state")
+    commit_interval_ms: int = Field(default=100, gt=0)
+    session_timeout_ms: int = Field(default=10_000, gt=0)
+    transaction_timeout_ms: int = Field(default=10_000, gt=0)
+    rpc_timeout_ms: int = Field(default=2_000, gt=0)
+    commit_timeout_ms: int = Field(default=5_000, gt=0)
+    revoke_timeout_ms: int = Field(default=7_000, gt=0)
+    rebalance_timeout_ms: int = Field(default=60_000, gt=0)
+    handler_timeout_ms: int = Field(default=5_000, gt=0)
+    drain_timeout_ms: int = Field(default=30_000, gt=0)
+    # One carried item is an output that waits for its commit: 10,000 of 1 kB are 10 MB, seconds of timers' work.
+    carry_over_limit: int = Field(default=10_000, gt=0)
+    standbys: int = Field(default=0, ge=0)
+    web_bind: str = "127.0.0.1"
+    web_port: int = Field(default=6066, ge=0, le=65_535)
+    web_url: str = ""
+    """What other workers forward to. Empty only where `web_port` is 0: the server knows its port once it listens."""
+    web_token: SecretStr | None = None
+    web_token_file: Path | None = None
+    web_open: bool = False
+    replication_factor: int | None = Field(default=None, gt=0)
+    """None: 3 where the cluster has three brokers, else 1; decided when topics are created."""
+    broker_security: BrokerSecurity = Field(default_factory=BrokerSecurity)
+    faust: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Faust's own settings, as `App` takes them."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**_without_service_links(values))
+        except ValidationError as invalid:
+            raise ConfigError(_describe(invalid)) from None
+        except SettingsError as malformed:
+            raise _malformed(malformed) from None
+        _warn_of_unknown_variables(os.environ)
+
+    @classmethod
+    def load(cls, config: Path | str | None = None, **overrides: Any) -> Self:
+        """Read `config` (else `config/local.toml` where it is there) and the environment; `overrides` are the command
+        line's, None for an option not given."""
+        path = Path(config) if config is not None else DEFAULT_FILE
+        table = read_toml(path) if config is not None or path.is_file() else {}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls(**_merged(_merged(table, _environment(cls)), given))
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with some set anew; what nobody set is derived again."""
+        kept = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**(kept | changes))
+
+    @property
+    def bootstrap(self) -> str:
+        """The brokers as "host:port,host:port"."""
+        return parse_broker(self.broker)
+
+    @field_validator("broker")
+    @classmethod
+    def _broker(cls, value: str) -> str:
+        parse_broker(value)
+        return value
+
+    @field_validator("web_url")
+    @classmethod
+    def _web_url(cls, value: str) -> str:
+        url = urlsplit(value)
+        if value and (url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc):
+            raise ConfigError("web_url must look like http://host:port, without user or password; correct it")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        given = {name: cast(int, getattr(self, name)) for name in TIMEOUTS if name in self.model_fields_set}
+        derived: dict[str, object] = dict(derive_timeouts(given))
+        derived["web_token"] = _secret("web_token", self.web_token, self.web_token_file)
+        if not _is_loopback(self.web_bind) and derived["web_token"] is None and not self.web_open:
+            raise ConfigError(
+                f"web_bind = {self.web_bind!r} lets other machines read every table; "
+                "set web_token (or web_token_file), or web_open = true if that is meant"
+            )
+        if not self.web_url and self.web_port:
+            derived["web_url"] = default_web_url(self.web_bind, self.web_port)
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        return self
+
+
+# -- the order of the timeouts (protocol rule 13)
+
+
+class Below(NamedTuple):
+    """`low` stays below `high`, or may equal it. `share` of `high` is what `low` gets where its default is too much."""
+
+    low: str
+    high: str
+    share: float
+    or_equal: bool = False
+
+
+ORDER = (
+    Below("rpc_timeout_ms", "commit_timeout_ms", 0.4),
+    Below("commit_timeout_ms", "revoke_timeout_ms", 0.7),
+    Below("revoke_timeout_ms", "rebalance_timeout_ms", 0.7),
+    Below("commit_timeout_ms", "transaction_timeout_ms", 0.5),
+    Below("transaction_timeout_ms", "session_timeout_ms", 1.0, or_equal=True),
+)
+
+# Decided in this order: what the group sees first, what is bounded by it after.
+TIMEOUTS: dict[str, int] = {
+    "session_timeout_ms": 10_000,
+    "transaction_timeout_ms": 10_000,
+    "rebalance_timeout_ms": 60_000,
+    "commit_timeout_ms": 5_000,
+    "revoke_timeout_ms": 7_000,
+    "rpc_timeout_ms": 2_000,
+}
+
+
+def derive_timeouts(given: Mapping[str, int]) -> dict[str, int]:
+    """All six timeouts: those given as they are, the others their default, moved where the order asks for it.
+
+    Raises `ConfigError` naming both settings where the given ones contradict each other.
+    """
+    _check_order({**given}, given)
+    decided = {**given}
+    for name, default in TIMEOUTS.items():
+        if name in given:
+            continue
+        value = default
+        if name in ("rpc_timeout_ms", "revoke_timeout_ms") and "commit_timeout_ms" not in given:
+            # The three bound one exchange: a short session that shortens the commit shortens all of it.
+            shrunk = min(1.0, decided["commit_timeout_ms"] / TIMEOUTS["commit_timeout_ms"])
+            value = max(1, round(default * shrunk))
+        ceilings = [_ceiling(decided[high], link) for high, link in _links(name, up=True) if high in decided]
+        floors = [_floor(decided[low], link) for low, link in _links(name, up=False) if low in decided]
+        if ceilings:
+            limit, preferred = min(ceilings)
+            value = value if value <= limit else preferred
+        if floors:
+            least, preferred = max(floors)
+            value = value if value >= least else preferred
+            if ceilings and value > min(ceilings)[0]:
+                value = (least + min(ceilings)[0]) // 2
+        decided[name] = value
+    _check_order(decided, given)
+    return decided
+
+
+def _links(name: str, *, up: bool) -> list[tuple[str, Below]]:
+    """Everything above (or below) `name`, near or far, with the link from the lower to the higher of the two."""
+    found: list[tuple[str, Below]] = []
+    for step in ORDER:
+        near, far = (step.low, step.high) if up else (step.high, step.low)
+        if near != name:
+            continue
+        found.append((far, step))
+        for other, rest in _links(far, up=up):
+            low, high = (name, other) if up else (other, name)
+            found.append((other, Below(low, high, step.share * rest.share, step.or_equal and rest.or_equal)))
+    return found
+
+
+def _ceiling(high: int, link: Below) -> tuple[int, int]:
+    limit = high if link.or_equal else high - 1
+    return limit, max(1, min(limit, round(high * link.share)))
+
+
+def _floor(low: int, link: Below) -> tuple[int, int]:
+    least = low if link.or_equal else low + 1
+    return least, max(least, round(low / link.share))
+
+
+def _check_order(values: Mapping[str, int], given: Mapping[str, int]) -> None:
+    for low in values:
+        for high, link in _links(low, up=True):
+            if high not in values or values[low] < values[high] or (link.or_equal and values[low] == values[high]):
+                continue
+            relation = "at most" if link.or_equal else "below"
+            if low not in given or high not in given:
+                said = ", ".join(f"{name} = {value}" for name, value in given.items())
+                raise ConfigError(f"{said}: no room is left for {low} {relation} {high}; set larger or fewer of them")
+            raise ConfigError(
+                f"{low} = {values[low]} must be {relation} {high} = {values[high]}: lower {low} or raise {high}, "
+                "or leave one unset and its default follows the other"
+            )
+
+
+# -- addresses
+
+
+def parse_broker(value: str) -> str:
+    """`kafka://h:p`, `semel://h:p` or `h:p,h:p` -> "h:p,h:p". Raises `ConfigError`, without the value if it has
+    credentials."""
+    if "@" in value:
+        raise ConfigError("broker holds a user or password; put them into [broker_security] and leave host:port here")
+    hosts: list[str] = []
+    for part in re.split(r"[,;]", value):
+        scheme, _, address = part.strip().rpartition("://")
+        if scheme not in ("", "kafka", "semel"):
+            raise ConfigError(f"broker = {value!r}: scheme {scheme}:// is unknown; write kafka://host:port")
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?/?", address)
+        port = int(match[2] or DEFAULT_BROKER_PORT) if match else 0
+        if match is None or not 0 < port <= 65_535:
+            raise ConfigError(f"broker = {value!r}: {part.strip()!r} is not host:port; write kafka://host:port")
+        hosts.append(f"{match[1]}:{port}")
+    return ",".join(hosts)
+
+
+def default_web_url(bind: str, port: int) -> str:
+    """How other workers reach a server on `bind`; a wildcard bind is reached by this machine's name."""
+    host = socket.gethostname() if bind in ("0.0.0.0", "::", "") else bind
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(bind: str) -> bool:
+    try:
+        return ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return bind == "localhost"
+
+
+# -- sources
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises `ConfigError`: unreadable, not TOML, or a key that is no setting."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"settings file {str(path)!r} is not there; correct --config") from None
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise ConfigError(f"settings file {str(path)!r} cannot be read: {unreadable}") from None
+    except tomllib.TOMLDecodeError as malformed:
+        raise ConfigError(f"settings file {str(path)!r} is not TOML: {malformed}") from None
+    for name, value in table.items():
+        _known(name, Settings, f" in {path}")
+        if name == "broker_security" and isinstance(value, dict):
+            for inner in cast("dict[str, Any]", value):
+                _known(inner, BrokerSecurity, f" in [broker_security] of {path}")
+    return table
+
+
+def _known(name: str, model: type[BaseModel], where: str) -> None:
+    if name in model.model_fields:
+        return
+    inner = [*BrokerSecurity.model_fields] if model is Settings and name in BrokerSecurity.model_fields else []
+    if inner:
+        raise ConfigError(f"unknown setting {name!r}{where}; it belongs under [broker_security]")
+    nearest = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.0)[0]
+    raise ConfigError(f"unknown setting {name!r}{where}; the nearest known one is {nearest!r}")
+
+
+def _environment(settings: type[Settings]) -> dict[str, Any]:
+    try:
+        values = EnvSettingsSource(settings)()
+    except SettingsError as malformed:
+        raise _malformed(malformed) from None
+    if _is_service_link(values.get("web_port")):
+        del values["web_port"]
+    return values
+
+
+def _malformed(error: SettingsError) -> ConfigError:
+    return ConfigError(f"{error}: write a JSON object, or one variable a key, as in SEMEL_FAUST__ID")
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`; tables are merged key by key, and a secret replaces the file it would else come from."""
+    merged = dict(below)
+    for secret in ("password", "web_token"):
+        for name, other in ((secret, f"{secret}_file"), (f"{secret}_file", secret)):
+            if name in above and other not in above:
+                merged.pop(other, None)
+    for name, value in above.items():
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merged(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value))
+        merged[name] = value
+    return merged
+
+
+def _secret(name: str, value: SecretStr | None, file: Path | None) -> SecretStr | None:
+    if file is None:
+        return value if value is not None and value.get_secret_value() else None
+    if value is not None:
+        raise ConfigError(f"{name} and {name}_file are both set; keep one")
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as unreadable:
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{name}_file = {str(file)!r} cannot be read: {reason}") from None
+    if not text:
+        raise ConfigError(f"{name}_file = {str(file)!r} is empty; write the secret into it")
+    return SecretStr(text)
+
+
+# -- the environment
+
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+_warned: set[str] = set()
+
+
+def _is_service_link(value: object) -> bool:
+    return isinstance(value, str) and _SERVICE_LINK.match(value) is not None
+
+
+def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
+    """Kubernetes sets `SEMEL_WEB_PORT=tcp://10.0.0.1:6066` where a service is called semel-web: not our setting."""
+    link = next((value for name, value in os.environ.items() if name.upper() == "SEMEL_WEB_PORT"), None)
+    if not _is_service_link(link):
+        return values
+    _warn_once("SEMEL_WEB_PORT", f"SEMEL_WEB_PORT={link} was set by Kubernetes, not for semel; it is ignored")
+    return {"web_port": Settings.model_fields["web_port"].default} | values
+
+
+def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(environ):
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name in known or name.partition("__")[0] in known:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        _warn_once(name, f"{variable} is not a setting of semel and is ignored; the nearest one is {nearest}")
+
+
+def _warn_once(name: str, message: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        log.warning("%s", message)
+
+
+# -- what is wrong with a value, in one line
+
+
+def _describe(invalid: ValidationError) -> str:
+    lines: list[str] = []
+    for error in invalid.errors(include_url=False, include_input=True):
+        path = [str(step) for step in error["loc"]]
+        name = ".".join(path)
+        if error["type"] == "extra_forbidden":
+            model = BrokerSecurity if path[0] == "broker_security" else Settings
+            try:
+                _known(path[-1], model, " in broker_security" if model is BrokerSecurity else "")
+            except ConfigError as unknown:
+                lines.append(str(unknown))
+            continue
+        lines.append(f"{name}{_shown(path[-1], error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}")
+    return "; ".join(lines)
+
+
+def _shown(name: str, value: object) -> str:
+    if name in ("password", "web_token", "faust", "broker_security") or not isinstance(value, str | int | float):
+        return ""
+    return f" = {value!r}"

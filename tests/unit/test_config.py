@@ -1,0 +1,406 @@
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semel import config
+from semel.config import TIMEOUTS, BrokerSecurity, Settings, derive_timeouts
+from semel.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch, tmp_path):
+    """No SEMEL_* variable, no config/local.toml, no warning given before."""
+    for name in [n for n in config.os.environ if n.upper().startswith("SEMEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "_warned", set())
+
+
+def toml(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# -- defaults and precedence
+
+
+def test_the_defaults_are_those_of_the_contract():
+    settings = Settings.load()
+
+    assert settings.model_dump(exclude={"broker_security", "state_dir"}) == {
+        "broker": "kafka://localhost:9092",
+        "commit_interval_ms": 100,
+        "session_timeout_ms": 10_000,
+        "transaction_timeout_ms": 10_000,
+        "rpc_timeout_ms": 2_000,
+        "commit_timeout_ms": 5_000,
+        "revoke_timeout_ms": 7_000,
+        "rebalance_timeout_ms": 60_000,
+        "handler_timeout_ms": 5_000,
+        "drain_timeout_ms": 30_000,
+        "carry_over_limit": 10_000,
+        "standbys": 0,
+        "web_bind": "127.0.0.1",
+        "web_port": 6066,
+        "web_url": "http://127.0.0.1:6066",
+        "web_token": None,
+        "web_token_file": None,
+        "web_open": False,
+        "replication_factor": None,
+        "faust": {},
+    }
+    assert settings.state_dir == Path(".semel/state")
+    assert settings.broker_security == BrokerSecurity()
+    assert settings.model_fields_set == set()
+
+
+def test_the_command_line_wins_over_the_environment_over_toml_over_defaults(monkeypatch, tmp_path):
+    file = toml(tmp_path / "x.toml", "web_port = 1\nstandbys = 1\ncommit_interval_ms = 1\n")
+    monkeypatch.setenv("SEMEL_WEB_PORT", "2")
+    monkeypatch.setenv("SEMEL_STANDBYS", "2")
+
+    settings = Settings.load(file, web_port=3, standbys=None)
+
+    assert (settings.web_port, settings.standbys, settings.commit_interval_ms) == (3, 2, 1)
+    assert settings.handler_timeout_ms == 5_000
+
+
+def test_config_local_toml_is_read_where_it_is_there_and_config_replaces_it(tmp_path):
+    toml(tmp_path / "config/local.toml", "web_port = 1234")
+    other = toml(tmp_path / "other.toml", "standbys = 1")
+
+    assert Settings.load().web_port == 1234
+    assert Settings.load(other).web_port == 6066
+
+
+def test_a_table_is_merged_over_the_sources_key_by_key(monkeypatch, tmp_path):
+    file = toml(tmp_path / "x.toml", "[faust]\nstream_wait_empty = false\ntopic_partitions = 4\n")
+    monkeypatch.setenv("SEMEL_FAUST__TOPIC_PARTITIONS", "8")
+
+    assert Settings.load(file).faust == {"stream_wait_empty": False, "topic_partitions": "8"}
+
+
+def test_settings_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        Settings().web_port = 1
+
+
+def test_replace_keeps_what_was_set_and_derives_the_rest_again():
+    settings = Settings(session_timeout_ms=6_000, web_port=7000).replace(session_timeout_ms=30_000)
+
+    assert settings.transaction_timeout_ms == 10_000
+    assert settings.web_url == "http://127.0.0.1:7000"
+    assert settings.model_fields_set == {"session_timeout_ms", "web_port"}
+
+
+# -- what is not a setting
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sesion_timeout_ms = 1", "unknown setting 'sesion_timeout_ms' in x.toml; the nearest known one is 'session_"),
+        ("zzz = 1", "unknown setting 'zzz' in x.toml; the nearest known one is"),
+        ("[broker_security]\nuser = 'u'", "unknown setting 'user' in [broker_security] of x.toml; .* is 'username'"),
+        ("sasl_mechanism = 'PLAIN'", "'sasl_mechanism' in x.toml; it belongs under [broker_security]"),
+        ("web_port = ", "settings file 'x.toml' is not TOML"),
+        ("web_port = 'soon'", "web_port = 'soon': input should be a valid integer"),
+        ("web_port = 70000", "web_port = 70000: input should be less than or equal to 65535"),
+        ("standbys = -1", "standbys = -1: "),
+        ("broker_security = 3", "broker_security: input should be a valid dictionary"),
+        ("[broker_security]\nprotocol = 'TLS'", "broker_security.protocol = 'TLS': input should be 'PLAINTEXT', 'SSL'"),
+    ],
+)
+def test_a_wrong_toml_says_what_and_where(text, says, tmp_path):
+    toml(tmp_path / "x.toml", text)
+
+    with pytest.raises(ConfigError, match=says.replace("[", r"\[")):
+        Settings.load("x.toml")
+
+
+def test_a_config_file_that_is_not_there_or_not_text_is_an_error(tmp_path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(ConfigError, match=r"'gone\.toml' is not there"):
+        Settings.load("gone.toml")
+    with pytest.raises(ConfigError, match=r"'binary\.toml' cannot be read"):
+        Settings.load("binary.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Settings.load(tmp_path)
+
+
+def test_an_unknown_keyword_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown setting 'web_prot'; the nearest known one is 'web_port'"):
+        Settings(web_prot=1)
+
+
+def test_an_unknown_variable_is_a_warning_given_once(monkeypatch, caplog):
+    monkeypatch.setenv("SEMEL_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SEMEL_WEB_PROT", "1")
+    monkeypatch.setenv("SEMEL_FAUST__ID", "x")
+
+    Settings()
+    Settings()
+
+    assert [r.getMessage().split()[0] for r in caplog.records] == ["SEMEL_SERVICE_HOST", "SEMEL_WEB_PROT"]
+    assert "SEMEL_WEB_PORT" in caplog.records[1].getMessage()
+    assert all(r.levelno == logging.WARNING for r in caplog.records)
+
+
+def test_the_port_variable_that_kubernetes_injects_is_ignored(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("SEMEL_WEB_PORT", "tcp://10.0.0.1:6066")
+
+    assert Settings.load().web_port == 6066
+    assert Settings.load(web_port=7).web_port == 7
+    assert Settings.load(toml(tmp_path / "x.toml", "web_port = 8")).web_port == 8
+    assert "set by Kubernetes" in caplog.text
+
+
+def test_a_table_in_a_variable_must_be_json(monkeypatch):
+    monkeypatch.setenv("SEMEL_FAUST", "not json")
+
+    for build in (Settings, Settings.load):
+        with pytest.raises(ConfigError, match=r'"faust".*write a JSON object'):
+            build()
+
+
+# -- the broker
+
+
+@pytest.mark.parametrize(
+    ("value", "bootstrap"),
+    [
+        ("kafka://h:1", "h:1"),
+        ("semel://h:1", "h:1"),
+        ("a:1,b:2", "a:1,b:2"),
+        ("kafka://a:1,b:2", "a:1,b:2"),
+        ("kafka://a:1;kafka://b", "a:1,b:9092"),
+        ("[::1]:9", "[::1]:9"),
+    ],
+)
+def test_the_broker_is_read_in_each_of_its_spellings(value, bootstrap):
+    assert Settings(broker=value).bootstrap == bootstrap
+
+
+@pytest.mark.parametrize("value", ["", "kafka://", "h:0", "h:70000", "a:1,,b:2", "http://h:1", "h:1/x", "h h:1"])
+def test_a_broker_that_is_no_address_is_refused_by_name(value):
+    with pytest.raises(ConfigError, match=r"broker = .*write kafka://host:port"):
+        Settings(broker=value)
+
+
+def test_credentials_in_the_broker_are_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match="broker_security") as refused:
+        Settings(broker="kafka://user:hunter2@h:1")
+
+    assert "hunter2" not in str(refused.value)
+
+
+# -- the order of the timeouts
+
+
+def held(values):
+    return (
+        values["rpc_timeout_ms"]
+        < values["commit_timeout_ms"]
+        < values["revoke_timeout_ms"]
+        < values["rebalance_timeout_ms"]
+        and values["commit_timeout_ms"] < values["transaction_timeout_ms"] <= values["session_timeout_ms"]
+    )
+
+
+def ladder(settings):
+    return tuple(
+        getattr(settings, f"{name}_timeout_ms")
+        for name in ("rpc", "commit", "revoke", "rebalance", "transaction", "session")
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        ({}, (2000, 5000, 7000, 60000, 10000, 10000)),
+        ({"session_timeout_ms": 6000}, (2000, 5000, 7000, 60000, 6000, 6000)),
+        ({"session_timeout_ms": 3000}, (600, 1500, 2100, 60000, 3000, 3000)),
+        ({"session_timeout_ms": 45000}, (2000, 5000, 7000, 60000, 10000, 45000)),
+        ({"transaction_timeout_ms": 20000}, (2000, 5000, 7000, 60000, 20000, 20000)),
+        ({"commit_timeout_ms": 12000}, (2000, 12000, 17143, 60000, 24000, 24000)),
+        ({"rebalance_timeout_ms": 5000}, (980, 2450, 3430, 5000, 10000, 10000)),
+        ({"rpc_timeout_ms": 1499, "session_timeout_ms": 1501}, (1499, 1500, 2100, 60000, 1501, 1501)),
+    ],
+)
+def test_the_defaults_follow_the_timeouts_that_are_set(given_, expected):
+    assert ladder(Settings(**given_)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given_", "says"),
+    [
+        (
+            {"rpc_timeout_ms": 6000, "commit_timeout_ms": 5000},
+            "rpc_timeout_ms = 6000 must be below commit_timeout_ms = 5000: lower rpc_timeout_ms or raise commit_",
+        ),
+        (
+            {"commit_timeout_ms": 5000, "session_timeout_ms": 5000},
+            "commit_timeout_ms = 5000 must be below session_timeout_ms = 5000",
+        ),
+        (
+            {"transaction_timeout_ms": 5001, "session_timeout_ms": 5000},
+            "transaction_timeout_ms = 5001 must be at most session_timeout_ms = 5000",
+        ),
+        ({"rpc_timeout_ms": 9, "rebalance_timeout_ms": 9}, "rpc_timeout_ms = 9 must be below rebalance_timeout_ms = 9"),
+        ({"session_timeout_ms": 1}, "session_timeout_ms = 1"),
+        (
+            {"rpc_timeout_ms": 1, "session_timeout_ms": 2},
+            "no room is left for rpc_timeout_ms below commit_timeout_ms",
+        ),
+    ],
+)
+def test_timeouts_that_contradict_each_other_are_named_with_their_values(given_, says):
+    with pytest.raises(ConfigError, match=says):
+        Settings(**given_)
+
+
+def test_equal_transaction_and_session_timeouts_are_fine():
+    assert Settings(transaction_timeout_ms=9000, session_timeout_ms=9000).transaction_timeout_ms == 9000
+
+
+@given(st.dictionaries(st.sampled_from(sorted(TIMEOUTS)), st.integers(1, 200_000)))
+def test_whatever_is_set_the_order_holds_or_an_error_names_a_setting_of_it(values):
+    try:
+        derived = derive_timeouts(values)
+    except ConfigError as refused:
+        assert any(name in str(refused) for name in values)
+    else:
+        assert held(derived)
+        assert values.items() <= derived.items()
+
+
+@given(st.sampled_from(sorted(TIMEOUTS)), st.integers(100, 500_000))
+def test_one_timeout_alone_is_never_refused(name, value):
+    assert held(derive_timeouts({name: value}))
+
+
+@given(st.lists(st.integers(2, 50_000), min_size=4, max_size=4, unique=True), st.sampled_from(sorted(TIMEOUTS)))
+def test_a_full_ladder_with_one_rung_left_out_is_completed(rungs, left_out):
+    rpc, commit, revoke, rebalance = sorted(value * 4 for value in rungs)
+    full = {
+        "rpc_timeout_ms": rpc,
+        "commit_timeout_ms": commit,
+        "revoke_timeout_ms": revoke,
+        "rebalance_timeout_ms": rebalance,
+        "transaction_timeout_ms": commit + 2,
+        "session_timeout_ms": commit + 3,
+    }
+    del full[left_out]
+
+    assert held(derive_timeouts(full))
+
+
+# -- the web
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
+def test_a_bind_that_others_reach_needs_a_token_or_the_word_open(bind):
+    with pytest.raises(ConfigError, match=f"web_bind = '{bind}'.*web_token.*web_open"):
+        Settings(web_bind=bind)
+
+    assert Settings(web_bind=bind, web_open=True).web_bind == bind
+    assert Settings(web_bind=bind, web_token="t").web_bind == bind
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_loopback_bind_needs_no_token(bind):
+    assert Settings(web_bind=bind).web_bind == bind
+
+
+def test_an_empty_token_is_no_token():
+    with pytest.raises(ConfigError, match="web_token"):
+        Settings(web_bind="0.0.0.0", web_token="")
+
+
+def test_the_web_url_follows_bind_and_port_and_one_that_is_set_wins(monkeypatch):
+    monkeypatch.setattr(config.socket, "gethostname", lambda: "pod-3")
+
+    assert Settings(web_bind="0.0.0.0", web_open=True).web_url == "http://pod-3:6066"
+    assert Settings(web_bind="::1", web_port=80).web_url == "http://[::1]:80"
+    assert Settings(web_port=0).web_url == ""
+    assert Settings(web_url="https://a.example/").web_url == "https://a.example"
+
+
+@pytest.mark.parametrize("url", ["a.example:80", "ftp://a", "http://", "http://u:hunter2@h"])
+def test_a_web_url_that_no_worker_could_forward_to_is_refused(url):
+    with pytest.raises(ConfigError, match="web_url must look like") as refused:
+        Settings(web_url=url)
+
+    assert "hunter2" not in str(refused.value)
+
+
+# -- secrets
+
+SASL = {"protocol": "sasl_plaintext", "sasl_mechanism": "scram-sha-256", "username": "u"}
+
+
+def test_no_secret_is_in_any_repr(tmp_path):
+    settings = Settings(
+        web_token="hunter2", broker_security=SASL | {"password": "hunter2"}, faust={"broker_credentials": "hunter2"}
+    )
+
+    assert "hunter2" not in repr(settings) + str(settings) + repr(settings.broker_security)
+    assert settings.web_token.get_secret_value() == "hunter2"
+    assert settings.broker_security.password.get_secret_value() == "hunter2"
+    assert settings.broker_security.protocol == "SASL_PLAINTEXT"
+    assert settings.broker_security.sasl_mechanism == "SCRAM-SHA-256"
+
+
+def test_secrets_are_read_from_files_without_the_line_end(tmp_path):
+    (tmp_path / "secret").write_text("hunter2\n")
+
+    settings = Settings(web_token_file="secret", broker_security=SASL | {"password_file": "secret"})
+
+    assert settings.web_token.get_secret_value() == "hunter2"
+    assert settings.broker_security.password.get_secret_value() == "hunter2"
+    assert settings.replace(web_port=1).web_token.get_secret_value() == "hunter2"
+
+
+def test_a_secret_in_the_environment_replaces_the_file_of_the_toml(monkeypatch, tmp_path):
+    file = toml(
+        tmp_path / "x.toml",
+        "web_token_file = 'gone'\n[broker_security]\nprotocol = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'\n"
+        "username = 'u'\npassword_file = 'gone'\n",
+    )
+    monkeypatch.setenv("SEMEL_WEB_TOKEN", "one")
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY__PASSWORD", "two")
+
+    settings = Settings.load(file)
+
+    assert settings.web_token.get_secret_value() == "one"
+    assert settings.broker_security.password.get_secret_value() == "two"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"web_token": "hunter2", "web_token_file": "f"}, "web_token and web_token_file are both set"),
+        ({"web_token_file": "gone"}, "web_token_file = 'gone' cannot be read: No such file"),
+        ({"web_token_file": "empty"}, "web_token_file = 'empty' is empty"),
+        ({"broker_security": {"protocol": "SASL_SSL", "username": "u", "password": "hunter2"}}, "needs sasl_mechanism"),
+        ({"broker_security": {"username": "u", "password": "hunter2"}}, "protocol = 'PLAINTEXT' does not use them"),
+        ({"broker_security": {"protocol": "SSL", "ca_file": "gone"}}, r"broker_security.ca_file = 'gone' is not a"),
+        ({"broker_security": {"ca_file": "empty"}}, "protocol = 'PLAINTEXT' does not use them"),
+        ({"broker_security": {"protocol": "SSL", "key_file": "empty"}}, "key_file is set without cert_file"),
+        ({"broker_security": {"pasword": "hunter2"}}, "'pasword' in broker_security; the nearest known one is 'pass"),
+        ({"web_token": ["hunter2"]}, "web_token: input should be a valid string"),
+    ],
+)
+def test_a_broken_secret_is_explained_without_its_value(values, says, tmp_path):
+    (tmp_path / "empty").write_text("\n")
+
+    with pytest.raises(ConfigError, match=says) as refused:
+        Settings(**values)
+
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
