@@ -36,7 +36,7 @@ async def publish(
     records: Iterable[Record],
     *,
     partitions: int = 4,
-    replication_factor: int = -1,
+    replication_factor: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Publish all records in their order and return their number once the broker has acknowledged every one.
@@ -61,11 +61,17 @@ async def publish(
         await producer.stop()
 
 
-async def create_topic(broker: str, topic: str, partitions: int, replication_factor: int = -1) -> None:
-    """Create a topic for events of any age; one that exists stays as it is. -1: the broker's own replication factor."""
+async def create_topic(broker: str, topic: str, partitions: int, replication_factor: int | None = None) -> None:
+    """Create a topic for events of any age, by default with three replicas where there are three brokers.
+
+    One that exists stays as it is.
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.removeprefix("kafka://"))
     await admin.start()
     try:
+        if replication_factor is None:
+            brokers = (await admin.describe_cluster())["brokers"]
+            replication_factor = 3 if len(brokers) >= 3 else 1
         answer: Any = await admin.create_topics(
             [NewTopic(topic, partitions, replication_factor, topic_configs=TOPIC_CONFIGS)]
         )
