@@ -1,0 +1,225 @@
+"""Which broker a request goes to, over which connection, and what its failure makes stale.
+
+Every method of the port is one logical request with one deadline: looking up a leader or a coordinator
+and opening a connection spend the same budget as waiting for the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from semel.kafka import apis
+from semel.kafka.cluster import Cluster, Kind, addresses
+from semel.kafka.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
+from semel.kafka.connection import Address, Connection
+from semel.kafka.security import Security
+from semel.kafka.wire import Answer, Call
+from semel.port import TP, RpcError, RpcLost
+
+_NO_TOPIC_ID = bytes(16)
+
+# Connections that must not wait for each other. A broker answers the requests of one connection in order.
+LOOKUP = "lookup"
+ADMIN = "admin"
+TRANSACTION = "transaction"
+HEARTBEAT = "heartbeat"
+REBALANCE = "rebalance"
+
+V = TypeVar("V")
+
+
+class Client:
+    def __init__(self, bootstrap: str, *, client_id: str, rpc_timeout_ms: int, security: Security | None) -> None:
+        self.rpc_timeout_ms = rpc_timeout_ms
+        self.cluster = Cluster()
+        self._bootstrap = addresses(bootstrap)
+        self._client_id = client_id
+        self._options = (security or Security()).connection_options()
+        self._connections: dict[tuple[Address, str], Connection] = {}
+        self._unreachable: set[Address] = set()
+        self._lookup = asyncio.Lock()
+
+    async def start(self) -> None:
+        await self.metadata((), self.deadline())
+
+    async def close(self) -> None:
+        connections = list(self._connections.values())
+        self._connections.clear()
+        await asyncio.gather(*(connection.close() for connection in connections))
+
+    def deadline(self, extra_ms: int = 0) -> float:
+        return asyncio.get_running_loop().time() + (self.rpc_timeout_ms + extra_ms) / 1000
+
+    # -- asking
+
+    async def ask(self, node: int, call: Call, purpose: str, deadline: float) -> Answer:
+        """Ask one broker. After a lost request the broker leads and coordinates nothing that we know of."""
+        if node not in self.cluster.nodes:
+            await looked_up(call.api.name, self.metadata((), deadline))
+        address = self.cluster.nodes.get(node)
+        if address is None:
+            self.cluster.forget_node(node)
+            raise RpcLost(call.api.name, f"broker {node} is not in the cluster's metadata", sent=False)
+        try:
+            return await self._connection(address, purpose).ask(call, deadline)
+        except RpcLost:
+            self.cluster.forget_node(node)
+            raise
+
+    async def ask_coordinator(self, kind: Kind, key: str, call: Call, purpose: str, deadline: float) -> Answer:
+        node = self.cluster.coordinator(kind, key)
+        if node is None:
+            node = await looked_up(call.api.name, self._find_coordinator(kind, key, deadline))
+        return await self.ask(node, call, purpose, deadline)
+
+    async def ask_any(self, call: Call, deadline: float) -> Answer:
+        """Ask whichever broker answers first: those connected, then those known, then the bootstrap addresses."""
+        loop = asyncio.get_running_loop()
+        reasons: list[str] = []
+        candidates = self._candidates()
+        for left, address in zip(range(len(candidates) - 1, -1, -1), candidates, strict=True):
+            # One that hangs may take half of what is left, so that the next still has its turn.
+            now = loop.time()
+            until = deadline if left == 0 else now + (deadline - now) / 2
+            try:
+                answer = await self._connection(address, LOOKUP).ask(call, until)
+            except RpcLost as lost:
+                self._unreachable.add(address)
+                reasons.append(lost.detail)
+                continue
+            self._unreachable.discard(address)
+            return answer
+        raise RpcLost(call.api.name, "; ".join(reasons), sent=False)
+
+    # -- finding out
+
+    async def metadata(self, topics: Sequence[str] | None, deadline: float) -> Answer:
+        """Fresh Metadata of these topics (None: all), which the cache learns."""
+        wanted = None if topics is None else [(_NO_TOPIC_ID, name) for name in topics]
+        answer = await self.ask_any(apis.METADATA(wanted, False, False, False), deadline)
+        _, brokers, _, controller, rows, _ = answer
+        self.cluster.learn(brokers, controller, rows)
+        return answer
+
+    async def leaders(self, tps: Iterable[TP], deadline: float) -> dict[TP, int]:
+        """Leaders from the cache, after one look at the metadata of topics where one is missing."""
+        tps = list(tps)
+        missing = {tp.topic for tp in tps if self.cluster.leader(tp) is None}
+        if missing:
+            async with asyncio.timeout_at(deadline), self._lookup:
+                # Somebody else's look while we waited may have found them.
+                missing = {tp.topic for tp in tps if self.cluster.leader(tp) is None}
+                if missing:
+                    await self.metadata(sorted(missing), deadline)
+        found = {tp: self.cluster.leader(tp) for tp in tps}
+        return {tp: leader for tp, leader in found.items() if leader is not None}
+
+    async def by_leader(self, api: str, values: Mapping[TP, V], deadline: float) -> dict[int, dict[TP, V]]:
+        """Split what is meant for partitions by their leaders. RpcError where one has none: the topic's code, or 5."""
+        leaders = await looked_up(api, self.leaders(values, deadline))
+        self.check(api, ((tp, self.cluster.why(tp.topic), None) for tp in values if tp not in leaders))
+        split: defaultdict[int, dict[TP, V]] = defaultdict(dict)
+        for tp, value in values.items():
+            split[leaders[tp]][tp] = value
+        return dict(split)
+
+    async def _find_coordinator(self, kind: Kind, key: str, deadline: float) -> int:
+        answer = await self.ask_any(apis.FIND_COORDINATOR(key, int(kind)), deadline)
+        _, code, text, node, host, port = answer
+        if code:
+            raise RpcError("FindCoordinator", code, describe(code, text))
+        self.cluster.learn_coordinator(kind, key, node, Address(host, port))
+        return node
+
+    # -- judging
+
+    def check(
+        self,
+        api: str,
+        rows: Iterable[tuple[TP | None, int, str | None]],
+        *,
+        coordinator: tuple[Kind, str] | None = None,
+    ) -> None:
+        """Raises RpcError with the worst code of an answer's rows, after forgetting what all of them make stale."""
+        bad = [row for row in rows if row[1]]
+        if not bad:
+            return
+        for tp, code, _ in bad:
+            if code in STALE_METADATA and tp is not None:
+                self.cluster.forget_topic(tp.topic)
+            if code in STALE_COORDINATOR and coordinator is not None:
+                self.cluster.forget_coordinator(*coordinator)
+        tp, code, text = max(bad, key=lambda row: severity(row[1]))
+        raise RpcError(api, code, describe(code, text, at=None if tp is None else f"{tp.topic}-{tp.partition}"))
+
+    # -- connections
+
+    def _connection(self, address: Address, purpose: str) -> Connection:
+        connection = self._connections.get((address, purpose))
+        if connection is None:
+            connection = Connection(address, self._client_id, self._options)
+            self._connections[address, purpose] = connection
+        return connection
+
+    def _candidates(self) -> list[Address]:
+        known = list(self.cluster.nodes.values())
+        random.shuffle(known)
+        connected = [a for a in known if (a, LOOKUP) in self._connections and self._connections[a, LOOKUP].is_open]
+        in_order = list(dict.fromkeys([*connected, *known, *self._bootstrap]))
+        return sorted(in_order, key=self._unreachable.__contains__)
+
+
+async def looked_up(api: str, lookup: Awaitable[V]) -> V:
+    """The result of a lookup; where it is lost, the request it was for is lost too, and never left."""
+    try:
+        return await lookup
+    except RpcLost as lost:
+        raise RpcLost(api, f"{lost.api}: {lost.detail}", sent=False) from lost
+    except TimeoutError:
+        raise RpcLost(api, "its broker was not found in time", sent=False) from None
+
+
+async def in_parallel(api: str, requests: Iterable[Awaitable[V]]) -> list[V]:
+    """The answers of one method's requests to several brokers, once all have ended.
+
+    If some failed, raises the worst: fenced, else lost, else refused. A loss counts as sent if any request was.
+    """
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    if not failures:
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    for failure in failures:
+        if not isinstance(failure, RpcError | RpcLost):
+            raise failure
+    lost = [failure for failure in failures if isinstance(failure, RpcLost)]
+    errors = [failure for failure in failures if isinstance(failure, RpcError)]
+    refused = max(errors, key=lambda error: severity(error.code), default=None)
+    if refused is not None and (not lost or is_fenced(refused.code)):
+        raise refused
+    sent = len(lost) < len(outcomes) or any(loss.sent for loss in lost)
+    raise RpcLost(api, "; ".join(loss.detail for loss in lost), sent=sent)
+
+
+def by_topic(values: Mapping[TP, V]) -> list[tuple[str, list[tuple[int, V]]]]:
+    """Per topic its partitions and their values, as request rows nest them."""
+    rows: defaultdict[str, list[tuple[int, V]]] = defaultdict(list)
+    for tp, value in values.items():
+        rows[tp.topic].append((tp.partition, value))
+    return list(rows.items())
+
+
+def partitions_by_topic(tps: Iterable[TP]) -> list[tuple[str, list[int]]]:
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for tp in tps:
+        rows[tp.topic].append(tp.partition)
+    return list(rows.items())
+
+
+class Calls:
+    """The base of each group of the port's methods: they share one client."""
+
+    _client: Client

@@ -1,0 +1,135 @@
+"""The port's calls about logs: leaders, fetching, offsets, and who holds a partition's stable offset back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from semel.kafka import apis, records
+from semel.kafka.client import ADMIN, Calls, by_topic, in_parallel, looked_up, partitions_by_topic
+from semel.kafka.codes import STALE_METADATA
+from semel.kafka.wire import Answer
+from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost
+
+_CONSUMER = -1
+_NO_SESSION, _FINAL_EPOCH = 0, -1
+_UNKNOWN_EPOCH = -1
+_UNKNOWN_OFFSET = -1
+
+
+class LogCalls(Calls):
+    async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:
+        return await looked_up(apis.METADATA.name, self._client.leaders(tps, self._client.deadline()))
+
+    async def fetch(
+        self,
+        node: int,
+        wants: Mapping[TP, int],
+        *,
+        committed: bool,
+        max_wait_ms: int,
+        max_bytes: int,
+        partition_max_bytes: int,
+        purpose: str = "source",
+    ) -> dict[TP, Fetched]:
+        """One at a time for each node and purpose: a second one waits behind the first's long poll."""
+        rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, partition_max_bytes) for tp, offset in wants.items()}
+        call = apis.FETCH(
+            _CONSUMER,
+            max_wait_ms,
+            1,
+            max_bytes,
+            int(committed),
+            _NO_SESSION,
+            _FINAL_EPOCH,
+            [(topic, [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
+            [],
+            "",
+        )
+        deadline = self._client.deadline(max_wait_ms)
+        _, code, _, topics = await self._client.ask(node, call, f"fetch {purpose}", deadline)
+        self._client.check(call.api.name, [(None, code, None)])
+        found: dict[TP, Fetched] = {}
+        for topic, partitions in topics:
+            for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
+                tp = TP(topic, partition)
+                asked = wants[tp]
+                if error:
+                    if error in STALE_METADATA:
+                        self._client.cluster.forget_topic(topic)
+                    found[tp] = Fetched([], asked, high_watermark, stable, log_start, error)
+                else:
+                    rows_read, position, error = records.read(
+                        data, asked, aborted=(aborted or ()) if committed else None
+                    )
+                    found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error)
+        return found
+
+    async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
+        deadline = self._client.deadline()
+        name = apis.LIST_OFFSETS.name
+
+        async def ask(node: int, times: Mapping[TP, int]) -> Answer:
+            return await self._client.ask(
+                node, apis.LIST_OFFSETS(_CONSUMER, int(committed), by_topic(times)), ADMIN, deadline
+            )
+
+        split = await self._client.by_leader(name, dict.fromkeys(tps, at), deadline)
+        answers = await in_parallel(name, [ask(node, times) for node, times in split.items()])
+        rows = [
+            (TP(topic, partition), code, offset)
+            for _, topics in answers
+            for topic, partitions in topics
+            for partition, code, _, offset in partitions
+        ]
+        self._client.check(name, ((tp, code, None) for tp, code, _ in rows))
+        return {tp: offset for tp, _, offset in rows}
+
+    async def open_transactions(self, tps: Sequence[TP]) -> dict[TP, tuple[OpenTransaction, ...]]:
+        """One whose coordinator does not answer stays unnamed: `transactional_id` is None."""
+        deadline = self._client.deadline()
+        name = apis.DESCRIBE_PRODUCERS.name
+
+        async def ask(node: int, partitions: Mapping[TP, None]) -> Answer:
+            return await self._client.ask(
+                node, apis.DESCRIBE_PRODUCERS(partitions_by_topic(partitions)), ADMIN, deadline
+            )
+
+        split = await self._client.by_leader(name, dict.fromkeys(tps), deadline)
+        answers = await in_parallel(name, [ask(node, partitions) for node, partitions in split.items()])
+        rows = [(TP(topic, row[0]), row) for _, topics in answers for topic, partitions in topics for row in partitions]
+        self._client.check(name, ((tp, code, text) for tp, (_, code, text, _) in rows))
+        holders: defaultdict[TP, dict[int, int]] = defaultdict(dict)
+        for tp, (_, _, _, producers) in rows:
+            for producer_id, _, _, _, _, start in producers:
+                if start >= 0:
+                    holders[tp][producer_id] = start
+        names = await self._names({producer for held in holders.values() for producer in held}, deadline)
+        return {
+            tp: tuple(
+                OpenTransaction(names.get(producer), producer, start)
+                for producer, start in sorted(holders[tp].items(), key=lambda held: held[1])
+            )
+            for tp in tps
+        }
+
+    async def _names(self, producer_ids: set[int], deadline: float) -> dict[int, str]:
+        """Transactional ids of producers, from every coordinator that answers."""
+        if not producer_ids:
+            return {}
+        call = apis.LIST_TRANSACTIONS([], sorted(producer_ids))
+
+        async def ask(node: int) -> Answer | None:
+            try:
+                return await self._client.ask(node, call, ADMIN, deadline)
+            except (RpcError, RpcLost):
+                return None
+
+        await looked_up(call.api.name, self._client.metadata((), deadline))
+        answers = await in_parallel(call.api.name, [ask(node) for node in list(self._client.cluster.nodes)])
+        return {
+            producer: transactional_id
+            for answer in answers
+            if answer is not None
+            for transactional_id, producer, _ in answer[3]
+        }

@@ -1,0 +1,125 @@
+"""The port's calls about topics: metadata, creation, deletion, configuration, trimming."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from semel.kafka import apis
+from semel.kafka.client import ADMIN, Calls, by_topic, in_parallel, looked_up
+from semel.kafka.wire import Answer
+from semel.port import TP, RpcError, RpcLost, TopicInfo, TopicSpec
+
+_UNKNOWN_TOPIC = 3
+_TOPIC_EXISTS = 36
+_NOT_CONTROLLER = 41
+_TOPIC_RESOURCE = 2
+_POLL_S = 0.02
+
+
+class TopicCalls(Calls):
+    async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        return await self._topics(names, self._client.deadline())
+
+    async def broker_count(self) -> int:
+        _, brokers, *_ = await self._client.metadata((), self._client.deadline())
+        return len(brokers)
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Returns once the topics show in the metadata, or the RPC bound has passed: controllers answer before that."""
+        deadline = self._client.deadline()
+        call = apis.CREATE_TOPICS([_row(spec) for spec in specs], self._broker_timeout_ms, False)
+        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, ADMIN, deadline)
+        self._check_topics(call.api.name, [(name, code, text) for name, code, text in results], _TOPIC_EXISTS)
+        await self._show([spec.name for spec in specs], True, deadline)
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
+        deadline = self._client.deadline()
+        call = apis.DELETE_TOPICS(list(names), self._broker_timeout_ms)
+        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, ADMIN, deadline)
+        for name in names:
+            self._client.cluster.forget_topic(name)
+        self._check_topics(call.api.name, [(name, code, None) for name, code in results], _UNKNOWN_TOPIC)
+        await self._show(names, False, deadline)
+
+    async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Every setting in force, defaults included; a topic that does not exist is absent."""
+        deadline = self._client.deadline()
+        call = apis.DESCRIBE_CONFIGS([(_TOPIC_RESOURCE, name, None) for name in names], False)
+        _, resources = await looked_up(call.api.name, self._client.ask_any(call, deadline))
+        found: dict[str, dict[str, str]] = {}
+        for code, text, _, name, configs in resources:
+            if code != _UNKNOWN_TOPIC:
+                self._check_topics(call.api.name, [(name, code, text)])
+                found[name] = {key: value for key, value, *_ in configs if value is not None}
+        return found
+
+    async def delete_records(self, before: Mapping[TP, int]) -> None:
+        deadline = self._client.deadline()
+        name = apis.DELETE_RECORDS.name
+
+        async def ask(node: int, offsets: Mapping[TP, int]) -> Answer:
+            call = apis.DELETE_RECORDS(by_topic(offsets), self._broker_timeout_ms)
+            return await self._client.ask(node, call, ADMIN, deadline)
+
+        split = await self._client.by_leader(name, before, deadline)
+        answers = await in_parallel(name, [ask(node, offsets) for node, offsets in split.items()])
+        self._client.check(
+            name,
+            (
+                (TP(topic, partition), code, None)
+                for _, topics in answers
+                for topic, partitions in topics
+                for partition, _, code in partitions
+            ),
+        )
+
+    @property
+    def _broker_timeout_ms(self) -> int:
+        """How long the broker may take: less than we wait, so that its own timeout still reaches us as an answer."""
+        return self._client.rpc_timeout_ms * 3 // 4
+
+    async def _topics(self, names: Sequence[str] | None, deadline: float) -> dict[str, TopicInfo]:
+        _, _, _, _, rows, _ = await self._client.metadata(names, deadline)
+        found: dict[str, TopicInfo] = {}
+        for code, name, topic_id, _, partitions, _ in rows:
+            if code != _UNKNOWN_TOPIC:
+                self._check_topics(apis.METADATA.name, [(name, code, None)])
+                found[name] = TopicInfo(name, topic_id.hex(), len(partitions))
+        return found
+
+    async def _controller(self, api: str, deadline: float) -> int:
+        if self._client.cluster.controller < 0:
+            await looked_up(api, self._client.metadata((), deadline))
+        return self._client.cluster.controller
+
+    def _check_topics(self, api: str, rows: Collection[tuple[str, int, str | None]], *harmless: int) -> None:
+        if any(code == _NOT_CONTROLLER for _, code, _ in rows):
+            self._client.cluster.controller = -1
+        self._client.check(
+            api,
+            (
+                (None, code, f"topic {name}{f': {text}' if text else ''}")
+                for name, code, text in rows
+                if code not in harmless
+            ),
+        )
+
+    async def _show(self, names: Sequence[str], there: bool, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() + _POLL_S < deadline:
+            try:
+                found = await self._topics(names, deadline)
+            except (RpcError, RpcLost):
+                return
+            if all((name in found) is there for name in names):
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+def _row(spec: TopicSpec) -> tuple[Any, ...]:
+    leave_assignment_to_the_cluster: tuple[()] = ()
+    configs = list(spec.configs.items())
+    return spec.name, spec.partitions, spec.replication_factor, leave_assignment_to_the_cluster, configs
