@@ -84,7 +84,9 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Say whether the Kafka of this directory runs, and where. Exit code 3 if not every broker does."""
     with _refusals():
         kafka = LocalKafka.existing(data)
-        described = _described(kafka) if kafka else {"running": False, "data": str(data.absolute()), "brokers": []}
+        described: dict[str, Any] = (
+            _described(kafka) if kafka else {"running": False, "data": str(data.absolute()), "brokers": []}
+        )
     if as_json:
         typer.echo(json.dumps(described))
     elif kafka is None:
