@@ -1,0 +1,494 @@
+"""The port's `Broker` in memory: one client's connection to a `MemoryCluster`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from semel.port import (
+    EARLIEST,
+    LATEST,
+    TP,
+    BatchBuilder,
+    Fetched,
+    GroupInfo,
+    Joined,
+    MemberIdRequired,
+    Membership,
+    OpenTransaction,
+    Producer,
+    RpcError,
+    RpcLost,
+    TopicInfo,
+    TopicSpec,
+)
+from semel.testing.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
+from semel.testing.memory.cluster import ClusterSettings, MemoryCluster
+from semel.testing.memory.faults import (
+    Call,
+    Fault,
+    Faults,
+    RandomFaults,
+    Rule,
+    delay,
+    lose_answer,
+    lose_request,
+    refuse,
+    unsent,
+)
+from semel.testing.memory.log import PartitionLog
+from semel.testing.memory.refused import Refused
+
+__all__ = [
+    "Call",
+    "ClusterSettings",
+    "Fault",
+    "Faults",
+    "MemoryBroker",
+    "MemoryCluster",
+    "MemoryRecord",
+    "RandomFaults",
+    "Rule",
+    "delay",
+    "lose_answer",
+    "lose_request",
+    "refuse",
+    "unsent",
+]
+
+T = TypeVar("T")
+
+# Error codes after which a client looks up leaders afresh.
+_STALE_METADATA = frozenset({3, 5, 6, 9, 74, 100})
+
+
+class MemoryBroker:
+    """One client. Its calls take effect one event loop turn after they are made, its answers arrive one turn later.
+
+    `name` is what `cluster.faults` knows it by. A call whose request is delayed beyond `rpc_timeout_ms`
+    is lost to the client and takes effect all the same when it arrives.
+    """
+
+    def __init__(self, cluster: MemoryCluster, name: str = "client", *, rpc_timeout_ms: int = 2_000) -> None:
+        self.cluster = cluster
+        self.name = name
+        self._rpc_timeout_s = rpc_timeout_ms / 1000
+        self._link = cluster.faults.link(name)
+        self._started = False
+        self._leaders: dict[TP, int] = {}
+        self._coordinators: dict[tuple[str, str], int] = {}
+
+    async def start(self) -> None:
+        await self._call("ApiVersions", {}, lambda: None)
+        self._started = True
+
+    async def close(self) -> None:
+        self._started = False
+        self._link.fail_waiting()
+
+    # -- topics
+
+    async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        def apply() -> dict[str, TopicInfo]:
+            found: dict[str, TopicInfo] = {}
+            for name in self.cluster.topics() if names is None else names:
+                info = self.cluster.topic_info(name)
+                if info is not None:
+                    found[name] = info
+                    self._learn_leaders([TP(name, partition) for partition in range(info.partitions)])
+            return found
+
+        return await self._call("Metadata", {"names": names}, apply)
+
+    async def broker_count(self) -> int:
+        return await self._call("Metadata", {"names": ()}, lambda: self.cluster.settings.brokers)
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        await self._call("CreateTopics", {"specs": specs}, lambda: self.cluster.create_topics(specs))
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        await self._call("DeleteTopics", {"names": names}, lambda: self.cluster.delete_topics(names))
+
+    async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        def apply() -> dict[str, dict[str, str]]:
+            topics = self.cluster.topics()
+            for name in names:
+                if name not in topics:
+                    raise Refused(3, f"no topic {name}")
+            return {name: dict(topics[name].configs) for name in names}
+
+        return await self._call("DescribeConfigs", {"names": names}, apply)
+
+    async def delete_records(self, before: Mapping[TP, int]) -> None:
+        def apply() -> None:
+            for tp, offset in before.items():
+                self._led(tp).delete_before(offset)
+
+        await self._call("DeleteRecords", {"before": before}, apply)
+
+    # -- logs
+
+    async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:
+        if any(tp not in self._leaders for tp in tps):
+            await self._call("Metadata", {"names": sorted({tp.topic for tp in tps})}, lambda: self._learn_leaders(tps))
+        return {tp: self._leaders[tp] for tp in tps if tp in self._leaders}
+
+    async def fetch(
+        self,
+        node: int,
+        wants: Mapping[TP, int],
+        *,
+        committed: bool,
+        max_wait_ms: int,
+        max_bytes: int,
+        partition_max_bytes: int,
+        purpose: str = "source",
+    ) -> dict[TP, Fetched]:
+        async def apply() -> dict[TP, Fetched]:
+            deadline = self.cluster.timers.now() + max_wait_ms / 1000
+            while True:
+                answer, taken = self._read(node, wants, committed, max_bytes, partition_max_bytes)
+                if taken or any(fetched.error for fetched in answer.values()):
+                    return answer
+                if not await self._changed(wants, deadline):
+                    return answer
+
+        args = {"node": node, "wants": wants, "committed": committed, "purpose": purpose}
+        answer = await self._call("Fetch", args, apply)
+        for tp, fetched in answer.items():
+            if fetched.error in _STALE_METADATA:
+                self._leaders.pop(tp, None)
+        return answer
+
+    async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
+        def offset(log: PartitionLog) -> int:
+            if at == EARLIEST:
+                return log.log_start
+            if at == LATEST:
+                return log.last_stable_offset if committed else log.end
+            return log.offset_at(at, committed=committed)
+
+        args = {"tps": tps, "at": at, "committed": committed}
+        return await self._call("ListOffsets", args, lambda: {tp: offset(self._led(tp)) for tp in tps})
+
+    async def open_transactions(self, tps: Sequence[TP]) -> dict[TP, tuple[OpenTransaction, ...]]:
+        def of(tp: TP) -> tuple[OpenTransaction, ...]:
+            name_of = self.cluster.transactions.name_of
+            open_here = self._led(tp).open_transactions()
+            return tuple(OpenTransaction(name_of(holder), holder, start) for holder, start in open_here.items())
+
+        return await self._call("DescribeProducers", {"tps": tps}, lambda: {tp: of(tp) for tp in tps})
+
+    # -- transactions
+
+    def batch_builder(self, max_bytes: int) -> BatchBuilder:
+        return MemoryBatchBuilder(max_bytes, self.cluster.now_ms)
+
+    async def init_producer_id(self, transactional_id: str, timeout_ms: int) -> Producer:
+        def apply() -> Producer:
+            self._coordinator("transaction", transactional_id)
+            return self.cluster.transactions.init_producer_id(transactional_id, timeout_ms)
+
+        args = {"transactional_id": transactional_id, "timeout_ms": timeout_ms}
+        return await self._call("InitProducerId", args, apply)
+
+    async def add_partitions(self, producer: Producer, tps: Sequence[TP]) -> None:
+        def apply() -> None:
+            self._coordinator("transaction", producer.transactional_id)
+            for tp in tps:
+                if self.cluster.find(tp) is None:
+                    raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
+            self.cluster.transactions.add_partitions(producer, tps)
+
+        await self._call("AddPartitionsToTxn", {"producer": producer, "tps": tps}, apply)
+
+    async def add_offsets(self, producer: Producer, group: str) -> None:
+        def apply() -> None:
+            self._coordinator("transaction", producer.transactional_id)
+            self.cluster.transactions.add_group(producer, group)
+
+        await self._call("AddOffsetsToTxn", {"producer": producer, "group": group}, apply)
+
+    async def produce(self, producer: Producer, batches: Mapping[TP, bytes]) -> dict[TP, int]:
+        def apply() -> dict[TP, int]:
+            bases: dict[TP, int] = {}
+            worst: Refused | None = None
+            for tp, data in batches.items():
+                try:
+                    bases[tp] = self._append(producer, tp, data)
+                except Refused as error:
+                    detail = f"{tp.topic}-{tp.partition}: {error.detail}"
+                    if worst is None or _severity(error.code) > _severity(worst.code):
+                        worst = Refused(error.code, detail)
+            if worst is not None:
+                raise worst
+            return bases
+
+        return await self._call("Produce", {"producer": producer, "batches": batches}, apply)
+
+    async def commit_offsets(self, producer: Producer, membership: Membership, offsets: Mapping[TP, int]) -> None:
+        if membership.generation < 0 or not membership.member_id:
+            raise ValueError(f"an unfenced commit: {membership}")
+
+        def apply() -> None:
+            self._coordinator("group", membership.group)
+            self.cluster.transactions.verify(producer, group=membership.group)
+            self.cluster.groups.commit_in_transaction(producer.id, membership, offsets)
+
+        args = {"producer": producer, "membership": membership, "offsets": offsets}
+        await self._call("TxnOffsetCommit", args, apply)
+
+    async def end_txn(self, producer: Producer, *, commit: bool) -> None:
+        def apply() -> None:
+            self._coordinator("transaction", producer.transactional_id)
+            self.cluster.transactions.end(producer, commit=commit)
+
+        await self._call("EndTxn", {"producer": producer, "commit": commit}, apply)
+
+    # -- the group
+
+    async def join_group(
+        self,
+        group: str,
+        member_id: str,
+        instance_id: str | None,
+        metadata: bytes,
+        *,
+        session_timeout_ms: int,
+        rebalance_timeout_ms: int,
+    ) -> Joined:
+        async def apply() -> Joined:
+            self._coordinator("group", group)
+            future = self.cluster.groups.join(
+                group,
+                member_id,
+                instance_id,
+                metadata,
+                session_timeout_ms=session_timeout_ms,
+                rebalance_timeout_ms=rebalance_timeout_ms,
+                client=self.name,
+            )
+            return await self._answer(future)
+
+        args = {"group": group, "member_id": member_id, "instance_id": instance_id, "metadata": metadata}
+        return await self._call("JoinGroup", args, apply)
+
+    async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes:
+        async def apply() -> bytes:
+            self._coordinator("group", membership.group)
+            return await self._answer(self.cluster.groups.sync(membership, assignments))
+
+        return await self._call("SyncGroup", {"membership": membership, "assignments": assignments}, apply)
+
+    async def heartbeat(self, membership: Membership) -> None:
+        def apply() -> None:
+            self._coordinator("group", membership.group)
+            self.cluster.groups.heartbeat(membership)
+
+        await self._call("Heartbeat", {"membership": membership}, apply)
+
+    async def leave_group(self, membership: Membership) -> None:
+        def apply() -> None:
+            self._coordinator("group", membership.group)
+            self.cluster.groups.leave(membership)
+
+        await self._call("LeaveGroup", {"membership": membership}, apply)
+
+    async def describe_group(self, group: str) -> GroupInfo:
+        def apply() -> GroupInfo:
+            self._coordinator("group", group)
+            return self.cluster.groups.describe(group)
+
+        return await self._call("DescribeGroups", {"group": group}, apply)
+
+    async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        def apply() -> dict[TP, int]:
+            self._coordinator("group", group)
+            return self.cluster.groups.stable_offsets(group, tps)
+
+        return await self._call("OffsetFetch", {"group": group, "tps": tps}, apply)
+
+    async def set_group_offsets(self, group: str, offsets: Mapping[TP, int]) -> None:
+        def apply() -> None:
+            self._coordinator("group", group)
+            self.cluster.groups.set_offsets(group, offsets)
+
+        await self._call("OffsetCommit", {"group": group, "offsets": offsets}, apply)
+
+    # -- the way there and back
+
+    async def _call(self, api: str, args: Mapping[str, Any], apply: Callable[[], T | Awaitable[T]]) -> T:
+        cluster, link = self.cluster, self._link
+        if not self._started and api != "ApiVersions":
+            raise RpcLost(api, "the client is not started", sent=False)
+        await link.gate()
+        _, fault = cluster.faults.next_call(self.name, api, args)
+        if fault is None:
+            fault = _NO_FAULT
+        breaks = link.breaks
+        if link.down or (fault.lost and not fault.sent):
+            await cluster.clock.sleep(fault.answer_delay_s)
+            raise RpcLost(api, "the connection is refused", sent=False)
+        if fault.delay_s > self._rpc_timeout_s:
+            if fault.applied:
+                cluster.timers.after(fault.delay_s, lambda: _apply_late(apply))
+            await cluster.clock.sleep(self._rpc_timeout_s)
+            raise RpcLost(api, "timed out")
+        await cluster.clock.sleep(fault.delay_s)
+        self._check(api, breaks)
+        if fault.applied:
+            result: T | None = await self._apply(api, apply, breaks)
+        else:
+            result = None
+        patience_s = self._rpc_timeout_s - fault.delay_s
+        await cluster.clock.sleep(min(fault.answer_delay_s, patience_s))
+        await link.gate()
+        self._check(api, breaks)
+        if fault.answer_delay_s > patience_s:
+            raise RpcLost(api, "timed out")
+        if fault.lost:
+            raise RpcLost(api, "the answer is lost")
+        if fault.code:
+            raise self._error(api, Refused(fault.code, "injected"))
+        return cast("T", result)
+
+    async def _apply(self, api: str, apply: Callable[[], T | Awaitable[T]], breaks: int) -> T:
+        self.cluster.timers.run_due()
+        try:
+            result = apply()
+            if isinstance(result, Awaitable):
+                return cast("T", await result)
+        except Refused as error:
+            await self.cluster.clock.sleep(0)
+            await self._link.gate()
+            self._check(api, breaks)
+            raise self._error(api, error) from None
+        except RpcLost as lost:
+            raise RpcLost(api, lost.detail) from None
+        return result
+
+    def _check(self, api: str, breaks: int) -> None:
+        if self._link.breaks != breaks:
+            raise RpcLost(api, "the connection was cut")
+
+    def _error(self, api: str, refused: Refused) -> RpcError:
+        if refused.code in _STALE_METADATA:
+            self._leaders.clear()
+        if refused.code in (14, 15, 16):
+            self._coordinators.clear()
+        if refused.code == 79 and refused.member_id:
+            return MemberIdRequired(refused.member_id)
+        return RpcError(api, refused.code, refused.detail)
+
+    async def _answer(self, future: asyncio.Future[T]) -> T:
+        """Wait for what the cluster will say, or for the connection to break."""
+        mine: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def pass_on(done: asyncio.Future[T]) -> None:
+            if mine.done() or done.cancelled():
+                return
+            error = done.exception()
+            if error is not None:
+                mine.set_exception(error)
+            else:
+                mine.set_result(done.result())
+
+        future.add_done_callback(pass_on)
+        self._link.waiting.add(mine)
+        try:
+            await self.cluster.timers.wait(mine)
+        finally:
+            self._link.waiting.discard(mine)
+        return mine.result()
+
+    async def _changed(self, wants: Mapping[TP, int], deadline: float) -> bool:
+        """Wait until one of the logs changes; False at the deadline."""
+        logs = [log for log in map(self.cluster.find, wants) if log is not None]
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._link.waiting.add(waiter)
+        for log in logs:
+            log.watch(waiter)
+        try:
+            return await self.cluster.timers.wait(waiter, deadline)
+        finally:
+            self._link.waiting.discard(waiter)
+            for log in logs:
+                log.unwatch(waiter)
+
+    # -- at the brokers
+
+    def _learn_leaders(self, tps: Sequence[TP]) -> None:
+        for tp in tps:
+            node = self.cluster.leader(tp)
+            if node is None:
+                self._leaders.pop(tp, None)
+            else:
+                self._leaders[tp] = node
+
+    def _led(self, tp: TP) -> PartitionLog:
+        """The log, if we ask its leader."""
+        log = self.cluster.find(tp)
+        if log is None:
+            raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
+        node = self.cluster.leader(tp)
+        if self._leaders.setdefault(tp, -1 if node is None else node) != node:
+            raise Refused(6, f"{tp.topic}-{tp.partition} is led by {node}")
+        return log
+
+    def _coordinator(self, kind: str, name: str) -> None:
+        moves = self.cluster.coordinator_moves(kind, name)
+        if self._coordinators.setdefault((kind, name), moves) != moves:
+            raise Refused(16, f"the coordinator of {name} moved")
+
+    def _append(self, producer: Producer, tp: TP, data: bytes) -> int:
+        log = self._led(tp)
+        batch = decode(data)
+        if not log.has_open(batch.producer_id, batch.epoch):
+            writer = Producer(producer.transactional_id, batch.producer_id, batch.epoch)
+            self.cluster.transactions.verify(writer, tp=tp)
+        return log.append(batch, self.cluster.now_ms())
+
+    def _read(
+        self, node: int, wants: Mapping[TP, int], committed: bool, max_bytes: int, partition_max_bytes: int
+    ) -> tuple[dict[TP, Fetched], int]:
+        answer: dict[TP, Fetched] = {}
+        left, taken = max_bytes, 0
+        for tp, offset in wants.items():
+            log = self.cluster.find(tp)
+            if log is None:
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=3)
+            elif self.cluster.leader(tp) != node:
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=6)
+            else:
+                answer[tp], size = log.read(
+                    offset, committed=committed, max_bytes=min(left, partition_max_bytes), at_least_one=not taken
+                )
+                taken += size
+                left -= size
+        return answer, taken
+
+
+_NO_FAULT = Fault()
+
+
+def _severity(code: int) -> int:
+    """Which of several answers to one Produce decides: a fenced producer over all, then what concerns the data."""
+    if code in (47, 90):
+        return 3
+    return 1 if code in (3, 5, 6, 7, 14, 15, 16, 19, 51, 56, 74) else 2
+
+
+def _apply_late(apply: Callable[[], object]) -> None:
+    """A request that arrives after its client gave up; nobody hears the answer."""
+    try:
+        result = apply()
+    except Refused:
+        return
+    if asyncio.iscoroutine(result):
+        # A Fetch, JoinGroup or SyncGroup: what it does besides waiting, it does before it waits.
+        try:
+            result.send(None)
+        except (StopIteration, Refused, RpcLost):
+            return
+        result.close()

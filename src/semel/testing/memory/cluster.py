@@ -1,0 +1,193 @@
+"""A Kafka cluster in memory: topics, logs, the two coordinators, and what tests ask of them directly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from semel.port import TP, Clock, TopicInfo, TopicSpec
+from semel.testing.memory.batch import BATCH_OVERHEAD, MemoryRecord, record_size
+from semel.testing.memory.faults import Faults
+from semel.testing.memory.groups import GroupCoordinator
+from semel.testing.memory.log import PartitionLog
+from semel.testing.memory.refused import Refused
+from semel.testing.memory.timers import Timers
+from semel.testing.memory.transactions import TransactionCoordinator
+
+TOPIC_DEFAULTS: Mapping[str, str] = {
+    "cleanup.policy": "delete",
+    "compression.type": "producer",
+    "delete.retention.ms": "86400000",
+    "max.message.bytes": "1048588",
+    "message.timestamp.after.max.ms": "3600000",
+    "message.timestamp.before.max.ms": "9223372036854775807",
+    "message.timestamp.type": "CreateTime",
+    "min.cleanable.dirty.ratio": "0.5",
+    "min.compaction.lag.ms": "0",
+    "min.insync.replicas": "1",
+    "retention.bytes": "-1",
+    "retention.ms": "604800000",
+    "segment.bytes": "1073741824",
+    "segment.ms": "604800000",
+    "unclean.leader.election.enable": "false",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """Broker settings that a test may want otherwise: Kafka 4.1's defaults, but no wait before a first rebalance."""
+
+    brokers: int = 1
+    group_initial_rebalance_delay_ms: int = 0
+    group_min_session_timeout_ms: int = 6_000
+    group_max_session_timeout_ms: int = 1_800_000
+    transaction_max_timeout_ms: int = 900_000
+    transaction_sweep_ms: int = 10_000
+
+
+class Topic:
+    def __init__(self, spec: TopicSpec, topic_id: str) -> None:
+        self.name = spec.name
+        self.id = topic_id
+        self.configs: dict[str, str] = {**TOPIC_DEFAULTS, **spec.configs}
+        self.logs = [PartitionLog(self.configs) for _ in range(spec.partitions)]
+
+
+class MemoryCluster:
+    """One cluster, shared by all clients of a test; all it draws comes from `rng`, all it waits for from `clock`."""
+
+    def __init__(
+        self, clock: Clock, *, rng: random.Random | None = None, settings: ClusterSettings | None = None
+    ) -> None:
+        self.clock = clock
+        self.settings = settings or ClusterSettings()
+        self.rng = rng or random.Random(0)
+        self.faults = Faults()
+        self.timers = Timers(clock)
+        self._topics: dict[str, Topic] = {}
+        self._leaders: dict[TP, int] = {}
+        self._moves: dict[tuple[str, str], int] = {}
+        self.groups = GroupCoordinator(
+            self.timers,
+            self.rng,
+            min_session_timeout_ms=self.settings.group_min_session_timeout_ms,
+            max_session_timeout_ms=self.settings.group_max_session_timeout_ms,
+            initial_rebalance_delay_ms=self.settings.group_initial_rebalance_delay_ms,
+            exists=lambda tp: self.find(tp) is not None,
+        )
+        self.transactions = TransactionCoordinator(
+            self.timers,
+            self,
+            max_timeout_ms=self.settings.transaction_max_timeout_ms,
+            sweep_s=self.settings.transaction_sweep_ms / 1000,
+        )
+
+    # -- what a test does without a client
+
+    def create_topic(self, name: str, partitions: int = 1, configs: Mapping[str, str] | None = None) -> None:
+        self.create_topics([TopicSpec(name, partitions, 1, configs or {})])
+
+    def add_partitions(self, name: str, partitions: int) -> None:
+        """Grow a topic to so many partitions."""
+        topic = self._topics[name]
+        while len(topic.logs) < partitions:
+            self._leaders[TP(name, len(topic.logs))] = len(topic.logs) % self.settings.brokers
+            topic.logs.append(PartitionLog(topic.configs))
+
+    def alter_topic(self, name: str, configs: Mapping[str, str]) -> None:
+        self._topics[name].configs.update(configs)
+
+    def write(
+        self,
+        tp: TP,
+        records: Iterable[tuple[bytes | None, bytes | None]],
+        *,
+        timestamp: int | None = None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> int:
+        """Append (key, value) pairs as one batch outside any transaction; returns the first offset."""
+        stamp = self.now_ms() if timestamp is None else timestamp
+        batch = [MemoryRecord(stamp, key, value, tuple(headers)) for key, value in records]
+        size = sum(record_size(i, 0, r.key, r.value, r.headers) for i, r in enumerate(batch))
+        return self.log(tp).append_plain(batch, BATCH_OVERHEAD + size, self.now_ms())
+
+    def compact(self, tp: TP) -> None:
+        self.timers.run_due()
+        self.log(tp).compact()
+
+    def committed(self, topic: str) -> list[list[MemoryRecord]]:
+        """Per partition, every record of the topic that is committed, in the order of the log."""
+        self.timers.run_due()
+        return [log.committed() for log in self._topics[topic].logs]
+
+    def log(self, tp: TP) -> PartitionLog:
+        found = self.find(tp)
+        if found is None:
+            raise KeyError(tp)
+        return found
+
+    def move_leader(self, tp: TP, node: int) -> None:
+        """Clients that still ask the old leader hear 6 (NOT_LEADER_OR_FOLLOWER)."""
+        self._leaders[tp] = node
+
+    def move_coordinator(self, kind: str, name: str) -> None:
+        """`kind` is "group" or "transaction". Every client hears 16 (NOT_COORDINATOR) once, waiting ones now."""
+        self._moves[kind, name] = self.coordinator_moves(kind, name) + 1
+        group = self.groups.group(name) if kind == "group" else None
+        if group is not None:
+            group.fail_waiting(16, "the coordinator moved")
+
+    # -- what the client's side asks
+
+    def now_ms(self) -> int:
+        return int(self.clock.time() * 1000)
+
+    def find(self, tp: TP) -> PartitionLog | None:
+        topic = self._topics.get(tp.topic)
+        return topic.logs[tp.partition] if topic is not None and 0 <= tp.partition < len(topic.logs) else None
+
+    def leader(self, tp: TP) -> int | None:
+        return self._leaders.get(tp)
+
+    def coordinator_moves(self, kind: str, name: str) -> int:
+        return self._moves.get((kind, name), 0)
+
+    def topics(self) -> Mapping[str, Topic]:
+        return self._topics
+
+    def topic_info(self, name: str) -> TopicInfo | None:
+        topic = self._topics.get(name)
+        return None if topic is None else TopicInfo(name, topic.id, len(topic.logs))
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        for spec in specs:
+            if spec.name in self._topics:
+                continue
+            if spec.partitions < 1:
+                raise Refused(37, f"{spec.name}: {spec.partitions} partitions")
+            if not 1 <= spec.replication_factor <= self.settings.brokers:
+                raise Refused(38, f"{spec.name}: replication factor {spec.replication_factor}")
+            self._topics[spec.name] = Topic(spec, f"{self.rng.getrandbits(128):032x}")
+            for partition in range(spec.partitions):
+                self._leaders[TP(spec.name, partition)] = partition % self.settings.brokers
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        for name in names:
+            topic = self._topics.pop(name, None)
+            for partition in range(len(topic.logs) if topic is not None else 0):
+                del self._leaders[TP(name, partition)]
+        self.groups.forget_topics(names)
+
+    # -- what the transaction coordinator asks
+
+    def write_marker(self, tp: TP, producer_id: int, epoch: int, *, commit: bool) -> None:
+        log = self.find(tp)
+        if log is not None:
+            log.end_transaction(producer_id, epoch, commit=commit, now_ms=self.now_ms())
+
+    def end_group_transaction(self, group: str, producer_id: int, *, commit: bool) -> None:
+        self.groups.end_transaction(group, producer_id, commit=commit)
+
+    def marker_delay_s(self) -> float:
+        return self.faults.marker_delay_s()

@@ -1,0 +1,158 @@
+"""The group coordinator: groups by name, and their offsets, plain and pending in a transaction."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from semel.port import TP, GroupInfo, Membership
+from semel.testing.memory.group import EMPTY, Group, JoinFuture, Member, SyncFuture
+from semel.testing.memory.refused import Refused
+from semel.testing.memory.timers import Timers
+
+
+class _Offsets:
+    """Offsets of one group. Each has the place of its record in the coordinator's log: the later one wins."""
+
+    __slots__ = ("pending", "visible")
+
+    def __init__(self) -> None:
+        self.visible: dict[TP, tuple[int, int]] = {}
+        self.pending: dict[int, dict[TP, tuple[int, int]]] = {}
+
+
+class GroupCoordinator:
+    def __init__(
+        self,
+        timers: Timers,
+        rng: random.Random,
+        *,
+        min_session_timeout_ms: int,
+        max_session_timeout_ms: int,
+        initial_rebalance_delay_ms: int,
+        exists: Callable[[TP], bool],
+    ) -> None:
+        self._timers = timers
+        self._rng = rng
+        self._session_range = (min_session_timeout_ms, max_session_timeout_ms)
+        self._initial_delay_s = initial_rebalance_delay_ms / 1000
+        self._exists = exists
+        self._groups: dict[str, Group] = {}
+        self._offsets: dict[str, _Offsets] = {}
+        self._places = 0
+
+    def group(self, name: str) -> Group | None:
+        return self._groups.get(name)
+
+    # -- membership
+
+    def join(
+        self,
+        name: str,
+        member_id: str,
+        instance_id: str | None,
+        metadata: bytes,
+        *,
+        session_timeout_ms: int,
+        rebalance_timeout_ms: int,
+        client: str,
+    ) -> JoinFuture:
+        if not name:
+            raise Refused(24, "a group needs a name")
+        least, most = self._session_range
+        if not least <= session_timeout_ms <= most:
+            raise Refused(26, f"session timeout {session_timeout_ms} ms is not within {least} and {most}")
+        group = self._groups.get(name)
+        if group is None:
+            if member_id:
+                raise Refused(25, f"{member_id} is not a member")
+            group = self._groups[name] = Group(name, self._timers, self._initial_delay_s)
+        session_s, rebalance_s = session_timeout_ms / 1000, rebalance_timeout_ms / 1000
+        if member_id:
+            return group.join_known(Member(member_id, instance_id, metadata, session_s, rebalance_s))
+        member_id = f"{instance_id or client}-{self._rng.getrandbits(64):016x}"
+        if instance_id is None:
+            group.expect(member_id, session_s)
+            raise Refused(79, "join again with the given member id", member_id)
+        return group.join_new(Member(member_id, instance_id, metadata, session_s, rebalance_s))
+
+    def sync(self, m: Membership, assignments: Mapping[str, bytes]) -> SyncFuture:
+        return self._known(m).sync(m.member_id, m.instance_id, m.generation, assignments)
+
+    def heartbeat(self, m: Membership) -> None:
+        self._known(m).heartbeat(m.member_id, m.instance_id, m.generation)
+
+    def leave(self, m: Membership) -> None:
+        self._known(m).leave(m.member_id, m.instance_id)
+
+    def describe(self, name: str) -> GroupInfo:
+        group = self._groups.get(name)
+        if group is not None:
+            return group.describe()
+        return GroupInfo(EMPTY if name in self._offsets else "Dead", ())
+
+    # -- offsets
+
+    def commit_in_transaction(self, producer_id: int, m: Membership, offsets: Mapping[TP, int]) -> None:
+        """TxnOffsetCommit with the fence of KIP-447."""
+        group = self._groups.get(m.group)
+        if group is None:
+            raise Refused(22, f"the group {m.group} does not exist")
+        group.validate(m.member_id, m.instance_id, m.generation)
+        self._refuse_unknown(offsets)
+        pending = self._of(m.group).pending.setdefault(producer_id, {})
+        for tp, offset in offsets.items():
+            pending[tp] = (self._place(), offset)
+
+    def end_transaction(self, name: str, producer_id: int, *, commit: bool) -> None:
+        own = self._of(name)
+        for tp, entry in own.pending.pop(producer_id, {}).items():
+            if commit and entry > own.visible.get(tp, (-1, -1)):
+                own.visible[tp] = entry
+
+    def set_offsets(self, name: str, offsets: Mapping[TP, int]) -> None:
+        """OffsetCommit of somebody who is not a member: only while there are none."""
+        group = self._groups.get(name)
+        if group is not None and group.state != EMPTY:
+            raise Refused(25, f"the group {name} is not empty: {group.state}")
+        self._refuse_unknown(offsets)
+        own = self._of(name)
+        for tp, offset in offsets.items():
+            own.visible[tp] = (self._place(), offset)
+
+    def stable_offsets(self, name: str, tps: Sequence[TP]) -> dict[TP, int]:
+        own = self._offsets.get(name)
+        if own is None:
+            return dict.fromkeys(tps, -1)
+        for tp in tps:
+            if any(tp in pending for pending in own.pending.values()):
+                raise Refused(88, f"a transaction holds an offset of {tp.topic}-{tp.partition}")
+        return {tp: own.visible[tp][1] if tp in own.visible else -1 for tp in tps}
+
+    def forget_topics(self, names: Iterable[str]) -> None:
+        """Offsets of a deleted topic go with it."""
+        gone = set(names)
+        for own in self._offsets.values():
+            for store in (own.visible, *own.pending.values()):
+                for tp in [tp for tp in store if tp.topic in gone]:
+                    del store[tp]
+
+    # -- within
+
+    def _known(self, m: Membership) -> Group:
+        group = self._groups.get(m.group)
+        if group is None:
+            raise Refused(25, f"the group {m.group} does not exist")
+        return group
+
+    def _of(self, name: str) -> _Offsets:
+        return self._offsets.setdefault(name, _Offsets())
+
+    def _place(self) -> int:
+        self._places += 1
+        return self._places
+
+    def _refuse_unknown(self, offsets: Mapping[TP, int]) -> None:
+        for tp in offsets:
+            if not self._exists(tp):
+                raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
