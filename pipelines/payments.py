@@ -12,5 +12,6 @@ pipeline = Pipeline(
     dedup=Dedup("id", window=timedelta(days=7)),
     agent=settle,
     tables=[balances],
-    sink=Topic("settlements", key=str, value=Settlement),
+    # A ledger is kept for good: Kafka would delete settlements after a week.
+    sink=Topic("settlements", key=str, value=Settlement, configs={"retention.ms": "-1"}),
 )
