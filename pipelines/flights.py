@@ -9,8 +9,8 @@ from tables.flights import airport_hour_delays, carrier_delays, route_delays
 pipeline = Pipeline(
     "flights",
     source=Topic("flights", key=str, value=FlightEvent),
-    # The year's longest silence is seven hours and the latest redelivery comes after 36: within a week on
-    # both counts, so that no event is late and stream time never jumps.
+    # The latest redelivery comes after 36 hours, and in up to 32 partitions none is silent for more than a day:
+    # within a week on both counts, so that no event is late and stream time never jumps.
     dedup=Dedup("id", window=timedelta(days=7)),
     agent=watch_delays,
     tables=[carrier_delays, route_delays, airport_hour_delays],

@@ -4,10 +4,12 @@ import csv
 import io
 import zipfile
 from collections import Counter
+from functools import cache
 from itertools import islice, pairwise
 
 import orjson
 import pytest
+from aiokafka.partitioner import murmur2
 
 from feeds import flights
 
@@ -35,6 +37,19 @@ def test_events_come_in_order_of_their_time(year):
 def test_no_event_is_more_than_seven_hours_behind_the_one_before(year):
     gaps = [flights.time_ms(after["time"]) - flights.time_ms(before["time"]) for before, after in pairwise(year)]
     assert max(gaps) < 7 * 3_600_000
+
+
+@pytest.mark.parametrize(("partitions", "hours"), [(4, 8), (32, 24)])
+def test_no_partition_is_silent_for_long(year, partitions, hours):
+    newest = {}
+    longest_ms = 0
+    partition_of = cache(lambda key: (murmur2(key) & 0x7FFFFFFF) % partitions)
+    for record in flights.records(year):
+        partition = partition_of(record.key)
+        longest_ms = max(longest_ms, record.timestamp_ms - newest.get(partition, record.timestamp_ms))
+        newest[partition] = record.timestamp_ms
+    assert len(newest) == partitions
+    assert longest_ms <= hours * 3_600_000
 
 
 def test_the_year_has_16_carriers_and_224_routes(year):
