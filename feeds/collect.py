@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -44,9 +45,17 @@ async def committed(broker: str, topic: str) -> AsyncIterator[ConsumerRecord]:
         await consumer.stop()
 
 
-async def outputs(broker: str, topic: str) -> list[tuple[str, dict[str, object]]]:
-    """The committed outputs as `truth.compare_outputs` takes them: (key, value)."""
-    return [(record.key.decode(), orjson.loads(record.value)) async for record in committed(broker, topic)]
+async def outputs(broker: str, topic: str) -> list[tuple[str, dict[str, Any]]]:
+    """The committed outputs as `truth.compare_outputs` takes them: (key, value).
+
+    ValueError for a record without key or value, which none of our pipelines writes.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    async for record in committed(broker, topic):
+        if record.key is None or record.value is None:
+            raise ValueError(f"{topic}[{record.partition}] has no key or no value at offset {record.offset}")
+        found.append((record.key.decode(), orjson.loads(record.value)))
+    return found
 
 
 async def _partitions(broker: str, topic: str) -> list[TopicPartition]:

@@ -35,8 +35,7 @@ CONFLICT_MS = (MINUTE_MS, 12 * HOUR_MS)
 LATEST_MS = LATE_MS[1]
 
 # Lengths of the stretches in records; the longest is also how far back they reach.
-BURST = (20, 200)
-DISORDERED = (5, 50)
+LENGTHS: dict[Kind, tuple[int, int]] = {"burst": (20, 200), "disordered": (5, 50)}
 
 
 class Delivery(NamedTuple):
@@ -64,7 +63,7 @@ def redeliver(
         raise ValueError(f"share={share}: a number from 0 to 1 is needed")
     random = Random(seed)
     steps = _thresholds(share)
-    recent: deque[Record] = deque(maxlen=BURST[1])
+    recent: deque[Record] = deque(maxlen=LENGTHS["burst"][1])
     waiting: list[tuple[int, int, Delivery]] = []
 
     for number, record in enumerate(records):
@@ -83,11 +82,12 @@ def redeliver(
         elif kind == "conflict":
             due_ms = record.timestamp_ms + random.randint(*CONFLICT_MS)
             heappush(waiting, (due_ms, number, Delivery(kind, record._replace(value=altered(record.value, random)))))
-        elif kind is not None:
-            stretch = list(recent)[-random.randint(*(BURST if kind == "burst" else DISORDERED)) :]
+        elif kind in ("burst", "disordered"):
+            stretch = list(recent)[-random.randint(*LENGTHS[kind]) :]
             if kind == "disordered":
                 random.shuffle(stretch)
-            yield from (Delivery(kind, again) for again in stretch)
+            for again in stretch:
+                yield Delivery(kind, again)
 
     while waiting:
         yield heappop(waiting)[2]
@@ -98,7 +98,7 @@ def _thresholds(share: float) -> list[tuple[Kind, float]]:
     steps: list[tuple[Kind, float]] = []
     below = 0.0
     for kind, part in MIX.items():
-        shortest, longest = {"burst": BURST, "disordered": DISORDERED}.get(kind, (1, 1))
+        shortest, longest = LENGTHS.get(kind, (1, 1))
         below += share * part / ((shortest + longest) / 2)
         steps.append((kind, below))
     return steps
