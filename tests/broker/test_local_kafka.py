@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -141,3 +146,32 @@ def test_the_shared_cluster_has_three_brokers(kafka_cluster: LocalKafka) -> None
 def test_a_topic_prefix_is_named_after_its_test(topic_prefix: str) -> None:
     assert topic_prefix.startswith("test-a-topic-prefix-is-named-after-its-t-")
     assert len(topic_prefix) <= 50
+
+
+def semel_kafka(folder: Path, *arguments: str) -> tuple[int, Any]:
+    """Exit code and JSON of `semel kafka ARGUMENTS`, run in a folder."""
+    command = [sys.executable, "-c", "from semel.cli import main; main()", "kafka", *arguments, "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def test_the_command_starts_a_kafka_that_outlives_it_and_stops_it(tmp_path: Path) -> None:
+    (port,) = ports.choose(1)
+    assert semel_kafka(tmp_path, "status")[0] == 3
+    try:
+        code, started = semel_kafka(tmp_path, "start", "--port", str(port))
+        assert (code, started["bootstrap"]) == (0, f"127.0.0.1:{port}")
+
+        code, again = semel_kafka(tmp_path, "start")
+        assert (code, again) == (0, started)
+        assert semel_kafka(tmp_path, "status") == (0, started)
+
+        code, message = semel_kafka(tmp_path, "start", "--data", "elsewhere", "--port", str(port))
+        assert code == 1
+        assert f"Port {port} " in message
+        code, message = semel_kafka(tmp_path, "start", "--version", "3.9")
+        assert code == 1
+        assert "holds Kafka 4.1.1" in message
+    finally:
+        assert semel_kafka(tmp_path, "stop") == (0, {"stopped": 1})
+    assert semel_kafka(tmp_path, "status")[0] == 3

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from semel.local.process import ProcessId, end, launch, start_time
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+DEAF = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
+]
+
+
+def test_a_process_is_alive_until_it_is_ended(tmp_path: Path) -> None:
+    process = launch(SLEEP, tmp_path / "log", detached=False)
+    assert process.alive
+    end([process], grace_s=5)
+    assert not process.alive
+
+
+def test_one_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+    process = launch(DEAF, tmp_path / "log", detached=False)
+    while "deaf" not in (tmp_path / "log").read_text():
+        time.sleep(0.01)
+    began = time.monotonic()
+    end([process], grace_s=0.2)
+    assert not process.alive
+    assert time.monotonic() - began >= 0.2
+
+
+def test_a_reused_pid_is_another_process_and_is_not_ended() -> None:
+    stranger = ProcessId(os.getpid(), "1")
+    assert not stranger.alive
+    end([stranger], grace_s=0)
+    assert start_time(os.getpid()) is not None
+
+
+def test_a_process_nobody_waited_for_counts_as_gone(tmp_path: Path) -> None:
+    process = launch([sys.executable, "-c", "pass"], tmp_path / "log", detached=False)
+    deadline = time.monotonic() + 10
+    while process.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_output_and_errors_go_to_the_log(tmp_path: Path) -> None:
+    code = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
+    process = launch([sys.executable, "-c", code], tmp_path / "log", detached=True)
+    end([process], grace_s=0)
+    process = launch([sys.executable, "-c", code], tmp_path / "log", detached=True)
+    deadline = time.monotonic() + 10
+    while process.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (tmp_path / "log").read_text().endswith("out\nerr\n")
