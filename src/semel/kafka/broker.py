@@ -12,7 +12,7 @@ from semel.kafka.transactions import TransactionCalls
 
 
 class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls):
-    """`semel.port.Broker` on Kafka 3.0 and later. Create it inside a running event loop.
+    """`semel.port.Broker` on Kafka 3.0 and later.
 
     `bootstrap` is `host:port,host:port`. Every method ends within `rpc_timeout_ms`, plus what it is asked to
     wait for: `max_wait_ms` of a fetch, the rebalance timeout of joining and syncing. `compression` (none, gzip,
@@ -37,5 +37,5 @@ class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls):
         await self._client.start()
 
     async def close(self) -> None:
-        """Close every connection; calls still waiting are lost."""
+        """Close every connection, for good; calls still waiting are lost."""
         await self._client.close()

@@ -42,14 +42,14 @@ class Client:
         self._connections: dict[tuple[Address, str], Connection] = {}
         self._unreachable: set[Address] = set()
         self._lookup = asyncio.Lock()
+        self._closed = False
 
     async def start(self) -> None:
         await self.metadata((), self.deadline())
 
     async def close(self) -> None:
-        connections = list(self._connections.values())
-        self._connections.clear()
-        await asyncio.gather(*(connection.close() for connection in connections))
+        self._closed = True
+        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
 
     def deadline(self, extra_ms: int = 0) -> float:
         return asyncio.get_running_loop().time() + (self.rpc_timeout_ms + extra_ms) / 1000
@@ -161,7 +161,7 @@ class Client:
     def _connection(self, address: Address, purpose: str) -> Connection:
         connection = self._connections.get((address, purpose))
         if connection is None:
-            connection = Connection(address, self._client_id, self._options)
+            connection = Connection(address, self._client_id, self._options, closed=self._closed)
             self._connections[address, purpose] = connection
         return connection
 

@@ -43,14 +43,14 @@ class Connection:
     is cancelled closes it too unless others wait on it; aiokafka drops the answer to a cancelled call.
     """
 
-    def __init__(self, address: Address, client_id: str, options: dict[str, Any]) -> None:
+    def __init__(self, address: Address, client_id: str, options: dict[str, Any], *, closed: bool = False) -> None:
         self.address = address
         self._client_id = client_id
         self._options = options
         self._socket: Any = None
         self._opening = asyncio.Lock()
         self._waiting = 0
-        self._closed = False
+        self._closed = closed
 
     @property
     def is_open(self) -> bool:

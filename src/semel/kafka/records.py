@@ -7,6 +7,7 @@ fetch began in the middle of a batch.
 # pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from semel.errors import ConfigError
+from semel.kafka.tolerant import read_batch
 from semel.port import Producer, Record
 
 CORRUPT_MESSAGE = 2
@@ -24,6 +26,8 @@ UNSUPPORTED_COMPRESSION_TYPE = 76
 
 _CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _MAGIC = 2
+_LOG_OVERHEAD = 12
+_BATCH_LENGTH = struct.Struct(">i")
 
 
 def codec_number(compression: str | None) -> int:
@@ -85,38 +89,55 @@ def read(
     position = offset
     if not data:
         return records, position, 0
-    pending = sorted(aborted, key=_first_offset, reverse=True) if aborted else []
-    aborting: set[int] = set()
+    transactions = _AbortedTransactions(aborted or ())
     batches = MemoryRecords(data)
+    at = 0
     try:
         while batches.has_next():
             # Typed as one of two classes by aiokafka; the legacy one (magic 0 and 1) has no producer.
             batch: Any = batches.next_batch()
+            start, at = at, at + _LOG_OVERHEAD + _BATCH_LENGTH.unpack_from(data, at + 8)[0]
             if not batch.validate_crc():
                 raise CorruptRecordException
-            end: int = batch.next_offset
-            while pending and pending[-1][1] < end:
-                aborting.add(pending.pop()[0])
-            if batch.is_control_batch:
-                if aborting and ControlRecord.parse(next(batch).key) == ABORT_MARKER:
-                    # An abort marker can stand alone: its transaction wrote nothing to this partition.
-                    aborting.discard(batch.producer_id)
-            elif not (aborting and batch.is_transactional and batch.producer_id in aborting):
-                _add(records, batch, offset)
-            position = max(position, end)
+            if not transactions.hide(batch) and not batch.is_control_batch:
+                found = _records(batch, data, start, at)
+                if found and found[0].offset < offset:
+                    found = [record for record in found if record.offset >= offset]
+                records += found
+            position = max(position, batch.next_offset)
     except UnsupportedCodecError:
         return records, position, 0 if position > offset else UNSUPPORTED_COMPRESSION_TYPE
-    except (CorruptRecordException, ValueError, IndexError, StopIteration):
+    except (CorruptRecordException, ValueError, IndexError):
         return records, position, 0 if position > offset else CORRUPT_MESSAGE
     return records, position, 0
 
 
+def _records(batch: Any, data: bytes, start: int, end: int) -> list[Record]:
+    try:
+        return cast("list[Record]", list(batch))
+    except UnicodeDecodeError:
+        return cast("list[Record]", read_batch(data[start:end], batch))
+
+
+class _AbortedTransactions:
+    """Which batches an aborted transaction wrote. Asks to see every batch of the set, in order."""
+
+    def __init__(self, transactions: Sequence[tuple[int, int]]) -> None:
+        self._ahead = sorted(transactions, key=_first_offset, reverse=True)
+        self._open: set[int] = set()
+
+    def hide(self, batch: Any) -> bool:
+        while self._ahead and self._ahead[-1][1] < batch.next_offset:
+            self._open.add(self._ahead.pop()[0])
+        if batch.producer_id not in self._open:
+            return False
+        if not batch.is_control_batch:
+            return batch.is_transactional
+        marker = next(batch, None)  # compaction can empty a control batch
+        if marker is not None and ControlRecord.parse(marker.key) == ABORT_MARKER:
+            self._open.discard(batch.producer_id)
+        return True
+
+
 def _first_offset(transaction: tuple[int, int]) -> int:
     return transaction[1]
-
-
-def _add(records: list[Record], batch: Any, offset: int) -> None:
-    found = cast("list[Record]", list(batch))
-    if found and found[0].offset < offset:
-        found = [record for record in found if record.offset >= offset]
-    records += found

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from semel.kafka import KafkaBroker
+from semel.kafka.client import in_parallel
+from semel.kafka.codes import NAMES, describe, severity
+from semel.port import RpcError, RpcLost
+
+
+@pytest.fixture
+async def silent_server() -> AsyncIterator[int]:
+    """A port that accepts connections and never says a word, as a stopped broker's does."""
+    connected: list[asyncio.StreamWriter] = []
+
+    async def keep(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(writer)
+
+    server = await asyncio.start_server(keep, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for writer in connected:
+        writer.close()
+
+
+@pytest.fixture
+def refusing_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+async def test_no_broker_is_a_loss_of_something_never_sent(refusing_port: int) -> None:
+    broker = KafkaBroker(f"127.0.0.1:{refusing_port}")
+    with pytest.raises(RpcLost, match=f"Metadata got no answer: 127.0.0.1:{refusing_port}") as lost:
+        await broker.start()
+    assert lost.value.sent is False
+    await broker.close()
+
+
+async def test_silence_ends_at_the_rpc_bound(silent_server: int) -> None:
+    broker = KafkaBroker(f"127.0.0.1:{silent_server}", rpc_timeout_ms=200)
+    began = time.monotonic()
+    with pytest.raises(RpcLost, match="no connection in time") as lost:
+        await broker.start()
+    assert lost.value.sent is False
+    assert 0.15 < time.monotonic() - began < 1.0
+    await broker.close()
+
+
+async def test_every_address_has_its_turn_within_one_bound(silent_server: int, refusing_port: int) -> None:
+    addresses = f"127.0.0.1:{silent_server},localhost:{silent_server},127.0.0.1:{refusing_port}"
+    broker = KafkaBroker(addresses, rpc_timeout_ms=400)
+    began = time.monotonic()
+    with pytest.raises(RpcLost) as lost:
+        await broker.start()
+    assert time.monotonic() - began < 1.0
+    assert all(address in lost.value.detail for address in addresses.split(","))
+    await broker.close()
+
+
+async def test_a_server_that_is_no_kafka_is_a_loss_too() -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\0\4SSH-")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    broker = KafkaBroker(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", rpc_timeout_ms=500)
+    with pytest.raises(RpcLost):
+        await broker.start()
+    await broker.close()
+    server.close()
+
+
+async def test_a_cancelled_start_leaves_nothing_behind(silent_server: int) -> None:
+    before = asyncio.all_tasks()
+    broker = KafkaBroker(f"127.0.0.1:{silent_server}")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(broker.start(), 0.05)
+    await broker.close()
+    await asyncio.sleep(0.01)
+    assert {task for task in asyncio.all_tasks() - before if "silent_server" not in repr(task)} == set()
+
+
+async def test_a_closed_client_sends_nothing(silent_server: int) -> None:
+    broker = KafkaBroker(f"127.0.0.1:{silent_server}")
+    await broker.close()
+    with pytest.raises(RpcLost, match="the client is closed") as lost:
+        await broker.broker_count()
+    assert lost.value.sent is False
+
+
+async def answer(value: int | Exception) -> int:
+    await asyncio.sleep(0)
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+LOST = RpcLost("Produce", "cut", sent=True)
+UNSENT = RpcLost("Produce", "refused", sent=False)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ([1, RpcError("Produce", 6), RpcError("Produce", 10)], 10),
+        ([RpcError("Produce", 47), RpcError("Produce", 10), LOST], 47),
+        ([RpcError("Produce", 55), RpcError("Produce", 6)], 6),
+        ([RpcError("Produce", 999), RpcError("Produce", 6)], 999),
+    ],
+)
+async def test_the_worst_of_several_refusals_decides(outcomes: list[int | Exception], code: int) -> None:
+    with pytest.raises(RpcError) as refused:
+        await in_parallel("Produce", [answer(outcome) for outcome in outcomes])
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "sent"),
+    [([LOST, RpcError("Produce", 10)], True), ([UNSENT, UNSENT], False), ([1, UNSENT], True), ([UNSENT, LOST], True)],
+)
+async def test_a_loss_outweighs_a_refusal_and_counts_as_sent_if_anything_was(
+    outcomes: list[int | Exception], sent: bool
+) -> None:
+    with pytest.raises(RpcLost) as lost:
+        await in_parallel("Produce", [answer(outcome) for outcome in outcomes])
+    assert lost.value.sent is sent
+
+
+async def test_all_answers_come_in_the_order_of_the_requests() -> None:
+    assert await in_parallel("Produce", [answer(1), answer(2)]) == [1, 2]
+
+
+def test_codes_aiokafka_does_not_know_have_their_names() -> None:
+    names = [NAMES[code] for code in (74, 76, 82, 87, 88, 90, 120)]
+    assert names == [
+        "FENCED_LEADER_EPOCH",
+        "UNSUPPORTED_COMPRESSION_TYPE",
+        "FENCED_INSTANCE_ID",
+        "INVALID_RECORD",
+        "UNSTABLE_OFFSET_COMMIT",
+        "PRODUCER_FENCED",
+        "TRANSACTION_ABORTABLE",
+    ]
+    assert describe(19, "too few", at="t-3") == "NOT_ENOUGH_REPLICAS at t-3: too few"
+    assert describe(999) == "not in semel's table of error codes"
+
+
+def test_a_refusal_weighs_more_than_a_delay_and_fencing_most() -> None:
+    assert severity(90) > severity(10) > severity(51) > severity(55)
