@@ -23,13 +23,16 @@ class TableInfo(NamedTuple):
 
 
 class TableRow(NamedTuple):
+    """`raw`: the key's bytes as the store orders them; paging goes by it, also across workers."""
+
     key: Any
     value: Any
     partition: int
+    raw: bytes
 
 
 class Page(NamedTuple):
-    """`next`: the raw key to go on from in the same partition, None at the end of it."""
+    """`next`: the raw key to go on from in the same partition (the last row's), None at the end of it."""
 
     rows: tuple[TableRow, ...]
     next: bytes | None
@@ -63,7 +66,8 @@ class WorkerView(Protocol):
     def tables(self) -> Sequence[TableInfo]: ...
 
     def key(self, table: str, text: str) -> Any:
-        """A key as it stands in a URL -> the table's key type. KeyError: no such table; DecodeError: not a key of that type."""
+        """A key as it stands in a URL -> the table's key type.
+        KeyError: no such table; DecodeError: not a key of that type."""
         ...
 
     def partition_of(self, table: str, key: Any) -> int | None:
