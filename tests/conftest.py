@@ -34,6 +34,7 @@ class RunningKafka:
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka | RunningKafka]:
     """Kafka 4.1, one broker, warm: `.bootstrap`. A test that kills it leaves it running again."""
     if bootstrap := os.environ.get("SEMEL_TEST_BOOTSTRAP"):
+        _warm(bootstrap, replicas=1)
         yield RunningKafka(bootstrap)
     else:
         yield from _started(tmp_path_factory.mktemp("kafka41"), jars.NEWEST)
@@ -90,16 +91,20 @@ def _started(data_dir: Path, version: str, brokers: int = 1) -> Iterator[LocalKa
     cluster = LocalKafka(data_dir, version=version, brokers=brokers)
     cluster.start()
     try:
-        # pytest-asyncio owns this thread's event loop.
-        with ThreadPoolExecutor(1) as elsewhere:
-            elsewhere.submit(asyncio.run, _warm(cluster.bootstrap, replicas=brokers)).result(timeout=60)
+        _warm(cluster.bootstrap, replicas=brokers)
         yield cluster
     finally:
         cluster.stop(grace_s=2.0)
 
 
-async def _warm(bootstrap: str, replicas: int) -> None:
+def _warm(bootstrap: str, replicas: int) -> None:
     """The first transaction and the first group of a broker create internal topics; no test should pay for it."""
+    # pytest-asyncio owns this thread's event loop.
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(asyncio.run, _first_group_and_transaction(bootstrap, replicas)).result(timeout=60)
+
+
+async def _first_group_and_transaction(bootstrap: str, replicas: int) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:

@@ -8,8 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+# The kernel takes the *thread* that started a process for its parent when it sends the parent-death signal, and a
+# caller's thread may end long before the process does. This one stays until the interpreter leaves.
+_parent = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-kafka-parent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +52,27 @@ def _start_time_by_ps(pid: int) -> str | None:
 def launch(command: Sequence[str], log: Path, *, detached: bool) -> ProcessId:
     """Start a process in a session of its own, its output appended to `log`.
 
-    One that is not detached is killed when the calling thread ends, so that an aborted test run leaves nothing behind
-    (Linux only: elsewhere it stays).
+    One that is not detached is killed when this Python process ends, however it ends, so that an aborted test run
+    leaves nothing behind (Linux only: elsewhere it stays).
     """
     guard = shutil.which("setpriv")
     if not detached and guard is not None:
         command = [guard, "--pdeathsig", "KILL", *command]
+    process = _parent.submit(_open, command, log).result()
+    # The process is known by its pid from here on, in whichever process asks; nobody waits on the Popen object.
+    process.returncode = 0
+    return ProcessId(process.pid, start_time(process.pid) or "gone")
+
+
+def _open(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # The process is known by its pid from here on, in whichever process asks; nobody waits on the Popen object.
-    process.returncode = 0
-    return ProcessId(process.pid, start_time(process.pid) or "gone")
 
 
 def end(processes: Sequence[ProcessId], grace_s: float) -> None:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from semel.local.process import ProcessId, end, launch, start_time
 
@@ -13,6 +18,13 @@ DEAF = [
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
 ]
+
+
+def wait_until_gone(process: ProcessId) -> None:
+    deadline = time.monotonic() + 10
+    while process.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_process_is_alive_until_it_is_ended(tmp_path: Path) -> None:
@@ -41,10 +53,7 @@ def test_a_reused_pid_is_another_process_and_is_not_ended() -> None:
 
 def test_a_process_nobody_waited_for_counts_as_gone(tmp_path: Path) -> None:
     process = launch([sys.executable, "-c", "pass"], tmp_path / "log", detached=False)
-    deadline = time.monotonic() + 10
-    while process.alive:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until_gone(process)
 
 
 def test_output_and_errors_go_to_the_log(tmp_path: Path) -> None:
@@ -52,8 +61,37 @@ def test_output_and_errors_go_to_the_log(tmp_path: Path) -> None:
     process = launch([sys.executable, "-c", code], tmp_path / "log", detached=True)
     end([process], grace_s=0)
     process = launch([sys.executable, "-c", code], tmp_path / "log", detached=True)
-    deadline = time.monotonic() + 10
-    while process.alive:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until_gone(process)
     assert (tmp_path / "log").read_text().endswith("out\nerr\n")
+
+
+def test_a_process_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
+    started: list[ProcessId] = []
+    thread = threading.Thread(target=lambda: started.append(launch(SLEEP, tmp_path / "log", detached=False)))
+    thread.start()
+    thread.join()
+    time.sleep(0.1)
+    assert started[0].alive
+    end(started, grace_s=5)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (Linux)")
+@pytest.mark.parametrize("detached", [False, True])
+def test_only_a_detached_process_outlives_a_killed_owner(tmp_path: Path, detached: bool) -> None:
+    owner = f"""
+import os, signal
+from pathlib import Path
+from semel.local.process import launch
+process = launch({SLEEP!r}, Path({str(tmp_path / "log")!r}), detached={detached})
+print(process.pid, process.started, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    told = subprocess.run([sys.executable, "-c", owner], capture_output=True, text=True, timeout=60, check=False).stdout
+    pid, started = told.split()
+    process = ProcessId(int(pid), started)
+    if detached:
+        time.sleep(0.2)
+        assert process.alive
+        end([process], grace_s=5)
+    else:
+        wait_until_gone(process)
