@@ -126,7 +126,7 @@ class Connection:
             socket.close()
             raise RpcLost(api, "the client is closed", sent=False)
         try:
-            _check_versions(self.address, socket._versions)
+            check_versions(self.address, socket._versions)
         except RpcError:
             socket.close()
             raise
@@ -142,7 +142,8 @@ def _refused_login(error: BrokerResponseError) -> RpcError:
     return RpcError("SaslAuthenticate", error.errno, describe(error.errno, str(error)))
 
 
-def _check_versions(address: Address, versions: Versions) -> None:
+def check_versions(address: Address, versions: Versions) -> None:
+    """RpcError 35 where the broker lacks a request in the version we speak."""
     missing = [f"{api.name} v{api.version}" for api in apis.ALL if not api.supported_by(versions)]
     if missing:
         raise RpcError(

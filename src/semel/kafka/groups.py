@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from semel.kafka import apis
 from semel.kafka.client import ADMIN, HEARTBEAT, REBALANCE, Calls, by_topic, partitions_by_topic
 from semel.kafka.cluster import Kind
+from semel.kafka.consumer_protocol import assigned_data, assignment, subscribed_metadata, subscription
 from semel.kafka.wire import Answer, Call
 from semel.port import TP, GroupInfo, GroupMember, Joined, MemberIdRequired, Membership
 
@@ -30,7 +31,9 @@ class GroupCalls(Calls):
         *,
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
+        topics: Sequence[str] = (),
     ) -> Joined:
+        """`topics` are those the group reads: the broker lets offsets of others expire, also of a living group."""
         self._rebalance_timeouts_ms[group] = rebalance_timeout_ms
         call = apis.JOIN_GROUP(
             group,
@@ -39,14 +42,19 @@ class GroupCalls(Calls):
             member_id,
             instance_id,
             _PROTOCOL_TYPE,
-            [(_PROTOCOL, metadata)],
+            [(_PROTOCOL, subscription(metadata, topics))],
         )
         answer = await self._ask(group, call, REBALANCE, rebalance_timeout_ms)
         _, code, generation, _, leader, assigned_id, members = answer
         if code == _MEMBER_ID_REQUIRED:
             raise MemberIdRequired(assigned_id)
         self._check_group(call, code, group)
-        return Joined(generation, assigned_id, leader, tuple(GroupMember(*member) for member in members))
+        return Joined(
+            generation,
+            assigned_id,
+            leader,
+            tuple(GroupMember(member, instance, subscribed_metadata(data)) for member, instance, data in members),
+        )
 
     async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes:
         """Waits for the leader's assignment: up to the rebalance timeout of this group's last `join_group`."""
@@ -55,12 +63,12 @@ class GroupCalls(Calls):
             membership.generation,
             membership.member_id,
             membership.instance_id,
-            list(assignments.items()),
+            [(member, assignment(data)) for member, data in assignments.items()],
         )
         wait_ms = self._rebalance_timeouts_ms.get(membership.group, _DEFAULT_REBALANCE_TIMEOUT_MS)
-        _, code, assignment = await self._ask(membership.group, call, REBALANCE, wait_ms)
+        _, code, data = await self._ask(membership.group, call, REBALANCE, wait_ms)
         self._check_group(call, code, membership.group)
-        return assignment
+        return assigned_data(data)
 
     async def heartbeat(self, membership: Membership) -> None:
         call = apis.HEARTBEAT(membership.group, membership.generation, membership.member_id, membership.instance_id)
@@ -81,7 +89,9 @@ class GroupCalls(Calls):
         self._check_group(call, code, group)
         return GroupInfo(
             state,
-            tuple(GroupMember(member_id, instance, metadata) for member_id, instance, _, _, metadata, _ in members),
+            tuple(
+                GroupMember(member, instance, subscribed_metadata(data)) for member, instance, _, _, data, _ in members
+            ),
         )
 
     async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
