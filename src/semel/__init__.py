@@ -1,0 +1,65 @@
+"""semel: stream pipelines on Faust and Kafka in which every event takes effect exactly once per key.
+
+The public names. `import semel as faust` works: names semel does not define are Faust's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semel.dedup import Dedup as Dedup
+    from semel.dedup import content_hash as content_hash
+    from semel.dedup import header as header
+    from semel.errors import Reject as Reject
+    from semel.errors import SemelError as SemelError
+    from semel.event import Event as Event
+    from semel.event import current_event as current_event
+    from semel.faust_.app import App as App
+    from semel.output import Output as Output
+    from semel.pipeline import Pipeline as Pipeline
+    from semel.retry import Retry as Retry
+    from semel.stages.agent import Batch as Batch
+    from semel.table import Table as Table
+    from semel.topic import Topic as Topic
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "App": "semel.faust_.app",
+    "Batch": "semel.stages.agent",
+    "Dedup": "semel.dedup",
+    "Event": "semel.event",
+    "Output": "semel.output",
+    "Pipeline": "semel.pipeline",
+    "Reject": "semel.errors",
+    "Retry": "semel.retry",
+    "SemelError": "semel.errors",
+    "Table": "semel.table",
+    "Topic": "semel.topic",
+    "content_hash": "semel.dedup",
+    "current_event": "semel.event",
+    "header": "semel.dedup",
+}
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    # Names come in when they are asked for: a command that only prints its help need not load Faust.
+    import importlib
+
+    home = _HOMES.get(name)
+    if home is not None:
+        return getattr(importlib.import_module(home), name)
+    if name.startswith("__"):
+        raise AttributeError(name)
+    try:
+        return importlib.import_module(f"semel.{name}")
+    except ModuleNotFoundError as exc:
+        if exc.name != f"semel.{name}":
+            raise
+    faust = importlib.import_module("faust")
+    try:
+        return getattr(faust, name)
+    except AttributeError:
+        raise AttributeError(f"semel has no {name!r}, and faust has none either") from None

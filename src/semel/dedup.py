@@ -1,0 +1,169 @@
+"""Dedup: how an event is known again. The declaration; deciding is in `semel.stages.dedup`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import orjson
+import xxhash
+
+from semel.errors import DeclarationError
+
+Handling = Literal["quarantine", "pass", "drop"]
+_HANDLINGS = ("quarantine", "pass", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderKey:
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    fields: tuple[str, ...]
+
+
+def header(*names: str) -> HeaderKey:
+    """The dedup key is these headers' values together, as in `header("ce_id", "ce_source")`."""
+    if not names:
+        raise DeclarationError("header() needs at least one header name")
+    return HeaderKey(names)
+
+
+def content_hash(*fields: str) -> ContentKey:
+    """The dedup key is a hash over these fields of the value; over the whole value where none is named."""
+    return ContentKey(fields)
+
+
+class Dedup:
+    """An event takes effect once per `key` within `window` of stream time; the first one wins.
+
+    `key`: a field name, a callable of the value, `header(...)` or `content_hash(...)`. `window`: a timedelta.
+    `time`: a field name or a callable of the value for the event time (a datetime, or a number of ms since
+    1970); the record's timestamp unless given. `missing`, `conflict`, `late`: what happens to an event without
+    a key, with a known key and another payload, older than the window: "quarantine" (to the dead letters),
+    "pass" (takes effect, unprotected) or "drop" (counted only). `compare`: the fields, or a callable of the value,
+    whose difference makes a conflict; the value's bytes unless given.
+    """
+
+    def __init__(
+        self,
+        key: str | Callable[[Any], Any] | HeaderKey | ContentKey,
+        *,
+        window: timedelta,
+        time: str | Callable[[Any], Any] | None = None,
+        missing: Handling = "quarantine",
+        conflict: Handling = "quarantine",
+        late: Handling = "quarantine",
+        compare: str | Sequence[str] | Callable[[Any], Any] | None = None,
+    ) -> None:
+        if not isinstance(window, timedelta) or window <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(f"Dedup window is {window!r}; give a timedelta above zero, as timedelta(days=7)")
+        for name, handling in (("missing", missing), ("conflict", conflict), ("late", late)):
+            if handling not in _HANDLINGS:
+                raise DeclarationError(f"Dedup {name}={handling!r}; it takes one of {', '.join(map(repr, _HANDLINGS))}")
+        self.key = key
+        self.window_ms = max(1, int(window.total_seconds() * 1000))
+        self.time = time
+        self.missing: Handling = missing
+        self.conflict: Handling = conflict
+        self.late: Handling = late
+        self.compare = compare
+
+    @property
+    def bucket_ms(self) -> int:
+        """Marks are kept in buckets of a quarter of the window: few to ask, few expired ones kept."""
+        return max(1, self.window_ms // 4)
+
+    def key_reader(self) -> Callable[[Any, Any], bytes | None]:
+        """(value, record) -> the key as bytes, None where the event has none."""
+        key = self.key
+        if isinstance(key, HeaderKey):
+            return _header_reader(key.names)
+        if isinstance(key, ContentKey):
+            pick = _picker(key.fields) if key.fields else None
+            return lambda value, record: xxhash.xxh3_128_digest(_canonical(pick(value) if pick else value))
+        read = field_reader(key) if isinstance(key, str) else key
+
+        def by_value(value: Any, record: Any) -> bytes | None:
+            found = read(value)
+            if type(found) is str:
+                return found.encode() or None
+            return None if found is None else key_bytes(found)
+
+        return by_value
+
+    def time_reader(self) -> Callable[[Any, Any], int] | None:
+        """(value, record) -> event time in ms; None where the record's timestamp is it."""
+        if self.time is None:
+            return None
+        read = field_reader(self.time) if isinstance(self.time, str) else self.time
+
+        def by_value(value: Any, record: Any) -> int:
+            found = read(value)
+            if isinstance(found, datetime):
+                return int(found.timestamp() * 1000)
+            if isinstance(found, str):
+                return int(datetime.fromisoformat(found).timestamp() * 1000)
+            return int(found)
+
+        return by_value
+
+    def payload_reader(self) -> Callable[[Any, Any], int]:
+        """(value, record) -> 64-bit hash of what must agree between an event and its redelivery."""
+        compare = self.compare
+        if compare is None:
+            return lambda value, record: xxhash.xxh3_64_intdigest(record.value or b"")
+        pick = compare if callable(compare) else _picker((compare,) if isinstance(compare, str) else tuple(compare))
+        return lambda value, record: xxhash.xxh3_64_intdigest(_canonical(pick(value)))
+
+    def shape(self) -> dict[str, Any]:
+        """What the stored marks depend on: a change of it is a change of state (protocol rule 24)."""
+        described = self.key if isinstance(self.key, (str, HeaderKey, ContentKey)) else "callable"
+        return {"key": str(described), "window_ms": self.window_ms}
+
+
+def field_reader(name: str) -> Callable[[Any], Any]:
+    """Reads a field of a dict or an attribute of an object; None where it is absent."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value.get(name)  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+        return getattr(value, name, None)
+
+    return read
+
+
+def _picker(fields: tuple[str, ...]) -> Callable[[Any], Any]:
+    readers = [field_reader(f) for f in fields]
+    return lambda value: [read(value) for read in readers]
+
+
+def _header_reader(names: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]:
+    def read(value: Any, record: Any) -> bytes | None:
+        headers: dict[str, bytes | None] = dict(record.headers)
+        parts = [headers.get(name) for name in names]
+        if any(part is None or part == b"" for part in parts):
+            return None
+        if len(parts) == 1:
+            return parts[0]
+        # Lengths keep ("a", "bc") apart from ("ab", "c").
+        return b"".join(len(part or b"").to_bytes(4, "big") + (part or b"") for part in parts)
+
+    return read
+
+
+def key_bytes(found: Any) -> bytes:
+    """A dedup key as bytes; ids of different types never meet (a str "5" is not the int 5)."""
+    if isinstance(found, str):
+        return found.encode()
+    if isinstance(found, bytes):
+        return b"\x00b" + found
+    return b"\x00j" + orjson.dumps(found, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+
+
+def _canonical(value: Any) -> bytes:
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)

@@ -1,0 +1,47 @@
+"""Event: a record with its value decoded, as `stream.events()` and `semel.current_event()` give it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semel.hand import in_hand
+from semel.port import Record
+
+
+class Event:
+    """`key` is the raw record key; `headers` a dict; `timestamp` in ms; (`topic`, `partition`, `offset`) is its position."""
+
+    __slots__ = ("partition", "record", "topic", "value")
+
+    def __init__(self, value: Any, record: Record, topic: str, partition: int) -> None:
+        self.value = value
+        self.record = record
+        self.topic = topic
+        self.partition = partition
+
+    @property
+    def key(self) -> bytes | None:
+        return self.record.key
+
+    @property
+    def headers(self) -> dict[str, bytes | None]:
+        return dict(self.record.headers)
+
+    @property
+    def timestamp(self) -> int:
+        return self.record.timestamp
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset
+
+    def __repr__(self) -> str:
+        return f"Event({self.topic}[{self.partition}]@{self.offset}, {self.value!r:.80})"
+
+
+def current_event() -> Event | None:
+    """The event in hand, inside an agent; None elsewhere."""
+    hand = in_hand.get()
+    if hand is None or not hand.holding:
+        return None
+    return hand.task.event_in_hand(hand)

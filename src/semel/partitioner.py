@@ -1,0 +1,59 @@
+"""Which partition a key belongs to: murmur2, as Java's default partitioner (KIP-480 leaves keyed records to it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+
+_words: dict[int, Callable[[bytes], tuple[int, ...]]] = {}
+_MASK = 0xFFFFFFFF
+_M = 0x5BD1E995
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's 32-bit murmur2 of `data`, unsigned (org.apache.kafka.common.utils.Utils.murmur2)."""
+    length = len(data)
+    words = length >> 2
+    unpack = _words.get(words)
+    if unpack is None:
+        unpack = _words[words] = Struct(f"<{words}I").unpack_from
+    h = 0x9747B28C ^ length
+    for k in unpack(data):
+        k = (k * _M) & _MASK
+        h = ((h * _M) & _MASK) ^ (((k ^ (k >> 24)) * _M) & _MASK)
+    tail = length & 3
+    if tail:
+        start = words << 2
+        if tail == 3:
+            h ^= data[start + 2] << 16
+        if tail >= 2:
+            h ^= data[start + 1] << 8
+        h = ((h ^ data[start]) * _M) & _MASK
+    h = ((h ^ (h >> 13)) * _M) & _MASK
+    return h ^ (h >> 15)
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+class KeyPartitions:
+    """Remembers the partitions of keys seen lately: hashing in Python costs a microsecond, keys repeat.
+
+    Bounded by `limit` keys (about 100 bytes each); past it the memory starts over.
+    """
+
+    __slots__ = ("_known", "limit", "partitions")
+
+    def __init__(self, partitions: int, limit: int = 100_000) -> None:
+        self.partitions = partitions
+        self.limit = limit
+        self._known: dict[bytes, int] = {}
+
+    def __call__(self, key: bytes) -> int:
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= self.limit:
+                self._known.clear()
+            found = self._known[key] = partition_of(key, self.partitions)
+        return found

@@ -1,0 +1,111 @@
+"""Pipeline: source -> dedup -> agent -> sink, declared and checked. No I/O happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from semel.agent import kind_of
+from semel.dedup import Dedup
+from semel.errors import DeclarationError
+from semel.plan import AgentPlan, Plan, Start, TablePlan
+from semel.retry import Retry
+from semel.table import Table
+from semel.topic import Topic, checked_name
+
+
+class Pipeline:
+    """A stream of events, each taking effect exactly once per dedup key.
+
+    `source`: the topic read; it must exist. `agent`: an `async for` agent over the stream, or a function of one event.
+    `dedup`: how an event is known again; without it, every record counts once by its position. `tables`: the tables the
+    agent uses. `sink`: where results go by default. `retry`: what happens when the agent raises. `start`: "earliest" or
+    "latest", where a group that has never committed begins.
+
+    DeclarationError where the parts do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        source: Topic,
+        agent: Callable[..., Any],
+        dedup: Dedup | None = None,
+        tables: Iterable[Table] = (),
+        sink: Topic | None = None,
+        partition_by: Any = None,
+        retry: Retry = Retry(),  # noqa: B008  (frozen)
+        concurrency: int = 1,
+        start: Start = "earliest",
+    ) -> None:
+        self.name = checked_name(name, "pipeline")
+        self.source = source
+        self.agent = agent
+        self.dedup = dedup
+        self.tables = tuple(tables)
+        self.sink = sink
+        self.retry = retry
+        self.start: Start = start
+        self.concurrency = concurrency
+        self.kind = kind_of(agent)
+        self._check(partition_by)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r})"
+
+    def _check(self, partition_by: Any) -> None:
+        if not isinstance(self.source, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(f"pipeline {self.name!r}: source is {self.source!r}; give a semel.Topic")
+        if self.sink is not None and not isinstance(self.sink, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(f"pipeline {self.name!r}: sink is {self.sink!r}; give a semel.Topic, or leave it out")
+        if self.sink is not None and self.sink.name == self.source.name:
+            raise DeclarationError(
+                f"pipeline {self.name!r} reads and writes topic {self.source.name!r}: its results would be its events again"
+            )
+        if self.start not in ("earliest", "latest"):
+            raise DeclarationError(f"pipeline {self.name!r}: start={self.start!r}; it takes 'earliest' or 'latest'")
+        names = [t.name for t in self.tables]
+        if len(set(names)) != len(names):
+            raise DeclarationError(f"pipeline {self.name!r}: a table stands twice in tables={names}")
+        owned = {self.plan_names()}
+        if self.sink is not None and any(self.sink.name in names for names in owned):
+            raise DeclarationError(f"pipeline {self.name!r}: sink {self.sink.name!r} is one of its own internal topics")
+        if partition_by is not None:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is produced"
+            )
+        if self.concurrency != 1:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: concurrency={self.concurrency} is not there yet; run more workers instead"
+            )
+
+    def plan_names(self) -> tuple[str, ...]:
+        plan = Plan(self.name)
+        changelogs = [plan.changelog(t.name) for t in self.tables]
+        return (plan.positions_topic, plan.dead_letter_topic, plan.marks_topic, *changelogs)
+
+    def plan(self) -> Plan:
+        return Plan(
+            self.name,
+            agents=[
+                AgentPlan(
+                    name=getattr(self.agent, "__name__", self.name),
+                    sources=(self.source,),
+                    kind=self.kind,
+                    run=self.agent,
+                    dedup=self.dedup,
+                    sink=self.sink,
+                    retry=self.retry,
+                )
+            ],
+            tables=[table_plan(t) for t in self.tables],
+            outputs=[self.sink] if self.sink is not None else [],
+            start=self.start,
+        )
+
+
+def table_plan(table: Table) -> TablePlan:
+    return TablePlan(
+        table.name, table.key, table.value, keyed=table.merge is None, merge=table.merge, shape=table.shape()
+    )

@@ -1,0 +1,102 @@
+"""Plan: what one worker runs, whatever it was declared as. A `Pipeline` and a `semel.App` both become one.
+
+It also owns the names of everything an app keeps on Kafka.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import orjson
+
+from semel.codec import Codec
+from semel.dedup import Dedup
+from semel.retry import Retry
+from semel.topic import Topic
+
+Start = Literal["earliest", "latest"]
+
+
+class AgentKind(Enum):
+    STREAM = "takes the stream"
+    FUNCTION = "takes one event"
+    COROUTINE = "takes one event, awaits"
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """`keyed`: a row belongs to the partition its key hashes to; else where the event is."""
+
+    name: str
+    key: Codec[Any]
+    value: Codec[Any]
+    keyed: bool = True
+    merge: Callable[[Any, Any], Any] | None = None
+    shape: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPlan:
+    """One consumer of the app's source topics. `decode` turns a record's value into what the agent gets."""
+
+    name: str
+    sources: tuple[Topic, ...]
+    kind: AgentKind
+    run: Callable[..., Any]
+    dedup: Dedup | None = None
+    sink: Topic | None = None
+    retry: Retry = Retry()
+
+
+@dataclass(slots=True)
+class Plan:
+    app: str
+    agents: list[AgentPlan] = field(default_factory=list[AgentPlan])
+    tables: list[TablePlan] = field(default_factory=list[TablePlan])
+    outputs: list[Topic] = field(default_factory=list[Topic])
+    start: Start = "earliest"
+
+    @property
+    def dedup(self) -> Dedup | None:
+        for agent in self.agents:
+            if agent.dedup is not None:
+                return agent.dedup
+        return None
+
+    @property
+    def sources(self) -> dict[str, Topic]:
+        return {topic.name: topic for agent in self.agents for topic in agent.sources}
+
+    # -- names on Kafka
+
+    @property
+    def positions_topic(self) -> str:
+        return f"{self.app}-positions"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"{self.app}.dlq"
+
+    @property
+    def marks_topic(self) -> str:
+        return f"{self.app}-dedup-changelog"
+
+    def changelog(self, table: str) -> str:
+        return f"{self.app}-{table}-changelog"
+
+    @property
+    def logs(self) -> list[str]:
+        """The topics that hold state, positions last."""
+        marks = [self.marks_topic] if self.dedup else []
+        return [*(self.changelog(t.name) for t in self.tables), *marks, self.positions_topic]
+
+    def shape(self) -> str:
+        """What stored state depends on, as canonical JSON (protocol rule 24)."""
+        dedup = self.dedup
+        return orjson.dumps(
+            {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None},
+            option=orjson.OPT_SORT_KEYS,
+        ).decode()

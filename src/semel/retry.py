@@ -1,0 +1,44 @@
+"""Retry: what happens to an event whose handler raised. The declaration and the decision, both pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from semel.errors import DeclarationError, DecodeError, OutputRefused, Reject
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Try `attempts` times in all, waiting `first_delay` after the first failure, doubling up to `max_delay`, with jitter.
+
+    `fatal`: exceptions that go to the dead letters at once. `transient`: if given, only these are retried.
+    """
+
+    attempts: int = 5
+    first_delay: timedelta = timedelta(milliseconds=200)
+    max_delay: timedelta = timedelta(seconds=30)
+    fatal: tuple[type[BaseException], ...] = ()
+    transient: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise DeclarationError(f"Retry attempts={self.attempts}; it takes 1 (no retry) or more")
+        if self.first_delay < timedelta(0) or self.max_delay < self.first_delay:
+            raise DeclarationError(
+                f"Retry first_delay={self.first_delay}, max_delay={self.max_delay}; give 0 <= first_delay <= max_delay"
+            )
+
+    def delay_s(self, exc: BaseException, attempt: int, draw: float) -> float | None:
+        """Seconds to wait after failed attempt number `attempt` (from 1), or None: give up.
+
+        `draw` in [0, 1) spreads the wait over [1/2, 1] of the full delay, so that retries do not march in step.
+        """
+        if isinstance(exc, (Reject, DecodeError, OutputRefused)) or (self.fatal and isinstance(exc, self.fatal)):
+            return None
+        if self.transient and not isinstance(exc, self.transient):
+            return None
+        if attempt >= self.attempts:
+            return None
+        full = min(self.first_delay.total_seconds() * 2 ** (attempt - 1), self.max_delay.total_seconds())
+        return full * (0.5 + draw / 2)

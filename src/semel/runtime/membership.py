@@ -1,0 +1,260 @@
+"""Our place in the consumer group: join, sync, heartbeat, rejoin (the classic protocol; KIP-345 for static members).
+
+One coroutine follows the group and tells its `Owner` two things, in turn: what is held must be given up (`revoke`), and
+what is held now (`assign`). Heartbeats go on during both: restoring state never costs a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from enum import Enum
+from typing import Protocol
+
+from semel.errors import InstanceTaken
+from semel.port import Broker, Clock, MemberIdRequired, Membership, RpcError, RpcLost
+from semel.runtime.assignor import (
+    Assignment,
+    MemberInfo,
+    assign,
+    decode_assignment,
+    decode_subscription,
+    encode_assignment,
+    encode_subscription,
+)
+from semel.runtime.failpoints import Failpoints
+from semel.stages.answers import Answer, answer_of
+
+log = logging.getLogger("semel.group")
+
+
+class MemberState(Enum):
+    UNASSIGNED = "unassigned"
+    ASSIGNED = "assigned"
+    REVOKING = "revoking"
+    FENCED = "fenced"
+
+
+MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
+    {
+        (MemberState.UNASSIGNED, MemberState.ASSIGNED),
+        (MemberState.ASSIGNED, MemberState.REVOKING),
+        (MemberState.REVOKING, MemberState.UNASSIGNED),
+        (MemberState.ASSIGNED, MemberState.FENCED),
+        (MemberState.FENCED, MemberState.REVOKING),
+    }
+)
+
+
+class Owner(Protocol):
+    """Who holds the work."""
+
+    async def revoke(self, *, lost: bool) -> None:
+        """Give everything up, within the revoke timeout; `lost`: it is not ours any more, nothing can be committed."""
+        ...
+
+    async def assign(self, membership: Membership, assignment: Assignment) -> None:
+        """Take what is assigned; returns at once."""
+        ...
+
+    async def source_partitions(self) -> dict[str, int]:
+        """Waits until every source topic is there."""
+        ...
+
+
+class GroupMember:
+    """One worker in the group. `run` returns when `leave` is called; raises InstanceTaken."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        failpoints: Failpoints,
+        owner: Owner,
+        *,
+        group: str,
+        instance: str,
+        instance_id: str | None,
+        topics: tuple[str, ...],
+        url: str,
+        session_timeout_ms: int,
+        rebalance_timeout_ms: int,
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._pass = failpoints
+        self._owner = owner
+        self._group = group
+        self._instance = instance
+        self._instance_id = instance_id
+        self._topics = topics
+        self._url = url
+        self._session_ms = session_timeout_ms
+        self._rebalance_ms = rebalance_timeout_ms
+        self._interval_s = min(session_timeout_ms / 10, 1000) / 1000
+        self._member_id = ""
+        self._stopping = asyncio.Event()
+        self._rejoin = asyncio.Event()
+        self._lost = False
+        self.state = MemberState.UNASSIGNED
+        self.membership: Membership | None = None
+        self.tasks: tuple[int, ...] = ()
+        self.last_answer_at = 0.0
+
+    # -- asked for from outside
+
+    def request_rejoin(self) -> None:
+        """Our work was refused: the membership must be proven anew before anything runs (rule 16)."""
+        if self.state is MemberState.ASSIGNED:
+            self._step(MemberState.FENCED)
+        self._rejoin.set()
+
+    async def leave(self) -> None:
+        """Leave at once, so that others need not wait for the session to end. Best effort."""
+        self._stopping.set()
+        if self.membership is not None:
+            with contextlib.suppress(RpcError, RpcLost):
+                await self._broker.leave_group(self.membership)
+
+    def stop(self) -> None:
+        """Stop following the group without leaving it: a static member that comes back finds its place."""
+        self._stopping.set()
+
+    # -- following the group
+
+    async def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                joined = await self._join()
+            except (RpcError, RpcLost) as exc:
+                await self._refused(exc)
+                continue
+            if not joined:
+                continue
+            await self._stay()
+            lost, self._lost = self._lost, False
+            self._step(MemberState.REVOKING)
+            if self._stopping.is_set():
+                return
+            await self._revoke(lost=lost)
+            self._step(MemberState.UNASSIGNED)
+
+    def _step(self, to: MemberState) -> None:
+        if self.state is to:
+            return
+        if (self.state, to) not in MEMBER_STEPS:
+            raise AssertionError(f"the worker went from {self.state.name} to {to.name}")
+        self.state = to
+
+    async def _revoke(self, *, lost: bool) -> None:
+        beating = asyncio.create_task(self._beat_on()) if not lost else None
+        try:
+            await self._owner.revoke(lost=lost)
+        finally:
+            if beating is not None:
+                beating.cancel()
+                await asyncio.wait({beating})
+
+    async def _beat_on(self) -> None:
+        """Keep the session while work is given up; what the group answers no longer matters."""
+        while self.membership is not None:
+            await self._clock.sleep(self._interval_s)
+            with contextlib.suppress(RpcError, RpcLost):
+                await self._broker.heartbeat(self.membership)
+
+    async def _join(self) -> bool:
+        partitions = await self._owner.source_partitions()
+        if self._stopping.is_set():
+            return False
+        self._rejoin.clear()
+        await self._pass("group.before_join")
+        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks)
+        try:
+            joined = await self._broker.join_group(
+                self._group,
+                self._member_id,
+                self._instance_id,
+                encode_subscription(about_us),
+                session_timeout_ms=self._session_ms,
+                rebalance_timeout_ms=self._rebalance_ms,
+            )
+        except MemberIdRequired as exc:
+            self._member_id = exc.member_id
+            return False
+        self._member_id = joined.member_id
+        membership = Membership(self._group, joined.generation, joined.member_id, self._instance_id)
+        self.membership = membership
+        await self._pass("group.after_join")
+        decided: dict[str, bytes] = {}
+        if joined.is_leader:
+            members = [decode_subscription(m.member_id, m.metadata) for m in joined.members]
+            shares = assign(members, max(partitions.values(), default=0))
+            owners = {task: (m.instance, m.url) for m in members for task in shares[m.member_id]}
+            for m in members:
+                decided[m.member_id] = encode_assignment(
+                    Assignment(shares[m.member_id], self._topics, partitions, owners)
+                )
+        raw = await self._broker.sync_group(membership, decided)
+        await self._pass("group.after_sync")
+        assignment = decode_assignment(raw)
+        self.tasks = assignment.tasks
+        log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))
+        self.last_answer_at = self._clock.monotonic()
+        self._step(MemberState.ASSIGNED)
+        await self._owner.assign(membership, assignment)
+        return True
+
+    async def _stay(self) -> None:
+        """Heartbeat until the group wants us to rejoin, or we are told to stop."""
+        assert self.membership is not None
+        while not self._stopping.is_set() and not self._rejoin.is_set():
+            sleeping = asyncio.ensure_future(self._clock.sleep(self._interval_s))
+            woken = [asyncio.ensure_future(e.wait()) for e in (self._stopping, self._rejoin)]
+            await asyncio.wait({sleeping, *woken}, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in (sleeping, *woken):
+                waiting.cancel()
+            if self._stopping.is_set() or self._rejoin.is_set():
+                return
+            try:
+                await self._broker.heartbeat(self.membership)
+                self.last_answer_at = self._clock.monotonic()
+            except RpcError as exc:
+                if exc.code == 27:
+                    return
+                if exc.code in (22, 25):
+                    self._lost = True
+                    self._forget_id(exc.code)
+                    log.warning("the group no longer knows us (%s); what is open is dropped", exc)
+                    return
+                self._give_up_if_taken(exc)
+                log.info("heartbeat: %s", exc)
+            except RpcLost as exc:
+                log.info("heartbeat: %s", exc)
+            if self._clock.monotonic() - self.last_answer_at > self._session_ms / 1000:
+                self._lost = True
+                log.warning("no heartbeat was answered for the session timeout; what is open is dropped")
+                return
+
+    def _forget_id(self, code: int) -> None:
+        if code == 25:
+            self._member_id = ""
+
+    async def _refused(self, exc: RpcError | RpcLost) -> None:
+        if isinstance(exc, RpcError):
+            self._give_up_if_taken(exc)
+            self._forget_id(exc.code)
+        answer = answer_of(exc)
+        # A rebalance that overtook us is joined again at once; a broker that is away is waited for.
+        pause = 0.02 if answer in (Answer.REJOIN, Answer.RETRY) else 0.25
+        log.info("joining the group: %s", exc)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._stopping.wait()
+
+    def _give_up_if_taken(self, exc: RpcError) -> None:
+        if exc.code == 82:
+            raise InstanceTaken(
+                f"another worker runs as instance {self._instance!r} of {self._group!r}; stop it, or start this one with "
+                "another --instance"
+            ) from exc

@@ -1,0 +1,29 @@
+"""What the engine needs to know; `semel.config` makes it from the user's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineSettings:
+    """Times in ms, named and defaulted as the contract's settings."""
+
+    commit_interval_ms: int = 100
+    session_timeout_ms: int = 10_000
+    transaction_timeout_ms: int = 10_000
+    rpc_timeout_ms: int = 2_000
+    commit_timeout_ms: int = 5_000
+    revoke_timeout_ms: int = 7_000
+    rebalance_timeout_ms: int = 60_000
+    handler_timeout_ms: int = 5_000
+    drain_timeout_ms: int = 30_000
+    carry_over_limit: int = 10_000
+    replication_factor: int | None = None
+    web_url: str = ""
+    adopt: bool = False
+    # Static members come back to their place; leaving would move their tasks at every restart.
+    leave_on_stop: bool = False
+    # Half of Kafka's default delete.retention.ms of one day: tombstones are there for that long at least (rule 18).
+    rebuild_age_ms: int = 43_200_000
+    trim_marks: bool = True

@@ -1,0 +1,150 @@
+"""Task: an app on one partition number; its cursors, its state, its place in the world."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any
+
+from semel.dedup import Dedup
+from semel.event import Event
+from semel.hand import Hand
+from semel.plan import AgentPlan
+from semel.port import TP, Record
+from semel.state.marks import Marks
+from semel.state.overlay import Rows
+from semel.state.positions import COUNTS, Position, StreamTime, TopicPosition
+
+
+class TaskState(Enum):
+    RESTORING = "restoring"
+    RUNNING = "running"
+
+
+class Chunk:
+    """Records fetched together. `next_offset`: the position when all of them are done."""
+
+    __slots__ = ("next_offset", "records", "start")
+
+    def __init__(self, records: list[Record], next_offset: int) -> None:
+        self.records = records
+        self.start = 0
+        self.next_offset = next_offset
+
+
+class Cursor:
+    """How far one agent has come in one source partition.
+
+    `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
+    `fetched`: the next offset to ask the broker for. `due`: when the record at `position` may be tried again.
+    """
+
+    __slots__ = ("agent", "attempts", "buffered", "condemned", "due", "fetched", "isolate_until", "position", "queue",
+                 "queued", "task", "tp")
+
+    def __init__(self, task: Task, tp: TP, agent: AgentPlan) -> None:
+        self.task = task
+        self.tp = tp
+        self.agent = agent
+        self.position = 0
+        self.fetched = 0
+        self.queue: deque[Chunk] = deque()
+        self.buffered = 0
+        self.due = 0.0
+        self.attempts = 0
+        self.isolate_until = -1
+        self.condemned: dict[int, str] = {}
+        self.queued = False
+
+    def seek(self, offset: int) -> None:
+        self.position = self.fetched = offset
+        self.queue.clear()
+        self.buffered = 0
+        self.due = 0.0
+        self.attempts = 0
+        self.isolate_until = -1
+
+    def push(self, chunk: Chunk) -> None:
+        self.queue.append(chunk)
+        self.buffered += len(chunk.records)
+
+
+class Slice:
+    """Records of one cursor given to a lane: `records[index:end]` of a chunk."""
+
+    __slots__ = ("chunk", "cursor", "end", "start")
+
+    def __init__(self, cursor: Cursor, chunk: Chunk, start: int, end: int) -> None:
+        self.cursor = cursor
+        self.chunk = chunk
+        self.start = start
+        self.end = end
+
+
+class Task:
+    """`counts` and `stream` belong to the open epoch; `committed` is what the last committed position record says."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.state = TaskState.RESTORING
+        self.tables: dict[str, Rows] = {}
+        self.marks: Marks | None = None
+        self.dedup: Dedup | None = None
+        self.cursors: dict[tuple[str, str], Cursor] = {}
+        self.committed = Position({})
+        self.sealed_position: Position | None = None
+        self.stream_ms: int | None = None
+        self.pending: tuple[int, ...] = ()
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        self.topics: dict[str, tuple[str, int]] = {}
+        self.logs: dict[str, dict[str, Any]] = {}
+        self.holder: object | None = None
+        self.touched = False
+        self.restored = 0
+        self.to_restore = 0
+        self.restoring_since = 0.0
+        self.why = ""
+
+    @property
+    def stream(self) -> StreamTime:
+        return StreamTime(self.stream_ms, self.pending)
+
+    @stream.setter
+    def stream(self, value: StreamTime) -> None:
+        self.stream_ms, self.pending = value.ms, value.pending
+
+    def event_in_hand(self, hand: Hand) -> Event | None:
+        holder: Any = self.holder
+        return None if holder is None else holder.event_in_hand()
+
+    def open_anew(self) -> None:
+        """Forget everything that is not committed."""
+        for rows in self.tables.values():
+            rows.drop()
+        if self.marks is not None:
+            self.marks.drop()
+        self.stream = self.committed.stream_time
+        self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
+        self.touched = False
+        self.holder = None
+        for cursor in self.cursors.values():
+            at = self.committed.topics.get(cursor.tp.topic)
+            if at is not None:
+                cursor.seek(at.cursors.get(cursor.agent.name, at.next))
+
+    def position(self, generation: int, writer: str, epoch: int, at_ms: int, shape: str) -> Position:
+        """The position record of the epoch being sealed."""
+        topics: dict[str, TopicPosition] = {}
+        for topic, (topic_id, partitions) in self.topics.items():
+            at = {c.agent.name: c.position for (t, _), c in self.cursors.items() if t == topic}
+            lowest = min(at.values())
+            ahead = {name: offset for name, offset in at.items() if offset > lowest}
+            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead)
+        return Position(topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape)
+
+    def source_tps(self) -> list[TP]:
+        return [TP(topic, self.partition) for topic in self.topics]
+
+    @property
+    def touched_rows(self) -> list[Rows]:
+        return [rows for rows in self.tables.values() if rows.open]

@@ -1,0 +1,1 @@
+"""The five stages, in order: source, dedup, agent, sink, commit."""

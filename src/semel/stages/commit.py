@@ -1,0 +1,239 @@
+"""Commit: one transaction for everything an epoch did, then the store (protocol rules 8, 9, 11, 12).
+
+`Writer` is the worker's one transactional producer. It sends nothing but sealed epochs, in one order: partitions, offsets
+group, records, and only when every record is acknowledged the offsets, then the end. Whatever goes wrong makes the writer
+useless: it is dropped and a new one taken, so that a request that got lost can never touch a later transaction (KIP-890).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeVar
+
+from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLost
+from semel.runtime.failpoints import Failpoints
+from semel.stages.answers import Answer, answer_of
+from semel.stages.sink import Out
+
+T = TypeVar("T")
+
+BATCH_BYTES = 900_000
+REQUEST_BYTES = 8_000_000
+
+
+class EpochState(Enum):
+    OPEN = "open"
+    SEALED = "sealed"
+    COMMITTING = "committing"
+    DONE = "done"
+    ABORTING = "aborting"
+    UNKNOWN = "unknown"
+
+
+# The epoch as a machine: data, so that the simulation can hold every step against it.
+EPOCH_STEPS: frozenset[tuple[EpochState, EpochState]] = frozenset(
+    {
+        (EpochState.OPEN, EpochState.SEALED),
+        (EpochState.OPEN, EpochState.ABORTING),
+        (EpochState.SEALED, EpochState.COMMITTING),
+        (EpochState.SEALED, EpochState.ABORTING),
+        (EpochState.COMMITTING, EpochState.DONE),
+        (EpochState.COMMITTING, EpochState.ABORTING),
+        (EpochState.COMMITTING, EpochState.UNKNOWN),
+    }
+)
+
+
+class CommitFailed(Exception):
+    """The epoch is not committed, or nobody knows: `answer` says which, and what comes next."""
+
+    def __init__(self, answer: Answer, cause: Exception) -> None:
+        super().__init__(answer, cause)
+        self.answer = answer
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.answer.name}: {self.cause}"
+
+
+@dataclass(slots=True)
+class Sealed:
+    """An epoch ready to be sent: `records` by partition, `offsets` for every task it holds a record of, moved or not."""
+
+    number: int
+    records: dict[TP, list[Out]]
+    offsets: dict[TP, int]
+    state: EpochState = EpochState.SEALED
+    base_offsets: dict[TP, int] = field(default_factory=dict[TP, int])
+
+    def step(self, to: EpochState) -> None:
+        if (self.state, to) not in EPOCH_STEPS:
+            raise AssertionError(f"epoch {self.number} went from {self.state.name} to {to.name}")
+        self.state = to
+
+
+def by_partition(outs: Sequence[Out]) -> dict[TP, list[Out]]:
+    grouped: dict[TP, list[Out]] = defaultdict(list)
+    for out in outs:
+        grouped[out.tp].append(out)
+    return dict(grouped)
+
+
+async def ask(
+    clock: Clock, request: Callable[[], Awaitable[T]], *, until: float, retry_ms: float = 1.0, wait_ms: float = 20.0
+) -> T:
+    """Send a request until it is answered for good or the bound (`until`, monotonic) is over.
+
+    Raises the last `RpcError` or `RpcLost`. Only answers that certainly had no effect, or that idempotence makes safe to
+    ask for again, are asked again (see `answers`).
+    """
+    pause = wait_ms
+    while True:
+        try:
+            return await request()
+        except (RpcError, RpcLost) as exc:
+            answer = answer_of(exc)
+            if answer not in (Answer.RETRY, Answer.WAIT) or clock.monotonic() >= until:
+                raise
+            if answer is Answer.RETRY:
+                await clock.sleep(retry_ms / 1000)
+            else:
+                await clock.sleep(pause / 1000)
+                pause = min(pause * 1.5, 200.0)
+
+
+class Writer:
+    """One incarnation of the worker's transactional producer. After any failure: `dead`, take another."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        failpoints: Failpoints,
+        transactional_id: str,
+        *,
+        timeout_ms: int,
+        commit_timeout_ms: int,
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._pass = failpoints
+        self.transactional_id = transactional_id
+        self._timeout_ms = timeout_ms
+        self._commit_timeout_s = commit_timeout_ms / 1000
+        self.producer: Producer | None = None
+        self._sequences: dict[TP, int] = defaultdict(int)
+        self.dead = False
+        self.transaction_open_since: float | None = None
+
+    async def init(self, *, until: float) -> None:
+        """InitProducerId: fences whoever had this id, ends what they left open. RpcError or RpcLost when time is up."""
+        await self._pass("begin.before_init")
+        self.producer = await ask(
+            self._clock,
+            lambda: self._broker.init_producer_id(self.transactional_id, self._timeout_ms),
+            until=until,
+            retry_ms=5,
+        )
+        await self._pass("begin.after_init")
+
+    async def commit(self, epoch: Sealed, membership: Membership | None) -> None:
+        """Commit a sealed epoch. Raises CommitFailed; then this writer is dead.
+
+        `membership` is the snapshot taken at the assignment; None only for an app without source topics. On success
+        `epoch.base_offsets` holds the offset of the first record of every partition written.
+        """
+        if self.dead or self.producer is None:
+            raise AssertionError("a dead writer was asked to commit")
+        if membership is not None and (membership.generation < 0 or not membership.member_id):
+            raise AssertionError("an unfenced commit was asked for")
+        epoch.step(EpochState.COMMITTING)
+        self.transaction_open_since = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                await self._commit(epoch, membership, self.producer)
+        except (RpcError, RpcLost, TimeoutError) as exc:
+            self.dead = True
+            answer = Answer.UNKNOWN if isinstance(exc, TimeoutError) else answer_of(exc)
+            if answer in (Answer.WAIT, Answer.RETRY, Answer.SUCCESS):
+                answer = Answer.UNKNOWN
+            epoch.step(EpochState.UNKNOWN if answer is Answer.UNKNOWN else EpochState.ABORTING)
+            cause = TimeoutError("the commit took longer than commit_timeout_ms") if isinstance(exc, TimeoutError) else exc
+            raise CommitFailed(answer, cause) from exc
+        except BaseException:
+            self.dead = True
+            raise
+        epoch.step(EpochState.DONE)
+        self.transaction_open_since = None
+
+    async def _commit(self, epoch: Sealed, membership: Membership | None, producer: Producer) -> None:
+        broker, clock, passing = self._broker, self._clock, self._pass
+        until = clock.monotonic() + self._commit_timeout_s
+        await passing("commit.before_partitions")
+        if epoch.records:
+            tps = list(epoch.records)
+            await ask(clock, lambda: broker.add_partitions(producer, tps), until=until)
+            await passing("commit.after_partitions")
+        if membership is not None:
+            await ask(clock, lambda: broker.add_offsets(producer, membership.group), until=until)
+            await passing("commit.after_offsets_added")
+        for batches in self._encoded(epoch.records, producer):
+            # Every record is acknowledged before the offsets are sent: the two verify the transaction on the broker and
+            # would get in each other's way (KIP-890).
+            for tp, offset in (await ask(clock, _produce(broker, producer, batches), until=until)).items():
+                epoch.base_offsets.setdefault(tp, offset)
+        await passing("commit.after_produce")
+        if membership is not None:
+            offsets = epoch.offsets
+            await ask(clock, lambda: broker.commit_offsets(producer, membership, offsets), until=until)
+            await passing("commit.after_offsets")
+        await ask(clock, lambda: broker.end_txn(producer, commit=True), until=until)
+        await passing("commit.after_end")
+
+    def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:
+        """Batches in rounds: one batch a partition in a round, requests of bounded size."""
+        rounds: list[dict[TP, bytes]] = []
+        sizes: list[int] = []
+
+        def add(nth: int, tp: TP, batch: bytes) -> int:
+            while nth < len(rounds) and sizes[nth] + len(batch) > REQUEST_BYTES:
+                nth += 1
+            if nth >= len(rounds):
+                rounds.append({})
+                sizes.append(0)
+                nth = len(rounds) - 1
+            rounds[nth][tp] = batch
+            sizes[nth] += len(batch)
+            return nth + 1
+
+        for tp, outs in records.items():
+            nth = 0
+            builder = self._broker.batch_builder(BATCH_BYTES)
+            for out in outs:
+                if not builder.append(out.timestamp, out.key, out.value, out.headers):
+                    nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+                    builder = self._broker.batch_builder(BATCH_BYTES)
+                    builder.append(out.timestamp, out.key, out.value, out.headers)
+            add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+        return rounds
+
+    def _next_sequence(self, tp: TP, count: int) -> int:
+        first = self._sequences[tp]
+        # Sequences wrap as Kafka's do (DefaultRecordBatch.incrementSequence).
+        self._sequences[tp] = (first + count) % 2**31
+        return first
+
+    async def abort(self) -> None:
+        """End what is open at leisure, best effort; used on an orderly stop only."""
+        self.dead = True
+        if self.producer is not None and self.transaction_open_since is not None:
+            await self._pass("abort.before_end")
+            await self._broker.end_txn(self.producer, commit=False)
+
+
+def _produce(broker: Broker, producer: Producer, batches: dict[TP, bytes]) -> Callable[[], Awaitable[dict[TP, int]]]:
+    return lambda: broker.produce(producer, batches)

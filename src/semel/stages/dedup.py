@@ -1,0 +1,67 @@
+"""Dedup, decided: pure functions of an event, what is known of its id, and the task's stream time (protocol rules 19-21)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from semel.state.marks import Mark
+from semel.state.positions import StreamTime
+
+AGREEING = 3
+
+
+class Verdict(Enum):
+    """FRESH takes effect. REPLAYED is this very record again, already done. The rest is handled as the rule says."""
+
+    FRESH = "fresh"
+    REPLAYED = "replayed"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    MISSING = "missing"
+    LATE = "late"
+    CLOCK = "clock"
+
+
+class Timed(NamedTuple):
+    """`filed_at`: the time a mark of this event is filed under; None where `verdict` keeps it from taking effect."""
+
+    stream_time: StreamTime
+    verdict: Verdict | None
+    filed_at: int
+
+
+def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -> Timed:
+    """Stream time after an event of `event_ms`, and what that says of the event.
+
+    Stream time is the greatest event time seen, never past `wall_ms`; the first event sets it. An event more than a
+    window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move stream
+    time by more than a window (a quiet night, or one bad clock) takes effect, is filed under its own time, and moves
+    stream time only when three in a row agree within a window.
+    """
+    if event_ms > wall_ms + window_ms:
+        return Timed(stream, Verdict.CLOCK, event_ms)
+    now = stream.ms
+    reach = min(event_ms, wall_ms)
+    if now is None:
+        return Timed(StreamTime(reach), None, reach)
+    if event_ms < now - window_ms:
+        return Timed(StreamTime(now), Verdict.LATE, now)
+    if reach > now + window_ms:
+        agreeing = tuple(t for t in stream.pending if abs(t - reach) <= window_ms)
+        pending = (*agreeing, reach) if len(agreeing) == len(stream.pending) else (reach,)
+        if len(pending) < AGREEING:
+            return Timed(StreamTime(now, pending), None, reach)
+        return Timed(StreamTime(max(pending)), None, max(pending))
+    return Timed(StreamTime(max(now, reach)), None, max(now, reach))
+
+
+def judge(mark: Mark | None, offset: int, payload: int, stream_ms: int, window_ms: int) -> Verdict:
+    """What an event is to the mark of its id. A mark whose window is over protects no more."""
+    if mark is None:
+        return Verdict.FRESH
+    if mark.offset == offset:
+        return Verdict.REPLAYED
+    if stream_ms > mark.filed_at + window_ms:
+        return Verdict.FRESH
+    return Verdict.DUPLICATE if mark.payload == payload else Verdict.CONFLICT

@@ -1,0 +1,158 @@
+"""Sink: results and dead letters become records, checked against their topic before they count (protocol rule 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from semel.errors import OutputRefused
+from semel.output import SOURCE_KEY, Output
+from semel.partitioner import KeyPartitions
+from semel.port import TP, Record
+from semel.topic import Topic
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+# A batch of one record costs up to 61 bytes of batch header plus the record's varints.
+_OVERHEAD_BYTES = 96
+
+
+class Out(NamedTuple):
+    """A record to be produced."""
+
+    tp: TP
+    timestamp: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class TopicLimits(NamedTuple):
+    """What a topic accepts, from its real configuration; times in ms, None: no limit."""
+
+    max_bytes: int
+    max_behind_ms: int | None
+    max_ahead_ms: int | None
+    broker_time: bool
+
+
+def limits_from(configs: dict[str, str]) -> TopicLimits:
+    def bound(name: str) -> int | None:
+        found = int(configs.get(name, str(2**63 - 1)))
+        return None if found >= 2**62 else found
+
+    return TopicLimits(
+        int(configs.get("max.message.bytes", "1048588")),
+        bound("message.timestamp.before.max.ms"),
+        bound("message.timestamp.after.max.ms"),
+        configs.get("message.timestamp.type", "CreateTime") == "LogAppendTime",
+    )
+
+
+class Destination:
+    """A topic that results go to."""
+
+    __slots__ = ("_encode", "_key_encode", "_tps", "limits", "partition_of", "partitions", "topic")
+
+    def __init__(self, topic: Topic, partitions: int, limits: TopicLimits) -> None:
+        self.topic = topic
+        self.partitions = partitions
+        self.limits = limits
+        self.partition_of = KeyPartitions(partitions)
+        self._encode = topic.value.encode
+        self._key_encode = topic.key.encode
+        self._tps = [TP(topic.name, p) for p in range(partitions)]
+
+    def key(self, key: Any) -> bytes | None:
+        if key is None or isinstance(key, bytes):
+            return key
+        try:
+            return self._key_encode(key)
+        except TypeError as exc:
+            raise OutputRefused(f"output to {self.topic.name!r}, key: {exc}") from exc
+
+    def record(self, result: Any, source: Record, source_partition: int, now_ms: int) -> Out:
+        """The record of a result: its source's key, headers and timestamp unless an `Output` says otherwise.
+
+        OutputRefused where the topic would not take it.
+        """
+        key, headers, timestamp = source.key, source.headers, source.timestamp
+        value = result
+        if type(result) is Output:
+            value = result.value
+            if result.key is not SOURCE_KEY:
+                key = self.key(result.key)
+            found = result.header_list()
+            if found is not None:
+                headers = found
+            if result.timestamp_ms is not None:
+                timestamp = result.timestamp_ms
+        try:
+            raw = None if value is None else self._encode(value)
+        except TypeError as exc:
+            raise OutputRefused(f"output to {self.topic.name!r}: {exc}") from exc
+        return self.checked(key, raw, headers, timestamp, source_partition, now_ms)
+
+    def checked(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp: int | None,
+        source_partition: int,
+        now_ms: int,
+        partition: int | None = None,
+    ) -> Out:
+        limits = self.limits
+        size = (len(key) if key else 0) + (len(value) if value else 0) + _OVERHEAD_BYTES
+        if headers:
+            size += sum(len(name) * 2 + len(content or b"") + 10 for name, content in headers)
+        if size > limits.max_bytes:
+            raise OutputRefused(
+                f"output to {self.topic.name!r} of about {size} bytes is above the topic's max.message.bytes="
+                f"{limits.max_bytes}; send less, or raise it on the topic"
+            )
+        if timestamp is not None and not limits.broker_time:
+            if limits.max_ahead_ms is not None and timestamp > now_ms + limits.max_ahead_ms:
+                raise OutputRefused(
+                    f"output to {self.topic.name!r} is stamped {timestamp}, further ahead than the topic's "
+                    f"message.timestamp.after.max.ms={limits.max_ahead_ms} allows; give Output(timestamp_ms=...) or raise it"
+                )
+            if limits.max_behind_ms is not None and timestamp < now_ms - limits.max_behind_ms:
+                raise OutputRefused(
+                    f"output to {self.topic.name!r} is stamped {timestamp}, older than the topic's "
+                    f"message.timestamp.before.max.ms={limits.max_behind_ms} allows; give Output(timestamp_ms=...) or raise it"
+                )
+        if partition is not None:
+            if not 0 <= partition < self.partitions:
+                raise OutputRefused(
+                    f"output to {self.topic.name!r}, partition {partition}: the topic has {self.partitions} partitions"
+                )
+            tp = self._tps[partition]
+        elif key is None:
+            tp = self._tps[source_partition % self.partitions]
+        else:
+            tp = self._tps[self.partition_of(key)]
+        return Out(tp, timestamp, key, value, headers)
+
+
+def dead_letter(
+    topic: str, source: TP, record: Record, *, pipeline: str, reason: str, error: str, attempts: int, now_ms: int
+) -> Out:
+    """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
+
+    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason.
+    """
+    said = {
+        "semel.pipeline": pipeline,
+        "semel.reason": reason,
+        "semel.error": error[:2000],
+        "semel.attempts": str(attempts),
+        "semel.topic": source.topic,
+        "semel.partition": str(source.partition),
+        "semel.offset": str(record.offset),
+        "semel.timestamp": str(record.timestamp),
+        "semel.dead_at": str(now_ms),
+    }
+    headers = [*record.headers, *((name, value.encode()) for name, value in said.items())]
+    return Out(TP(topic, source.partition), now_ms, record.key, record.value, headers)

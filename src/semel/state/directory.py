@@ -1,0 +1,114 @@
+"""The state directory of one worker: owned by one app and instance, versioned, locked by one process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+from semel.errors import InstanceTaken, StateDirectoryError
+
+FORMAT = 1
+
+
+class StateDirectory:
+    """`{state_dir}/{app}/{instance}`, held by a lock for as long as this object lives.
+
+    Errors: StateDirectoryError where it cannot be written, or belongs to another app or format version;
+    InstanceTaken where another process of this machine holds it.
+    """
+
+    def __init__(self, path: Path, app: str, instance: str) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            raise StateDirectoryError(
+                f"the state directory {path} cannot be used ({exc.strerror}); make it writable for this user, "
+                "free some space, or set state_dir to another place"
+            ) from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(self._lock)
+            raise InstanceTaken(
+                f"the state directory {path} is locked by another process: instance {instance!r} runs already; "
+                "stop it, or start this worker with another --instance"
+            ) from exc
+        try:
+            self._check_owner(app, instance)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def database(self) -> Path:
+        return self.path / "db"
+
+    def release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _check_owner(self, app: str, instance: str) -> None:
+        marker = self.path / "OWNER.json"
+        wanted = {"format": FORMAT, "app": app, "instance": instance}
+        try:
+            found = orjson.loads(marker.read_bytes())
+        except FileNotFoundError:
+            if self.database.exists():
+                raise StateDirectoryError(
+                    f"{self.path} holds a database but no OWNER.json; it is not a state directory of semel: "
+                    "set state_dir to another place"
+                ) from None
+            self._write(marker, wanted)
+            return
+        except (OSError, orjson.JSONDecodeError) as exc:
+            raise StateDirectoryError(f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state") from exc
+        if found.get("app") != app or found.get("instance") != instance:
+            raise StateDirectoryError(
+                f"{self.path} belongs to app {found.get('app')!r}, instance {found.get('instance')!r}, not to "
+                f"{app!r}, {instance!r}; give each app its own state_dir, or remove that directory"
+            )
+        if found.get("format") != FORMAT:
+            raise StateDirectoryError(
+                f"{self.path} has state format {found.get('format')}, this version of semel reads {FORMAT}; "
+                "run the version that wrote it, or remove the directory: it is rebuilt from the changelogs"
+            )
+
+    def _write(self, marker: Path, owner: Mapping[str, object]) -> None:
+        fresh = marker.with_suffix(".new")
+        try:
+            with fresh.open("wb") as f:
+                f.write(orjson.dumps(owner))
+                f.flush()
+                os.fsync(f.fileno())
+            fresh.replace(marker)
+        except OSError as exc:
+            raise StateDirectoryError(
+                f"the state directory {self.path} cannot be written ({exc.strerror}); free some space or set state_dir"
+            ) from exc
+
+
+def first_free_instance(state_dir: Path, app: str) -> str | None:
+    """The first instance directory of this app that no process of this machine holds, by name; None if there is none."""
+    root = state_dir / app
+    if not root.is_dir():
+        return None
+    for path in sorted(p for p in root.iterdir() if (p / "OWNER.json").is_file()):
+        try:
+            fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return path.name
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return None

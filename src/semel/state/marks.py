@@ -1,0 +1,114 @@
+"""Dedup marks of one task: what is known of the ids seen within the window (protocol rules 19-21).
+
+A mark is filed under the stream time after its record moved it and protects until that plus the window. It is stored
+by bucket of that time, so that expiry is the removal of whole buckets; whether a mark still counts is always decided by
+comparing times, never by what has been removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from typing import NamedTuple
+
+from semel.state.store import Store, StoreBatch, bucket_prefix
+
+_MARK = Struct(">qqqQB")
+
+DONE, DEAD = 0, 1
+OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered"}
+
+
+class Mark(NamedTuple):
+    """`offset`: the first record's position in the task's source partition; times in ms."""
+
+    offset: int
+    event_time: int
+    filed_at: int
+    payload: int
+    outcome: int
+
+    def pack(self) -> bytes:
+        return _MARK.pack(*self)
+
+
+def unpack(raw: bytes) -> Mark:
+    return Mark._make(_MARK.unpack(raw))
+
+
+pack = _MARK.pack
+
+
+def filed_at(raw: bytes) -> int:
+    return int.from_bytes(raw[16:24], "big", signed=True)
+
+
+class Marks:
+    """Reads see the open epoch's marks, then the sealed epoch's, then the store's."""
+
+    __slots__ = ("bucket_ms", "buckets", "open", "partition", "sealed", "store", "window_ms")
+
+    def __init__(self, store: Store, partition: int, *, window_ms: int, bucket_ms: int) -> None:
+        self.store = store
+        self.partition = partition
+        self.window_ms = window_ms
+        self.bucket_ms = bucket_ms
+        self.open: dict[bytes, bytes] = {}
+        self.sealed: dict[bytes, bytes] = {}
+        # bucket -> the smallest changelog offset of a mark in it (-1: not known); only buckets in the store
+        self.buckets: dict[int, int] = {}
+
+    def stored(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The marks of `ids` that the store holds, the newest filed of each, by one lookup per bucket."""
+        found: dict[bytes, bytes] = {}
+        for bucket in sorted(self.buckets):
+            for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
+                if value is not None:
+                    found[key] = value
+        return found
+
+    def find(self, key: bytes) -> bytes | None:
+        return self.open.get(key) or self.sealed.get(key) or self.stored((key,)).get(key)
+
+    def find_committed(self, key: bytes) -> bytes | None:
+        return self.stored((key,)).get(key)
+
+    def unset(self, key: bytes, raw: bytes, before: bytes | object) -> None:
+        """The way back of one mark, as `Hand.undo` keeps it."""
+        if isinstance(before, bytes):
+            self.open[raw] = before
+        else:
+            self.open.pop(raw, None)
+
+    def seal(self) -> dict[bytes, bytes]:
+        self.sealed, self.open = self.open, {}
+        return self.sealed
+
+    def drop(self) -> None:
+        self.open, self.sealed = {}, {}
+
+    def land(self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int) -> None:
+        """File marks by their bucket. `first_offset` is the changelog offset of the first of them."""
+        by_bucket: dict[int, dict[bytes, bytes]] = {}
+        size = self.bucket_ms
+        for key, value in marks:
+            by_bucket.setdefault(filed_at(value) // size, {})[key] = value
+        for bucket, changes in by_bucket.items():
+            batch.marks(bucket_prefix(self.partition, bucket), changes)
+            known = self.buckets.get(bucket, -1)
+            self.buckets[bucket] = first_offset if known < 0 else min(known, first_offset)
+
+    def expired(self, stream_time_ms: int) -> list[int]:
+        """Buckets in which no mark can protect any more at this stream time."""
+        horizon = stream_time_ms - self.window_ms
+        return sorted(b for b in self.buckets if (b + 1) * self.bucket_ms <= horizon)
+
+    def drop_buckets(self, batch: StoreBatch, buckets: Iterable[int]) -> None:
+        for bucket in buckets:
+            batch.drop_bucket(self.partition, bucket)
+            del self.buckets[bucket]
+
+    def first_live_offset(self) -> int | None:
+        """Up to here the marks changelog may be trimmed; None where that is not known."""
+        offsets = self.buckets.values()
+        return min(offsets) if offsets and min(offsets) >= 0 else None

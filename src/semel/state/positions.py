@@ -1,0 +1,116 @@
+"""The position record: the authority on how far a task has come (protocol rule 10).
+
+One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
+The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
+position (`cursors`), which later capabilities fill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from semel.errors import RecoveryError
+
+VERSION = 1
+KEY = b"position"
+RESETTING_KEY = b"resetting"
+COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropped", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPosition:
+    """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further."""
+
+    id: str
+    partitions: int
+    next: int
+    cursors: dict[str, int] = field(default_factory=dict[str, int])
+    done: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTime:
+    """The greatest event time seen, in ms; None before the first record.
+
+    `pending`: event times of the latest records that jumped more than a window ahead (rule 20).
+    """
+
+    ms: int | None = None
+    pending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a task stands. `generation`, `writer` and `epoch` say who wrote the record; `at_ms` when, by its wall clock."""
+
+    topics: dict[str, TopicPosition]
+    stream_time: StreamTime = StreamTime()
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    generation: int = -1
+    writer: str = ""
+    epoch: int = 0
+    at_ms: int = 0
+    shape: str = ""
+
+    def encode(self) -> bytes:
+        return orjson.dumps(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "v": VERSION,
+            "topics": {
+                name: {"id": t.id, "partitions": t.partitions, "next": t.next, "cursors": t.cursors, "done": t.done}
+                for name, t in self.topics.items()
+            },
+            "stream_time": self.stream_time.ms,
+            "pending": self.stream_time.pending,
+            "counts": self.counts,
+            "generation": self.generation,
+            "writer": self.writer,
+            "epoch": self.epoch,
+            "at": self.at_ms,
+            "shape": self.shape,
+        }
+
+    @property
+    def stamp(self) -> tuple[str, int]:
+        """Who wrote it: tells our own commit from somebody else's at the same offset (rule 18)."""
+        return self.writer, self.epoch
+
+
+def decode(raw: bytes, where: str) -> Position:
+    """RecoveryError for a record this version cannot read."""
+    try:
+        return from_json(orjson.loads(raw))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise RecoveryError(
+            f"the position record in {where} cannot be read ({exc}); it was written by another version of semel, or by "
+            "another program: run the version that wrote it, or `semel reset`"
+        ) from exc
+
+
+def from_json(found: dict[str, Any]) -> Position:
+    if found["v"] != VERSION:
+        raise ValueError(f"record version {found['v']}, this version of semel reads {VERSION}")
+    return Position(
+        topics={
+            name: TopicPosition(
+                t["id"], t["partitions"], t["next"], dict(t["cursors"]), tuple((a, b) for a, b in t["done"])
+            )
+            for name, t in found["topics"].items()
+        },
+        stream_time=StreamTime(found["stream_time"], tuple(found["pending"])),
+        counts=dict(found["counts"]),
+        generation=found["generation"],
+        writer=found["writer"],
+        epoch=found["epoch"],
+        at_ms=found["at"],
+        shape=found.get("shape", ""),
+    )
+
+
+def moved(position: Position, **changes: Any) -> Position:
+    return replace(position, **changes)

@@ -1,0 +1,227 @@
+"""The committed state of one worker in one RocksDB; the only file that knows rocksdict.
+
+One database a worker, whatever the number of its partitions: one write buffer, one block cache, one write-ahead log,
+and one atomic batch per commit. Rows, marks and meta are column families; keys begin with the partition, so that a
+partition can be dropped or scanned by range. Nothing that is not committed on Kafka is ever written here.
+
+The write-ahead log is on and not synced: a killed process loses nothing; a machine that loses power falls back to an
+earlier commit, whole, and the changelog brings it forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import orjson
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+)
+
+from semel.errors import StateDirectoryError
+
+_ROW = Struct(">IH")
+_BUCKET = Struct(">Iq")
+_PARTITION = Struct(">I")
+_FAMILIES = ("rows", "marks", "meta")
+_MIB = 1 << 20
+
+
+class StoreError(Exception):
+    """RocksDB refused: a full or broken disk, mostly. The store must be opened again."""
+
+
+class StoreBatch:
+    """Writes that take effect together."""
+
+    __slots__ = ("_marks", "_meta", "_rows", "raw")
+
+    def __init__(self, rows: Any, marks: Any, meta: Any) -> None:
+        self.raw = WriteBatch(raw_mode=True)
+        self._rows, self._marks, self._meta = rows, marks, meta
+
+    def rows(self, prefix: bytes, changes: dict[bytes, bytes | None]) -> None:
+        put, delete, family = self.raw.put, self.raw.delete, self._rows
+        for key in sorted(changes):
+            value = changes[key]
+            if value is None:
+                delete(prefix + key, family)
+            else:
+                put(prefix + key, value, family)
+
+    def marks(self, prefix: bytes, changes: dict[bytes, bytes]) -> None:
+        put, family = self.raw.put, self._marks
+        for key in sorted(changes):
+            put(prefix + key, changes[key], family)
+
+    def drop_bucket(self, partition: int, bucket: int) -> None:
+        self.raw.delete_range(_BUCKET.pack(partition, bucket), _BUCKET.pack(partition, bucket + 1), self._marks)
+
+    def meta(self, partition: int, meta: dict[str, Any]) -> None:
+        self.raw.put(_PARTITION.pack(partition), orjson.dumps(meta), self._meta)
+
+    def drop_partition(self, partition: int) -> None:
+        """Forget a partition's rows, marks and meta."""
+        begin, end = _PARTITION.pack(partition), _PARTITION.pack(partition + 1)
+        self.raw.delete_range(begin, end, self._rows)
+        self.raw.delete_range(begin, end, self._marks)
+        self.raw.delete(begin, self._meta)
+
+
+class Store:
+    """Opened over a directory; StateDirectoryError where that fails, StoreError later.
+
+    `cache_mb` bounds the block cache, `buffer_mb` all write buffers together.
+    """
+
+    def __init__(self, path: Path, *, cache_mb: int = 64, buffer_mb: int = 48) -> None:
+        self.path = path
+        self._cache_mb, self._buffer_mb = cache_mb, buffer_mb
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._db = self._connect()
+        except Exception as exc:
+            if "Corruption" not in str(exc):
+                raise StateDirectoryError(
+                    f"the state in {self.path} cannot be opened ({exc}); free some space or make it writable, "
+                    "or remove it: it is rebuilt from the changelogs"
+                ) from exc
+            # Committed state lives in the changelogs; a broken local copy is only a copy.
+            shutil.rmtree(self.path)
+            self._db = self._connect()
+        db = self._db
+        self._families = {name: db.get_column_family(name) for name in _FAMILIES}
+        self._handles = {name: db.get_column_family_handle(name) for name in _FAMILIES}
+        self.get_row = self._families["rows"].get
+        self._get_mark = self._families["marks"].get
+
+    def _connect(self) -> Rdict:
+        cache = Cache(self._cache_mb * _MIB)
+        buffers = WriteBufferManager(self._buffer_mb * _MIB, False)
+
+        def options() -> Options:
+            table = BlockBasedOptions()
+            table.set_bloom_filter(10, False)
+            table.set_block_cache(cache)
+            table.set_cache_index_and_filter_blocks(True)
+            o = Options(raw_mode=True)
+            o.create_if_missing(True)
+            o.create_missing_column_families(True)
+            o.set_block_based_table_factory(table)
+            # A memtable filter makes the commonest question (a new dedup key: is it there?) a third of its price.
+            o.set_memtable_prefix_bloom_ratio(0.1)
+            o.set_memtable_whole_key_filtering(True)
+            o.set_write_buffer_size(16 * _MIB)
+            o.set_max_open_files(256)
+            o.set_keep_log_file_num(2)
+            o.set_max_total_wal_size(64 * _MIB)
+            with contextlib.suppress(AttributeError):
+                o.set_write_buffer_manager(buffers)
+            return o
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return Rdict(
+            str(self.path),
+            options(),
+            column_families={name: options() for name in _FAMILIES},
+            access_type=AccessType.read_write(),
+        )
+
+    def close(self) -> None:
+        """Close every handle; RocksDB keeps its lock while one lives."""
+        self._families.clear()
+        self._handles.clear()
+        self.get_row = self._get_mark = _closed
+        self._db.close()
+
+    def reopen(self) -> None:
+        """Close and open again, after a StoreError."""
+        with contextlib.suppress(Exception):
+            self.close()
+        self._open()
+
+    # -- reading
+
+    def get_marks(self, prefix: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
+        return self._get_mark([prefix + i for i in ids])
+
+    def meta(self, partition: int) -> dict[str, Any] | None:
+        found = self._families["meta"].get(_PARTITION.pack(partition))
+        return None if found is None else orjson.loads(found)
+
+    def scan_rows(
+        self, prefix: bytes, start: bytes = b"", end: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of one table and partition in key order over a snapshot taken now: `start` inclusive, `end` exclusive."""
+        return self._scan("rows", prefix, start, end)
+
+    def scan_marks(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """(8 bytes of bucket + id, mark) in order."""
+        return self._scan("marks", _PARTITION.pack(partition), b"", None)
+
+    def _scan(self, family: str, prefix: bytes, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        options = ReadOptions()
+        upper = prefix + end if end is not None else after_prefix(prefix)
+        if upper is not None:
+            options.set_iterate_upper_bound(upper)
+        cut = len(prefix)
+        for key, value in self._families[family].items(from_key=prefix + start, read_opt=options):
+            yield key[cut:], value  # pyright: ignore[reportIndexIssue,reportReturnType]
+
+    def rows_estimate(self, prefix: bytes, limit: int = 10_000) -> int:
+        """The number of rows, exactly up to `limit`, then -1."""
+        count = 0
+        for _ in self.scan_rows(prefix):
+            count += 1
+            if count > limit:
+                return -1
+        return count
+
+    # -- writing
+
+    def batch(self) -> StoreBatch:
+        h = self._handles
+        return StoreBatch(h["rows"], h["marks"], h["meta"])
+
+    def check_writable(self) -> None:
+        """StoreError where it is not."""
+        batch = self.batch()
+        batch.meta(0xFFFFFFFF, {})
+        self.write(batch)
+
+    def write(self, batch: StoreBatch) -> None:
+        try:
+            self._db.write(batch.raw)
+        except Exception as exc:
+            raise StoreError(f"RocksDB could not write to {self.path}: {exc}") from exc
+
+
+def row_prefix(partition: int, table_number: int) -> bytes:
+    return _ROW.pack(partition, table_number)
+
+
+def bucket_prefix(partition: int, bucket: int) -> bytes:
+    return _BUCKET.pack(partition, bucket)
+
+
+def after_prefix(prefix: bytes) -> bytes | None:
+    """The smallest key above every key that begins with `prefix`; None if there is none."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+def _closed(*_: Any) -> Any:
+    raise StoreError("the store is closed")

@@ -1,0 +1,50 @@
+"""Topic: a name, two types, a number of partitions. Declared here, opened by the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from semel.codec import Codec, codec_for
+from semel.errors import DeclarationError
+
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+def checked_name(name: str, what: str) -> str:
+    """A name Kafka accepts for a topic, or DeclarationError."""
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise DeclarationError(
+            f"{what} name {name!r} is not possible on Kafka; use 1 to 249 of the characters a-z A-Z 0-9 . _ -"
+        )
+    return name
+
+
+class Topic:
+    """A Kafka topic with typed keys and values.
+
+    `key`, `value`: types (`bytes` raw, `str` UTF-8, `int`, `float`, `bool`, `dict`, `list` and dataclasses
+    as JSON) or a `Codec`. `partitions` and `configs` are used only where semel creates the topic (sinks, never
+    sources); partitions default to the source's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        key: Any = str,
+        value: Any = dict,
+        partitions: int | None = None,
+        configs: Mapping[str, str] | None = None,
+    ) -> None:
+        if partitions is not None and partitions < 1:
+            raise DeclarationError(f"topic {name!r} has partitions={partitions}; it takes one or more")
+        self.name = checked_name(name, "topic")
+        self.key: Codec[Any] = codec_for(key)
+        self.value: Codec[Any] = codec_for(value)
+        self.partitions = partitions
+        self.configs = dict(configs or {})
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r}, key={self.key.name}, value={self.value.name})"
