@@ -1,4 +1,4 @@
-"""Which broker a request goes to, over which connection, and what its failure makes stale.
+"""Which broker a request goes to, and what its failure makes stale.
 
 Every method of the port is one logical request with one deadline: looking up a leader or a coordinator
 and opening a connection spend the same budget as waiting for the answer.
@@ -15,19 +15,12 @@ from typing import TypeVar
 from semel.kafka import apis
 from semel.kafka.cluster import Cluster, Kind, addresses
 from semel.kafka.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
-from semel.kafka.connection import Address, Connection
+from semel.kafka.connection import Address, Connections
 from semel.kafka.security import Security
 from semel.kafka.wire import Answer, Call
 from semel.port import TP, RpcError, RpcLost
 
 _NO_TOPIC_ID = bytes(16)
-
-# Connections that must not wait for each other. A broker answers the requests of one connection in order.
-LOOKUP = "lookup"
-ADMIN = "admin"
-TRANSACTION = "transaction"
-HEARTBEAT = "heartbeat"
-REBALANCE = "rebalance"
 
 V = TypeVar("V")
 
@@ -39,7 +32,7 @@ class Client:
         self._bootstrap = addresses(bootstrap)
         self._client_id = client_id
         self._options = (security or Security()).connection_options()
-        self._connections: dict[tuple[Address, str], Connection] = {}
+        self._connections: dict[Address, Connections] = {}
         self._unreachable: set[Address] = set()
         self._lookup = asyncio.Lock()
         self._closed = False
@@ -49,14 +42,14 @@ class Client:
 
     async def close(self) -> None:
         self._closed = True
-        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
+        await asyncio.gather(*(connections.close() for connections in self._connections.values()))
 
     def deadline(self, extra_ms: int = 0) -> float:
         return asyncio.get_running_loop().time() + (self.rpc_timeout_ms + extra_ms) / 1000
 
     # -- asking
 
-    async def ask(self, node: int, call: Call, purpose: str, deadline: float) -> Answer:
+    async def ask(self, node: int, call: Call, deadline: float) -> Answer:
         """Ask one broker. After a lost request the broker leads and coordinates nothing that we know of."""
         if node not in self.cluster.nodes:
             await looked_up(call.api.name, self.metadata((), deadline))
@@ -65,16 +58,16 @@ class Client:
             self.cluster.forget_node(node)
             raise RpcLost(call.api.name, f"broker {node} is not in the cluster's metadata", sent=False)
         try:
-            return await self._connection(address, purpose).ask(call, deadline)
+            return await self._connections_to(address).ask(call, deadline)
         except RpcLost:
             self.cluster.forget_node(node)
             raise
 
-    async def ask_coordinator(self, kind: Kind, key: str, call: Call, purpose: str, deadline: float) -> Answer:
+    async def ask_coordinator(self, kind: Kind, key: str, call: Call, deadline: float) -> Answer:
         node = self.cluster.coordinator(kind, key)
         if node is None:
             node = await looked_up(call.api.name, self._find_coordinator(kind, key, deadline))
-        return await self.ask(node, call, purpose, deadline)
+        return await self.ask(node, call, deadline)
 
     async def ask_any(self, call: Call, deadline: float) -> Answer:
         """Ask whichever broker answers first: those connected, then those known, then the bootstrap addresses."""
@@ -86,7 +79,7 @@ class Client:
             now = loop.time()
             until = deadline if left == 0 else now + (deadline - now) / 2
             try:
-                answer = await self._connection(address, LOOKUP).ask(call, until)
+                answer = await self._connections_to(address).ask(call, until)
             except RpcLost as lost:
                 self._unreachable.add(address)
                 reasons.append(lost.detail)
@@ -158,17 +151,17 @@ class Client:
 
     # -- connections
 
-    def _connection(self, address: Address, purpose: str) -> Connection:
-        connection = self._connections.get((address, purpose))
-        if connection is None:
-            connection = Connection(address, self._client_id, self._options, closed=self._closed)
-            self._connections[address, purpose] = connection
-        return connection
+    def _connections_to(self, address: Address) -> Connections:
+        connections = self._connections.get(address)
+        if connections is None:
+            connections = Connections(address, self._client_id, self._options, closed=self._closed)
+            self._connections[address] = connections
+        return connections
 
     def _candidates(self) -> list[Address]:
         known = list(self.cluster.nodes.values())
         random.shuffle(known)
-        connected = [a for a in known if (a, LOOKUP) in self._connections and self._connections[a, LOOKUP].is_open]
+        connected = [address for address in known if self._connections_to(address).any_open]
         in_order = list(dict.fromkeys([*connected, *known, *self._bootstrap]))
         return sorted(in_order, key=self._unreachable.__contains__)
 

@@ -1,4 +1,4 @@
-"""One socket to one broker: opened when first needed, closed when an answer stays away."""
+"""Sockets to one broker: opened when needed, closed when an answer stays away."""
 
 # pyright: reportMissingTypeStubs=false
 from __future__ import annotations
@@ -36,72 +36,74 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Connection:
-    """Requests to one address, in order. Reopens itself; never sends a request twice.
+class Connections:
+    """The open connections to one address. Each carries one request at a time.
 
-    A call that gets no answer in time closes the socket, so that a late answer cannot arrive. A call that
-    is cancelled closes it too unless others wait on it; aiokafka drops the answer to a cancelled call.
+    A broker answers the requests of a connection in order, so that a long poll would hold up whatever came
+    behind it: a call takes an idle connection, or opens one. One that got no answer, be it lost, late or
+    cancelled, is closed: a late answer cannot arrive. Nothing is sent twice.
     """
 
     def __init__(self, address: Address, client_id: str, options: dict[str, Any], *, closed: bool = False) -> None:
         self.address = address
         self._client_id = client_id
         self._options = options
-        self._socket: Any = None
-        self._opening = asyncio.Lock()
-        self._waiting = 0
+        self._idle: list[Any] = []
+        self._busy: set[Any] = set()
         self._closed = closed
 
     @property
-    def is_open(self) -> bool:
-        return self._socket is not None and self._socket.connected()
+    def any_open(self) -> bool:
+        return any(socket.connected() for socket in (*self._idle, *self._busy))
 
     async def ask(self, call: Call, deadline: float) -> Answer:
         """Send once and wait for the answer until `deadline` (the loop's time). RpcLost; RpcError if not supported."""
-        socket = await self._opened(call.api.name, deadline)
+        name = call.api.name
+        socket = self._take_idle()
+        if socket is None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    socket = await self._open(name)
+            except TimeoutError:
+                raise RpcLost(name, f"{self.address}: no connection in time", sent=False) from None
+        self._busy.add(socket)
+        sent = False
         try:
             reply = socket.send(call)
-        except IncompatibleBrokerVersion as error:
-            raise RpcError(call.api.name, _UNSUPPORTED_VERSION, str(error)) from error
-        except KafkaError as error:
-            self._hang_up(socket)
-            raise RpcLost(call.api.name, f"{self.address}: {error}", sent=False) from error
-        self._waiting += 1
-        try:
+            sent = True
             async with asyncio.timeout_at(deadline):
-                return await reply
+                answer = await reply
         except TimeoutError:
             self._hang_up(socket)
-            raise RpcLost(call.api.name, f"{self.address} did not answer in time") from None
+            # The idle ones may be as dead as this one; each would cost its call the whole bound.
+            self._hang_up(*self._idle)
+            raise RpcLost(name, f"{self.address} did not answer in time") from None
+        except IncompatibleBrokerVersion as error:
+            raise RpcError(name, _UNSUPPORTED_VERSION, str(error)) from error
         except (KafkaError, OSError) as error:
             self._hang_up(socket)
-            raise RpcLost(call.api.name, f"{self.address}: {error}") from error
-        except asyncio.CancelledError:
-            if self._waiting == 1:
-                self._hang_up(socket)
+            raise RpcLost(name, f"{self.address}: {error}", sent=sent) from error
+        except BaseException:
+            self._hang_up(socket)
             raise
         finally:
-            self._waiting -= 1
+            self._busy.discard(socket)
+        self._idle.append(socket)
+        return answer
 
     async def close(self) -> None:
         self._closed = True
-        if self._socket is not None:
-            socket, self._socket = self._socket, None
-            closed = socket.close()
-            if closed is not None:
-                await asyncio.wait([closed], timeout=1)
+        closing = self._hang_up(*self._idle, *self._busy)
+        if closing:
+            await asyncio.wait(closing, timeout=1)
 
-    async def _opened(self, api: str, deadline: float) -> Any:
-        if self._socket is not None and self._socket.connected():
-            return self._socket
-        try:
-            async with asyncio.timeout_at(deadline), self._opening:
-                if self._socket is not None and self._socket.connected():
-                    return self._socket
-                self._socket = await self._open(api)
-                return self._socket
-        except TimeoutError:
-            raise RpcLost(api, f"{self.address}: no connection in time", sent=False) from None
+    def _take_idle(self) -> Any:
+        while self._idle:
+            socket = self._idle.pop()
+            if socket.connected():
+                return socket
+            self._hang_up(socket)
+        return None
 
     async def _open(self, api: str) -> Any:
         if self._closed:
@@ -117,25 +119,24 @@ class Connection:
             )
         except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
             raise _refused_login(error) from error
+        except TimeoutError:
+            raise
         except (KafkaError, OSError, AssertionError, ValueError) as error:
             # The last two are how aiokafka's SASL exchanges fail on an answer they do not understand.
-            if isinstance(error, TimeoutError):
-                raise
             raise RpcLost(api, f"{self.address}: {error or type(error).__name__}", sent=False) from error
-        if self._closed:
-            socket.close()
-            raise RpcLost(api, "the client is closed", sent=False)
         try:
+            if self._closed:
+                raise RpcLost(api, "the client is closed", sent=False)
             check_versions(self.address, socket._versions)
-        except RpcError:
+        except (RpcError, RpcLost):
             socket.close()
             raise
         return socket
 
-    def _hang_up(self, socket: Any) -> None:
-        socket.close()
-        if self._socket is socket:
-            self._socket = None
+    def _hang_up(self, *sockets: Any) -> list[asyncio.Future[None]]:
+        self._idle = [socket for socket in self._idle if socket not in sockets]
+        closing = [socket.close() for socket in sockets]
+        return [future for future in closing if future is not None]
 
 
 def _refused_login(error: BrokerResponseError) -> RpcError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semel.kafka import apis
-from semel.kafka.client import ADMIN, HEARTBEAT, REBALANCE, Calls, by_topic, partitions_by_topic
+from semel.kafka.client import Calls, by_topic, partitions_by_topic
 from semel.kafka.cluster import Kind
 from semel.kafka.consumer_protocol import assigned_data, assignment, subscribed_metadata, subscription
 from semel.kafka.wire import Answer, Call
@@ -44,7 +44,7 @@ class GroupCalls(Calls):
             _PROTOCOL_TYPE,
             [(_PROTOCOL, subscription(metadata, topics))],
         )
-        answer = await self._ask(group, call, REBALANCE, rebalance_timeout_ms)
+        answer = await self._ask(group, call, rebalance_timeout_ms)
         _, code, generation, _, leader, assigned_id, members = answer
         if code == _MEMBER_ID_REQUIRED:
             raise MemberIdRequired(assigned_id)
@@ -66,25 +66,25 @@ class GroupCalls(Calls):
             [(member, assignment(data)) for member, data in assignments.items()],
         )
         wait_ms = self._rebalance_timeouts_ms.get(membership.group, _DEFAULT_REBALANCE_TIMEOUT_MS)
-        _, code, data = await self._ask(membership.group, call, REBALANCE, wait_ms)
+        _, code, data = await self._ask(membership.group, call, wait_ms)
         self._check_group(call, code, membership.group)
         return assigned_data(data)
 
     async def heartbeat(self, membership: Membership) -> None:
         call = apis.HEARTBEAT(membership.group, membership.generation, membership.member_id, membership.instance_id)
-        _, code = await self._ask(membership.group, call, HEARTBEAT)
+        _, code = await self._ask(membership.group, call)
         self._check_group(call, code, membership.group)
 
     async def leave_group(self, membership: Membership) -> None:
         call = apis.LEAVE_GROUP(membership.group, [(membership.member_id, membership.instance_id)])
-        _, code, members = await self._ask(membership.group, call, HEARTBEAT)
+        _, code, members = await self._ask(membership.group, call)
         self._check_group(call, code, membership.group)
         for _, _, member_code in members:
             self._check_group(call, member_code, membership.group)
 
     async def describe_group(self, group: str) -> GroupInfo:
         call = apis.DESCRIBE_GROUPS([group], False)
-        _, groups = await self._ask(group, call, ADMIN)
+        _, groups = await self._ask(group, call)
         code, _, state, _, _, members, _ = groups[0]
         self._check_group(call, code, group)
         return GroupInfo(
@@ -98,7 +98,7 @@ class GroupCalls(Calls):
         if not tps:
             return {}
         call = apis.OFFSET_FETCH(group, partitions_by_topic(tps), True)
-        _, topics, code = await self._ask(group, call, ADMIN)
+        _, topics, code = await self._ask(group, call)
         self._check_group(call, code, group)
         rows = [(TP(topic, row[0]), row) for topic, partitions in topics for row in partitions]
         self._client.check(call.api.name, ((tp, row[4], None) for tp, row in rows), coordinator=(Kind.GROUP, group))
@@ -113,12 +113,12 @@ class GroupCalls(Calls):
             None,
             [(topic, [(p, *value) for p, value in partitions]) for topic, partitions in by_topic(values)],
         )
-        _, topics = await self._ask(group, call, ADMIN)
+        _, topics = await self._ask(group, call)
         rows = [(TP(topic, partition), code, None) for topic, partitions in topics for partition, code in partitions]
         self._client.check(call.api.name, rows, coordinator=(Kind.GROUP, group))
 
-    async def _ask(self, group: str, call: Call, purpose: str, wait_ms: int = 0) -> Answer:
-        return await self._client.ask_coordinator(Kind.GROUP, group, call, purpose, self._client.deadline(wait_ms))
+    async def _ask(self, group: str, call: Call, wait_ms: int = 0) -> Answer:
+        return await self._client.ask_coordinator(Kind.GROUP, group, call, self._client.deadline(wait_ms))
 
     def _check_group(self, call: Call, code: int, group: str) -> None:
         self._client.check(call.api.name, [(None, code, None)], coordinator=(Kind.GROUP, group))

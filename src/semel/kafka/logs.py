@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from semel.kafka import apis, records
-from semel.kafka.client import ADMIN, Calls, by_topic, in_parallel, looked_up, partitions_by_topic
+from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, partitions_by_topic
 from semel.kafka.codes import STALE_METADATA
 from semel.kafka.wire import Answer
 from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost
@@ -32,7 +32,7 @@ class LogCalls(Calls):
         partition_max_bytes: int,
         purpose: str = "source",
     ) -> dict[TP, Fetched]:
-        """One at a time for each node and purpose: a second one waits behind the first's long poll."""
+        """`purpose` changes nothing here: every call that waits has a connection to itself."""
         rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, partition_max_bytes) for tp, offset in wants.items()}
         call = apis.FETCH(
             _CONSUMER,
@@ -47,7 +47,7 @@ class LogCalls(Calls):
             "",
         )
         deadline = self._client.deadline(max_wait_ms)
-        _, code, _, topics = await self._client.ask(node, call, f"fetch {purpose}", deadline)
+        _, code, _, topics = await self._client.ask(node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
         found: dict[TP, Fetched] = {}
         for topic, partitions in topics:
@@ -70,9 +70,7 @@ class LogCalls(Calls):
         name = apis.LIST_OFFSETS.name
 
         async def ask(node: int, times: Mapping[TP, int]) -> Answer:
-            return await self._client.ask(
-                node, apis.LIST_OFFSETS(_CONSUMER, int(committed), by_topic(times)), ADMIN, deadline
-            )
+            return await self._client.ask(node, apis.LIST_OFFSETS(_CONSUMER, int(committed), by_topic(times)), deadline)
 
         split = await self._client.by_leader(name, dict.fromkeys(tps, at), deadline)
         answers = await in_parallel(name, [ask(node, times) for node, times in split.items()])
@@ -91,9 +89,7 @@ class LogCalls(Calls):
         name = apis.DESCRIBE_PRODUCERS.name
 
         async def ask(node: int, partitions: Mapping[TP, None]) -> Answer:
-            return await self._client.ask(
-                node, apis.DESCRIBE_PRODUCERS(partitions_by_topic(partitions)), ADMIN, deadline
-            )
+            return await self._client.ask(node, apis.DESCRIBE_PRODUCERS(partitions_by_topic(partitions)), deadline)
 
         split = await self._client.by_leader(name, dict.fromkeys(tps), deadline)
         answers = await in_parallel(name, [ask(node, partitions) for node, partitions in split.items()])
@@ -121,7 +117,7 @@ class LogCalls(Calls):
 
         async def ask(node: int) -> Answer | None:
             try:
-                return await self._client.ask(node, call, ADMIN, deadline)
+                return await self._client.ask(node, call, deadline)
             except (RpcError, RpcLost):
                 return None
 

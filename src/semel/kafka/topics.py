@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from semel.kafka import apis
-from semel.kafka.client import ADMIN, Calls, by_topic, in_parallel, looked_up
+from semel.kafka.client import Calls, by_topic, in_parallel, looked_up
 from semel.kafka.wire import Answer
 from semel.port import TP, RpcError, RpcLost, TopicInfo, TopicSpec
 
@@ -30,7 +30,7 @@ class TopicCalls(Calls):
         """Returns once the topics show in the metadata, or the RPC bound has passed: controllers answer before that."""
         deadline = self._client.deadline()
         call = apis.CREATE_TOPICS([_row(spec) for spec in specs], self._broker_timeout_ms, False)
-        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, ADMIN, deadline)
+        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         self._check_topics(call.api.name, [(name, code, text) for name, code, text in results], _TOPIC_EXISTS)
         await self._show([spec.name for spec in specs], True, deadline)
 
@@ -38,7 +38,7 @@ class TopicCalls(Calls):
         """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
         deadline = self._client.deadline()
         call = apis.DELETE_TOPICS(list(names), self._broker_timeout_ms)
-        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, ADMIN, deadline)
+        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         for name in names:
             self._client.cluster.forget_topic(name)
         self._check_topics(call.api.name, [(name, code, None) for name, code in results], _UNKNOWN_TOPIC)
@@ -62,7 +62,7 @@ class TopicCalls(Calls):
 
         async def ask(node: int, offsets: Mapping[TP, int]) -> Answer:
             call = apis.DELETE_RECORDS(by_topic(offsets), self._broker_timeout_ms)
-            return await self._client.ask(node, call, ADMIN, deadline)
+            return await self._client.ask(node, call, deadline)
 
         split = await self._client.by_leader(name, before, deadline)
         answers = await in_parallel(name, [ask(node, offsets) for node, offsets in split.items()])

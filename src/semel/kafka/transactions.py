@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semel.kafka import apis
-from semel.kafka.client import TRANSACTION, Calls, by_topic, in_parallel, partitions_by_topic
+from semel.kafka.client import Calls, by_topic, in_parallel, partitions_by_topic
 from semel.kafka.cluster import Kind
 from semel.kafka.records import Batch
 from semel.kafka.wire import Answer, Call
@@ -50,7 +50,7 @@ class TransactionCalls(Calls):
 
         async def ask(node: int, part: Mapping[TP, bytes]) -> dict[TP, int]:
             call = apis.PRODUCE(producer.transactional_id, _ACKS_ALL, timeout_ms, by_topic(part))
-            topics, _ = await self._client.ask(node, call, TRANSACTION, deadline)
+            topics, _ = await self._client.ask(node, call, deadline)
             rows = [
                 (TP(topic, partition), code, offset, _reason(record_errors, text))
                 for topic, partitions in topics
@@ -86,7 +86,7 @@ class TransactionCalls(Calls):
         self._check_producer(call.api.name, code, producer.transactional_id)
 
     async def _to_coordinator(self, kind: Kind, key: str, call: Call) -> Answer:
-        return await self._client.ask_coordinator(kind, key, call, TRANSACTION, self._client.deadline())
+        return await self._client.ask_coordinator(kind, key, call, self._client.deadline())
 
     def _check_producer(self, api: str, code: int, transactional_id: str) -> None:
         self._client.check(api, [(None, code, None)], coordinator=(Kind.TRANSACTION, transactional_id))

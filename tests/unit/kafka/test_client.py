@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from semel.kafka import KafkaBroker
+from semel.kafka import KafkaBroker, apis
 from semel.kafka.client import in_parallel
 from semel.kafka.codes import NAMES, describe, severity
+from semel.kafka.connection import Address, check_versions
 from semel.port import RpcError, RpcLost
 
 
@@ -135,6 +136,16 @@ async def test_a_loss_outweighs_a_refusal_and_counts_as_sent_if_anything_was(
 
 async def test_all_answers_come_in_the_order_of_the_requests() -> None:
     assert await in_parallel("Produce", [answer(1), answer(2)]) == [1, 2]
+
+
+def test_a_broker_that_is_too_old_is_told_what_it_lacks() -> None:
+    kafka_2_4 = {api.key: (0, api.version) for api in apis.ALL} | {apis.OFFSET_FETCH.key: (0, 6)}
+    del kafka_2_4[apis.LIST_TRANSACTIONS.key]
+    with pytest.raises(
+        RpcError, match=r"h:1 lacks ListTransactions v0, OffsetFetch v7; semel needs Kafka 3"
+    ) as refused:
+        check_versions(Address("h", 1), kafka_2_4)
+    assert refused.value.code == 35
 
 
 def test_codes_aiokafka_does_not_know_have_their_names() -> None:
