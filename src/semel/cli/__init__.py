@@ -1,19 +1,52 @@
-"""The command line: `semel`."""
+"""The command line: `semel`. What a command needs beyond this is imported when it runs, so that starting stays fast."""
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
 
-from semel.cli import kafka
+from semel.cli import exits, kafka, tables
+from semel.cli.worker import worker
 
-app = typer.Typer(name="semel", help="Stream pipelines in which every event takes effect exactly once per key.")
+# Plain help and errors: one line that a log or a person can take, and no start-up spent on drawing.
+app = typer.Typer(
+    name="semel",
+    help="Stream pipelines in which every event takes effect exactly once per key.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(worker)
+app.add_typer(tables.app, name="tables")
 app.add_typer(kafka.app, name="kafka")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("semel"))
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
-    """Keeps `semel` a command with sub-commands, however few there are."""
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
-    app()
+    """Run the command line; errors semel knows become one line on standard error and their exit code."""
+    try:
+        app()
+    except Exception as error:
+        code = exits.code_of(error)
+        if code is None:
+            raise
+        typer.echo(f"semel: {error}", err=True)
+        sys.exit(code)

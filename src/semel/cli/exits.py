@@ -1,0 +1,35 @@
+"""Exit codes of `semel`, the only place that knows them."""
+
+from __future__ import annotations
+
+from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
+from semel.port import RpcLost
+
+OK = 0
+FINDING = 1  # a finding or a refusal
+USAGE = 2  # usage or configuration
+UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached
+INSTANCE_TAKEN = 4
+UNPROVABLE = 5
+INTERRUPTED = 130
+
+
+class Unreachable(SemelError):
+    """Nobody answers where a worker was looked for."""
+
+
+def code_of(error: BaseException) -> int | None:
+    """The exit code an error stands for; None where it is a defect, whose traceback should be seen."""
+    match error:
+        case ConfigError() | DeclarationError():
+            return USAGE
+        case InstanceTaken():
+            return INSTANCE_TAKEN
+        case Unreachable() | RpcLost():
+            return UNREACHABLE
+        case SemelError():
+            return FINDING
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case _:
+            return None

@@ -1,0 +1,82 @@
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from semel import cli
+from semel.cli import exits, logs
+from semel.errors import ConfigError, InstanceTaken, PositionConflict
+from semel.port import RpcLost
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (InstanceTaken("x"), 4),
+        (PositionConflict("x"), 1),
+        (RpcLost("Metadata", "x", sent=False), 3),
+        (exits.Unreachable("x"), 3),
+    ],
+)
+def test_an_error_semel_knows_is_one_line_and_its_exit_code(error, code, monkeypatch, capsys):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", f"semel: {error}\n")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda: {}["x"])
+
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_starting_imports_nothing_heavy():
+    heavy = {"faust", "aiokafka", "rich", "aiohttp", "pydantic", "rocksdict", "asyncio"}
+    code = f"import sys, semel.cli; print(sorted({heavy!r} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+async def test_usage_errors_are_exit_code_2_on_standard_error(semel):
+    for arguments in (("nothing",), ("tables", "get"), ("worker",), ("worker", "a", "--web-port", "99999")):
+        ran = await semel(*arguments)
+        assert (ran.code, ran.out) == (2, ""), arguments
+        assert ran.err
+
+
+async def test_help_and_version_go_to_standard_output(semel):
+    shown = await semel("--help")
+    assert shown.code == 0
+    assert all(name in shown.out for name in ("worker", "tables", "kafka"))
+    version = await semel("--version")
+    assert version.out.count(".") >= 1
+
+
+def test_json_logs_hold_one_object_a_line_with_the_traceback_inside(capsys):
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure(as_json=True)
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logging.getLogger("semel.x").exception("it %s", "failed")
+    finally:
+        root.handlers[:], root.level = before
+
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert (line["level"], line["logger"], line["message"]) == ("error", "semel.x", "it failed")
+    assert line["traceback"].endswith("ValueError: two\nlines")
+    assert err == ""
