@@ -77,7 +77,7 @@ def scan(
             return
         output.rows(("key", "value", "partition"), (_line(row) for row in rows))
         if page is not None:
-            output.tell(f"{len(rows)} rows shown, there are more: raise --limit, or go on with --page {page}")
+            output.tell(f"there are more than the {len(rows)} shown: raise --limit, or go on with --page {page}")
 
 
 def _line(row: dict[str, Any]) -> tuple[str, str, str]:
