@@ -113,10 +113,7 @@ class MemoryBroker:
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         def apply() -> dict[str, dict[str, str]]:
             topics = self.cluster.topics()
-            for name in names:
-                if name not in topics:
-                    raise Refused(3, f"no topic {name}")
-            return {name: dict(topics[name].configs) for name in names}
+            return {name: dict(topics[name].configs) for name in names if name in topics}
 
         return await self._call("DescribeConfigs", {"names": names}, apply)
 
@@ -470,13 +467,14 @@ class MemoryBroker:
 
 
 _NO_FAULT = Fault()
+_RETRIABLE = frozenset({3, 5, 6, 7, 13, 14, 15, 16, 19, 20, 51, 56, 74})
 
 
 def _severity(code: int) -> int:
     """Which of several answers to one Produce decides: a fenced producer over all, then what concerns the data."""
     if code in (47, 90):
         return 3
-    return 1 if code in (3, 5, 6, 7, 14, 15, 16, 19, 51, 56, 74) else 2
+    return 1 if code in _RETRIABLE else 2
 
 
 def _apply_late(apply: Callable[[], object]) -> None:
