@@ -9,9 +9,10 @@ from semel.kafka.records import codec_number
 from semel.kafka.security import Security
 from semel.kafka.topics import TopicCalls
 from semel.kafka.transactions import TransactionCalls
+from semel.port import Broker
 
 
-class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls):
+class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls, Broker):
     """`semel.port.Broker` on Kafka 3.0 and later.
 
     `bootstrap` is `host:port,host:port`. Every method ends within `rpc_timeout_ms`, plus what it is asked to

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from aiokafka import conn
 from aiokafka.errors import (
     BrokerResponseError,
-    IncompatibleBrokerVersion,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -57,7 +56,7 @@ class Connections:
         return any(socket.connected() for socket in (*self._idle, *self._busy))
 
     async def ask(self, call: Call, deadline: float) -> Answer:
-        """Send once and wait for the answer until `deadline` (the loop's time). RpcLost; RpcError if not supported."""
+        """Send once and wait for the answer until `deadline` (the loop's time). RpcLost; RpcError from logging in."""
         name = call.api.name
         socket = self._take_idle()
         if socket is None:
@@ -78,8 +77,6 @@ class Connections:
             # The idle ones may be as dead as this one; each would cost its call the whole bound.
             self._hang_up(*self._idle)
             raise RpcLost(name, f"{self.address} did not answer in time") from None
-        except IncompatibleBrokerVersion as error:
-            raise RpcError(name, _UNSUPPORTED_VERSION, str(error)) from error
         except (KafkaError, OSError) as error:
             self._hang_up(socket)
             raise RpcLost(name, f"{self.address}: {error}", sent=sent) from error

@@ -7,6 +7,7 @@ import inspect
 import struct
 from collections import deque
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from aiokafka import codec, conn
@@ -16,6 +17,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
 
+import semel.kafka
 from semel.kafka import apis
 from semel.kafka.wire import Call
 
@@ -134,3 +136,13 @@ def test_every_api_is_sent_in_its_one_version_or_not_at_all(api: apis.Api) -> No
     reply = BytesIO(b"\0\0\0\5" + (b"\0" if api.flexible else b""))
     assert call.parse_response_header(reply).correlation_id == 5
     assert reply.read() == b""
+
+
+def test_no_other_package_knows_aiokafka() -> None:
+    source = Path(semel.kafka.__path__[0]).parent
+    importing = {
+        path.relative_to(source).parts[0]
+        for path in source.rglob("*.py")
+        if any(line.lstrip().startswith(("import aiokafka", "from aiokafka")) for line in path.read_text().splitlines())
+    }
+    assert importing == {"kafka"}
