@@ -171,7 +171,8 @@ async def looked_up(api: str, lookup: Awaitable[V]) -> V:
     try:
         return await lookup
     except RpcLost as lost:
-        raise RpcLost(api, f"{lost.api}: {lost.detail}", sent=False) from lost
+        detail = lost.detail if lost.api == api else f"{lost.api}: {lost.detail}"
+        raise RpcLost(api, detail, sent=False) from lost
     except TimeoutError:
         raise RpcLost(api, "its broker was not found in time", sent=False) from None
 
