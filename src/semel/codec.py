@@ -101,10 +101,14 @@ def is_immutable(declared: Any) -> bool:
     if dataclasses.is_dataclass(declared):
         params: Any = declared.__dataclass_params__  # pyright: ignore[reportAttributeAccessIssue,reportUnknownVariableType,reportUnknownMemberType]
         hints = msgspec.inspect.type_info(declared)
-        return bool(params.frozen) and all(
-            is_immutable(f.type) for f in dataclasses.fields(declared) if isinstance(f.type, type)
-        ) and not any(isinstance(getattr(f, "type", None), (msgspec.inspect.ListType, msgspec.inspect.DictType))
-                      for f in getattr(hints, "fields", ()))
+        return (
+            bool(params.frozen)
+            and all(is_immutable(f.type) for f in dataclasses.fields(declared) if isinstance(f.type, type))
+            and not any(
+                isinstance(getattr(f, "type", None), (msgspec.inspect.ListType, msgspec.inspect.DictType))
+                for f in getattr(hints, "fields", ())
+            )
+        )
     return False
 
 
@@ -126,8 +130,10 @@ def _checked_dumps(declared: Any) -> Callable[[Any], bytes]:
     dumps = orjson.dumps
 
     def encode(value: Any) -> bytes:
-        if type(value) is not exact and plain and (
-            not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain)
+        if (
+            type(value) is not exact
+            and plain
+            and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain))
         ):
             if exact is float and type(value) is int:
                 return dumps(float(value))

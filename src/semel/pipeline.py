@@ -58,7 +58,9 @@ class Pipeline:
         if not isinstance(self.source, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(f"pipeline {self.name!r}: source is {self.source!r}; give a semel.Topic")
         if self.sink is not None and not isinstance(self.sink, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DeclarationError(f"pipeline {self.name!r}: sink is {self.sink!r}; give a semel.Topic, or leave it out")
+            raise DeclarationError(
+                f"pipeline {self.name!r}: sink is {self.sink!r}; give a semel.Topic, or leave it out"
+            )
         if self.sink is not None and self.sink.name == self.source.name:
             raise DeclarationError(
                 f"pipeline {self.name!r} reads and writes topic {self.source.name!r}: its results would be its events again"

@@ -1,20 +1,16 @@
 """Who runs which task: pure, sticky, balanced. The leader of the group decides for everyone.
 
 A task is a partition number: partition p of every source topic goes to the same worker, so that co-partitioned topics and
-tables stay together. On the wire it is the consumer protocol, so that Kafka's own tools show it.
+tables stay together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from struct import Struct
 from typing import Any
 
 import orjson
-
-_I16 = Struct(">h")
-_I32 = Struct(">i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +29,6 @@ class Assignment:
     """`tasks`: ours. `owners`: task -> (instance, web URL) of every member, for forwarding."""
 
     tasks: tuple[int, ...]
-    topics: tuple[str, ...] = ()
     partitions: Mapping[str, int] = field(default_factory=dict[str, int])
     owners: Mapping[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]])
 
@@ -66,83 +61,39 @@ def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ..
     return {member_id: tuple(sorted(held)) for member_id, held in kept.items()}
 
 
-# -- the consumer protocol, version 1 (org.apache.kafka.clients.consumer.internals.ConsumerProtocol)
+# -- on the wire: JSON; the broker's envelope around it is the client's business
 
 
-def encode_subscription(info: MemberInfo) -> bytes:
-    """What describes us to the group. A restart under the same instance id must yield the same bytes for the same topics
-    and URL, or a static member would cause a rebalance; the tasks it ran are known to the leader by its instance."""
-    said = orjson.dumps({"instance": info.instance, "url": info.url, "tasks": info.tasks})
-    parts = [_I16.pack(1), _I32.pack(len(info.topics))]
-    parts += [_string(t) for t in sorted(info.topics)]
-    parts += [_I32.pack(len(said)), said, _I32.pack(0)]
-    return b"".join(parts)
+def encode_member(info: MemberInfo) -> bytes:
+    return orjson.dumps({"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks})
 
 
-def decode_subscription(member_id: str, raw: bytes) -> MemberInfo:
-    at, topics = 2, list[str]()
-    (count,) = _I32.unpack_from(raw, at)
-    at += 4
-    for _ in range(count):
-        topic, at = _read_string(raw, at)
-        topics.append(topic)
-    said, at = _read_json(raw, at)
+def decode_member(member_id: str, raw: bytes) -> MemberInfo:
+    said: dict[str, Any] = orjson.loads(raw) if raw else {}
     return MemberInfo(
-        member_id, tuple(topics), said.get("instance", ""), said.get("url", ""), tuple(said.get("tasks", ()))
+        member_id,
+        tuple(said.get("topics", ())),
+        said.get("instance", ""),
+        said.get("url", ""),
+        tuple(said.get("tasks", ())),
     )
 
 
 def encode_assignment(assignment: Assignment) -> bytes:
-    said = orjson.dumps(
+    return orjson.dumps(
         {
             "tasks": assignment.tasks,
             "partitions": dict(assignment.partitions),
             "owners": {str(task): owner for task, owner in assignment.owners.items()},
         }
     )
-    held = {
-        topic: [t for t in assignment.tasks if t < assignment.partitions.get(topic, 0)] for topic in assignment.topics
-    }
-    parts = [_I16.pack(1), _I32.pack(len(held))]
-    for topic, partitions in held.items():
-        parts += [_string(topic), _I32.pack(len(partitions)), *(_I32.pack(p) for p in partitions)]
-    parts += [_I32.pack(len(said)), said]
-    return b"".join(parts)
 
 
 def decode_assignment(raw: bytes) -> Assignment:
     """An empty answer is an empty assignment."""
-    if not raw:
-        return Assignment(())
-    at, topics = 2, list[str]()
-    (count,) = _I32.unpack_from(raw, at)
-    at += 4
-    for _ in range(count):
-        topic, at = _read_string(raw, at)
-        topics.append(topic)
-        (held,) = _I32.unpack_from(raw, at)
-        at += 4 + 4 * held
-    said, at = _read_json(raw, at)
+    said: dict[str, Any] = orjson.loads(raw) if raw else {}
     return Assignment(
         tuple(said.get("tasks", ())),
-        tuple(topics),
         said.get("partitions", {}),
         {int(task): (owner[0], owner[1]) for task, owner in said.get("owners", {}).items()},
     )
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return _I16.pack(len(raw)) + raw
-
-
-def _read_string(raw: bytes, at: int) -> tuple[str, int]:
-    (length,) = _I16.unpack_from(raw, at)
-    return raw[at + 2 : at + 2 + length].decode(), at + 2 + length
-
-
-def _read_json(raw: bytes, at: int) -> tuple[dict[str, Any], int]:
-    (length,) = _I32.unpack_from(raw, at)
-    if length <= 0:
-        return {}, at + 4
-    return orjson.loads(raw[at + 4 : at + 4 + length]), at + 4 + length

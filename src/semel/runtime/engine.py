@@ -21,7 +21,7 @@ from semel.runtime.assignor import Assignment
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
 from semel.runtime.membership import GroupMember
-from semel.runtime.restore import RestoreSettings, Restorer, check_topic, task_meta
+from semel.runtime.restore import Restorer, RestoreSettings, check_topic, task_meta
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.runtime.topics import Topics
@@ -84,9 +84,7 @@ class Engine:
         self.dead_letter_topic = plan.dead_letter_topic
         self.transactional_id = f"{plan.app}-{instance}"
         self._pass = failpoints or Failpoints()
-        self.topics = Topics(
-            broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting
-        )
+        self.topics = Topics(broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting)
         self.lanes = [Lane(self, agent) for agent in plan.agents]
         self.intake = Intake(broker, clock, offer=self._offer, trimmed=self._trimmed)
         self.tasks: dict[int, Task] = {}
@@ -620,7 +618,9 @@ class Engine:
 
     def _store_failed(self, exc: StoreError) -> None:
         """The disk refused what Kafka has committed: nothing is lost, but nothing can go on until it takes writes again."""
-        log.error("%s; free some space or mend the disk. Work stops until the store can be written, nothing is lost", exc)
+        log.error(
+            "%s; free some space or mend the disk. Work stops until the store can be written, nothing is lost", exc
+        )
         self.paused_by = str(exc)
         self._drop_everything()
         self._background(self._mend_store())

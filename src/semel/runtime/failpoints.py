@@ -51,7 +51,9 @@ class Failpoints:
 
     def _arm(self, name: str, action: str = "kill", nth: str = "1") -> None:
         if name not in NAMES or action not in ("kill", "stop", "exit"):
-            raise ValueError(f"SEMEL_FAILPOINT names {name}:{action}; points are {', '.join(NAMES)}; actions kill, stop, exit")
+            raise ValueError(
+                f"SEMEL_FAILPOINT names {name}:{action}; points are {', '.join(NAMES)}; actions kill, stop, exit"
+            )
         left = int(nth)
 
         async def hit() -> None:

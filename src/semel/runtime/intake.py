@@ -51,7 +51,12 @@ class Intake:
     """`offer(cursor)`: there is something new. `trimmed(tp, asked, start)`: the log no longer has what we need."""
 
     def __init__(
-        self, broker: Broker, clock: Clock, *, offer: Callable[[Cursor], None], trimmed: Callable[[TP, int, Fetched], None]
+        self,
+        broker: Broker,
+        clock: Clock,
+        *,
+        offer: Callable[[Cursor], None],
+        trimmed: Callable[[TP, int, Fetched], None],
     ) -> None:
         self._broker = broker
         self._clock = clock

@@ -19,9 +19,9 @@ from semel.runtime.assignor import (
     MemberInfo,
     assign,
     decode_assignment,
-    decode_subscription,
+    decode_member,
     encode_assignment,
-    encode_subscription,
+    encode_member,
 )
 from semel.runtime.failpoints import Failpoints
 from semel.stages.answers import Answer, answer_of
@@ -175,7 +175,7 @@ class GroupMember:
                 self._group,
                 self._member_id,
                 self._instance_id,
-                encode_subscription(about_us),
+                encode_member(about_us),
                 session_timeout_ms=self._session_ms,
                 rebalance_timeout_ms=self._rebalance_ms,
             )
@@ -188,13 +188,11 @@ class GroupMember:
         await self._pass("group.after_join")
         decided: dict[str, bytes] = {}
         if joined.is_leader:
-            members = [decode_subscription(m.member_id, m.metadata) for m in joined.members]
+            members = [decode_member(m.member_id, m.metadata) for m in joined.members]
             shares = assign(members, max(partitions.values(), default=0))
             owners = {task: (m.instance, m.url) for m in members for task in shares[m.member_id]}
             for m in members:
-                decided[m.member_id] = encode_assignment(
-                    Assignment(shares[m.member_id], self._topics, partitions, owners)
-                )
+                decided[m.member_id] = encode_assignment(Assignment(shares[m.member_id], partitions, owners))
         raw = await self._broker.sync_group(membership, decided)
         await self._pass("group.after_sync")
         assignment = decode_assignment(raw)

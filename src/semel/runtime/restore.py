@@ -328,7 +328,9 @@ class _Held:
             self.position = None if record.value is None else positions.decode(record.value, where)
 
 
-def task_meta(task: Task, position: Position | None, at_ms: int, stamp: tuple[str, int, int] | None = None) -> dict[str, Any]:
+def task_meta(
+    task: Task, position: Position | None, at_ms: int, stamp: tuple[str, int, int] | None = None
+) -> dict[str, Any]:
     """What the store keeps of a task beside its rows: how far each log is in it, and the position that goes with that."""
     return {
         "v": 1,

@@ -39,8 +39,20 @@ class Cursor:
     `fetched`: the next offset to ask the broker for. `due`: when the record at `position` may be tried again.
     """
 
-    __slots__ = ("agent", "attempts", "buffered", "condemned", "due", "fetched", "isolate_until", "position", "queue",
-                 "queued", "task", "tp")
+    __slots__ = (
+        "agent",
+        "attempts",
+        "buffered",
+        "condemned",
+        "due",
+        "fetched",
+        "isolate_until",
+        "position",
+        "queue",
+        "queued",
+        "task",
+        "tp",
+    )
 
     def __init__(self, task: Task, tp: TP, agent: AgentPlan) -> None:
         self.task = task

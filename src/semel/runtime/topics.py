@@ -68,9 +68,7 @@ class Topics:
         names = [*plan.sources, *plan.logs, plan.dead_letter_topic, *outputs]
         found = await self._broker.topics(names)
         source_configs = await self._broker.topic_configs(list(plan.sources)) if plan.sources else {}
-        room = str(
-            HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588)
-        )
+        room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
         brokers = await self._broker.broker_count()
         factor = self._replication_factor or (3 if brokers >= 3 else 1)
         safe = {"min.insync.replicas": "2" if factor >= 3 else "1", "unclean.leader.election.enable": "false"}
@@ -89,9 +87,7 @@ class Topics:
                 kept = {"cleanup.policy": "compact"}
             specs.append(TopicSpec(name, tasks, factor, {**kept, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
-            specs.append(
-                TopicSpec(plan.dead_letter_topic, tasks, factor, {**_KEEP, **safe, "max.message.bytes": room})
-            )
+            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, {**_KEEP, **safe, "max.message.bytes": room}))
         for name, topic in outputs.items():
             if name not in found:
                 # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be

@@ -677,7 +677,9 @@ class Lane:
             if s.end - s.start > 1:
                 # One of them did it: go through them one by one.
                 cursor.isolate_until = s.chunk.records[s.end - 1].offset
-                log.info("a batch of %d at %s failed (%s); its events go on one by one", s.end - s.start, cursor.tp, exc)
+                log.info(
+                    "a batch of %d at %s failed (%s); its events go on one by one", s.end - s.start, cursor.tp, exc
+                )
                 self.release()
                 return
         record = s.chunk.records[self.index]
@@ -751,4 +753,3 @@ class Lane:
     async def close(self) -> None:
         self.closed = True
         self._restart.set()
-

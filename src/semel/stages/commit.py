@@ -162,7 +162,9 @@ class Writer:
             if answer in (Answer.WAIT, Answer.RETRY, Answer.SUCCESS):
                 answer = Answer.UNKNOWN
             epoch.step(EpochState.UNKNOWN if answer is Answer.UNKNOWN else EpochState.ABORTING)
-            cause = TimeoutError("the commit took longer than commit_timeout_ms") if isinstance(exc, TimeoutError) else exc
+            cause = (
+                TimeoutError("the commit took longer than commit_timeout_ms") if isinstance(exc, TimeoutError) else exc
+            )
             raise CommitFailed(answer, cause) from exc
         except BaseException:
             self.dead = True

@@ -68,7 +68,9 @@ class StateDirectory:
             self._write(marker, wanted)
             return
         except (OSError, orjson.JSONDecodeError) as exc:
-            raise StateDirectoryError(f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state") from exc
+            raise StateDirectoryError(
+                f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state"
+            ) from exc
         if found.get("app") != app or found.get("instance") != instance:
             raise StateDirectoryError(
                 f"{self.path} belongs to app {found.get('app')!r}, instance {found.get('instance')!r}, not to "

@@ -162,9 +162,7 @@ class Store:
         found = self._families["meta"].get(_PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
 
-    def scan_rows(
-        self, prefix: bytes, start: bytes = b"", end: bytes | None = None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def scan_rows(self, prefix: bytes, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows of one table and partition in key order over a snapshot taken now: `start` inclusive, `end` exclusive."""
         return self._scan("rows", prefix, start, end)
 
