@@ -39,7 +39,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time moves only when nothing is ready to run, and then straight to the next timer.
 
-    Work in executor threads takes no virtual time. Where no task can ever run again, `Deadlock` is
+    Work given to `run_in_executor` (hence `asyncio.to_thread`) takes no virtual time. Where no task can ever run again, `Deadlock` is
     raised out of the running loop instead of hanging.
     """
 
@@ -62,6 +62,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.jobs += 1
         future.add_done_callback(self._job_done)
         return future
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        self.jobs += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self.jobs -= 1
 
     def _job_done(self, _: object) -> None:
         self.jobs -= 1
