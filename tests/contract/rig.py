@@ -64,7 +64,7 @@ class Rig:
 
     async def partition(self, broker: Broker, **configs: str) -> TP:
         """The only partition of a new topic."""
-        return TP(await self.topic(broker, **configs), 0)
+        return TP(await self.topic(broker, 1, **configs), 0)
 
     async def patiently(self, call: Callable[[], Awaitable[T]], passing: frozenset[int] = PASSING) -> T:
         """Ask again while the answer is one that passes."""

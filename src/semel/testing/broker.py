@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
 
 from semel.port import (
     EARLIEST,
@@ -14,17 +12,15 @@ from semel.port import (
     Fetched,
     GroupInfo,
     Joined,
-    MemberIdRequired,
     Membership,
     OpenTransaction,
     Producer,
-    RpcError,
-    RpcLost,
     TopicInfo,
     TopicSpec,
 )
 from semel.testing.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
 from semel.testing.memory.cluster import ClusterSettings, MemoryCluster
+from semel.testing.memory.connection import STALE_COORDINATOR, STALE_METADATA, Connection
 from semel.testing.memory.faults import (
     Call,
     Fault,
@@ -57,35 +53,29 @@ __all__ = [
     "unsent",
 ]
 
-T = TypeVar("T")
-
-# Error codes after which a client looks up leaders afresh.
-_STALE_METADATA = frozenset({3, 5, 6, 9, 74, 100})
-
 
 class MemoryBroker:
-    """One client. Its calls take effect one event loop turn after they are made, its answers arrive one turn later.
+    """One client. `name` is what `cluster.faults` knows it by: a worker that restarts is another client.
 
-    `name` is what `cluster.faults` knows it by. A call whose request is delayed beyond `rpc_timeout_ms`
-    is lost to the client and takes effect all the same when it arrives.
+    Its calls take effect one turn of the event loop after they are made, its answers arrive one turn later. A call
+    whose request is delayed beyond `rpc_timeout_ms` is lost to the client and takes effect all the same when it
+    arrives.
     """
 
     def __init__(self, cluster: MemoryCluster, name: str = "client", *, rpc_timeout_ms: int = 2_000) -> None:
         self.cluster = cluster
         self.name = name
-        self._rpc_timeout_s = rpc_timeout_ms / 1000
-        self._link = cluster.faults.link(name)
-        self._started = False
+        self._connection = Connection(cluster, name, rpc_timeout_ms / 1000, self._forget)
         self._leaders: dict[TP, int] = {}
         self._coordinators: dict[tuple[str, str], int] = {}
+        self._rebalance_s: dict[str, float] = {}
 
     async def start(self) -> None:
-        await self._call("ApiVersions", {}, lambda: None)
-        self._started = True
+        await self._connection.open()
 
     async def close(self) -> None:
-        self._started = False
-        self._link.fail_waiting()
+        """Calls still waiting are lost."""
+        self._connection.close()
 
     # -- topics
 
@@ -99,36 +89,38 @@ class MemoryBroker:
                     self._learn_leaders([TP(name, partition) for partition in range(info.partitions)])
             return found
 
-        return await self._call("Metadata", {"names": names}, apply)
+        return await self._connection.call("Metadata", {"names": names}, apply)
 
     async def broker_count(self) -> int:
-        return await self._call("Metadata", {"names": ()}, lambda: self.cluster.settings.brokers)
+        return await self._connection.call("Metadata", {"names": ()}, lambda: self.cluster.settings.brokers)
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        await self._call("CreateTopics", {"specs": specs}, lambda: self.cluster.create_topics(specs))
+        await self._connection.call("CreateTopics", {"specs": specs}, lambda: self.cluster.create_topics(specs))
 
     async def delete_topics(self, names: Sequence[str]) -> None:
-        await self._call("DeleteTopics", {"names": names}, lambda: self.cluster.delete_topics(names))
+        await self._connection.call("DeleteTopics", {"names": names}, lambda: self.cluster.delete_topics(names))
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         def apply() -> dict[str, dict[str, str]]:
             topics = self.cluster.topics()
             return {name: dict(topics[name].configs) for name in names if name in topics}
 
-        return await self._call("DescribeConfigs", {"names": names}, apply)
+        return await self._connection.call("DescribeConfigs", {"names": names}, apply)
 
     async def delete_records(self, before: Mapping[TP, int]) -> None:
         def apply() -> None:
             for tp, offset in before.items():
                 self._led(tp).delete_before(offset)
 
-        await self._call("DeleteRecords", {"before": before}, apply)
+        await self._connection.call("DeleteRecords", {"before": before}, apply)
 
     # -- logs
 
     async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:
         if any(tp not in self._leaders for tp in tps):
-            await self._call("Metadata", {"names": sorted({tp.topic for tp in tps})}, lambda: self._learn_leaders(tps))
+            await self._connection.call(
+                "Metadata", {"names": sorted({tp.topic for tp in tps})}, lambda: self._learn_leaders(tps)
+            )
         return {tp: self._leaders[tp] for tp in tps if tp in self._leaders}
 
     async def fetch(
@@ -148,13 +140,14 @@ class MemoryBroker:
                 answer, taken = self._read(node, wants, committed, max_bytes, partition_max_bytes)
                 if taken or any(fetched.error for fetched in answer.values()):
                     return answer
-                if not await self._changed(wants, deadline):
+                logs = [log for log in map(self.cluster.find, wants) if log is not None]
+                if not await self._connection.changed(logs, deadline):
                     return answer
 
         args = {"node": node, "wants": wants, "committed": committed, "purpose": purpose}
-        answer = await self._call("Fetch", args, apply)
+        answer = await self._connection.call("Fetch", args, apply)
         for tp, fetched in answer.items():
-            if fetched.error in _STALE_METADATA:
+            if fetched.error in STALE_METADATA:
                 self._leaders.pop(tp, None)
         return answer
 
@@ -167,7 +160,7 @@ class MemoryBroker:
             return log.offset_at(at, committed=committed)
 
         args = {"tps": tps, "at": at, "committed": committed}
-        return await self._call("ListOffsets", args, lambda: {tp: offset(self._led(tp)) for tp in tps})
+        return await self._connection.call("ListOffsets", args, lambda: {tp: offset(self._led(tp)) for tp in tps})
 
     async def open_transactions(self, tps: Sequence[TP]) -> dict[TP, tuple[OpenTransaction, ...]]:
         def of(tp: TP) -> tuple[OpenTransaction, ...]:
@@ -175,7 +168,7 @@ class MemoryBroker:
             open_here = self._led(tp).open_transactions()
             return tuple(OpenTransaction(name_of(holder), holder, start) for holder, start in open_here.items())
 
-        return await self._call("DescribeProducers", {"tps": tps}, lambda: {tp: of(tp) for tp in tps})
+        return await self._connection.call("DescribeProducers", {"tps": tps}, lambda: {tp: of(tp) for tp in tps})
 
     # -- transactions
 
@@ -188,7 +181,7 @@ class MemoryBroker:
             return self.cluster.transactions.init_producer_id(transactional_id, timeout_ms)
 
         args = {"transactional_id": transactional_id, "timeout_ms": timeout_ms}
-        return await self._call("InitProducerId", args, apply)
+        return await self._connection.call("InitProducerId", args, apply)
 
     async def add_partitions(self, producer: Producer, tps: Sequence[TP]) -> None:
         def apply() -> None:
@@ -198,14 +191,14 @@ class MemoryBroker:
                     raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
             self.cluster.transactions.add_partitions(producer, tps)
 
-        await self._call("AddPartitionsToTxn", {"producer": producer, "tps": tps}, apply)
+        await self._connection.call("AddPartitionsToTxn", {"producer": producer, "tps": tps}, apply)
 
     async def add_offsets(self, producer: Producer, group: str) -> None:
         def apply() -> None:
             self._coordinator("transaction", producer.transactional_id)
             self.cluster.transactions.add_group(producer, group)
 
-        await self._call("AddOffsetsToTxn", {"producer": producer, "group": group}, apply)
+        await self._connection.call("AddOffsetsToTxn", {"producer": producer, "group": group}, apply)
 
     async def produce(self, producer: Producer, batches: Mapping[TP, bytes]) -> dict[TP, int]:
         def apply() -> dict[TP, int]:
@@ -222,7 +215,7 @@ class MemoryBroker:
                 raise worst
             return bases
 
-        return await self._call("Produce", {"producer": producer, "batches": batches}, apply)
+        return await self._connection.call("Produce", {"producer": producer, "batches": batches}, apply)
 
     async def commit_offsets(self, producer: Producer, membership: Membership, offsets: Mapping[TP, int]) -> None:
         if membership.generation < 0 or not membership.member_id:
@@ -234,14 +227,14 @@ class MemoryBroker:
             self.cluster.groups.commit_in_transaction(producer.id, membership, offsets)
 
         args = {"producer": producer, "membership": membership, "offsets": offsets}
-        await self._call("TxnOffsetCommit", args, apply)
+        await self._connection.call("TxnOffsetCommit", args, apply)
 
     async def end_txn(self, producer: Producer, *, commit: bool) -> None:
         def apply() -> None:
             self._coordinator("transaction", producer.transactional_id)
             self.cluster.transactions.end(producer, commit=commit)
 
-        await self._call("EndTxn", {"producer": producer, "commit": commit}, apply)
+        await self._connection.call("EndTxn", {"producer": producer, "commit": commit}, apply)
 
     # -- the group
 
@@ -255,6 +248,8 @@ class MemoryBroker:
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
     ) -> Joined:
+        self._rebalance_s[group] = rebalance_timeout_ms / 1000
+
         async def apply() -> Joined:
             self._coordinator("group", group)
             future = self.cluster.groups.join(
@@ -266,154 +261,62 @@ class MemoryBroker:
                 rebalance_timeout_ms=rebalance_timeout_ms,
                 client=self.name,
             )
-            return await self._answer(future)
+            return await self._connection.answer(future, rebalance_timeout_ms / 1000)
 
         args = {"group": group, "member_id": member_id, "instance_id": instance_id, "metadata": metadata}
-        return await self._call("JoinGroup", args, apply)
+        return await self._connection.call("JoinGroup", args, apply)
 
     async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes:
         async def apply() -> bytes:
             self._coordinator("group", membership.group)
-            return await self._answer(self.cluster.groups.sync(membership, assignments))
+            future = self.cluster.groups.sync(membership, assignments)
+            return await self._connection.answer(future, self._rebalance_s.get(membership.group, 60.0))
 
-        return await self._call("SyncGroup", {"membership": membership, "assignments": assignments}, apply)
+        return await self._connection.call("SyncGroup", {"membership": membership, "assignments": assignments}, apply)
 
     async def heartbeat(self, membership: Membership) -> None:
         def apply() -> None:
             self._coordinator("group", membership.group)
             self.cluster.groups.heartbeat(membership)
 
-        await self._call("Heartbeat", {"membership": membership}, apply)
+        await self._connection.call("Heartbeat", {"membership": membership}, apply)
 
     async def leave_group(self, membership: Membership) -> None:
         def apply() -> None:
             self._coordinator("group", membership.group)
             self.cluster.groups.leave(membership)
 
-        await self._call("LeaveGroup", {"membership": membership}, apply)
+        await self._connection.call("LeaveGroup", {"membership": membership}, apply)
 
     async def describe_group(self, group: str) -> GroupInfo:
         def apply() -> GroupInfo:
             self._coordinator("group", group)
             return self.cluster.groups.describe(group)
 
-        return await self._call("DescribeGroups", {"group": group}, apply)
+        return await self._connection.call("DescribeGroups", {"group": group}, apply)
 
     async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
         def apply() -> dict[TP, int]:
             self._coordinator("group", group)
             return self.cluster.groups.stable_offsets(group, tps)
 
-        return await self._call("OffsetFetch", {"group": group, "tps": tps}, apply)
+        return await self._connection.call("OffsetFetch", {"group": group, "tps": tps}, apply)
 
     async def set_group_offsets(self, group: str, offsets: Mapping[TP, int]) -> None:
         def apply() -> None:
             self._coordinator("group", group)
             self.cluster.groups.set_offsets(group, offsets)
 
-        await self._call("OffsetCommit", {"group": group, "offsets": offsets}, apply)
-
-    # -- the way there and back
-
-    async def _call(self, api: str, args: Mapping[str, Any], apply: Callable[[], T | Awaitable[T]]) -> T:
-        cluster, link = self.cluster, self._link
-        if not self._started and api != "ApiVersions":
-            raise RpcLost(api, "the client is not started", sent=False)
-        await link.gate()
-        _, fault = cluster.faults.next_call(self.name, api, args)
-        if fault is None:
-            fault = _NO_FAULT
-        breaks = link.breaks
-        if link.down or (fault.lost and not fault.sent):
-            await cluster.clock.sleep(fault.answer_delay_s)
-            raise RpcLost(api, "the connection is refused", sent=False)
-        if fault.delay_s > self._rpc_timeout_s:
-            if fault.applied:
-                cluster.timers.after(fault.delay_s, lambda: _apply_late(apply))
-            await cluster.clock.sleep(self._rpc_timeout_s)
-            raise RpcLost(api, "timed out")
-        await cluster.clock.sleep(fault.delay_s)
-        self._check(api, breaks)
-        if fault.applied:
-            result: T | None = await self._apply(api, apply, breaks)
-        else:
-            result = None
-        patience_s = self._rpc_timeout_s - fault.delay_s
-        await cluster.clock.sleep(min(fault.answer_delay_s, patience_s))
-        await link.gate()
-        self._check(api, breaks)
-        if fault.answer_delay_s > patience_s:
-            raise RpcLost(api, "timed out")
-        if fault.lost:
-            raise RpcLost(api, "the answer is lost")
-        if fault.code:
-            raise self._error(api, Refused(fault.code, "injected"))
-        return cast("T", result)
-
-    async def _apply(self, api: str, apply: Callable[[], T | Awaitable[T]], breaks: int) -> T:
-        self.cluster.timers.run_due()
-        try:
-            result = apply()
-            if isinstance(result, Awaitable):
-                return cast("T", await result)
-        except Refused as error:
-            await self.cluster.clock.sleep(0)
-            await self._link.gate()
-            self._check(api, breaks)
-            raise self._error(api, error) from None
-        except RpcLost as lost:
-            raise RpcLost(api, lost.detail) from None
-        return result
-
-    def _check(self, api: str, breaks: int) -> None:
-        if self._link.breaks != breaks:
-            raise RpcLost(api, "the connection was cut")
-
-    def _error(self, api: str, refused: Refused) -> RpcError:
-        if refused.code in _STALE_METADATA:
-            self._leaders.clear()
-        if refused.code in (14, 15, 16):
-            self._coordinators.clear()
-        if refused.code == 79 and refused.member_id:
-            return MemberIdRequired(refused.member_id)
-        return RpcError(api, refused.code, refused.detail)
-
-    async def _answer(self, future: asyncio.Future[T]) -> T:
-        """Wait for what the cluster will say, or for the connection to break."""
-        mine: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def pass_on(done: asyncio.Future[T]) -> None:
-            if mine.done() or done.cancelled():
-                return
-            error = done.exception()
-            if error is not None:
-                mine.set_exception(error)
-            else:
-                mine.set_result(done.result())
-
-        future.add_done_callback(pass_on)
-        self._link.waiting.add(mine)
-        try:
-            await self.cluster.timers.wait(mine)
-        finally:
-            self._link.waiting.discard(mine)
-        return mine.result()
-
-    async def _changed(self, wants: Mapping[TP, int], deadline: float) -> bool:
-        """Wait until one of the logs changes; False at the deadline."""
-        logs = [log for log in map(self.cluster.find, wants) if log is not None]
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._link.waiting.add(waiter)
-        for log in logs:
-            log.watch(waiter)
-        try:
-            return await self.cluster.timers.wait(waiter, deadline)
-        finally:
-            self._link.waiting.discard(waiter)
-            for log in logs:
-                log.unwatch(waiter)
+        await self._connection.call("OffsetCommit", {"group": group, "offsets": offsets}, apply)
 
     # -- at the brokers
+
+    def _forget(self, code: int) -> None:
+        """What an error makes stale."""
+        if code in STALE_METADATA:
+            self._leaders.clear()
+        if code in STALE_COORDINATOR:
+            self._coordinators.clear()
 
     def _learn_leaders(self, tps: Sequence[TP]) -> None:
         for tp in tps:
@@ -466,7 +369,6 @@ class MemoryBroker:
         return answer, taken
 
 
-_NO_FAULT = Fault()
 _RETRIABLE = frozenset({3, 5, 6, 7, 13, 14, 15, 16, 19, 20, 51, 56, 74})
 
 
@@ -475,18 +377,3 @@ def _severity(code: int) -> int:
     if code in (47, 90):
         return 3
     return 1 if code in _RETRIABLE else 2
-
-
-def _apply_late(apply: Callable[[], object]) -> None:
-    """A request that arrives after its client gave up; nobody hears the answer."""
-    try:
-        result = apply()
-    except Refused:
-        return
-    if asyncio.iscoroutine(result):
-        # A Fetch, JoinGroup or SyncGroup: what it does besides waiting, it does before it waits.
-        try:
-            result.send(None)
-        except (StopIteration, Refused, RpcLost):
-            return
-        result.close()

@@ -39,8 +39,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time moves only when nothing is ready to run, and then straight to the next timer.
 
-    Work given to `run_in_executor` (hence `asyncio.to_thread`) takes no virtual time. Where no task can ever run again, `Deadlock` is
-    raised out of the running loop instead of hanging.
+    Work given to `run_in_executor` (hence `asyncio.to_thread`) takes no virtual time. Where no task can ever run
+    again, `Deadlock` is raised out of the running loop instead of hanging.
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from semel.port import Fetched, RpcError, RpcLost
+from semel.port import TP, Fetched, Membership, RpcError, RpcLost
 from semel.testing.broker import (
     Call,
     Fault,
@@ -142,17 +142,15 @@ async def test_a_fault_may_be_aimed(cluster: MemoryCluster) -> None:
     await zombie.init_producer_id("d", 2000)
 
 
+async def poll(broker: MemoryBroker) -> dict[TP, Fetched]:
+    return await broker.fetch(0, {T0: 0}, committed=True, max_wait_ms=60_000, max_bytes=100, partition_max_bytes=100)
+
+
 @virtual
 async def test_cutting_a_client_loses_what_it_waits_for_and_refuses_what_it_asks(cluster: MemoryCluster) -> None:
     broker, other = await connected(cluster, "cut"), await connected(cluster, "other")
 
-    async def poll() -> dict[object, Fetched]:
-        answer = await broker.fetch(
-            0, {T0: 0}, committed=True, max_wait_ms=60_000, max_bytes=100, partition_max_bytes=100
-        )
-        return dict(answer)
-
-    waiting = asyncio.create_task(poll())
+    waiting = asyncio.create_task(poll(broker))
     await cluster.clock.sleep(1.0)
     cluster.faults.cut("cut")
     with pytest.raises(RpcLost) as lost:
@@ -285,3 +283,27 @@ async def test_a_client_that_was_not_started_reaches_nobody(cluster: MemoryClust
     await broker.close()
     with pytest.raises(RpcLost):
         await broker.topics()
+
+
+@virtual
+async def test_closing_a_client_loses_what_it_waits_for(cluster: MemoryCluster) -> None:
+    broker = await connected(cluster)
+    waiting = asyncio.create_task(poll(broker))
+    await cluster.clock.sleep(1.0)
+    await broker.close()
+    with pytest.raises(RpcLost):
+        await waiting
+    assert cluster.clock.monotonic() == 1.0
+
+
+@virtual
+async def test_a_join_is_given_up_some_time_after_the_rebalance_timeout(cluster: MemoryCluster) -> None:
+    broker, other = await connected(cluster), await connected(cluster, "other")
+    first = await member(broker, "g", "one")
+    with pytest.raises(RpcLost) as lost:
+        await other.join_group("g", "", "two", b"m", session_timeout_ms=10_000, rebalance_timeout_ms=1000)
+    # The other member's rebalance timeout is longer: the group still waits for it, this client does not.
+    assert lost.value.api == "JoinGroup"
+    assert cluster.clock.monotonic() == pytest.approx(3.0)
+    assert (await broker.describe_group("g")).state == "PreparingRebalance"
+    assert first == Membership("g", 1, first.member_id, "one")

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from semel.port import TP, GroupInfo, Membership
-from semel.testing.memory.group import EMPTY, Group, JoinFuture, Member, SyncFuture
+from semel.testing.memory.group import EMPTY, Group
+from semel.testing.memory.member import JoinFuture, Member, SyncFuture
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timers
 
