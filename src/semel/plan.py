@@ -58,6 +58,7 @@ class Plan:
     tables: list[TablePlan] = field(default_factory=list[TablePlan])
     outputs: list[Topic] = field(default_factory=list[Topic])
     start: Start = "earliest"
+    internal_sources: set[str] = field(default_factory=set[str])
 
     @property
     def dedup(self) -> Dedup | None:

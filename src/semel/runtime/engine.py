@@ -122,6 +122,7 @@ class Engine:
         self.stats: dict[str, float] = dict.fromkeys(
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims"), 0
         )
+        self._rated = (0.0, 0, 0.0)
         self.commit_seconds: deque[float] = deque(maxlen=1000)
         self.on_committed: list[Callable[[], None]] = []
 
@@ -230,6 +231,33 @@ class Engine:
             self.waiting_for = what
             if what:
                 log.info("%s", what)
+
+    # ================================================================== what others look at
+
+    @property
+    def restored(self) -> bool:
+        """Every task of the current assignment runs."""
+        return self._open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+
+    def lag(self) -> dict[TP, int]:
+        """Records between the committed position and the log's end, as of the last fetch."""
+        found: dict[TP, int] = {}
+        for task in self.tasks.values():
+            for topic, at in task.committed.topics.items():
+                feed = self.intake.feeds.get(TP(topic, task.partition))
+                if feed is not None and feed.high_watermark >= 0:
+                    found[feed.tp] = max(0, feed.high_watermark - at.next)
+        return found
+
+    def rate(self) -> float:
+        """Events a second since the last time this was asked for, at least a second ago; else as then."""
+        now = self.clock.monotonic()
+        done = sum(t.committed.counts.get("in", 0) for t in self.tasks.values())
+        at, before, last = self._rated
+        if now - at >= 1.0:
+            last = max(0, done - before) / (now - at) if at else 0.0
+            self._rated = (now, done, last)
+        return last
 
     # ================================================================== what lanes ask
 

@@ -6,7 +6,7 @@ Reads see the open epoch, then the sealed one, then the store. Values that canno
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from semel.codec import Codec
@@ -122,6 +122,13 @@ class Rows:
 
     def committed(self, raw: bytes) -> bytes | None:
         return self._store.get_row(self._prefix + raw)  # pyright: ignore[reportReturnType]
+
+    def scan(self, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Committed rows as raw keys and values, in key order, `start` inclusive, `end` exclusive."""
+        return self._store.scan_rows(self._prefix, start, end)
+
+    def estimate(self) -> int:
+        return self._store.rows_estimate(self._prefix)
 
     # -- writing: the caller keeps the way back
 

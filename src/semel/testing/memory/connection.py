@@ -101,7 +101,7 @@ class Connection:
         return RpcError(api, refused.code, refused.detail)
 
     async def answer(self, future: asyncio.Future[T], patience_s: float) -> T:
-        """Wait for what the cluster will say. RpcLost if the connection breaks, or `patience_s` and the timeout pass."""
+        """Wait for what the cluster says: RpcLost when the connection breaks, or `patience_s` and the timeout pass."""
         timers = self._cluster.timers
         mine: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 

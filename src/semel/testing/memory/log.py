@@ -82,7 +82,7 @@ class PartitionLog:
         """What a fetch at `offset` gets, and how many bytes that took."""
         stable = self.last_stable_offset
         if not self.log_start <= offset <= self.end:
-            return Fetched([], offset, self.end, stable, self.log_start, error=1), 0
+            return Fetched([], offset, -1, -1, -1, error=1), 0
         bound = stable if committed else self.end
         records: list[Record] = []
         next_offset, taken = offset, 0

@@ -1,0 +1,93 @@
+"""Faust's Agent, run by a lane of the engine instead of actors and a supervisor.
+
+A failing event is the engine's business (undo, retry, dead letter), so the agent itself never crashes; its actors,
+queues and restarts have no part in it. An agent on an in-memory channel stays stock Faust.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false, reportMissingTypeStubs=false
+# pyright: reportMissingTypeArgument=false, reportPrivateUsage=false
+from __future__ import annotations
+
+from typing import Any
+
+import faust
+from faust.agents.models import ReqRepRequest
+from faust.types import TopicT
+
+from semel.errors import DeclarationError
+from semel.faust_.codec import source_of
+from semel.plan import AgentKind, AgentPlan
+from semel.stages.agent import Lane
+
+
+class Agent(faust.Agent):
+    """`bind` gives it its lane when the engine is built."""
+
+    declared: AgentPlan | None = None
+    """Set for the agent of a `Pipeline`: what it was declared as."""
+    lane: Lane | None = None
+
+    @property
+    def on_topic(self) -> bool:
+        return isinstance(self.channel, TopicT)
+
+    def plan(self) -> AgentPlan:
+        """DeclarationError for what the engine does not run."""
+        if self.declared is not None:
+            return self.declared
+        if self.concurrency != 1 or self.isolated_partitions:
+            raise DeclarationError(
+                f"agent {self.name!r}: concurrency={self.concurrency}, isolated_partitions={self.isolated_partitions} is not "
+                "there yet; run more workers instead"
+            )
+        channel: Any = self.channel
+        if channel.pattern is not None or not channel.topics:
+            raise DeclarationError(f"agent {self.name!r} subscribes by pattern; name its topics")
+        return AgentPlan(
+            name=self.name,
+            sources=tuple(source_of(self.app, channel, name) for name in channel.topics),
+            kind=AgentKind.STREAM,
+            run=self.fun,
+        )
+
+    def bind(self, lane: Lane) -> None:
+        self.lane = lane
+        if lane.plan.kind is AgentKind.STREAM:
+            lane.make_stream = self._make_stream
+        if self.declared is None:
+            lane.on_result = self._deliver
+
+    def _make_stream(self) -> Any:
+        stream: Any = self.stream()
+        stream.lane = self.lane
+        if self.declared is None:
+            stream.add_processor(self._maybe_unwrap_reply_request)
+        return stream
+
+    async def _deliver(self, value: Any) -> None:
+        """A yielded value goes to who asked for it and to the agent's sinks, all within the event's write set."""
+        lane = self.lane
+        event = lane.event_in_hand() if lane is not None else None
+        if event is not None:
+            request = event.value
+            if isinstance(request, ReqRepRequest):
+                await self._reply(event.key, value, request.reply_to, request.correlation_id)
+            elif reply_to := event.headers.get("Faust-Ag-ReplyTo"):
+                correlation = event.headers.get("Faust-Ag-CorrelationId") or b""
+                await self._reply(event.key, value, reply_to.decode(), correlation.decode())
+        await self._delegate_to_sinks(value)
+
+    # -- the service: lanes run elsewhere, there is nothing to supervise
+
+    async def on_start(self) -> None:
+        if not self.on_topic:
+            await super().on_start()
+
+    async def on_stop(self) -> None:
+        if not self.on_topic:
+            await super().on_stop()
+
+    def cancel(self) -> None:
+        if not self.on_topic:
+            super().cancel()

@@ -1,0 +1,188 @@
+"""semel.App: a faust.App whose data plane is the engine.
+
+Everything that reads, writes or commits is replaced; the command line, agents, topics, tables as declarations, timers,
+tasks, web host and sensors are Faust's. Inside, Faust believes in at_least_once, so that its own transactions never
+appear; the promise is the engine's, whatever `processing_guarantee=` says.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false, reportMissingTypeStubs=false
+# pyright: reportMissingTypeArgument=false, reportIncompatibleVariableOverride=false
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import faust
+from faust.types import TopicT
+
+from semel.config import Settings
+from semel.errors import DeclarationError
+from semel.faust_.agent import Agent
+from semel.faust_.codec import source_of
+from semel.faust_.stream import Stream
+from semel.faust_.table import Table, TableManager
+from semel.faust_.topic import Topic
+from semel.faust_.transport import SCHEME
+from semel.pipeline import Pipeline
+from semel.plan import Plan, Start
+from semel.port import RpcError, RpcLost, TopicSpec
+from semel.runtime.engine import Engine
+from semel.runtime.host import EngineHost, open_engine
+from semel.topic import Topic as SemelTopic
+
+log = logging.getLogger("semel.app")
+
+_OURS = frozenset(Settings.model_fields) - {"broker", "faust"}
+_IGNORED = ("processing_guarantee", "producer_threaded", "stream_publish_on_commit")
+
+
+class App(faust.App):
+    """Used as `faust.App` is; existing code runs with the import changed. Also takes semel's settings as keywords
+    (`session_timeout_ms=`, `commit_interval_ms=`, ...); `datadir=` is the state directory.
+
+    A consumer's offsets, its tables' rows and what it sends commit together or not at all. ConfigError for settings that
+    contradict each other; DeclarationError for what the engine does not run.
+    """
+
+    def __init__(self, id: str, *, settings: Settings | None = None, start: Start = "earliest", **options: Any) -> None:
+        given = {name: options.pop(name) for name in list(options) if name in _OURS}
+        if "datadir" in options:
+            given.setdefault("state_dir", options["datadir"])
+        if options.get("broker"):
+            given["broker"] = _bootstrap(options["broker"])
+        if options.get("broker_session_timeout"):
+            given.setdefault("session_timeout_ms", int(float(options["broker_session_timeout"]) * 1000))
+        store = options.pop("store", None)
+        if store is not None and str(store).startswith("memory"):
+            raise DeclarationError(f"store={str(store)!r} would forget everything at a restart; leave it out: RocksDB")
+        self.semel_settings = settings or Settings.load(**given)
+        self._start: Start = start
+        self._pipelines: list[Pipeline] = []
+        self.instance: str | None = options.pop("consumer_group_instance_id", None) or None
+        self.adopt = False
+        self.host: EngineHost | None = None
+        self.engine_failure: BaseException | None = None
+        self._stopping_engine = False
+        for name in _IGNORED:
+            options.pop(name, None)
+        merged: dict[str, Any] = {
+            "Agent": Agent,
+            "Stream": Stream,
+            "Table": Table,
+            "TableManager": TableManager,
+            "Topic": Topic,
+            "topic_disable_leader": True,
+            "stream_wait_empty": False,
+            **self.semel_settings.faust,
+            **options,
+            "broker": f"{SCHEME}://{self.semel_settings.bootstrap}",
+            "processing_guarantee": "at_least_once",
+        }
+        merged.setdefault("web_port", self.semel_settings.web_port)
+        super().__init__(id, **merged)
+
+    # -- what runs
+
+    @property
+    def engine(self) -> Engine | None:
+        return self.host.engine if self.host is not None else None
+
+    def add_pipeline(self, pipeline: Pipeline) -> Any:
+        """The pipeline's agent becomes an agent of this app, which must be the pipeline's own."""
+        [declared] = pipeline.plan().agents
+        agent: Any = self.agent(self.topic(pipeline.source.name), name=declared.name)(pipeline.agent)
+        agent.declared = declared
+        self._pipelines.append(pipeline)
+        return agent
+
+    def plan(self) -> Plan:
+        """What the engine is to run: every agent on a topic, every table, every topic that may be sent to."""
+        agents = [a for a in self.agents.values() if isinstance(a, Agent) and a.on_topic]
+        plan = Plan(self.conf.id, start=self._start)
+        plan.agents = [agent.plan() for agent in agents]
+        plan.tables = [table.plan() for table in self.tables.values() if isinstance(table, Table)]
+        for pipeline in self._pipelines:
+            declared = pipeline.plan()
+            plan.tables += declared.tables
+            plan.outputs += declared.outputs
+            plan.start = declared.start
+        internal = {
+            name for a in agents for name in a.channel.topics if a.declared is None and getattr(a.channel, "internal", False)
+        }
+        plan.internal_sources = internal
+        sources = plan.sources
+        for agent in agents:
+            for sink in getattr(agent, "_sinks", ()):
+                for name in getattr(sink, "topics", ()) if isinstance(sink, TopicT) else ():
+                    plan.outputs.append(_opaque(name))
+        plan.outputs += [_opaque(name) for name in sources if name not in {t.name for t in plan.outputs} and agents
+                         and not self._pipelines]  # fmt: skip
+        return plan
+
+    # -- its life, as the consumer drives it
+
+    async def run_engine(self) -> None:
+        """Build the engine from what is declared, bind its lanes to the agents, and run it. Raises why it cannot go on."""
+        plan = self.plan()
+        self.host = await open_engine(plan, self.semel_settings, instance=self.instance, adopt=self.adopt)
+        engine = self.host.engine
+        for lane in engine.lanes:
+            for agent in self.agents.values():
+                if isinstance(agent, Agent) and agent.on_topic and agent.name == lane.plan.name:
+                    agent.bind(lane)
+        if self._stopping_engine:
+            engine.stop()
+        try:
+            await self.host.run()
+        finally:
+            if not self._stopping_engine and self.engine_failure is None:
+                log.debug("the engine ended")
+
+    async def stop_engine(self) -> None:
+        """Drain, commit and stop, within drain_timeout_ms."""
+        self._stopping_engine = True
+        if self.host is not None:
+            await self.host.stop()
+
+    async def on_stop(self) -> None:
+        await self.stop_engine()
+        await super().on_stop()
+
+    def on_webserver_init(self, web: Any) -> None:
+        super().on_webserver_init(web)
+
+    async def create_topic(self, name: str, partitions: int, replication: int, config: Mapping[str, Any]) -> None:
+        while self.engine is None and not self.should_stop:
+            await asyncio.sleep(0.02)
+        if self.engine is None:
+            return
+        try:
+            spec = TopicSpec(name, partitions, replication or 1, {k: str(v) for k, v in config.items()})
+            await self.engine.broker.create_topics([spec])
+        except (RpcError, RpcLost) as exc:
+            log.warning("topic %s could not be created: %s", name, exc)
+
+
+def app_of(pipeline: Pipeline, settings: Settings) -> App:
+    """The app that runs one pipeline; its id is the pipeline's name."""
+    app = App(pipeline.name, settings=settings, start=pipeline.start, web_enabled=False, autodiscover=False)
+    app.add_pipeline(pipeline)
+    return app
+
+
+def _opaque(name: str) -> SemelTopic:
+    return SemelTopic(name, key=bytes, value=bytes)
+
+
+def _bootstrap(broker: Any) -> str:
+    from semel.config import parse_broker
+
+    if isinstance(broker, (list, tuple)):
+        return ",".join(parse_broker(str(part).replace("aiokafka://", "kafka://")) for part in broker)  # pyright: ignore[reportUnknownArgumentType]
+    return parse_broker(str(broker).replace("aiokafka://", "kafka://"))
+
+
+__all__ = ["App", "Callable", "app_of", "source_of"]

@@ -1,0 +1,142 @@
+"""Faust's Stream over a lane of the engine: `async for`, `events()`, `batches()`, at batch speed."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+# pyright: reportMissingTypeStubs=false, reportMissingTypeArgument=false, reportPrivateUsage=false
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import faust
+import faust.streams
+from faust.events import Event as FaustEvent
+from faust.types import TP as FaustTP
+from faust.types.tuples import ConsumerMessage
+
+from semel.errors import DeclarationError
+from semel.stages.agent import Batch, Lane
+
+
+class LazyEvent(FaustEvent):
+    """Faust's Event over a record, made only when somebody looks at it."""
+
+    def __init__(self, app: Any, lane: Lane, value: Any) -> None:
+        hand, taken = lane.hand, lane.slice
+        assert taken is not None
+        record, tp = hand.record, taken.cursor.tp
+        message = ConsumerMessage(
+            tp.topic, tp.partition, record.offset, record.timestamp / 1000, 0, record.headers, record.key, record.value,
+            None, len(record.key or b""), len(record.value or b""), FaustTP(*tp),
+        )  # fmt: skip
+        decode_key = getattr(taken.cursor.agent.sources[0].key, "decode", None)
+        key = record.key if record.key is None or decode_key is None else decode_key(record.key)
+        super().__init__(app, key, value, dict(record.headers), message)
+        self.acked = True
+
+    async def __aexit__(self, *_: Any) -> None:
+        return
+
+    def ack(self) -> bool:
+        """Nothing is acknowledged one by one; the epoch's transaction does it."""
+        return True
+
+
+class Stream(faust.Stream):
+    """A stock Stream where its channel is not a topic; else one fed by a lane of the engine."""
+
+    lane: Lane | None = None
+    _value: Any = None
+    _held: Any = None
+
+    # -- iterating
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        if self.lane is None:
+            return super().__aiter__()
+        return self._processed() if self._processors else self._values(self.lane)
+
+    async def _values(self, lane: Lane) -> AsyncIterator[Any]:
+        self._follow(lane)
+        async for value in lane.values():
+            yield value
+
+    async def _processed(self) -> AsyncIterator[Any]:
+        lane = self.lane
+        assert lane is not None
+        self._follow(lane)
+        async for value in lane.values():
+            for process in self._processors:
+                value = process(value)
+                if inspect.isawaitable(value):
+                    value = await value
+            self._held = (lane.hand.record, value)
+            yield value
+
+    async def events(self) -> AsyncIterator[Any]:
+        lane = self.lane
+        if lane is None:
+            async for event in super().events():
+                yield event
+            return
+        async for value in self:
+            yield LazyEvent(self.app, lane, value)
+
+    async def items(self) -> AsyncIterator[tuple[Any, Any]]:
+        async for event in self.events():
+            yield event.key, event.value
+
+    def batches(self) -> AsyncIterator[Batch]:
+        """The events as batches of one partition, each a unit of work."""
+        if self.lane is None:
+            raise DeclarationError("batches() needs a stream of a topic; this one reads an in-memory channel")
+        self._follow(self.lane)
+        return self.lane.batches()
+
+    # -- the current event
+
+    def _follow(self, lane: Lane) -> None:
+        # Faust keeps a weak reference there and calls it; any callable does.
+        faust.streams._current_event.set(self._event_in_hand)  # pyright: ignore[reportArgumentType]
+
+    def _event_in_hand(self) -> Any:
+        lane = self.lane
+        if lane is None or not lane.hand.holding:
+            return None
+        held = self._held
+        if held is not None and held[0] is lane.hand.record:
+            return LazyEvent(self.app, lane, held[1])
+        found = lane.event_in_hand()
+        return None if found is None else LazyEvent(self.app, lane, found.value)
+
+    @property
+    def current_event(self) -> Any:
+        return self._held if self.lane is None else self._event_in_hand()
+
+    @current_event.setter
+    def current_event(self, event: Any) -> None:
+        self._held = event
+
+    # -- not there yet: refused where it is asked for, never half done
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise DeclarationError(
+            f"stream.{what} does not run on semel yet: it would step out of the epoch. Use `async for`, stream.events() or "
+            "stream.batches()"
+        )
+
+    def take(self, *args: Any, **kwargs: Any) -> Any:
+        return super().take(*args, **kwargs) if self.lane is None else self._refuse("take()")
+
+    def take_events(self, *args: Any, **kwargs: Any) -> Any:
+        return super().take_events(*args, **kwargs) if self.lane is None else self._refuse("take_events()")
+
+    def noack_take(self, *args: Any, **kwargs: Any) -> Any:
+        return super().noack_take(*args, **kwargs) if self.lane is None else self._refuse("noack_take()")
+
+    def group_by(self, *args: Any, **kwargs: Any) -> Any:
+        return super().group_by(*args, **kwargs) if self.lane is None else self._refuse("group_by()")
+
+    def through(self, *args: Any, **kwargs: Any) -> Any:
+        return super().through(*args, **kwargs) if self.lane is None else self._refuse("through()")

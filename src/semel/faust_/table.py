@@ -1,0 +1,189 @@
+"""Faust's Table over the engine's rows. A row lives where its event is, as in Faust."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false, reportMissingTypeStubs=false
+# pyright: reportMissingTypeArgument=false, reportPrivateUsage=false
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import faust
+from faust.tables.manager import TableManager as FaustTableManager
+from faust.tables.table import Table as FaustTable
+
+from semel.errors import DeclarationError, OutsideEvent
+from semel.faust_.codec import key_codec, value_codec
+from semel.hand import in_hand
+from semel.plan import TablePlan
+from semel.state.overlay import MISSING
+from semel.table import RESERVED
+
+
+class Table(FaustTable):
+    """Written inside events only. Read anywhere: inside an event what it sees, outside what is committed on this worker."""
+
+    def __init__(self, app: Any, *, name: str | None = None, store: Any = None, window: Any = None, **kwargs: Any) -> None:
+        if store is not None and str(store).startswith("memory"):
+            raise DeclarationError(
+                f"table {name!r}: store={str(store)!r} would forget dedup marks and rows at a restart; leave store= out, "
+                "rows are kept in RocksDB"
+            )
+        if name in RESERVED:
+            raise DeclarationError(f"table name {name!r} is reserved ({', '.join(sorted(RESERVED))}); choose another")
+        if window is not None or kwargs.get("is_global"):
+            raise DeclarationError(f"table {name!r}: windowed and global tables do not run on semel yet")
+        super().__init__(app, name=name, store=None, **kwargs)
+
+    def plan(self) -> TablePlan:
+        app: Any = self.app
+        key = key_codec(app, self.key_type, self.key_serializer)
+        value = value_codec(app, self.value_type, self.value_serializer)
+        shape = {"key": key.name, "value": value.name, "merge": False}
+        return TablePlan(self.name, key, value, keyed=False, shape=shape)
+
+    def tumbling(self, *args: Any, **kwargs: Any) -> Any:
+        raise DeclarationError(f"table {self.name!r}: windowed tables do not run on semel yet")
+
+    hopping = using_window = tumbling
+
+    # -- as a dict
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._read(key, self.default)
+        if found is MISSING:
+            if self.default is None:
+                raise KeyError(key)
+            return self.default()
+        return found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = self._read(key, None)
+        return default if found is MISSING else found
+
+    def __contains__(self, key: Any) -> bool:
+        return self._read(key, None) is not MISSING
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        hand = self._hand("written")
+        hand.write(hand.rows(self.name), key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        hand = self._hand("written")
+        rows = hand.rows(self.name)
+        if hand.read(rows, key, None) is MISSING:
+            raise KeyError(key)
+        hand.write(rows, key, MISSING)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        found = self.get(key, MISSING)
+        if found is MISSING:
+            if default:
+                return default[0]
+            raise KeyError(key)
+        del self[key]
+        return found
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def clear(self) -> None:
+        raise DeclarationError(f"table {self.name!r}: clear() is not possible within one event; delete rows by key")
+
+    def keys(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (key for key, _ in self.items())
+
+    def values(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (value for _, value in self.items())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.keys()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.items())
+
+    def items(self) -> Iterator[tuple[Any, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What is committed on this worker, in key order within each partition."""
+        for rows in self._local():
+            for raw, value in rows.scan():
+                yield rows.key_codec.decode(raw), rows.decode(value)
+
+    # -- where the rows are
+
+    def _hand(self, doing: str) -> Any:
+        hand = in_hand.get()
+        if hand is None or not hand.holding:
+            raise OutsideEvent(
+                f"table {self.name!r} was {doing} where no event is in hand; write tables inside an agent, while it handles "
+                "an event, or send an event to a topic"
+            )
+        return hand
+
+    def _read(self, key: Any, default: Any) -> Any:
+        hand = in_hand.get()
+        if hand is not None and hand.holding:
+            return hand.read(hand.rows(self.name), key, default)
+        for rows in self._local():
+            raw = rows.committed(rows.raw(key))
+            if raw is not None:
+                return rows.decode(raw)
+        return MISSING
+
+    def _local(self) -> Iterator[Any]:
+        app: Any = self.app
+        if app.engine is None:
+            return
+        for task in app.engine.tasks.values():
+            yield task.tables[self.name]
+
+    # -- the service: nothing to open, nothing to recover here
+
+    async def on_start(self) -> None:
+        return
+
+    async def on_stop(self) -> None:
+        return
+
+
+class TableManager(FaustTableManager):
+    """Tables are restored by the engine, task by task; here is only their register."""
+
+    @property
+    def changelog_topics(self) -> set[str]:
+        return set()
+
+    def add(self, table: Any) -> Any:
+        if self._recovery_started.is_set():
+            raise RuntimeError("too late to add tables: the worker runs")
+        if table.name in self:
+            raise ValueError(f"table {table.name!r} is declared twice")
+        self[table.name] = table
+        return table
+
+    async def on_start(self) -> None:
+        self._tables_finalized.set()
+        self._tables_registered.set()
+
+    async def on_stop(self) -> None:
+        return
+
+    async def wait_until_recovery_completed(self) -> bool:
+        """Until the engine has restored its first assignment; True where the app stops instead."""
+        app: Any = self.app
+        if app.producer_only or app.client_only:
+            return False
+        while not app.should_stop:
+            if app.engine is not None and app.engine.restored:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+
+__all__ = ["Table", "TableManager", "faust"]

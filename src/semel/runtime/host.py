@@ -1,0 +1,115 @@
+"""Host: an engine with what it stands on in one process: broker connection, state directory, web views, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from pathlib import Path
+
+from semel.config import Settings
+from semel.errors import SemelError
+from semel.plan import Plan
+from semel.runtime.clock import SystemClock, SystemRandomness
+from semel.runtime.engine import Engine
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from semel.runtime.view import EngineView
+from semel.state.directory import StateDirectory, first_free_instance
+from semel.state.store import Store
+from semel.web.server import WebServer
+
+log = logging.getLogger("semel.worker")
+
+
+class EngineHost:
+    """Owns one engine's surroundings; `run` returns after `stop` or raises why the engine cannot go on."""
+
+    def __init__(self, engine: Engine, directory: StateDirectory, settings: Settings) -> None:
+        self.engine = engine
+        self.view = EngineView(engine)
+        self._directory = directory
+        self._settings = settings
+        self._web: WebServer | None = None
+        self._done = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            self._web = WebServer(self.view, self._settings)
+            await self._web.start()
+            self.engine.settings.web_url = self._settings.web_url or self._web.url
+            log.info("web views on %s", self._web.url)
+            await self.engine.run()
+        finally:
+            with contextlib.suppress(Exception):
+                if self._web is not None:
+                    await self._web.stop()
+            self.engine.store.close()
+            self._directory.release()
+            self._done.set()
+
+    async def stop(self) -> None:
+        self.engine.stop()
+        await self._done.wait()
+
+
+def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
+    names = (
+        "commit_interval_ms", "session_timeout_ms", "transaction_timeout_ms", "rpc_timeout_ms", "commit_timeout_ms",
+        "revoke_timeout_ms", "rebalance_timeout_ms", "handler_timeout_ms", "drain_timeout_ms", "carry_over_limit",
+        "replication_factor", "web_url",
+    )  # fmt: skip
+    return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt)
+
+
+def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[str, StateDirectory]:
+    """The named instance's directory, or the first that nobody holds, or a new one. Locked."""
+    root = Path(settings.state_dir)
+    while True:
+        name = instance or first_free_instance(root, app) or f"w{secrets.token_hex(3)}"
+        try:
+            return name, StateDirectory(root / app / name, app, name)
+        except SemelError:
+            # Another worker that started at the same moment may have taken the free one.
+            if instance is not None or first_free_instance(root, app) == name:
+                raise
+
+
+async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False) -> EngineHost:
+    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken."""
+    from semel.kafka import KafkaBroker, Security
+
+    name, directory = own_directory(settings, plan.app, instance)
+    try:
+        store = Store(directory.database)
+    except BaseException:
+        directory.release()
+        raise
+    said = settings.broker_security
+    password = said.password.get_secret_value() if said.password is not None else None
+    security = None
+    if said.protocol != "PLAINTEXT":
+        security = Security(
+            protocol=said.protocol,
+            ca_file=str(said.ca_file) if said.ca_file else None,
+            cert_file=str(said.cert_file) if said.cert_file else None,
+            key_file=str(said.key_file) if said.key_file else None,
+            sasl_mechanism=said.sasl_mechanism,
+            username=said.username,
+            password=password,
+        )
+    broker = KafkaBroker(
+        settings.bootstrap, client_id=f"{plan.app}-{name}", rpc_timeout_ms=settings.rpc_timeout_ms, security=security
+    )
+    engine = Engine(
+        plan,
+        engine_settings(settings, adopt=adopt),
+        broker,
+        store,
+        SystemClock(),
+        SystemRandomness(),
+        instance=name,
+        failpoints=Failpoints.from_environment(),
+    )
+    return EngineHost(engine, directory, settings)

@@ -1,0 +1,258 @@
+"""The engine as the web views see it: committed state, owners, health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from semel.codec import Codec
+from semel.errors import DecodeError
+from semel.partitioner import partition_of
+from semel.plan import TablePlan
+from semel.runtime.metrics import exposition
+from semel.runtime.task import Task, TaskState
+from semel.state.marks import OUTCOMES, unpack
+from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
+
+if TYPE_CHECKING:
+    from semel.runtime.engine import Engine
+
+
+class EngineView:
+    """Implements `semel.web.view.WorkerView`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.app_id = engine.app
+        self.instance = engine.instance
+        self._since = time.monotonic()
+
+    # -- tables
+
+    def tables(self) -> Sequence[TableInfo]:
+        tasks = self._engine.tasks.values()
+        found: list[TableInfo] = []
+        for plan in self._engine.plan.tables:
+            estimates = [t.tables[plan.name].estimate() for t in tasks if t.state is TaskState.RUNNING]
+            rows = -1 if any(e < 0 for e in estimates) else sum(estimates)
+            found.append(
+                TableInfo(plan.name, self.app_id, plan.keyed, plan.merge is not None, len(self._engine.tasks), rows)
+            )
+        return found
+
+    def key(self, table: str, text: str) -> Any:
+        return _key_of(self._plan(table).key, text)
+
+    def partition_of(self, table: str, key: Any) -> int | None:
+        plan = self._plan(table)
+        count = max(self._engine.assignment.partitions.values(), default=0)
+        return partition_of(plan.key.encode(key), count) if plan.keyed and count else None
+
+    def owners(self) -> Sequence[Owner]:
+        engine = self._engine
+        mine = engine.assignment.tasks
+        return [
+            Owner(task, None if task in mine or instance == engine.instance else url)
+            for task, (instance, url) in sorted(engine.assignment.owners.items())
+        ]
+
+    def get(self, table: str, key: Any, partition: int) -> TableRow | None:
+        plan, task = self._plan(table), self._task(partition)
+        raw = plan.key.encode(key)
+        found = task.tables[table].committed(raw)
+        return None if found is None else TableRow(key, _plain(plan, found), partition, raw)
+
+    def merge(self, table: str, values: Sequence[Any]) -> Any:
+        plan = self._plan(table)
+        assert plan.merge is not None
+        parts = [plan.value.decode(orjson.dumps(v)) for v in values]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = plan.merge(whole, part)
+        return orjson.loads(plan.value.encode(whole))
+
+    def scan(
+        self,
+        table: str,
+        partition: int,
+        *,
+        prefix: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: bytes | None = None,
+        limit: int = 100,
+    ) -> Page:
+        plan, rows = self._plan(table), self._task(partition).tables[table]
+        begin, stop = b"", None
+        if prefix:
+            begin = prefix.encode()
+            stop = _after(begin)
+        if start is not None:
+            begin = max(begin, plan.key.encode(_key_of(plan.key, start)))
+        if end is not None:
+            bound = plan.key.encode(_key_of(plan.key, end))
+            stop = bound if stop is None else min(stop, bound)
+        if after is not None:
+            begin = max(begin, after + b"\x00")
+        found: list[TableRow] = []
+        for raw, value in rows.scan(begin, stop):
+            if len(found) == limit:
+                return Page(tuple(found), found[-1].raw)
+            found.append(TableRow(plan.key.decode(raw), _plain(plan, value), partition, raw))
+        return Page(tuple(found), None)
+
+    # -- what runs
+
+    def pipelines(self) -> list[dict[str, Any]]:
+        engine = self._engine
+        plan = engine.plan
+        counts: dict[str, int] = {}
+        for task in engine.tasks.values():
+            for name, count in task.committed.counts.items():
+                counts[name] = counts.get(name, 0) + count
+        lag = engine.lag()
+        commits = sorted(engine.commit_seconds)
+        return [
+            {
+                "pipeline": engine.app,
+                "instance": engine.instance,
+                "graph": {
+                    "source": sorted(plan.sources),
+                    "dedup": plan.dedup.shape() if plan.dedup else None,
+                    "agents": [a.name for a in plan.agents],
+                    "tables": [t.name for t in plan.tables],
+                    "sink": sorted({a.sink.name for a in plan.agents if a.sink is not None}),
+                },
+                "counts": counts,
+                "events_per_s": round(engine.rate(), 1),
+                "lag": sum(lag.values()),
+                "commits": {
+                    **{name: int(value) for name, value in engine.stats.items()},
+                    "p50_ms": round(commits[len(commits) // 2] * 1000, 1) if commits else None,
+                },
+                "tasks": [
+                    {
+                        "partition": t.partition,
+                        "state": t.state.value,
+                        "position": {topic: at.next for topic, at in t.committed.topics.items()},
+                        "stream_time_ms": t.committed.stream_time.ms,
+                        "lag": sum(n for tp, n in lag.items() if tp[1] == t.partition),
+                        "restored": t.restored,
+                        "to_restore": t.to_restore,
+                    }
+                    for t in engine.tasks.values()
+                ],
+                "owners": {str(task): owner[0] for task, owner in engine.assignment.owners.items()},
+                "waiting_for": engine.waiting_for,
+                "paused_by": engine.paused_by,
+            }
+        ]
+
+    def dedup(self, pipeline: str, event_id: str) -> dict[str, Any] | None:
+        engine = self._engine
+        if pipeline != engine.app or engine.plan.dedup is None:
+            return None
+        key = event_id.encode()
+        for task in engine.tasks.values():
+            if task.marks is None or task.state is not TaskState.RUNNING:
+                continue
+            raw = task.marks.find_committed(key)
+            if raw is None:
+                continue
+            mark = unpack(raw)
+            expires = mark.filed_at + task.marks.window_ms
+            now = task.committed.stream_time.ms or 0
+            return {
+                "verdict": "known" if now <= expires else "expired",
+                "first": {
+                    "topic": next(iter(task.topics)),
+                    "partition": task.partition,
+                    "offset": mark.offset,
+                    "time": mark.event_time,
+                },
+                "outcome": OUTCOMES.get(mark.outcome, str(mark.outcome)),
+                "expires": expires,
+            }
+        return None
+
+    # -- health
+
+    def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        engine = self._engine
+        restoring = [t.partition for t in engine.tasks.values() if t.state is TaskState.RESTORING]
+        said: dict[str, Any] = {}
+        if engine.waiting_for:
+            said["waiting_for"] = engine.waiting_for
+        if engine.paused_by:
+            said["paused_by"] = engine.paused_by
+        if engine.membership is None and engine.plan.sources:
+            said["group"] = "not assigned yet"
+        if restoring:
+            said["restoring"] = {str(p): self._progress(engine.tasks[p]) for p in restoring}
+        return not said, said or {"tasks": sorted(engine.tasks)}
+
+    def _progress(self, task: Task) -> dict[str, Any]:
+        return {"done": task.restored, "total": task.to_restore, "eta_seconds": self._eta(task)}
+
+    def liveness(self) -> tuple[bool, Mapping[str, Any]]:
+        return True, {"app": self.app_id, "instance": self.instance, "up_seconds": round(time.monotonic() - self._since, 1)}
+
+    def metrics(self) -> bytes:
+        return exposition(self._engine)
+
+    # -- inside
+
+    def _plan(self, table: str) -> TablePlan:
+        for plan in self._engine.plan.tables:
+            if plan.name == table:
+                return plan
+        raise KeyError(table)
+
+    def _task(self, partition: int) -> Task:
+        task = self._engine.tasks.get(partition)
+        if task is None:
+            raise NotOwned(partition)
+        if task.state is TaskState.RESTORING:
+            raise Restoring(partition, task.restored, task.to_restore, self._eta(task))
+        return task
+
+    def _eta(self, task: Task) -> float | None:
+        spent = self._engine.clock.monotonic() - task.restoring_since
+        if not task.restored or spent <= 0:
+            return None
+        return round(max(0, task.to_restore - task.restored) * spent / task.restored, 1)
+
+
+def _plain(plan: TablePlan, raw: bytes) -> Any:
+    """A stored value as plain JSON; bytes that are not text as hex."""
+    if plan.value.type is str:
+        return raw.decode()
+    if plan.value.type is bytes:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.hex()
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return raw.hex()
+
+
+def _key_of(codec: Codec[Any], text: str) -> Any:
+    """A key as typed by a person: JSON types by their JSON, text as it stands."""
+    if codec.type is str:
+        return text
+    try:
+        return codec.decode(text.encode())
+    except DecodeError:
+        if codec.type is bytes:
+            return text.encode()
+        raise
+
+
+def _after(prefix: bytes) -> bytes | None:
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None

@@ -1,0 +1,82 @@
+"""Worker: one process that runs one app until it is told to end. What `semel worker` does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+from typing import Any
+
+from semel.config import Settings
+from semel.errors import ConfigError, InstanceTaken, SemelError
+from semel.pipeline import Pipeline
+from semel.port import RpcLost
+
+log = logging.getLogger("semel.worker")
+
+OK, FINDING, USAGE, UNREACHABLE, TAKEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: bool = False) -> int:
+    """Run a `Pipeline` or a `semel.App`; returns the exit code. Errors are said in one line on the log."""
+    from semel.faust_.app import app_of
+
+    app = app_of(target, settings) if isinstance(target, Pipeline) else target
+    if not isinstance(target, Pipeline):
+        app.semel_settings = settings
+    app.instance = instance or app.instance
+    app.adopt = adopt
+    # Batches allocate many objects that live for an epoch; the default collects every 700 of them.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        return asyncio.run(_serve(app))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+async def _serve(app: Any) -> int:
+    stop = asyncio.Event()
+    code = OK
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(app.start(), name="app")
+    told = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        while not stop.is_set():
+            await asyncio.wait({told, *({starting} if not starting.done() else ())}, timeout=0.2,
+                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            failure = app.engine_failure or app.crash_reason or (starting.done() and starting.exception())
+            if failure:
+                code = code_of(failure)
+                break
+        if stop.is_set():
+            log.info("stopping: finishing what is in hand")
+    finally:
+        told.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(app.semel_settings.drain_timeout_ms / 1000 + 5):
+                await app.stop_engine()
+        starting.cancel()
+        with contextlib.suppress(BaseException):
+            async with asyncio.timeout(5):
+                await app.stop()
+    return code
+
+
+def code_of(failure: BaseException) -> int:
+    """Says what happened, in one line where it is one of ours, and gives the exit code."""
+    if isinstance(failure, SemelError):
+        log.error("%s", failure)
+    else:
+        log.error("the worker stops on an unexpected error: %s", failure, exc_info=failure)
+    if isinstance(failure, InstanceTaken):
+        return TAKEN
+    if isinstance(failure, ConfigError):
+        return USAGE
+    if isinstance(failure, RpcLost):
+        return UNREACHABLE
+    return FINDING
