@@ -233,6 +233,8 @@ async def test_a_fetch_outside_the_log_is_out_of_range(rig: Rig, broker: Broker)
     await broker.delete_records({tp: 1})
     below = await rig.fetch(broker, tp, 0)
     assert (below.error, below.records, below.next_offset) == (1, [], 0)
+    # Brokers do not say where the log is; ListOffsets does.
+    assert (below.high_watermark, below.last_stable_offset, below.log_start) == (-1, -1, -1)
 
 
 async def test_a_fetch_from_a_missing_partition_says_so(rig: Rig, broker: Broker) -> None:
