@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from semel.cli import exits, kafka, tables
+from semel.cli.reset import reset
 from semel.cli.worker import worker
 
 # Plain help and errors: one line that a log or a person can take, and no start-up spent on drawing.
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(worker)
+app.command()(reset)
 app.add_typer(tables.app, name="tables")
 app.add_typer(kafka.app, name="kafka")
 

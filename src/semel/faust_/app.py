@@ -65,6 +65,8 @@ class App(faust.App):
         self.adopt = False
         self.host: EngineHost | None = None
         self.engine_failure: BaseException | None = None
+        # True where somebody else (`semel worker`) watches `engine_failure` and says what happened.
+        self.supervised = False
         self._stopping_engine = False
         for name in _IGNORED:
             options.pop(name, None)

@@ -42,7 +42,8 @@ class Consumer(faust.transport.consumer.Consumer):
             raise
         except BaseException as exc:
             app.engine_failure = exc
-            await app.crash(exc)
+            if not app.supervised:
+                await app.crash(exc)
 
     async def on_stop(self) -> None:
         app: Any = self.app

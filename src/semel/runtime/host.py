@@ -11,6 +11,7 @@ from pathlib import Path
 from semel.config import Settings
 from semel.errors import SemelError
 from semel.plan import Plan
+from semel.port import Broker
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints
@@ -39,7 +40,6 @@ class EngineHost:
             self._web = WebServer(self.view, self._settings)
             await self._web.start()
             self.engine.settings.web_url = self._settings.web_url or self._web.url
-            log.info("web views on %s", self._web.url)
             await self.engine.run()
         finally:
             with contextlib.suppress(Exception):
@@ -76,18 +76,11 @@ def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[s
                 raise
 
 
-async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False) -> EngineHost:
-    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken."""
+def kafka_broker(settings: Settings, *, client_id: str) -> Broker:
+    """A connection to the configured cluster, not started."""
     from semel.kafka import KafkaBroker, Security
 
-    name, directory = own_directory(settings, plan.app, instance)
-    try:
-        store = Store(directory.database)
-    except BaseException:
-        directory.release()
-        raise
     said = settings.broker_security
-    password = said.password.get_secret_value() if said.password is not None else None
     security = None
     if said.protocol != "PLAINTEXT":
         security = Security(
@@ -97,11 +90,22 @@ async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, a
             key_file=str(said.key_file) if said.key_file else None,
             sasl_mechanism=said.sasl_mechanism,
             username=said.username,
-            password=password,
+            password=said.password.get_secret_value() if said.password is not None else None,
         )
-    broker = KafkaBroker(
-        settings.bootstrap, client_id=f"{plan.app}-{name}", rpc_timeout_ms=settings.rpc_timeout_ms, security=security
+    return KafkaBroker(
+        settings.bootstrap, client_id=client_id, rpc_timeout_ms=settings.rpc_timeout_ms, security=security
     )
+
+
+async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False) -> EngineHost:
+    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken."""
+    name, directory = own_directory(settings, plan.app, instance)
+    try:
+        store = Store(directory.database)
+    except BaseException:
+        directory.release()
+        raise
+    broker = kafka_broker(settings, client_id=f"{plan.app}-{name}")
     engine = Engine(
         plan,
         engine_settings(settings, adopt=adopt),

@@ -26,7 +26,8 @@ from semel.state.store import Store
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
-FETCH_BYTES = 8_000_000
+# About ten thousand rows: a chunk enters the store in one batch, and the loop waits for it.
+FETCH_BYTES = 1_000_000
 # A log may stand still for this long before we look for who holds it.
 STALL_S = 0.15
 
@@ -102,6 +103,11 @@ class Restorer:
         for tp in logs:
             # Positions come last, so that a store never says it is further than its rows are.
             await self._read(task, tp, at[tp], ends[tp], held)
+        if held.resetting:
+            raise RecoveryError(
+                f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
+                "repeating it is safe"
+            )
         position = self._decide(task, held.position, group_offsets, topics)
         batch = self._store.batch()
         batch.meta(task.partition, task_meta(task, held.position, int(self._clock.time() * 1000)))
@@ -230,11 +236,13 @@ class Restorer:
 
     def _apply(self, task: Task, tp: TP, fetched: Fetched, held: _Held) -> None:
         """A chunk of a log enters the store together with how far it was read."""
-        batch = self._store.batch()
         if tp.topic == self._plan.positions_topic:
+            # Nothing of this log is noted until all of it is judged: a record that forbids to start must be met again.
             for record in fetched.records:
                 held.see(record, tp)
-        elif tp.topic == self._plan.marks_topic:
+            return
+        batch = self._store.batch()
+        if tp.topic == self._plan.marks_topic:
             assert task.marks is not None
             if fetched.records:
                 marks = {r.key: r.value for r in fetched.records if r.key is not None and r.value is not None}
@@ -242,7 +250,7 @@ class Restorer:
         else:
             rows = next(r for r in task.tables.values() if self._plan.changelog(r.name) == tp.topic)
             batch.rows(rows.prefix, {r.key: r.value for r in fetched.records if r.key is not None})
-        # Positions are stored at the very end: until then the old position stays beside newer rows, and neither is used.
+        # Until the end the old position stays beside newer rows, and neither is used.
         task.logs[tp.topic]["next"] = fetched.next_offset
         batch.meta(task.partition, task_meta(task, held.stored, int(self._clock.time() * 1000)))
         self._store.write(batch)
@@ -317,12 +325,11 @@ class _Held:
     def __init__(self, position: Position | None) -> None:
         self.position = position
         self.stored = position
+        self.resetting = False
 
     def see(self, record: Record, tp: TP) -> None:
-        if record.key == positions.RESETTING_KEY and record.value is not None:
-            raise RecoveryError(
-                f"{tp.topic} says that a reset is under way or was broken off; run `semel reset` again: repeating it is safe"
-            )
+        if record.key == positions.RESETTING_KEY:
+            self.resetting = record.value is not None
         if record.key == positions.KEY:
             where = f"{tp.topic}[{tp.partition}]@{record.offset}"
             self.position = None if record.value is None else positions.decode(record.value, where)

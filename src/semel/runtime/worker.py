@@ -28,6 +28,10 @@ def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: 
         app.semel_settings = settings
     app.instance = instance or app.instance
     app.adopt = adopt
+    app.supervised = True
+    # Faust tells of every service that starts and stops; what matters here is said by semel.
+    for noisy in ("faust", "mode", "semel.faust_"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     # Batches allocate many objects that live for an epoch; the default collects every 700 of them.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

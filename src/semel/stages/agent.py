@@ -24,6 +24,7 @@ from semel.runtime.task import Cursor, Slice, Task, TaskState
 from semel.stages.dedup import Verdict, judge, move_time
 from semel.stages.sink import Destination, Out, dead_letter
 from semel.stages.source import Undecodable, decoder
+from semel.stages.throttle import Throttle
 from semel.state.marks import DEAD, DONE, pack, unpack
 from semel.state.overlay import MISSING
 from semel.state.positions import StreamTime
@@ -117,6 +118,7 @@ class Lane:
         self.ready: deque[Cursor] = deque()
         self.wake = asyncio.Event()
         self.closed = False
+        self._throttle = Throttle(log, "records went to the dead letters")
         self.waiting = False
         # The record of the last slice that held only one: in cautious epochs, the one to blame (protocol rule 2).
         self.alone: tuple[TP, int] | None = None
@@ -406,7 +408,8 @@ class Lane:
     def _quarantine(self, record: Record, reason: str, error: str, attempts: int = 0) -> None:
         assert self.slice is not None
         tp = self.slice.cursor.tp
-        log.warning("%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error)
+        if self._throttle.may_say(reason, self.host.clock.monotonic()):
+            log.warning("%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error)
         self._aside("dead", dead_letter(
             self.host.dead_letter_topic, tp, record, pipeline=self.host.app, reason=reason, error=error,
             attempts=attempts, now_ms=int(self.host.clock.time() * 1000),

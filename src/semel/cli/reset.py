@@ -1,0 +1,53 @@
+"""`semel reset`: move an application's positions and state together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reset(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A module (pipelines.payments), or module:name.")],
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="earliest|latest|TIME", help="Where to begin again; TIME as ISO 8601.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings in TOML; else config/local.toml where it is there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+) -> None:
+    """Delete the application's state and begin again from another place in its sources. Its workers must be stopped.
+
+    Outputs and dead letters written so far stay. Repeating a reset, also one that was broken off, is safe.
+    Exit code 1: workers are still running, or a source is missing; 3: the broker cannot be reached.
+    """
+    import asyncio
+
+    from semel import project
+    from semel.cli import output
+    from semel.config import Settings
+    from semel.runtime.clock import SystemClock
+    from semel.runtime.host import engine_settings, kafka_broker
+    from semel.runtime.reset import reset as run
+    from semel.runtime.reset import target_of
+
+    target = target_of(to)
+    settings = Settings.load(config)
+    plan = project.load(pipeline).plan()
+
+    async def work() -> dict[str, int]:
+        broker = kafka_broker(settings, client_id=f"{plan.app}-reset")
+        await broker.start()
+        try:
+            clock = SystemClock()
+            found = await run(plan, engine_settings(settings, adopt=False), broker, clock, target, say=output.tell)
+        finally:
+            await broker.close()
+        return {f"{tp.topic}[{tp.partition}]": offset for tp, offset in sorted(found.items())}
+
+    offsets = asyncio.run(work())
+    if as_json:
+        output.document({"pipeline": plan.app, "to": to, "positions": offsets})
+    else:
+        output.tell(f"{plan.app} begins again at " + ", ".join(f"{tp}@{offset}" for tp, offset in offsets.items()))
