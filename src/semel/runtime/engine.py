@@ -300,8 +300,7 @@ class Engine:
     def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
         self.fail(
             TopicChanged(
-                f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands (it begins at "
-                f"{answer.log_start}): records were deleted, by retention or by hand, before they were processed. Run `semel "
+                f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands: records were deleted, by retention or by hand, before they were processed. Run `semel "
                 "reset --to earliest` to go on with what is there, and raise the topic's retention"
             )
         )
@@ -336,7 +335,13 @@ class Engine:
     # ================================================================== epochs
 
     def _has_work(self) -> bool:
-        return bool(self.epoch_outputs) or bool(self._carry) or any(t.touched for t in self.tasks.values())
+        return bool(self.epoch_outputs) or any(t.touched for t in self.tasks.values()) or (
+            bool(self._carry) and self._can_carry()
+        )
+
+    def _can_carry(self) -> bool:
+        """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
+        return not self.plan.sources or any(t.state is TaskState.RUNNING for t in self.tasks.values())
 
     def _idle(self) -> bool:
         return all(lane.waiting for lane in self.lanes)
@@ -345,11 +350,11 @@ class Engine:
         """Until an epoch should be cut: as soon as there is nothing else to do, at the latest after the commit interval."""
         interval = self.settings.commit_interval_ms / 1000
         while True:
-            if not self._has_work() or (self._carry and not self.tasks):
+            if not self._has_work():
                 self._epoch_since = None
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0 if self._carry else None):
+                    async with asyncio.timeout(0.5 if self._carry else None):
                         await self._changed.wait()
                 self._expire_carried()
                 continue
@@ -368,10 +373,11 @@ class Engine:
         while True:
             await self._due()
             failed: CommitFailed | None = None
+            sent = False
             async with self._turn:
                 if self._open_for_work:
                     try:
-                        await self._commit_epoch()
+                        sent = await self._commit_epoch()
                     except CommitFailed as exc:
                         failed = exc
                         self._lose_epoch(exc)
@@ -379,14 +385,15 @@ class Engine:
                         self._store_failed(exc)
             if failed is not None:
                 await self._after_failure(failed)
-            if not self._open_for_work:
+            if not sent:
+                # Work waits for a writer or an assignment: never ask again without letting others run.
                 await self.clock.sleep(0.01)
 
-    async def _commit_epoch(self) -> None:
-        """One turn of the barrier (rule 7), then the commit (rule 8). Runs under `_turn`."""
+    async def _commit_epoch(self) -> bool:
+        """One turn of the barrier (rule 7), then the commit (rule 8). Runs under `_turn`. False: nothing could be sent."""
         membership, writer = self.membership, self.writer
         if writer is None or writer.dead or (self.plan.sources and (membership is None or not self.tasks)):
-            return
+            return False
         self._committing = True
         try:
             self.gate_closed = True
@@ -402,7 +409,7 @@ class Engine:
                 self.gate_closed = False
                 self._gate_open.set()
             if sealed is None:
-                return
+                return False
             await self._pass("barrier.after_seal")
             started = self.clock.monotonic()
             try:
@@ -415,6 +422,7 @@ class Engine:
             await self._pass("commit.before_store")
             self._land(sealed, writer, carried)
             await self._pass("commit.after_store")
+            return True
         finally:
             self._committing = False
 
