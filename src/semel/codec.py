@@ -1,35 +1,37 @@
 """Bytes to typed values and back: one codec per declared type.
 
-`bytes` is raw, `str` is UTF-8, everything else is JSON: written by orjson, read by orjson, or by
-msgspec where the shape must be checked (dataclasses, `list[int]`, `int | None`, ...). What does not
-fit raises `DecodeError` and names the place. Another format comes in through `register`.
+`bytes` is raw, `str` is UTF-8, everything else is JSON: written by orjson, read by msgspec, which checks the
+shape and keeps integers of any size exact (orjson reads those beyond 64 bits as floats, and two ids become one).
+What does not fit raises `DecodeError` and names the place; what would not come back as it went raises TypeError
+when it is written. Another format comes in through `register`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable
-from decimal import Decimal
-from enum import Enum
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Iterator
+from math import isfinite
+from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_origin, is_typeddict
 
 import msgspec
 import orjson
+from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError
 
 T = TypeVar("T")
 
-_SCALARS = (int, float, bool)
-_IMMUTABLE: tuple[type, ...] = (int, float, bool, str, bytes, type(None), Decimal)
+# Written by orjson where it can; by msgspec where only msgspec can (integers beyond 64 bits, fields named `_x`).
+_everything = msgspec.json.Encoder(order="deterministic").encode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Codec(Generic[T]):
     """How values of `type` become bytes.
 
-    `encode` raises TypeError for a value that is not of the type; `decode` raises DecodeError.
+    `encode` raises TypeError for a value that is not of the type; of a structure it looks at the outermost type only,
+    and leaves the rest to the type checker. `decode` looks at everything and raises DecodeError.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times.
     """
 
@@ -40,7 +42,7 @@ class Codec(Generic[T]):
 
     @property
     def name(self) -> str:
-        return getattr(self.type, "__name__", None) or str(self.type)
+        return _name(self.type)
 
 
 _converters: list[tuple[Callable[[Any], bool], Callable[[Any], Codec[Any]]]] = []
@@ -54,7 +56,7 @@ def register(applies: Callable[[Any], bool], make: Callable[[Any], Codec[Any]]) 
 def codec_for(declared: Any) -> Codec[Any]:
     """The codec of a declared type. DeclarationError where there is none."""
     if isinstance(declared, Codec):
-        return declared  # pyright: ignore[reportUnknownVariableType]
+        return cast("Codec[Any]", declared)
     for applies, make in _converters:
         if applies(declared):
             return make(declared)
@@ -62,108 +64,185 @@ def codec_for(declared: Any) -> Codec[Any]:
         return Codec(bytes, _bytes_out, bytes, True)
     if declared is str:
         return Codec(str, _str_out, _str_in, True)
-    if declared in (dict, list):
-        return Codec(declared, _checked_dumps(declared), _loads_of(declared), False)
-    if declared in _SCALARS:
-        return Codec(declared, _checked_dumps(declared), _loads_of(declared), True)
-    return _structured(declared)
-
-
-def _structured(declared: Any) -> Codec[Any]:
     try:
         reader: msgspec.json.Decoder[Any] = msgspec.json.Decoder(declared)
-    except (TypeError, NotImplementedError) as exc:
-        raise DeclarationError(
-            f"{declared!r} cannot be read from JSON ({exc}); declare bytes, str, int, float, bool, dict, list or a "
-            "dataclass, or give the type a codec with semel.codec.register"
-        ) from exc
-    read = reader.decode
-    name = getattr(declared, "__name__", str(declared))
-
-    def decode(raw: bytes) -> Any:
-        try:
-            return read(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise DecodeError(f"not a {name}: {exc}") from exc
-
-    return Codec(declared, _checked_dumps(declared), decode, is_immutable(declared))
+        shape = shapes.type_info(declared)
+    except (TypeError, NotImplementedError, NameError) as exc:
+        raise _impossible(declared, str(exc)) from exc
+    for part in _parts(shape):
+        if isinstance(part, shapes.CustomType):
+            raise _impossible(declared, f"nothing is known of {part.cls.__name__}")
+    return Codec(declared, _writer(declared, shape), _reader(declared, reader.decode), _immutable(shape))
 
 
 def is_immutable(declared: Any) -> bool:
-    """True if values of the type cannot change in place: scalars, frozen dataclasses and tuples of such, unions of such."""
-    origin = get_origin(declared)
-    if origin in (Union, types.UnionType, tuple):
-        return all(part is Ellipsis or is_immutable(part) for part in get_args(declared))
-    if not isinstance(declared, type):
+    """True if no value of the type can change in place: scalars, and frozen dataclasses, tuples and unions of such."""
+    try:
+        return _immutable(shapes.type_info(declared))
+    except (TypeError, NotImplementedError, NameError):
         return False
-    if issubclass(declared, _IMMUTABLE) or issubclass(declared, Enum):
-        return True
-    if dataclasses.is_dataclass(declared):
-        params: Any = declared.__dataclass_params__  # pyright: ignore[reportAttributeAccessIssue,reportUnknownVariableType,reportUnknownMemberType]
-        hints = msgspec.inspect.type_info(declared)
-        return (
-            bool(params.frozen)
-            and all(is_immutable(f.type) for f in dataclasses.fields(declared) if isinstance(f.type, type))
-            and not any(
-                isinstance(getattr(f, "type", None), (msgspec.inspect.ListType, msgspec.inspect.DictType))
-                for f in getattr(hints, "fields", ())
-            )
-        )
-    return False
 
 
-def _default(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-    raise TypeError(f"a {type(value).__name__} does not fit in JSON")
+def _name(declared: Any) -> str:
+    plain = isinstance(declared, type) and get_origin(declared) is None
+    return declared.__name__ if plain else str(declared).removeprefix("typing.")
 
 
-def _checked_dumps(declared: Any) -> Callable[[Any], bytes]:
-    checks: tuple[Any, ...] = (declared,)
-    if get_origin(declared) in (Union, types.UnionType):
-        checks = get_args(declared)
-    plain = tuple(t for t in ((get_origin(c) or c) for c in checks) if isinstance(t, type))
-    exact = plain[0] if len(plain) == 1 == len(checks) else None
-    name = getattr(declared, "__name__", str(declared))
+def _impossible(declared: Any, why: str) -> DeclarationError:
+    return DeclarationError(
+        f"{_name(declared)} cannot be read from JSON ({why}); declare bytes, str, int, float, bool, dict, list or a "
+        "dataclass, or give the type a codec with semel.codec.register"
+    )
+
+
+# -- what a type is made of
+
+
+def _parts(shape: shapes.Type) -> Iterator[shapes.Type]:
+    """The type and every type inside it, each class once: types may be recursive."""
+    waiting, seen = [shape], set[type]()
+    while waiting:
+        part = waiting.pop()
+        cls = getattr(part, "cls", None)
+        if cls is not None:
+            if cls in seen:
+                continue
+            seen.add(cls)
+        yield part
+        waiting += [f.type for f in getattr(part, "fields", ())]
+        waiting += [*getattr(part, "types", ()), *getattr(part, "item_types", ())]
+        inner = (getattr(part, name, None) for name in ("type", "item_type", "key_type", "value_type"))
+        waiting += [i for i in inner if isinstance(i, shapes.Type)]
+
+
+_CHANGEABLE = (
+    shapes.AnyType,
+    shapes.ByteArrayType,
+    shapes.CustomType,
+    shapes.DictType,
+    shapes.ListType,
+    shapes.MemoryViewType,
+    shapes.RawType,
+    shapes.SetType,
+    shapes.TypedDictType,
+)
+
+
+def _immutable(shape: shapes.Type) -> bool:
+    for part in _parts(shape):
+        if isinstance(part, _CHANGEABLE):
+            return False
+        if isinstance(part, shapes.StructType) and not part.cls.__struct_config__.frozen:
+            return False
+        if isinstance(part, shapes.DataclassType):
+            params = getattr(part.cls, "__dataclass_params__", None)
+            if params is None or not params.frozen:
+                return False
+    return True
+
+
+# -- writing
+
+
+def _writer(declared: Any, shape: shapes.Type) -> Callable[[Any], bytes]:
+    parts = list(_parts(shape))
+    untyped = any(isinstance(p, shapes.AnyType) for p in parts)
+    # JSON has no NaN; what would be read back as null, or not at all, is not written.
+    floats = untyped or any(isinstance(p, shapes.FloatType) for p in parts)
+    # Keys become strings in JSON. Where they are declared, they are read back as what they were.
+    keys = 0 if untyped else orjson.OPT_NON_STR_KEYS
+    # orjson leaves out fields that begin with an underscore.
+    hidden = any(f.name.startswith("_") for p in parts if isinstance(p, shapes.DataclassType) for f in p.fields)
+    allowed = _classes(declared)
+    exact = allowed[0] if allowed is not None and len(allowed) == 1 else None
+    name = _name(declared)
     dumps = orjson.dumps
 
     def encode(value: Any) -> bytes:
-        if (
-            type(value) is not exact
-            and plain
-            and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain))
-        ):
-            if exact is float and type(value) is int:
-                return dumps(float(value))
-            raise TypeError(f"expected {name}, got {type(value).__name__}: {value!r:.120}")
-        try:
-            return dumps(value)
-        except TypeError:
+        if type(value) is not exact and allowed is not None:
+            if type(value) is int and float in allowed and int not in allowed:
+                value = float(value)
+            elif not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise TypeError(f"expected {name}, got {type(value).__name__}: {value!r:.120}")
+        if hidden:
+            raw = thorough(value)
+        else:
             try:
-                return dumps(value, _default)
-            except TypeError as exc:
-                raise TypeError(f"{value!r:.120} does not fit in JSON: {exc}") from exc
+                raw = dumps(value)
+            except TypeError:
+                raw = thorough(value)
+        if floats and b"null" in raw and not _finite(value):
+            raise TypeError(f"NaN and infinity do not fit in JSON: {value!r:.120}")
+        return raw
+
+    def thorough(value: Any) -> bytes:
+        try:
+            if not hidden:
+                try:
+                    return dumps(value, _plain, keys)
+                except orjson.JSONEncodeError as exc:
+                    if "64-bit" not in str(exc):
+                        raise
+            if untyped and not _str_keyed(value):
+                raise TypeError("keys of a dict must be str where their type is not declared")
+            try:
+                return _everything(value)
+            except TypeError:
+                return msgspec.json.encode(value)  # keys that are not str cannot be put in order
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise TypeError(f"{value!r:.120} does not fit in JSON: {exc}") from exc
 
     return encode
 
 
-def _loads_of(declared: type) -> Callable[[bytes], Any]:
-    loads = orjson.loads
+def _classes(declared: Any) -> tuple[type, ...] | None:
+    """The classes a value must be of one of; None where isinstance cannot tell."""
+    origin = get_origin(declared)
+    if origin is Annotated:
+        return _classes(get_args(declared)[0])
+    if origin in (Union, types.UnionType):
+        found: list[type] = []
+        for part in get_args(declared):
+            classes = _classes(part)
+            if classes is None:
+                return None
+            found += classes
+        return tuple(found)
+    cls = origin or declared
+    if not isinstance(cls, type) or cls in (Any, object) or is_typeddict(cls):
+        return None
+    return (cls,)
 
-    def decode(raw: bytes) -> Any:
-        try:
-            value = loads(raw)
-        except orjson.JSONDecodeError as exc:
-            raise DecodeError(f"not JSON: {exc}") from exc
-        if type(value) is not declared:
-            if declared is float and type(value) is int:
-                return float(value)
-            raise DecodeError(f"expected {declared.__name__}, got {type(value).__name__}: {value!r:.120}")
-        return value
 
-    return decode
+def _plain(value: Any) -> Any:
+    """What orjson does not know: sets (in order, so that equal values are equal bytes), bytes, Decimal, structs, ..."""
+    if isinstance(value, tuple):
+        return list(cast("tuple[Any, ...]", value))
+    found = msgspec.to_builtins(value, order="deterministic", builtin_types=(dict,))
+    if found is value:
+        raise TypeError(f"a {type(value).__name__} does not fit in JSON")
+    return found
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """The keys and values of a value, all the way down."""
+    waiting = [msgspec.to_builtins(value)]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if isinstance(part, dict):
+            waiting += cast("dict[Any, Any]", part).values()
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            waiting += cast("list[Any]", part)
+
+
+def _finite(value: Any) -> bool:
+    return all(isfinite(part) for part in _inside(value) if isinstance(part, float))
+
+
+def _str_keyed(value: Any) -> bool:
+    dicts = (cast("dict[Any, Any]", part) for part in _inside(value) if isinstance(part, dict))
+    return all(isinstance(key, str) for found in dicts for key in found)
 
 
 def _bytes_out(value: bytes) -> bytes:
@@ -175,7 +254,25 @@ def _bytes_out(value: bytes) -> bytes:
 def _str_out(value: str) -> bytes:
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected str, got {type(value).__name__}: {value!r:.120}")
-    return value.encode()
+    try:
+        return value.encode()
+    except UnicodeEncodeError as exc:
+        raise TypeError(f"{value!r:.120} does not fit in UTF-8: {exc}") from exc
+
+
+# -- reading
+
+
+def _reader(declared: Any, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    name = _name(declared)
+
+    def decode(raw: bytes) -> Any:
+        try:
+            return read(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise DecodeError(f"not a {name}: {exc}") from exc
+
+    return decode
 
 
 def _str_in(raw: bytes) -> str:

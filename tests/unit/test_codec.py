@@ -1,0 +1,312 @@
+"""Codecs: what goes in comes out again, or is refused when it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Annotated, Any, Literal, NamedTuple, NewType, TypedDict
+from uuid import UUID
+
+import msgspec
+import orjson
+import pytest
+
+from semel.codec import Codec, codec_for, is_immutable, register
+from semel.errors import DeclarationError, DecodeError
+
+BIG = 2**200
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@dataclass
+class Line:
+    sku: str
+    count: int
+
+
+@dataclass
+class Order:
+    id: str
+    total: float
+    lines: list[Line] = field(default_factory=list)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Money:
+    amount: int
+    currency: str = "EUR"
+
+
+@dataclass(frozen=True)
+class Price:
+    money: Money
+    valid: tuple[date, ...] = ()
+
+
+@dataclass(frozen=True)
+class Basket:
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tagged:
+    tags: set[str]
+
+
+@dataclass(frozen=True)
+class Loose:
+    extra: Any = None
+
+
+@dataclass(frozen=True)
+class Maybe:
+    rows: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    value: int
+    next: Chain | None = None
+
+
+@dataclass
+class Private:
+    shown: int
+    _hidden: int
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Shape(TypedDict):
+    name: str
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    a: int
+
+
+class Thawed(msgspec.Struct):
+    a: int
+
+
+UserId = NewType("UserId", str)
+UUID_1 = UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        (bytes, b"\x00\xff"),
+        (str, "zażółć"),
+        (str, ""),
+        (int, -5),
+        (int, 2**63),
+        (int, BIG),
+        (float, 0.1),
+        (bool, True),
+        (dict, {"a": [1, 2.5, None, {"b": "c"}]}),
+        (dict, {"id": BIG}),
+        (list, [1, "x", None]),
+        (Any, {"a": 1}),
+        (Any, [1]),
+        (int | None, None),
+        (int | None, 3),
+        (Literal["a"] | None, "a"),
+        (list[int], [1, 2]),
+        (dict[int, str], {1: "one", -2: "two"}),
+        (dict[UUID, int], {UUID_1: BIG}),
+        (set[str], {"b", "a"}),
+        (frozenset[int], frozenset({3, 1})),
+        (tuple[int, str], (1, "a")),
+        (tuple[int, ...], (1, 2, 3)),
+        (Annotated[int, msgspec.Meta(gt=0)], 4),
+        (UserId, "u1"),
+        (Decimal, Decimal("1.10")),
+        (UUID, UUID_1),
+        (datetime, datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)),
+        (date, date(2026, 1, 2)),
+        (timedelta, timedelta(days=1, seconds=2)),
+        (Colour, Colour.BLUE),
+        (Level, Level.LOW),
+        (bytes | None, b"\x00"),
+        (Order, Order("o1", 1.5, [Line("a", 2)], None)),
+        (Price, Price(Money(3), (date(2026, 1, 1),))),
+        (Chain, Chain(1, Chain(2))),
+        (Private, Private(1, 2)),
+        (Point, Point(1, 2)),
+        (Shape, {"name": "square"}),
+        (Frozen, Frozen(1)),
+        (Thawed, Thawed(BIG)),
+    ],
+)
+def test_what_is_written_is_read_back_as_it_was(declared: Any, value: Any) -> None:
+    codec = codec_for(declared)
+    raw = codec.encode(value)
+    again = codec.decode(raw)
+    assert again == value
+    assert type(again) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        (int, True),
+        (int, 1.0),
+        (int, "1"),
+        (int, None),
+        (float, True),
+        (float, "1"),
+        (bool, 1),
+        (str, b"a"),
+        (str, 1),
+        (str, "\ud800"),
+        (bytes, "a"),
+        (dict, [1]),
+        (list, (1,)),
+        (dict, {1: "key is no string"}),
+        (dict, {"a": {1: BIG}}),
+        (dict, {"a": object()}),
+        (Any, object()),
+        (int | None, "x"),
+        (int | str, True),
+        (Order, {"id": "o1"}),
+        (Money, None),
+        (Decimal, 1.5),
+    ],
+)
+def test_a_value_of_another_type_is_refused_when_it_is_written(declared: Any, value: Any) -> None:
+    with pytest.raises(TypeError):
+        codec_for(declared).encode(value)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_refused_because_json_would_make_null_of_them(odd: float) -> None:
+    for declared, value in (
+        (float, odd),
+        (dict, {"a": [odd]}),
+        (list, [None, odd]),
+        (float | None, odd),
+        (Order, Order("o1", odd)),
+        (list[tuple[float, ...]], [(1.0, odd)]),
+    ):
+        with pytest.raises(TypeError, match="NaN"):
+            codec_for(declared).encode(value)
+
+
+def test_none_beside_a_number_is_no_nan() -> None:
+    assert codec_for(dict).encode({"a": None, "b": 1.5, "null": "null"}) == b'{"a":null,"b":1.5,"null":"null"}'
+
+
+def test_an_int_in_a_float_column_is_written_as_a_float() -> None:
+    assert codec_for(float).encode(3) == b"3.0"
+    assert type(codec_for(float).decode(b"3")) is float
+
+
+@pytest.mark.parametrize(
+    ("declared", "raw"),
+    [
+        (int, b"1.0"),
+        (int, b"true"),
+        (int, b'"1"'),
+        (int, b"null"),
+        (bool, b"1"),
+        (float, b"null"),
+        (dict, b"[]"),
+        (dict, b""),
+        (dict, b'{"a":1'),
+        (dict, b'{"a":NaN}'),
+        (dict, b'{"a":"\xff"}'),
+        (list, b"{}"),
+        (str, b"\xff"),
+        (Order, b'{"id":"o1"}'),
+        (Order, b'{"id":"o1","total":"much"}'),
+        (Literal["a"], b'"b"'),
+    ],
+)
+def test_bytes_that_do_not_fit_raise_a_decode_error(declared: Any, raw: bytes) -> None:
+    with pytest.raises(DecodeError):
+        codec_for(declared).decode(raw)
+
+
+def test_a_decode_error_names_the_type_and_the_place() -> None:
+    with pytest.raises(DecodeError, match=r"not a Order: .*lines\[0\]\.count"):
+        codec_for(Order).decode(b'{"id":"o1","total":1,"lines":[{"sku":"a","count":"2"}]}')
+
+
+def test_two_integers_beyond_64_bits_stay_two() -> None:
+    decode = codec_for(dict).decode
+    assert decode(b'{"id":18446744073709551616}') != decode(b'{"id":18446744073709551617}')
+
+
+def test_equal_sets_are_equal_bytes() -> None:
+    # The order of a set of strings differs from process to process.
+    words = {f"w{n}" for n in range(50)}
+    assert codec_for(set[str]).encode(words) == orjson.dumps(sorted(words))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [int, float, bool, str, bytes, Decimal, UUID, date, datetime, Colour, Money, Price, Chain, Point, Frozen,
+     frozenset[int], tuple[Money, ...], int | None, Money | None, Literal["a"]],
+)  # fmt: skip
+def test_types_whose_values_cannot_change_are_known(declared: Any) -> None:
+    assert is_immutable(declared)
+    assert codec_for(declared).immutable
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [dict, list, Any, Order, Line, Basket, Tagged, Loose, Maybe, Shape, Thawed, tuple, tuple[list[int]],
+     tuple[Line, ...], set[int], list[int] | None, frozenset[Line]],
+)  # fmt: skip
+def test_types_with_anything_changeable_inside_are_changeable(declared: Any) -> None:
+    # The annotations of this module are strings: they must be followed, not skipped.
+    assert not is_immutable(declared)
+    assert not codec_for(declared).immutable
+
+
+@pytest.mark.parametrize("declared", [object, Codec, complex, list[complex], "Nowhere"])
+def test_a_type_without_a_codec_is_refused_where_it_is_declared(declared: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"semel\.codec\.register"):
+        codec_for(declared)
+
+
+def test_the_name_of_a_codec_tells_types_apart() -> None:
+    assert codec_for(list[int]).name == "list[int]"
+    assert codec_for(list[str]).name == "list[str]"
+    assert codec_for(int | None).name == "int | None"
+    assert codec_for(Order).name == "Order"
+    assert codec_for(Any).name == "Any"
+
+
+def test_a_registered_converter_comes_first_and_the_latest_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semel.codec._converters", [])
+
+    def text(declared: Any) -> Codec[Any]:
+        return Codec(declared, lambda v: str(v).encode(), lambda raw: complex(raw.decode()), True)
+
+    register(lambda t: t is complex, lambda t: pytest.fail("an older converter was asked"))
+    register(lambda t: t is complex, text)
+    codec = codec_for(complex)
+    assert codec.decode(codec.encode(1 + 2j)) == 1 + 2j
+    assert codec_for(int).encode(1) == b"1"
+
+
+def test_a_codec_is_its_own_codec() -> None:
+    codec = codec_for(Order)
+    assert codec_for(codec) is codec
