@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import faust
+from faust.app.base import BootStrategy
 from faust.types import TopicT
 
 from semel.config import Settings
 from semel.errors import DeclarationError
 from semel.faust_.agent import Agent
-from semel.faust_.codec import source_of
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
@@ -39,6 +39,13 @@ _OURS = frozenset(Settings.model_fields) - {"broker", "faust"}
 _IGNORED = ("processing_guarantee", "producer_threaded", "stream_publish_on_commit")
 
 
+class Boot(BootStrategy):
+    """Faust's order of services, without its web server: pages are served beside semel's views, on one port."""
+
+    def web_server(self) -> Iterable[Any]:
+        return [self.app.cache] if self._should_enable_web() else []
+
+
 class App(faust.App):
     """Used as `faust.App` is; existing code runs with the import changed. Also takes semel's settings as keywords
     (`session_timeout_ms=`, `commit_interval_ms=`, ...); `datadir=` is the state directory.
@@ -46,6 +53,8 @@ class App(faust.App):
     A consumer's offsets, its tables' rows and what it sends commit together or not at all. ConfigError for settings that
     contradict each other; DeclarationError for what the engine does not run.
     """
+
+    BootStrategy = Boot
 
     def __init__(self, id: str, *, settings: Settings | None = None, start: Start = "earliest", **options: Any) -> None:
         given = {name: options.pop(name) for name in list(options) if name in _OURS}
@@ -82,9 +91,13 @@ class App(faust.App):
             **options,
             "broker": f"{SCHEME}://{self.semel_settings.bootstrap}",
             "processing_guarantee": "at_least_once",
+            "store": "rocksdb://",
         }
-        merged.setdefault("web_port", self.semel_settings.web_port)
+        merged.setdefault("datadir", str(self.semel_settings.state_dir / id))
+        # 0 means any free port to semel's own views; Faust, which serves none of them, does not take it.
+        merged.setdefault("web_port", self.semel_settings.web_port or Settings.model_fields["web_port"].default)
         super().__init__(id, **merged)
+        self._declared_port = int(self.conf.web_port)
 
     # -- what runs
 
@@ -129,7 +142,13 @@ class App(faust.App):
     async def run_engine(self) -> None:
         """Build the engine from what is declared, bind its lanes to the agents, and run it. Raises why it cannot go on."""
         plan = self.plan()
-        self.host = await open_engine(plan, self.semel_settings, instance=self.instance, adopt=self.adopt)
+        settings = self.semel_settings
+        if self.conf.web_port != self._declared_port:
+            # `faust worker --web-port` says so later than the settings.
+            settings = settings.replace(web_port=int(self.conf.web_port))
+        self.host = await open_engine(
+            plan, settings, instance=self.instance, adopt=self.adopt, pages=own_pages(self) if self._web_wanted else None
+        )
         engine = self.host.engine
         for lane in engine.lanes:
             for agent in self.agents.values():
@@ -153,8 +172,9 @@ class App(faust.App):
         await self.stop_engine()
         await super().on_stop()
 
-    def on_webserver_init(self, web: Any) -> None:
-        super().on_webserver_init(web)
+    @property
+    def _web_wanted(self) -> bool:
+        return bool(self.conf.web_enabled)
 
     async def create_topic(self, name: str, partitions: int, replication: int, config: Mapping[str, Any]) -> None:
         while self.engine is None and not self.should_stop:
@@ -170,7 +190,7 @@ class App(faust.App):
 
 def app_of(pipeline: Pipeline, settings: Settings) -> App:
     """The app that runs one pipeline; its id is the pipeline's name."""
-    app = App(pipeline.name, settings=settings, start=pipeline.start, web_enabled=False, autodiscover=False)
+    app = App(pipeline.name, settings=settings, start=pipeline.start, autodiscover=False)
     app.add_pipeline(pipeline)
     return app
 
@@ -187,4 +207,16 @@ def _bootstrap(broker: Any) -> str:
     return parse_broker(str(broker).replace("aiokafka://", "kafka://"))
 
 
-__all__ = ["App", "Callable", "app_of", "source_of"]
+def own_pages(app: Any) -> list[tuple[str, str, Any]]:
+    """The pages that the app's `@app.page` and blueprints declare, as routes of aiohttp."""
+    app.web.init_server()
+    found: list[tuple[str, str, Any]] = []
+    for route in app.web.web_app.router.routes():
+        info = route.resource.get_info() if route.resource is not None else {}
+        path = info.get("path") or info.get("formatter")
+        if path is not None and (route.method, path) != ("HEAD", path):
+            found.append((route.method, path, route.handler))
+    return found
+
+
+__all__ = ["App", "app_of"]

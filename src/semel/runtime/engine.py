@@ -28,7 +28,7 @@ from semel.runtime.topics import Topics
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer, answer_of
 from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
-from semel.stages.sink import Destination, Out
+from semel.stages.sink import DeadLetters, Destination, Out
 from semel.state import positions
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
@@ -81,7 +81,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.randomness = randomness
-        self.dead_letter_topic = plan.dead_letter_topic
+        self.dead_letters = DeadLetters(plan.dead_letter_topic, 1, 1 << 20)
         self.transactional_id = f"{plan.app}-{instance}"
         self._pass = failpoints or Failpoints()
         self.topics = Topics(broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting)
@@ -206,8 +206,7 @@ class Engine:
                     async with self._turn:
                         self._open_for_work = False
                         await self._commit_epoch()
-        if self._taking_over is not None:
-            self._taking_over.cancel()
+        await self._stop_taking_over()
         for lane in self.lanes:
             await lane.close()
         if self.group is not None:
@@ -683,10 +682,7 @@ class Engine:
     async def revoke(self, *, lost: bool) -> None:
         """Commit the epoch within the deadline or drop it (rule 14). Nothing crosses a generation."""
         await self._pass("revoke.begin")
-        if self._taking_over is not None:
-            self._taking_over.cancel()
-            await asyncio.wait({self._taking_over})
-            self._taking_over = None
+        await self._stop_taking_over()
         if not lost and self._open_for_work:
             try:
                 async with asyncio.timeout(self.settings.revoke_timeout_ms / 1000):
@@ -721,6 +717,13 @@ class Engine:
         self._taking_over = asyncio.create_task(self._take_over(), name="take over")
         self._taking_over.add_done_callback(self._ended)
 
+    async def _stop_taking_over(self) -> None:
+        """When this returns nothing restores any more."""
+        taking_over, self._taking_over = self._taking_over, None
+        if taking_over is not None:
+            taking_over.cancel()
+            await asyncio.wait({taking_over})
+
     async def _take_over(self) -> None:
         """A writer, then every task restored, each running as soon as it is (rules 11, 14, 15)."""
         membership = self.membership
@@ -730,6 +733,10 @@ class Engine:
             self._drop_everything()
             await self._new_writer()
             topics = await self._metadata()
+            letters = self.plan.dead_letter_topic
+            self.dead_letters = DeadLetters(
+                letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
+            )
             self._topics_checked_at = self.clock.monotonic()
             self.tasks = {p: self._task(p) for p in self.assignment.tasks}
             for lane in self.lanes:
@@ -773,6 +780,7 @@ class Engine:
         finally:
             for restore in restores:
                 restore.cancel()
+            await asyncio.gather(*restores, return_exceptions=True)
         self._changed.set()
 
     async def _new_writer(self) -> None:

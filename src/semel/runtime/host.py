@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from semel.config import Settings
@@ -19,7 +20,7 @@ from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state.directory import StateDirectory, first_free_instance
 from semel.state.store import Store
-from semel.web.server import WebServer
+from semel.web.server import Route, WebServer
 
 log = logging.getLogger("semel.worker")
 
@@ -27,19 +28,21 @@ log = logging.getLogger("semel.worker")
 class EngineHost:
     """Owns one engine's surroundings; `run` returns after `stop` or raises why the engine cannot go on."""
 
-    def __init__(self, engine: Engine, directory: StateDirectory, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, directory: StateDirectory, settings: Settings, *, pages: Sequence[Route] | None = ()
+    ) -> None:
         self.engine = engine
         self.view = EngineView(engine)
         self._directory = directory
         self._settings = settings
-        self._web: WebServer | None = None
+        self._web = WebServer(self.view, settings, pages) if pages is not None else None
         self._done = asyncio.Event()
 
     async def run(self) -> None:
         try:
-            self._web = WebServer(self.view, self._settings)
-            await self._web.start()
-            self.engine.settings.web_url = self._settings.web_url or self._web.url
+            if self._web is not None:
+                await self._web.start()
+                self.engine.settings.web_url = self._settings.web_url or self._web.url
             await self.engine.run()
         finally:
             with contextlib.suppress(Exception):
@@ -97,8 +100,13 @@ def kafka_broker(settings: Settings, *, client_id: str) -> Broker:
     )
 
 
-async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False) -> EngineHost:
-    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken."""
+async def open_engine(
+    plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False, pages: Sequence[Route] | None = ()
+) -> EngineHost:
+    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken.
+
+    `pages`: the application's own, beside the web views; None: no web server at all.
+    """
     name, directory = own_directory(settings, plan.app, instance)
     try:
         store = Store(directory.database)
@@ -116,4 +124,4 @@ async def open_engine(plan: Plan, settings: Settings, *, instance: str | None, a
         instance=name,
         failpoints=Failpoints.from_environment(),
     )
-    return EngineHost(engine, directory, settings)
+    return EngineHost(engine, directory, settings, pages=pages)

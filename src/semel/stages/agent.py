@@ -22,7 +22,7 @@ from semel.plan import AgentKind, AgentPlan
 from semel.port import TP, Clock, Randomness, Record
 from semel.runtime.task import Cursor, Slice, Task, TaskState
 from semel.stages.dedup import Verdict, judge, move_time
-from semel.stages.sink import Destination, Out, dead_letter
+from semel.stages.sink import DeadLetters, Destination, Out, dead_letter
 from semel.stages.source import Undecodable, decoder
 from semel.stages.throttle import Throttle
 from semel.state.marks import DEAD, DONE, pack, unpack
@@ -46,7 +46,7 @@ class Host(Protocol):
     gate_closed: bool
     landings: int
     epoch_outputs: list[Out]
-    dead_letter_topic: str
+    dead_letters: DeadLetters
 
     def gate(self) -> Awaitable[Any]: ...
     def cautious(self) -> bool: ...
@@ -411,7 +411,7 @@ class Lane:
         if self._throttle.may_say(reason, self.host.clock.monotonic()):
             log.warning("%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error)
         self._aside("dead", dead_letter(
-            self.host.dead_letter_topic, tp, record, pipeline=self.host.app, reason=reason, error=error,
+            self.host.dead_letters, tp, record, pipeline=self.host.app, reason=reason, error=error,
             attempts=attempts, now_ms=int(self.host.clock.time() * 1000),
         ))  # fmt: skip
 

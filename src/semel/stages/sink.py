@@ -136,12 +136,29 @@ class Destination:
         return Out(tp, timestamp, key, value, headers)
 
 
+class DeadLetters(NamedTuple):
+    """The dead-letter topic as it is: one of the user's may have fewer partitions, or take less, than ours would."""
+
+    topic: str
+    partitions: int
+    max_bytes: int
+
+
 def dead_letter(
-    topic: str, source: TP, record: Record, *, pipeline: str, reason: str, error: str, attempts: int, now_ms: int
+    letters: DeadLetters,
+    source: TP,
+    record: Record,
+    *,
+    pipeline: str,
+    reason: str,
+    error: str,
+    attempts: int,
+    now_ms: int,
 ) -> Out:
     """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
 
-    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason.
+    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason. A value
+    that does not fit the topic is left out, and a header says so; it still stands at its source position.
     """
     said = {
         "semel.pipeline": pipeline,
@@ -154,5 +171,10 @@ def dead_letter(
         "semel.timestamp": str(record.timestamp),
         "semel.dead_at": str(now_ms),
     }
-    headers = [*record.headers, *((name, value.encode()) for name, value in said.items())]
-    return Out(TP(topic, source.partition), now_ms, record.key, record.value, headers)
+    value = record.value
+    size = len(record.key or b"") + len(value or b"") + sum(len(n) + len(v or b"") + 10 for n, v in record.headers) + 4096
+    if value is not None and size > letters.max_bytes:
+        said["semel.left_out"] = f"a value of {len(value)} bytes does not fit the dead-letter topic"
+        value = None
+    headers = [*record.headers, *((name, text.encode()) for name, text in said.items())]
+    return Out(TP(letters.topic, source.partition % letters.partitions), now_ms, record.key, value, headers)

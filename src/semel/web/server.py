@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from semel.config import Settings, default_web_url
 from semel.errors import ConfigError
@@ -18,25 +20,29 @@ from semel.web.view import WorkerView
 
 log = logging.getLogger("semel.web")
 
+Route = tuple[str, str, Handler]
+
 LINE_BYTES_MAX = 64 << 10  # a URL: keys of some 20 kB, each byte percent-encoded
 HEADER_BYTES_MAX = 8 << 10
-BODY_BYTES_MAX = 1 << 10  # nothing here reads a body
+BODY_BYTES_MAX = 1 << 20  # views read no body; an application's own pages may
 SHUTDOWN_S = 2.0
 
 
 class WebServer:
     """Serves `view` as the settings say, on the running event loop.
 
-    `start` raises `ConfigError` where the address cannot be listened on. `url` is what other workers forward to.
+    `more`: an application's own pages, served beside the views; a view's path wins. `start` raises `ConfigError` where the address cannot be listened on. `url` is what other workers forward to.
     """
 
-    def __init__(self, view: WorkerView, settings: Settings) -> None:
+    def __init__(self, view: WorkerView, settings: Settings, more: Iterable[Route] = ()) -> None:
         self._settings = settings
         self._peers = Peers()
         token = settings.web_token.get_secret_value() if settings.web_token is not None else None
         guard = Guard(token)
         self._app = web.Application(middlewares=[refusals, guard.middleware], client_max_size=BODY_BYTES_MAX)
         Routes(view, Rows(view, self._peers), Overview(view, self._peers), guard).add_to(self._app.router)
+        for method, path, handler in more:
+            self._app.router.add_route(method, path, handler)
         self._runner: web.AppRunner | None = None
         self._port = settings.web_port
 
