@@ -37,24 +37,16 @@ UNACKNOWLEDGED = 100_000
 
 def main() -> None:
     asked = _arguments().parse_args()
-    if asked.input == "flights":
-        stream, altered = flights.records(islice(flights.events(), asked.events)), flights.altered
-    else:
-        made = payments.events(asked.events or 1_000_000, asked.seed, accounts=asked.accounts)
-        stream, altered = payments.records(made), payments.altered
     counts: Counter[str] = Counter()
-
-    def counted() -> Iterator[Record]:
-        for kind, record in redeliver(stream, asked.seed, share=asked.share, altered=altered):
-            counts[kind] += 1
-            yield record
-
+    records = deliveries(
+        asked.input, asked.events, seed=asked.seed, share=asked.share, accounts=asked.accounts, counts=counts
+    )
     topic = asked.topic or asked.input
     started = time.perf_counter()
     if asked.rate:
-        sending = publish_at_rate(asked.broker, topic, counted(), asked.rate, partitions=asked.partitions)
+        sending = publish_at_rate(asked.broker, topic, records, asked.rate, partitions=asked.partitions)
     else:
-        sending = publish(asked.broker, topic, counted(), partitions=asked.partitions, progress=_progress())
+        sending = publish(asked.broker, topic, records, partitions=asked.partitions, progress=progress())
     published = asyncio.run(sending)
     seconds = time.perf_counter() - started
     report: dict[str, Any] = {
@@ -67,6 +59,20 @@ def main() -> None:
     }
     sys.stderr.write("\n")
     sys.stdout.write(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def deliveries(
+    name: str, events: int | None, *, seed: int, share: float, accounts: int = 10_000, counts: Counter[str]
+) -> Iterator[Record]:
+    """The records of an input ("payments" or "flights") with their redeliveries, counted by kind into `counts`."""
+    if name == "flights":
+        stream, altered = flights.records(islice(flights.events(), events)), flights.altered
+    else:
+        made = payments.events(events or 1_000_000, seed, accounts=accounts)
+        stream, altered = payments.records(made), payments.altered
+    for kind, record in redeliver(stream, seed, share=share, altered=altered):
+        counts[kind] += 1
+        yield record
 
 
 async def publish_at_rate(
@@ -111,7 +117,7 @@ async def publish_at_rate(
     return sent
 
 
-def _progress() -> Callable[[int], None]:
+def progress() -> Callable[[int], None]:
     shown = 0.0
 
     def show(published: int) -> None:

@@ -1,0 +1,1 @@
+"""Pipelines that exist to be measured; the ones that people run are in `pipelines/`."""
