@@ -1,0 +1,533 @@
+"""Engines on one in-memory cluster, an oracle that knows nothing of them, and a checker that compares the two.
+
+The oracle reads the source topic and says, offset by offset, what must have come of each record. The checker holds that
+against the topics the workers wrote: every output once and in order, every row, every mark, and at each committed
+position the counts and the stream time that belong to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.errors import SemelError
+from semel.plan import Plan
+from semel.port import TP
+from semel.runtime.engine import Engine
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from semel.runtime.task import TaskState
+from semel.state import positions
+from semel.state.marks import DEAD, unpack
+from semel.state.positions import COUNTS
+from semel.state.store import Store, StoreError
+from semel.testing.broker import Call, ClusterSettings, Fault, MemoryBroker, MemoryCluster, delay
+from semel.testing.clock import VirtualClock
+from semel.testing.memory.batch import MemoryRecord
+
+WINDOW = timedelta(days=7)
+ATTEMPTS = 3
+APP = "payments"
+
+
+@dataclass
+class Payment:
+    id: str
+    account: str
+    amount: int
+    # How often handling it fails before it succeeds; -1: always.
+    fails: int = 0
+    sleep_ms: int = 0
+
+
+@dataclass
+class Settlement:
+    id: str
+    account: str
+    balance: int
+
+
+class Killed(SemelError):
+    """What a worker ends with that was killed; it cannot do anything more."""
+
+
+class Work:
+    """What the agents do, and what they went through. Shared by all workers of a test, as the outside world is."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, int] = {}
+        self.handled: list[str] = []
+        self.before: Callable[[Payment], Awaitable[None]] | None = None
+
+    async def attempt(self, payment: Payment) -> None:
+        self.handled.append(payment.id)
+        if self.before is not None:
+            await self.before(payment)
+        if payment.sleep_ms:
+            await asyncio.sleep(payment.sleep_ms / 1000)
+
+    def maybe_fail(self, payment: Payment) -> None:
+        if payment.fails:
+            seen = self.failures[payment.id] = self.failures.get(payment.id, 0) + 1
+            if payment.fails < 0 or seen <= payment.fails:
+                raise RuntimeError(f"attempt {seen} at {payment.id}")
+
+
+def payments_pipeline(work: Work, *, style: str = "stream", dedup: Dedup | None = None, **declared: Any) -> Pipeline:
+    """Balances by account (a value that cannot change in place), journals by account (one that can), settlements."""
+    balances = Table("balances", key=str, value=int, default=int)
+    journals = Table("journals", key=str, value=list, default=list)
+
+    def book(payment: Payment) -> Settlement | None:
+        balances[payment.account] += payment.amount
+        journals[payment.account].append(payment.id)
+        if len(journals[payment.account]) > 20:
+            del journals[payment.account][0]
+        work.maybe_fail(payment)
+        if payment.amount == 0:
+            return None
+        return Settlement(payment.id, payment.account, balances[payment.account])
+
+    async def settle(payments: Any) -> Any:
+        async for payment in payments:
+            await work.attempt(payment)
+            settled = book(payment)
+            if settled is not None:
+                yield settled
+
+    async def settle_one(payment: Payment) -> Settlement | None:
+        await work.attempt(payment)
+        return book(payment)
+
+    async def settle_batches(payments: Any) -> Any:
+        async for batch in payments.batches():
+            for payment in batch:
+                await work.attempt(payment)
+                settled = book(payment)
+                if settled is not None:
+                    yield settled
+
+    agent = {"stream": settle, "coroutine": settle_one, "batches": settle_batches}[style]
+    return Pipeline(
+        APP,
+        source=Topic("payments", key=str, value=Payment),
+        dedup=dedup or Dedup("id", window=WINDOW),
+        agent=agent,
+        tables=[balances, journals],
+        sink=Topic("settlements", key=str, value=Settlement),
+        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
+        **declared,
+    )
+
+
+class Worker:
+    """One engine with its own client, store and failpoints."""
+
+    def __init__(self, world: World, name: str, number: int, **settings: Any) -> None:
+        self.world = world
+        self.name = name
+        self.client = f"{name}#{number}"
+        self.path = world.path / name
+        self.store = Store(self.path / "db", cache_mb=2, buffer_mb=2)
+        self.failpoints = Failpoints()
+        self.engine = Engine(
+            world.plan(),
+            EngineSettings(**{**world.settings, **settings}),
+            MemoryBroker(world.cluster, self.client),
+            self.store,
+            world.clock,
+            random.Random(number),
+            instance=name,
+            failpoints=self.failpoints,
+        )
+        self.running = asyncio.create_task(self.engine.run(), name=self.client)
+        self.killed = False
+
+    @property
+    def over(self) -> bool:
+        return self.running.done()
+
+    def kill(self) -> None:
+        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store."""
+        self.killed = True
+        self.world.cluster.faults.cut(self.client)
+
+        def refuse(_: object) -> None:
+            raise StoreError("the process is dead")
+
+        self.store.write = refuse  # pyright: ignore[reportAttributeAccessIssue]
+        self.engine.fail(Killed())
+
+    def kill_at(self, point: str, nth: int = 1, then: Callable[[], None] | None = None) -> asyncio.Event:
+        """Kill it when it passes a failpoint the nth time; the event says that it happened."""
+        reached, left = asyncio.Event(), nth
+
+        async def hook() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self.kill()
+                if then is not None:
+                    then()
+                reached.set()
+                await asyncio.Event().wait()
+
+        self.failpoints.hooks[point] = hook
+        return reached
+
+    def hold_at(self, point: str, nth: int = 1) -> tuple[asyncio.Event, asyncio.Event]:
+        """Stop there the nth time until the second event is set; the first one says that it stands there."""
+        reached, go, left = asyncio.Event(), asyncio.Event(), nth
+
+        async def hook() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                reached.set()
+                await go.wait()
+
+        self.failpoints.hooks[point] = hook
+        return reached, go
+
+    async def gone(self) -> BaseException | None:
+        """Wait for its end; the error it ended with. Its store is closed."""
+        await asyncio.wait({self.running})
+        self.store.close()
+        self.world.workers.pop(self.client, None)
+        return self.running.exception()
+
+    async def stop(self) -> None:
+        self.engine.stop()
+        error = await self.gone()
+        if error is not None:
+            raise error
+
+
+class World:
+    """A cluster, its workers, and what is known about the input."""
+
+    def __init__(
+        self, path: Path, *, partitions: int = 2, seed: int = 0, style: str = "stream", **settings: Any
+    ) -> None:
+        self.path = path
+        self.rng = random.Random(seed)
+        self.clock = VirtualClock()
+        self.cluster = MemoryCluster(self.clock, rng=random.Random(seed), settings=ClusterSettings(brokers=3))
+        self.partitions = partitions
+        self.cluster.create_topic("payments", partitions)
+        self.work = Work()
+        self.settings: dict[str, Any] = settings
+        self.pipeline = payments_pipeline(self.work, style=style)
+        self.workers: dict[str, Worker] = {}
+        self.started = 0
+        self.numbers = 0
+
+    def plan(self) -> Plan:
+        return self.pipeline.plan()
+
+    # -- input
+
+    def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
+        key = account.encode()
+        tp = TP("payments", _partition_of(key, self.partitions))
+        raw = orjson.dumps(value) if isinstance(value, dict) else value
+        return tp, self.cluster.write(tp, [(key, raw)], timestamp=at_ms)
+
+    def pay(self, account: str | None = None, amount: int = 1, *, id: str | None = None, at_ms: int | None = None,
+            **more: Any) -> dict[str, Any]:  # fmt: skip
+        """One new payment."""
+        self.numbers += 1
+        account = account or f"a{self.rng.randrange(8)}"
+        event = {"id": id or f"p{self.numbers}", "account": account, "amount": amount, **more}
+        self.write(event, account, at_ms=at_ms)
+        return event
+
+    def pay_many(self, count: int, *, trouble: bool = True) -> list[dict[str, Any]]:
+        """Payments with a tenth of redeliveries, and (`trouble`) conflicts, failing, undecodable and filtered ones."""
+        sent: list[dict[str, Any]] = []
+        for _ in range(count):
+            draw = self.rng.random()
+            if sent and draw < 0.1:
+                again = self.rng.choice(sent)
+                self.write(again, again["account"])
+            elif sent and trouble and draw < 0.13:
+                again = self.rng.choice(sent)
+                self.write({**again, "amount": again["amount"] + 1}, again["account"])
+            elif trouble and draw < 0.15:
+                self.write(b"not json", f"a{self.rng.randrange(8)}")
+            elif trouble and draw < 0.17:
+                sent.append(self.pay(fails=self.rng.choice([1, 2, -1])))
+            elif trouble and draw < 0.20:
+                sent.append(self.pay(amount=0))
+            else:
+                sent.append(self.pay(amount=self.rng.randrange(1, 100)))
+        return sent
+
+    # -- workers
+
+    def start(self, name: str = "w1", **settings: Any) -> Worker:
+        self.started += 1
+        worker = Worker(self, name, self.started, **settings)
+        self.workers[worker.client] = worker
+        return worker
+
+    def lose_store(self, name: str) -> None:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    async def close(self) -> None:
+        self.cluster.faults.clear()
+        for worker in list(self.workers.values()):
+            worker.kill()
+            await worker.gone()
+
+    def slow_network(self, most_s: float = 0.01, seed: int = 1) -> None:
+        """Every call takes a while, a different one each."""
+        rng = random.Random(seed)
+
+        def script(call: Call) -> Fault:
+            return delay(rng.random() * most_s, rng.random() * most_s)
+
+        self.cluster.faults.script(script)
+
+    # -- waiting
+
+    async def until(self, holds: Callable[[], bool], *, within_s: float = 60.0, what: str = "") -> None:
+        deadline = self.clock.monotonic() + within_s
+        while not holds():
+            for worker in self.workers.values():
+                if worker.over and not worker.killed:
+                    error = worker.running.exception()
+                    raise error if error is not None else AssertionError(f"{worker.client} stopped")
+            if self.clock.monotonic() > deadline:
+                raise AssertionError(f"{what or 'it'} did not happen within {within_s} s: {self.state()}")
+            await self.clock.sleep(0.01)
+
+    async def until_running(self, *workers: Worker, within_s: float = 60.0) -> None:
+        def running() -> bool:
+            return all(
+                w.engine.tasks and all(t.state is TaskState.RUNNING for t in w.engine.tasks.values()) for w in workers
+            )
+
+        await self.until(running, within_s=within_s, what="running")
+
+    async def drained(self, *, within_s: float = 60.0) -> None:
+        """Until every record of the source is below its task's committed position."""
+        await self.until(self.is_drained, within_s=within_s, what="drained")
+
+    def is_drained(self) -> bool:
+        committed = self.committed_positions()
+        for p, records in enumerate(self.cluster.committed("payments")):
+            if records:
+                at = committed.get(p)
+                if at is None or at.topics["payments"].next <= records[-1].offset:
+                    return False
+        # The answer to EndTxn takes its way: what is committed must have landed, too.
+        return all(
+            t.state is not TaskState.RUNNING or p not in committed or t.committed == committed[p]
+            for w in self.workers.values()
+            if not w.over
+            for p, t in w.engine.tasks.items()
+        )
+
+    def committed_positions(self) -> dict[int, positions.Position]:
+        return {p: found[-1] for p, found in enumerate(self.position_history()) if found}
+
+    def position_history(self) -> list[list[positions.Position]]:
+        if f"{APP}-positions" not in self.cluster.topics():
+            return []
+        return [
+            [positions.decode(r.value, "") for r in records if r.key == positions.KEY and r.value is not None]
+            for records in self.cluster.committed(f"{APP}-positions")
+        ]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            w.client: {
+                "waiting_for": w.engine.waiting_for,
+                "paused_by": w.engine.paused_by,
+                "stats": {k: v for k, v in w.engine.stats.items() if v},
+                "tasks": {
+                    p: (
+                        t.state.value,
+                        {name: c.position for (name, _), c in t.cursors.items()},
+                        t.restored,
+                        t.to_restore,
+                    )
+                    for p, t in w.engine.tasks.items()
+                },
+            }
+            for w in self.workers.values()
+        } | {"committed": {p: at.topics for p, at in self.committed_positions().items()}}
+
+    # -- checking
+
+    def check(self, *, restored: bool = True) -> None:
+        """Everything the workers left on the cluster and in their stores is what the oracle says. AssertionError."""
+        for p in range(self.partitions):
+            check_partition(self, p)
+        if restored:
+            for worker in self.workers.values():
+                if not worker.over:
+                    check_store(self, worker)
+
+
+# ---------------------------------------------------------------------- the oracle
+
+
+@dataclass
+class Truth:
+    """What must have come of one partition of the source."""
+
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    dead: list[tuple[int, str]] = field(default_factory=list)
+    balances: dict[str, int] = field(default_factory=dict)
+    journals: dict[str, list[str]] = field(default_factory=dict)
+    marks: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    # offset -> (counts, stream time) once everything below it is done
+    below: dict[int, tuple[dict[str, int], int | None]] = field(default_factory=dict)
+
+
+def oracle(records: Sequence[MemoryRecord], *, end: int) -> Truth:
+    """For input within the dedup window, never ahead of the clock: what each record does, one after the other."""
+    truth = Truth()
+    counts = dict.fromkeys(COUNTS, 0)
+    payloads: dict[str, bytes] = {}
+    stream: int | None = None
+    last = 0
+    for record in records:
+        for offset in range(last, record.offset + 1):
+            truth.below[offset] = (dict(counts), stream)
+        last = record.offset + 1
+        counts["in"] += 1
+        try:
+            payment = Payment(**orjson.loads(record.value or b""))
+        except (ValueError, TypeError):
+            counts["dead"] += 1
+            truth.dead.append((record.offset, "undecodable"))
+            continue
+        stream = record.timestamp if stream is None else max(stream, record.timestamp)
+        if payment.id in payloads:
+            if payloads[payment.id] != record.value:
+                counts["conflicts"] += 1
+                counts["dead"] += 1
+                truth.dead.append((record.offset, "conflict"))
+            elif truth.marks[payment.id][1]:
+                counts["dead"] += 1
+                truth.dead.append((record.offset, "duplicate"))
+            else:
+                counts["duplicates"] += 1
+            continue
+        payloads[payment.id] = record.value or b""
+        failed = payment.fails < 0 or payment.fails >= ATTEMPTS
+        truth.marks[payment.id] = (record.offset, failed)
+        if failed:
+            counts["dead"] += 1
+            truth.dead.append((record.offset, "failed"))
+            continue
+        balance = truth.balances[payment.account] = truth.balances.get(payment.account, 0) + payment.amount
+        journal = truth.journals.setdefault(payment.account, [])
+        journal.append(payment.id)
+        del journal[:-20]
+        if payment.amount == 0:
+            counts["filtered"] += 1
+        else:
+            counts["out"] += 1
+            truth.outputs.append({"id": payment.id, "account": payment.account, "balance": balance})
+    for offset in range(last, end + 1):
+        truth.below[offset] = (dict(counts), stream)
+    return truth
+
+
+# ---------------------------------------------------------------------- the checker
+
+
+def _partition_of(key: bytes, partitions: int) -> int:
+    from semel.partitioner import partition_of
+
+    return partition_of(key, partitions)
+
+
+def committed_values(cluster: MemoryCluster, topic: str, partition: int) -> list[MemoryRecord]:
+    return cluster.committed(topic)[partition] if topic in cluster.topics() else []
+
+
+def folded(records: Sequence[MemoryRecord]) -> dict[bytes, bytes]:
+    """A changelog's last word on each key."""
+    rows: dict[bytes, bytes] = {}
+    for record in records:
+        assert record.key is not None
+        if record.value is None:
+            rows.pop(record.key, None)
+        else:
+            rows[record.key] = record.value
+    return rows
+
+
+def dead_letters(records: Sequence[MemoryRecord]) -> list[tuple[int, str]]:
+    said = [{name: value or b"" for name, value in r.headers} for r in records]
+    return [(int(h["semel.offset"]), h["semel.reason"].decode()) for h in said]
+
+
+def truth_of(world: World, partition: int) -> Truth:
+    end = world.cluster.log(TP("payments", partition)).end
+    return oracle(world.cluster.committed("payments")[partition], end=end)
+
+
+def check_partition(world: World, p: int) -> None:
+    cluster = world.cluster
+    truth = truth_of(world, p)
+    history = world.position_history()[p] if world.position_history() else []
+    # Nothing is lost, doubled or out of order.
+    outputs = [orjson.loads(r.value or b"null") for r in committed_values(cluster, "settlements", p)]
+    assert outputs == truth.outputs, difference(f"settlements[{p}]", outputs, truth.outputs)
+    dead = dead_letters(committed_values(cluster, f"{APP}.dlq", p))
+    assert dead == truth.dead, difference(f"dlq[{p}]", dead, truth.dead)
+    # State is the fold of what took effect.
+    balances = folded(committed_values(cluster, f"{APP}-balances-changelog", p))
+    assert {k.decode(): orjson.loads(v) for k, v in balances.items()} == truth.balances, f"balances[{p}]"
+    journals = folded(committed_values(cluster, f"{APP}-journals-changelog", p))
+    assert {k.decode(): orjson.loads(v) for k, v in journals.items()} == truth.journals, f"journals[{p}]"
+    marks = {k.decode(): unpack(v) for k, v in folded(committed_values(cluster, f"{APP}-dedup-changelog", p)).items()}
+    assert {k: (m.offset, m.outcome == DEAD) for k, m in marks.items()} == truth.marks, f"marks[{p}]"
+    # Positions never go back, and each says what had come of everything below it.
+    before = -1
+    for position in history:
+        at = position.topics["payments"].next
+        assert at >= before, f"positions[{p}] went from {before} back to {at}"
+        before = at
+        counts, stream = truth.below[at]
+        assert position.counts == counts, f"positions[{p}] at {at} counts {position.counts}, not {counts}"
+        assert position.stream_time.ms == stream, f"positions[{p}] at {at}: {position.stream_time}, not {stream}"
+    if history:
+        group = cluster.groups.stable_offsets(APP, [TP("payments", p)])[TP("payments", p)]
+        assert group == before, f"the group is at {group}, the position at {before}"
+
+
+def difference(what: str, found: list[Any], wanted: list[Any]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+    return f"{what} has {len(found)}, not {len(wanted)}; at {at}: {found[at : at + 3]}, not {wanted[at : at + 3]}"
+
+
+def check_store(world: World, worker: Worker) -> None:
+    for p, task in worker.engine.tasks.items():
+        if task.state is not TaskState.RUNNING:
+            continue
+        truth = truth_of(world, p)
+        rows = {k.decode(): orjson.loads(v) for k, v in task.tables["balances"].scan()}
+        assert rows == truth.balances, f"{worker.name}'s store, balances[{p}]"
+        journals = {k.decode(): orjson.loads(v) for k, v in task.tables["journals"].scan()}
+        assert journals == truth.journals, f"{worker.name}'s store, journals[{p}]"
+        marks = {k[8:].decode(): unpack(v).offset for k, v in worker.store.scan_marks(p)}
+        assert marks == {k: offset for k, (offset, _) in truth.marks.items()}, f"{worker.name}'s store, marks[{p}]"
+
+
+__all__ = ["Reject", "Worker", "World"]

@@ -1,0 +1,62 @@
+"""A worker that dies at any step of the protocol loses nothing and doubles nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from semel.runtime.failpoints import NAMES
+from tests.unit.runtime.harness import World
+
+RESTART_ONLY = {"abort.before_end"}
+
+
+async def test_a_worker_does_all_of_its_input_once(world: World) -> None:
+    world.pay_many(300)
+    worker = world.start()
+    await world.drained()
+    world.check()
+    await worker.stop()
+
+
+@pytest.mark.parametrize("store", ["kept", "lost"])
+@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("point", [n for n in NAMES if n != "abort.before_end"])
+async def test_a_worker_killed_at_a_failpoint_is_replaced_without_loss_or_repetition(
+    world: World, point: str, nth: int, store: str
+) -> None:
+    world.slow_network()
+    world.pay_many(100)
+    if point.startswith("restore"):
+        # There must be something to restore.
+        first = world.start()
+        await world.drained()
+        first.kill()
+        await first.gone()
+        world.lose_store("w1")
+        world.pay_many(20)
+    worker = world.start()
+    reached = worker.kill_at(point, nth)
+    other = None
+    for _ in range(200):
+        if reached.is_set():
+            break
+        world.pay_many(2)
+        await world.clock.sleep(0.05)
+        if point.startswith(("revoke", "group", "begin", "assign", "restore")) and _ in (20, 60, 100):
+            # Somebody else comes and goes, so that the group has something to do.
+            if other is None:
+                other = world.start("w2")
+            else:
+                await other.stop()
+                other = None
+    if not reached.is_set() and nth == 1:
+        raise AssertionError(f"{point} was never passed")
+    if not reached.is_set():
+        pytest.skip("passed less often than that here")
+    await worker.gone()
+    if store == "lost":
+        world.lose_store("w1")
+    world.pay_many(30)
+    world.start()
+    await world.drained(within_s=120)
+    world.check()
