@@ -1,0 +1,125 @@
+"""A worker dies by SIGKILL, at each step of the protocol and at any moment between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from semel.local.kafka import LocalKafka
+from semel.runtime.failpoints import NAMES
+from tests.broker.conftest import MakeLedger
+from tests.broker.figures import Figures
+from tests.broker.ledger import Ledger
+from tests.broker.truth import payments
+
+pytestmark = pytest.mark.broker
+
+KILLED = -9
+MakeKafka = Callable[..., LocalKafka]
+
+
+async def test_every_event_takes_effect_once_where_nothing_goes_wrong(ledger: Ledger) -> None:
+    await ledger.feed(payments(1, 5_000))
+    worker = ledger.worker().start()
+    truth = await ledger.settle(worker)
+    assert truth.duplicates > 100
+    assert sum(truth.dead.values()) > 5
+    assert await worker.stopped() == 0
+
+
+# -- at each step of the protocol
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(".")[0] in ("barrier", "commit")])
+async def test_a_worker_killed_while_it_commits_loses_and_doubles_nothing(ledger: Ledger, name: str) -> None:
+    events = payments(len(name), 1_500)
+    feeding = ledger.feed_beside(events, per_s=1_500)
+    worker = ledger.worker().start(failpoint=f"{name}:kill:4")
+    assert await worker.ended() == KILLED
+    assert not feeding.done() or await ledger.done() < len(events), "it died after all was done"
+    worker.start()
+    await ledger.settle(worker)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(".")[0] in ("begin", "assign", "restore", "group")])
+async def test_a_worker_killed_while_it_starts_loses_and_doubles_nothing(ledger41: Ledger, name: str) -> None:
+    ledger = ledger41
+    events = payments(len(name), 1_500)
+    ledger.feed_beside(events, per_s=1_000)
+    worker = ledger.worker().start()
+    await ledger.until_done(200)
+    worker.kill9()
+    # What the log is read for: a disk that is not there any more.
+    worker = ledger.worker(state="another", log="again")
+    worker.start(failpoint=f"{name}:kill:{2 if name == 'restore.chunk' else 1}")
+    assert await worker.ended() == KILLED
+    worker.start()
+    await ledger.settle(worker)
+
+
+@pytest.mark.parametrize("name", ["revoke.begin", "revoke.end"])
+async def test_a_worker_killed_while_it_gives_partitions_up_loses_and_doubles_nothing(ledger: Ledger, name: str) -> None:
+    ledger.feed_beside(payments(len(name), 4_000), per_s=1_000)
+    first = ledger.worker("w1").start(failpoint=name)
+    await ledger.until_done(200)
+    second = ledger.worker("w2").start()
+    assert await first.ended() == KILLED
+    await second.ready()
+    first.start()
+    await ledger.settle(second)
+
+
+async def test_a_worker_killed_while_it_ends_a_transaction_loses_and_doubles_nothing(
+    own_kafka: MakeKafka, make_ledger: MakeLedger
+) -> None:
+    kafka = own_kafka()
+    kafka.start()
+    ledger = await make_ledger(kafka)
+    await ledger.feed(payments(3, 500))
+    worker = ledger.worker(HANDLER_S="0.005").start(failpoint="abort.before_end")
+    await ledger.until_done(50)
+    # A broker that hangs leaves a commit without its answer: what is open then is ended on the way out.
+    os.kill(kafka.pids[1], signal.SIGSTOP)
+    try:
+        await worker.said("is not committed")
+        worker.term()
+        assert await worker.ended() == KILLED
+    finally:
+        os.kill(kafka.pids[1], signal.SIGCONT)
+    await ledger.settle(worker.start())
+
+
+def test_every_failpoint_is_killed_at() -> None:
+    groups = {name.partition(".")[0] for name in NAMES}
+    assert groups == {"barrier", "commit", "begin", "assign", "restore", "group", "revoke", "abort"}
+
+
+# -- at any moment
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_workers_killed_at_random_lose_and_double_nothing(
+    ledger: Ledger, workers: int, figures: Figures
+) -> None:
+    seed = int(os.environ.get("SEED") or secrets.randbelow(10**6))
+    print(f"SEED={seed}")
+    rng = random.Random(seed)
+    feeding = ledger.feed_beside(payments(seed, 12_000), per_s=800)
+    running = [ledger.worker(f"w{n}").start() for n in range(1, workers + 1)]
+    await ledger.until_done(100)
+    kills = 0
+    while not feeding.done():
+        victim = rng.choice(running)
+        victim.kill9()
+        kills += 1
+        await asyncio.sleep(rng.uniform(0, 0.5))
+        victim.start()
+        await asyncio.sleep(rng.uniform(0.5, 4))
+    assert kills >= 3
+    figures.record(f"kills at random, {workers} workers", kills)
+    await ledger.settle(running[0])

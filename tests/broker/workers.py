@@ -1,0 +1,214 @@
+"""Real workers: `semel worker` as a process of its own, to be killed, frozen, woken and asked."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+PROJECT = Path(__file__).parent / "pipelines"
+SEMEL = Path(sys.executable).with_name("semel")
+START_S = 60.0  # two cores, shared: a start is mostly imports
+
+_WEB = re.compile(r"web views on (http://\S+)")
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerProcess:
+    """One worker: a name, a state directory, settings. It can be started again after it ended; logs go on in one file."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        instance: str,
+        bootstrap: str,
+        state_dir: Path,
+        log_file: Path,
+        environment: dict[str, str],
+    ) -> None:
+        self.instance = instance
+        self.state_dir = state_dir
+        self._target = target
+        self._log_file = log_file
+        self._environment = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_from = 0
+        self._url = ""
+
+    # -- its life
+
+    def start(self, *arguments: str, failpoint: str = "", web_port: int = 0, **environment: str) -> WorkerProcess:
+        """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
+        assert self._process is None or self._process.poll() is not None, f"{self.instance} runs"
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SEMEL_")}
+        env |= self._environment | environment
+        if failpoint:
+            env["SEMEL_FAILPOINT"] = failpoint
+        command = [str(SEMEL), "worker", self._target, "--instance", self.instance]
+        self._url = ""
+        self._log_from = self._log_file.stat().st_size if self._log_file.exists() else 0
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--web-port", str(web_port), *arguments],
+                cwd=PROJECT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.running:
+            os.kill(self.pid, number)
+
+    def kill9(self) -> None:
+        self.send(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def term(self) -> None:
+        self.send(signal.SIGTERM)
+
+    async def stopped(self, within_s: float = 30.0) -> int:
+        """SIGTERM, and its exit code."""
+        self.term()
+        return await self.ended(within_s)
+
+    async def ended(self, within_s: float = 30.0) -> int:
+        """Waits until it ends by itself; its exit code."""
+        deadline = time.monotonic() + within_s
+        while self.running:
+            if time.monotonic() > deadline:
+                pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+        assert self.exit_code is not None
+        return self.exit_code
+
+    async def frozen(self, within_s: float = 30.0) -> None:
+        """Waits until a failpoint has stopped it."""
+        deadline = time.monotonic() + within_s
+        while Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            assert self.running, f"worker {self.instance} ended instead of stopping\n{self.log_end()}"
+            if time.monotonic() > deadline:
+                pytest.fail(f"worker {self.instance} never came to its failpoint\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+
+    # -- what it says
+
+    @property
+    def log(self) -> str:
+        """What it said since its last start."""
+        if not self._log_file.exists():
+            return ""
+        with self._log_file.open("rb") as file:
+            file.seek(self._log_from)
+            return file.read().decode(errors="replace")
+
+    @property
+    def whole_log(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+    def log_end(self, lines: int = 40) -> str:
+        return f"--- {self.instance}\n" + "\n".join(self.log.splitlines()[-lines:])
+
+    async def said(self, pattern: str, within_s: float = START_S) -> re.Match[str]:
+        """Waits for a line of its log."""
+        deadline = time.monotonic() + within_s
+        while True:
+            if found := re.search(pattern, self.log):
+                return found
+            if not self.running or time.monotonic() > deadline:
+                pytest.fail(f"worker {self.instance} did not say {pattern!r}\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+
+    # -- its web views
+
+    async def url(self) -> str:
+        if not self._url:
+            self._url = (await self.said(_WEB.pattern))[1]
+        return self._url
+
+    async def get(self, path: str, **query: str) -> tuple[int, Any]:
+        """Status and JSON of one of its views; status 0 where it does not answer."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get((await self.url()) + path, params=query) as answer,
+            ):
+                return answer.status, json.loads(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return 0, None
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        async with aiohttp.ClientSession() as session, session.get((await self.url()) + "/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}(_total)?[{{ ]", line))
+
+    async def ready(self, within_s: float = START_S) -> float:
+        """Waits until /readyz says so; the seconds that took."""
+        began = time.monotonic()
+        while True:
+            status, said = await self.get("/readyz")
+            if status == 200:
+                return time.monotonic() - began
+            assert self.running, f"worker {self.instance} ended with {self.exit_code}\n{self.log_end()}"
+            if time.monotonic() - began > within_s:
+                pytest.fail(f"worker {self.instance} is not ready: {said}\n{self.log_end()}")
+            await asyncio.sleep(0.05)
+
+    async def rows(self, table: str) -> dict[str, Any]:
+        """All rows of a table, over all workers, as a person would page through them."""
+        rows: dict[str, Any] = {}
+        query = {"limit": "1000"}
+        while True:
+            status, page = await self.get(f"/tables/{table}", **query)
+            assert status == 200, (status, page)
+            rows |= {row["key"]: row["value"] for row in page["rows"]}
+            if page["next"] is None:
+                return rows
+            query["page"] = page["next"]
+
+    async def row(self, table: str, key: str) -> tuple[int, Any]:
+        return await self.get(f"/tables/{table}/{quote(key, safe='')}")
+
+
+def _die_with_parent() -> None:
+    # A test run that is killed leaves no worker behind.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
