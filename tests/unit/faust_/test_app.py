@@ -1,0 +1,180 @@
+"""semel.App as declared: settings, refusals, and the plan that comes of it. No broker."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import semel
+import semel as faust
+from semel import Dedup, Pipeline
+from semel.config import Settings
+from semel.errors import ConfigError, DeclarationError, OutsideEvent
+from semel.faust_.app import App, app_of
+from semel.plan import AgentKind
+
+
+def an_app(name: str = "shop", **options: object) -> App:
+    return App(name, broker="kafka://127.0.0.1:29999", **options)
+
+
+def test_an_app_is_a_faust_app() -> None:
+    import faust as real
+
+    assert isinstance(an_app(), real.App)
+
+
+def test_names_semel_does_not_define_are_fausts() -> None:
+    import faust as real
+
+    assert faust.Record is real.Record
+    assert faust.App is App
+    assert faust.Table is semel.Table
+
+
+def test_a_name_neither_has_is_an_attribute_error_that_says_so() -> None:
+    with pytest.raises(AttributeError, match="semel has no 'Nonsense'"):
+        _ = faust.Nonsense
+
+
+def test_any_processing_guarantee_is_accepted_and_fausts_transactions_never_appear() -> None:
+    app = an_app(processing_guarantee="exactly_once")
+
+    assert not app.in_transaction
+    assert str(app.conf.processing_guarantee).endswith("AT_LEAST_ONCE")
+
+
+def test_an_in_memory_store_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="memory"):
+        an_app(store="memory://")
+    with pytest.raises(DeclarationError, match="memory"):
+        an_app().Table("seen", store="memory://")
+
+
+def test_a_reserved_table_name_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="reserved"):
+        an_app().Table("positions")
+
+
+def test_windowed_tables_are_refused_where_they_are_declared() -> None:
+    with pytest.raises(DeclarationError, match="windowed"):
+        an_app().Table("clicks", default=int).tumbling(timedelta(minutes=1))
+
+
+def test_settings_may_be_given_as_keywords_and_are_checked() -> None:
+    assert an_app(session_timeout_ms=6000).semel_settings.session_timeout_ms == 6000
+    with pytest.raises(ConfigError, match="session_timeout_ms"):
+        an_app(session_timeout_ms=6000, transaction_timeout_ms=9000)
+
+
+def test_datadir_is_the_state_directory(tmp_path: Path) -> None:
+    assert an_app(datadir=str(tmp_path)).semel_settings.state_dir == tmp_path
+
+
+def test_an_agent_on_a_topic_becomes_part_of_the_plan() -> None:
+    app = an_app()
+    orders = app.topic("orders", value_serializer="json")
+    totals = app.Table("totals", default=int)
+
+    @app.agent(orders)
+    async def process(stream):
+        async for order in stream:
+            totals[order["id"]] += 1
+
+    plan = app.plan()
+
+    assert [a.sources[0].name for a in plan.agents] == ["orders"]
+    assert plan.agents[0].kind is AgentKind.STREAM
+    assert [(t.name, t.keyed) for t in plan.tables] == [("totals", False)]
+    assert plan.logs == ["shop-totals-changelog", "shop-positions"]
+
+
+def test_two_agents_may_read_one_topic() -> None:
+    app = an_app()
+    orders = app.topic("orders")
+
+    @app.agent(orders, name="one")
+    async def one(stream):
+        async for _ in stream:
+            pass
+
+    @app.agent(orders, name="two")
+    async def two(stream):
+        async for _ in stream:
+            pass
+
+    assert {a.name for a in app.plan().agents} == {"one", "two"}
+    assert list(app.plan().sources) == ["orders"]
+
+
+def test_an_agent_with_concurrency_is_refused_and_told_what_to_do() -> None:
+    app = an_app()
+
+    @app.agent(app.topic("orders"), concurrency=4)
+    async def process(stream):
+        async for _ in stream:
+            pass
+
+    with pytest.raises(DeclarationError, match="run more workers"):
+        app.plan()
+
+
+def test_a_records_codec_checks_what_it_reads() -> None:
+    class Order(faust.Record):
+        id: str
+        amount: int
+
+    app = an_app()
+
+    @app.agent(app.topic("orders", value_type=Order))
+    async def process(stream):
+        async for _ in stream:
+            pass
+
+    codec = app.plan().agents[0].sources[0].value
+
+    assert codec.decode(b'{"id":"a","amount":3}').amount == 3
+    with pytest.raises(semel.SemelError):
+        codec.decode(b"{broken")
+
+
+def test_a_pipeline_becomes_a_faust_agent_of_an_app_of_its_name() -> None:
+    async def handle(event):
+        return event
+
+    pipeline = Pipeline(
+        "pay", source=semel.Topic("payments"), agent=handle, dedup=Dedup("id", window=timedelta(days=1)),
+        sink=semel.Topic("out"), tables=[semel.Table("balances")],
+    )  # fmt: skip
+    app = app_of(pipeline, Settings())
+
+    assert app.conf.id == "pay"
+    assert len(app.agents) == 1
+    assert app.plan().dedup is pipeline.dedup
+    assert app.plan().logs == pipeline.plan().logs
+    assert app.plan().agents[0].kind is AgentKind.COROUTINE
+
+
+async def test_a_table_written_outside_an_event_is_refused() -> None:
+    totals = an_app().Table("totals", default=int)
+
+    with pytest.raises(OutsideEvent, match="inside an agent"):
+        totals["a"] = 1
+
+
+def test_what_a_stream_cannot_do_yet_is_refused_where_it_is_asked_for() -> None:
+    app = an_app()
+
+    @app.agent(app.topic("orders"))
+    async def process(stream):
+        async for _ in stream:
+            pass
+
+    stream = process.stream()
+    stream.lane = object()  # as bound by the engine
+
+    for refused in (lambda: stream.take(10, within=1), lambda: stream.group_by(len), lambda: stream.through("x")):
+        with pytest.raises(DeclarationError, match="does not run on semel yet"):
+            refused()
