@@ -15,8 +15,9 @@ import faust
 from faust.agents.models import ReqRepRequest
 from faust.types import TopicT
 
-from semel.errors import DeclarationError
+from semel.errors import DeclarationError, HandlingError
 from semel.faust_.codec import source_of
+from semel.hand import in_hand
 from semel.plan import AgentKind, AgentPlan
 from semel.stages.agent import Lane
 
@@ -77,6 +78,16 @@ class Agent(faust.Agent):
                 correlation = event.headers.get("Faust-Ag-CorrelationId") or b""
                 await self._reply(event.key, value, reply_to.decode(), correlation.decode())
         await self._delegate_to_sinks(value)
+
+    async def ask(self, *args: Any, **kwargs: Any) -> Any:
+        """As Faust's, outside an event. Inside one it would wait for an answer to what its own epoch has not sent yet."""
+        hand = in_hand.get()
+        if hand is not None and hand.holding:
+            raise HandlingError(
+                f"agent {self.name!r} was asked inside an event: the question is sent when the event's epoch commits, so the "
+                "answer cannot come before; use cast() or send() here, or ask from a timer or a web page"
+            )
+        return await super().ask(*args, **kwargs)
 
     # -- the service: lanes run elsewhere, there is nothing to supervise
 

@@ -178,3 +178,24 @@ def test_what_a_stream_cannot_do_yet_is_refused_where_it_is_asked_for() -> None:
     for refused in (lambda: stream.take(10, within=1), lambda: stream.group_by(len), lambda: stream.through("x")):
         with pytest.raises(DeclarationError, match="does not run on semel yet"):
             refused()
+
+
+async def test_asking_an_agent_inside_an_event_is_refused() -> None:
+    from semel.errors import HandlingError
+    from semel.hand import Hand, in_hand
+
+    app = an_app()
+
+    @app.agent(app.topic("orders"))
+    async def process(stream):
+        async for _ in stream:
+            pass
+
+    hand = Hand()
+    hand.holding = True
+    token = in_hand.set(hand)
+    try:
+        with pytest.raises(HandlingError, match="cast"):
+            await process.ask("x")
+    finally:
+        in_hand.reset(token)
