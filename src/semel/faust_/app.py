@@ -168,6 +168,11 @@ class App(faust.App):
         if self.host is not None:
             await self.host.stop()
 
+    def _create_directories(self) -> None:
+        # Faust makes the last level only, and the state directory is configured by itself.
+        self.conf.datadir.mkdir(parents=True, exist_ok=True)
+        super()._create_directories()
+
     async def on_stop(self) -> None:
         await self.stop_engine()
         await super().on_stop()
