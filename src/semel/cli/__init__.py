@@ -9,6 +9,7 @@ import typer
 
 from semel.cli import exits, kafka, tables
 from semel.cli.reset import reset
+from semel.cli.up import up
 from semel.cli.worker import worker
 
 # Plain help and errors: one line that a log or a person can take, and no start-up spent on drawing.
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(up)
 app.command()(worker)
 app.command()(reset)
 app.add_typer(tables.app, name="tables")
