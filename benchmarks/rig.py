@@ -53,6 +53,7 @@ def place() -> Iterator[Place]:
         tempfile.TemporaryDirectory(prefix="semel-benchmark-", ignore_cleanup_errors=True) as folder,
         LocalKafka(Path(folder) / "kafka", full_jit=True, heap_mb=512) as kafka,
     ):
+        (Path(folder) / "state").mkdir()
         yield Place(kafka.bootstrap, Path(folder), load)
 
 
@@ -83,7 +84,9 @@ class Worker:
         self.log = at.folder / f"{instance}.log"
         self._settings = {"BROKER": at.broker, "STATE_DIR": self.state_dir, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = ""
+        # Kept over restarts, as a deployment does: the URL is part of what a member says of itself to the group.
+        self._port = ports.choose(1)[0]
+        self.url = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Worker:
         self.start()
@@ -103,10 +106,8 @@ class Worker:
         return self._process.pid
 
     def start(self) -> None:
-        port = ports.choose(1)[0]
-        self.url = f"http://127.0.0.1:{port}"
         command = [str(Path(sys.executable).with_name("semel")), "worker", self.pipeline]
-        command += ["--instance", self.instance, "--web-port", str(port)]
+        command += ["--instance", self.instance, "--web-port", str(self._port)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SEMEL_")}
         environment |= {f"SEMEL_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
