@@ -171,7 +171,7 @@ def _writer(declared: Any, shape: shapes.Type) -> Callable[[Any], bytes]:
                 raw = dumps(value)
             except TypeError:
                 raw = thorough(value)
-        if floats and b"null" in raw and not _finite(value):
+        if floats and raw.find(b"null") >= 0 and not _finite(value):
             raise TypeError(f"NaN and infinity do not fit in JSON: {value!r:.120}")
         return raw
 

@@ -9,7 +9,10 @@ from semel.port import Record
 
 
 class Event:
-    """`key` is the raw record key; `headers` a dict; `timestamp` in ms; (`topic`, `partition`, `offset`) is its position."""
+    """A record and its value.
+
+    `key` is the raw record key; `headers` a dict; `timestamp` in ms; (`topic`, `partition`, `offset`) is its position.
+    """
 
     __slots__ = ("partition", "record", "topic", "value")
 
@@ -40,8 +43,8 @@ class Event:
 
 
 def current_event() -> Event | None:
-    """The event in hand, inside an agent; None elsewhere."""
+    """The event in hand, inside an agent; None elsewhere, also in a task that has outlived its event."""
     hand = in_hand.get()
-    if hand is None or not hand.holding:
+    if hand is None or not hand.mine:
         return None
     return hand.task.event_in_hand(hand)

@@ -14,28 +14,66 @@ from semel.errors import OutsideEvent, StaleIncarnation
 from semel.state.overlay import MISSING, Rows
 
 in_hand: ContextVar[Hand | None] = ContextVar("semel_in_hand", default=None)
+# The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
+# event still finds the hand, with another event in it, and is told apart by this.
+event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
+
+
+class Live:
+    """A changeable value that the event in hand has seen. `before`: its bytes then; `there`: whether it was a row."""
+
+    __slots__ = ("before", "key", "raw", "rows", "there", "value")
+
+    def __init__(self, rows: Rows, key: Any, raw: bytes, value: Any, before: bytes, there: bool) -> None:  # noqa: PLR0917
+        self.rows = rows
+        self.key = key
+        self.raw = raw
+        self.value = value
+        self.before = before
+        self.there = there
 
 
 class Hand:
-    """`tables`: name -> rows of the task in hand. `alive` turns false when its incarnation is over (protocol rule 5)."""
+    """What a lane has in hand.
 
-    __slots__ = ("alive", "holding", "live", "outputs", "record", "tables", "task", "undo")
+    `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the hand's
+    incarnation is over (protocol rule 5).
+    """
+
+    __slots__ = ("alive", "event", "holding", "live", "outputs", "record", "tables", "task", "undo")
 
     def __init__(self) -> None:
         self.alive = True
         self.holding = False
+        self.event = 0
         self.task: Any = None
         self.tables: dict[str, Rows] = {}
         self.record: Any = None
         self.undo: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
-        self.live: dict[tuple[str, Any], list[Any]] = {}
+        self.live: dict[tuple[str, bytes], Live] = {}
+
+    def begin(self) -> None:
+        """An event is in hand from now on, for whatever runs in this context or is started from it."""
+        self.holding = True
+        self.event = number = self.event + 1
+        event_number.set(number)
+
+    @property
+    def mine(self) -> bool:
+        """Whether the event in hand is the one that the running code belongs to."""
+        return self.holding and event_number.get() == self.event
 
     # -- tables
 
     def rows(self, name: str) -> Rows:
         if not self.alive:
             raise StaleIncarnation("the event in hand was given up: its partition moved, or its epoch was aborted")
+        if not self.holding or event_number.get() != self.event:
+            raise OutsideEvent(
+                f"table {name!r} was used when the event it was used for was over, by a task that its handler had "
+                "started or by code that runs between two events; await such tasks before the event ends"
+            )
         try:
             return self.tables[name]
         except KeyError:
@@ -47,51 +85,48 @@ class Hand:
         """The value, or MISSING. `default`: makes the value of a missing row, so that its changes in place are seen."""
         if rows.immutable:
             found = rows.hot.get(key, MISSING)
-            return rows.value(key) if found is MISSING else found
-        mine = self.live.get((rows.name, key))
-        if mine is not None:
-            return mine[1]
-        raw_key = rows.raw(key)
-        stored = rows.load(raw_key)
+            if found is MISSING or (rows.numeric_key is not None and type(key) is not rows.numeric_key):
+                return rows.value(key)
+            return found
+        raw = rows.raw(key)
+        seen = self.live.get((rows.name, raw))
+        if seen is not None:
+            if default is None and not seen.there and rows.encode(key, raw, seen.value) == seen.before:
+                # A default that was handed out and not changed is no row.
+                return MISSING
+            return seen.value
+        stored = rows.load(raw)
         if stored is not None:
-            value = rows.decode(stored)
+            value = rows.decoded(key, stored)
+            self.live[(rows.name, raw)] = Live(rows, key, raw, value, stored, True)
         elif default is None:
             return MISSING
         else:
             value = default()
-            stored = rows.encode(key, value)
-        if self.holding:
-            self.live[(rows.name, key)] = [rows, value, stored, raw_key]
+            self.live[(rows.name, raw)] = Live(rows, key, raw, value, rows.encode(key, raw, value), False)
         return value
 
     def write(self, rows: Rows, key: Any, value: Any) -> None:
-        if not self.holding:
-            raise OutsideEvent(
-                f"table {rows.name!r} was written where no event is in hand; write tables inside an agent, while it "
-                "handles an event, or send an event to the source topic"
-            )
-        if value is MISSING:
-            raw, encoded = rows.raw(key), None
-        else:
-            raw = rows.raw(key)
-            encoded = rows.encode(key, value)
+        raw = rows.raw(key)
+        encoded = None if value is MISSING else rows.encode(key, raw, value)
         self.undo.append((rows, key, raw, rows.open.get(raw, MISSING)))
         rows.set(key, raw, encoded, value)
         if not rows.immutable:
-            if value is MISSING:
-                self.live.pop((rows.name, key), None)
+            if encoded is None:
+                self.live.pop((rows.name, raw), None)
             else:
-                self.live[(rows.name, key)] = [rows, value, encoded, raw]
+                self.live[(rows.name, raw)] = Live(rows, key, raw, value, encoded, True)
 
     # -- the write set
 
     def write_back(self) -> None:
         """Write what was changed in place. Raises as a write does; called before the event is finished."""
-        for (_, key), (rows, value, before, raw) in self.live.items():
-            encoded = rows.encode(key, value)
-            if encoded != before:
-                self.undo.append((rows, key, raw, rows.open.get(raw, MISSING)))
-                rows.set(key, raw, encoded, value)
+        for seen in self.live.values():
+            rows, raw = seen.rows, seen.raw
+            encoded = rows.encode(seen.key, raw, seen.value)
+            if encoded != seen.before:
+                self.undo.append((rows, seen.key, raw, rows.open.get(raw, MISSING)))
+                rows.set(seen.key, raw, encoded, seen.value)
         self.live.clear()
 
     def undo_all(self) -> None:

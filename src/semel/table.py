@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar, get_origin
 
 from semel.codec import Codec, codec_for
 from semel.errors import DeclarationError, OutsideEvent
@@ -23,8 +23,11 @@ class Table:
     not keyed as its source is; then each partition keeps its own partial row and the views show them combined.
 
     A row belongs to the partition that its key hashes to; using another one's raises WrongPartition. A value that is
-    changed in place is written back when its event ends. Reads and writes are atomic with the event: one that fails
-    leaves no trace. Reading and writing need an event in hand: OutsideEvent otherwise.
+    changed in place is written back when its event ends, also one that `default` made. Reads and writes are atomic
+    with the event: one that fails leaves no trace. Reading and writing need an event in hand: OutsideEvent otherwise,
+    also for a task that a handler started and that goes on when the handler's event is over.
+
+    DeclarationError for a name, type or default that cannot be.
     """
 
     def __init__(
@@ -43,6 +46,11 @@ class Table:
         self.key: Codec[Any] = codec_for(key)
         self.value: Codec[Any] = codec_for(value)
         self.merge = merge
+        self.owner: str | None = None
+        if not _hashable(self.key.type):
+            raise DeclarationError(f"table {name!r}: key={self.key.name} can change in place, so it is no key")
+        if merge is not None and not callable(merge):  # pyright: ignore[reportUnnecessaryComparison]
+            raise DeclarationError(f"table {name!r}: merge={merge!r}; give a function of two values of one key")
         self._make = _maker(name, default, self.value)
 
     def __repr__(self) -> str:
@@ -53,7 +61,7 @@ class Table:
     def __getitem__(self, key: Any) -> Any:
         hand, rows = self._rows()
         found = rows.hot.get(key, MISSING)
-        if found is MISSING:
+        if found is MISSING or rows.numeric_key is not None:
             found = hand.read(rows, key, self._make)
             if found is MISSING:
                 if self._make is None:
@@ -105,9 +113,26 @@ class Table:
             self[key] = default
         return self[key]
 
-    def update(self, changes: dict[Any, Any]) -> None:
+    def update(self, changes: Mapping[Any, Any]) -> None:
         for key, value in changes.items():
             self[key] = value
+
+    def __iter__(self) -> NoReturn:
+        # Without it Python would try table[0], table[1], ..., and a table with a default never ends.
+        raise TypeError(
+            f"table {self.name!r} cannot be iterated: its rows are spread over partitions and workers. Name the rows, "
+            f"or ask the web views: GET /tables/{self.name}"
+        )
+
+    def belong_to(self, pipeline: str) -> None:
+        """Take note of the pipeline the table is listed in. DeclarationError where it is in another one already."""
+        if self.owner not in (None, pipeline):
+            raise DeclarationError(
+                f"table {self.name!r} is in tables= of pipelines {self.owner!r} and {pipeline!r}; a table belongs to "
+                "one pipeline, which alone commits its rows: declare a second Table, or send the second pipeline what "
+                "the first one knows through a topic"
+            )
+        self.owner = pipeline
 
     def _rows(self) -> tuple[Hand, Rows]:
         hand = in_hand.get()
@@ -128,9 +153,17 @@ def _maker(name: str, default: Any, value: Codec[Any]) -> Callable[[], Any] | No
         return None
     if callable(default):
         return default
+    try:
+        value.encode(default)
+    except TypeError as exc:
+        raise DeclarationError(f"table {name!r}: default={default!r} is no value of the table: {exc}") from exc
     if not value.immutable:
         raise DeclarationError(
             f"table {name!r}: default={default!r} would be shared by all rows; give a callable that makes one, as "
             f"default={type(default).__name__} or default=lambda: {default!r}"
         )
     return lambda: default
+
+
+def _hashable(declared: Any) -> bool:
+    return getattr(get_origin(declared) or declared, "__hash__", None) is not None

@@ -7,10 +7,12 @@ Reads see the open epoch, then the sealed one, then the store. Values that canno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any, Final
+from uuid import UUID
 
 from semel.codec import Codec
-from semel.errors import HandlingError, OutputRefused, WrongPartition
+from semel.errors import DecodeError, HandlingError, OutputRefused, WrongPartition
 from semel.state.store import Store, row_prefix
 
 
@@ -23,13 +25,19 @@ MISSING: Final = _Missing()
 
 
 class Rows:
-    """The rows of `table` that belong to one partition. `place` is None where a row lives where its event is."""
+    """The rows of table `name` that belong to one partition. `place` is None where a row lives where its event is.
+
+    `max_bytes`: what key and value together may take in the changelog. `limit`: how many keys are kept at hand.
+    """
 
     __slots__ = (
         "_decode",
         "_encode",
         "_encode_key",
+        "_exact",
+        "_exact_key",
         "_prefix",
+        "_raw_key",
         "_raws",
         "_store",
         "hot",
@@ -38,13 +46,14 @@ class Rows:
         "limit",
         "max_bytes",
         "name",
+        "numeric_key",
         "open",
         "partition",
         "place",
         "sealed",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         name: str,
         partition: int,
@@ -69,7 +78,15 @@ class Rows:
         self._encode_key = key.encode
         self._encode = value.encode
         self._decode = value.decode
+        # Keys are kept at hand where keys that are equal to Python are equal as bytes, which is not so of Decimal("1")
+        # and Decimal("1.0"); values where what is written is what would be read back.
+        self._exact_key = key.type if _plain_key(key.type) else None
+        self._raw_key = self._exact_key or str
+        kept = self.immutable and self._exact_key is not None and isinstance(value.type, type)
+        self._exact = value.type if kept else None
         self._raws: dict[Any, bytes] = {}
+        # 1, 1.0 and True are one key to Python; only one of them is a key of the table.
+        self.numeric_key = self._exact_key if self._exact_key in (int, bool) else None
         self.hot: dict[Any, Any] = {}
         self.open: dict[bytes, bytes | None] = {}
         self.sealed: dict[bytes, bytes | None] = {}
@@ -78,9 +95,10 @@ class Rows:
 
     def raw(self, key: Any) -> bytes:
         """The key's bytes. WrongPartition where the row belongs elsewhere; HandlingError for a key of another type."""
-        known = self._raws.get(key)
-        if known is not None and (type(key) is not bool or self.key_codec.type is bool):
-            return known
+        if type(key) is self._raw_key:
+            known = self._raws.get(key)
+            if known is not None:
+                return known
         try:
             raw = self._encode_key(key)
         except TypeError as exc:
@@ -89,13 +107,15 @@ class Rows:
             home = self.place(raw)
             if home != self.partition:
                 raise WrongPartition(
-                    f"table {self.name!r}: the row {key!r} belongs to partition {home}, the event in hand is of partition "
-                    f"{self.partition}; key the source by what the table is keyed by (Pipeline(partition_by=...)), or give "
-                    "the table merge= so that each partition keeps a partial row and the views combine them"
+                    f"table {self.name!r}: the row {key!r} belongs to partition {home}, the event in hand is of "
+                    f"partition {self.partition}; key the source topic by what the table is keyed by, or give the "
+                    "table merge= so that each partition keeps a partial row and the views combine them"
                 )
-        if len(self._raws) >= self.limit:
-            self._raws.clear()
-        self._raws[key] = raw
+        if self._exact_key is not None or type(key) is str:
+            if len(self._raws) >= self.limit:
+                self._raws.clear()
+                self.hot.clear()
+            self._raws[key] = raw
         return raw
 
     # -- reading
@@ -105,23 +125,35 @@ class Rows:
         if found is MISSING:
             found = self.sealed.get(raw, MISSING)
             if found is MISSING:
-                return self._store.get_row(self._prefix + raw)  # pyright: ignore[reportReturnType]
+                return self.committed(raw)
         return found  # pyright: ignore[reportReturnType]
 
     def value(self, key: Any) -> Any:
         """The current value of a table with immutable values, or MISSING."""
-        raw = self.load(self.raw(key))
-        found = MISSING if raw is None else self._decode(raw)
-        if len(self.hot) >= self.limit:
-            self.hot.clear()
-        self.hot[key] = found
+        stored = self.load(self.raw(key))
+        if stored is None:
+            return MISSING
+        found = self.decoded(key, stored)
+        if self._exact_key is not None:
+            self.hot[key] = found
         return found
 
-    def decode(self, raw: bytes) -> Any:
-        return self._decode(raw)
+    def decode(self, stored: bytes) -> Any:
+        return self._decode(stored)
+
+    def decoded(self, key: Any, stored: bytes) -> Any:
+        """The value of row `key`. DecodeError where it was written as another type."""
+        try:
+            return self._decode(stored)
+        except DecodeError as exc:
+            raise DecodeError(f"table {self.name!r}, row {key!r}: what is stored cannot be read: {exc}") from exc
 
     def committed(self, raw: bytes) -> bytes | None:
-        return self._store.get_row(self._prefix + raw)  # pyright: ignore[reportReturnType]
+        """StoreError where the store cannot be read."""
+        try:
+            return self._store.get_row(self._prefix + raw)  # pyright: ignore[reportReturnType]
+        except Exception as exc:
+            raise self._store.failed("read from", exc) from exc
 
     def scan(self, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Committed rows as raw keys and values, in key order, `start` inclusive, `end` exclusive."""
@@ -132,22 +164,24 @@ class Rows:
 
     # -- writing: the caller keeps the way back
 
-    def encode(self, key: Any, value: Any) -> bytes:
+    def encode(self, key: Any, raw: bytes, value: Any) -> bytes:
         try:
             encoded = self._encode(value)
         except TypeError as exc:
             raise HandlingError(f"table {self.name!r}, row {key!r}: {exc}") from exc
-        if len(encoded) > self.max_bytes:
+        if len(encoded) + len(raw) > self.max_bytes:
             raise OutputRefused(
-                f"table {self.name!r}, row {key!r}: {len(encoded)} bytes do not fit its changelog, which takes "
-                f"{self.max_bytes}; split the row, or raise max.message.bytes of the changelog topic"
+                f"table {self.name!r}, row {key!r:.120}: {len(encoded) + len(raw)} bytes do not fit its changelog, "
+                f"which takes {self.max_bytes}; split the row, or raise max.message.bytes of the changelog topic"
             )
         return encoded
 
     def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
         self.open[raw] = encoded
-        if self.immutable:
+        if type(value) is self._exact:
             self.hot[key] = value
+        elif self.immutable:
+            self.hot.pop(key, None)
 
     def unset(self, key: Any, raw: bytes, before: Any) -> None:
         """Back to what the open epoch held for this row before; MISSING: nothing."""
@@ -173,3 +207,10 @@ class Rows:
     def drop(self) -> None:
         self.open, self.sealed = {}, {}
         self.hot.clear()
+
+
+def _plain_key(declared: Any) -> bool:
+    """Whether values of the type that are equal are equal as bytes."""
+    if declared in (str, bytes, int, bool, UUID):
+        return True
+    return isinstance(declared, type) and issubclass(declared, Enum)

@@ -1,0 +1,60 @@
+"""A table with its rows over a real store, and the hand that works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from semel.hand import Hand, in_hand
+from semel.state.overlay import Rows
+from semel.state.store import Store
+from semel.table import Table
+
+
+def rows_of(
+    table: Table,
+    store: Store,
+    *,
+    partition: int = 0,
+    number: int = 1,
+    place: Callable[[bytes], int] | None = None,
+    max_bytes: int = 1_000_000,
+    limit: int = 50_000,
+) -> Rows:
+    return Rows(
+        table.name, partition, number, store, table.key, table.value, place=place, max_bytes=max_bytes, limit=limit
+    )
+
+
+def take_in_hand(*rows: Rows) -> Hand:
+    hand = Hand()
+    hand.tables = {r.name: r for r in rows}
+    in_hand.set(hand)
+    return hand
+
+
+def finish(hand: Hand) -> None:
+    """What a lane does when an event ends well."""
+    hand.write_back()
+    hand.undo.clear()
+    hand.outputs.clear()
+    hand.holding = False
+
+
+def fail(hand: Hand) -> None:
+    hand.undo_all()
+    hand.holding = False
+
+
+def land(store: Store, *tables: Rows) -> None:
+    """Commit what is sealed."""
+    batch = store.batch()
+    for rows in tables:
+        batch.rows(rows.prefix, rows.sealed)
+    store.write(batch)
+    for rows in tables:
+        rows.landed()
+
+
+def committed(store: Store, rows: Rows) -> dict[Any, Any]:
+    return {rows.key_codec.decode(raw): rows.decode(value) for raw, value in store.scan_rows(rows.prefix)}

@@ -1,0 +1,593 @@
+"""Tables as an agent sees them: dictionaries whose rows belong to the event in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from semel.errors import (
+    DeclarationError,
+    DecodeError,
+    HandlingError,
+    OutputRefused,
+    OutsideEvent,
+    StaleIncarnation,
+    WrongPartition,
+)
+from semel.hand import Hand, in_hand
+from semel.partitioner import KeyPartitions
+from semel.state.overlay import Rows
+from semel.state.store import Store
+from semel.table import RESERVED, Table
+from tests.unit.rows import committed, fail, finish, land, rows_of, take_in_hand
+
+
+@dataclass
+class Account:
+    balance: int = 0
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_hand() -> Iterator[None]:
+    token = in_hand.set(None)
+    yield
+    in_hand.reset(token)
+
+
+# -- declaring
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_names_are_refused(name: str) -> None:
+    with pytest.raises(DeclarationError, match="reserved"):
+        Table(name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ü", "x" * 250, "..", "a/b"])
+def test_names_that_kafka_refuses_are_refused(name: str) -> None:
+    with pytest.raises(DeclarationError, match="not possible on Kafka"):
+        Table(name)
+
+
+def test_a_changeable_default_that_all_rows_would_share_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="default=list or default=lambda"):
+        Table("t", value=list, default=[])
+    with pytest.raises(DeclarationError, match="shared by all rows"):
+        Table("t", value=Account, default=Account())
+
+
+def test_a_default_of_another_type_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="no value of the table"):
+        Table("t", value=int, default="0")
+
+
+@pytest.mark.parametrize("key", [dict, list, list[int], set[str], Account])
+def test_a_key_that_can_change_is_refused(key: Any) -> None:
+    with pytest.raises(DeclarationError, match="no key"):
+        Table("t", key=key)
+
+
+def test_a_merge_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="merge="):
+        Table("t", merge=True)  # type: ignore[arg-type]
+
+
+def test_a_table_belongs_to_one_pipeline_which_may_be_declared_again() -> None:
+    table = Table("t")
+    table.belong_to("a")
+    table.belong_to("a")
+    with pytest.raises(DeclarationError, match="'a' and 'b'; a table belongs to one"):
+        table.belong_to("b")
+
+
+# -- where no event is in hand
+
+
+def test_a_table_needs_an_event_in_hand(store: Store) -> None:
+    table = Table("t", value=int, default=int)
+    for use in (lambda: table["a"], lambda: table.get("a"), lambda: "a" in table, lambda: table.update({"a": 1})):
+        with pytest.raises(OutsideEvent, match="no event is in hand"):
+            use()
+    hand = take_in_hand(rows_of(table, store))
+    hand.begin()
+    table["a"] = 1
+    finish(hand)
+    with pytest.raises(OutsideEvent, match="between two events"):
+        table["a"] = 2
+    with pytest.raises(OutsideEvent):
+        table["a"]
+
+
+def test_a_table_that_the_pipeline_does_not_list_names_the_way_out(store: Store) -> None:
+    hand = take_in_hand(rows_of(Table("listed"), store))
+    hand.begin()
+    with pytest.raises(OutsideEvent, match=r"Pipeline\(tables=\[\.\.\.\]\)"):
+        Table("other")["a"] = 1
+
+
+def test_work_of_an_incarnation_that_is_over_cannot_touch_a_table(store: Store) -> None:
+    table = Table("t", value=int, default=int)
+    hand = take_in_hand(rows_of(table, store))
+    hand.begin()
+    hand.alive = False
+    with pytest.raises(StaleIncarnation):
+        table["a"] += 1
+
+
+async def test_a_task_of_the_handler_works_on_its_event_and_on_no_later_one(store: Store) -> None:
+    table = Table("t", key=str, value=dict, default=dict)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    release = asyncio.Event()
+
+    async def during() -> None:
+        table["a"]["during"] = 1
+
+    async def after() -> str:
+        await release.wait()
+        try:
+            table["a"]["after"] = 1
+        except OutsideEvent:
+            return "refused"
+        return "done"
+
+    hand.begin()
+    straggler = asyncio.create_task(after())
+    await asyncio.gather(asyncio.create_task(during()), asyncio.to_thread(lambda: table["b"].update(thread=1)))
+    finish(hand)
+
+    hand.begin()
+    release.set()
+    assert await straggler == "refused"
+    table["c"]["second"] = 1
+    finish(hand)
+    assert [rows.decode(value or b"") for value in rows.open.values()] == [{"during": 1}, {"thread": 1}, {"second": 1}]
+
+
+async def test_a_callback_that_fires_in_a_later_event_is_told_apart(store: Store) -> None:
+    table = Table("t", value=int)
+    hand = take_in_hand(rows_of(table, store))
+    seen: list[str] = []
+
+    def fire() -> None:
+        try:
+            table["late"] = 1
+        except OutsideEvent as exc:
+            seen.append(str(exc))
+
+    hand.begin()
+    asyncio.get_running_loop().call_soon(fire)
+    finish(hand)
+    hand.begin()
+    await asyncio.sleep(0)
+    assert len(seen) == 1
+    assert not hand.undo
+
+
+def test_hand_mine_is_true_only_for_the_code_of_the_event_in_hand(store: Store) -> None:
+    hand = take_in_hand()
+    assert not hand.mine
+    hand.begin()
+    inherited = contextvars.copy_context()
+    assert hand.mine
+    assert inherited.run(lambda: hand.mine)
+    hand.holding = False
+    assert not hand.mine
+    hand.begin()
+    assert not inherited.run(lambda: hand.mine)
+
+
+# -- as a dict
+
+
+@pytest.fixture(params=["immutable", "changeable"])
+def numbers(request: pytest.FixtureRequest, store: Store) -> tuple[Table, Rows, Hand]:
+    """A table without a default, of ints or of lists of one int; `value` makes one."""
+    table = Table("t", value=int if request.param == "immutable" else list)
+    rows = rows_of(table, store)
+    return table, rows, take_in_hand(rows)
+
+
+def value_of(table: Table) -> Callable[[int], Any]:
+    return (lambda n: n) if table.value.immutable else (lambda n: [n])
+
+
+def test_a_table_is_a_dict(numbers: tuple[Table, Rows, Hand]) -> None:
+    table, _, hand = numbers
+    v = value_of(table)
+    hand.begin()
+    with pytest.raises(KeyError, match="a"):
+        table["a"]
+    with pytest.raises(KeyError, match="a"):
+        del table["a"]
+    with pytest.raises(KeyError, match="a"):
+        table.pop("a")
+    assert table.pop("a", None) is None
+    assert table.get("a") is None
+    assert table.get("a", 5) == 5
+    assert "a" not in table
+    table["a"] = v(1)
+    assert table["a"] == table.get("a") == v(1)
+    assert "a" in table
+    assert table.setdefault("a", v(2)) == v(1)
+    assert table.setdefault("b", v(2)) == v(2)
+    assert table.get_many(["b", "x", "a"]) == [v(2), None, v(1)]
+    table.update({"c": v(3), "a": v(4)})
+    assert table.pop("a") == v(4)
+    assert "a" not in table
+    del table["c"]
+    with pytest.raises(KeyError):
+        table["c"]
+    table["c"] = v(5)
+    assert table["c"] == v(5)
+
+
+def test_an_event_that_fails_leaves_no_trace(numbers: tuple[Table, Rows, Hand], store: Store) -> None:
+    table, rows, hand = numbers
+    v = value_of(table)
+    hand.begin()
+    table.update({"kept": v(1), "changed": v(1), "gone": v(1)})
+    finish(hand)
+    hand.begin()
+    table["changed"] = v(2)
+    table["changed"] = v(3)
+    del table["gone"]
+    table["new"] = v(1)
+    fail(hand)
+    hand.begin()
+    assert table.get_many(["kept", "changed", "gone", "new"]) == [v(1), v(1), v(1), None]
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    assert committed(store, rows) == {"kept": v(1), "changed": v(1), "gone": v(1)}
+
+
+def test_reads_see_the_open_epoch_over_the_sealed_one_over_the_store(
+    numbers: tuple[Table, Rows, Hand], store: Store
+) -> None:
+    table, rows, hand = numbers
+    v = value_of(table)
+    hand.begin()
+    table.update({"a": v(1), "b": v(1), "c": v(1)})
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    hand.begin()
+    table.update({"b": v(2)})
+    del table["c"]
+    finish(hand)
+    rows.seal()
+    hand.begin()
+    assert table.get_many(["a", "b", "c"]) == [v(1), v(2), None]
+    table["c"] = v(3)
+    finish(hand)
+    hand.begin()
+    assert table.get_many(["a", "b", "c"]) == [v(1), v(2), v(3)]
+    finish(hand)
+    rows.drop()
+    hand.begin()
+    assert table.get_many(["a", "b", "c"]) == [v(1), v(1), v(1)]
+
+
+def test_a_table_cannot_be_iterated_even_with_a_default() -> None:
+    with pytest.raises(TypeError, match="GET /tables/t"):
+        list(Table("t", key=int, value=int, default=int))  # type: ignore[call-overload]
+
+
+# -- defaults and changes in place
+
+
+def test_reading_a_default_writes_nothing(store: Store) -> None:
+    for value, default in ((int, int), (int, 7), (dict, dict), (Account, Account)):
+        table = Table("t", value=value, default=default)
+        rows = rows_of(table, store)
+        hand = take_in_hand(rows)
+        hand.begin()
+        made = default() if callable(default) else default
+        assert table["a"] == made
+        assert table.get_many(["a", "b"]) == [made, made]
+        assert "a" not in table
+        assert table.get("a") is None
+        with pytest.raises(KeyError):
+            del table["a"]
+        finish(hand)
+        assert rows.open == {}
+
+
+def test_a_default_changed_in_place_is_a_row_from_then_on(store: Store) -> None:
+    table = Table("t", value=dict, default=dict)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"]["n"] = 1
+    assert "a" in table
+    assert table.get("a") == {"n": 1}
+    finish(hand)
+    assert rows.open == {b"a": b'{"n":1}'}
+
+
+def test_a_value_changed_in_place_is_written_back_once_and_only_if_it_changed(store: Store) -> None:
+    table = Table("t", value=Account)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"], table["b"] = Account(1), Account(1)
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    hand.begin()
+    for _ in range(3):
+        table["a"].balance += 1
+    assert table["b"].balance == 1
+    finish(hand)
+    assert rows.open == {b"a": b'{"balance":4}'}
+
+
+def test_a_value_changed_after_it_was_assigned_is_written_as_it_is_at_the_end(store: Store) -> None:
+    table = Table("t", value=list)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    mine = [1]
+    table["a"] = mine
+    table["b"] = mine
+    mine.append(2)
+    finish(hand)
+    assert rows.open == {b"a": b"[1,2]", b"b": b"[1,2]"}
+
+
+def test_a_value_changed_after_its_event_ended_changes_no_row(store: Store) -> None:
+    table = Table("t", value=list, default=list)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    kept = table["a"]
+    kept.append(1)
+    finish(hand)
+    kept.append(2)
+    hand.begin()
+    assert table["a"] == [1]
+    assert table["a"] is not kept
+    kept.append(3)
+    finish(hand)
+    assert rows.open == {b"a": b"[1]"}
+
+
+def test_a_value_changed_in_an_event_that_failed_changes_no_row(store: Store) -> None:
+    table = Table("t", value=list, default=list)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"].append(1)
+    fail(hand)
+    hand.begin()
+    assert table["a"] == []
+    finish(hand)
+    assert rows.open == {}
+
+
+def test_a_value_changed_in_place_to_what_does_not_fit_raises_when_the_event_ends(store: Store) -> None:
+    table = Table("t", value=dict, default=dict)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"]["x"] = 1
+    table["b"]["x"] = object()
+    with pytest.raises(HandlingError, match="row 'b'"):
+        finish(hand)
+    fail(hand)
+    assert rows.open == {}
+
+
+def test_a_deleted_row_is_not_written_back(store: Store) -> None:
+    table = Table("t", value=list, default=list)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"] = [1]
+    finish(hand)
+    hand.begin()
+    kept = table["a"]
+    del table["a"]
+    kept.append(2)
+    finish(hand)
+    assert rows.open == {b"a": None}
+
+
+# -- what a row may be
+
+
+def test_a_key_of_another_type_is_refused_also_when_it_equals_one_that_is_known(store: Store) -> None:
+    for value in (int, list):
+        table = Table("t", key=int, value=value)
+        hand = take_in_hand(rows_of(table, store))
+        hand.begin()
+        table[1] = value()
+        assert table[1] == value()
+        for odd in (True, 1.0, Decimal(1), "1"):
+            for use in (table.__getitem__, table.get, table.__contains__):
+                with pytest.raises(HandlingError, match="keys are int"):
+                    use(odd)
+            with pytest.raises(HandlingError, match="keys are int"):
+                table[odd] = value()
+        finish(hand)
+
+
+def test_bool_keys_and_int_keys_are_different_rows_of_different_tables(store: Store) -> None:
+    flags = Table("flags", key=bool, value=int)
+    hand = take_in_hand(rows_of(flags, store))
+    hand.begin()
+    flags[True] = 1
+    assert flags[True] == 1
+    with pytest.raises(HandlingError):
+        flags[1]
+
+
+def test_a_value_of_another_type_is_refused(store: Store) -> None:
+    table = Table("t", value=int)
+    hand = take_in_hand(rows_of(table, store))
+    hand.begin()
+    for odd in (True, 1.5, None, "1"):
+        with pytest.raises(HandlingError, match="row 'a': expected int"):
+            table["a"] = odd
+    assert hand.undo == []
+
+
+def test_a_value_is_read_as_its_type_in_the_event_that_wrote_it_and_after_a_restart(store: Store) -> None:
+    table = Table("t", value=float)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["a"] = 3
+    assert type(table["a"]) is float
+    finish(hand)
+    raw = Table("raw", value=bytes)
+    rows = rows_of(raw, store, number=2)
+    hand = take_in_hand(rows)
+    hand.begin()
+    buffer = bytearray(b"x")
+    raw["a"] = buffer
+    buffer.append(0)
+    assert raw["a"] == b"x"
+
+
+def test_keys_that_are_equal_but_differ_as_bytes_are_different_rows_always(store: Store) -> None:
+    table = Table("t", key=Decimal, value=int, default=int)
+    rows = rows_of(table, store)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table[Decimal("1")] += 1
+    table[Decimal("1.0")] += 1
+    table[Decimal("1")] += 1
+    assert (table[Decimal("1")], table[Decimal("1.0")]) == (2, 1)
+
+
+def test_a_row_of_another_partition_is_refused_with_the_two_ways_out(store: Store) -> None:
+    place = KeyPartitions(4)
+    table = Table("t", value=int, default=int)
+    rows = rows_of(table, store, partition=2, place=place)
+    hand = take_in_hand(rows)
+    hand.begin()
+    homes = {f"k{n}": place(f"k{n}".encode()) for n in range(40)}
+    for key, home in homes.items():
+        if home == 2:
+            table[key] += 1
+            continue
+        for use in (table.__getitem__, table.get, table.__contains__, lambda k: table.update({k: 1})):
+            with pytest.raises(WrongPartition, match=f"row '{key}' belongs to partition {home}.*partition 2.*merge="):
+                use(key)
+    assert len(rows.open) == sum(home == 2 for home in homes.values()) > 0
+
+
+def test_a_table_with_merge_keeps_a_partial_row_wherever_its_events_are(store: Store) -> None:
+    table = Table("t", value=int, default=int, merge=lambda a, b: a + b)
+    sides = [rows_of(table, store, partition=p) for p in (0, 1)]
+    for rows in sides:
+        hand = take_in_hand(rows)
+        hand.begin()
+        table["a"] += 1 + rows.partition
+        finish(hand)
+        rows.seal()
+    land(store, *sides)
+    assert [committed(store, rows) for rows in sides] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_row_that_its_changelog_would_not_take_is_refused_and_the_key_counts(store: Store) -> None:
+    for value, big in ((str, "x" * 80), (list, ["x" * 80])):
+        table = Table("t", value=value)
+        hand = take_in_hand(rows_of(table, store, max_bytes=100))
+        hand.begin()
+        table["a"] = big
+        with pytest.raises(OutputRefused, match=r"bytes do not fit its changelog, which takes 100"):
+            table["k" * 50] = big
+        fail(hand)
+
+
+def test_a_stored_row_of_another_type_names_the_table_and_the_row(store: Store) -> None:
+    written = Table("t", value=dict)
+    hand = take_in_hand(rows := rows_of(written, store))
+    hand.begin()
+    written["a"] = {"balance": "much"}
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    declared = Table("t", value=Account)
+    hand = take_in_hand(rows_of(declared, store))
+    hand.begin()
+    with pytest.raises(DecodeError, match="table 't', row 'a': what is stored cannot be read"):
+        declared["a"]
+
+
+def test_what_is_kept_at_hand_is_bounded_for_readers_and_for_writers(store: Store) -> None:
+    table = Table("t", key=str, value=int, default=int)
+    rows = rows_of(table, store, limit=10)
+    hand = take_in_hand(rows)
+    for n in range(100):
+        hand.begin()
+        table[f"w{n}"] = n
+        table[f"w{n}"] += 1
+        assert f"r{n}" not in table
+        finish(hand)
+        assert len(rows.hot) <= 10
+    hand.begin()
+    assert table.get_many([f"w{n}" for n in range(100)]) == list(range(1, 101))
+
+
+def test_the_shape_of_a_table_names_its_types() -> None:
+    assert Table("t", key=str, value=list[int]).shape() == {"key": "str", "value": "list[int]", "merge": False}
+    assert Table("t", merge=max).shape()["merge"] is True
+
+
+# -- an event that is left out of an epoch
+
+
+def test_an_event_left_out_of_an_epoch_takes_effect_in_the_next(
+    numbers: tuple[Table, Rows, Hand], store: Store
+) -> None:
+    table, rows, hand = numbers
+    v = value_of(table)
+    hand.begin()
+    table.update({"a": v(1), "b": v(1)})
+    finish(hand)
+    hand.begin()
+    table["a"] = v(2)
+    table["a"] = v(3)
+    del table["b"]
+    taken = hand.detach()
+    rows.seal()
+    hand.attach(taken)
+    land(store, rows)
+    assert committed(store, rows) == {"a": v(1), "b": v(1)}
+    assert table.get_many(["a", "b"]) == [v(3), None]
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    assert committed(store, rows) == {"a": v(3)}
+
+
+def test_an_event_left_out_of_an_epoch_that_fails_later_leaves_no_trace(
+    numbers: tuple[Table, Rows, Hand], store: Store
+) -> None:
+    table, rows, hand = numbers
+    v = value_of(table)
+    hand.begin()
+    table["a"] = v(1)
+    finish(hand)
+    hand.begin()
+    table["a"] = v(2)
+    table["a"] = v(3)
+    table["b"] = v(1)
+    taken = hand.detach()
+    rows.seal()
+    hand.attach(taken)
+    land(store, rows)
+    fail(hand)
+    assert rows.open == {}
+    hand.begin()
+    assert table.get_many(["a", "b"]) == [v(1), None]
