@@ -142,7 +142,6 @@ class Up:
 
     async def go(self) -> None:
         """Everything up to the audit; `report` says how it went."""
-        self._told = f"seed {self.report.seed}"
         self.display.say(
             f"seed {self.report.seed}: with --seed {self.report.seed} the same records are published again"
         )
@@ -281,10 +280,15 @@ class Up:
     async def _audited(self) -> Verdict:
         assert self._kafka is not None and self._views is not None
         counts = self._watch.counts()
-        self._told = "audit"
         self.display.say("everything is processed; audit: reading all rows, outputs and dead letters")
         expected = self.feed.expected()
-        tables = {table.name: await self._views.rows(self.url, table.name) for table in self.pipeline.tables}
+        tables: dict[str, list[tuple[str, Any]]] = {}
+        for table in self.pipeline.tables:
+            rows = tables[table.name] = []
+            async for more in self._views.pages(self.url, table.name):
+                rows += more
+                self._told = f"audit: {len(rows):,} rows of {table.name}"
+        self._told = "audit: outputs and dead letters"
         letters: list[Letter] = []
         async for record in _committed(self._kafka.bootstrap, f"{self.pipeline.name}.dlq"):
             letters.append((record.key or b"", record.value or b""))
@@ -300,7 +304,7 @@ class Up:
         report.lost, report.doubled, report.wrong_rows = verdict.lost, verdict.doubled, verdict.wrong_rows
         report.findings = verdict.findings
         report.ok = verdict.ok and report.kills > 0
-        self._told = "audit ok" if report.ok else f"{len(verdict.findings)} findings"
+        self._told = "audit ok" if report.ok else f"audit: {len(verdict.findings):,} findings"
 
     # -- watching
 

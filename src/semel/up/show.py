@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
     from rich.table import Table
 
 LINE_EVERY_S = 2.0
@@ -71,15 +72,16 @@ class Lines:
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._last: str = ""
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)  # noqa: T201
 
     def show(self, moment: Shown) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + LINE_EVERY_S
-            self.say(line(moment))
+        now, new = time.monotonic(), line(moment)
+        if now >= self._next and new != self._last:
+            self._next, self._last = now + LINE_EVERY_S, new
+            self.say(new)
 
     def close(self) -> None:
         return
@@ -91,33 +93,34 @@ def line(moment: Shown) -> str:
     return (
         f"{moment.seconds:6.1f} s  {moment.rate:,.0f}/s  published {moment.published:,}  "
         f"processed {moment.processed:,}  lag {moment.lag:,}  duplicates {counts.get('duplicates', 0):,}  "
-        f"conflicts {counts.get('conflicts', 0):,}  "
-        f"dead letters {counts.get('dead', 0):,}  commits {moment.commits:,}  [{workers}]"
+        f"conflicts {counts.get('conflicts', 0):,}  dead letters {counts.get('dead', 0):,}  "
+        f"commits {moment.commits:,}  [{workers}]" + (f"  {moment.told}" if moment.told else "")
     )
 
 
 class Picture:
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False)
-        self._open = False
+        self._live: Live | None = None
 
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False, soft_wrap=True)
 
     def show(self, moment: Shown) -> None:
-        if not self._open:
+        if self._live is None:
+            from rich.live import Live
+
+            # A new one each time: it goes back over what it drew before, and not over what came after that.
+            self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-            self._open = True
         self._live.update(picture(moment), refresh=True)
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        if self._live is not None:
             self._live.stop()
+            self._live = None
 
 
 def picture(moment: Shown) -> RenderableType:
@@ -161,8 +164,8 @@ def picture(moment: Shown) -> RenderableType:
     )
     return Panel(
         Group(stages, "", bar, "", _workers(moment)),
-        title="semel up",
-        subtitle=Text(f"{moment.told}  {moment.url}/pipelines".strip()),
+        title=Text(f"semel up · {moment.url}/pipelines"),
+        subtitle=Text(moment.told) if moment.told else None,
         title_align="left",
         subtitle_align="left",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,23 @@ class Views:
             return None
         return found[0] if status == 200 and found else None
 
-    async def rows(self, url: str, table: str) -> list[tuple[str, Any]]:
-        """Every row of a table, page after page. SemelError where the worker refuses."""
-        rows: list[tuple[str, Any]] = []
+    async def pages(self, url: str, table: str) -> AsyncIterator[list[tuple[str, Any]]]:
+        """Every row of a table as (key, value), page after page. SemelError where the worker refuses."""
         page: str | None = None
         while True:
             asked = query([("limit", LIMIT_MAX), ("page", page)])
             try:
                 status, found = await self._get(url + table_path(table) + asked, PAGE_S)
             except (aiohttp.ClientError, TimeoutError, ValueError) as lost:
-                raise SemelError(f"table {table!r} cannot be read from {url}: {lost or type(lost).__name__}") from lost
+                raise SemelError(
+                    f"table {table!r} cannot be read from {url}: {str(lost) or type(lost).__name__}"
+                ) from lost
             if status != 200:
                 raise SemelError(f"table {table!r} cannot be read from {url}: {found.get('error', status)}")
-            rows += [(row["key"], row["value"]) for row in found["rows"]]
+            yield [(row["key"], row["value"]) for row in found["rows"]]
             page = found["next"]
             if page is None:
-                return rows
+                return
 
     async def close(self) -> None:
         await self._session.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -11,19 +12,29 @@ from semel.web.paths import row_path, table_path
 
 SHOWN_CHARACTERS = 2000  # of a value in a list; the row's own page shows it whole
 
+REFRESH_S = 2
+
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222;background:#fff}
 nav a{margin-right:1rem}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #ddd}
 code,pre{font:13px/1.4 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td{border-color:#444}}
+h1 small{font-weight:normal;color:#777}
+.flow{display:flex;flex-wrap:wrap;gap:1.6rem;list-style:none;margin:1rem 0;padding:0}
+.flow li{flex:1 1 9rem;position:relative;border:1px solid #ccc;border-radius:.5rem;padding:.6rem .8rem}
+.flow li+li::before{content:"→";position:absolute;left:-1.4rem;top:.5rem;color:#888}
+.flow h2{font-size:1rem;margin:0}.flow p{margin:0 0 .4rem;color:#777;font-size:.85rem;overflow-wrap:anywhere}
+.flow dl{display:grid;grid-template-columns:1fr auto;gap:0 .6rem;margin:0;font-size:.9rem}
+.flow dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}.flow .bad{color:#c33;font-weight:bold}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td,.flow li{border-color:#444}}
 """
 
 
-def page(title: str, *parts: str) -> str:
+def page(title: str, *parts: str, refresh_s: int | None = None) -> str:
+    refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · semel</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width">{refresh}<style>{STYLE}</style></head><body>'
         '<nav><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
         f"<h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}</body></html>"
     )
@@ -66,6 +77,94 @@ def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: st
     )
     more = f'<p><a href="{escape(next_page)}">next page</a></p>' if next_page else ""
     return page(table, search, _table(("key", "value", "partition"), lines), more)
+
+
+def pipelines(found: Sequence[Mapping[str, Any]]) -> str:
+    """What runs on this worker: the five stages with their numbers, and its tasks. It loads itself again."""
+    return page("pipelines", *map(_pipeline, found), refresh_s=REFRESH_S)
+
+
+def _pipeline(found: Mapping[str, Any]) -> str:
+    if "graph" not in found:
+        return f"<pre>{escape(_text(found, indent=2))}</pre>"
+    graph, counts, commits = found["graph"], found["counts"], found["commits"]
+    dedup = graph["dedup"]
+
+    def count(name: str) -> int:
+        return counts.get(name, 0)
+
+    stages = (
+        ("source", graph["source"], [("records", count("in")), ("lag", found["lag"]), ("dropped", count("dropped"))]),
+        (
+            "dedup",
+            [f"by {dedup['key']}"] if dedup else ["none"],
+            [(name, count(name)) for name in ("duplicates", "conflicts", "replayed")],
+        ),
+        (
+            "agent",
+            graph["agents"],
+            [("accepted", count("out") + count("filtered")), ("records/s", found["events_per_s"])],
+        ),
+        ("sink", graph["sink"] or ["none"], [("results", count("out")), ("dead letters", count("dead"))]),
+        (
+            "commit",
+            ["one transaction each"],
+            [(name, commits.get(name, 0)) for name in ("commits", "aborts", "unknown", "fences")]
+            + [("median ms", commits.get("p50_ms"))],
+        ),
+    )
+    held: dict[str, list[int]] = {}
+    for partition, instance in found["owners"].items():
+        held.setdefault(instance, []).append(int(partition))
+    group = "; ".join(f"{name}: {', '.join(map(str, sorted(theirs)))}" for name, theirs in sorted(held.items()))
+    why = [f"waiting for {found['waiting_for']}"] if found["waiting_for"] else []
+    why += [f"paused by {found['paused_by']}"] if found["paused_by"] else []
+    tables_here = ", ".join(f'<a href="{escape(table_path(t))}"><bdi>{escape(t)}</bdi></a>' for t in graph["tables"])
+    return (
+        f"<h2><bdi>{escape(found['pipeline'])}</bdi> on worker <bdi>{escape(found['instance'])}</bdi></h2>"
+        + "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
+        + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
+        + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
+        + _table(
+            ("partition", "state", "position", "lag", "stream time"),
+            [
+                (
+                    str(task["partition"]),
+                    escape(_state(task)),
+                    escape(", ".join(f"{topic} {_number(at)}" for topic, at in task["position"].items())),
+                    _number(task["lag"]),
+                    escape(_time(task["stream_time_ms"])),
+                )
+                for task in found["tasks"]
+            ],
+        )
+        + f"<p>partitions by worker: <bdi>{escape(group or 'not assigned yet')}</bdi></p>"
+        + (f"<p>tables: {tables_here}</p>" if tables_here else "")
+    )
+
+
+def _stage(name: str, what: Sequence[str], numbers: Sequence[tuple[str, Any]]) -> str:
+    lines = "".join(f"<dt>{escape(label)}</dt><dd>{_number(value)}</dd>" for label, value in numbers)
+    return f"<li><h2>{name}</h2><p><bdi>{escape(', '.join(what))}</bdi></p><dl>{lines}</dl></li>"
+
+
+def _state(task: Mapping[str, Any]) -> str:
+    if task["state"] == "running":
+        return "running"
+    return f"{task['state']} {task['restored']:,} of {task['to_restore']:,}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _time(ms: int | None) -> str:
+    if ms is None:
+        return "–"
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # a clock that was set wrong is shown as it is
+        return str(ms)
 
 
 def document(title: str, found: Any) -> str:

@@ -90,7 +90,7 @@ class Routes:
 
     async def pipelines(self, request: web.Request) -> web.Response:
         found = self._view.pipelines()
-        return respond(request, found, lambda: html.document("pipelines", found))
+        return respond(request, found, lambda: html.pipelines(found))
 
     async def dedup(self, request: web.Request) -> web.Response:
         _, pipeline, event_id = _segments(request)

@@ -1,0 +1,106 @@
+"""The page of /pipelines: what a browser shows of the document that the engine gives."""
+
+import re
+
+from semel.web import html
+
+DOCUMENT = {
+    "pipeline": "flights",
+    "instance": "up-1",
+    "graph": {
+        "source": ["flights"],
+        "dedup": {"key": "id", "window_ms": 604_800_000},
+        "agents": ["watch_delays"],
+        "tables": ["route_delays"],
+        "sink": ["late-flights"],
+    },
+    "counts": {"in": 72_922, "out": 1_346, "filtered": 59_488, "duplicates": 11_508, "conflicts": 580, "dead": 580},
+    "events_per_s": 9_437.4,
+    "lag": 30_722,
+    "commits": {"commits": 11, "aborts": 2, "unknown": 0, "fences": 1, "p50_ms": 327.3},
+    "tasks": [
+        {
+            "partition": 0,
+            "state": "running",
+            "position": {"flights": 36_580},
+            "stream_time_ms": 1_361_200_140_000,
+            "lag": 15_223,
+            "restored": 0,
+            "to_restore": 0,
+        },
+        {
+            "partition": 2,
+            "state": "restoring",
+            "position": {},
+            "stream_time_ms": None,
+            "lag": 0,
+            "restored": 1_000,
+            "to_restore": 5_000,
+        },
+    ],
+    "owners": {"0": "up-1", "2": "up-1", "1": "up-2", "3": "up-2"},
+    "waiting_for": "",
+    "paused_by": "",
+}
+
+
+def words(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_the_five_stages_stand_in_order_with_their_numbers():
+    shown = words(html.pipelines([DOCUMENT]))
+
+    places = [shown.index(f" {stage} ") for stage in ("source", "dedup", "agent", "sink", "commit")]
+    assert places == sorted(places)
+    for number in ("72,922", "30,722", "11,508", "580", "60,834", "9,437.4", "1,346", "327.3"):
+        assert number in shown
+
+
+def test_each_task_is_shown_with_its_state_and_how_far_its_restore_is():
+    shown = words(html.pipelines([DOCUMENT]))
+
+    assert "flights 36,580" in shown
+    assert "2013-02-18 15:09:00 UTC" in shown
+    assert "restoring 1,000 of 5,000" in shown
+    assert "up-1: 0, 2; up-2: 1, 3" in shown
+
+
+def test_the_page_loads_itself_again_without_a_script():
+    page = html.pipelines([DOCUMENT])
+
+    assert '<meta http-equiv="refresh" content="2">' in page
+    assert "<script" not in page
+    assert "refresh" not in html.document("x", {})
+
+
+def test_a_worker_that_has_nothing_yet_says_what_it_waits_for():
+    waiting = DOCUMENT | {
+        "graph": DOCUMENT["graph"] | {"dedup": None, "sink": [], "tables": []},
+        "counts": {},
+        "tasks": [],
+        "owners": {},
+        "commits": {"commits": 0, "p50_ms": None},
+        "waiting_for": "the topic <flights>",
+    }
+
+    page = html.pipelines([waiting])
+
+    assert "waiting for the topic &lt;flights&gt;" in page
+    assert "not assigned yet" in page
+
+
+def test_names_and_states_never_become_markup():
+    evil = "<img src=x>"
+    hostile = DOCUMENT | {
+        "pipeline": evil,
+        "instance": evil,
+        "graph": {
+            "source": [evil], "dedup": {"key": evil}, "agents": [evil], "tables": [evil], "sink": [evil],
+        },
+        "owners": {"0": evil},
+        "tasks": [DOCUMENT["tasks"][1] | {"state": evil, "position": {evil: 1}}],
+        "paused_by": evil,
+    }  # fmt: skip
+
+    assert "<img" not in html.pipelines([hostile, {"name": evil}])
