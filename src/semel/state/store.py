@@ -66,7 +66,9 @@ class StoreBatch:
             put(prefix + key, changes[key], family)
 
     def drop_bucket(self, partition: int, bucket: int) -> None:
-        self.raw.delete_range(_BUCKET.pack(partition, bucket), _BUCKET.pack(partition, bucket + 1), self._marks)
+        prefix = bucket_prefix(partition, bucket)
+        # Not the next bucket's: that of bucket -1, of an event of 1969, comes first.
+        self.raw.delete_range(prefix, after_prefix(prefix), self._marks)
 
     def meta(self, partition: int, meta: dict[str, Any]) -> None:
         self.raw.put(_PARTITION.pack(partition), orjson.dumps(meta), self._meta)
@@ -159,11 +161,14 @@ class Store:
         return self._get_mark([prefix + i for i in ids])
 
     def meta(self, partition: int) -> dict[str, Any] | None:
-        found = self._families["meta"].get(_PARTITION.pack(partition))
+        found = self._family("meta").get(_PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
 
     def scan_rows(self, prefix: bytes, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of one table and partition in key order over a snapshot taken now: `start` inclusive, `end` exclusive."""
+        """Rows of one table and partition in key order: `start` inclusive, `end` exclusive.
+
+        All of one moment, that of the first step.
+        """
         return self._scan("rows", prefix, start, end)
 
     def scan_marks(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
@@ -176,8 +181,11 @@ class Store:
         if upper is not None:
             options.set_iterate_upper_bound(upper)
         cut = len(prefix)
-        for key, value in self._families[family].items(from_key=prefix + start, read_opt=options):
+        for key, value in self._family(family).items(from_key=prefix + start, read_opt=options):
             yield key[cut:], value  # pyright: ignore[reportIndexIssue,reportReturnType]
+
+    def _family(self, name: str) -> Rdict:
+        return self._families.get(name) or _closed()
 
     def rows_estimate(self, prefix: bytes, limit: int = 10_000) -> int:
         """The number of rows, exactly up to `limit`, then -1."""
@@ -191,7 +199,7 @@ class Store:
     # -- writing
 
     def batch(self) -> StoreBatch:
-        h = self._handles
+        h = self._handles or _closed()
         return StoreBatch(h["rows"], h["marks"], h["meta"])
 
     def check_writable(self) -> None:

@@ -1,0 +1,184 @@
+"""The committed state: one RocksDB, atomic batches, and what happens when the disk is not as it should be."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from semel.errors import StateDirectoryError
+from semel.state.store import Store, StoreError, after_prefix, bucket_prefix, row_prefix
+
+MARK = bytes(33)
+
+
+def rows_in(
+    store: Store, partition: int, table: int, start: bytes = b"", end: bytes | None = None
+) -> dict[bytes, bytes]:
+    return dict(store.scan_rows(row_prefix(partition, table), start, end))
+
+
+def put(store: Store, partition: int, table: int, changes: dict[bytes, bytes | None]) -> None:
+    batch = store.batch()
+    batch.rows(row_prefix(partition, table), changes)
+    store.write(batch)
+
+
+def test_rows_are_kept_by_partition_and_table_in_key_order(store: Store) -> None:
+    put(store, 0, 1, {b"b": b"1", b"a": b"2", b"": b"3"})
+    put(store, 0, 2, {b"a": b"other table"})
+    put(store, 1, 1, {b"a": b"other partition"})
+    assert list(store.scan_rows(row_prefix(0, 1))) == [(b"", b"3"), (b"a", b"2"), (b"b", b"1")]
+    put(store, 0, 1, {b"a": None})
+    assert rows_in(store, 0, 1) == {b"": b"3", b"b": b"1"}
+    assert store.get_row(row_prefix(0, 1) + b"a") is None
+    assert store.get_row(row_prefix(0, 2) + b"a") == b"other table"
+
+
+def test_a_scan_takes_its_start_and_leaves_its_end(store: Store) -> None:
+    put(store, 0, 1, {bytes([n]): b"" for n in (0, 5, 6, 7, 0xFF)})
+    assert list(rows_in(store, 0, 1, b"\x05", b"\x07")) == [b"\x05", b"\x06"]
+    assert list(rows_in(store, 0, 1, b"\x06\x00")) == [b"\x07", b"\xff"]
+    assert rows_in(store, 0, 1, b"\x07", b"\x07") == {}
+
+
+def test_a_scan_sees_the_rows_of_the_moment_it_began(store: Store) -> None:
+    put(store, 0, 1, {b"a": b"1", b"b": b"1"})
+    scan = store.scan_rows(row_prefix(0, 1))
+    first = next(scan)
+    put(store, 0, 1, {b"b": b"2", b"c": b"2"})
+    assert [first, *scan] == [(b"a", b"1"), (b"b", b"1")]
+
+
+def test_rows_are_counted_up_to_a_limit(store: Store) -> None:
+    put(store, 0, 1, {bytes([n]): b"" for n in range(10)})
+    assert store.rows_estimate(row_prefix(0, 1), limit=10) == 10
+    assert store.rows_estimate(row_prefix(0, 1), limit=9) == -1
+
+
+def test_a_partition_is_forgotten_whole_and_no_other_is(store: Store) -> None:
+    batch = store.batch()
+    for partition in (6, 7, 8):
+        batch.rows(row_prefix(partition, 1), {b"\xff" * 9: b"1"})
+        batch.marks(bucket_prefix(partition, 5), {b"id": MARK})
+        batch.marks(bucket_prefix(partition, -5), {b"id": MARK})
+        batch.meta(partition, {"p": partition})
+    store.write(batch)
+    batch = store.batch()
+    batch.drop_partition(7)
+    store.write(batch)
+    assert [store.meta(p) for p in (6, 7, 8)] == [{"p": 6}, None, {"p": 8}]
+    assert [len(list(store.scan_rows(row_prefix(p, 1)))) for p in (6, 7, 8)] == [1, 0, 1]
+    assert [len(list(store.scan_marks(p))) for p in (6, 7, 8)] == [2, 0, 2]
+
+
+@pytest.mark.parametrize("bucket", [-(2**40), -2, -1, 0, 1, 255, 256, 2**40])
+def test_a_bucket_of_marks_is_dropped_alone_also_one_from_before_1970(store: Store, bucket: int) -> None:
+    around = [bucket - 1, bucket, bucket + 1]
+    batch = store.batch()
+    for b in around:
+        batch.marks(bucket_prefix(3, b), {b"\xff\xff": MARK, b"": MARK})
+    batch.marks(bucket_prefix(2, bucket), {b"id": MARK})
+    batch.marks(bucket_prefix(4, bucket), {b"id": MARK})
+    store.write(batch)
+    batch = store.batch()
+    batch.drop_bucket(3, bucket)
+    store.write(batch)
+    left = [store.get_marks(bucket_prefix(3, b), [b"\xff\xff", b""]) for b in around]
+    assert left == [[MARK, MARK], [None, None], [MARK, MARK]]
+    assert (
+        store.get_marks(bucket_prefix(2, bucket), [b"id"])
+        == store.get_marks(bucket_prefix(4, bucket), [b"id"])
+        == [MARK]
+    )
+
+
+def test_a_batch_takes_effect_whole_when_it_is_written_and_not_before(store: Store) -> None:
+    batch = store.batch()
+    batch.rows(row_prefix(0, 1), {b"a": b"1"})
+    batch.meta(0, {"next": 5})
+    assert rows_in(store, 0, 1) == {}
+    assert store.meta(0) is None
+    store.write(batch)
+    assert rows_in(store, 0, 1) == {b"a": b"1"}
+    assert store.meta(0) == {"next": 5}
+
+
+def test_what_was_written_is_there_after_a_close_and_after_a_reopen(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    put(store, 0, 1, {b"a": b"1"})
+    store.reopen()
+    put(store, 0, 1, {b"b": b"2"})
+    store.close()
+    again = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    assert rows_in(again, 0, 1) == {b"a": b"1", b"b": b"2"}
+    again.close()
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.get_row(b"x")
+    for use in (
+        lambda: store.get_marks(b"x", [b"y"]),
+        lambda: store.meta(0),
+        lambda: rows_in(store, 0, 1),
+        store.batch,
+        store.check_writable,
+    ):
+        with pytest.raises(StoreError, match="closed"):
+            use()
+
+
+def test_a_store_that_is_open_elsewhere_is_refused_with_a_way_out(store: Store) -> None:
+    with pytest.raises(StateDirectoryError, match="cannot be opened"):
+        Store(store.path, cache_mb=4, buffer_mb=4)
+
+
+def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "db").write_text("a file")
+    with pytest.raises(StateDirectoryError, match=r"cannot be opened .* rebuilt from the changelogs"):
+        Store(tmp_path / "db")
+
+
+def test_a_broken_copy_is_thrown_away_because_the_changelogs_have_it_all(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    put(store, 0, 1, {b"a": b"1"})
+    store.close()
+    for manifest in (tmp_path / "db").glob("MANIFEST-*"):
+        manifest.write_bytes(b"no manifest at all" * 10)
+    again = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    assert rows_in(again, 0, 1) == {}
+    put(again, 0, 1, {b"a": b"1"})
+    assert rows_in(again, 0, 1) == {b"a": b"1"}
+    again.close()
+
+
+def test_a_disk_that_takes_no_writes_raises_a_store_error_until_it_is_mended(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    put(store, 0, 1, {b"before": b"1"})
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses to let a file grow, as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, unlimited[1]))
+    try:
+        with pytest.raises(StoreError, match="could not write to"):
+            put(store, 0, 1, {b"during": bytes(1 << 20)})
+        with pytest.raises(StoreError):
+            store.check_writable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    store.reopen()
+    store.check_writable()
+    put(store, 0, 1, {b"after": b"2"})
+    assert rows_in(store, 0, 1) == {b"before": b"1", b"after": b"2"}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "after"),
+    [(b"a", b"b"), (b"a\xff", b"b"), (b"\x00\xff\xff", b"\x01"), (b"\xff\xff", None), (b"", None)],
+)
+def test_after_prefix_is_the_first_key_beyond_it(prefix: bytes, after: bytes | None) -> None:
+    assert after_prefix(prefix) == after
