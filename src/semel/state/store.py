@@ -68,7 +68,7 @@ class StoreBatch:
     def drop_bucket(self, partition: int, bucket: int) -> None:
         prefix = bucket_prefix(partition, bucket)
         # Not the next bucket's: that of bucket -1, of an event of 1969, comes first.
-        self.raw.delete_range(prefix, after_prefix(prefix), self._marks)
+        self.raw.delete_range(prefix, after_prefix(prefix) or b"\xff" * 13, self._marks)
 
     def meta(self, partition: int, meta: dict[str, Any]) -> None:
         self.raw.put(_PARTITION.pack(partition), orjson.dumps(meta), self._meta)
