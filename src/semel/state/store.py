@@ -108,7 +108,7 @@ class Store:
         self._families = {name: db.get_column_family(name) for name in _FAMILIES}
         self._handles = {name: db.get_column_family_handle(name) for name in _FAMILIES}
         self.get_row = self._families["rows"].get
-        self._get_mark = self._families["marks"].get
+        self._get_mark: Any = self._families["marks"].get
 
     def _connect(self) -> Rdict:
         cache = Cache(self._cache_mb * _MIB)
