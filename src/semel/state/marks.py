@@ -95,8 +95,8 @@ class Marks:
             by_bucket.setdefault(filed_at(value) // size, {})[key] = value
         for bucket, changes in by_bucket.items():
             batch.marks(bucket_prefix(self.partition, bucket), changes)
-            known = self.buckets.get(bucket, -1)
-            self.buckets[bucket] = first_offset if known < 0 else min(known, first_offset)
+            # One that is not known stays so: the log is not trimmed past it.
+            self.buckets[bucket] = min(self.buckets.get(bucket, first_offset), first_offset)
 
     def expired(self, stream_time_ms: int) -> list[int]:
         """Buckets in which no mark can protect any more at this stream time."""
