@@ -118,8 +118,12 @@ class Ledger:
 
     async def until_done(self, records: int, within_s: float = 60.0) -> None:
         """Waits until that many source records are committed."""
-        deadline = time.monotonic() + within_s
+        alive_at = time.monotonic()
+        deadline = alive_at + within_s
         while (done := await self._done_or_unknown()) < records:
+            if any(worker.running for worker in self.workers):
+                alive_at = time.monotonic()
+            self._expect(time.monotonic() < alive_at + ALONE_S, f"{done} of {records} records done, and no worker runs")
             self._expect(time.monotonic() < deadline, f"{done} of {records} records done after {within_s} s")
             await asyncio.sleep(0.05)
 

@@ -1,0 +1,119 @@
+"""Frozen workers: they sleep past their session, somebody else goes on, they wake, and what they hold must not count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.broker import logs
+from tests.broker.ledger import SESSION_TIMEOUT_MS, Ledger
+from tests.broker.truth import payments
+from tests.broker.workers import WorkerProcess
+
+pytestmark = pytest.mark.broker
+
+# Where a worker that stops has something in hand: an open event, a sealed epoch, a transaction in each of its states.
+STOPS = (
+    "barrier.before_seal",
+    "barrier.after_seal",
+    "commit.before_partitions",
+    "commit.after_partitions",
+    "commit.after_offsets_added",
+    "commit.after_produce",
+    "commit.after_offsets",
+    "commit.after_end",
+)
+
+
+async def wait_out_session(worker: WorkerProcess) -> None:
+    await asyncio.sleep(SESSION_TIMEOUT_MS / 1000 + 0.5)
+    assert worker.running
+
+
+@pytest.mark.parametrize("name", STOPS)
+async def test_a_worker_that_wakes_after_its_session_commits_nothing(ledger: Ledger, name: str) -> None:
+    await ledger.feed(payments(len(name), 1_500))
+    zombie = ledger.worker("w1", HANDLER_S="0.002").start(failpoint=f"{name}:stop:5")
+    await zombie.frozen()
+    heir = ledger.worker("w2").start()
+    await ledger.drained()
+    before = await logs.ends(ledger.bootstrap, ledger.sink, committed=True)
+    settled = len(await logs.read(ledger.bootstrap, ledger.sink))
+    zombie.thaw()
+    await zombie.said(r"is not committed|no longer knows us|no heartbeat was answered|could not be committed")
+    await zombie.ready()
+    assert len(await logs.read(ledger.bootstrap, ledger.sink)) == settled, before
+    await ledger.feed(payments(len(name) + 100, 500))
+    await ledger.settle(heir)
+    assert zombie.running, zombie.log_end()
+
+
+async def test_a_worker_frozen_in_an_open_event_finishes_it_for_nobody(ledger: Ledger) -> None:
+    """The handler sleeps when its worker is frozen; when it wakes its event is somebody else's, and done."""
+    await ledger.feed(payments(21, 300))
+    zombie = ledger.worker("w1", HANDLER_S="0.5").start()
+    await ledger.until_done(2)
+    zombie.freeze()
+    heir = ledger.worker("w2").start()
+    await wait_out_session(zombie)
+    await ledger.drained()
+    zombie.thaw()
+    await asyncio.sleep(2)
+    await ledger.settle(heir)
+
+
+async def test_a_worker_frozen_again_and_again_changes_nothing(ledger41: Ledger) -> None:
+    ledger = ledger41
+    feeding = ledger.feed_beside(payments(22, 9_000), per_s=350)
+    workers = [ledger.worker(f"w{n}", HANDLER_S="0.001").start() for n in (1, 2)]
+    for worker in workers:
+        await worker.ready()
+    frozen = 0
+    while not feeding.done():
+        victim = workers[frozen % 2]
+        victim.freeze()
+        await wait_out_session(victim)
+        victim.thaw()
+        frozen += 1
+        await asyncio.sleep(2)
+    assert frozen >= 3
+    await ledger.settle(workers[0])
+
+
+# -- work without a source record: timers
+
+
+async def test_what_a_timer_sent_on_a_worker_that_wakes_after_its_session_is_never_doubled(
+    any_kafka, make_ledger
+) -> None:  # type: ignore[no-untyped-def]
+    """The generation is checked by the offsets in the transaction alone, so a transaction of a timer's sends carries some."""
+    ledger = await make_ledger(any_kafka, target="ticker:app")
+    await ledger.feed(payments(23, 400))
+    zombie = ledger.worker("w1").start()
+    await ledger.until_done(400 // 2)
+    await ledger.drained()
+    await asyncio.sleep(1)
+    zombie.freeze()
+    heir = ledger.worker("w2").start()
+    await wait_out_session(zombie)
+    await heir.ready()
+    generation = max(json.loads(p.value)["generation"] for p in await logs.read(ledger.bootstrap, ledger.positions))
+    await asyncio.sleep(1)
+    asleep = await logs.ends(ledger.bootstrap, ledger.positions)
+    heir_generation = max(
+        (json.loads(p.value)["generation"] for p in await logs.read(ledger.bootstrap, ledger.positions)), default=0
+    )
+    assert heir_generation >= generation
+    zombie.thaw()
+    await asyncio.sleep(3)
+    woken = [p for p in await logs.read(ledger.bootstrap, ledger.positions) if p.offset >= asleep[p.partition]]
+    stale = [p for p in woken if json.loads(p.value)["generation"] < heir_generation]
+    assert woken, "nobody ticked"
+    assert stale == []
+    assert await heir.stopped() == 0
+    assert await zombie.stopped() == 0
+    ticks = [json.loads(line.value)["tick"] for line in await logs.read(ledger.bootstrap, f"{ledger.name}.ticks")]
+    assert len(ticks) == len(set(ticks))
+    assert len(ticks) > 50
