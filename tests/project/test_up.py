@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def children(process):
     """Brokers and workers of this run: the processes below it."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = dict(map(int, row.split()) for row in listed.splitlines())
-    return [pid for pid, parent in parents.items() if parent == process.pid]
+    return sorted(pid for pid, parent in parents.items() if parent == process.pid)
 
 
 def alive(pid):
@@ -94,6 +95,27 @@ def test_a_run_with_a_kill_loses_and_doubles_nothing_and_leaves_nothing_running(
     assert not [pid for pid in seen if alive(pid)]
     for name in ("up-1", "up-2"):
         assert "runs from" in (project / ".semel/up/logs" / f"{name}.log").read_text()
+
+
+def test_a_pipeline_without_dedup_is_found_out(start, project):
+    (project / "pipelines").unlink()
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    flights = project / "pipelines" / "flights.py"
+    text = flights.read_text()
+    declared = '    dedup=Dedup("id", window=timedelta(days=7)),\n'
+    assert declared in text
+    flights.write_text(text.replace(declared, ""))
+
+    process = start("--events", "2000", "--json")
+    out, err = process.communicate()
+
+    assert process.returncode == 1, err
+    report = json.loads(out)
+    assert report["ok"] is False
+    assert report["accepted"] == report["events"] + report["redelivered"]
+    assert report["doubled"] == report["redelivered"] > 0
+    assert report["wrong_rows"] > 0
+    assert report["findings"]
 
 
 def test_even_one_event_is_accepted_once(start):
@@ -154,12 +176,12 @@ def test_a_second_run_in_the_same_directory_is_refused(start):
     assert first.poll() is None
 
 
-def test_a_worker_that_ends_by_itself_is_said_with_its_last_words(start):
+def test_a_worker_that_ends_by_itself_is_said_with_its_last_words(start, project):
     process = start("--events", "400000", "--json")
-    wait_for(lambda: len(children(process)) == 3)
-    worker = max(children(process))
+    log = project / ".semel/up/logs/up-2.log"
+    wait_for(lambda: log.exists() and "runs from" in log.read_text())
 
-    os.kill(worker, signal.SIGTERM)
+    os.kill(children(process)[-1], signal.SIGTERM)
     out, err = process.communicate(timeout=120)
 
     assert process.returncode == 1
