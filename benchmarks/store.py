@@ -157,8 +157,8 @@ def main() -> None:
     report.finish(
         {"benchmark": "store", "ok": ok, "keys": asked.keys, "median": median, "rounds": rounds},
         "\n".join(
-            f"{name}: commit p50 {m['commit_p50_ms']} p99 {m['commit_p99_ms']} ms, {m['commit_cpu_ms']} ms of CPU, open {m['open_ms']} ms, "
-            f"{m['rss_mb']} MB"
+            f"{name}: commit p50 {m['commit_p50_ms']} p99 {m['commit_p99_ms']} ms, {m['commit_cpu_ms']} ms of CPU, "
+            f"open {m['open_ms']} ms, {m['rss_mb']} MB"
             for name, m in median.items()
         ),
     )
