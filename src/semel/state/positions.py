@@ -44,7 +44,7 @@ class StreamTime:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a task stands. `generation`, `writer` and `epoch` say who wrote the record; `at_ms` when, by its wall clock."""
+    """Where a task stands. `generation`, `writer`, `epoch` say who wrote the record; `at_ms` when, by its wall clock."""
 
     topics: dict[str, TopicPosition]
     stream_time: StreamTime = StreamTime()
@@ -85,7 +85,7 @@ def decode(raw: bytes, where: str) -> Position:
     """RecoveryError for a record this version cannot read."""
     try:
         return from_json(orjson.loads(raw))
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise RecoveryError(
             f"the position record in {where} cannot be read ({exc}); it was written by another version of semel, or by "
             "another program: run the version that wrote it, or `semel reset`"
