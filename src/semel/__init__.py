@@ -41,7 +41,27 @@ _HOMES = {
     "current_event": "semel.event",
     "header": "semel.dedup",
 }
-__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "App",
+    "Batch",
+    "Dedup",
+    "Event",
+    "Output",
+    "Pipeline",
+    "Reject",
+    "Retry",
+    "SemelError",
+    "Table",
+    "Topic",
+    "__version__",
+    "content_hash",
+    "current_event",
+    "header",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ class Live:
 
     __slots__ = ("before", "key", "raw", "rows", "there", "value")
 
-    def __init__(self, rows: Rows, key: Any, raw: bytes, value: Any, before: bytes, there: bool) -> None:  # noqa: PLR0917
+    def __init__(self, rows: Rows, key: Any, raw: bytes, value: Any, before: bytes, there: bool) -> None:
         self.rows = rows
         self.key = key
         self.raw = raw

@@ -277,7 +277,10 @@ class Broker(Protocol):
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
     ) -> Joined:
-        """JoinGroup v5, protocol type "consumer", one protocol named "semel". Waits for the others: up to the rebalance timeout."""
+        """JoinGroup v5, protocol type "consumer", one protocol named "semel".
+
+        Waits for the others: up to the rebalance timeout.
+        """
         ...
 
     async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes: ...

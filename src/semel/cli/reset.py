@@ -11,7 +11,9 @@ import typer
 def reset(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A module (pipelines.payments), or module:name.")],
     *,
-    to: Annotated[str, typer.Option("--to", metavar="earliest|latest|TIME", help="Where to begin again; TIME as ISO 8601.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="earliest|latest|TIME", help="Where to begin again; TIME as ISO 8601.")
+    ],
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in TOML; else config/local.toml where it is there.")
     ] = None,

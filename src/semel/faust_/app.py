@@ -125,7 +125,10 @@ class App(faust.App):
             plan.outputs += declared.outputs
             plan.start = declared.start
         internal = {
-            name for a in agents for name in a.channel.topics if a.declared is None and getattr(a.channel, "internal", False)
+            name
+            for a in agents
+            for name in getattr(a.channel, "topics", ())
+            if a.declared is None and getattr(a.channel, "internal", False)
         }
         plan.internal_sources = internal
         sources = plan.sources
@@ -147,7 +150,11 @@ class App(faust.App):
             # `faust worker --web-port` says so later than the settings.
             settings = settings.replace(web_port=int(self.conf.web_port))
         self.host = await open_engine(
-            plan, settings, instance=self.instance, adopt=self.adopt, pages=own_pages(self) if self._web_wanted else None
+            plan,
+            settings,
+            instance=self.instance,
+            adopt=self.adopt,
+            pages=own_pages(self) if self._web_wanted else None,
         )
         engine = self.host.engine
         for lane in engine.lanes:
@@ -182,7 +189,7 @@ class App(faust.App):
         return bool(self.conf.web_enabled)
 
     async def create_topic(self, name: str, partitions: int, replication: int, config: Mapping[str, Any]) -> None:
-        while self.engine is None and not self.should_stop:
+        while self.engine is None and not self.should_stop:  # noqa: ASYNC110  (Faust's flags are no events)
             await asyncio.sleep(0.02)
         if self.engine is None:
             return

@@ -24,7 +24,9 @@ from semel.table import RESERVED
 class Table(FaustTable):
     """Written inside events only. Read anywhere: inside an event what it sees, outside what is committed on this worker."""
 
-    def __init__(self, app: Any, *, name: str | None = None, store: Any = None, window: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, app: Any, *, name: str | None = None, store: Any = None, window: Any = None, **kwargs: Any
+    ) -> None:
         if store is not None and str(store).startswith("memory"):
             raise DeclarationError(
                 f"table {name!r}: store={str(store)!r} would forget dedup marks and rows at a restart; leave store= out, "

@@ -31,14 +31,20 @@ class Topic(faust.Topic):
         if engine is None:
             raise CommitError(f"nothing can be sent to {self.get_topic_name()!r} yet: the worker has not started")
         if engine.topics.destinations.get(self.get_topic_name()) is None:
-            await engine.open_destination(SemelTopic(self.get_topic_name(), key=bytes, value=bytes, partitions=self.partitions))
-        return self._hand_over(key, value, partition, timestamp, headers, schema, key_serializer, value_serializer, callback)
+            await engine.open_destination(
+                SemelTopic(self.get_topic_name(), key=bytes, value=bytes, partitions=self.partitions)
+            )
+        return self._hand_over(
+            key, value, partition, timestamp, headers, schema, key_serializer, value_serializer, callback
+        )
 
     def send_soon(self, *, key: Any = None, value: Any = None, partition: int | None = None,
                   timestamp: float | None = None, headers: Any = None, schema: Any = None, key_serializer: Any = None,
                   value_serializer: Any = None, callback: Any = None, force: bool = False,
                   eager_partitioning: bool = False) -> Any:  # fmt: skip
-        return self._hand_over(key, value, partition, timestamp, headers, schema, key_serializer, value_serializer, callback)
+        return self._hand_over(
+            key, value, partition, timestamp, headers, schema, key_serializer, value_serializer, callback
+        )
 
     def _hand_over(self, key: Any, value: Any, partition: int | None, timestamp: float | None, headers: Any,
                    schema: Any, key_serializer: Any, value_serializer: Any, callback: Any) -> FutureMessage:  # fmt: skip
@@ -50,7 +56,7 @@ class Topic(faust.Topic):
         pairs = [(k, v.encode() if isinstance(v, str) else v) for k, v in (open_headers or {}).items()]
         engine = app.engine
         destination = engine.topics.destinations.get(name) if engine is not None else None
-        if destination is None:
+        if engine is None or destination is None:
             raise CommitError(
                 f"send_soon to {name!r} before its partitions are known; use `await topic.send(...)`, or declare the topic "
                 "at module level so that the worker knows it at start"
@@ -85,7 +91,7 @@ class Topic(faust.Topic):
         committed.add_done_callback(settle)
         return message
 
-    async def maybe_declare(self) -> None:
+    async def maybe_declare(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return
 
     async def declare(self) -> None:

@@ -107,9 +107,13 @@ class Consumer(faust.transport.consumer.Consumer):
     # Abstract in Faust's class. Nothing of semel's calls them; who does learns why.
 
     def _not_ours(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("positions are kept by semel's engine; see GET /pipelines, or `semel reset` to move them")
+        raise NotImplementedError(
+            "positions are kept by semel's engine; see GET /pipelines, or `semel reset` to move them"
+        )
 
-    _getmany = _new_topicpartition = _seek = _to_message = create_topic = earliest_offsets = highwaters = position = _not_ours
+    _getmany = _new_topicpartition = _seek = _to_message = create_topic = earliest_offsets = highwaters = position = (
+        _not_ours
+    )
     seek_to_committed = seek_wait = _not_ours
 
 

@@ -69,7 +69,9 @@ class EngineCollector(Collector):
             left.add_metric(labels, max(0, task.to_restore - task.restored))
         yield running
         yield left
-        commits = SummaryMetricFamily("semel_commit_seconds", "From seal to committed, of the latest commits", labels=["pipeline"])
+        commits = SummaryMetricFamily(
+            "semel_commit_seconds", "From seal to committed, of the latest commits", labels=["pipeline"]
+        )
         commits.add_metric([app], len(engine.commit_seconds), sum(engine.commit_seconds))
         yield commits
 

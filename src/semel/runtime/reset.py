@@ -73,7 +73,9 @@ async def reset(
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _write(
-            writer, 1, [Out(TP(known.name, p), now_ms, positions.RESETTING_KEY, told, ()) for p in range(known.partitions)]
+            writer,
+            1,
+            [Out(TP(known.name, p), now_ms, positions.RESETTING_KEY, told, ()) for p in range(known.partitions)],
         )
     doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
     if known is not None and known.partitions != tasks:

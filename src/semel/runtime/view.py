@@ -198,7 +198,11 @@ class EngineView:
         return {"done": task.restored, "total": task.to_restore, "eta_seconds": self._eta(task)}
 
     def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        return True, {"app": self.app_id, "instance": self.instance, "up_seconds": round(time.monotonic() - self._since, 1)}
+        return True, {
+            "app": self.app_id,
+            "instance": self.instance,
+            "up_seconds": round(time.monotonic() - self._since, 1),
+        }
 
     def metrics(self) -> bytes:
         return exposition(self._engine)

@@ -41,10 +41,13 @@ def limits_from(configs: dict[str, str]) -> TopicLimits:
         found = int(configs.get(name, str(2**63 - 1)))
         return None if found >= 2**62 else found
 
+    # Before Kafka 3.6 one setting bounded both sides.
+    around = bound("message.timestamp.difference.max.ms")
+    before, after = bound("message.timestamp.before.max.ms"), bound("message.timestamp.after.max.ms")
     return TopicLimits(
         int(configs.get("max.message.bytes", "1048588")),
-        bound("message.timestamp.before.max.ms"),
-        bound("message.timestamp.after.max.ms"),
+        around if before is None else before,
+        around if after is None else after,
         configs.get("message.timestamp.type", "CreateTime") == "LogAppendTime",
     )
 
@@ -82,11 +85,18 @@ class Destination:
             value = result.value
             if result.key is not SOURCE_KEY:
                 key = self.key(result.key)
-            found = result.header_list()
+            try:
+                found = result.header_list()
+            except (TypeError, ValueError) as exc:
+                raise OutputRefused(f"output to {self.topic.name!r}: {exc}") from exc
             if found is not None:
                 headers = found
             if result.timestamp_ms is not None:
                 timestamp = result.timestamp_ms
+                if type(timestamp) is not int or not 0 <= timestamp < 2**63:
+                    raise OutputRefused(
+                        f"output to {self.topic.name!r}: timestamp_ms={timestamp!r}; give a number of ms since 1970"
+                    )
         try:
             raw = None if value is None else self._encode(value)
         except TypeError as exc:
@@ -106,7 +116,9 @@ class Destination:
         limits = self.limits
         size = (len(key) if key else 0) + (len(value) if value else 0) + _OVERHEAD_BYTES
         if headers:
-            size += sum(len(name) * 2 + len(content or b"") + 10 for name, content in headers)
+            size += sum(
+                (len(name) if name.isascii() else len(name) * 4) + len(content or b"") + 10 for name, content in headers
+            )
         if size > limits.max_bytes:
             raise OutputRefused(
                 f"output to {self.topic.name!r} of about {size} bytes is above the topic's max.message.bytes="
@@ -116,12 +128,14 @@ class Destination:
             if limits.max_ahead_ms is not None and timestamp > now_ms + limits.max_ahead_ms:
                 raise OutputRefused(
                     f"output to {self.topic.name!r} is stamped {timestamp}, further ahead than the topic's "
-                    f"message.timestamp.after.max.ms={limits.max_ahead_ms} allows; give Output(timestamp_ms=...) or raise it"
+                    f"message.timestamp.after.max.ms={limits.max_ahead_ms} allows; give Output(timestamp_ms=...) or "
+                    "raise it"
                 )
             if limits.max_behind_ms is not None and timestamp < now_ms - limits.max_behind_ms:
                 raise OutputRefused(
                     f"output to {self.topic.name!r} is stamped {timestamp}, older than the topic's "
-                    f"message.timestamp.before.max.ms={limits.max_behind_ms} allows; give Output(timestamp_ms=...) or raise it"
+                    f"message.timestamp.before.max.ms={limits.max_behind_ms} allows; give Output(timestamp_ms=...) or "
+                    "raise it"
                 )
         if partition is not None:
             if not 0 <= partition < self.partitions:
@@ -157,13 +171,13 @@ def dead_letter(
 ) -> Out:
     """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
 
-    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason. A value
-    that does not fit the topic is left out, and a header says so; it still stands at its source position.
+    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason. A
+    value that does not fit the topic is left out, and a header says so; it still stands at its source position.
     """
     said = {
         "semel.pipeline": pipeline,
         "semel.reason": reason,
-        "semel.error": error[:2000],
+        "semel.error": error.encode(errors="backslashreplace")[:2000].decode(errors="ignore"),
         "semel.attempts": str(attempts),
         "semel.topic": source.topic,
         "semel.partition": str(source.partition),
@@ -172,7 +186,8 @@ def dead_letter(
         "semel.dead_at": str(now_ms),
     }
     value = record.value
-    size = len(record.key or b"") + len(value or b"") + sum(len(n) + len(v or b"") + 10 for n, v in record.headers) + 4096
+    size = len(record.key or b"") + len(value or b"") + 4096
+    size += sum(len(name) * 4 + len(content or b"") + 10 for name, content in record.headers)
     if value is not None and size > letters.max_bytes:
         said["semel.left_out"] = f"a value of {len(value)} bytes does not fit the dead-letter topic"
         value = None

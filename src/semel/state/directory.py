@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import orjson
 
@@ -33,11 +34,16 @@ class StateDirectory:
             ) from exc
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             os.close(self._lock)
             raise InstanceTaken(
                 f"the state directory {path} is locked by another process: instance {instance!r} runs already; "
                 "stop it, or start this worker with another --instance"
+            ) from exc
+        except OSError as exc:
+            os.close(self._lock)
+            raise StateDirectoryError(
+                f"the state directory {path} cannot be locked ({exc.strerror}); set state_dir to a local disk"
             ) from exc
         try:
             self._check_owner(app, instance)
@@ -58,7 +64,7 @@ class StateDirectory:
         marker = self.path / "OWNER.json"
         wanted = {"format": FORMAT, "app": app, "instance": instance}
         try:
-            found = orjson.loads(marker.read_bytes())
+            found: Any = orjson.loads(marker.read_bytes())
         except FileNotFoundError:
             if self.database.exists():
                 raise StateDirectoryError(
@@ -71,6 +77,9 @@ class StateDirectory:
             raise StateDirectoryError(
                 f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state"
             ) from exc
+        if not isinstance(found, dict):
+            raise StateDirectoryError(f"{marker} says nothing of an owner; remove {self.path} to rebuild its state")
+        found = cast("dict[str, Any]", found)
         if found.get("app") != app or found.get("instance") != instance:
             raise StateDirectoryError(
                 f"{self.path} belongs to app {found.get('app')!r}, instance {found.get('instance')!r}, not to "
@@ -97,7 +106,7 @@ class StateDirectory:
 
 
 def first_free_instance(state_dir: Path, app: str) -> str | None:
-    """The first instance directory of this app that no process of this machine holds, by name; None if there is none."""
+    """The first instance directory of this app, by name, that no process of this machine holds; None if there is none."""
     root = state_dir / app
     if not root.is_dir():
         return None

@@ -53,7 +53,7 @@ class Rows:
         "sealed",
     )
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         name: str,
         partition: int,

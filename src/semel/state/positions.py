@@ -76,9 +76,9 @@ class Position:
         }
 
     @property
-    def stamp(self) -> tuple[str, int]:
-        """Who wrote it: tells our own commit from somebody else's at the same offset (rule 18)."""
-        return self.writer, self.epoch
+    def stamp(self) -> tuple[str, int, int]:
+        """Who wrote it, in which epoch, when: tells our own commit from another one at the same offset (rule 18)."""
+        return self.writer, self.epoch, self.at_ms
 
 
 def decode(raw: bytes, where: str) -> Position:

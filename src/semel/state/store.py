@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -34,6 +34,8 @@ from semel.errors import StateDirectoryError
 _ROW = Struct(">IH")
 _BUCKET = Struct(">Iq")
 _PARTITION = Struct(">I")
+# Keys of the meta family that are no partition's.
+_NUMBERS, _CHECK = b"tables", b"writable"
 _FAMILIES = ("rows", "marks", "meta")
 _MIB = 1 << 20
 
@@ -158,11 +160,28 @@ class Store:
     # -- reading
 
     def get_marks(self, prefix: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
-        return self._get_mark([prefix + i for i in ids])
+        try:
+            return self._get_mark([prefix + i for i in ids])
+        except Exception as exc:
+            raise self.failed("read from", exc) from exc
 
     def meta(self, partition: int) -> dict[str, Any] | None:
         found = self._family("meta").get(_PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
+
+    def table_numbers(self, names: Iterable[str]) -> dict[str, int]:
+        """The numbers that rows of these tables are kept under. A table keeps its number for good; StoreError."""
+        family = self._families["meta"]
+        found = family.get(_NUMBERS)
+        numbers: dict[str, int] = {} if found is None else orjson.loads(found)
+        fresh = sorted(set(names) - set(numbers))
+        for name in fresh:
+            numbers[name] = max(numbers.values(), default=0) + 1
+        if fresh:
+            batch = self.batch()
+            batch.raw.put(_NUMBERS, orjson.dumps(numbers), self._handles["meta"])
+            self.write(batch)
+        return numbers
 
     def scan_rows(self, prefix: bytes, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows of one table and partition in key order: `start` inclusive, `end` exclusive.
@@ -205,14 +224,17 @@ class Store:
     def check_writable(self) -> None:
         """StoreError where it is not."""
         batch = self.batch()
-        batch.meta(0xFFFFFFFF, {})
+        batch.raw.put(_CHECK, b"", self._handles["meta"])
         self.write(batch)
 
     def write(self, batch: StoreBatch) -> None:
         try:
             self._db.write(batch.raw)
         except Exception as exc:
-            raise StoreError(f"RocksDB could not write to {self.path}: {exc}") from exc
+            raise self.failed("write to", exc) from exc
+
+    def failed(self, what: str, exc: Exception) -> StoreError:
+        return exc if isinstance(exc, StoreError) else StoreError(f"RocksDB could not {what} {self.path}: {exc}")
 
 
 def row_prefix(partition: int, table_number: int) -> bytes:

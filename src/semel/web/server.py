@@ -31,7 +31,8 @@ SHUTDOWN_S = 2.0
 class WebServer:
     """Serves `view` as the settings say, on the running event loop.
 
-    `more`: an application's own pages, served beside the views; a view's path wins. `start` raises `ConfigError` where the address cannot be listened on. `url` is what other workers forward to.
+    `more`: an application's own pages, served beside the views; a view's path wins. `start` raises `ConfigError` where
+    the address cannot be listened on. `url` is what other workers forward to.
     """
 
     def __init__(self, view: WorkerView, settings: Settings, more: Iterable[Route] = ()) -> None:
