@@ -1,7 +1,7 @@
 """Who runs which task: pure, sticky, balanced. The leader of the group decides for everyone.
 
-A task is a partition number: partition p of every source topic goes to the same worker, so that co-partitioned topics and
-tables stay together.
+A task is a partition number: partition p of every source topic goes to the same worker, so that co-partitioned topics
+and tables stay together.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ class Assignment:
 
 
 def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ...]]:
-    """member id -> its tasks: each task exactly once, loads differ by at most one, what a member ran it keeps where possible."""
+    """member id -> its tasks: each task exactly once, loads that differ by at most one, as few moves as that allows.
+
+    Where two members say they ran a task, the first by instance name keeps it. No members, nothing assigned.
+    """
+    if not members:
+        return {}
     order = sorted(members, key=lambda m: (m.instance, m.member_id))
     low, extra = divmod(tasks, len(order))
     free = set(range(tasks))

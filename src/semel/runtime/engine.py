@@ -1,4 +1,4 @@
-"""Engine: one worker's heart. It owns tasks and lanes, cuts epochs, commits them, and starts over when that fails.
+"""Engine: one worker's heart. It owns tasks and lanes, commits what they did, and starts over when that fails.
 
 One lock, `_turn`, orders everything that changes what is held: committing, revoking, taking over. Lanes never take it; they
 only meet the gate. The rules are those of `docs/protocol.md`; the numbers in comments are theirs.
@@ -10,29 +10,31 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from semel.errors import CarryOverFull, CommitError, InstanceTaken, SemelError, TopicChanged
-from semel.partitioner import KeyPartitions
-from semel.plan import Plan, TablePlan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
+from semel.errors import InstanceTaken, SemelError, TopicChanged
+from semel.plan import Plan
+from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
+from semel.runtime import carry, epoch
 from semel.runtime.assignor import Assignment
+from semel.runtime.barrier import Barrier
+from semel.runtime.carry import Carried, CarryOver, InDoubt
+from semel.runtime.decide import check_topic
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
 from semel.runtime.membership import GroupMember
-from semel.runtime.restore import Restorer, RestoreSettings, check_topic, task_meta
+from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
+from semel.runtime.suspects import Suspects
+from semel.runtime.takeover import TakeOver
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.runtime.topics import Topics
 from semel.stages.agent import Lane
-from semel.stages.answers import Answer, answer_of
-from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.answers import Answer, needs_a_person
+from semel.stages.commit import CommitFailed, Sealed, Writer
 from semel.stages.sink import DeadLetters, Destination, Out
-from semel.state import positions
-from semel.state.marks import Marks
-from semel.state.overlay import Rows
-from semel.state.positions import COUNTS, TopicPosition
+from semel.state.positions import TopicPosition
 from semel.state.store import Store, StoreError
 from semel.topic import Topic
 
@@ -42,20 +44,10 @@ log = logging.getLogger("semel.engine")
 RESTORES = 8
 # The sources' identity is checked before a commit at most this often (rule 17).
 TOPIC_CHECK_S = 1.0
+# A writer that is taken over twice within this time has a twin (rule 16).
 FENCED_WINDOW_S = 60.0
-# After a refused record this many events are committed one by one: more than were in the refused epoch's one batch.
-CAUTIOUS_EPOCHS = 2_000
-
-
-class Carried:
-    """An output without a source record, put into the next epoch again until it is committed (rule 4)."""
-
-    __slots__ = ("done", "out", "since")
-
-    def __init__(self, out: Out, done: asyncio.Future[None], since: float) -> None:
-        self.out = out
-        self.done = done
-        self.since = since
+# A topic that cannot be written is tried again after this long.
+PAUSE_S = 5.0
 
 
 class Engine:
@@ -97,25 +89,29 @@ class Engine:
         self.landings = 0
         self.epoch_outputs: list[Out] = []
         # -- epochs
-        self._gate_open = asyncio.Event()
-        self._gate_open.set()
-        self._parked = asyncio.Event()
+        self._barrier = Barrier(clock, self.lanes, handler_timeout_ms=settings.handler_timeout_ms)
+        self._carry = CarryOver(settings.carry_over_limit)
+        self._suspects = Suspects()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._carry: deque[Carried] = deque()
         self._epoch = 0
         self._epoch_since: float | None = None
-        self._cautious_epochs = 0
-        self._condemned: dict[TP, dict[int, str]] = {}
         self._committing = False
         self._open_for_work = False
+        self._restorer = Restorer(
+            broker, clock, randomness, self._pass, store, plan, settings, own_id=self.transactional_id
+        )
+        self._takeover = TakeOver(
+            plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
+            transactional_id=self.transactional_id,
+        )  # fmt: skip
         self._taking_over: asyncio.Task[None] | None = None
-        self._lost_writer_at: list[float] = []
+        self._fenced_at: list[float] = []
         self._topics_checked_at = 0.0
+        self._mending = False
         self._running: list[asyncio.Task[Any]] = []
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
-        self._table_numbers = {t.name: n + 1 for n, t in enumerate(sorted(plan.tables, key=lambda t: t.name))}
         # -- what others look at
         self.waiting_for = "starting"
         self.paused_by = ""
@@ -163,7 +159,7 @@ class Engine:
             rebalance_timeout_ms=s.rebalance_timeout_ms,
         )
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._running.append(task)
         task.add_done_callback(self._ended)
@@ -193,20 +189,18 @@ class Engine:
             try:
                 await self.broker.start()
                 return
-            except RpcLost as exc:
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise
                 self._say_waiting(f"the broker does not answer: {exc}")
                 await self.clock.sleep(pause)
                 pause = min(pause * 1.5, 1.0)
 
     async def _shut_down(self) -> None:
         """Finish what runs, commit it, and go; a failed engine commits nothing."""
-        if self._failure is None and self.membership is not None:
-            with contextlib.suppress(TimeoutError, CommitFailed, RpcError, RpcLost, StoreError):
-                async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
-                    async with self._turn:
-                        self._open_for_work = False
-                        await self._commit_epoch()
         await self._stop_taking_over()
+        if self._failure is None:
+            await self._last_commit()
         for lane in self.lanes:
             await lane.close()
         if self.group is not None:
@@ -214,9 +208,7 @@ class Engine:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        for carried in self._carry:
-            if not carried.done.done():
-                carried.done.set_exception(CommitError("the worker stopped before this was committed"))
+        self._carry.give_up()
         if self.group is not None and self._failure is None and self.settings.leave_on_stop:
             await self.group.leave()
         if self.writer is not None:
@@ -224,6 +216,15 @@ class Engine:
                 async with asyncio.timeout(self.settings.rpc_timeout_ms / 1000):
                     await self.writer.abort()
         await self.broker.close()
+
+    async def _last_commit(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
+                async with self._turn:
+                    self._open_for_work = False
+                    await self._commit_epoch()
+        except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
+            log.warning("the last epoch is not committed, its events are handled again at the next start: %s", exc)
 
     def _say_waiting(self, what: str) -> None:
         if what != self.waiting_for:
@@ -261,17 +262,18 @@ class Engine:
     # ================================================================== what lanes ask
 
     def gate(self) -> Awaitable[Any]:
-        self._parked.set()
-        return self._gate_open.wait()
+        return self._barrier.gate()
 
     def cautious(self) -> bool:
-        return self._cautious_epochs > 0
+        return self._suspects.cautious > 0
 
     def may_take(self) -> bool:
         if not self._open_for_work or self.paused_by:
             return False
         # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
-        return not self._cautious_epochs or not (self._committing or self._has_work())
+        return not self._suspects.cautious or not (
+            self._committing or self._has_work() or any(lane.slice is not None for lane in self.lanes)
+        )
 
     def finished(self) -> None:
         self._changed.set()
@@ -299,44 +301,24 @@ class Engine:
     def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
         self.fail(
             TopicChanged(
-                f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands: records were deleted, by retention or by hand, before they were processed. Run `semel "
-                "reset --to earliest` to go on with what is there, and raise the topic's retention"
+                f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands: records were deleted, by "
+                "retention or by hand, before they were processed. Run `semel reset --to earliest` to go on with what is "
+                "there, and raise the topic's retention"
             )
         )
-
-    # ================================================================== work without a source record
-
-    def carry(self, out: Out) -> asyncio.Future[None]:
-        """Put an output into the next epoch that commits; the future resolves after EndTxn. CarryOverFull."""
-        if len(self._carry) >= self.settings.carry_over_limit:
-            raise CarryOverFull(
-                f"{len(self._carry)} outputs without an event wait for their commit, the limit (carry_over_limit) is "
-                f"{self.settings.carry_over_limit}; await what app.send returns, and send slower"
-            )
-        done = asyncio.get_running_loop().create_future()
-        self._carry.append(Carried(out, done, self.clock.monotonic()))
-        self._changed.set()
-        return done
-
-    def _expire_carried(self) -> None:
-        """A worker that owns nothing sends nothing (rule 9)."""
-        bound = self.clock.monotonic() - self.settings.commit_timeout_ms / 1000
-        while self._carry and self._carry[0].since < bound and not self.tasks:
-            carried = self._carry.popleft()
-            if not carried.done.done():
-                carried.done.set_exception(
-                    CommitError(
-                        "this worker owns no partition, so nothing can fence what it sends; send from a worker that does, or "
-                        "write to the source topic"
-                    )
-                )
 
     # ================================================================== epochs
 
+    def carry(self, out: Out) -> asyncio.Future[None]:
+        """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
+        done = self._carry.add(out, self.clock.monotonic())
+        self._changed.set()
+        return done
+
     def _has_work(self) -> bool:
-        return bool(self.epoch_outputs) or any(t.touched for t in self.tasks.values()) or (
-            bool(self._carry) and self._can_carry()
-        )
+        if self.epoch_outputs or any(t.touched for t in self.tasks.values()):
+            return True
+        return bool(self._carry) and self._can_carry()
 
     def _can_carry(self) -> bool:
         """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
@@ -355,13 +337,14 @@ class Engine:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.5 if self._carry else None):
                         await self._changed.wait()
-                self._expire_carried()
+                if not self.tasks:
+                    self._carry.expire(self.clock.monotonic() - self.settings.commit_timeout_ms / 1000)
                 continue
             now = self.clock.monotonic()
             if self._epoch_since is None:
                 self._epoch_since = now
             left = self._epoch_since + interval - now
-            if left <= 0 or self._idle() or self._cautious_epochs:
+            if left <= 0 or self._idle() or self._suspects.cautious:
                 return
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -374,16 +357,21 @@ class Engine:
             failed: CommitFailed | None = None
             sent = False
             async with self._turn:
+                membership = self.membership
                 if self._open_for_work:
                     try:
                         sent = await self._commit_epoch()
                     except CommitFailed as exc:
                         failed = exc
-                        self._lose_epoch(exc)
+                        log.warning(
+                            "epoch %d is not committed: %s; what it did is undone and done again", self._epoch, exc
+                        )
+                        self.stats["unknown" if exc.answer is Answer.UNKNOWN else "aborts"] += 1
+                        self._drop_everything()
                     except StoreError as exc:
-                        self._store_failed(exc)
+                        self.store_failed(exc)
             if failed is not None:
-                await self._after_failure(failed)
+                await self._after_failure(failed, membership)
             if not sent:
                 # Work waits for a writer or an assignment: never ask again without letting others run.
                 await self.clock.sleep(0.01)
@@ -396,183 +384,120 @@ class Engine:
         self._committing = True
         try:
             self.gate_closed = True
-            self._gate_open.clear()
+            self._barrier.close()
             try:
-                busy = await self._quiesce()
+                busy = await self._barrier.quiesce()
                 await self._pass("barrier.before_seal")
                 attach = [lane.detach() for lane in busy if lane.hand.holding]
-                sealed, carried = self._seal()
+                sealed, carried = self._seal(membership)
                 for put_back in attach:
                     put_back()
             finally:
                 self.gate_closed = False
-                self._gate_open.set()
+                self._barrier.open()
             if sealed is None:
                 return False
-            await self._pass("barrier.after_seal")
-            started = self.clock.monotonic()
-            try:
-                await self._check_topics()
-                await writer.commit(sealed, membership)
-            except CommitFailed:
-                self._carry.extendleft(reversed(carried))
-                raise
-            self.commit_seconds.append(self.clock.monotonic() - started)
+            await self._commit(sealed, carried, writer, membership)
             await self._pass("commit.before_store")
-            self._land(sealed, writer, carried)
+            self._land(sealed)
             await self._pass("commit.after_store")
             return True
         finally:
             self._committing = False
 
-    async def _quiesce(self) -> list[Lane]:
-        """Wait for running events; what is over its time is left out, not killed (rule 3)."""
-        ends = self.clock.monotonic() + self.settings.handler_timeout_ms / 1000
-        while True:
-            busy = [lane for lane in self.lanes if lane.hand.holding]
-            left = ends - self.clock.monotonic()
-            if not busy or left <= 0:
-                break
-            self._parked.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, 0.05)):
-                    await self._parked.wait()
-        for lane in busy:
-            self.stats["left_out"] += 1
-            s = lane.slice
-            where = f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{lane.hand.record.offset}" if s is not None else "?"
-            log.warning(
-                "agent %s has been handling %s for over %d ms; it is left out of this epoch and goes on",
-                lane.plan.name, where, self.settings.handler_timeout_ms,
-            )  # fmt: skip
-        return busy
-
-    def _seal(self) -> tuple[Sealed | None, list[Carried]]:
+    def _seal(self, membership: Membership | None) -> tuple[Sealed | None, list[Carried]]:
         """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
         for lane in self.lanes:
             lane.settle()
         touched = [t for t in self.tasks.values() if t.touched]
-        carried = list(self._carry)
-        self._carry.clear()
+        carried: list[Carried] = []
+        if not self._suspects.cautious:
+            carried = self._carry.take()
+        elif not touched:
+            # While somebody is sought who is to blame, an epoch is one event's or one output's.
+            carried = self._carry.take(1)
         if carried and not touched and self.plan.sources:
             # Every transaction carries a task's offset: it is the fence (rule 9).
             touched = [t for t in self.tasks.values() if t.state is TaskState.RUNNING][:1]
             if not touched:
-                self._carry.extend(carried)
+                self._carry.put_back(carried)
                 return None, []
         self._epoch_since = None
         if not touched and not carried:
             return None, []
         self._epoch += 1
-        now_ms = int(self.clock.time() * 1000)
         outs, self.epoch_outputs = self.epoch_outputs, []
         outs.extend(c.out for c in carried)
-        records = by_partition(outs)
-        offsets: dict[TP, int] = {}
-        plan, generation = self.plan, self.membership.generation if self.membership else -1
-        for task in touched:
-            task.touched = False
-            p = task.partition
-            for rows in task.touched_rows:
-                tp = TP(plan.changelog(rows.name), p)
-                records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in rows.seal().items()]
-            if task.marks is not None and task.marks.open:
-                tp = TP(plan.marks_topic, p)
-                records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal().items()]
-            tp = TP(plan.positions_topic, p)
-            position = task.position(generation, self.transactional_id, self._epoch, now_ms, plan.shape())
-            task.sealed_position = position
-            records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
-            for topic, at in position.topics.items():
-                offsets[TP(topic, p)] = at.next
-        sealed = Sealed(self._epoch, records, offsets)
-        return sealed, carried
+        self._suspects.sealed(self.lanes)
+        self.stats["left_out"] = self._barrier.left_out
+        return epoch.seal(
+            self.plan, touched, outs, number=self._epoch, generation=membership.generation if membership else -1,
+            writer=self.transactional_id, now_ms=self._now_ms(),
+        ), carried  # fmt: skip
 
-    def _land(self, sealed: Sealed, writer: Writer, carried: list[Carried]) -> None:
-        """The epoch is committed on Kafka: let the store have it, then drop the overlay."""
-        batch = self.store.batch()
-        now_ms = int(self.clock.time() * 1000)
-        landed: list[Task] = []
-        for task in self.tasks.values():
-            position = task.sealed_position
-            if position is None:
-                continue
-            landed.append(task)
-            p = task.partition
-            for rows in task.tables.values():
-                if rows.sealed:
-                    batch.rows(rows.prefix, rows.sealed)
-                    self._advance(task, self.plan.changelog(rows.name), sealed)
-            marks = task.marks
-            if marks is not None:
-                if marks.sealed:
-                    first = sealed.base_offsets.get(TP(self.plan.marks_topic, p), -1)
-                    marks.land(batch, marks.sealed.items(), first)
-                    self._advance(task, self.plan.marks_topic, sealed)
-                if position.stream_time.ms is not None:
-                    expired = marks.expired(position.stream_time.ms)
-                    if expired:
-                        marks.drop_buckets(batch, expired)
-                        self._trim(task)
-            own = self._advance(task, self.plan.positions_topic, sealed)
-            stamp = (self.transactional_id, sealed.number, own)
-            batch.meta(p, task_meta(task, position, now_ms, stamp))
-        self.store.write(batch)
-        self.landings += 1
-        for task in landed:
-            assert task.sealed_position is not None
-            task.committed, task.sealed_position = task.sealed_position, None
-            for rows in task.tables.values():
-                rows.landed()
-            if task.marks is not None:
-                task.marks.sealed = {}
+    async def _commit(
+        self, sealed: Sealed, carried: list[Carried], writer: Writer, membership: Membership | None
+    ) -> None:
+        try:
+            await self._pass("barrier.after_seal")
+            await self._check_topics()
+            started = self.clock.monotonic()
+            await writer.commit(sealed, membership)
+        except BaseException as exc:
+            if carried:
+                self._not_committed(sealed, carried, exc)
+            raise
+        self.commit_seconds.append(self.clock.monotonic() - started)
+        # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
+        carry.committed(carried)
         self.stats["commits"] += 1
-        if self._cautious_epochs:
-            self._cautious_epochs -= 1
-        for waiting in carried:
-            if not waiting.done.done():
-                waiting.done.set_result(None)
+        self._suspects.committed()
+
+    def _not_committed(self, sealed: Sealed, carried: list[Carried], exc: BaseException) -> None:
+        if sealed.ending:
+            tp = next(tp for tp in sealed.records if tp.topic == self.plan.positions_topic)
+            task = self.tasks.get(tp.partition)
+            since = int(task.logs[tp.topic]["next"]) if task is not None else 0
+            self._carry.in_doubt.append(InDoubt(carried, tp, since, (self.transactional_id, sealed.number)))
+        elif self._suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
+            carry.fail(carried, f"the broker refuses it: {exc.cause}")
+        else:
+            self._carry.put_back(carried)
+
+    def _land(self, sealed: Sealed) -> None:
+        """The epoch is committed on Kafka: let the store have it."""
+        trims = epoch.land(self.store, self.plan, self.tasks.values(), sealed, now_ms=self._now_ms())
+        self.landings += 1
+        if trims and self.settings.trim_marks:
+            self._background(self._trim(trims))
         for told in self.on_committed:
             told()
         self._changed.set()
-        for lane in self.lanes:
-            if self._cautious_epochs:
+        if self._suspects.cautious:
+            for lane in self.lanes:
                 lane.wake.set()
 
-    def _advance(self, task: Task, topic: str, sealed: Sealed) -> int:
-        """Note how far the log is in the store; the offset of the epoch's first record there, -1 if not told."""
-        tp = TP(topic, task.partition)
-        base = sealed.base_offsets.get(tp, -1)
-        if base >= 0:
-            task.logs[topic]["next"] = base + len(sealed.records[tp])
-        return base
+    def _now_ms(self) -> int:
+        return int(self.clock.time() * 1000)
 
-    def _trim(self, task: Task) -> None:
-        """Let Kafka forget marks that no live bucket needs (rule 21); in the background, and not vital."""
-        assert task.marks is not None
-        before = task.marks.first_live_offset()
-        tp = TP(self.plan.marks_topic, task.partition)
-        if before is None or not self.settings.trim_marks:
-            return
+    async def _trim(self, before: dict[TP, int]) -> None:
+        """Let Kafka forget marks that no live bucket needs (rule 21); not vital."""
+        try:
+            await self.broker.delete_records(before)
+            self.stats["trims"] += 1
+        except RpcError as exc:
+            if exc.code in (29, 31):
+                self.settings.trim_marks = False
+                log.warning("deleting expired marks is not permitted (%s); %s will only grow. Grant Delete on it to trim",
+                            exc, self.plan.marks_topic)  # fmt: skip
+        except RpcLost:
+            pass
 
-        async def trim() -> None:
-            try:
-                await self.broker.delete_records({tp: before})
-                self.stats["trims"] += 1
-            except RpcError as exc:
-                if exc.code in (29, 31):
-                    self.settings.trim_marks = False
-                    log.warning("deleting expired marks from %s is not permitted (%s); the topic will only grow. Grant Delete on "
-                                "it to trim", tp.topic, exc)  # fmt: skip
-            except RpcLost:
-                pass
-
-        self._background(trim())
-
-    def _background(self, work: Any) -> None:
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._running.append(task)
         task.add_done_callback(self._running.remove)
+        task.add_done_callback(self._ended)
 
     async def _check_topics(self) -> None:
         """Rule 17: a source that grew or was made anew under us stops the app before another epoch counts."""
@@ -584,13 +509,12 @@ class Engine:
         except (RpcError, RpcLost):
             return
         self._topics_checked_at = now
-        for task in self.tasks.values():
-            for name, (topic_id, partitions) in task.topics.items():
-                if name not in found:
-                    raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self.app!r} reads it; "
-                                       "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
-                check_topic(self.app, TopicPosition(topic_id, partitions, 0), found[name])
-            break
+        held = {name: at for task in self.tasks.values() for name, at in task.topics.items()}
+        for name, (topic_id, partitions) in held.items():
+            if name not in found:
+                raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self.app!r} reads it; "
+                                   "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
+            check_topic(self.app, TopicPosition(topic_id, partitions, 0), found[name])
 
     # ================================================================== when it fails
 
@@ -606,72 +530,76 @@ class Engine:
             task.sealed_position = None
             task.open_anew()
 
-    def _lose_epoch(self, failed: CommitFailed) -> None:
-        log.warning("epoch %d is not committed: %s; what it did is undone and done again", self._epoch, failed)
-        self.stats["unknown" if failed.answer is Answer.UNKNOWN else "aborts"] += 1
-        self._drop_everything()
-
-    async def _after_failure(self, failed: CommitFailed) -> None:
+    async def _after_failure(self, failed: CommitFailed, membership: Membership | None) -> None:
+        """What comes next; `membership`: the one it was committed under."""
         answer = failed.answer
         self.stats["recoveries"] += 1
         if answer is Answer.EXIT:
             raise InstanceTaken(f"another worker runs as instance {self.instance!r} of {self.app!r}; start one of them with "
                                 "another --instance") from failed  # fmt: skip
-        if answer is Answer.RECORD:
-            self._cautious(failed)
-        if answer is Answer.TOPIC:
-            self.paused_by = f"a topic cannot be written: {failed.cause}; grant Write on it, or create it; trying again"
-            log.error("%s", self.paused_by)
-            await self.clock.sleep(5)
-            self.paused_by = ""
         if answer is Answer.FENCED:
-            self.stats["fences"] += 1
-            now = self.clock.monotonic()
-            self._lost_writer_at = [t for t in self._lost_writer_at if now - t < FENCED_WINDOW_S] + [now]
-            if len(self._lost_writer_at) >= 2 and self.membership is not None:
-                raise InstanceTaken(f"the writer {self.transactional_id!r} was taken over twice within a minute: another worker "
-                                    f"runs as instance {self.instance!r}; start one of them with another --instance")  # fmt: skip
+            self._fenced()
         if answer in (Answer.FENCED, Answer.REJOIN) and self.group is not None:
-            # Only an assignment proves that these tasks are still ours (rule 16).
-            self.group.request_rejoin()
+            # Only an assignment proves that these tasks are still ours (rule 16). One that came meanwhile will do.
+            if self.membership is membership:
+                self.group.request_rejoin()
             return
-        if self.membership is not None or not self.plan.sources:
+        if answer is Answer.RECORD and not self._suspects.refused(failed.cause):
+            await self._pause(f"{self.plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
+                              "max.message.bytes, or set this machine's clock right")  # fmt: skip
+        if answer is Answer.TOPIC:
+            await self._pause(f"a topic cannot be written: {failed.cause}; grant Write on it, or create it")
+        if not self._open_for_work and (self.membership is not None or not self.plan.sources):
             self._start_take_over()
 
-    def _cautious(self, failed: CommitFailed) -> None:
-        """A record was refused (rule 2). Epochs of one event from here, until the culprit is alone and can be named."""
-        if self._cautious_epochs:
-            suspects = [lane.alone for lane in self.lanes if lane.alone is not None]
-            for tp, offset in suspects:
-                self._condemned.setdefault(tp, {})[offset] = f"its writes were refused by the broker: {failed.cause}"
-            if not suspects:
-                while self._carry:
-                    carried = self._carry.popleft()
-                    if not carried.done.done():
-                        carried.done.set_exception(CommitError(f"the broker refused it: {failed.cause}"))
-        self._cautious_epochs = CAUTIOUS_EPOCHS
+    async def _pause(self, why: str) -> None:
+        self.paused_by = why
+        log.error("%s; trying again in %d s", why, PAUSE_S)
+        await self.clock.sleep(PAUSE_S)
+        if self.paused_by == why:
+            self.paused_by = ""
 
-    def _store_failed(self, exc: StoreError) -> None:
-        """The disk refused what Kafka has committed: nothing is lost, but nothing can go on until it takes writes again."""
+    def _fenced(self) -> None:
+        """Our writer was taken over. Twice while nothing else explains it: another worker has our name (rule 16)."""
+        self.stats["fences"] += 1
+        now, s = self.clock.monotonic(), self.settings
+        begun = self.writer.transaction_open_since if self.writer is not None else None
+        timed_out = begun is not None and now - begun > s.transaction_timeout_ms / 1000
+        gone = self.group is not None and now - self.group.last_answer_at > s.session_timeout_ms / 1000
+        if timed_out or gone:
+            return
+        self._fenced_at = [t for t in self._fenced_at if now - t < FENCED_WINDOW_S] + [now]
+        if len(self._fenced_at) >= 2:
+            raise InstanceTaken(f"the writer {self.transactional_id!r} was taken over twice within a minute: another worker "
+                                f"runs as instance {self.instance!r}; start one of them with another --instance")  # fmt: skip
+
+    def store_failed(self, exc: StoreError) -> None:
+        """The disk refuses what Kafka has: nothing is lost, but nothing can go on until the store can be used again."""
+        self._drop_everything()
+        if self._mending:
+            return
+        self._mending = True
+        self.paused_by = str(exc)
         log.error(
             "%s; free some space or mend the disk. Work stops until the store can be written, nothing is lost", exc
         )
-        self.paused_by = str(exc)
-        self._drop_everything()
         self._background(self._mend_store())
 
     async def _mend_store(self) -> None:
         while True:
             await self.clock.sleep(1)
+            # Nothing may be reading or writing it meanwhile.
+            await self._stop_taking_over()
             try:
                 self.store.reopen()
                 self.store.check_writable()
                 break
             except (StoreError, SemelError) as exc:
                 log.debug("the store cannot be written yet: %s", exc)
+        self._mending = False
         self.paused_by = ""
         log.info("the store takes writes again")
-        if self.membership is not None:
+        if self.membership is not None or not self.plan.sources:
             self._start_take_over()
 
     # ================================================================== what the group says (membership.Owner)
@@ -711,10 +639,13 @@ class Engine:
         self.stats["rebalances"] += 1
         self._start_take_over()
 
+    # ================================================================== taking over
+
     def _start_take_over(self) -> None:
-        if self._taking_over is not None:
-            self._taking_over.cancel()
-        self._taking_over = asyncio.create_task(self._take_over(), name="take over")
+        before = self._taking_over
+        if before is not None:
+            before.cancel()
+        self._taking_over = asyncio.create_task(self._take_over(before), name="take over")
         self._taking_over.add_done_callback(self._ended)
 
     async def _stop_taking_over(self) -> None:
@@ -724,158 +655,61 @@ class Engine:
             taking_over.cancel()
             await asyncio.wait({taking_over})
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, before: asyncio.Task[None] | None) -> None:
         """A writer, then every task restored, each running as soon as it is (rules 11, 14, 15)."""
+        if before is not None:
+            await asyncio.wait({before})
         membership = self.membership
         async with self._turn:
-            if membership is not self.membership:
+            if membership is not self.membership or self._mending:
                 return
             self._drop_everything()
-            await self._new_writer()
-            topics = await self._metadata()
+            if self.writer is None or self.writer.dead:
+                self.writer = await self._takeover.writer()
+            topics = await self._takeover.metadata()
             letters = self.plan.dead_letter_topic
             self.dead_letters = DeadLetters(
                 letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
             )
             self._topics_checked_at = self.clock.monotonic()
-            self.tasks = {p: self._task(p) for p in self.assignment.tasks}
+            await self._settle_doubts()
+            mine = self.assignment.tasks
+            self.tasks = {p: self._takeover.task(p, len(mine), self._suspects.condemned) for p in mine}
             for lane in self.lanes:
                 lane.sink = self.topics.destinations.get(lane.plan.sink.name) if lane.plan.sink is not None else None
             self._open_for_work = True
-        restorer = Restorer(
-            self.broker,
-            self.clock,
-            self.randomness,
-            self._pass,
-            self.store,
-            self.plan,
-            RestoreSettings(
-                group=self.app,
-                has_sources=bool(self.plan.sources),
-                rpc_timeout_ms=self.settings.rpc_timeout_ms,
-                rebuild_age_ms=self.settings.rebuild_age_ms,
-                adopt=self.settings.adopt,
-            ),
-            fence=lambda name: self.broker.init_producer_id(name, self.settings.transaction_timeout_ms),
-            own_id=self.transactional_id,
-        )
         slots = asyncio.Semaphore(RESTORES)
 
         async def bring_up(task: Task) -> None:
             async with slots:
-                position = await restorer.restore(task, topics)
-                position = await self._begin(task, position)
-                task.committed = position
-                task.open_anew()
+                await self._takeover.restore(task, topics)
                 task.state = TaskState.RUNNING
                 self._feed(task)
-                log.info("task %d runs from %s", task.partition, {t: a.next for t, a in position.topics.items()})
+                self._changed.set()
+                log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
 
         restores = [asyncio.create_task(bring_up(t)) for t in self.tasks.values()]
         try:
             await asyncio.gather(*restores)
         except StoreError as exc:
-            self._store_failed(exc)
-            return
+            self.store_failed(exc)
         finally:
             for restore in restores:
                 restore.cancel()
             await asyncio.gather(*restores, return_exceptions=True)
         self._changed.set()
 
-    async def _new_writer(self) -> None:
-        if self.writer is not None and not self.writer.dead:
-            return
-        while True:
-            writer = Writer(
-                self.broker,
-                self.clock,
-                self._pass,
-                self.transactional_id,
-                timeout_ms=self.settings.transaction_timeout_ms,
-                commit_timeout_ms=self.settings.commit_timeout_ms,
-            )
-            try:
-                await writer.init(until=self.clock.monotonic() + self.settings.commit_timeout_ms / 1000)
-            except (RpcError, RpcLost) as exc:
-                answer = answer_of(exc)
-                if isinstance(exc, RpcError) and answer is Answer.UNKNOWN:
-                    raise CommitError(f"no transactional writer {self.transactional_id!r} is to be had: {exc}") from exc
-                log.info("taking a writer: %s", exc)
-                await self.clock.sleep(0.2)
-                continue
-            self.writer = writer
-            return
-
-    async def _metadata(self) -> dict[str, Any]:
-        names = [*self.plan.sources, *self.plan.logs]
-        while True:
-            try:
-                found = await self.topics.refreshed(names)
-            except (RpcError, RpcLost) as exc:
-                log.debug("metadata: %s", exc)
-                found = {}
-            if all(name in found for name in names):
-                return found
-            await self.clock.sleep(0.1)
-
-    def _task(self, partition: int) -> Task:
-        task = Task(partition)
-        plan, known = self.plan, self.topics.known
-        share = max(1_000, 200_000 // max(1, len(self.assignment.tasks) * max(1, len(plan.tables))))
-        for table in plan.tables:
-            task.tables[table.name] = Rows(
-                table.name,
-                partition,
-                self._table_numbers[table.name],
-                self.store,
-                table.key,
-                table.value,
-                place=self._place(table),
-                max_bytes=self.topics.max_bytes(plan.changelog(table.name)),
-                limit=share,
-            )
-        dedup = plan.dedup
-        if dedup is not None:
-            task.dedup = dedup
-            task.marks = Marks(self.store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms)
-        for name in plan.sources:
-            info = known[name]
-            if partition < info.partitions:
-                task.topics[name] = (info.id, info.partitions)
-                for agent in plan.agents:
-                    if any(t.name == name for t in agent.sources):
-                        cursor = Cursor(task, TP(name, partition), agent)
-                        cursor.condemned = self._condemned.setdefault(cursor.tp, {})
-                        task.cursors[(name, agent.name)] = cursor
-        return task
-
-    def _place(self, table: TablePlan) -> Callable[[bytes], int] | None:
-        if not table.keyed:
-            return None
-        partitions = max((self.topics.known[n].partitions for n in self.plan.sources), default=1)
-        return KeyPartitions(partitions)
-
-    async def _begin(self, task: Task, position: positions.Position) -> positions.Position:
-        """Where a task that never committed begins: `start=` of the declaration."""
-        fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
-        if not fresh:
-            return position
-        at = EARLIEST if self.plan.start == "earliest" else LATEST
-        while True:
-            try:
-                offsets = await self.broker.list_offsets(fresh, at)
-                break
-            except (RpcError, RpcLost) as exc:
-                if answer_of(exc) not in (Answer.WAIT, Answer.RETRY, Answer.UNKNOWN):
-                    raise
-                await self.clock.sleep(0.1)
-        topics = {
-            t: p if p.next >= 0 else TopicPosition(p.id, p.partitions, offsets[TP(t, task.partition)])
-            for t, p in position.topics.items()
-        }
-        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
-        return positions.moved(position, topics=topics, counts=counts)
+    async def _settle_doubts(self) -> None:
+        """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""
+        doubts = self._carry.in_doubt
+        while doubts:
+            doubt = doubts[-1]
+            known = await self._restorer.committed(doubt.tp, doubt.since, doubt.stamp)
+            doubts.pop()
+            if known:
+                carry.committed(doubt.outs)
+            else:
+                self._carry.put_back(doubt.outs)
 
     def _feed(self, task: Task) -> None:
         for topic in task.topics:
@@ -885,6 +719,4 @@ class Engine:
     async def _without_sources(self) -> None:
         """An app without source topics commits under its id alone (rule 9)."""
         await self.topics.ready()
-        async with self._turn:
-            await self._new_writer()
-            self._open_for_work = True
+        self._start_take_over()

@@ -1,7 +1,8 @@
 """Named failpoints: one at each await of the protocol, for tests, the simulation and `semel chaos` to hold on to.
 
-Unarmed they cost a set lookup. Armed by `SEMEL_FAILPOINT=name[:action[:nth]]` in the environment: `kill` (SIGKILL to this
-process, the default), `stop` (SIGSTOP) or `exit` (an ordinary exit with code 3) at the nth time the point is passed.
+Unarmed they cost a look into a dictionary. Armed by `SEMEL_FAILPOINT=name[:action[:nth]]` in the environment: `kill`
+(SIGKILL to this process, the default), `stop` (SIGSTOP) or `exit` (an ordinary exit with code 3) at the nth time the
+point is passed.
 """
 
 from __future__ import annotations
@@ -43,16 +44,17 @@ class Failpoints:
     def __init__(self, armed: str | None = None) -> None:
         self.hooks: dict[str, Callable[[], Awaitable[None]]] = {}
         if armed:
-            self._arm(*armed.split(":"))
+            self._arm(*armed.split(":", 2))
 
     @classmethod
     def from_environment(cls) -> Failpoints:
         return cls(os.environ.get("SEMEL_FAILPOINT"))
 
     def _arm(self, name: str, action: str = "kill", nth: str = "1") -> None:
-        if name not in NAMES or action not in ("kill", "stop", "exit"):
+        if name not in NAMES or action not in ("kill", "stop", "exit") or not nth.isdecimal() or int(nth) < 1:
             raise ValueError(
-                f"SEMEL_FAILPOINT names {name}:{action}; points are {', '.join(NAMES)}; actions kill, stop, exit"
+                f"SEMEL_FAILPOINT says {name}:{action}:{nth}; points are {', '.join(NAMES)}; actions kill, stop, exit; "
+                "then the number of the time, from 1"
             )
         left = int(nth)
 

@@ -42,7 +42,8 @@ class Feed:
         self.offset = fetched.next_offset
         for cursor in self.cursors:
             records = fetched.records
-            if records and records[0].offset < cursor.position and not cursor.queue:
+            if records and records[0].offset < cursor.position:
+                # It is ahead of the others, or of what was asked for: done is done (rule 5).
                 records = [r for r in records if r.offset >= cursor.position]
             cursor.push(Chunk(records, fetched.next_offset))
 
@@ -137,6 +138,7 @@ class Intake:
                     pause = 0.5
                 elif answer.error:
                     pause = 0.05
+                    log.debug("%s[%d] cannot be read: error %d", feed.tp.topic, feed.tp.partition, answer.error)
                 else:
                     feed.high_watermark = answer.high_watermark
                     if answer.next_offset > feed.offset:
@@ -147,6 +149,9 @@ class Intake:
         except (RpcError, RpcLost) as exc:
             log.debug("fetch from node %d: %s", node, exc)
             pause = 0.1
+        except Exception:
+            log.exception("what node %d answered to a fetch cannot be read; asking again", node)
+            pause = 1.0
         finally:
             for feed in feeds:
                 feed.asked = False

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from semel.errors import PositionConflict, RecoveryError, ShapeChanged, TopicChanged
+from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, Record, RpcError, RpcLost, TopicInfo
+from semel.runtime.decide import decide
 from semel.runtime.failpoints import Failpoints
-from semel.runtime.task import Task
-from semel.stages.answers import Answer, answer_of
-from semel.stages.commit import ask
+from semel.runtime.settings import EngineSettings
+from semel.runtime.task import Task, task_meta
+from semel.stages.answers import needs_a_person
 from semel.state import positions
-from semel.state.positions import Position, TopicPosition
+from semel.state.positions import Position
 from semel.state.store import Store
 
 log = logging.getLogger("semel.restore")
@@ -30,15 +30,6 @@ CHUNK_RECORDS = 20_000
 FETCH_BYTES = 1_000_000
 # A log may stand still for this long before we look for who holds it.
 STALL_S = 0.15
-
-
-@dataclass(slots=True)
-class RestoreSettings:
-    group: str
-    has_sources: bool
-    rpc_timeout_ms: int
-    rebuild_age_ms: int
-    adopt: bool = False
 
 
 class Restorer:
@@ -52,9 +43,8 @@ class Restorer:
         failpoints: Failpoints,
         store: Store,
         plan: Plan,
-        settings: RestoreSettings,
+        settings: EngineSettings,
         *,
-        fence: Callable[[str], Any],
         own_id: str,
     ) -> None:
         self._broker = broker
@@ -64,7 +54,6 @@ class Restorer:
         self._store = store
         self._plan = plan
         self._settings = settings
-        self._fence = fence
         self._own_id = own_id
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> Position:
@@ -74,7 +63,7 @@ class Restorer:
         """
         sources = task.source_tps()
         group_offsets: dict[TP, int] = {}
-        if sources and self._settings.has_sources:
+        if sources:
             group_offsets = await self._waiting(lambda: self._stable(sources), sources)
         await self._pass("restore.after_offsets")
         logs = [TP(name, task.partition) for name in self._plan.logs]
@@ -99,7 +88,8 @@ class Restorer:
         task.restored = 0
         task.restoring_since = self._clock.monotonic()
         task.logs = {tp.topic: {"id": topics[tp.topic].id, "next": at[tp]} for tp in logs}
-        held = _Held(position)
+        task.stamp_offset = int(meta.get("stamp", -1)) if position is not None else -1
+        held = _Held(position, task.stamp_offset)
         for tp in logs:
             # Positions come last, so that a store never says it is further than its rows are.
             await self._read(task, tp, at[tp], ends[tp], held)
@@ -108,7 +98,10 @@ class Restorer:
                 f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
                 "repeating it is safe"
             )
-        position = self._decide(task, held.position, group_offsets, topics)
+        position = decide(
+            self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt
+        )
+        task.stamp_offset = held.offset
         batch = self._store.batch()
         batch.meta(task.partition, task_meta(task, held.position, int(self._clock.time() * 1000)))
         self._store.write(batch)
@@ -125,8 +118,9 @@ class Restorer:
             try:
                 return await request()
             except RpcError as exc:
-                if answer_of(exc) not in (Answer.WAIT, Answer.RETRY):
-                    raise
+                if needs_a_person(exc):
+                    raise self._refused(exc) from exc
+                log.debug("restore: %s", exc)
                 if exc.code == 88 and self._clock.monotonic() - stalled_since > STALL_S:
                     await self._fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
                     stalled_since = self._clock.monotonic()
@@ -136,7 +130,7 @@ class Restorer:
             pause = min(pause * 1.5, 0.5)
 
     async def _stable(self, sources: list[TP]) -> dict[TP, int]:
-        return await self._broker.stable_offsets(self._settings.group, sources)
+        return await self._broker.stable_offsets(self._plan.app, sources)
 
     # -- the three cases of a rebuild
 
@@ -164,18 +158,32 @@ class Restorer:
                 # Marks are trimmed from the front on purpose: only expired ones are missing (rule 21).
                 if at < starts[tp]:
                     return f"it is at {at} of {name}, below the start {starts[tp]}"
-                if at < ends[tp] and age_ms > self._settings.rebuild_age_ms:
+                if (
+                    at < ends[tp]
+                    and age_ms > self._settings.rebuild_age_ms
+                    and not await self._only_markers(tp, at, ends[tp])
+                ):
                     return f"it is {age_ms // 1000} s old: tombstones of {name} may be gone"
-        stamp = meta.get("stamp")
-        if stamp is not None and stamp[2] >= 0:
-            writer, epoch, offset = stamp
+        offset = int(meta.get("stamp", -1))
+        if position is not None and offset >= 0:
             tp = TP(self._plan.positions_topic, task.partition)
             found = await self._record_at(tp, offset)
             if found is not None and found.key == positions.KEY and found.value is not None:
                 there = positions.decode(found.value, f"{tp.topic}[{tp.partition}]@{offset}")
-                if there.stamp != (writer, epoch):
-                    return f"{tp.topic}@{offset} was written by {there.stamp}, not by {(writer, epoch)}"
+                if there.stamp != position.stamp:
+                    return f"{tp.topic}@{offset} was written by {there.stamp}, not by {position.stamp}"
         return None
+
+    async def _only_markers(self, tp: TP, at: int, end: int) -> bool:
+        """Whether nothing was written since but what ends transactions: every commit leaves one behind its records."""
+        while at < end:
+            fetched = await self._fetch(tp, at)
+            if fetched is None:
+                continue
+            if fetched.error or fetched.records or fetched.next_offset == at:
+                return False
+            at = fetched.next_offset
+        return True
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:
         fetched = await self._fetch(tp, offset)
@@ -198,10 +206,17 @@ class Restorer:
             )  # fmt: skip
             return answer.get(tp)
         except (RpcError, RpcLost) as exc:
-            if answer_of(exc) not in (Answer.WAIT, Answer.RETRY, Answer.UNKNOWN):
-                raise
+            if needs_a_person(exc):
+                raise self._refused(exc) from exc
+            log.debug("restore: %s", exc)
             await self._clock.sleep(0.05)
             return None
+
+    def _refused(self, exc: RpcError | RpcLost) -> RecoveryError:
+        return RecoveryError(
+            f"{exc}; the state of {self._plan.app!r} cannot be read: allow this client to read its topics "
+            f"({', '.join([*self._plan.sources, *self._plan.logs])}) and its group"
+        )
 
     async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> None:
         moved_at = self._clock.monotonic()
@@ -217,6 +232,9 @@ class Restorer:
                 at = start
                 continue
             if fetched.error:
+                refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
+                if needs_a_person(refused):
+                    raise self._refused(refused)
                 await self._clock.sleep(0.05)
                 continue
             if fetched.next_offset == at:
@@ -255,13 +273,33 @@ class Restorer:
         batch.meta(task.partition, task_meta(task, held.stored, int(self._clock.time() * 1000)))
         self._store.write(batch)
 
+    async def committed(self, tp: TP, since: int, stamp: tuple[str, int]) -> bool:
+        """Whether a position record of this writer and epoch number stands in the log at `since` or later.
+
+        To be asked when the writer has been taken anew: then its last transaction has ended, one way or the other.
+        """
+        end = (await self._waiting(lambda: self._broker.list_offsets([tp], LATEST), [tp]))[tp]
+        at = max(since, (await self._waiting(lambda: self._broker.list_offsets([tp], EARLIEST), [tp]))[tp])
+        while at < end:
+            fetched = await self._fetch(tp, at)
+            if fetched is None or fetched.error:
+                await self._clock.sleep(0.05)
+                continue
+            for record in fetched.records:
+                if record.key == positions.KEY and record.value is not None:
+                    found = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
+                    if (found.writer, found.epoch) == stamp:
+                        return True
+            at = fetched.next_offset
+        return False
+
     # -- stuck transactions
 
     async def _fence_holders(self, tps: list[TP]) -> None:
         """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15)."""
         try:
             found = await self._broker.open_transactions(tps)
-            group = await self._broker.describe_group(self._settings.group)
+            group = await self._broker.describe_group(self._plan.app)
         except (RpcError, RpcLost) as exc:
             log.debug("looking for the holder of %s: %s", tps, exc)
             return
@@ -275,55 +313,17 @@ class Restorer:
                          tp.topic, tp.partition, name)  # fmt: skip
                 await self._clock.sleep(0.05 * self._randomness.random())
                 try:
-                    await self._fence(name)
+                    await self._broker.init_producer_id(name, self._settings.transaction_timeout_ms)
                 except (RpcError, RpcLost) as exc:
                     log.debug("fencing %s: %s", name, exc)
-
-    # -- which position
-
-    def _decide(
-        self, task: Task, recorded: Position | None, group_offsets: Mapping[TP, int], topics: Mapping[str, TopicInfo]
-    ) -> Position:
-        """Protocol rule 10, for each source topic; rule 17 and 24 on the way."""
-        plan, settings = self._plan, self._settings
-        shape = plan.shape()
-        if recorded is not None and recorded.shape and recorded.shape != shape:
-            check_shape(plan.app, recorded.shape, shape)
-        decided: dict[str, TopicPosition] = {}
-        for name in task.topics:
-            info = topics[name]
-            tp = TP(name, task.partition)
-            offset = group_offsets.get(tp, -1)
-            at = recorded.topics.get(name) if recorded is not None else None
-            if at is not None:
-                check_topic(plan.app, at, info)
-                if offset >= 0 and offset != at.next:
-                    raise PositionConflict(
-                        f"group {settings.group!r} is at offset {offset} of {name}[{task.partition}], the position record at "
-                        f"{at.next}: somebody moved the group's offsets. State and position belong together: either move the "
-                        f"offsets back to {at.next}, or run `semel reset` to move positions and state together"
-                    )
-                decided[name] = at
-            elif offset >= 0:
-                if not settings.adopt:
-                    raise PositionConflict(
-                        f"group {settings.group!r} has offset {offset} on {name}[{task.partition}], but semel has no position "
-                        "there: another consumer used this group name. Start once with --adopt to go on from there with "
-                        "empty state, or choose another pipeline name"
-                    )
-                decided[name] = TopicPosition(info.id, info.partitions, offset)
-            else:
-                decided[name] = TopicPosition(info.id, info.partitions, -1)
-        if recorded is None:
-            return Position(decided, shape=shape)
-        return positions.moved(recorded, topics=decided, shape=shape)
 
 
 class _Held:
     """The last position record seen while a log is read. `stored`: what the store said when reading began."""
 
-    def __init__(self, position: Position | None) -> None:
+    def __init__(self, position: Position | None, offset: int) -> None:
         self.position = position
+        self.offset = offset
         self.stored = position
         self.resetting = False
 
@@ -333,55 +333,4 @@ class _Held:
         if record.key == positions.KEY:
             where = f"{tp.topic}[{tp.partition}]@{record.offset}"
             self.position = None if record.value is None else positions.decode(record.value, where)
-
-
-def task_meta(
-    task: Task, position: Position | None, at_ms: int, stamp: tuple[str, int, int] | None = None
-) -> dict[str, Any]:
-    """What the store keeps of a task beside its rows: how far each log is in it, and the position that goes with that."""
-    return {
-        "v": 1,
-        "logs": task.logs,
-        "position": position.to_json() if position is not None else None,
-        "buckets": {str(b): o for b, o in task.marks.buckets.items()} if task.marks is not None else {},
-        "at": at_ms,
-        "stamp": stamp,
-    }
-
-
-def check_topic(app: str, at: TopicPosition, info: TopicInfo) -> None:
-    """TopicChanged where a source topic is not what it was (rule 17)."""
-    if at.id != info.id:
-        raise TopicChanged(
-            f"topic {info.name!r} was deleted and created again: the positions and dedup marks of {app!r} belong to the old "
-            "one. Run `semel reset` to start on the new topic with empty state, or use another pipeline name"
-        )
-    if at.partitions != info.partitions:
-        raise TopicChanged(
-            f"topic {info.name!r} has {info.partitions} partitions now, {at.partitions} when {app!r} last ran: keys moved "
-            "between partitions, away from their rows and dedup marks. Copy the events to a topic of the old size, or run "
-            "`semel reset` to process them from the start with empty state"
-        )
-
-
-def check_shape(app: str, stored: str, now: str) -> None:
-    """ShapeChanged where stored state was made with another declaration; tables that are new start empty."""
-    import orjson
-
-    before, after = orjson.loads(stored), orjson.loads(now)
-    changed = [
-        f"table {name!r} was {shape}, is {after['tables'][name]}"
-        for name, shape in before["tables"].items()
-        if name in after["tables"] and after["tables"][name] != shape
-    ]
-    changed += [f"table {name!r} is no longer declared" for name in before["tables"] if name not in after["tables"]]
-    if before["dedup"] != after["dedup"]:
-        changed.append(f"the dedup rule was {before['dedup']}, is {after['dedup']}")
-    if changed:
-        raise ShapeChanged(
-            f"{app!r} is declared differently from when its state was made: {'; '.join(changed)}. Put the declaration back, "
-            "run under another name, or run `semel reset` to rebuild its state from the source"
-        )
-
-
-__all__ = ["RestoreSettings", "Restorer", "ask", "check_shape", "check_topic", "task_meta"]
+            self.offset = record.offset

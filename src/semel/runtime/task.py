@@ -36,7 +36,7 @@ class Cursor:
     """How far one agent has come in one source partition.
 
     `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
-    `fetched`: the next offset to ask the broker for. `due`: when the record at `position` may be tried again.
+    `due`: when the record at `position` may be tried again; `attempts`: how often the one at `failed_at` has failed.
     """
 
     __slots__ = (
@@ -45,7 +45,7 @@ class Cursor:
         "buffered",
         "condemned",
         "due",
-        "fetched",
+        "failed_at",
         "isolate_until",
         "position",
         "queue",
@@ -59,21 +59,21 @@ class Cursor:
         self.tp = tp
         self.agent = agent
         self.position = 0
-        self.fetched = 0
         self.queue: deque[Chunk] = deque()
         self.buffered = 0
         self.due = 0.0
+        self.failed_at = -1
         self.attempts = 0
         self.isolate_until = -1
         self.condemned: dict[int, str] = {}
         self.queued = False
 
     def seek(self, offset: int) -> None:
-        self.position = self.fetched = offset
+        self.position = offset
         self.queue.clear()
         self.buffered = 0
         self.due = 0.0
-        self.attempts = 0
+        self.failed_at = -1
         self.isolate_until = -1
 
     def push(self, chunk: Chunk) -> None:
@@ -110,6 +110,8 @@ class Task:
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.topics: dict[str, tuple[str, int]] = {}
         self.logs: dict[str, dict[str, Any]] = {}
+        # The offset of the last committed position record; -1: not known.
+        self.stamp_offset = -1
         self.holder: object | None = None
         self.touched = False
         self.restored = 0
@@ -160,3 +162,15 @@ class Task:
     @property
     def touched_rows(self) -> list[Rows]:
         return [rows for rows in self.tables.values() if rows.open]
+
+
+def task_meta(task: Task, position: Position | None, at_ms: int) -> dict[str, Any]:
+    """What the store keeps of a task beside its rows: how far each log is in it, and the position that goes with that."""
+    return {
+        "v": 1,
+        "logs": task.logs,
+        "position": position.to_json() if position is not None else None,
+        "buckets": {str(b): o for b, o in task.marks.buckets.items()} if task.marks is not None else {},
+        "at": at_ms,
+        "stamp": task.stamp_offset,
+    }

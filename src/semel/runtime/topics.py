@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from semel.errors import TopicChanged
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
-from semel.stages.answers import Answer, answer_of
+from semel.stages.answers import needs_a_person
 from semel.stages.sink import Destination, limits_from
 from semel.topic import Topic
 
@@ -119,9 +119,7 @@ class Topics:
             try:
                 found = await request()  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
             except (RpcError, RpcLost) as exc:
-                if answer_of(exc) not in (Answer.WAIT, Answer.RETRY, Answer.UNKNOWN) or (
-                    isinstance(exc, RpcError) and answer_of(exc) is Answer.UNKNOWN
-                ):
+                if needs_a_person(exc):
                     raise
                 self._say(f"the broker does not answer: {exc}")
                 told = True
@@ -135,6 +133,10 @@ class Topics:
     def max_bytes(self, topic: str) -> int:
         """What a record's value may have in this topic."""
         return limits_from(self.configs.get(topic, {})).max_bytes - 1024
+
+    def max_batch_bytes(self, topic: str) -> int:
+        """What a batch of records may have in this topic."""
+        return limits_from(self.configs.get(topic, {})).max_bytes
 
     def partitions(self, names: Mapping[str, object]) -> dict[str, int]:
         return {name: self.known[name].partitions for name in names}

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from semel.errors import DecodeError, HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation
+from semel.errors import HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation
 from semel.event import Event
 from semel.hand import Hand, in_hand
 from semel.output import Output
@@ -28,6 +28,7 @@ from semel.stages.throttle import Throttle
 from semel.state.marks import DEAD, DONE, pack, unpack
 from semel.state.overlay import MISSING
 from semel.state.positions import StreamTime
+from semel.state.store import StoreError
 from semel.topic import Topic
 
 log = logging.getLogger("semel.agent")
@@ -35,6 +36,8 @@ log = logging.getLogger("semel.agent")
 SLICE_RECORDS = 256
 # A body that never lets go of the event loop keeps heartbeats and commits waiting; lanes let go this often.
 TURN_S = 0.004
+# Event times beyond this fit no mark (64 bits, with room for a window).
+_FAR_MS = 2**62
 
 
 class Host(Protocol):
@@ -52,6 +55,7 @@ class Host(Protocol):
     def cautious(self) -> bool: ...
     def may_take(self) -> bool: ...
     def finished(self) -> None: ...
+    def store_failed(self, exc: StoreError) -> None: ...
     def released(self, cursor: Cursor, lane: Lane) -> None: ...
     def destination(self, topic: Topic) -> Destination | None: ...
     async def open_destination(self, topic: Topic) -> Destination: ...
@@ -126,8 +130,11 @@ class Lane:
         self.make_stream: Callable[[], Any] = lambda: LaneStream(self)
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         self._batching = False
+        self._batch_events = 0
         self._aside_counts: dict[str, int] = {}
         self._saved_stream: StreamTime | None = None
+        # Stream time after the event in hand: it moves when the event is done, not before, and in the same epoch.
+        self._moved: tuple[int, tuple[int, ...]] | None = None
         self._child: asyncio.Task[None] | None = None
         self._restart = asyncio.Event()
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
@@ -172,8 +179,12 @@ class Lane:
             return Slice(cursor, chunk, chunk.start, min(chunk.start + limit, len(chunk.records))), None
         return None, soonest
 
-    async def next_slice(self) -> Slice:
+    async def next_slice(self, hand: Hand) -> Slice:
+        """The next slice for the run that `hand` belongs to. StaleIncarnation where that run is over."""
+        self._leave(hand)
         while True:
+            if self.hand is not hand:
+                raise StaleIncarnation("this stream belongs to a run that is over")
             if self.host.gate_closed:
                 await self.host.gate()
                 continue
@@ -191,6 +202,20 @@ class Lane:
                 pass
             finally:
                 self.waiting = False
+
+    def _leave(self, hand: Hand) -> None:
+        """A body that began to iterate anew is done with the event it still had in hand."""
+        if self.hand is hand and self.slice is not None:
+            if hand.holding:
+                self.complete(hand)
+            self.release()
+
+    def complete(self, hand: Hand) -> None:
+        """Whatever is in hand is done: an event, or a batch."""
+        if self._batching:
+            self._finish_batch(hand, self._batch_events)
+        else:
+            self.finish(hand)
 
     def _hold(self, taken: Slice) -> None:
         self.slice = taken
@@ -211,20 +236,25 @@ class Lane:
         if s is not None:
             at = s.start if self._batching and self.hand.holding else self.index
             records = s.chunk.records
-            s.cursor.position = records[at].offset if at < len(records) else s.chunk.next_offset
+            position = records[at].offset if at < len(records) else s.chunk.next_offset
+            # A cursor that is ahead of its task's others meets records that it has done.
+            s.cursor.position = max(s.cursor.position, position)
 
     def release(self) -> None:
         """Give the slice back; what was not done of it stays first in its queue."""
         s = self.slice
         if s is None:
             return
+        cursor, chunk = s.cursor, s.chunk
+        before = cursor.position
         self.settle()
         self.slice = None
-        cursor, chunk = s.cursor, s.chunk
         cursor.buffered -= self.index - chunk.start
         chunk.start = self.index
         if chunk.start >= len(chunk.records) and cursor.queue and cursor.queue[0] is chunk:
             cursor.queue.popleft()
+        if cursor.position != before:
+            # Also where nothing but control records, or records of aborted transactions, were behind the last event.
             cursor.task.touched = True
             self.host.finished()
         cursor.task.holder = None
@@ -254,7 +284,7 @@ class Lane:
                 if type(value) is Undecodable:
                     self._quarantine(record, "undecodable", str(value.error))
                 elif condemned and record.offset in condemned:
-                    self._quarantine(record, "refused", condemned.pop(record.offset))
+                    self._quarantine(record, "refused", condemned[record.offset])
                 else:
                     yield value
             self.index = s.end
@@ -273,10 +303,11 @@ class Lane:
                 self._quarantine(record, "undecodable", str(value.error))
                 continue
             if condemned and record.offset in condemned:
-                self._quarantine(record, "refused", condemned.pop(record.offset))
+                self._quarantine(record, "refused", condemned[record.offset])
                 continue
             if type(key) is not bytes:
-                if not self._handled(dedup.missing, "missing", record, key or "the event has no dedup key"):
+                why = key if type(key) is str else "the event has no dedup key"
+                if not self._handled(dedup.missing, "missing", record, why):
                     yield value
                 continue
             if time_of is None:
@@ -284,6 +315,8 @@ class Lane:
             else:
                 try:
                     at = time_of(value, record)
+                    if not -_FAR_MS < at < _FAR_MS:
+                        raise ValueError(f"{at} ms is no time")
                 except Exception as exc:
                     self._quarantine(record, "missing", f"the event time cannot be read: {type(exc).__name__}: {exc}")
                     continue
@@ -309,18 +342,22 @@ class Lane:
             if raw is not None:
                 verdict = judge(unpack(raw), record.offset, payload, stream, window)
                 if verdict is not Verdict.FRESH:
-                    task.stream_ms, task.pending = stream, pending
-                    if not self._known(verdict, record, raw):
-                        yield value
+                    if self._known(verdict, record, raw):
+                        task.stream_ms, task.pending = stream, pending
+                        continue
+                    if self._batching:
+                        task.stream_ms, task.pending = stream, pending
+                    else:
+                        self._moved = stream, pending
+                    yield value
                     continue
             undo.append((marks, key, key, marks.open.get(key, MISSING)))
             marks.open[key] = pack(record.offset, at, filed, payload, DONE)
             if self._batching:
                 task.stream_ms, task.pending = stream, pending
-                yield value
             else:
-                yield value
-                task.stream_ms, task.pending = stream, pending
+                self._moved = stream, pending
+            yield value
         self.index = s.end
 
     def _ids(self, values: list[Any], records: Sequence[Record]) -> list[bytes | str | None]:
@@ -409,7 +446,9 @@ class Lane:
         assert self.slice is not None
         tp = self.slice.cursor.tp
         if self._throttle.may_say(reason, self.host.clock.monotonic()):
-            log.warning("%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error)
+            log.warning(
+                "%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error
+            )
         self._aside("dead", dead_letter(
             self.host.dead_letters, tp, record, pipeline=self.host.app, reason=reason, error=error,
             attempts=attempts, now_ms=int(self.host.clock.time() * 1000),
@@ -431,11 +470,13 @@ class Lane:
         else:
             counts["filtered"] += 1
         counts["in"] += 1
+        if self._moved is not None:
+            task.stream_ms, task.pending = self._moved
+            self._moved = None
         hand.undo.clear()
         hand.holding = False
         self.index += 1
         task.touched = True
-        self.slice.cursor.attempts = 0  # pyright: ignore[reportOptionalMemberAccess]
 
     def _finish_batch(self, hand: Hand, events: int) -> None:
         if not hand.alive:
@@ -483,13 +524,13 @@ class Lane:
     def _begin(self, hand: Hand) -> None:
         if self.hand is not hand:
             raise StaleIncarnation("this stream belongs to a run that is over")
-        hand.holding = True
+        hand.begin()
 
     async def values(self) -> AsyncIterator[Any]:
         hand, host = self.hand, self.host
         monotonic = host.clock.monotonic
         while True:
-            s = await self.next_slice()
+            s = await self.next_slice(hand)
             turn_ends = monotonic() + TURN_S
             for value in self.admit(s):
                 self._begin(hand)
@@ -519,7 +560,7 @@ class Lane:
     async def batches(self) -> AsyncIterator[Batch]:
         hand, host = self.hand, self.host
         while True:
-            s = await self.next_slice()
+            s = await self.next_slice(hand)
             task = s.cursor.task
             self._saved_stream = task.stream
             self._batching = True
@@ -529,6 +570,7 @@ class Lane:
                 values.append(value)
                 records.append(hand.record)
             self.index = s.start
+            self._batch_events = len(values)
             self._begin(hand)
             if values:
                 hand.record = records[0]
@@ -576,8 +618,11 @@ class Lane:
                     continue
                 if hand.holding:
                     # It returned with an event in hand: that event is done.
-                    self.finish(hand)
-                    self.release()
+                    try:
+                        self.complete(hand)
+                        self.release()
+                    except Exception as exc:
+                        self.failed(exc, hand)
                     continue
                 if self.closed:
                     return
@@ -639,7 +684,7 @@ class Lane:
         awaits = self.plan.kind is AgentKind.COROUTINE
         monotonic = host.clock.monotonic
         while True:
-            s = await self.next_slice()
+            s = await self.next_slice(hand)
             turn_ends = monotonic() + TURN_S
             for value in self.admit(s):
                 self._begin(hand)
@@ -668,9 +713,15 @@ class Lane:
         s = self.slice
         if s is None or not hand.alive:
             return
+        if isinstance(exc, StoreError):
+            # Not the event's fault: it is handled again when the store can be read.
+            self.host.store_failed(exc)
+            return
         cursor = s.cursor
+        marked = any(owner is cursor.task.marks for owner, *_ in hand.undo)
         hand.undo_all()
         hand.holding = False
+        self._moved = None
         if self._batching:
             self._batching = False
             self._aside_counts.clear()
@@ -686,9 +737,12 @@ class Lane:
                 self.release()
                 return
         record = s.chunk.records[self.index]
+        if cursor.failed_at != record.offset:
+            cursor.failed_at, cursor.attempts = record.offset, 0
         cursor.attempts += 1
         delay = self.plan.retry.delay_s(exc, cursor.attempts, self.host.randomness.random())
         if delay is not None:
+            self.alone = None
             cursor.due = self.host.clock.monotonic() + delay
             log.warning(
                 "%s[%d]@%d failed (attempt %d of %d), again in %.2f s: %s: %s", cursor.tp.topic, cursor.tp.partition,
@@ -697,9 +751,9 @@ class Lane:
             )  # fmt: skip
         else:
             reason = "rejected" if isinstance(exc, Reject) else "failed"
-            self._mark_dead(record, cursor.task)
+            if marked:
+                self._mark_dead(record, cursor.task)
             self._quarantine(record, reason, f"{type(exc).__name__}: {exc}", cursor.attempts)
-            cursor.attempts = 0
             self.index += 1
         self.release()
 
@@ -713,10 +767,7 @@ class Lane:
         key = self._id(value, record)
         if not isinstance(key, bytes):
             return
-        try:
-            at = record.timestamp if self._time_of is None else self._time_of(value, record)
-        except (ValueError, TypeError, DecodeError):
-            return
+        at = record.timestamp if self._time_of is None else self._time_of(value, record)
         timed = move_time(task.stream, at, self.wall_ms, dedup.window_ms)
         if timed.verdict is None:
             task.stream = timed.stream_time
@@ -746,6 +797,8 @@ class Lane:
         self.hand.undo.clear()
         self.hand = Hand()
         self.slice = None
+        self.alone = None
+        self._moved = None
         self._batching = False
         self._aside_counts.clear()
         for cursor in self.ready:

@@ -74,3 +74,12 @@ def answer_of(exc: RpcError | RpcLost) -> Answer:
     if isinstance(exc, RpcLost):
         return Answer.UNKNOWN if exc.sent else Answer.WAIT
     return _BY_API.get((exc.api, exc.code)) or _COMMON.get(exc.code, Answer.UNKNOWN)
+
+
+# What no asking again can help: authorization, authentication, versions, policies, settings out of the broker's range.
+_FOR_A_PERSON = frozenset({17, 24, 26, 29, 30, 31, 33, 34, 35, 37, 38, 39, 40, 42, 43, 44, 50, 53, 58})
+
+
+def needs_a_person(exc: RpcError | RpcLost) -> bool:
+    """Of a request that may be asked any number of times: whether asking again is in vain."""
+    return isinstance(exc, RpcError) and exc.code in _FOR_A_PERSON

@@ -68,6 +68,8 @@ class Sealed:
     records: dict[TP, list[Out]]
     offsets: dict[TP, int]
     state: EpochState = EpochState.SEALED
+    # The end of its transaction was asked for: from then on it may be committed, whatever is heard of it.
+    ending: bool = False
     base_offsets: dict[TP, int] = field(default_factory=dict[TP, int])
 
     def step(self, to: EpochState) -> None:
@@ -118,6 +120,7 @@ class Writer:
         *,
         timeout_ms: int,
         commit_timeout_ms: int,
+        max_batch_bytes: Callable[[str], int] = lambda _: BATCH_BYTES,
     ) -> None:
         self._broker = broker
         self._clock = clock
@@ -125,6 +128,7 @@ class Writer:
         self.transactional_id = transactional_id
         self._timeout_ms = timeout_ms
         self._commit_timeout_s = commit_timeout_ms / 1000
+        self._max_batch_bytes = max_batch_bytes
         self.producer: Producer | None = None
         self._sequences: dict[TP, int] = defaultdict(int)
         self.dead = False
@@ -193,6 +197,7 @@ class Writer:
             offsets = epoch.offsets
             await ask(clock, lambda: broker.commit_offsets(producer, membership, offsets), until=until)
             await passing("commit.after_offsets")
+        epoch.ending = True
         await ask(clock, lambda: broker.end_txn(producer, commit=True), until=until)
         await passing("commit.after_end")
 
@@ -214,11 +219,13 @@ class Writer:
 
         for tp, outs in records.items():
             nth = 0
-            builder = self._broker.batch_builder(BATCH_BYTES)
+            # A broker holds a topic's max.message.bytes against the whole batch.
+            size = min(BATCH_BYTES, self._max_batch_bytes(tp.topic))
+            builder = self._broker.batch_builder(size)
             for out in outs:
                 if not builder.append(out.timestamp, out.key, out.value, out.headers):
                     nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
-                    builder = self._broker.batch_builder(BATCH_BYTES)
+                    builder = self._broker.batch_builder(size)
                     builder.append(out.timestamp, out.key, out.value, out.headers)
             add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
         return rounds

@@ -1,0 +1,93 @@
+"""Carry-over: outputs without a source record, put into the next epoch again until one of them is committed (rule 4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from semel.errors import CarryOverFull, CommitError
+from semel.port import TP
+from semel.stages.sink import Out
+
+
+class Carried:
+    """`done` is resolved when the output is committed. `since`: monotonic seconds."""
+
+    __slots__ = ("done", "out", "since")
+
+    def __init__(self, out: Out, done: asyncio.Future[None], since: float) -> None:
+        self.out = out
+        self.done = done
+        self.since = since
+
+
+@dataclass(slots=True)
+class InDoubt:
+    """Outputs of an epoch of which nobody knows whether it was committed.
+
+    If it was, a position record with `stamp` stands in the log `tp` at `since` or later.
+    """
+
+    outs: list[Carried]
+    tp: TP
+    since: int
+    stamp: tuple[str, int]
+
+
+class CarryOver:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_doubt: list[InDoubt] = []
+        self._waiting: deque[Carried] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, out: Out, now: float) -> asyncio.Future[None]:
+        """CarryOverFull where too many wait."""
+        if len(self._waiting) >= self.limit:
+            raise CarryOverFull(
+                f"{len(self._waiting)} outputs without an event wait for their commit, the limit (carry_over_limit) is "
+                f"{self.limit}; await what app.send returns, and send slower"
+            )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Carried(out, done, now))
+        return done
+
+    def take(self, most: int | None = None) -> list[Carried]:
+        waiting = self._waiting
+        return [waiting.popleft() for _ in range(len(waiting) if most is None else min(most, len(waiting)))]
+
+    def put_back(self, outs: list[Carried]) -> None:
+        """They come first again, in their order."""
+        self._waiting.extendleft(reversed(outs))
+
+    def expire(self, before: float) -> None:
+        """Fail what waits since before a time: this worker owns nothing, so nothing can fence what it sends (rule 9)."""
+        while self._waiting and self._waiting[0].since < before:
+            fail(
+                [self._waiting.popleft()],
+                "this worker owns no partition, so nothing can fence what it sends; send from a worker that does, or "
+                "write to the source topic",
+            )
+
+    def give_up(self) -> None:
+        """The worker stops."""
+        fail(self.take(), "the worker stopped before this was committed")
+        for doubtful in self.in_doubt:
+            fail(doubtful.outs, "the worker stopped before it was known whether this was committed")
+        self.in_doubt.clear()
+
+
+def committed(outs: Iterable[Carried]) -> None:
+    for carried in outs:
+        if not carried.done.done():
+            carried.done.set_result(None)
+
+
+def fail(outs: Iterable[Carried], why: str) -> None:
+    for carried in outs:
+        if not carried.done.done():
+            carried.done.set_exception(CommitError(why))

@@ -1,0 +1,93 @@
+"""Whether what is stored still fits what is declared and what is there, and which position counts (rules 10, 17, 24)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import orjson
+
+from semel.errors import PositionConflict, ShapeChanged, TopicChanged
+from semel.plan import Plan
+from semel.port import TP, TopicInfo
+from semel.state import positions
+from semel.state.positions import Position, TopicPosition
+
+
+def decide(
+    plan: Plan,
+    partition: int,
+    sources: Iterable[str],
+    recorded: Position | None,
+    group_offsets: Mapping[TP, int],
+    topics: Mapping[str, TopicInfo],
+    *,
+    adopt: bool,
+) -> Position:
+    """Where a task goes on. `next` is -1 where it never was: there `start=` decides.
+
+    `group_offsets`: -1 where the group has none. PositionConflict, TopicChanged, ShapeChanged.
+    """
+    shape = plan.shape()
+    if recorded is not None and recorded.shape and recorded.shape != shape:
+        check_shape(plan.app, recorded.shape, shape)
+    decided: dict[str, TopicPosition] = {}
+    for name in sources:
+        info = topics[name]
+        tp = TP(name, partition)
+        offset = group_offsets.get(tp, -1)
+        at = recorded.topics.get(name) if recorded is not None else None
+        if at is not None:
+            check_topic(plan.app, at, info)
+            if offset >= 0 and offset != at.next:
+                raise PositionConflict(
+                    f"group {plan.app!r} is at offset {offset} of {name}[{partition}], the position record at "
+                    f"{at.next}: somebody moved the group's offsets. State and position belong together: either move the "
+                    f"offsets back to {at.next}, or run `semel reset` to move positions and state together"
+                )
+            decided[name] = at
+        elif offset >= 0:
+            if not adopt:
+                raise PositionConflict(
+                    f"group {plan.app!r} has offset {offset} on {name}[{partition}], but semel has no position "
+                    "there: another consumer used this group name. Start once with --adopt to go on from there with "
+                    "empty state, or choose another pipeline name"
+                )
+            decided[name] = TopicPosition(info.id, info.partitions, offset)
+        else:
+            decided[name] = TopicPosition(info.id, info.partitions, -1)
+    if recorded is None:
+        return Position(decided, shape=shape)
+    return positions.moved(recorded, topics=decided, shape=shape)
+
+
+def check_topic(app: str, at: TopicPosition, info: TopicInfo) -> None:
+    """TopicChanged where a source topic is not what it was (rule 17)."""
+    if at.id != info.id:
+        raise TopicChanged(
+            f"topic {info.name!r} was deleted and created again: the positions and dedup marks of {app!r} belong to the old "
+            "one. Run `semel reset` to start on the new topic with empty state, or use another pipeline name"
+        )
+    if at.partitions != info.partitions:
+        raise TopicChanged(
+            f"topic {info.name!r} has {info.partitions} partitions now, {at.partitions} when {app!r} last ran: keys moved "
+            "between partitions, away from their rows and dedup marks. Copy the events to a topic of the old size, or run "
+            "`semel reset` to process them from the start with empty state"
+        )
+
+
+def check_shape(app: str, stored: str, now: str) -> None:
+    """ShapeChanged where stored state was made with another declaration; tables that are new start empty."""
+    before, after = orjson.loads(stored), orjson.loads(now)
+    changed = [
+        f"table {name!r} was {shape}, is {after['tables'][name]}"
+        for name, shape in before["tables"].items()
+        if name in after["tables"] and after["tables"][name] != shape
+    ]
+    changed += [f"table {name!r} is no longer declared" for name in before["tables"] if name not in after["tables"]]
+    if before["dedup"] != after["dedup"]:
+        changed.append(f"the dedup rule was {before['dedup']}, is {after['dedup']}")
+    if changed:
+        raise ShapeChanged(
+            f"{app!r} is declared differently from when its state was made: {'; '.join(changed)}. Put the declaration back, "
+            "run under another name, or run `semel reset` to rebuild its state from the source"
+        )

@@ -1,0 +1,98 @@
+"""An epoch: cut from what the tasks did (seal), and brought into the store once Kafka has it (land) (rules 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from semel.plan import Plan
+from semel.port import TP
+from semel.runtime.task import Task, task_meta
+from semel.stages.commit import Sealed, by_partition
+from semel.stages.sink import Out
+from semel.state import positions
+from semel.state.positions import Position
+from semel.state.store import Store
+
+
+def seal(
+    plan: Plan, tasks: Iterable[Task], outs: Sequence[Out], *, number: int, generation: int, writer: str, now_ms: int
+) -> Sealed:
+    """Everything that one transaction writes. Synchronous: nothing an agent does can fall between its parts.
+
+    `tasks`: those touched; each gets a position record and the fence of its offsets, moved or not (rule 9). An app without
+    source topics leaves a position record without positions: the epoch's name, so that it can be found again.
+    """
+    records = by_partition(outs)
+    offsets: dict[TP, int] = {}
+    for task in tasks:
+        task.touched = False
+        p = task.partition
+        for rows in task.touched_rows:
+            tp = TP(plan.changelog(rows.name), p)
+            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in rows.seal().items()]
+        if task.marks is not None and task.marks.open:
+            tp = TP(plan.marks_topic, p)
+            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal().items()]
+        position = task.position(generation, writer, number, now_ms, plan.shape())
+        task.sealed_position = position
+        tp = TP(plan.positions_topic, p)
+        records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
+        for topic, at in position.topics.items():
+            offsets[TP(topic, p)] = at.next
+    if not plan.sources:
+        tp = TP(plan.positions_topic, 0)
+        position = Position({}, generation=generation, writer=writer, epoch=number, at_ms=now_ms)
+        records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
+    return Sealed(number, records, offsets)
+
+
+def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now_ms: int) -> dict[TP, int]:
+    """Write a committed epoch to the store in one batch, then drop what lay over it. StoreError: it is not written.
+
+    Returns how far the logs of marks may be trimmed: only expired ones lie before (rule 21).
+    """
+    batch = store.batch()
+    trims: dict[TP, int] = {}
+    landed: list[Task] = []
+    for task in tasks:
+        position = task.sealed_position
+        if position is None:
+            continue
+        landed.append(task)
+        p = task.partition
+        for rows in task.tables.values():
+            if rows.sealed:
+                batch.rows(rows.prefix, rows.sealed)
+                _advance(task, plan.changelog(rows.name), sealed)
+        marks = task.marks
+        if marks is not None:
+            tp = TP(plan.marks_topic, p)
+            if marks.sealed:
+                marks.land(batch, marks.sealed.items(), sealed.base_offsets.get(tp, -1))
+                _advance(task, plan.marks_topic, sealed)
+            expired = marks.expired(position.stream_time.ms) if position.stream_time.ms is not None else []
+            if expired:
+                marks.drop_buckets(batch, expired)
+                before = marks.first_live_offset()
+                if before is not None:
+                    trims[tp] = before
+        task.stamp_offset = _advance(task, plan.positions_topic, sealed)
+        batch.meta(p, task_meta(task, position, now_ms))
+    store.write(batch)
+    for task in landed:
+        assert task.sealed_position is not None
+        task.committed, task.sealed_position = task.sealed_position, None
+        for rows in task.tables.values():
+            rows.landed()
+        if task.marks is not None:
+            task.marks.sealed = {}
+    return trims
+
+
+def _advance(task: Task, topic: str, sealed: Sealed) -> int:
+    """Note how far the log is in the store; the offset of the epoch's first record there, -1 if not told."""
+    tp = TP(topic, task.partition)
+    base = sealed.base_offsets.get(tp, -1)
+    if base >= 0:
+        task.logs[topic]["next"] = base + len(sealed.records[tp])
+    return base

@@ -1,0 +1,55 @@
+"""Who is to blame for a record that the broker refuses: epochs of one event until the culprit is alone (rule 2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from semel.port import TP
+from semel.stages.agent import Lane
+
+log = logging.getLogger("semel.engine")
+
+# More than the events of one refused epoch, mostly; where it was less, the next refusal begins anew, further on.
+CAUTIOUS_EPOCHS = 2_000
+
+
+class Suspects:
+    """While `cautious` is above zero an epoch holds what came of one event, or one output without an event."""
+
+    def __init__(self) -> None:
+        self.cautious = 0
+        self._here: list[tuple[TP, int]] = []
+        # source partition -> offset -> why its event goes to the dead letters instead of the agent
+        self._condemned: dict[TP, dict[int, str]] = {}
+
+    def condemned(self, tp: TP) -> dict[int, str]:
+        return self._condemned.setdefault(tp, {})
+
+    def sealed(self, lanes: Sequence[Lane]) -> None:
+        """An epoch was cut: note whose writes are in it."""
+        done = [lane for lane in lanes if lane.alone is not None and not lane.hand.holding]
+        self._here = [lane.alone for lane in done if lane.alone is not None]
+        for lane in done:
+            lane.alone = None
+
+    def committed(self) -> None:
+        if self.cautious:
+            self.cautious -= 1
+        if self._condemned:
+            for tp, offset in self._here:
+                self._condemned.get(tp, {}).pop(offset, None)
+        self._here = []
+
+    def refused(self, cause: Exception) -> bool:
+        """The sealed epoch was refused for a record in it. False: even the dead letter of its one event is refused."""
+        before, self.cautious = self.cautious, CAUTIOUS_EPOCHS
+        if not before:
+            return True
+        ends = True
+        for tp, offset in self._here:
+            condemned = self.condemned(tp)
+            ends = ends and offset not in condemned
+            condemned[offset] = f"its writes were refused by the broker: {cause}"
+            log.warning("%s[%d]@%d is to blame for what the broker refuses: %s", tp.topic, tp.partition, offset, cause)
+        return ends

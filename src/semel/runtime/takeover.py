@@ -1,0 +1,171 @@
+"""Taking over: a writer, fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from semel.errors import CommitError, TopicChanged
+from semel.partitioner import KeyPartitions
+from semel.plan import Plan, TablePlan
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.restore import Restorer
+from semel.runtime.settings import EngineSettings
+from semel.runtime.task import Cursor, Task
+from semel.runtime.topics import Topics
+from semel.stages.answers import needs_a_person
+from semel.stages.commit import Writer
+from semel.state import positions
+from semel.state.marks import Marks
+from semel.state.overlay import Rows
+from semel.state.positions import COUNTS, TopicPosition
+from semel.state.store import Store
+
+log = logging.getLogger("semel.engine")
+
+# Decoded values kept at hand by all tables of a worker together.
+HOT_ROWS = 200_000
+# For so long metadata may lack a topic that was there: brokers come back with a part of it first.
+MISSING_S = 30.0
+
+
+class TakeOver:
+    def __init__(
+        self,
+        plan: Plan,
+        settings: EngineSettings,
+        broker: Broker,
+        clock: Clock,
+        store: Store,
+        topics: Topics,
+        restorer: Restorer,
+        failpoints: Failpoints,
+        *,
+        transactional_id: str,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._broker = broker
+        self._clock = clock
+        self._store = store
+        self._topics = topics
+        self._restorer = restorer
+        self._pass = failpoints
+        self._transactional_id = transactional_id
+        self._table_numbers: dict[str, int] = {}
+
+    async def writer(self) -> Writer:
+        """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
+        settings = self._settings
+        while True:
+            writer = Writer(
+                self._broker,
+                self._clock,
+                self._pass,
+                self._transactional_id,
+                timeout_ms=settings.transaction_timeout_ms,
+                commit_timeout_ms=settings.commit_timeout_ms,
+                max_batch_bytes=self._topics.max_batch_bytes,
+            )
+            try:
+                await writer.init(until=self._clock.monotonic() + settings.commit_timeout_ms / 1000)
+                return writer
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise CommitError(
+                        f"no transactional writer {self._transactional_id!r} is to be had: {exc}; allow this client to "
+                        "write under that transactional id, and keep transaction_timeout_ms below the broker's "
+                        "transaction.max.timeout.ms"
+                    ) from exc
+                log.info("taking a writer: %s", exc)
+                await self._clock.sleep(0.2)
+
+    async def metadata(self) -> dict[str, TopicInfo]:
+        """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good."""
+        names = [*self._plan.sources, *self._plan.logs]
+        until = self._clock.monotonic() + MISSING_S
+        while True:
+            try:
+                found = await self._topics.refreshed(names)
+                missing = [name for name in names if name not in found]
+                if not missing:
+                    return found
+                if self._clock.monotonic() > until:
+                    raise TopicChanged(
+                        f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Restore it "
+                        "from a copy, or run `semel reset` to start anew from the source"
+                    )
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise
+                log.debug("metadata: %s", exc)
+                until = self._clock.monotonic() + MISSING_S
+            await self._clock.sleep(0.1)
+
+    def task(self, partition: int, tasks: int, condemned: Callable[[TP], dict[int, str]]) -> Task:
+        """A task of `tasks`, not restored yet. StoreError."""
+        task = Task(partition)
+        plan, known = self._plan, self._topics.known
+        if not self._table_numbers:
+            self._table_numbers = self._store.table_numbers(t.name for t in plan.tables)
+        for table in plan.tables:
+            task.tables[table.name] = Rows(
+                table.name,
+                partition,
+                self._table_numbers[table.name],
+                self._store,
+                table.key,
+                table.value,
+                place=self._place(table),
+                max_bytes=self._topics.max_bytes(plan.changelog(table.name)),
+                limit=max(1_000, HOT_ROWS // max(1, tasks * len(plan.tables))),
+            )
+        dedup = plan.dedup
+        if dedup is not None:
+            task.dedup = dedup
+            task.marks = Marks(self._store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms)
+        for name in plan.sources:
+            info = known[name]
+            if partition < info.partitions:
+                task.topics[name] = (info.id, info.partitions)
+                for agent in plan.agents:
+                    if any(t.name == name for t in agent.sources):
+                        cursor = Cursor(task, TP(name, partition), agent)
+                        cursor.condemned = condemned(cursor.tp)
+                        task.cursors[(name, agent.name)] = cursor
+        return task
+
+    def _place(self, table: TablePlan) -> Callable[[bytes], int] | None:
+        if not table.keyed:
+            return None
+        return KeyPartitions(max((self._topics.known[n].partitions for n in self._plan.sources), default=1))
+
+    async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> None:
+        """Bring the task's state and place up to what is committed; then it may run. RecoveryError, StoreError."""
+        position = await self._restorer.restore(task, topics)
+        fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
+        if fresh:
+            position = await self._begin(task, position, fresh)
+        task.committed = position
+        task.open_anew()
+        # Where it began at the latest record, that is remembered at once: it may not begin later another time.
+        task.touched = bool(fresh) and self._plan.start == "latest"
+
+    async def _begin(self, task: Task, position: positions.Position, fresh: list[TP]) -> positions.Position:
+        """Where a task that never committed begins: `start=` of the declaration."""
+        at = EARLIEST if self._plan.start == "earliest" else LATEST
+        while True:
+            try:
+                offsets = await self._broker.list_offsets(fresh, at)
+                break
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise
+                await self._clock.sleep(0.1)
+        topics = {
+            t: p if p.next >= 0 else TopicPosition(p.id, p.partitions, offsets[TP(t, task.partition)])
+            for t, p in position.topics.items()
+        }
+        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
+        return positions.moved(position, topics=topics, counts=counts)
