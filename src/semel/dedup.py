@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from math import isnan
+from typing import Any, Literal, cast
 
+import msgspec
 import orjson
 import xxhash
 
@@ -14,6 +16,8 @@ from semel.errors import DeclarationError
 
 Handling = Literal["quarantine", "pass", "drop"]
 _HANDLINGS = ("quarantine", "pass", "drop")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,11 @@ class Dedup:
     """An event takes effect once per `key` within `window` of stream time; the first one wins.
 
     `key`: a field name, a callable of the value, `header(...)` or `content_hash(...)`. `window`: a timedelta.
-    `time`: a field name or a callable of the value for the event time (a datetime, or a number of ms since
-    1970); the record's timestamp unless given. `missing`, `conflict`, `late`: what happens to an event without
-    a key, with a known key and another payload, older than the window: "quarantine" (to the dead letters),
-    "pass" (takes effect, unprotected) or "drop" (counted only). `compare`: the fields, or a callable of the value,
-    whose difference makes a conflict; the value's bytes unless given.
+    `time`: a field name or a callable of the value for the event time (a datetime or its ISO text, UTC where it names
+    no zone, or a number of ms since 1970); the record's timestamp unless given. `missing`, `conflict`, `late`: what
+    happens to an event without a key, with a known key and another payload, older than the window: "quarantine" (to
+    the dead letters), "pass" (takes effect, unprotected) or "drop" (counted only). `compare`: the fields, or a callable
+    of the value, whose difference makes a conflict; the value's bytes unless given.
     """
 
     def __init__(
@@ -84,15 +88,15 @@ class Dedup:
         if isinstance(key, HeaderKey):
             return _header_reader(key.names)
         if isinstance(key, ContentKey):
-            pick = _picker(key.fields) if key.fields else None
-            return lambda value, record: xxhash.xxh3_128_digest(_canonical(pick(value) if pick else value))
+            return _content_reader(key.fields)
         read = field_reader(key) if isinstance(key, str) else key
 
         def by_value(value: Any, record: Any) -> bytes | None:
             found = read(value)
             if type(found) is str:
                 return found.encode() or None
-            return None if found is None else key_bytes(found)
+            absent = found is None or found == b"" or (isinstance(found, float) and isnan(found))
+            return None if absent else key_bytes(found)
 
         return by_value
 
@@ -104,10 +108,11 @@ class Dedup:
 
         def by_value(value: Any, record: Any) -> int:
             found = read(value)
-            if isinstance(found, datetime):
-                return int(found.timestamp() * 1000)
             if isinstance(found, str):
-                return int(datetime.fromisoformat(found).timestamp() * 1000)
+                found = datetime.fromisoformat(found)
+            if isinstance(found, datetime):
+                # The zone of the machine must not matter: another worker decides about the same event.
+                return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS
             return int(found)
 
         return by_value
@@ -117,13 +122,24 @@ class Dedup:
         compare = self.compare
         if compare is None:
             return lambda value, record: xxhash.xxh3_64_intdigest(record.value or b"")
-        pick = compare if callable(compare) else _picker((compare,) if isinstance(compare, str) else tuple(compare))
+        pick = compare if callable(compare) else _picker(_fields(compare))
         return lambda value, record: xxhash.xxh3_64_intdigest(_canonical(pick(value)))
 
     def shape(self) -> dict[str, Any]:
         """What the stored marks depend on: a change of it is a change of state (protocol rule 24)."""
         described = self.key if isinstance(self.key, (str, HeaderKey, ContentKey)) else "callable"
-        return {"key": str(described), "window_ms": self.window_ms}
+        shape: dict[str, Any] = {"key": str(described), "window_ms": self.window_ms}
+        if self.time is not None:
+            shape["time"] = self.time if isinstance(self.time, str) else "callable"
+        if self.compare is not None:
+            shape["compare"] = "callable" if callable(self.compare) else _fields(self.compare)
+        return shape
+
+    def fields(self) -> list[str]:
+        """The fields of the value that the rule names, so that a typing error can be found before any event is."""
+        named = list(self.key.fields) if isinstance(self.key, ContentKey) else []
+        named += [name for name in (self.key, self.time) if isinstance(name, str)]
+        return named if self.compare is None or callable(self.compare) else [*named, *_fields(self.compare)]
 
 
 def field_reader(name: str) -> Callable[[Any], Any]:
@@ -135,6 +151,10 @@ def field_reader(name: str) -> Callable[[Any], Any]:
         return getattr(value, name, None)
 
     return read
+
+
+def _fields(named: str | Sequence[str]) -> tuple[str, ...]:
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _picker(fields: tuple[str, ...]) -> Callable[[Any], Any]:
@@ -156,14 +176,42 @@ def _header_reader(names: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]
     return read
 
 
+def _content_reader(fields: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]:
+    if not fields:
+        return lambda value, record: xxhash.xxh3_128_digest(_canonical(value))
+    pick = _picker(fields)
+
+    def read(value: Any, record: Any) -> bytes | None:
+        found = pick(value)
+        # Events that have none of the fields are not one event many times.
+        return None if all(f is None for f in found) else xxhash.xxh3_128_digest(_canonical(found))
+
+    return read
+
+
 def key_bytes(found: Any) -> bytes:
     """A dedup key as bytes; ids of different types never meet (a str "5" is not the int 5)."""
     if isinstance(found, str):
         return found.encode()
     if isinstance(found, bytes):
         return b"\x00b" + found
-    return b"\x00j" + orjson.dumps(found, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    return b"\x00j" + _canonical(found)
 
 
 def _canonical(value: Any) -> bytes:
-    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    """Equal bytes for equal values, in every process. TypeError for what has no such form."""
+    try:
+        return _encode(value)
+    except TypeError:
+        return orjson.dumps(value, default=_content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+
+
+def _content(value: Any) -> Any:
+    try:
+        parts = cast("dict[str, Any]", vars(value))
+        return {name: part for name, part in parts.items() if not name.startswith("__")}
+    except TypeError:
+        raise TypeError(f"a {type(value).__name__} cannot be compared by its content") from None
+
+
+_encode = msgspec.json.Encoder(order="deterministic", enc_hook=_content).encode

@@ -20,8 +20,8 @@ class Output:
     """Yield or return it where the default is not wanted.
 
     By default an output keeps its source record's key, headers and timestamp, hence its order. `key`: another
-    key (encoded by the topic's key type; None for no key). `headers`: instead of the source's. `topic`: instead of
-    the pipeline's sink. `Output(None)` is a tombstone.
+    key (encoded by the topic's key type, bytes as they are; None for no key). `headers`: instead of the source's.
+    `topic`: instead of the pipeline's sink. `timestamp_ms`: since 1970. `Output(None)` is a tombstone.
     """
 
     __slots__ = ("headers", "key", "timestamp_ms", "topic", "value")
@@ -31,7 +31,7 @@ class Output:
         value: Any,
         *,
         key: Any = SOURCE_KEY,
-        headers: Mapping[str, bytes | str] | Sequence[tuple[str, bytes]] | None = None,
+        headers: Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]] | None = None,
         topic: Topic | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
@@ -41,8 +41,17 @@ class Output:
         self.topic = topic
         self.timestamp_ms = timestamp_ms
 
-    def header_list(self) -> list[tuple[str, bytes]] | None:
+    def header_list(self) -> list[tuple[str, bytes | None]] | None:
+        """The headers as Kafka has them; None where the source's are kept. TypeError for what is no header."""
         if self.headers is None:
             return None
         pairs = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
-        return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+        return [_header(name, value) for name, value in pairs]
+
+
+def _header(name: Any, value: Any) -> tuple[str, bytes | None]:
+    if isinstance(value, str):
+        value = value.encode()
+    if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
+        raise TypeError(f"header {name!r}: {value!r:.80}; names are str, values bytes, str or None")
+    return name, value

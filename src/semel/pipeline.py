@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,13 +45,15 @@ class Pipeline:
         self.source = source
         self.agent = agent
         self.dedup = dedup
-        self.tables = tuple(tables)
+        self.tables = (tables,) if isinstance(tables, Table) else tuple(tables)
         self.sink = sink
         self.retry = retry
         self.start: Start = start
         self.concurrency = concurrency
         self.kind = kind_of(agent)
         self._check(partition_by)
+        for table in self.tables:
+            table.belong_to(self.name)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r})"
@@ -63,24 +67,55 @@ class Pipeline:
             )
         if self.sink is not None and self.sink.name == self.source.name:
             raise DeclarationError(
-                f"pipeline {self.name!r} reads and writes topic {self.source.name!r}: its results would be its events again"
+                f"pipeline {self.name!r} reads and writes topic {self.source.name!r}: its results would be its events "
+                "again"
             )
         if self.start not in ("earliest", "latest"):
             raise DeclarationError(f"pipeline {self.name!r}: start={self.start!r}; it takes 'earliest' or 'latest'")
+        for given, value, kind in (("dedup", self.dedup, Dedup), ("retry", self.retry, Retry)):
+            if value is not None and not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise DeclarationError(f"pipeline {self.name!r}: {given} is {value!r}; give a semel.{kind.__name__}")
+        for table in self.tables:
+            if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise DeclarationError(f"pipeline {self.name!r}: {table!r} in tables= is no semel.Table")
         names = [t.name for t in self.tables]
         if len(set(names)) != len(names):
             raise DeclarationError(f"pipeline {self.name!r}: a table stands twice in tables={names}")
-        owned = {self.plan_names()}
-        if self.sink is not None and any(self.sink.name in names for names in owned):
-            raise DeclarationError(f"pipeline {self.name!r}: sink {self.sink.name!r} is one of its own internal topics")
+        self._check_topics()
+        self._check_fields()
         if partition_by is not None:
             raise DeclarationError(
-                f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is produced"
+                f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is "
+                "produced"
             )
         if self.concurrency != 1:
             raise DeclarationError(
                 f"pipeline {self.name!r}: concurrency={self.concurrency} is not there yet; run more workers instead"
             )
+
+    def _check_topics(self) -> None:
+        internal = self.plan_names()
+        for name in internal:
+            checked_name(name, f"pipeline {self.name!r} keeps its state in topics, and the")
+        for what, topic in (("source", self.source), ("sink", self.sink)):
+            if topic is not None and topic.name in internal:
+                raise DeclarationError(
+                    f"pipeline {self.name!r}: {what} {topic.name!r} is one of its own internal topics"
+                )
+
+    def _check_fields(self) -> None:
+        """A field that no event can have is found here, and not by every event in the dead letters."""
+        value = self.source.value.type
+        if self.dedup is None or not dataclasses.is_dataclass(value):
+            return
+        known = [f.name for f in dataclasses.fields(value)]
+        for name in self.dedup.fields():
+            if name not in known and not hasattr(value, name):
+                near = difflib.get_close_matches(name, known, 1)
+                raise DeclarationError(
+                    f"pipeline {self.name!r}: Dedup names field {name!r}, and {self.source.value.name} has "
+                    f"{', '.join(known) or 'no fields'}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
 
     def plan_names(self) -> tuple[str, ...]:
         plan = Plan(self.name)

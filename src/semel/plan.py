@@ -48,7 +48,7 @@ class AgentPlan:
     run: Callable[..., Any]
     dedup: Dedup | None = None
     sink: Topic | None = None
-    retry: Retry = Retry()
+    retry: Retry = Retry()  # noqa: RUF009  (frozen)
 
 
 @dataclass(slots=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 from semel.errors import DeclarationError, DecodeError, OutputRefused, Reject
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Try `attempts` times in all, waiting `first_delay` after the first failure, doubling up to `max_delay`, with jitter.
+    """Try `attempts` times in all, waiting `first_delay` after the first failure, twice as long each time, with jitter.
 
-    `fatal`: exceptions that go to the dead letters at once. `transient`: if given, only these are retried.
+    `max_delay`: the longest wait. `fatal`: exceptions that go to the dead letters at once. `transient`: if given, only
+    these are retried. DeclarationError where they cannot be.
     """
 
     attempts: int = 5
@@ -28,6 +30,11 @@ class Retry:
             raise DeclarationError(
                 f"Retry first_delay={self.first_delay}, max_delay={self.max_delay}; give 0 <= first_delay <= max_delay"
             )
+        for name, kinds in (("fatal", self.fatal), ("transient", self.transient)):
+            if not _exceptions(kinds):
+                raise DeclarationError(
+                    f"Retry {name}={kinds!r}; give a tuple of exception classes, as {name}=(OSError,)"
+                )
 
     def delay_s(self, exc: BaseException, attempt: int, draw: float) -> float | None:
         """Seconds to wait after failed attempt number `attempt` (from 1), or None: give up.
@@ -40,5 +47,11 @@ class Retry:
             return None
         if attempt >= self.attempts:
             return None
-        full = min(self.first_delay.total_seconds() * 2 ** (attempt - 1), self.max_delay.total_seconds())
-        return full * (0.5 + draw / 2)
+        doubled = self.first_delay.total_seconds() * 2.0 ** min(attempt - 1, 64)
+        return min(doubled, self.max_delay.total_seconds()) * (0.5 + draw / 2)
+
+
+def _exceptions(kinds: Any) -> bool:
+    return isinstance(kinds, tuple) and all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in cast("tuple[Any, ...]", kinds)
+    )

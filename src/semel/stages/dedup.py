@@ -1,4 +1,4 @@
-"""Dedup, decided: pure functions of an event, what is known of its id, and the task's stream time (protocol rules 19-21)."""
+"""Dedup, decided: pure functions of an event, its id's mark and the task's stream time (protocol rules 19-21)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     """Stream time after an event of `event_ms`, and what that says of the event.
 
     Stream time is the greatest event time seen, never past `wall_ms`; the first event sets it. An event more than a
-    window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move stream
-    time by more than a window (a quiet night, or one bad clock) takes effect, is filed under its own time, and moves
-    stream time only when three in a row agree within a window.
+    window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move
+    stream time by more than a window (a quiet night, or one bad clock) takes effect, is filed under its own time, and
+    moves stream time only when three in a row agree within a window.
     """
     if event_ms > wall_ms + window_ms:
         return Timed(stream, Verdict.CLOCK, event_ms)

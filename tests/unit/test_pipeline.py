@@ -1,0 +1,153 @@
+"""Pipelines: what can be wrong is found where they are declared; what is right becomes a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import orjson
+import pytest
+
+from semel import Dedup, Pipeline, Retry, Table, Topic, content_hash, header
+from semel.errors import DeclarationError
+from semel.plan import AgentKind, AgentPlan, Plan
+
+DAY = timedelta(days=1)
+SOURCE = Topic("payments")
+
+
+@dataclass
+class Payment:
+    id: str
+    amount: int
+
+    @property
+    def day(self) -> str:
+        return self.id[:8]
+
+
+def settle(event: Any) -> None: ...
+
+
+def declared(**changed: Any) -> Pipeline:
+    return Pipeline(**{"name": "p", "source": SOURCE, "agent": settle, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"name": "a b"}, "pipeline name 'a b' is not possible"),
+        ({"name": "x" * 240}, "keeps its state in topics"),
+        ({"source": "payments"}, "give a semel.Topic"),
+        ({"sink": "settled"}, "give a semel.Topic, or leave it out"),
+        ({"sink": SOURCE}, "its results would be its events again"),
+        ({"sink": Topic("p.dlq")}, "sink 'p.dlq' is one of its own internal topics"),
+        ({"sink": Topic("p-dedup-changelog")}, "internal topics"),
+        ({"source": Topic("p-positions")}, "source 'p-positions' is one of its own internal topics"),
+        ({"sink": Topic("p-t-changelog"), "tables": [Table("t")]}, "internal topics"),
+        ({"agent": None}, "cannot be called"),
+        ({"agent": lambda: None}, "does not take that"),
+        ({"dedup": "id"}, "give a semel.Dedup"),
+        ({"retry": 5}, "give a semel.Retry"),
+        ({"tables": ["t"]}, "'t' in tables= is no semel.Table"),
+        ({"tables": [Table("t"), Table("t")]}, "stands twice"),
+        ({"start": "now"}, "'earliest' or 'latest'"),
+        ({"concurrency": 4}, "run more workers instead"),
+        ({"partition_by": "id"}, "partition_by is not there yet"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_way_out(changed: dict[str, Any], why: str) -> None:
+    with pytest.raises(DeclarationError, match=why):
+        declared(**changed)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Dedup("idd", window=DAY),
+        Dedup(content_hash("id", "amout"), window=DAY),
+        Dedup("id", window=DAY, time="at"),
+        Dedup("id", window=DAY, compare=["amount", "sent_at"]),
+    ],
+)
+def test_a_dedup_field_that_no_event_has_is_refused(rule: Dedup) -> None:
+    with pytest.raises(DeclarationError, match="Payment has id, amount"):
+        declared(source=Topic("payments", value=Payment), dedup=rule)
+    declared(dedup=rule)
+
+
+def test_a_dedup_field_with_a_typing_error_is_told_what_is_near() -> None:
+    with pytest.raises(DeclarationError, match="did you mean 'amount'"):
+        declared(source=Topic("payments", value=Payment), dedup=Dedup(content_hash("ammount"), window=DAY))
+
+
+def test_dedup_may_use_fields_properties_headers_and_callables() -> None:
+    for rule in (
+        Dedup("id", window=DAY, compare="amount"),
+        Dedup("day", window=DAY),
+        Dedup(header("x"), window=DAY),
+        Dedup(lambda p: p.idd, window=DAY),
+    ):
+        assert declared(source=Topic("payments", value=Payment), dedup=rule).dedup is rule
+
+
+def test_a_table_belongs_to_one_pipeline() -> None:
+    table = Table("t")
+    declared(tables=[table])
+    declared(tables=[table])
+    with pytest.raises(DeclarationError, match="'p' and 'q'; a table belongs to one pipeline"):
+        declared(name="q", tables=[table])
+
+
+def test_a_pipeline_that_is_refused_takes_no_table() -> None:
+    table = Table("t")
+    with pytest.raises(DeclarationError):
+        declared(name="q", tables=[table], start="now")
+    assert declared(tables=[table]).tables == (table,)
+
+
+def test_one_table_need_not_be_a_list() -> None:
+    table = Table("t")
+    assert declared(tables=table).tables == (table,)
+
+
+def test_a_plan_says_what_a_worker_runs() -> None:
+    async def agent(stream: Any) -> Any:
+        async for event in stream:
+            yield event
+
+    keyed, merged, sink = Table("keyed", value=int), Table("merged", value=int, merge=max), Topic("settled")
+    rule, retry = Dedup("id", window=DAY), Retry(2)
+    pipeline = declared(agent=agent, dedup=rule, tables=[keyed, merged], sink=sink, retry=retry, start="latest")
+    plan = pipeline.plan()
+    assert plan.agents == [AgentPlan("agent", (SOURCE,), AgentKind.STREAM, agent, rule, sink, retry)]
+    assert [(t.name, t.keyed, t.merge) for t in plan.tables] == [("keyed", True, None), ("merged", False, max)]
+    assert (plan.app, plan.outputs, plan.start, plan.dedup) == ("p", [sink], "latest", rule)
+    assert plan.sources == {"payments": SOURCE}
+    assert repr(pipeline) == "Pipeline('p')"
+
+
+def test_the_names_on_kafka_are_those_of_the_contract() -> None:
+    plan = declared(name="payments", source=Topic("in"), dedup=Dedup("id", window=DAY), tables=[Table("t")]).plan()
+    assert plan.logs == ["payments-t-changelog", "payments-dedup-changelog", "payments-positions"]
+    assert plan.dead_letter_topic == "payments.dlq"
+    assert declared().plan().logs == ["p-positions"]
+    assert set(plan.logs) < set(declared(name="payments", source=Topic("in"), tables=[Table("t")]).plan_names())
+
+
+def test_the_shape_is_canonical_and_tells_what_state_depends_on() -> None:
+    def shape(**changed: Any) -> str:
+        return declared(**changed).plan().shape()
+
+    assert orjson.loads(shape()) == {"tables": {}, "dedup": None}
+    both = [Table("a", value=int), Table("b", value=str)]
+    assert shape(tables=both) == shape(tables=[Table("b", value=str), Table("a", value=int)])
+    assert shape(tables=both) != shape(tables=[Table("a", value=int), Table("b", value=int)])
+    assert shape(dedup=Dedup("id", window=DAY)) != shape(dedup=Dedup("id", window=2 * DAY))
+    assert shape(sink=Topic("s"), retry=Retry(1)) == shape()
+
+
+def test_a_plan_without_agents_has_no_dedup_and_no_sources() -> None:
+    assert Plan("app").dedup is None
+    assert Plan("app").sources == {}

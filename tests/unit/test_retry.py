@@ -1,0 +1,69 @@
+"""Retry: whether, and how long after, an event that failed is tried again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from semel.errors import DeclarationError, DecodeError, OutputRefused, Reject
+from semel.retry import Retry
+
+
+def waits(retry: Retry, exc: BaseException, draw: float = 1.0) -> list[float]:
+    found: list[float] = []
+    while (delay := retry.delay_s(exc, len(found) + 1, draw)) is not None:
+        found.append(delay)
+    return found
+
+
+def test_waits_double_up_to_the_longest() -> None:
+    retry = Retry(6, timedelta(seconds=1), timedelta(seconds=5))
+    assert waits(retry, OSError()) == [1, 2, 4, 5, 5]
+
+
+def test_the_draw_spreads_a_wait_over_its_second_half() -> None:
+    retry = Retry(2, timedelta(seconds=2))
+    assert waits(retry, OSError(), 0.0) == [1.0]
+    assert waits(retry, OSError(), 0.5) == [1.5]
+
+
+def test_one_attempt_is_no_retry() -> None:
+    assert waits(Retry(1), OSError()) == []
+
+
+def test_any_number_of_attempts_has_a_wait() -> None:
+    retry = Retry(10**9, timedelta(milliseconds=1), timedelta(seconds=30))
+    assert [retry.delay_s(OSError(), attempt, 1.0) for attempt in (1_000, 2_000, 10**8)] == [30.0] * 3
+    assert Retry(10**9, timedelta(0), timedelta(0)).delay_s(OSError(), 5_000, 1.0) == 0
+
+
+@pytest.mark.parametrize("exc", [Reject(), DecodeError(), OutputRefused()])
+def test_what_cannot_get_better_is_not_tried_again(exc: Exception) -> None:
+    assert waits(Retry(5), exc) == []
+
+
+def test_fatal_errors_are_not_tried_again_and_with_transient_only_those_are() -> None:
+    assert waits(Retry(3, fatal=(LookupError,)), KeyError()) == []
+    assert len(waits(Retry(3, fatal=(LookupError,)), OSError())) == 2
+    assert waits(Retry(3, transient=(OSError,)), KeyError()) == []
+    assert len(waits(Retry(3, transient=(OSError,)), ConnectionError())) == 2
+    assert waits(Retry(3, transient=(OSError,), fatal=(ConnectionError,)), ConnectionError()) == []
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"attempts": 0},
+        {"first_delay": timedelta(seconds=-1)},
+        {"first_delay": timedelta(seconds=2), "max_delay": timedelta(seconds=1)},
+        {"fatal": ValueError},
+        {"fatal": [ValueError]},
+        {"transient": ("OSError",)},
+        {"transient": (int,)},
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError, match="Retry "):
+        Retry(**declared)
