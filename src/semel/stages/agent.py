@@ -328,6 +328,13 @@ class Lane:
                 timed = move_time(task.stream, at, wall, window)
                 if timed.verdict is not None:
                     task.stream = timed.stream_time
+                    if timed.verdict is Verdict.LATE and (raw := marks.find(key)) is not None:
+                        # A late event is protected for a whole window, in which its redelivery is later still.
+                        verdict = judge(unpack(raw), record.offset, payload_of(value, record), now or 0, window)
+                        if verdict is not Verdict.FRESH:
+                            if not self._known(verdict, record, raw):
+                                yield value
+                            continue
                     if not self._untimely(timed.verdict, record, at):
                         yield value
                     continue
@@ -343,7 +350,9 @@ class Lane:
                 verdict = judge(unpack(raw), record.offset, payload, stream, window)
                 if verdict is not Verdict.FRESH:
                     if self._known(verdict, record, raw):
-                        task.stream_ms, task.pending = stream, pending
+                        if now is None or at <= now + window:
+                            # One event again is no second witness of a jump in time.
+                            task.stream_ms, task.pending = stream, pending
                         continue
                     if self._batching:
                         task.stream_ms, task.pending = stream, pending
