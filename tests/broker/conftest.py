@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +30,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("figures")
         for name, value in sorted(found.values.items()):
             terminalreporter.write_line(f"{name:<90} {value:>10}")
+
+
+@pytest.fixture
+def seed() -> int:
+    """Of every random choice of a test; `SEED=` in the environment repeats one."""
+    chosen = int(os.environ.get("SEED") or secrets.randbelow(10**6))
+    logging.getLogger("tests.broker").warning("SEED=%d", chosen)
+    return chosen
 
 
 MakeLedger = Callable[..., Awaitable[Ledger]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -174,6 +175,15 @@ class Ledger:
             ends=await logs.ends(self.bootstrap, self.source),
             viewed=viewed,
         )
+
+    async def expect_whole_epochs(self) -> Truth:
+        """Whatever was killed when: what is committed is what the source says up to the committed offsets, no more."""
+        found = await self.found()
+        at = found.group_offsets
+        truth = truth_of(await logs.read(self.bootstrap, self.source), at)
+        if broken := broken_laws(truth, dataclasses.replace(found, ends={})):
+            pytest.fail("\n".join(["as of the committed offsets:", *broken, self.report()]))
+        return truth
 
     async def settle(self, ask: WorkerProcess | None = None, within_s: float = 90.0) -> Truth:
         """Waits until all is done, then fails where a law is broken. `ask`: whose web views must agree as well."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import CommitFailedError, KafkaError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.admin import DeleteGroupsRequest
+
+NON_EMPTY_GROUP = 68
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -67,11 +71,9 @@ async def create(
 async def delete(bootstrap: str, *names: str) -> None:
     """Delete topics and wait until nothing is left of them; one that is not there is no error."""
     async with admin_of(bootstrap) as admin:
-        try:
+        with suppress(UnknownTopicOrPartitionError):
             await admin.delete_topics(list(names))
-        except UnknownTopicOrPartitionError:
-            pass
-        while set(names) & set(await admin.list_topics()):
+        while set(names) & set(await admin.list_topics()):  # noqa: ASYNC110  (the broker rings no bell)
             await asyncio.sleep(0.05)
 
 
@@ -88,6 +90,12 @@ async def trim(bootstrap: str, name: str, before: Mapping[int, int]) -> None:
         )
 
 
+async def configure(bootstrap: str, name: str, configs: dict[str, str]) -> None:
+    """Set configs of a topic; the others go back to their defaults."""
+    async with admin_of(bootstrap) as admin:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs)])
+
+
 async def topics(bootstrap: str) -> set[str]:
     async with admin_of(bootstrap) as admin:
         return set(await admin.list_topics())
@@ -99,13 +107,23 @@ async def group_offsets(bootstrap: str, group: str) -> dict[tuple[str, int], int
     return {(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
 
-async def move_group(bootstrap: str, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-    """What `kafka-consumer-groups --reset-offsets` does."""
+async def move_group(
+    bootstrap: str, group: str, offsets: Mapping[tuple[str, int], int], within_s: float = 30.0
+) -> None:
+    """What `kafka-consumer-groups --reset-offsets` does; its last member's session is waited out."""
+    deadline = time.monotonic() + within_s
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
     await consumer.start()
     try:
         consumer.assign([TopicPartition(*tp) for tp in offsets])
-        await consumer.commit({TopicPartition(*tp): at for tp, at in offsets.items()})
+        while True:
+            try:
+                await consumer.commit({TopicPartition(*tp): at for tp, at in offsets.items()})
+                return
+            except CommitFailedError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
     finally:
         await consumer.stop()
 
@@ -213,3 +231,18 @@ async def eventually(bootstrap: str, topic: str, within_s: float = 60.0) -> None
         if time.monotonic() > deadline:
             pytest.fail(f"topic {topic} was not created within {within_s} s")
         await asyncio.sleep(0.1)
+
+
+async def forget_group(bootstrap: str, group: str, within_s: float = 30.0) -> None:
+    """Delete a group and its offsets, as a broker does when they expire; its last member's session is waited out."""
+    deadline = time.monotonic() + within_s
+    async with admin_of(bootstrap) as admin:
+        node = await admin.find_coordinator(group)
+        while True:
+            answer = await admin._send_request(DeleteGroupsRequest([group]), node)
+            [(_, code)] = answer.results
+            if code == 0:
+                return
+            if code != NON_EMPTY_GROUP or time.monotonic() > deadline:
+                raise for_code(code)(group)
+            await asyncio.sleep(0.1)

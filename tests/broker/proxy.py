@@ -10,6 +10,7 @@ import asyncio
 import struct
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -85,7 +86,8 @@ class Proxy:
         try:
             requests = asyncio.create_task(self._relay(reader, to_broker, lambda frame: self._request(frame, awaited)))
             answers = asyncio.create_task(self._relay(there, writer, lambda frame: self._answer(frame, awaited)))
-            await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(asyncio.CancelledError):  # asyncio's stream server logs a handler that is cancelled
+                await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
             requests.cancel()
             answers.cancel()
             await asyncio.gather(requests, answers, return_exceptions=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import secrets
 import signal
 from collections.abc import Callable
 
@@ -35,6 +34,7 @@ async def test_every_event_takes_effect_once_where_nothing_goes_wrong(ledger: Le
 
 # -- at each step of the protocol
 
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n.partition(".")[0] in ("barrier", "commit")])
 async def test_a_worker_killed_while_it_commits_loses_and_doubles_nothing(ledger: Ledger, name: str) -> None:
     events = payments(len(name), 1_500)
@@ -63,7 +63,9 @@ async def test_a_worker_killed_while_it_starts_loses_and_doubles_nothing(ledger4
 
 
 @pytest.mark.parametrize("name", ["revoke.begin", "revoke.end"])
-async def test_a_worker_killed_while_it_gives_partitions_up_loses_and_doubles_nothing(ledger: Ledger, name: str) -> None:
+async def test_a_worker_killed_while_it_gives_partitions_up_loses_and_doubles_nothing(
+    ledger: Ledger, name: str
+) -> None:
     ledger.feed_beside(payments(len(name), 4_000), per_s=1_000)
     first = ledger.worker("w1").start(failpoint=name)
     await ledger.until_done(200)
@@ -104,10 +106,8 @@ def test_every_failpoint_is_killed_at() -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_workers_killed_at_random_lose_and_double_nothing(
-    ledger: Ledger, workers: int, figures: Figures
+    ledger: Ledger, workers: int, seed: int, figures: Figures
 ) -> None:
-    seed = int(os.environ.get("SEED") or secrets.randbelow(10**6))
-    print(f"SEED={seed}")
     rng = random.Random(seed)
     feeding = ledger.feed_beside(payments(seed, 12_000), per_s=800)
     running = [ledger.worker(f"w{n}").start() for n in range(1, workers + 1)]

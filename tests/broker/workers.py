@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerProcess:
-    """One worker: a name, a state directory, settings. It can be started again after it ended; logs go on in one file."""
+    """One worker: a name, a state directory, settings. It can be started again; its log goes on in one file."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  (no thread of ours holds a lock)
             )
         return self
 
@@ -122,7 +122,7 @@ class WorkerProcess:
     async def frozen(self, within_s: float = 30.0) -> None:
         """Waits until a failpoint has stopped it."""
         deadline = time.monotonic() + within_s
-        while Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        while _state(self.pid) != "T":
             assert self.running, f"worker {self.instance} ended instead of stopping\n{self.log_end()}"
             if time.monotonic() > deadline:
                 pytest.fail(f"worker {self.instance} never came to its failpoint\n{self.log_end()}")
@@ -194,11 +194,15 @@ class WorkerProcess:
             await asyncio.sleep(0.05)
 
     async def rows(self, table: str) -> dict[str, Any]:
-        """All rows of a table, over all workers, as a person would page through them."""
+        """All rows of a table, over all workers, as a person would page through them; what restores is waited for."""
         rows: dict[str, Any] = {}
         query = {"limit": "1000"}
+        deadline = time.monotonic() + START_S
         while True:
             status, page = await self.get(f"/tables/{table}", **query)
+            if status in (0, 502, 503) and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+                continue
             assert status == 200, (status, page)
             rows |= {row["key"]: row["value"] for row in page["rows"]}
             if page["next"] is None:
@@ -207,6 +211,10 @@ class WorkerProcess:
 
     async def row(self, table: str, key: str) -> tuple[int, Any]:
         return await self.get(f"/tables/{table}/{quote(key, safe='')}")
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def _die_with_parent() -> None:

@@ -1,7 +1,8 @@
 """The ledger that the broker tests run: each payment once, a balance an account, a settlement a payment.
 
 Run by `semel worker ledger` with this folder as the project. `PIPELINE` in the environment names it, so that every test
-has topics and a group of its own; `HANDLER_S` makes each payment take that long, with the event loop free meanwhile.
+has topics and a group of its own; `HANDLER_S` makes each payment take that long, with the event loop free meanwhile;
+`WINDOW_DAYS` is the dedup window.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from semel import Dedup, Pipeline, Table, Topic
 
 NAME = os.environ["PIPELINE"]
 HANDLER_S = float(os.environ.get("HANDLER_S", "0"))
+WINDOW = timedelta(days=int(os.environ.get("WINDOW_DAYS", "7")))
 
 balances = Table("balances", key=str, value=int, default=int)
 
@@ -46,7 +48,7 @@ async def settle(payments: AsyncIterable[Payment]) -> AsyncIterator[Settlement]:
 pipeline = Pipeline(
     NAME,
     source=Topic(f"{NAME}.payments", key=str, value=Payment),
-    dedup=Dedup("id", window=timedelta(days=7)),
+    dedup=Dedup("id", window=WINDOW),
     agent=settle,
     tables=[balances],
     sink=Topic(f"{NAME}.settlements", key=str, value=Settlement),

@@ -1,0 +1,242 @@
+"""Topics that change under an app: grown, made anew, trimmed, missing, moved by hand; and aborted transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from semel.local.kafka import LocalKafka
+from tests.broker import logs
+from tests.broker.ledger import Ledger
+from tests.broker.logs import Message
+from tests.broker.truth import payments
+from tests.broker.workers import WorkerProcess
+
+pytestmark = pytest.mark.broker
+
+REFUSAL = 1
+
+
+async def refuses(worker: WorkerProcess, *words: str) -> None:
+    """It ends with 1, and its last words name the thing and the way out."""
+    assert await worker.ended() == REFUSAL, worker.log_end()
+    error = next(line for line in reversed(worker.log.splitlines()) if "ERROR" in line)
+    for word in words:
+        assert word in error, worker.log_end()
+    assert "Traceback" not in worker.log, worker.log_end()
+
+
+# -- aborted transactions in the source
+
+
+async def test_events_of_aborted_transactions_never_take_effect(ledger: Ledger) -> None:
+    """They lie between the others in the log, and their markers make gaps in the offsets, at the very start as well."""
+    events = payments(81, 1_200)
+    worker = ledger.worker().start()
+    for n in range(6):
+        async with logs.transaction(ledger.bootstrap, f"{ledger.name}-feeder") as producer:
+            for bad in payments(900 + n, 50):
+                await producer.send(ledger.source, bad.value, bad.key)
+            await producer.flush()
+            await producer.abort_transaction()
+        async with logs.transaction(ledger.bootstrap, f"{ledger.name}-feeder") as producer:
+            for good in events[n * 200 : (n + 1) * 200]:
+                await producer.send(ledger.source, good.value, good.key)
+            await producer.commit_transaction()
+    truth = await ledger.settle(worker)
+    assert truth.counts
+    assert sum(c.records for c in truth.counts.values()) == 1_200
+    assert len(await logs.read(ledger.bootstrap, ledger.source, committed=False)) == 1_500
+
+
+async def test_an_open_transaction_in_the_source_holds_back_its_partition_only(ledger: Ledger) -> None:
+    worker = ledger.worker().start()
+    async with logs.transaction(ledger.bootstrap, f"{ledger.name}-feeder") as producer:
+        held = {"id": "held", "account": "held", "amount": 1}
+        metadata = await producer.send_and_wait(ledger.source, json.dumps(held).encode(), b"held")
+        await ledger.feed(payments(82, 400))
+        await ledger.until_done(250)
+        await asyncio.sleep(0.5)
+        assert (await worker.row("balances", "held"))[0] == 404
+        settled = await logs.read(ledger.bootstrap, ledger.sink)
+        assert metadata.partition not in {line.partition for line in settled}
+        await producer.commit_transaction()
+    await ledger.settle(worker)
+
+
+# -- grown
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
+async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger: Ledger, running: bool) -> None:
+    await ledger.feed(payments(83, 500))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    if not running:
+        assert await worker.stopped() == 0
+    await logs.grow(ledger.bootstrap, ledger.source, 6)
+    await asyncio.sleep(1.2)
+    if running:
+        await ledger.feed(payments(84, 200))
+    else:
+        worker.start()
+    await refuses(worker, ledger.source, "6 partitions now, 4 when", "semel reset")
+
+
+# -- made anew
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
+async def test_a_source_made_anew_stops_the_worker_with_the_way_out(ledger: Ledger, running: bool) -> None:
+    await ledger.feed(payments(85, 500))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    if not running:
+        assert await worker.stopped() == 0
+    await logs.delete(ledger.bootstrap, ledger.source)
+    await ledger.create()
+    await ledger.feed(payments(86, 300))
+    if not running:
+        worker.start()
+    await refuses(worker, ledger.source, "semel reset")
+    settled = {json.loads(line.value)["id"].split("-")[0] for line in await logs.read(ledger.bootstrap, ledger.sink)}
+    assert settled == {"85"}, "an event of the new topic took effect on the old one's state"
+
+
+async def test_a_source_that_is_deleted_stops_the_worker_or_is_waited_for(ledger41: Ledger) -> None:
+    """Nothing is made up in its place, and nothing of the state is touched."""
+    ledger = ledger41
+    await ledger.feed(payments(87, 300))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    assert await worker.stopped() == 0
+    await logs.delete(ledger.bootstrap, ledger.source)
+    worker.start()
+    await worker.said(f"waiting for the source topic {ledger.source}")
+    await asyncio.sleep(1)
+    status, said = await worker.get("/readyz")
+    assert (status, ledger.source in said["waiting_for"]) == (503, True)
+    assert ledger.source not in await logs.topics(ledger.bootstrap)
+    assert await worker.stopped() == 0
+
+
+# -- trimmed
+
+
+async def test_a_source_trimmed_past_the_position_stops_the_worker_with_the_way_out(ledger: Ledger) -> None:
+    await ledger.feed(payments(88, 300))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    assert await worker.stopped() == 0
+    await ledger.feed(payments(89, 500))
+    await logs.trim(ledger.bootstrap, ledger.source, await logs.ends(ledger.bootstrap, ledger.source))
+    await ledger.feed(payments(90, 100))
+    await refuses(worker.start(), ledger.source, "no longer holds offset", "semel reset --to earliest", "retention")
+
+
+async def test_a_source_trimmed_ahead_of_a_running_worker_stops_it_with_the_way_out(ledger: Ledger) -> None:
+    worker = ledger.worker("w1", SEMEL_SESSION_TIMEOUT_MS="20000").start()
+    await ledger.feed(payments(91, 100))
+    await ledger.drained()
+    worker.freeze()
+    await ledger.feed(payments(92, 500))
+    await logs.trim(ledger.bootstrap, ledger.source, await logs.ends(ledger.bootstrap, ledger.source))
+    await ledger.feed(payments(93, 100))
+    # What a long poll had asked for before counts still: it was not trimmed when it was read.
+    worker.thaw()
+    await refuses(worker, ledger.source, "no longer holds offset")
+    settled = [json.loads(line.value)["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert not any(ident.startswith("93-") for ident in settled), "it jumped over what was missing"
+
+
+async def test_records_deleted_behind_the_position_do_not_matter(ledger41: Ledger) -> None:
+    ledger = ledger41
+    await ledger.feed(payments(94, 300))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    assert await worker.stopped() == 0
+    ends = await logs.ends(ledger.bootstrap, ledger.source)
+    await logs.trim(ledger.bootstrap, ledger.source, {p: at // 2 for p, at in ends.items()})
+    worker.start()
+    await worker.ready()
+    await ledger.feed(payments(95, 100, redeliver=0))
+    await ledger.drained()
+    settled = [json.loads(line.value)["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert len(settled) == len(set(settled)) == 400
+
+
+# -- missing
+
+
+async def test_a_missing_source_is_waited_for_and_said(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+    ledger = Ledger(kafka.bootstrap, topic_prefix, tmp_path)
+    worker = ledger.worker().start()
+    try:
+        await worker.said(f"waiting for the source topic {ledger.source}: semel never creates a source")
+        status, said = await worker.get("/readyz")
+        assert status == 503
+        assert ledger.source in said["waiting_for"]
+        assert not {t for t in await logs.topics(kafka.bootstrap) if t.startswith(topic_prefix)}
+        await ledger.create()
+        await ledger.feed(payments(96, 200))
+        await ledger.settle(worker)
+    finally:
+        await ledger.close()
+
+
+# -- moved by hand
+
+
+async def test_a_replay_from_zero_by_group_and_state_is_told_apart_by_positions(ledger: Ledger) -> None:
+    """Group offsets alone say nothing: the positions have them. Moving one without the other is refused."""
+    await ledger.feed(payments(97, 500))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    assert await worker.stopped() == 0
+    await logs.move_group(ledger.bootstrap, ledger.name, {(ledger.source, p): 0 for p in range(4)})
+    worker.start()
+    await refuses(worker, "somebody moved the group's offsets", "semel reset", "position record")
+
+
+async def test_a_replay_from_zero_of_everything_gives_the_same_again(ledger: Ledger) -> None:
+    """Positions, changelogs, marks, offsets and the store dropped: the source is processed anew, to the same end."""
+    await ledger.feed(payments(98, 2_000))
+    worker = ledger.worker().start()
+    truth = await ledger.settle(worker)
+    assert await worker.stopped() == 0
+    before = [(line.key, line.value) for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    own = {name for name in await logs.topics(ledger.bootstrap) if name.startswith(f"{ledger.name}-")}
+    assert own == {ledger.positions, ledger.changelog, f"{ledger.name}-dedup-changelog"}
+    await logs.delete(ledger.bootstrap, *own, ledger.sink, ledger.dead_letter_topic)
+    await logs.forget_group(ledger.bootstrap, ledger.name)
+    again = ledger.worker(state="fresh").start()
+    assert (await ledger.settle(again)).balances == truth.balances
+    after = [(line.key, line.value) for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert sorted(after) == sorted(before)
+
+
+async def test_a_group_whose_offsets_expired_goes_on_from_its_positions(ledger41: Ledger) -> None:
+    ledger = ledger41
+    await ledger.feed(payments(99, 500))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    assert await worker.stopped() == 0
+    await logs.forget_group(ledger.bootstrap, ledger.name)
+    await ledger.feed(payments(100, 500))
+    await ledger.settle(worker.start())
+
+
+async def test_offsets_of_another_consumer_are_refused_and_adopted_when_told_to(ledger41: Ledger) -> None:
+    ledger = ledger41
+    await ledger.feed([Message(b"k", b'{"id": "old", "account": "k", "amount": 1}', partition=p) for p in range(4)])
+    await logs.move_group(ledger.bootstrap, ledger.name, {(ledger.source, p): 1 for p in range(4)})
+    worker = ledger.worker().start()
+    await refuses(worker, "--adopt", "another consumer used this group name")
+    worker.start("--adopt")
+    await worker.ready()
+    await ledger.feed(payments(101, 200, redeliver=0))
+    await ledger.drained()
+    assert len(await logs.read(ledger.bootstrap, ledger.sink)) == 200
