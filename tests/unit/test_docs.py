@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TEST_LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(tests/[^)]+\.py)\)")
+TEST_LINK = re.compile(r"\[([\w ]+)\]\((?:\.\./)+(tests/[^)]+\.py)\)")
 CODE_LINK = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)`(?: \(([^)]*)\))?")
 
 
