@@ -224,7 +224,7 @@ class Engine:
                     self._open_for_work = False
                     await self._commit_epoch()
         except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
-            log.warning("the last epoch is not committed, its events are handled again at the next start: %s", exc)
+            log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
 
     def _say_waiting(self, what: str) -> None:
         if what != self.waiting_for:
@@ -580,9 +580,9 @@ class Engine:
             return
         self._mending = True
         self.paused_by = str(exc)
-        log.error(
-            "%s; free some space or mend the disk. Work stops until the store can be written, nothing is lost", exc
-        )
+        # As text: whoever keeps the error keeps its frames, and with them handles that RocksDB must be rid of.
+        log.error("%s; free some space or mend the disk. Until the store can be written work stands still, nothing is lost",
+                  self.paused_by)  # fmt: skip
         self._background(self._mend_store())
 
     async def _mend_store(self) -> None:
@@ -595,7 +595,8 @@ class Engine:
                 self.store.check_writable()
                 break
             except (StoreError, SemelError) as exc:
-                log.debug("the store cannot be written yet: %s", exc)
+                self.paused_by = str(exc)
+                log.warning("the store cannot be written yet: %s", self.paused_by)
         self._mending = False
         self.paused_by = ""
         log.info("the store takes writes again")
@@ -623,7 +624,7 @@ class Engine:
                 if self.writer is not None:
                     self.writer.dead = True
             except StoreError as exc:
-                log.error("%s; the partitions go to others, the store is brought up to date later", exc)
+                log.error("%s; the partitions go to others, the store is brought up to date later", str(exc))
         self.membership = None
         self._drop_everything()
         if self.writer is not None and self.writer.transaction_open_since is not None:

@@ -485,7 +485,10 @@ class Lane:
         hand.undo.clear()
         hand.holding = False
         self.index += 1
-        task.touched = True
+        if not task.touched:
+            # The next event may take its time; this one is not to wait for it.
+            task.touched = True
+            self.host.finished()
 
     def _finish_batch(self, hand: Hand, events: int) -> None:
         if not hand.alive:

@@ -82,8 +82,18 @@ class Work:
                 raise RuntimeError(f"attempt {seen} at {payment.id}")
 
 
-def payments_pipeline(work: Work, *, style: str = "stream", dedup: Dedup | None = None, **declared: Any) -> Pipeline:
-    """Balances by account (a value that cannot change in place), journals by account (one that can), settlements."""
+def payments_pipeline(
+    work: Work,
+    *,
+    style: str = "stream",
+    dedup: Dedup | None = None,
+    make: Callable[[tuple[Table, Table]], Any] | None = None,
+    **declared: Any,
+) -> Pipeline:
+    """Balances by account (a value that cannot change in place), journals by account (one that can), settlements.
+
+    `make(tables)`: another agent than the usual one.
+    """
     balances = Table("balances", key=str, value=int, default=int)
     journals = Table("journals", key=str, value=list, default=list)
 
@@ -117,6 +127,8 @@ def payments_pipeline(work: Work, *, style: str = "stream", dedup: Dedup | None 
                     yield settled
 
     agent = {"stream": settle, "coroutine": settle_one, "batches": settle_batches}[style]
+    if make is not None:
+        agent = make((balances, journals))
     return Pipeline(
         APP,
         source=Topic("payments", key=str, value=Payment),
@@ -197,6 +209,19 @@ class Worker:
 
         self.failpoints.hooks[point] = hook
         return reached, go
+
+    def fail_writes(self, times: int) -> None:
+        """The disk refuses the next writes of the store."""
+        write, left = self.store.write, times
+
+        def refuse_some(batch: Any) -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                raise StoreError("no space left on device")
+            write(batch)
+
+        self.store.write = refuse_some
 
     async def gone(self) -> BaseException | None:
         """Wait for its end; the error it ended with. Its store is closed."""

@@ -1,0 +1,201 @@
+"""Outputs without an event: sent once, told when they are committed, refused clearly where nothing can fence them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from semel.errors import CarryOverFull, CommitError
+from semel.port import TP
+from semel.stages.sink import Out
+from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse
+from tests.unit.runtime.harness import World
+
+NOTES = TP("notes", 0)
+
+
+@pytest.fixture
+def notes(world: World) -> Iterator[World]:
+    world.cluster.create_topic("notes", 1)
+    yield world
+
+
+def note(text: str) -> Out:
+    return Out(NOTES, None, b"k", text.encode(), ())
+
+
+def written(world: World) -> list[str]:
+    return [(r.value or b"").decode() for r in world.cluster.committed("notes")[0]]
+
+
+async def test_an_output_without_an_event_is_committed_and_then_its_future_resolves(notes: World) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    done = worker.engine.carry(note("hello"))
+    assert written(notes) == []
+    await done
+    assert written(notes) == ["hello"]
+
+
+async def test_outputs_without_an_event_go_with_the_events_of_the_epoch_in_their_order(notes: World) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    for n in range(5):
+        notes.pay_many(10)
+        await worker.engine.carry(note(str(n)))
+    await notes.drained()
+    notes.check()
+    assert written(notes) == ["0", "1", "2", "3", "4"]
+
+
+FATES = {
+    "refused before": ("Produce", refuse(45)),
+    "the request for the end lost": ("EndTxn", lose_request(after_s=0.1)),
+    "the answer to the end lost": ("EndTxn", lose_answer(after_s=0.1)),
+    "the end late": ("EndTxn", delay(there_s=3.0)),
+    "fenced at the end, after it took effect": ("EndTxn", refuse(90, applied=True)),
+    "fenced at the end, before": ("EndTxn", refuse(90)),
+    "the membership refused": ("TxnOffsetCommit", refuse(25)),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("with_events", [False, True], ids=["alone", "with events"])
+async def test_whatever_becomes_of_its_epoch_an_output_without_an_event_is_written_once(
+    notes: World, fate: str, with_events: bool
+) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    await worker.engine.carry(note("first"))
+    api, fault = FATES[fate]
+    rule = notes.cluster.faults.add(api, fault)
+    if with_events:
+        notes.pay_many(20)
+    done = [worker.engine.carry(note("second")), worker.engine.carry(note("third"))]
+    await asyncio.gather(*done)
+    assert rule.hits == 1
+    assert written(notes) == ["first", "second", "third"]
+    await worker.engine.carry(note("fourth"))
+    assert written(notes) == ["first", "second", "third", "fourth"]
+    await notes.drained()
+    notes.check()
+
+
+@pytest.mark.parametrize("point", ["commit.after_produce", "commit.after_offsets", "commit.after_end"])
+async def test_a_revoke_that_cuts_the_commit_short_neither_loses_nor_doubles_an_output(
+    notes: World, point: str
+) -> None:
+    worker = notes.start(revoke_timeout_ms=300, commit_timeout_ms=5_000)
+    await notes.until_running(worker)
+    reached, go = worker.hold_at(point)
+    done = worker.engine.carry(note("once"))
+    await reached.wait()
+    # The group calls while the commit stands still.
+    other = notes.start("w2")
+    await asyncio.sleep(2)
+    go.set()
+    await asyncio.wait_for(done, 60)
+    assert written(notes) == ["once"]
+    await notes.until_running(worker, other)
+
+
+async def test_a_revoke_that_cuts_its_own_commit_short_neither_loses_nor_doubles_an_output(notes: World) -> None:
+    worker = notes.start(revoke_timeout_ms=300, commit_interval_ms=60_000, handler_timeout_ms=100)
+    await notes.until_running(worker)
+
+    async def slow(payment: object) -> None:
+        await asyncio.sleep(3)
+
+    notes.work.before = slow
+    notes.pay()
+    await asyncio.sleep(0.1)
+    # The lane is busy, so that nothing but the revoke commits.
+    done = worker.engine.carry(note("once"))
+    reached, go = worker.hold_at("commit.after_produce")
+    other = notes.start("w2")
+    await reached.wait()
+    await asyncio.sleep(2)
+    go.set()
+    notes.work.before = None
+    await asyncio.wait_for(done, 60)
+    assert written(notes) == ["once"]
+    await notes.until_running(worker, other)
+    await notes.drained()
+    notes.check()
+
+
+async def test_a_worker_that_owns_nothing_fails_its_outputs_after_the_commit_bound(notes: World) -> None:
+    first, second, third = notes.start("w1"), notes.start("w2"), notes.start("w3")
+    await notes.until(lambda: sum(len(w.engine.tasks) for w in (first, second, third)) == 2)
+    await asyncio.sleep(1)
+    idle = next(w for w in (first, second, third) if not w.engine.tasks)
+    before = notes.clock.monotonic()
+    with pytest.raises(CommitError, match="owns no partition"):
+        await idle.engine.carry(note("nobody"))
+    assert 5 <= notes.clock.monotonic() - before < 7
+    assert written(notes) == []
+
+
+async def test_an_output_that_comes_while_everything_is_restored_waits_and_stops_nothing(notes: World) -> None:
+    notes.pay_many(50)
+    first = notes.start()
+    await notes.drained()
+    await first.stop()
+    worker = notes.start()
+    go = asyncio.Event()
+
+    async def stand() -> None:
+        await go.wait()
+
+    worker.failpoints.hooks["restore.after_offsets"] = stand
+    await notes.until(lambda: len(worker.engine.tasks) == 2)
+    done = worker.engine.carry(note("patient"))
+    await asyncio.sleep(1)
+    assert not done.done()
+    go.set()
+    await asyncio.wait_for(done, 10)
+    assert written(notes) == ["patient"]
+
+
+async def test_too_many_outputs_are_refused(notes: World) -> None:
+    worker = notes.start(carry_over_limit=3)
+    await notes.until_running(worker)
+    done = [worker.engine.carry(note(str(n))) for n in range(3)]
+    with pytest.raises(CarryOverFull, match="carry_over_limit"):
+        worker.engine.carry(note("one too many"))
+    await asyncio.gather(*done)
+    await worker.engine.carry(note("now there is room"))
+
+
+async def test_a_worker_that_stops_commits_what_waits(notes: World) -> None:
+    worker = notes.start(commit_interval_ms=60_000)
+    await notes.until_running(worker)
+    done = worker.engine.carry(note("last words"))
+    await worker.stop()
+    await done
+    assert written(notes) == ["last words"]
+
+
+async def test_a_worker_that_dies_fails_what_waits(notes: World) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    notes.cluster.faults.add("AddPartitionsToTxn", Fault(lost=True, applied=False, answer_delay_s=1), times=None)
+    done = worker.engine.carry(note("never"))
+    await asyncio.sleep(3)
+    worker.kill()
+    await worker.gone()
+    with pytest.raises(CommitError, match="stopped"):
+        await done
+    assert written(notes) == []
+
+
+async def test_a_full_disk_after_the_commit_does_not_hold_back_who_waits(notes: World) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    worker.fail_writes(1)
+    await asyncio.wait_for(worker.engine.carry(note("committed")), 10)
+    assert written(notes) == ["committed"]
+    await asyncio.wait_for(worker.engine.carry(note("again")), 30)
+    assert written(notes) == ["committed", "again"]
