@@ -12,7 +12,7 @@ import logging
 from enum import Enum
 from typing import Protocol
 
-from semel.errors import InstanceTaken
+from semel.errors import ConfigError, InstanceTaken
 from semel.port import Broker, Clock, MemberIdRequired, Membership, RpcError, RpcLost
 from semel.runtime.assignor import (
     Assignment,
@@ -24,7 +24,7 @@ from semel.runtime.assignor import (
     encode_member,
 )
 from semel.runtime.failpoints import Failpoints
-from semel.stages.answers import Answer, answer_of
+from semel.stages.answers import Answer, answer_of, needs_a_person
 
 log = logging.getLogger("semel.group")
 
@@ -242,6 +242,12 @@ class GroupMember:
         if isinstance(exc, RpcError):
             self._give_up_if_taken(exc)
             self._forget_id(exc.code)
+            if needs_a_person(exc):
+                raise ConfigError(
+                    f"{exc}: this worker cannot be a member of group {self._group!r}; allow the client to use that group, "
+                    "and keep session_timeout_ms between the broker's group.min.session.timeout.ms and "
+                    "group.max.session.timeout.ms"
+                ) from exc
         answer = answer_of(exc)
         # A rebalance that overtook us is joined again at once; a broker that is away is waited for.
         pause = 0.02 if answer in (Answer.REJOIN, Answer.RETRY) else 0.25

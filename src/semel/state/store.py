@@ -11,6 +11,7 @@ earlier commit, whole, and the changelog brings it forward.
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -155,6 +156,8 @@ class Store:
         """Close and open again, after a StoreError."""
         with contextlib.suppress(Exception):
             self.close()
+        # The error's own frames may still hold handles of the old one, and with them RocksDB's lock.
+        gc.collect()
         self._open()
 
     # -- reading

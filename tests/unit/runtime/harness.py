@@ -173,10 +173,7 @@ class Worker:
         self.killed = True
         self.world.cluster.faults.cut(self.client)
 
-        def refuse(_: object) -> None:
-            raise StoreError("the process is dead")
-
-        self.store.write = refuse  # pyright: ignore[reportAttributeAccessIssue]
+        self.store.write = lambda batch: None
         self.engine.fail(Killed())
 
     def kill_at(self, point: str, nth: int = 1, then: Callable[[], None] | None = None) -> asyncio.Event:
@@ -261,9 +258,11 @@ class World:
 
     # -- input
 
+    def place(self, account: str) -> TP:
+        return TP("payments", _partition_of(account.encode(), self.partitions))
+
     def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
-        key = account.encode()
-        tp = TP("payments", _partition_of(key, self.partitions))
+        key, tp = account.encode(), self.place(account)
         raw = orjson.dumps(value) if isinstance(value, dict) else value
         return tp, self.cluster.write(tp, [(key, raw)], timestamp=at_ms)
 
@@ -304,6 +303,11 @@ class World:
         worker = Worker(self, name, self.started, **settings)
         self.workers[worker.client] = worker
         return worker
+
+    def move_group(self, offsets: dict[TP, int]) -> None:
+        """Somebody sets the group's offsets while nobody is in it."""
+        self.cluster.timers.run_due()
+        self.cluster.groups.set_offsets(APP, offsets)
 
     def lose_store(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
@@ -357,7 +361,7 @@ class World:
                     return False
         # The answer to EndTxn takes its way: what is committed must have landed, too.
         return all(
-            t.state is not TaskState.RUNNING or p not in committed or t.committed == committed[p]
+            t.state is not TaskState.RUNNING or p not in committed or t.committed.topics == committed[p].topics
             for w in self.workers.values()
             if not w.over
             for p, t in w.engine.tasks.items()

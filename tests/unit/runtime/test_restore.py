@@ -1,0 +1,554 @@
+"""Coming back: to a store that is behind, ahead, gone or of another log; to logs that were compacted, trimmed, made anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from datetime import timedelta
+
+import orjson
+import pytest
+
+from semel import Dedup, Pipeline, Table, Topic
+from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
+from semel.port import TP, Producer
+from semel.runtime.task import TaskState
+from semel.state import positions
+from semel.state.positions import Position
+from semel.testing.broker import MemoryBroker, lose_answer, refuse
+from tests.unit.runtime.harness import APP, Payment, Worker, World, payments_pipeline
+
+REBUILT = "rebuilt from the changelogs"
+
+
+async def settled(world: World, count: int = 100) -> None:
+    """One worker has done some input and is gone; its store stays."""
+    world.pay_many(count)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+
+
+async def fate(world: World, worker: Worker, within_s: float = 30.0) -> SemelError:
+    """The error that the worker ends with."""
+    async with asyncio.timeout(within_s):
+        error = await worker.gone()
+    assert isinstance(error, SemelError), repr(error)
+    return error
+
+
+def restored_records(worker: Worker) -> int:
+    return sum(t.restored for t in worker.engine.tasks.values())
+
+
+# ---------------------------------------------------------------------- incremental, mostly
+
+
+async def test_a_worker_that_comes_back_reads_only_what_it_has_not(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await settled(world, 300)
+    worker = world.start()
+    await world.until_running(worker)
+    # The marker of its last transaction, in each of four logs of two tasks.
+    assert restored_records(worker) <= 8
+    world.pay_many(20)
+    await world.drained()
+    world.check()
+    assert REBUILT not in caplog.text
+
+
+async def test_a_store_that_is_behind_is_brought_forward(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    world.pay_many(100)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    shutil.rmtree(world.path / "w1")
+    shutil.move(world.path / "copy", world.path / "w1")
+    worker = world.start()
+    await world.until_running(worker)
+    assert 0 < restored_records(worker) < 1_000
+    await world.drained()
+    world.check()
+    assert REBUILT not in caplog.text
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["whole logs", "compacted logs"])
+@pytest.mark.parametrize("store", ["behind", "lost"])
+async def test_a_restore_after_compaction_finds_the_same_state(world: World, store: str, compacted: bool) -> None:
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    for _ in range(5):
+        await settled(world, 40)
+    if compacted:
+        for name in ("balances-changelog", "journals-changelog", "positions"):
+            for p in range(2):
+                world.cluster.compact(TP(f"{APP}-{name}", p))
+    shutil.rmtree(world.path / "w1")
+    if store == "behind":
+        shutil.move(world.path / "copy", world.path / "w1")
+    world.pay_many(20)
+    worker = world.start()
+    await world.drained()
+    check_rows(world, worker)
+
+
+def check_rows(world: World, worker: Worker) -> None:
+    """The store and the outputs, where the logs themselves were compacted or trimmed."""
+    from tests.unit.runtime.harness import truth_of
+
+    for p, task in worker.engine.tasks.items():
+        truth = truth_of(world, p)
+        assert {k.decode(): orjson.loads(v) for k, v in task.tables["balances"].scan()} == truth.balances
+        assert {k.decode(): orjson.loads(v) for k, v in task.tables["journals"].scan()} == truth.journals
+        assert {k[8:].decode() for k, _ in worker.store.scan_marks(p)} == set(truth.marks)
+        outs = [orjson.loads(r.value or b"") for r in world.cluster.committed("settlements")[p]]
+        assert outs == truth.outputs
+
+
+async def test_rows_that_were_deleted_stay_deleted_after_a_restore(world: World) -> None:
+    def make(tables: tuple[Table, Table]) -> object:
+        balances, _ = tables
+
+        async def settle(payments: object) -> None:
+            async for payment in payments:  # type: ignore[attr-defined]
+                if payment.amount:
+                    balances[payment.account] = payment.amount
+                else:
+                    balances.pop(payment.account, None)
+
+        return settle
+
+    world.pipeline = payments_pipeline(world.work, make=make)
+    for n in range(10):
+        world.pay(f"a{n}", 5)
+    first = world.start()
+    await world.drained()
+    await first.stop()
+    shutil.copytree(world.path / "w1", world.path / "w2")
+    second = world.start("w1")
+    for n in range(0, 10, 2):
+        world.pay(f"a{n}", 0)
+    await world.drained()
+    await second.stop()
+    for name in ("w2", "w3"):
+        worker = world.start(name, session_timeout_ms=6_000)
+        await world.until_running(worker)
+        await world.until(lambda w=worker: len(w.engine.tasks) == 2, within_s=30)
+        await world.until_running(worker)
+        rows = {k.decode() for t in worker.engine.tasks.values() for k, _ in t.tables["balances"].scan()}
+        assert rows == {f"a{n}" for n in range(1, 10, 2)}
+        await worker.stop()
+
+
+# ---------------------------------------------------------------------- the three cases of a rebuild (rule 18)
+
+
+async def test_an_old_store_with_news_in_its_changelog_is_rebuilt(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    await settled(world, 50)
+    shutil.rmtree(world.path / "w1")
+    shutil.move(world.path / "copy", world.path / "w1")
+    world.clock.jump(13 * 3600)
+    worker = world.start()
+    await world.until_running(worker)
+    assert REBUILT in caplog.text and "tombstones" in caplog.text
+    await world.drained()
+    world.check()
+
+
+async def test_an_old_store_without_news_is_not_rebuilt(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await settled(world)
+    # Everything is there but the markers that end the last transactions.
+    world.clock.jump(30 * 86400)
+    worker = world.start()
+    await world.until_running(worker)
+    assert REBUILT not in caplog.text
+    world.check()
+
+
+async def test_a_store_beyond_the_end_of_its_changelog_is_rebuilt(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await settled(world)
+    for p in range(2):
+        log = world.cluster.log(TP(f"{APP}-balances-changelog", p))
+        if log.end:
+            # An unclean election: the log's tail is lost, and with it rows that the store has.
+            log._entries.clear()
+            log.end = 0
+    worker = world.start()
+    await world.until_running(worker)
+    assert "beyond the end" in caplog.text
+    assert [list(t.tables["balances"].scan()) for t in worker.engine.tasks.values()] == [[], []]
+
+
+async def test_a_store_of_another_changelog_topic_is_rebuilt(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await settled(world)
+    world.cluster.delete_topics([f"{APP}-balances-changelog"])
+    worker = world.start()
+    await world.until_running(worker)
+    assert "is another topic" in caplog.text
+    assert [list(t.tables["balances"].scan()) for t in worker.engine.tasks.values()] == [[], []]
+
+
+@pytest.mark.parametrize("restored_between", [False, True], ids=["since its commit", "since a restore"])
+async def test_a_store_whose_position_record_is_another_ones_is_rebuilt(
+    world: World, caplog: pytest.LogCaptureFixture, restored_between: bool
+) -> None:
+    world.pay("a1", 1)
+    p, _ = world.write(orjson.dumps({"id": "x", "account": "a1", "amount": 1}), "a1")
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    if restored_between:
+        worker = world.start()
+        await world.until_running(worker)
+        await worker.stop()
+    tp = TP(f"{APP}-positions", p.partition)
+    log = world.cluster.log(tp)
+    record = next(r for r in reversed(log.committed()) if r.key == positions.KEY)
+    found = positions.decode(record.value or b"", "")
+    # At the very offset there stands what another writer committed after an unclean election.
+    record.value = positions.moved(found, writer="payments-w9", epoch=77).encode()
+    worker = world.start()
+    await world.until_running(worker)
+    assert REBUILT in caplog.text and "payments-w9" in caplog.text
+    world.check()
+
+
+async def test_a_crash_amid_a_restore_leaves_a_store_that_goes_on(world: World) -> None:
+    await settled(world, 200)
+    world.lose_store("w1")
+    for nth in range(1, 9):
+        worker = world.start()
+        reached = worker.kill_at("restore.chunk", nth)
+        await asyncio.sleep(5)
+        if not reached.is_set():
+            await worker.stop()
+            break
+        await worker.gone()
+    world.pay_many(20)
+    world.start()
+    await world.drained()
+    world.check()
+
+
+# ---------------------------------------------------------------------- positions and the group (rule 10)
+
+
+async def test_a_group_that_somebody_moved_is_an_error_that_names_the_choices(world: World) -> None:
+    await settled(world)
+    await asyncio.sleep(15)
+    world.move_group({TP("payments", 0): 3})
+    error = await fate(world, world.start())
+    assert isinstance(error, PositionConflict)
+    assert "3" in str(error) and "semel reset" in str(error)
+    # Moved back, it goes on where it was.
+    await asyncio.sleep(15)
+    world.move_group({TP("payments", 0): world.committed_positions()[0].topics["payments"].next})
+    world.pay_many(10)
+    world.start()
+    await world.drained()
+    world.check()
+
+
+async def test_group_offsets_that_expired_do_not_matter(world: World) -> None:
+    await settled(world)
+    await asyncio.sleep(15)
+    world.cluster.groups._offsets[APP].visible.clear()
+    world.pay_many(10)
+    world.start()
+    await world.drained()
+    world.check()
+
+
+async def test_offsets_of_another_consumer_are_adopted_only_when_told_to(world: World) -> None:
+    world.pay_many(40, trouble=False)
+    world.move_group({TP("payments", 0): 5, TP("payments", 1): 5})
+    error = await fate(world, world.start())
+    assert isinstance(error, PositionConflict) and "--adopt" in str(error)
+    await asyncio.sleep(15)
+    world.start(adopt=True)
+    await world.drained()
+    history = world.position_history()
+    assert all(found[0].topics["payments"].next > 5 for found in history if found)
+    done = sum(found[-1].counts["in"] for found in history)
+    assert done == sum(len(log) for log in world.cluster.committed("payments")) - 10
+
+
+async def test_a_task_that_begins_at_the_latest_record_begins_there_once(world: World) -> None:
+    world.pipeline = payments_pipeline(world.work, start="latest")
+    world.pay_many(40)
+    worker = world.start()
+    await world.until_running(worker)
+    await asyncio.sleep(1)
+    worker.kill()
+    await worker.gone()
+    # These came after it began, though it had done nothing yet.
+    sent = [world.pay("a1", 1), world.pay("a2", 1)]
+    world.start()
+    await world.until(lambda: sum(len(log) for log in world.cluster.committed("settlements")) == len(sent), within_s=30)
+
+
+# ---------------------------------------------------------------------- sources that change (rule 17)
+
+
+async def test_a_source_that_grew_stops_the_running_worker_before_it_commits_more(world: World) -> None:
+    world.pay_many(40)
+    worker = world.start()
+    await world.drained()
+    await asyncio.sleep(2)
+    world.cluster.add_partitions("payments", 3)
+    world.pay_many(5)
+    error = await fate(world, worker)
+    assert isinstance(error, TopicChanged) and "3 partitions" in str(error)
+    assert not world.is_drained()
+
+
+async def test_a_source_that_grew_or_was_made_anew_in_between_is_refused_at_the_start(world: World) -> None:
+    await settled(world)
+    world.cluster.add_partitions("payments", 3)
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged)
+
+
+async def test_a_source_that_was_made_anew_is_refused(world: World) -> None:
+    await settled(world)
+    world.cluster.delete_topics(["payments"])
+    world.cluster.create_topic("payments", 2)
+    world.pay_many(40)
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged) and "created again" in str(error)
+
+
+async def test_a_source_that_was_trimmed_past_the_position_stops_the_worker(world: World) -> None:
+    await settled(world, 50)
+    world.pay_many(50)
+    for p in range(2):
+        log = world.cluster.log(TP("payments", p))
+        log.delete_before(log.end - 2)
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged) and "no longer holds offset" in str(error)
+
+
+async def test_a_changelog_that_vanishes_under_running_workers_is_named(world: World) -> None:
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    world.cluster.delete_topics([f"{APP}-journals-changelog"])
+    world.pay_many(10)
+    error = await fate(world, worker, within_s=120)
+    assert isinstance(error, TopicChanged) and f"{APP}-journals-changelog" in str(error)
+
+
+# ---------------------------------------------------------------------- declarations that change (rule 24)
+
+
+def declared(**changed: object) -> Pipeline:
+    async def settle(payments: object) -> None:
+        async for payment in payments:  # type: ignore[attr-defined]
+            balances[payment.account] += payment.amount
+            if extra is not None:
+                extra[payment.account] += 1
+
+    balances = Table("balances", key=str, value=changed.get("value", int), default=int)
+    name = changed.get("extra")
+    extra = Table(str(name), key=str, value=int, default=int) if name else None
+    tables = [balances, extra] if extra is not None else [balances]
+    dedup = Dedup("id", window=timedelta(days=int(str(changed.get("days", 7)))))
+    return Pipeline(APP, source=Topic("payments", key=str, value=Payment), dedup=dedup, agent=settle, tables=tables)
+
+
+@pytest.mark.parametrize("change", [{"days": 3}, {"value": float}, "table gone"])
+async def test_a_changed_shape_is_refused_and_nothing_is_touched(world: World, change: object) -> None:
+    world.pipeline = declared(extra="counts") if change == "table gone" else declared()
+    await settled(world, 60)
+    before = [r.value for log in world.cluster.committed(f"{APP}-balances-changelog") for r in log]
+    world.pipeline = declared() if change == "table gone" else declared(**change)  # type: ignore[arg-type]
+    error = await fate(world, world.start())
+    assert isinstance(error, ShapeChanged)
+    assert [r.value for log in world.cluster.committed(f"{APP}-balances-changelog") for r in log] == before
+    # Declared as it was, it goes on.
+    world.pipeline = declared(extra="counts") if change == "table gone" else declared()
+    world.pay_many(10)
+    world.start()
+    await world.drained(within_s=60)
+
+
+async def test_a_table_that_is_new_starts_empty_beside_rows_that_stay_what_they_were(world: World) -> None:
+    world.pipeline = declared()
+    for n in range(8):
+        world.pay(f"a{n}", 10 + n)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    # By name it comes before the other.
+    world.pipeline = declared(extra="accounts")
+    worker = world.start()
+    await world.until_running(worker)
+    tasks = worker.engine.tasks.values()
+    assert {k.decode(): int(v) for t in tasks for k, v in t.tables["balances"].scan()} == {
+        f"a{n}": 10 + n for n in range(8)
+    }
+    assert [k for t in tasks for k, _ in t.tables["accounts"].scan()] == []
+    world.pay("a1", 5)
+    await world.drained()
+    assert {k.decode(): int(v) for t in tasks for k, v in t.tables["accounts"].scan()} == {"a1": 1}
+
+
+async def test_a_reset_that_was_broken_off_keeps_workers_from_starting(world: World) -> None:
+    await settled(world, 40)
+    world.cluster.write(TP(f"{APP}-positions", 0), [(positions.RESETTING_KEY, b"{}")])
+    for _ in range(2):
+        error = await fate(world, world.start())
+        assert isinstance(error, RecoveryError) and "semel reset" in str(error)
+
+
+# ---------------------------------------------------------------------- taking over from the dead (rule 15)
+
+
+async def test_what_a_dead_writer_left_open_is_ended_at_once(world: World) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until_running(first, second)
+    world.pay_many(60, trouble=False)
+    await world.drained()
+    reached = first.kill_at("commit.after_offsets")
+    while not reached.is_set():
+        world.pay_many(5, trouble=False)
+        await asyncio.sleep(0.02)
+    await first.gone()
+    # Its session ends after ten seconds, its transaction only ten to twenty after that.
+    await world.until(lambda: len(second.engine.tasks) == 2, within_s=15)
+    began = world.clock.monotonic()
+    await world.until_running(second)
+    assert world.clock.monotonic() - began < 1.0
+    await world.drained()
+    world.check()
+
+
+async def test_the_open_transaction_of_a_living_member_is_never_ended_by_another(world: World) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    world.pay_many(60)
+    await world.until_running(first, second)
+    await world.drained()
+    (held,) = second.engine.tasks
+    # w1 is a member; that it writes where w2 restores is between the two of them and time.
+    producer = await hold_open(world, f"{APP}-w1", TP(f"{APP}-positions", held), timeout_ms=6_000)
+    second.kill()
+    await second.gone()
+    again = world.start("w2")
+    await asyncio.sleep(4)
+    assert again.engine.tasks[held].state is TaskState.RESTORING
+    assert world.cluster.transactions.get(f"{APP}-w1").epoch == producer.epoch  # type: ignore[union-attr]
+    await world.until_running(again)
+    world.pay_many(20)
+    await world.drained()
+    world.check()
+
+
+async def test_a_stranger_that_writes_to_our_logs_is_never_fenced(world: World) -> None:
+    await settled(world, 40)
+    await asyncio.sleep(15)
+    producer = await hold_open(world, "somebody-else", TP(f"{APP}-positions", 0), timeout_ms=12_000)
+    worker = world.start()
+    await asyncio.sleep(5)
+    assert worker.engine.tasks[0].state is TaskState.RESTORING
+    assert world.cluster.transactions.get("somebody-else").epoch == producer.epoch  # type: ignore[union-attr]
+    # It runs as soon as the stranger's transaction is over.
+    await world.until_running(worker, within_s=60)
+    world.check()
+
+
+async def hold_open(world: World, transactional_id: str, tp: TP, timeout_ms: int = 60_000) -> Producer:
+    broker = MemoryBroker(world.cluster, "holder")
+    await broker.start()
+    producer = await broker.init_producer_id(transactional_id, timeout_ms)
+    await broker.add_partitions(producer, [tp])
+    builder = broker.batch_builder(1 << 20)
+    builder.append(None, b"other", Position({}).encode(), ())
+    await broker.produce(producer, {tp: builder.build(producer, 0)})
+    return producer
+
+
+# ---------------------------------------------------------------------- the input's own transactions
+
+
+async def test_aborted_transactions_and_control_records_in_the_input_are_passed_over(world: World) -> None:
+    broker = MemoryBroker(world.cluster, "source")
+    await broker.start()
+
+    async def send(commit: bool, count: int) -> None:
+        producer = await broker.init_producer_id("source", 60_000)
+        tps = [TP("payments", p) for p in range(2)]
+        await broker.add_partitions(producer, tps)
+        for tp in tps:
+            builder = broker.batch_builder(1 << 20)
+            for _ in range(count):
+                world.numbers += 1
+                account = next(a for a in ("a0", "a1", "a2", "a3", "a4") if world.place(a) == tp)
+                value = {"id": f"p{world.numbers}", "account": account, "amount": 1}
+                builder.append(None, account.encode(), orjson.dumps(value), ())
+            await broker.produce(producer, {tp: builder.build(producer, 0)})
+        await broker.end_txn(producer, commit=commit)
+
+    worker = world.start()
+    for n in range(12):
+        await send(commit=n % 3 != 1, count=7)
+        if n == 6:
+            worker.kill()
+            await worker.gone()
+            worker = world.start()
+    await send(commit=False, count=20)
+    await world.until(
+        lambda: all(
+            p in world.committed_positions()
+            and world.committed_positions()[p].topics["payments"].next == world.cluster.log(TP("payments", p)).end
+            for p in range(2)
+        ),
+        what="positions behind the last marker",
+    )
+    world.check()
+
+
+@pytest.mark.parametrize("api", ["OffsetFetch", "ListOffsets", "Fetch", "InitProducerId", "Metadata"])
+@pytest.mark.parametrize("code", [-1, 3, 6, 7, 14, 15, 16, 51, 88])
+async def test_a_passing_error_amid_a_takeover_is_asked_again(world: World, api: str, code: int) -> None:
+    await settled(world, 40)
+    rule = world.cluster.faults.add(api, refuse(code), times=3)
+    world.pay_many(20)
+    world.start()
+    await world.drained()
+    assert rule.hits == 3
+    world.check()
+
+
+@pytest.mark.parametrize("api, code", [("OffsetFetch", 30), ("ListOffsets", 29), ("InitProducerId", 53), ("JoinGroup", 30),
+                                       ("JoinGroup", 26)])  # fmt: skip
+async def test_an_error_that_only_a_person_can_mend_ends_the_worker_and_says_what(
+    world: World, api: str, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.cluster.faults.add(api, refuse(code), times=None)
+    error = await fate(world, world.start())
+    assert api in str(error)
+
+
+async def test_the_end_of_a_transaction_without_an_answer_costs_no_marks_and_no_sums(world: World) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(10):
+        world.cluster.faults.add("EndTxn", lose_answer(after_s=0.01))
+        sent = world.pay_many(20, trouble=False)
+        await world.drained()
+        for event in sent:
+            world.write(event, event["account"])
+        await world.drained()
+    assert worker.engine.stats["unknown"] == 10
+    world.check()
