@@ -48,8 +48,9 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     if event_ms < now - window_ms:
         return Timed(StreamTime(now), Verdict.LATE, now)
     if reach > now + window_ms:
-        agreeing = tuple(t for t in stream.pending if abs(t - reach) <= window_ms)
-        pending = (*agreeing, reach) if len(agreeing) == len(stream.pending) else (reach,)
+        pending = (*stream.pending, reach)
+        while any(abs(t - reach) > window_ms for t in pending):
+            pending = pending[1:]
         if len(pending) < AGREEING:
             return Timed(StreamTime(now, pending), None, reach)
         return Timed(StreamTime(max(pending)), None, max(pending))
