@@ -233,7 +233,7 @@ async def test_an_event_that_takes_too_long_holds_up_its_own_partition_only(
     worker = picky.worker(SEMEL_HANDLER_TIMEOUT_MS="300").start()
     await worker.ready()
     await picky.feed([Message(b"account-0", event("before")), Message(b"account-0", event("slow", do="sleep"))])
-    await worker.said("is left out of this epoch")
+    await worker.said("is left out of")
     slow = [json.loads(line.value or b"")["id"] for line in await logs.read(picky.bootstrap, picky.sink)]
     assert slow == ["before"]
     await picky.drained()
