@@ -425,11 +425,15 @@ def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
     return {"web_port": Settings.model_fields["web_port"].default} | values
 
 
+# Read by others than the settings: failpoints, the local Kafka's cache, the tests.
+_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
+
+
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(environ):
         name = variable.upper()
-        if not name.startswith(PREFIX) or name in known or name.partition("__")[0] in known:
+        if not name.startswith(PREFIX) or name in known | _ELSEWHERE or name.partition("__")[0] in known:
             continue
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         _warn_once(name, f"{variable} is not a setting of semel and is ignored; the nearest one is {nearest}")

@@ -15,9 +15,8 @@ import faust
 from faust.agents.models import ReqRepRequest
 from faust.types import TopicT
 
-from semel.errors import DeclarationError, HandlingError
+from semel.errors import DeclarationError
 from semel.faust_.codec import source_of
-from semel.hand import in_hand
 from semel.plan import AgentKind, AgentPlan
 from semel.stages.agent import Lane
 
@@ -80,14 +79,11 @@ class Agent(faust.Agent):
         await self._delegate_to_sinks(value)
 
     async def ask(self, *args: Any, **kwargs: Any) -> Any:
-        """As Faust's, outside an event. Inside one it would wait for an answer to what its own epoch has not sent yet."""
-        hand = in_hand.get()
-        if hand is not None and hand.holding:
-            raise HandlingError(
-                f"agent {self.name!r} was asked inside an event: the question is sent when the event's epoch commits, so the "
-                "answer cannot come before; use cast() or send() here, or ask from a timer or a web page"
-            )
-        return await super().ask(*args, **kwargs)
+        """Refused: replies are not read on semel yet, so the answer would never come."""
+        raise DeclarationError(
+            f"agent {self.name!r}: ask() does not run on semel yet, nobody reads the replies; use cast() or send(), and read "
+            "the answer from a topic or a table"
+        )
 
     # -- the service: lanes run elsewhere, there is nothing to supervise
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 from faust.app.base import BootStrategy
@@ -31,6 +31,7 @@ from semel.plan import Plan, Start
 from semel.port import RpcError, RpcLost, TopicSpec
 from semel.runtime.engine import Engine
 from semel.runtime.host import EngineHost, open_engine
+from semel.runtime.task import TaskState
 from semel.topic import Topic as SemelTopic
 
 log = logging.getLogger("semel.app")
@@ -139,6 +140,21 @@ class App(faust.App):
         plan.outputs += [_opaque(name) for name in sources if name not in {t.name for t in plan.outputs} and agents
                          and not self._pipelines]  # fmt: skip
         return plan
+
+    def is_leader(self) -> bool:
+        """The worker that runs task 0: there is at most one, and the group fences it."""
+        task = self.engine.tasks.get(0) if self.engine is not None else None
+        return task is not None and task.state is TaskState.RUNNING
+
+    def SetTable(self, name: str, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DeclarationError(f"table {name!r}: set tables do not run on semel yet; use app.Table(..., default=list)")
+
+    def GlobalTable(self, name: str, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DeclarationError(
+            f"table {name!r}: global tables do not run on semel yet; ask GET /tables/{name} of any worker"
+        )
+
+    SetGlobalTable = GlobalTable
 
     # -- its life, as the consumer drives it
 

@@ -13,6 +13,7 @@ import faust
 import faust.streams
 from faust.events import Event as FaustEvent
 from faust.types import TP as FaustTP
+from faust.types import TopicT
 from faust.types.tuples import ConsumerMessage
 
 from semel.errors import DeclarationError
@@ -54,6 +55,11 @@ class Stream(faust.Stream):
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self.lane is None:
+            if isinstance(self.channel, TopicT):
+                raise DeclarationError(
+                    f"app.stream() of topic {self.channel!s} outside an agent gets no events on semel; make it an agent: "
+                    "@app.agent(topic)"
+                )
             return super().__aiter__()
         return self._processed() if self._processors else self._values(self.lane)
 

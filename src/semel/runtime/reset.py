@@ -50,7 +50,13 @@ async def reset(
         raise RecoveryError(
             f"group {plan.app!r} has members ({who}): its workers are still running; stop them, then reset"
         )
-    topics = Topics(broker, clock, plan, replication_factor=settings.replication_factor, say=say)
+    topics = Topics(
+        broker,
+        clock,
+        plan,
+        replication_factor=settings.replication_factor,
+        say=lambda text: say(text) if text else None,
+    )
     found = await broker.topics([*plan.sources, *plan.logs])
     missing = [name for name in plan.sources if name not in found]
     if missing:

@@ -180,10 +180,7 @@ def test_what_a_stream_cannot_do_yet_is_refused_where_it_is_asked_for() -> None:
             refused()
 
 
-async def test_asking_an_agent_inside_an_event_is_refused() -> None:
-    from semel.errors import HandlingError
-    from semel.hand import Hand, in_hand
-
+async def test_asking_an_agent_is_refused() -> None:
     app = an_app()
 
     @app.agent(app.topic("orders"))
@@ -191,11 +188,25 @@ async def test_asking_an_agent_inside_an_event_is_refused() -> None:
         async for _ in stream:
             pass
 
-    hand = Hand()
-    hand.holding = True
-    token = in_hand.set(hand)
-    try:
-        with pytest.raises(HandlingError, match="cast"):
-            await process.ask("x")
-    finally:
-        in_hand.reset(token)
+    with pytest.raises(DeclarationError, match="cast"):
+        await process.ask("x")
+
+
+def test_a_stream_of_a_topic_outside_an_agent_is_refused_instead_of_staying_silent() -> None:
+    app = an_app()
+
+    with pytest.raises(DeclarationError, match=r"@app.agent"):
+        aiter(app.stream(app.topic("orders")))
+
+
+def test_set_and_global_tables_are_refused_where_they_are_declared() -> None:
+    app = an_app()
+
+    with pytest.raises(DeclarationError, match="set tables"):
+        app.SetTable("seen")
+    with pytest.raises(DeclarationError, match="global tables"):
+        app.GlobalTable("seen")
+
+
+def test_without_an_assignment_no_worker_is_the_leader() -> None:
+    assert not an_app().is_leader()
