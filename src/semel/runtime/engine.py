@@ -534,14 +534,17 @@ class Engine:
         """What comes next; `membership`: the one it was committed under."""
         answer = failed.answer
         self.stats["recoveries"] += 1
-        if answer is Answer.EXIT:
+        # What a membership is told that we have given up since says nothing of the one that we have now: a static member
+        # that joins again fences its own former self.
+        proven = self.membership is membership
+        if answer is Answer.EXIT and proven:
             raise InstanceTaken(f"another worker runs as instance {self.instance!r} of {self.app!r}; start one of them with "
                                 "another --instance") from failed  # fmt: skip
         if answer is Answer.FENCED:
             self._fenced()
-        if answer in (Answer.FENCED, Answer.REJOIN) and self.group is not None:
+        if answer in (Answer.FENCED, Answer.REJOIN, Answer.EXIT) and self.group is not None:
             # Only an assignment proves that these tasks are still ours (rule 16). One that came meanwhile will do.
-            if self.membership is membership:
+            if proven:
                 self.group.request_rejoin()
             return
         if answer is Answer.RECORD and not self._suspects.refused(failed.cause):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
+from semel.errors import CommitError
 from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLost
 from semel.runtime.failpoints import Failpoints
 from semel.stages.answers import Answer, answer_of
@@ -152,7 +153,8 @@ class Writer:
         `epoch.base_offsets` holds the offset of the first record of every partition written.
         """
         if self.dead or self.producer is None:
-            raise AssertionError("a dead writer was asked to commit")
+            epoch.step(EpochState.ABORTING)
+            raise CommitFailed(Answer.ABORT, CommitError("its writer was given up before it was sent"))
         if membership is not None and (membership.generation < 0 or not membership.member_id):
             raise AssertionError("an unfenced commit was asked for")
         epoch.step(EpochState.COMMITTING)

@@ -1,0 +1,351 @@
+"""Workers come, go, stand still, and are taken for dead: nothing crosses a generation."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from semel.errors import InstanceTaken
+from semel.port import TP
+from semel.runtime.engine import Engine
+from semel.runtime.settings import EngineSettings
+from semel.stages.sink import Out
+from semel.state.store import Store
+from semel.testing.broker import Call, MemoryBroker, delay, lose_request, refuse
+from tests.unit.runtime.harness import APP, Worker, World
+
+NOTES = TP("notes", 0)
+
+
+async def feed(world: World, seconds: float) -> None:
+    until = world.clock.monotonic() + seconds
+    while world.clock.monotonic() < until:
+        world.pay_many(6)
+        await asyncio.sleep(0.03)
+
+
+def owned(*workers: Worker) -> list[int]:
+    return sorted(p for w in workers for p in w.engine.tasks)
+
+
+# ---------------------------------------------------------------------- rebalances
+
+
+async def test_one_then_three_then_two_workers_share_the_work(tmp_path: Path) -> None:
+    world = World(tmp_path, partitions=6)
+    world.slow_network(0.005)
+    feeding = asyncio.create_task(feed(world, 40))
+    first = world.start("w1")
+    await world.until(lambda: owned(first) == list(range(6)))
+    await asyncio.sleep(3)
+    second, third = world.start("w2"), world.start("w3")
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second, third)] == [2, 2, 2], within_s=30)
+    assert owned(first, second, third) == list(range(6))
+    await asyncio.sleep(5)
+    second.kill()
+    await second.gone()
+    await world.until(lambda: owned(first, third) == list(range(6)), within_s=30)
+    await feeding
+    await world.drained()
+    world.check()
+    await world.close()
+
+
+@pytest.mark.parametrize("point", ["barrier.before_seal", "barrier.after_seal", "commit.after_partitions",
+                                   "commit.after_produce", "commit.after_offsets", "commit.after_end",
+                                   "commit.before_store", "commit.after_store"])  # fmt: skip
+@pytest.mark.parametrize("held_s", [0.5, 20.0], ids=["within the deadline", "past the deadline"])
+async def test_a_rebalance_amid_a_commit_takes_or_drops_the_epoch_whole(
+    world: World, point: str, held_s: float
+) -> None:
+    first = world.start("w1", commit_timeout_ms=60_000, handler_timeout_ms=500)
+    await world.until_running(first)
+    world.pay_many(40)
+    reached, go = first.hold_at(point, 2)
+    while not reached.is_set():
+        world.pay_many(4)
+        await asyncio.sleep(0.02)
+    second = world.start("w2")
+    await asyncio.sleep(held_s)
+    go.set()
+    world.pay_many(40)
+    await world.until(lambda: owned(first, second) == [0, 1] and bool(second.engine.tasks), within_s=120)
+    await world.drained()
+    world.check()
+
+
+async def test_a_worker_that_stops_hands_over_a_clean_place(world: World) -> None:
+    first = world.start("w1", leave_on_stop=True)
+    world.pay_many(60)
+    await asyncio.sleep(0.2)
+    await first.stop()
+    began = world.clock.monotonic()
+    second = world.start("w2")
+    await world.until_running(second)
+    # It left: nobody waits for its session.
+    assert world.clock.monotonic() - began < 1
+    await world.drained()
+    world.check()
+
+
+async def test_a_static_member_that_restarts_moves_nobodys_tasks(world: World) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
+    before = (owned(first), second.engine.stats["rebalances"])
+    world.pay_many(40)
+    await first.stop()
+    first = world.start("w1")
+    await world.until_running(first)
+    await world.drained()
+    assert (owned(first), second.engine.stats["rebalances"]) == before
+    world.check()
+
+
+async def test_a_worker_that_dropped_an_epoch_takes_a_new_writer_also_when_it_then_owns_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, partitions=1)
+    first = world.start("w1", session_timeout_ms=6_000, commit_timeout_ms=600_000, revoke_timeout_ms=600_000)
+    await world.until_running(first)
+    reached, go = first.hold_at("commit.after_produce")
+    world.pay("a1", 1)
+    await reached.wait()
+    world.cluster.faults.pause(first.client)
+    # In the order of names it comes first, so that it keeps what it took.
+    other = world.start("a1")
+    await world.until(lambda: owned(other) == [0], within_s=60)
+    inits: list[str] = []
+
+    def watch(call: Call) -> None:
+        if call.api == "InitProducerId":
+            inits.append(call.client)
+
+    world.cluster.faults.script(watch)
+    go.set()
+    world.cluster.faults.resume(first.client)
+    await world.until(lambda: first.engine.stats["rebalances"] == 2, within_s=60)
+    await asyncio.sleep(2)
+    assert first.engine.tasks == {}
+    assert first.client in inits
+    world.pay_many(10)
+    await world.drained()
+    world.check()
+    await world.close()
+
+
+# ---------------------------------------------------------------------- zombies
+
+
+@pytest.mark.parametrize("has", ["an event in hand", "a sealed epoch", "an output without an event", "nothing"])
+async def test_a_zombie_that_wakes_writes_nothing(world: World, has: str) -> None:
+    world.cluster.create_topic("notes", 1)
+    # It stands still for longer than its session: whatever bounds its own steps must not end them first.
+    first = world.start("w1", commit_timeout_ms=600_000, revoke_timeout_ms=600_000, session_timeout_ms=6_000)
+    await world.until_running(first)
+    world.pay_many(40)
+    await world.drained()
+    done: asyncio.Future[None] | None = None
+    if has == "an event in hand":
+        stand = asyncio.Event()
+
+        async def stop_here(payment: object) -> None:
+            await stand.wait()
+
+        world.work.before = stop_here
+        world.pay("a1", 5)
+        await asyncio.sleep(0.05)
+        world.work.before = None
+    elif has == "a sealed epoch":
+        reached, go = first.hold_at("barrier.after_seal")
+        world.pay("a1", 5)
+        await reached.wait()
+    world.cluster.faults.pause(first.client)
+    if has == "an output without an event":
+        done = first.engine.carry(Out(NOTES, None, b"k", b"zombie", ()))
+    second = world.start("w2")
+    world.pay_many(60)
+    await world.until(lambda: owned(second) == [0, 1], within_s=60)
+    await world.until_running(second)
+    await asyncio.sleep(3)
+    if has == "an event in hand":
+        stand.set()
+    elif has == "a sealed epoch":
+        go.set()
+    world.cluster.faults.resume(first.client)
+    world.pay_many(30)
+    await world.until_running(first, second)
+    await world.drained()
+    world.check()
+    if done is not None:
+        # It is a member again: now the output counts, and once.
+        await asyncio.wait_for(done, 30)
+        assert [r.value for r in world.cluster.committed("notes")[0]] == [b"zombie"]
+
+
+async def test_a_zombies_commit_is_refused_by_the_generation_not_by_luck(world: World) -> None:
+    """Its whole transaction goes through but for the offsets: there it is told that it is nobody."""
+    first = world.start("w1", commit_timeout_ms=600_000, revoke_timeout_ms=600_000, session_timeout_ms=6_000)
+    await world.until_running(first)
+    reached, go = first.hold_at("commit.before_partitions")
+    world.pay("a1", 5)
+    await reached.wait()
+    world.cluster.faults.pause(first.client)
+    second = world.start("w2")
+    await world.until(lambda: bool(world.committed_positions()), within_s=60)
+    assert owned(second) == [0, 1]
+    go.set()
+    world.cluster.faults.resume(first.client)
+    await world.until(lambda: first.engine.stats["aborts"] >= 1, within_s=30)
+    world.pay_many(20)
+    await world.drained()
+    world.check()
+
+
+async def test_a_lost_session_drops_what_is_open_and_starts_over(world: World) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    feeding = asyncio.create_task(feed(world, 20))
+    await asyncio.sleep(1)
+    world.cluster.faults.add("Heartbeat", lose_request(), times=None)
+    await world.until(lambda: first.engine.stats["rebalances"] >= 2, within_s=60)
+    world.cluster.faults.clear()
+    await feeding
+    await world.drained()
+    world.check()
+
+
+async def test_a_session_that_ends_amid_a_commit_costs_the_epoch_and_nothing_else(world: World) -> None:
+    first = world.start("w1", commit_timeout_ms=60_000)
+    await world.until_running(first)
+    world.pay_many(30)
+    world.cluster.faults.add("TxnOffsetCommit", delay(there_s=1.5), times=1)
+    world.cluster.faults.add("Heartbeat", refuse(25), times=1)
+    await asyncio.sleep(5)
+    world.pay_many(30)
+    await world.drained()
+    world.check()
+
+
+# ---------------------------------------------------------------------- one name, two workers (rule 16)
+
+
+async def test_a_writer_of_the_same_id_fences_the_first_which_proves_its_membership_and_goes_on(world: World) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    stranger = MemoryBroker(world.cluster, "stranger")
+    await stranger.start()
+    await stranger.init_producer_id(f"{APP}-w1", 10_000)
+    world.pay_many(40)
+    await world.drained()
+    assert first.engine.stats["fences"] == 1
+    assert first.engine.stats["rebalances"] == 2
+    world.check()
+
+
+async def test_a_writer_that_is_fenced_twice_within_a_minute_gives_its_name_up(world: World) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    stranger = MemoryBroker(world.cluster, "stranger")
+    await stranger.start()
+    for _ in range(2):
+        await stranger.init_producer_id(f"{APP}-w1", 10_000)
+        world.pay_many(10)
+        await asyncio.sleep(2)
+    error = await first.gone()
+    assert isinstance(error, InstanceTaken) and "--instance" in str(error)
+    world.start("w2")
+    await world.drained(within_s=60)
+    world.check()
+
+
+async def test_a_worker_that_was_thought_dead_twice_within_a_minute_keeps_its_name(world: World) -> None:
+    first = world.start("w1", session_timeout_ms=6_000, commit_timeout_ms=60_000, revoke_timeout_ms=60_000)
+    second = world.start("w2")
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
+    for _ in range(2):
+        # It stands still within a commit; the other one, waiting for its transaction, fences it by name.
+        world.pay_many(20)
+        reached, go = first.hold_at("commit.after_produce")
+        await world.until(reached.is_set)
+        world.cluster.faults.pause(first.client)
+        await world.until(lambda: owned(second) == [0, 1], within_s=60)
+        await world.until_running(second)
+        go.set()
+        world.cluster.faults.resume(first.client)
+        await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1], within_s=60)
+        await world.until_running(first, second)
+    world.pay_many(20)
+    await world.drained()
+    assert not first.over
+    world.check()
+
+
+async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_error(world: World) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    world.pay_many(30)
+    twin = Engine(
+        world.plan(), EngineSettings(), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"),
+        world.clock, world.rng, instance="w1",
+    )  # fmt: skip
+    running = asyncio.create_task(twin.run())
+    error = await first.gone()
+    assert isinstance(error, InstanceTaken)
+    world.pay_many(30)
+    await world.drained()
+    world.check()
+    twin.stop()
+    await running
+    twin.store.close()
+
+
+@pytest.mark.parametrize("api", ["JoinGroup", "SyncGroup", "Heartbeat", "TxnOffsetCommit"])
+async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: World, api: str) -> None:
+    first = world.start("w1")
+    if api in ("Heartbeat", "TxnOffsetCommit"):
+        await world.until_running(first)
+    world.cluster.faults.add(api, refuse(82))
+    world.pay_many(10)
+    async with asyncio.timeout(30):
+        assert isinstance(await first.gone(), InstanceTaken)
+
+
+# ---------------------------------------------------------------------- a disk that is full
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_full_disk_after_the_commit_stops_work_until_there_is_room(world: World, times: int) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    world.pay_many(40)
+    await world.drained()
+    first.fail_writes(times)
+    world.pay_many(40)
+    await world.until(lambda: "no space" in first.engine.paused_by)
+    await world.drained()
+    world.pay_many(40)
+    await world.drained()
+    assert first.engine.paused_by == ""
+    world.check()
+
+
+async def test_a_store_that_cannot_be_read_blames_no_event(world: World) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    for n in range(10):
+        world.pay(f"a{n}", 1)
+    await world.drained()
+    get_marks, left = first.store.get_marks, 3
+
+    def broken(prefix: bytes, ids: object) -> object:
+        nonlocal left
+        if left:
+            left -= 1
+            raise first.store.failed("read from", OSError("input/output error"))
+        return get_marks(prefix, ids)  # type: ignore[arg-type]
+
+    first.store.get_marks = broken  # type: ignore[assignment,method-assign]
+    world.pay_many(40, trouble=False)
+    await world.drained()
+    assert left == 0
+    world.check()
