@@ -20,7 +20,7 @@ from faust.app.base import BootStrategy
 from faust.types import TopicT
 
 from semel.config import Settings
-from semel.errors import DeclarationError
+from semel.errors import DeclarationError, StateDirectoryError
 from semel.faust_.agent import Agent
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
@@ -193,8 +193,15 @@ class App(faust.App):
 
     def _create_directories(self) -> None:
         # Faust makes the last level only, and the state directory is configured by itself.
-        self.conf.datadir.mkdir(parents=True, exist_ok=True)
-        super()._create_directories()
+        where = self.conf.datadir
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            super()._create_directories()
+        except OSError as exc:
+            raise StateDirectoryError(
+                f"the state directory {where} cannot be used ({exc.strerror}); make it writable for this user, "
+                "free some space, or set state_dir to another place"
+            ) from exc
 
     async def on_stop(self) -> None:
         await self.stop_engine()
