@@ -41,12 +41,15 @@ class CarryOver:
         self.limit = limit
         self.in_doubt: list[InDoubt] = []
         self._waiting: deque[Carried] = deque()
+        self._closed = False
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, out: Out, now: float) -> asyncio.Future[None]:
-        """CarryOverFull where too many wait."""
+        """CarryOverFull where too many wait; CommitError where the worker has stopped."""
+        if self._closed:
+            raise CommitError("the worker has stopped: nothing can be sent any more")
         if len(self._waiting) >= self.limit:
             raise CarryOverFull(
                 f"{len(self._waiting)} outputs without an event wait for their commit, the limit (carry_over_limit) is "
@@ -75,6 +78,7 @@ class CarryOver:
 
     def give_up(self) -> None:
         """The worker stops."""
+        self._closed = True
         fail(self.take(), "the worker stopped before this was committed")
         for doubtful in self.in_doubt:
             fail(doubtful.outs, "the worker stopped before it was known whether this was committed")

@@ -6,6 +6,7 @@ All of it comes from one seed, in virtual time. `python -m tests.unit.runtime.ch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import sys
@@ -13,10 +14,11 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from semel.errors import InstanceTaken
+from semel.errors import CommitError, InstanceTaken
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
 from semel.stages.answers import Answer, answer_of
+from semel.stages.sink import Out
 from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.testing.clock import run_virtual
 from tests.unit.runtime.harness import APP, Killed, Worker, World
@@ -27,6 +29,7 @@ CODES = [
     for c in (*range(1, 101), 120)
     if answer_of(RpcError("", c)) in (Answer.RETRY, Answer.WAIT, Answer.REJOIN, Answer.ABORT)
 ]
+FENCES = [47, 90, 49, 59]
 GROUP_APIS = {"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "DescribeGroups"}
 
 
@@ -39,6 +42,9 @@ class Chaos:
         self.ended = 0
         self.rate = rng.choice([0.0, 0.005, 0.02, 0.08])
         self.slow_s = rng.choice([0.0005, 0.005, 0.05])
+        self.notes: dict[str, asyncio.Future[None]] = {}
+        # Fences that nothing explains make workers give their names up: rarely, or nothing would ever get done.
+        self.codes = CODES + (FENCES if rng.random() < 0.2 else [])
         self.names = ["w1", "w2", "w3"][: rng.choice([2, 3])]
         self.down: set[str] = set()
         self.paused: list[Worker] = []
@@ -64,8 +70,26 @@ class Chaos:
                 return delay(there_s=rng.random() * 4)
             if kind == 4:
                 return delay(back_s=rng.random() * 4)
-            return refuse(rng.choice(CODES), applied=rng.random() < 0.3)
+            code = rng.choice(self.codes)
+            if code in FENCES and call.api in GROUP_APIS:
+                return None
+            return refuse(code, applied=rng.random() < 0.3)
         return delay(rng.random() * self.slow_s, rng.random() * self.slow_s)
+
+    def note(self, worker: Worker) -> None:
+        """An output without an event."""
+        text = f"n{len(self.notes)}"
+        with contextlib.suppress(CommitError):
+            self.notes[text] = worker.engine.carry(Out(TP("notes", 0), None, b"k", text.encode(), ()))
+
+    def check_notes(self) -> None:
+        """Those that are said to be committed are there once, the others at most once."""
+        found = [(r.value or b"").decode() for r in self.world.cluster.committed("notes")[0]]
+        assert len(found) == len(set(found)), f"notes are doubled: {found}"
+        for text, done in self.notes.items():
+            assert done.done(), f"nobody ever heard of {text}"
+            if done.exception() is None:
+                assert text in found, f"{text} is lost"
 
     def start(self, name: str) -> None:
         rng = self.rng
@@ -110,7 +134,9 @@ class Chaos:
         worker = rng.choice(alive) if alive else None
         if draw < 0.5:
             world.pay_many(rng.randrange(1, 30))
-        elif draw < 0.56 and worker is not None:
+        elif draw < 0.53 and worker is not None:
+            self.note(worker)
+        elif draw < 0.57 and worker is not None:
             worker.kill()
         elif draw < 0.60 and worker is not None:
             worker.engine.stop()
@@ -142,6 +168,7 @@ class Chaos:
     async def run(self) -> None:
         world = self.world
         world.work.before = self.before
+        world.cluster.create_topic("notes", 1)
         for name in self.names:
             self.start(name)
         for _ in range(self.rng.choice([30, 80, 150])):
@@ -164,7 +191,7 @@ class Chaos:
                 for worker in world.workers.values():
                     worker.failpoints.hooks.clear()
             running = all(w.engine.restored and w.engine.membership for w in world.workers.values())
-            if running and world.is_drained():
+            if running and world.is_drained() and all(done.done() for done in self.notes.values()):
                 break
             assert world.clock.monotonic() < deadline, f"it does not come to rest: {world.state()}"
 
@@ -178,6 +205,7 @@ async def chaos(path: Path, seed: int) -> Chaos:
     try:
         await run.run()
         world.check()
+        run.check_notes()
     except BaseException as exc:
         exc.add_note(f"seed {seed}")
         raise

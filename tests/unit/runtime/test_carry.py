@@ -178,6 +178,14 @@ async def test_a_worker_that_stops_commits_what_waits(notes: World) -> None:
     assert written(notes) == ["last words"]
 
 
+async def test_a_worker_that_has_stopped_takes_no_more_outputs(notes: World) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    await worker.stop()
+    with pytest.raises(CommitError, match="has stopped"):
+        worker.engine.carry(note("too late"))
+
+
 async def test_a_worker_that_dies_fails_what_waits(notes: World) -> None:
     worker = notes.start()
     await notes.until_running(worker)
