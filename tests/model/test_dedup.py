@@ -123,7 +123,7 @@ class Real:
         if verdict is Verdict.FRESH:
             self.stream = timed.stream_time
             self.marks.open[record.id] = pack(offset, record.time, timed.filed_at, record.payload, DONE)
-        elif now is None or record.time <= now + WINDOW:
+        elif now is None or min(record.time, wall) <= now + WINDOW:
             self.stream = timed.stream_time
         return verdict.value
 

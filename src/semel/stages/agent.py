@@ -350,7 +350,7 @@ class Lane:
                 verdict = judge(unpack(raw), record.offset, payload, stream, window)
                 if verdict is not Verdict.FRESH:
                     if self._known(verdict, record, raw):
-                        if now is None or at <= now + window:
+                        if now is None or min(at, wall) <= now + window:
                             # One event again is no second witness of a jump in time.
                             task.stream_ms, task.pending = stream, pending
                         continue
