@@ -19,26 +19,28 @@ class Suspects:
 
     def __init__(self) -> None:
         self.cautious = 0
-        self._here: list[tuple[TP, int]] = []
-        # source partition -> offset -> why its event goes to the dead letters instead of the agent
-        self._condemned: dict[TP, dict[int, str]] = {}
+        self._here: list[tuple[TP, str, int]] = []
+        # source partition and agent -> offset -> why its event goes to the dead letters instead of the agent
+        self._condemned: dict[tuple[TP, str], dict[int, str]] = {}
 
-    def condemned(self, tp: TP) -> dict[int, str]:
-        return self._condemned.setdefault(tp, {})
+    def condemned(self, tp: TP, agent: str) -> dict[int, str]:
+        return self._condemned.setdefault((tp, agent), {})
 
     def sealed(self, lanes: Sequence[Lane]) -> None:
         """An epoch was cut: note whose writes are in it."""
-        done = [lane for lane in lanes if lane.alone is not None and not lane.hand.holding]
-        self._here = [lane.alone for lane in done if lane.alone is not None]
-        for lane in done:
-            lane.alone = None
+        self._here = []
+        for lane in lanes:
+            if lane.alone is not None and not lane.hand.holding:
+                tp, offset = lane.alone
+                self._here.append((tp, lane.plan.name, offset))
+                lane.alone = None
 
     def committed(self) -> None:
         if self.cautious:
             self.cautious -= 1
         if self._condemned:
-            for tp, offset in self._here:
-                self._condemned.get(tp, {}).pop(offset, None)
+            for tp, agent, offset in self._here:
+                self._condemned.get((tp, agent), {}).pop(offset, None)
         self._here = []
 
     def refused(self, cause: Exception) -> bool:
@@ -47,8 +49,8 @@ class Suspects:
         if not before:
             return True
         ends = True
-        for tp, offset in self._here:
-            condemned = self.condemned(tp)
+        for tp, agent, offset in self._here:
+            condemned = self.condemned(tp, agent)
             ends = ends and offset not in condemned
             condemned[offset] = f"its writes were refused by the broker: {cause}"
             log.warning("%s[%d]@%d is to blame for what the broker refuses: %s", tp.topic, tp.partition, offset, cause)

@@ -103,7 +103,7 @@ class TakeOver:
                 until = self._clock.monotonic() + MISSING_S
             await self._clock.sleep(0.1)
 
-    def task(self, partition: int, tasks: int, condemned: Callable[[TP], dict[int, str]]) -> Task:
+    def task(self, partition: int, tasks: int, condemned: Callable[[TP, str], dict[int, str]]) -> Task:
         """A task of `tasks`, not restored yet. StoreError."""
         task = Task(partition)
         plan, known = self._plan, self._topics.known
@@ -132,7 +132,7 @@ class TakeOver:
                 for agent in plan.agents:
                     if any(t.name == name for t in agent.sources):
                         cursor = Cursor(task, TP(name, partition), agent)
-                        cursor.condemned = condemned(cursor.tp)
+                        cursor.condemned = condemned(cursor.tp, agent.name)
                         task.cursors[(name, agent.name)] = cursor
         return task
 
