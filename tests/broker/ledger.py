@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Ledger:
         self.replicas = replicas
         self.workers: list[WorkerProcess] = []
         self._target = target
+        self._settling = False
         self._feeding: list[asyncio.Task[None]] = []
 
     # -- its topics
@@ -105,23 +106,38 @@ class Ledger:
         await logs.send(self.bootstrap, self.source, messages, per_s=per_s)
 
     def feed_beside(self, messages: Sequence[Message], per_s: float) -> asyncio.Task[None]:
-        """Feed at a steady rate while the test goes on."""
-        feeding = asyncio.create_task(self.feed(messages, per_s))
+        """Feed at a steady rate while the test goes on, to the end of the messages or until `settle`."""
+
+        def until_settled() -> Iterator[Message]:
+            for message in messages:
+                if self._settling:
+                    return
+                yield message
+
+        feeding = asyncio.create_task(self.feed(until_settled(), per_s))
         self._feeding.append(feeding)
         return feeding
 
     # -- how far it is
 
-    async def done(self) -> int:
-        """Source records done, as committed to the group."""
-        offsets = await logs.group_offsets(self.bootstrap, self.name)
-        return sum(at for (topic, _), at in offsets.items() if topic == self.source)
+    async def done(self, within_s: float = 30.0) -> int:
+        """Source records done, as committed to the group; a broker that is away is waited for."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                offsets = await logs.group_offsets(self.bootstrap, self.name)
+            except KafkaError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+                continue
+            return sum(at for (topic, _), at in offsets.items() if topic == self.source)
 
     async def until_done(self, records: int, within_s: float = 60.0) -> None:
         """Waits until that many source records are committed."""
         alive_at = time.monotonic()
         deadline = alive_at + within_s
-        while (done := await self._done_or_unknown()) < records:
+        while (done := await self.done()) < records:
             if any(worker.running for worker in self.workers):
                 alive_at = time.monotonic()
             self._expect(time.monotonic() < alive_at + ALONE_S, f"{done} of {records} records done, and no worker runs")
@@ -145,12 +161,6 @@ class Ledger:
             self._expect(time.monotonic() < alive_at + ALONE_S, f"{done} of {end} records done, and no worker runs")
             self._expect(time.monotonic() < deadline, f"{done} of {end} records done after {within_s} s")
             await asyncio.sleep(0.05)
-
-    async def _done_or_unknown(self) -> int:
-        try:
-            return await self.done()
-        except KafkaError:
-            return -1
 
     def _expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
@@ -186,7 +196,11 @@ class Ledger:
         return truth
 
     async def settle(self, ask: WorkerProcess | None = None, within_s: float = 90.0) -> Truth:
-        """Waits until all is done, then fails where a law is broken. `ask`: whose web views must agree as well."""
+        """Ends what feeds beside, waits until all is done, then fails where a law is broken.
+
+        `ask`: whose web views must agree as well.
+        """
+        self._settling = True
         await asyncio.gather(*self._feeding)
         await self.drained(within_s)
         truth = await self.truth()

@@ -34,7 +34,7 @@ async def test_a_broker_killed_under_load_costs_time_only(
     kafka = own_kafka()
     kafka.start()
     ledger = await make_ledger(kafka)
-    feeding = ledger.feed_beside(payments(71, 9_000), per_s=500)
+    feeding = ledger.feed_beside(payments(71, 40_000), per_s=500)
     workers = [ledger.worker(f"w{n}").start() for n in (1, 2)]
     await ledger.until_done(500)
     for n in range(2):
@@ -58,7 +58,7 @@ async def test_a_broker_that_hangs_is_waited_for(own_kafka: MakeKafka, make_ledg
     kafka = own_kafka()
     kafka.start()
     ledger = await make_ledger(kafka)
-    feeding = ledger.feed_beside(payments(72, 5_000), per_s=500)
+    feeding = ledger.feed_beside(payments(72, 40_000), per_s=500)
     workers = [ledger.worker(f"w{n}").start() for n in (1, 2)]
     await ledger.until_done(500)
     os.kill(kafka.pids[1], signal.SIGSTOP)
@@ -74,7 +74,7 @@ async def test_leaders_and_coordinators_move_under_load(
 ) -> None:
     """Each broker of three dies once: every leader and every coordinator moves at least once."""
     ledger = await make_ledger(kafka_cluster, replicas=3)
-    feeding = ledger.feed_beside(payments(seed, 22_000), per_s=600)
+    feeding = ledger.feed_beside(payments(seed, 40_000), per_s=500)
     workers = [ledger.worker(f"w{n}").start() for n in (1, 2)]
     await ledger.until_done(500)
     for node in random.Random(seed).sample((1, 2, 3), 3):

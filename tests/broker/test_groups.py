@@ -39,7 +39,7 @@ def generations(worker: WorkerProcess) -> list[int]:
 
 
 async def test_partitions_move_under_load_from_one_worker_to_three_to_two(ledger: Ledger) -> None:
-    feeding = ledger.feed_beside(payments(11, 14_000), per_s=700)
+    feeding = ledger.feed_beside(payments(11, 40_000), per_s=500)
     one, two, three = (ledger.worker(f"w{n}") for n in (1, 2, 3))
     one.start()
     await all_run([one], 4)
@@ -55,7 +55,7 @@ async def test_partitions_move_under_load_from_one_worker_to_three_to_two(ledger
 
 async def test_a_rolling_restart_moves_nothing_between_workers(ledger: Ledger) -> None:
     """Static membership: who restarts within the session keeps its place, and the others notice nothing."""
-    feeding = ledger.feed_beside(payments(12, 12_000), per_s=500)
+    feeding = ledger.feed_beside(payments(12, 40_000), per_s=500)
     session = {"SEMEL_SESSION_TIMEOUT_MS": "20000"}
     workers = [ledger.worker(f"w{n}", **session) for n in (1, 2)]
     web = ports.choose(2)

@@ -27,7 +27,7 @@ async def gap_s(ledger: Ledger, died: float) -> float:
 async def test_another_worker_goes_on_within_the_session_and_two_seconds(
     ledger: Ledger, figures: Figures, request: pytest.FixtureRequest
 ) -> None:
-    feeding = ledger.feed_beside(payments(141, 16_000, redeliver=0), per_s=400)
+    feeding = ledger.feed_beside(payments(141, 40_000, redeliver=0), per_s=400)
     first = ledger.worker("w1").start()
     await ledger.until_done(100)
     # It holds nothing: what it does after the kill it took over.
@@ -55,7 +55,7 @@ async def test_the_same_worker_goes_on_as_soon_as_it_is_started_again(
     ledger: Ledger, figures: Figures, request: pytest.FixtureRequest
 ) -> None:
     """A static member is not waited for: its place is its own."""
-    feeding = ledger.feed_beside(payments(142, 12_000, redeliver=0), per_s=400)
+    feeding = ledger.feed_beside(payments(142, 40_000, redeliver=0), per_s=400)
     [port] = ports.choose(1)
     worker = ledger.worker("w1", SEMEL_SESSION_TIMEOUT_MS="30000").start(web_port=port)
     await ledger.until_done(100)

@@ -66,7 +66,7 @@ async def ledger(proxied_kafka: ProxiedKafka, make_ledger: MakeLedger) -> Ledger
 
 async def through(ledger: Ledger, between: Proxy, api: int, lose: Lose, *, nth: int, seed: int) -> None:
     """Lose one exchange under load, and reckon."""
-    feeding = ledger.feed_beside(payments(seed, 4_000), per_s=500)
+    feeding = ledger.feed_beside(payments(seed, 30_000), per_s=500)
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     await ledger.until_done(100)
     rules = [between.lose(api, lose, nth=nth), between.lose(api, lose, nth=2 * nth + 3)]
