@@ -53,7 +53,6 @@ def place() -> Iterator[Place]:
         tempfile.TemporaryDirectory(prefix="semel-benchmark-", ignore_cleanup_errors=True) as folder,
         LocalKafka(Path(folder) / "kafka", full_jit=True, heap_mb=512) as kafka,
     ):
-        (Path(folder) / "state").mkdir()
         yield Place(kafka.bootstrap, Path(folder), load)
 
 
