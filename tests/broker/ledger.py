@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from aiokafka.errors import KafkaError
 from tests.broker import logs
 from tests.broker.logs import Line, Message
 from tests.broker.truth import Found, Truth, broken_laws, truth_of
-from tests.broker.workers import WorkerProcess
+from tests.broker.workers import PROJECT, SEMEL, WorkerProcess
 
 # Short, so that a dead worker is noticed soon; the local broker allows 500 ms and more.
 SESSION_TIMEOUT_MS = 3_000
@@ -89,6 +90,22 @@ class Ledger:
         )
         self.workers.append(made)
         return made
+
+    async def command(self, name: str, *arguments: str) -> tuple[int, str]:
+        """`semel NAME PIPELINE ...` run to its end: its exit code and all it said."""
+        running = await asyncio.create_subprocess_exec(
+            SEMEL,
+            name,
+            self._target,
+            *arguments,
+            cwd=PROJECT,
+            env={**os.environ, "SEMEL_BROKER": self.bootstrap, "PIPELINE": self.name, **SETTINGS},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await running.communicate()
+        assert running.returncode is not None
+        return running.returncode, said.decode()
 
     async def close(self) -> None:
         for feeding in self._feeding:

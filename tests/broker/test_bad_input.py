@@ -29,8 +29,8 @@ def event(ident: str = "bad", account: str = "account-0", **fields: Any) -> byte
 
 
 @pytest.fixture
-async def picky(any_kafka: LocalKafka, make_ledger: MakeLedger) -> Ledger:
-    return await make_ledger(any_kafka, target="picky:pipeline")
+async def picky(kafka: LocalKafka, make_ledger: MakeLedger) -> Ledger:
+    return await make_ledger(kafka, target="picky:pipeline")
 
 
 @dataclass
@@ -92,11 +92,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-async def test_a_value_that_is_not_what_the_topic_declares_is_dead_lettered_whole(
-    kafka: LocalKafka, make_ledger: MakeLedger, what: str
-) -> None:
+async def test_a_value_that_is_not_what_the_topic_declares_is_dead_lettered_whole(picky: Ledger, what: str) -> None:
     value, said = BAD[what]
-    picky = await make_ledger(kafka, target="picky:pipeline")
     bad = Message(b"account-0", value, HEADERS)
     found = await outcome(picky, bad, settled=200)
     dead = the_dead(found, "undecodable", bad, said)
@@ -143,11 +140,8 @@ async def test_an_output_too_large_for_its_topic_is_refused_in_the_handler(picky
     the_dead(found, "failed", bad, "OutputRefused", "max.message.bytes=200000")
 
 
-async def test_an_output_stamped_too_far_ahead_is_refused_in_the_handler(
-    kafka: LocalKafka, make_ledger: MakeLedger
-) -> None:
+async def test_an_output_stamped_too_far_ahead_is_refused_in_the_handler(picky: Ledger) -> None:
     """Kafka 4 takes an hour; without the check the refusal would come at the commit, again and again."""
-    picky = await make_ledger(kafka, target="picky:pipeline")
     bad = Message(b"account-0", event(do="future"), HEADERS)
     found = await outcome(picky, bad, settled=200)
     the_dead(found, "failed", bad, "OutputRefused", "message.timestamp.after.max.ms")
@@ -174,8 +168,7 @@ async def test_an_event_of_2099_is_dead_lettered_and_stops_no_clock(
     assert abs(dead.timestamp - time.time() * 1000) < 600_000, "a dead letter is stamped now"
 
 
-async def test_a_topic_that_begins_in_1970_is_processed(kafka: LocalKafka, make_ledger: MakeLedger) -> None:
-    picky = await make_ledger(kafka, target="picky:pipeline")
+async def test_a_topic_that_begins_in_1970_is_processed(picky: Ledger) -> None:
     old = [Message(m.key, m.value, timestamp=DAY_MS + n) for n, m in enumerate(payments(133, 50, redeliver=0))]
     await picky.feed(old)
     worker = picky.worker().start()
@@ -225,11 +218,8 @@ async def test_a_duplicate_of_a_dead_event_follows_it(picky: Ledger) -> None:
     assert await worker.stopped() == 0
 
 
-async def test_an_event_that_takes_too_long_holds_up_its_own_partition_only(
-    kafka: LocalKafka, make_ledger: MakeLedger
-) -> None:
+async def test_an_event_that_takes_too_long_holds_up_its_own_partition_only(picky: Ledger) -> None:
     """It is left out of the epochs that pass meanwhile, and goes into the one in which it ends."""
-    picky = await make_ledger(kafka, target="picky:pipeline")
     worker = picky.worker(SEMEL_HANDLER_TIMEOUT_MS="300").start()
     await worker.ready()
     await picky.feed([Message(b"account-0", event("before")), Message(b"account-0", event("slow", do="sleep"))])
@@ -242,8 +232,7 @@ async def test_an_event_that_takes_too_long_holds_up_its_own_partition_only(
     assert await worker.stopped() == 0
 
 
-async def test_a_sink_that_is_gone_is_said_and_costs_nothing(kafka: LocalKafka, make_ledger: MakeLedger) -> None:
-    picky = await make_ledger(kafka, target="picky:pipeline")
+async def test_a_sink_that_is_gone_is_said_and_costs_nothing(picky: Ledger) -> None:
     worker = picky.worker().start()
     await picky.feed(payments(134, 100, redeliver=0))
     await picky.drained()

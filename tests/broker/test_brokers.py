@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.local import ports
+from semel.local import jars, ports
 from semel.local.kafka import LocalKafka
 from tests.broker.conftest import MakeLedger
 from tests.broker.figures import Figures
@@ -53,6 +53,7 @@ async def test_a_broker_killed_under_load_costs_time_only(
     assert all(worker.running for worker in workers)
 
 
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_broker_that_hangs_is_waited_for(own_kafka: MakeKafka, make_ledger: MakeLedger) -> None:
     """Longer than the session: the group forgets its workers meanwhile, or they it."""
     kafka = own_kafka()
@@ -88,6 +89,7 @@ async def test_leaders_and_coordinators_move_under_load(
     assert all(worker.running for worker in workers)
 
 
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_worker_waits_for_a_broker_that_comes_late(
     own_kafka: MakeKafka, kafka_version: str, make_ledger: MakeLedger, figures: Figures
 ) -> None:
@@ -121,6 +123,7 @@ async def test_a_worker_without_a_broker_ends_when_it_is_told_to(tmp_path: Path)
         await ledger.close()
 
 
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_worker_told_to_end_while_its_broker_is_away_ends_and_loses_nothing(
     own_kafka: MakeKafka, make_ledger: MakeLedger
 ) -> None:

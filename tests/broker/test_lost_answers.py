@@ -88,6 +88,7 @@ async def test_an_end_of_transaction_that_took_effect_unheard_is_not_done_again(
     await through(ledger, between, proxy.END_TXN, Lose.ANSWER, nth=3, seed=32)
 
 
+@pytest.mark.parametrize("proxied_kafka", [jars.NEWEST], indirect=True)
 @pytest.mark.parametrize("lose", Lose)
 @pytest.mark.parametrize(
     "api",

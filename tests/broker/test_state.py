@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from semel.local import jars
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
 from tests.broker.conftest import MakeLedger
@@ -68,7 +69,8 @@ async def test_a_store_older_than_the_log_is_brought_up_to_it(ledger: Ledger) ->
     assert 0 < read < whole - before, "it read what it had"
 
 
-async def test_a_worker_without_its_disk_is_restored_from_the_changelogs(ledger: Ledger) -> None:
+async def test_a_worker_without_its_disk_is_restored_from_the_changelogs(ledger41: Ledger) -> None:
+    ledger = ledger41
     await ledger.feed(payments(114, 3_000))
     worker = ledger.worker().start()
     await ledger.drained()
@@ -82,6 +84,7 @@ async def test_a_worker_without_its_disk_is_restored_from_the_changelogs(ledger:
     assert truth.duplicates > 3_000
 
 
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_store_ahead_of_its_log_is_rebuilt(own_kafka: MakeKafka, make_ledger: MakeLedger) -> None:
     """The cluster came back from an older copy of itself; the worker's disk did not."""
     kafka, ledger, worker = await went_back(own_kafka, make_ledger)
@@ -92,6 +95,7 @@ async def test_a_store_ahead_of_its_log_is_rebuilt(own_kafka: MakeKafka, make_le
     assert kafka.running
 
 
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_store_whose_last_commit_is_somebody_elses_record_is_rebuilt(
     own_kafka: MakeKafka, make_ledger: MakeLedger
 ) -> None:
@@ -167,7 +171,8 @@ async def test_a_state_directory_of_another_format_is_refused(ledger41: Ledger) 
     await refuses(worker.start(), "state format 99", "run the version that wrote it", "rebuilt from the changelogs")
 
 
-async def test_state_of_another_declaration_is_refused_and_kept(ledger: Ledger) -> None:
+async def test_state_of_another_declaration_is_refused_and_kept(ledger41: Ledger) -> None:
+    ledger = ledger41
     await ledger.feed(payments(124, 300))
     worker = ledger.worker().start()
     await ledger.drained()

@@ -51,7 +51,8 @@ async def test_events_of_aborted_transactions_never_take_effect(ledger: Ledger) 
     assert len(await logs.read(ledger.bootstrap, ledger.source, committed=False)) == 1_500
 
 
-async def test_an_open_transaction_in_the_source_holds_back_its_partition_only(ledger: Ledger) -> None:
+async def test_an_open_transaction_in_the_source_holds_back_its_partition_only(ledger41: Ledger) -> None:
+    ledger = ledger41
     worker = ledger.worker().start()
     async with logs.transaction(ledger.bootstrap, f"{ledger.name}-feeder") as producer:
         held = {"id": "held", "account": "held", "amount": 1}
@@ -70,7 +71,8 @@ async def test_an_open_transaction_in_the_source_holds_back_its_partition_only(l
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
-async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger: Ledger, running: bool) -> None:
+async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger41: Ledger, running: bool) -> None:
+    ledger = ledger41
     await ledger.feed(payments(83, 500))
     worker = ledger.worker().start()
     await ledger.drained()
@@ -91,7 +93,8 @@ async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger: Ledg
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
-async def test_a_source_made_anew_stops_the_worker_with_the_way_out(ledger: Ledger, running: bool) -> None:
+async def test_a_source_made_anew_stops_the_worker_with_the_way_out(ledger41: Ledger, running: bool) -> None:
+    ledger = ledger41
     await ledger.feed(payments(85, 500))
     worker = ledger.worker().start()
     await ledger.drained()
@@ -127,7 +130,8 @@ async def test_a_source_that_is_deleted_stops_the_worker_or_is_waited_for(ledger
 # -- trimmed
 
 
-async def test_a_source_trimmed_past_the_position_stops_the_worker_with_the_way_out(ledger: Ledger) -> None:
+async def test_a_source_trimmed_past_the_position_stops_the_worker_with_the_way_out(ledger41: Ledger) -> None:
+    ledger = ledger41
     await ledger.feed(payments(88, 300))
     worker = ledger.worker().start()
     await ledger.drained()
@@ -138,7 +142,8 @@ async def test_a_source_trimmed_past_the_position_stops_the_worker_with_the_way_
     await refuses(worker.start(), ledger.source, "no longer holds offset", "semel reset --to earliest", "retention")
 
 
-async def test_a_source_trimmed_ahead_of_a_running_worker_stops_it_with_the_way_out(ledger: Ledger) -> None:
+async def test_a_source_trimmed_ahead_of_a_running_worker_stops_it_with_the_way_out(ledger41: Ledger) -> None:
+    ledger = ledger41
     worker = ledger.worker("w1", SEMEL_SESSION_TIMEOUT_MS="20000").start()
     await ledger.feed(payments(91, 100))
     await ledger.drained()
@@ -191,8 +196,9 @@ async def test_a_missing_source_is_waited_for_and_said(kafka: LocalKafka, topic_
 # -- moved by hand
 
 
-async def test_a_replay_from_zero_by_group_and_state_is_told_apart_by_positions(ledger: Ledger) -> None:
+async def test_a_replay_from_zero_by_group_and_state_is_told_apart_by_positions(ledger41: Ledger) -> None:
     """Group offsets alone say nothing: the positions have them. Moving one without the other is refused."""
+    ledger = ledger41
     await ledger.feed(payments(97, 500))
     worker = ledger.worker().start()
     await ledger.drained()
@@ -217,6 +223,27 @@ async def test_a_replay_from_zero_of_everything_gives_the_same_again(ledger: Led
     assert (await ledger.settle(again)).balances == truth.balances
     after = [(line.key, line.value) for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(after) == sorted(before)
+
+
+async def test_a_reset_moves_positions_and_state_together(ledger41: Ledger) -> None:
+    """All is processed again with empty state; a reset while a worker runs is refused."""
+    ledger = ledger41
+    await ledger.feed(payments(102, 500))
+    worker = ledger.worker().start()
+    truth = await ledger.settle(worker)
+    code, said = await ledger.command("reset", "--to", "earliest")
+    assert (code, "running" in said or "stop" in said) == (REFUSAL, True), said
+    assert await worker.stopped() == 0
+    async with asyncio.timeout(30):
+        while (await ledger.command("reset", "--to", "earliest"))[0]:
+            await asyncio.sleep(0.5)  # its session is not over yet
+    again = ledger.worker(log="again").start()
+    await ledger.drained()
+    await again.ready()
+    assert await again.rows("balances") == truth.balances
+    # What was written stays; the same is written once more.
+    settled = [(line.key, line.value) for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert len(settled) == 2 * len(set(settled)) == 2 * 500
 
 
 async def test_a_group_whose_offsets_expired_goes_on_from_its_positions(ledger41: Ledger) -> None:

@@ -34,7 +34,11 @@ async def wait_out_session(worker: WorkerProcess) -> None:
     assert worker.running
 
 
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize(
+    ("any_kafka", "name"),
+    [*(("kafka", name) for name in STOPS), ("kafka39", "commit.after_produce"), ("kafka39", "commit.after_offsets")],
+    indirect=["any_kafka"],
+)
 async def test_a_worker_that_wakes_after_its_session_commits_nothing(ledger: Ledger, name: str) -> None:
     await ledger.feed(payments(len(name), 1_500))
     zombie = ledger.worker("w1", HANDLER_S="0.002").start(failpoint=f"{name}:stop:5")
@@ -52,8 +56,9 @@ async def test_a_worker_that_wakes_after_its_session_commits_nothing(ledger: Led
     assert zombie.running, zombie.log_end()
 
 
-async def test_a_worker_frozen_in_an_open_event_finishes_it_for_nobody(ledger: Ledger) -> None:
+async def test_a_worker_frozen_in_an_open_event_finishes_it_for_nobody(ledger41: Ledger) -> None:
     """The handler sleeps when its worker is frozen; when it wakes its event is somebody else's, and done."""
+    ledger = ledger41
     await ledger.feed(payments(21, 300))
     zombie = ledger.worker("w1", HANDLER_S="0.5").start()
     await ledger.until_done(2)
