@@ -235,7 +235,7 @@ async def test_a_reset_moves_positions_and_state_together(ledger41: Ledger) -> N
     assert (code, "running" in said or "stop" in said) == (REFUSAL, True), said
     assert await worker.stopped() == 0
     async with asyncio.timeout(30):
-        while (await ledger.command("reset", "--to", "earliest"))[0]:
+        while (await ledger.command("reset", "--to", "earliest"))[0]:  # noqa: ASYNC110
             await asyncio.sleep(0.5)  # its session is not over yet
     again = ledger.worker(log="again").start()
     await ledger.drained()
