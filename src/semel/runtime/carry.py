@@ -33,7 +33,7 @@ class InDoubt:
     outs: list[Carried]
     tp: TP
     since: int
-    stamp: tuple[str, int]
+    stamp: tuple[str, int, int]
 
 
 class CarryOver:

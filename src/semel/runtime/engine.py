@@ -9,32 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from semel.errors import InstanceTaken, SemelError, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
-from semel.runtime import carry, epoch
 from semel.runtime.assignor import Assignment
-from semel.runtime.barrier import Barrier
-from semel.runtime.carry import Carried, CarryOver, InDoubt
-from semel.runtime.decide import check_topic
+from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
 from semel.runtime.membership import GroupMember
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
-from semel.runtime.suspects import Suspects
 from semel.runtime.takeover import TakeOver
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.runtime.topics import Topics
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer, needs_a_person
-from semel.stages.commit import CommitFailed, Sealed, Writer
+from semel.stages.commit import CommitFailed, Writer
 from semel.stages.sink import DeadLetters, Destination, Out
-from semel.state.positions import TopicPosition
 from semel.state.store import Store, StoreError
 from semel.topic import Topic
 
@@ -88,15 +82,7 @@ class Engine:
         self.gate_closed = False
         self.landings = 0
         self.epoch_outputs: list[Out] = []
-        # -- epochs
-        self._barrier = Barrier(clock, self.lanes, handler_timeout_ms=settings.handler_timeout_ms)
-        self._carry = CarryOver(settings.carry_over_limit)
-        self._suspects = Suspects()
-        self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._epoch = 0
-        self._epoch_since: float | None = None
-        self._committing = False
         self._open_for_work = False
         self._restorer = Restorer(
             broker, clock, randomness, self._pass, store, plan, settings, own_id=self.transactional_id
@@ -107,7 +93,6 @@ class Engine:
         )  # fmt: skip
         self._taking_over: asyncio.Task[None] | None = None
         self._fenced_at: list[float] = []
-        self._topics_checked_at = 0.0
         self._mending = False
         self._running: list[asyncio.Task[Any]] = []
         self._stop = asyncio.Event()
@@ -119,8 +104,12 @@ class Engine:
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims"), 0
         )
         self._rated = (0.0, 0, 0.0)
-        self.commit_seconds: deque[float] = deque(maxlen=1000)
-        self.on_committed: list[Callable[[], None]] = []
+        self._epochs = Epochs(
+            self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id
+        )
+        self.gate = self._epochs.gate
+        self.commit_seconds = self._epochs.commit_seconds
+        self.on_committed = self._epochs.on_committed
 
     # ================================================================== running
 
@@ -208,7 +197,7 @@ class Engine:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        self._carry.give_up()
+        await self._epochs.close()
         if self.group is not None and self._failure is None and self.settings.leave_on_stop:
             await self.group.leave()
         if self.writer is not None:
@@ -222,7 +211,7 @@ class Engine:
             async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
                 async with self._turn:
                     self._open_for_work = False
-                    await self._commit_epoch()
+                    await self._epochs.commit()
         except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
             log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
 
@@ -261,22 +250,19 @@ class Engine:
 
     # ================================================================== what lanes ask
 
-    def gate(self) -> Awaitable[Any]:
-        return self._barrier.gate()
-
     def cautious(self) -> bool:
-        return self._suspects.cautious > 0
+        return self._epochs.suspects.cautious > 0
 
     def may_take(self) -> bool:
         if not self._open_for_work or self.paused_by:
             return False
         # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
-        return not self._suspects.cautious or not (
-            self._committing or self._has_work() or any(lane.slice is not None for lane in self.lanes)
+        return not self._epochs.suspects.cautious or not (
+            self._epochs.committing or self._epochs.has_work() or any(lane.slice is not None for lane in self.lanes)
         )
 
     def finished(self) -> None:
-        self._changed.set()
+        self._epochs.changed.set()
 
     def released(self, cursor: Cursor, lane: Lane) -> None:
         self.intake.consumed(cursor)
@@ -311,60 +297,26 @@ class Engine:
 
     def carry(self, out: Out) -> asyncio.Future[None]:
         """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
-        done = self._carry.add(out, self.clock.monotonic())
-        self._changed.set()
+        done = self._epochs.carry.add(out, self.clock.monotonic())
+        self._epochs.changed.set()
         return done
-
-    def _has_work(self) -> bool:
-        if self.epoch_outputs or any(t.touched for t in self.tasks.values()):
-            return True
-        return bool(self._carry) and self._can_carry()
-
-    def _can_carry(self) -> bool:
-        """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
-        return not self.plan.sources or any(t.state is TaskState.RUNNING for t in self.tasks.values())
-
-    def _idle(self) -> bool:
-        return all(lane.waiting for lane in self.lanes)
-
-    async def _due(self) -> None:
-        """Until an epoch should be cut: as soon as there is nothing else to do, at the latest after the commit interval."""
-        interval = self.settings.commit_interval_ms / 1000
-        while True:
-            if not self._has_work():
-                self._epoch_since = None
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5 if self._carry else None):
-                        await self._changed.wait()
-                if not self.tasks:
-                    self._carry.expire(self.clock.monotonic() - self.settings.commit_timeout_ms / 1000)
-                continue
-            now = self.clock.monotonic()
-            if self._epoch_since is None:
-                self._epoch_since = now
-            left = self._epoch_since + interval - now
-            if left <= 0 or self._idle() or self._suspects.cautious:
-                return
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
 
     async def _commit_loop(self) -> None:
         while True:
-            await self._due()
+            await self._epochs.due()
             failed: CommitFailed | None = None
             sent = False
             async with self._turn:
                 membership = self.membership
                 if self._open_for_work:
                     try:
-                        sent = await self._commit_epoch()
+                        sent = await self._epochs.commit()
                     except CommitFailed as exc:
                         failed = exc
                         log.warning(
-                            "epoch %d is not committed: %s; what it did is undone and done again", self._epoch, exc
+                            "epoch %d is not committed: %s; what it did is undone and done again",
+                            self._epochs.number,
+                            exc,
                         )
                         self.stats["unknown" if exc.answer is Answer.UNKNOWN else "aborts"] += 1
                         self._drop_everything()
@@ -376,145 +328,11 @@ class Engine:
                 # Work waits for a writer or an assignment: never ask again without letting others run.
                 await self.clock.sleep(0.01)
 
-    async def _commit_epoch(self) -> bool:
-        """One turn of the barrier (rule 7), then the commit (rule 8). Runs under `_turn`. False: nothing could be sent."""
-        membership, writer = self.membership, self.writer
-        if writer is None or writer.dead or (self.plan.sources and (membership is None or not self.tasks)):
-            return False
-        self._committing = True
-        try:
-            self.gate_closed = True
-            self._barrier.close()
-            try:
-                busy = await self._barrier.quiesce()
-                await self._pass("barrier.before_seal")
-                attach = [lane.detach() for lane in busy if lane.hand.holding]
-                sealed, carried = self._seal(membership)
-                for put_back in attach:
-                    put_back()
-            finally:
-                self.gate_closed = False
-                self._barrier.open()
-            if sealed is None:
-                return False
-            await self._commit(sealed, carried, writer, membership)
-            await self._pass("commit.before_store")
-            self._land(sealed)
-            await self._pass("commit.after_store")
-            return True
-        finally:
-            self._committing = False
-
-    def _seal(self, membership: Membership | None) -> tuple[Sealed | None, list[Carried]]:
-        """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
-        for lane in self.lanes:
-            lane.settle()
-        touched = [t for t in self.tasks.values() if t.touched]
-        carried: list[Carried] = []
-        if not self._suspects.cautious:
-            carried = self._carry.take()
-        elif not touched:
-            # While somebody is sought who is to blame, an epoch is one event's or one output's.
-            carried = self._carry.take(1)
-        if carried and not touched and self.plan.sources:
-            # Every transaction carries a task's offset: it is the fence (rule 9).
-            touched = [t for t in self.tasks.values() if t.state is TaskState.RUNNING][:1]
-            if not touched:
-                self._carry.put_back(carried)
-                return None, []
-        self._epoch_since = None
-        if not touched and not carried:
-            return None, []
-        self._epoch += 1
-        outs, self.epoch_outputs = self.epoch_outputs, []
-        outs.extend(c.out for c in carried)
-        self._suspects.sealed(self.lanes)
-        self.stats["left_out"] = self._barrier.left_out
-        return epoch.seal(
-            self.plan, touched, outs, number=self._epoch, generation=membership.generation if membership else -1,
-            writer=self.transactional_id, now_ms=self._now_ms(),
-        ), carried  # fmt: skip
-
-    async def _commit(
-        self, sealed: Sealed, carried: list[Carried], writer: Writer, membership: Membership | None
-    ) -> None:
-        try:
-            await self._pass("barrier.after_seal")
-            await self._check_topics()
-            started = self.clock.monotonic()
-            await writer.commit(sealed, membership)
-        except BaseException as exc:
-            if carried:
-                self._not_committed(sealed, carried, exc)
-            raise
-        self.commit_seconds.append(self.clock.monotonic() - started)
-        # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
-        carry.committed(carried)
-        self.stats["commits"] += 1
-        self._suspects.committed()
-
-    def _not_committed(self, sealed: Sealed, carried: list[Carried], exc: BaseException) -> None:
-        if sealed.ending:
-            tp = next(tp for tp in sealed.records if tp.topic == self.plan.positions_topic)
-            task = self.tasks.get(tp.partition)
-            since = int(task.logs[tp.topic]["next"]) if task is not None else 0
-            self._carry.in_doubt.append(InDoubt(carried, tp, since, (self.transactional_id, sealed.number)))
-        elif self._suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
-            carry.fail(carried, f"the broker refuses it: {exc.cause}")
-        else:
-            self._carry.put_back(carried)
-
-    def _land(self, sealed: Sealed) -> None:
-        """The epoch is committed on Kafka: let the store have it."""
-        trims = epoch.land(self.store, self.plan, self.tasks.values(), sealed, now_ms=self._now_ms())
-        self.landings += 1
-        if trims and self.settings.trim_marks:
-            self._background(self._trim(trims))
-        for told in self.on_committed:
-            told()
-        self._changed.set()
-        if self._suspects.cautious:
-            for lane in self.lanes:
-                lane.wake.set()
-
-    def _now_ms(self) -> int:
-        return int(self.clock.time() * 1000)
-
-    async def _trim(self, before: dict[TP, int]) -> None:
-        """Let Kafka forget marks that no live bucket needs (rule 21); not vital."""
-        try:
-            await self.broker.delete_records(before)
-            self.stats["trims"] += 1
-        except RpcError as exc:
-            if exc.code in (29, 31):
-                self.settings.trim_marks = False
-                log.warning("deleting expired marks is not permitted (%s); %s will only grow. Grant Delete on it to trim",
-                            exc, self.plan.marks_topic)  # fmt: skip
-        except RpcLost:
-            pass
-
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._running.append(task)
         task.add_done_callback(self._running.remove)
         task.add_done_callback(self._ended)
-
-    async def _check_topics(self) -> None:
-        """Rule 17: a source that grew or was made anew under us stops the app before another epoch counts."""
-        now = self.clock.monotonic()
-        if now - self._topics_checked_at < TOPIC_CHECK_S or not self.plan.sources:
-            return
-        try:
-            found = await self.broker.topics(list(self.plan.sources))
-        except (RpcError, RpcLost):
-            return
-        self._topics_checked_at = now
-        held = {name: at for task in self.tasks.values() for name, at in task.topics.items()}
-        for name, (topic_id, partitions) in held.items():
-            if name not in found:
-                raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self.app!r} reads it; "
-                                   "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
-            check_topic(self.app, TopicPosition(topic_id, partitions, 0), found[name])
 
     # ================================================================== when it fails
 
@@ -547,7 +365,7 @@ class Engine:
             if proven:
                 self.group.request_rejoin()
             return
-        if answer is Answer.RECORD and not self._suspects.refused(failed.cause):
+        if answer is Answer.RECORD and not self._epochs.suspects.refused(failed.cause):
             await self._pause(f"{self.plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
                               "max.message.bytes, or set this machine's clock right")  # fmt: skip
         if answer is Answer.TOPIC:
@@ -620,7 +438,7 @@ class Engine:
                 async with asyncio.timeout(self.settings.revoke_timeout_ms / 1000):
                     async with self._turn:
                         self._open_for_work = False
-                        await self._commit_epoch()
+                        await self._epochs.commit()
             except (TimeoutError, CommitFailed) as exc:
                 log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
                 self.stats["aborts"] += 1
@@ -675,10 +493,10 @@ class Engine:
             self.dead_letters = DeadLetters(
                 letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
             )
-            self._topics_checked_at = self.clock.monotonic()
-            await self._settle_doubts()
+            self._epochs.topics_checked_at = self.clock.monotonic()
+            await self._epochs.settle_doubts(self._restorer)
             mine = self.assignment.tasks
-            self.tasks = {p: self._takeover.task(p, len(mine), self._suspects.condemned) for p in mine}
+            self.tasks = {p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned) for p in mine}
             for lane in self.lanes:
                 lane.sink = self.topics.destinations.get(lane.plan.sink.name) if lane.plan.sink is not None else None
             self._open_for_work = True
@@ -689,7 +507,7 @@ class Engine:
                 await self._takeover.restore(task, topics)
                 task.state = TaskState.RUNNING
                 self._feed(task)
-                self._changed.set()
+                self._epochs.changed.set()
                 log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
 
         restores = [asyncio.create_task(bring_up(t)) for t in self.tasks.values()]
@@ -701,19 +519,7 @@ class Engine:
             for restore in restores:
                 restore.cancel()
             await asyncio.gather(*restores, return_exceptions=True)
-        self._changed.set()
-
-    async def _settle_doubts(self) -> None:
-        """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""
-        doubts = self._carry.in_doubt
-        while doubts:
-            doubt = doubts[-1]
-            known = await self._restorer.committed(doubt.tp, doubt.since, doubt.stamp)
-            doubts.pop()
-            if known:
-                carry.committed(doubt.outs)
-            else:
-                self._carry.put_back(doubt.outs)
+        self._epochs.changed.set()
 
     def _feed(self, task: Task) -> None:
         for topic in task.topics:

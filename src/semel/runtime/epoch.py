@@ -43,7 +43,7 @@ def seal(
         tp = TP(plan.positions_topic, 0)
         position = Position({}, generation=generation, writer=writer, epoch=number, at_ms=now_ms)
         records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
-    return Sealed(number, records, offsets)
+    return Sealed(number, records, offsets, now_ms)
 
 
 def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now_ms: int) -> dict[TP, int]:

@@ -273,8 +273,8 @@ class Restorer:
         batch.meta(task.partition, task_meta(task, held.stored, int(self._clock.time() * 1000)))
         self._store.write(batch)
 
-    async def committed(self, tp: TP, since: int, stamp: tuple[str, int]) -> bool:
-        """Whether a position record of this writer and epoch number stands in the log at `since` or later.
+    async def committed(self, tp: TP, since: int, stamp: tuple[str, int, int]) -> bool:
+        """Whether the position record of this writer and epoch stands in the log at `since` or later.
 
         To be asked when the writer has been taken anew: then its last transaction has ended, one way or the other.
         """
@@ -288,7 +288,7 @@ class Restorer:
             for record in fetched.records:
                 if record.key == positions.KEY and record.value is not None:
                     found = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
-                    if (found.writer, found.epoch) == stamp:
+                    if found.stamp == stamp:
                         return True
             at = fetched.next_offset
         return False

@@ -68,6 +68,7 @@ class Sealed:
     number: int
     records: dict[TP, list[Out]]
     offsets: dict[TP, int]
+    at_ms: int = 0
     state: EpochState = EpochState.SEALED
     # The end of its transaction was asked for: from then on it may be committed, whatever is heard of it.
     ending: bool = False

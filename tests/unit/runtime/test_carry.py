@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from semel.errors import CarryOverFull, CommitError
+from semel import Topic
+from semel.errors import CarryOverFull, CommitError, InstanceTaken
+from semel.plan import Plan
 from semel.port import TP
 from semel.stages.sink import Out
-from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse
-from tests.unit.runtime.harness import World
+from semel.testing.broker import Fault, MemoryBroker, delay, lose_answer, lose_request, refuse
+from tests.unit.runtime.harness import APP, World
 
 NOTES = TP("notes", 0)
 
@@ -207,3 +210,43 @@ async def test_a_full_disk_after_the_commit_does_not_hold_back_who_waits(notes: 
     assert written(notes) == ["committed"]
     await asyncio.wait_for(worker.engine.carry(note("again")), 30)
     assert written(notes) == ["committed", "again"]
+
+
+class Outputs(World):
+    """An app without source topics: timers and web handlers send, nothing is read."""
+
+    def plan(self) -> Plan:
+        return Plan(APP, outputs=[Topic("notes", key=str, value=str, partitions=1)])
+
+
+@pytest.mark.parametrize("fate", ["the answer to the end lost", "the request for the end lost", "refused before"])
+async def test_an_app_without_sources_commits_under_its_id_alone_and_each_output_once(
+    tmp_path: Path, fate: str
+) -> None:
+    world = Outputs(tmp_path)
+    for _ in range(2):
+        # The second process counts its epochs from the beginning again, and is told apart from the first all the same.
+        worker = world.start()
+        await worker.engine.carry(note("a"))
+        api, fault = FATES[fate]
+        world.cluster.faults.add(api, fault)
+        await asyncio.wait_for(worker.engine.carry(note("b")), 30)
+        await asyncio.wait_for(worker.engine.carry(note("c")), 30)
+        await worker.stop()
+    assert written(world) == ["a", "b", "c", "a", "b", "c"]
+    await world.close()
+
+
+async def test_of_two_workers_without_sources_and_with_one_name_the_fenced_one_gives_up(tmp_path: Path) -> None:
+    world = Outputs(tmp_path)
+    first = world.start()
+    await first.engine.carry(note("a"))
+    stranger = MemoryBroker(world.cluster, "stranger")
+    await stranger.start()
+    for _ in range(2):
+        await stranger.init_producer_id(f"{APP}-w1", 10_000)
+        done = first.engine.carry(note("b"))
+        await asyncio.wait({done}, timeout=5)
+    error = await first.gone()
+    assert isinstance(error, InstanceTaken)
+    await world.close()

@@ -14,5 +14,4 @@ SEEDS = range(60)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_whatever_goes_wrong_each_event_takes_effect_once(tmp_path: Path, seed: int) -> None:
     run = await chaos(tmp_path, seed)
-    # A run in which nothing went wrong would prove nothing.
-    assert run.troubles() > 0
+    assert run.faults + run.kills > 0

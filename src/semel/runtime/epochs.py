@@ -1,0 +1,282 @@
+"""Epochs: when one is cut, how it is committed, and what becomes of outputs whose epoch got no answer (rules 4, 7, 8, 17)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from semel.errors import TopicChanged
+from semel.plan import Plan
+from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
+from semel.runtime import carry, epoch
+from semel.runtime.barrier import Barrier
+from semel.runtime.carry import Carried, CarryOver, InDoubt
+from semel.runtime.decide import check_topic
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.restore import Restorer
+from semel.runtime.settings import EngineSettings
+from semel.runtime.suspects import Suspects
+from semel.runtime.task import Task, TaskState
+from semel.stages.agent import Lane
+from semel.stages.answers import Answer
+from semel.stages.commit import CommitFailed, Sealed, Writer
+from semel.stages.sink import Out
+from semel.state.positions import TopicPosition
+from semel.state.store import Store
+
+log = logging.getLogger("semel.engine")
+
+# The sources' identity is checked before a commit at most this often (rule 17).
+TOPIC_CHECK_S = 1.0
+
+
+class Worker(Protocol):
+    """What of the engine an epoch is cut from, and what lanes see of it."""
+
+    tasks: dict[int, Task]
+    lanes: list[Lane]
+    membership: Membership | None
+    writer: Writer | None
+    gate_closed: bool
+    landings: int
+    epoch_outputs: list[Out]
+    stats: dict[str, float]
+
+
+class Epochs:
+    """`commit` runs under the engine's turn, one at a time; the rest never waits for it."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        plan: Plan,
+        settings: EngineSettings,
+        broker: Broker,
+        store: Store,
+        clock: Clock,
+        failpoints: Failpoints,
+        *,
+        transactional_id: str,
+    ) -> None:
+        self._worker = worker
+        self._plan = plan
+        self._settings = settings
+        self._broker = broker
+        self._store = store
+        self._clock = clock
+        self._pass = failpoints
+        self._transactional_id = transactional_id
+        self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
+        self.carry = CarryOver(settings.carry_over_limit)
+        self.suspects = Suspects()
+        # Something happened that may make an epoch due.
+        self.changed = asyncio.Event()
+        self.gate = self._barrier.gate
+        self.number = 0
+        self.committing = False
+        self.topics_checked_at = 0.0
+        self._since: float | None = None
+        self._trimming: set[asyncio.Task[None]] = set()
+        self.commit_seconds: deque[float] = deque(maxlen=1000)
+        self.on_committed: list[Callable[[], None]] = []
+
+    async def close(self) -> None:
+        """Whoever waits for an output hears that it will not be committed any more."""
+        for trimming in self._trimming:
+            trimming.cancel()
+        await asyncio.gather(*self._trimming, return_exceptions=True)
+        self.carry.give_up()
+
+    # -- when
+
+    def has_work(self) -> bool:
+        if self._worker.epoch_outputs or any(t.touched for t in self._worker.tasks.values()):
+            return True
+        return bool(self.carry) and self._can_carry()
+
+    def _can_carry(self) -> bool:
+        """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
+        return not self._plan.sources or any(t.state is TaskState.RUNNING for t in self._worker.tasks.values())
+
+    def _idle(self) -> bool:
+        return all(lane.waiting for lane in self._worker.lanes)
+
+    async def due(self) -> None:
+        """Until an epoch should be cut: as soon as there is nothing else to do, at the latest after the commit interval."""
+        interval = self._settings.commit_interval_ms / 1000
+        while True:
+            if not self.has_work():
+                self._since = None
+                self.changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.5 if self.carry else None):
+                        await self.changed.wait()
+                if not self._worker.tasks:
+                    self.carry.expire(self._clock.monotonic() - self._settings.commit_timeout_ms / 1000)
+                continue
+            now = self._clock.monotonic()
+            if self._since is None:
+                self._since = now
+            left = self._since + interval - now
+            if left <= 0 or self._idle() or self.suspects.cautious:
+                return
+            self.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.changed.wait()
+
+    # -- how
+
+    async def commit(self) -> bool:
+        """One turn of the barrier (rule 7), then the commit (rule 8). Runs under `_turn`. False: nothing could be sent."""
+        membership, writer = self._worker.membership, self._worker.writer
+        if writer is None or writer.dead or (self._plan.sources and (membership is None or not self._worker.tasks)):
+            return False
+        self.committing = True
+        try:
+            self._worker.gate_closed = True
+            self._barrier.close()
+            try:
+                busy = await self._barrier.quiesce()
+                await self._pass("barrier.before_seal")
+                attach = [lane.detach() for lane in busy if lane.hand.holding]
+                sealed, carried = self._seal(membership)
+                for put_back in attach:
+                    put_back()
+            finally:
+                self._worker.gate_closed = False
+                self._barrier.open()
+            if sealed is None:
+                return False
+            await self._commit(sealed, carried, writer, membership)
+            await self._pass("commit.before_store")
+            self._land(sealed)
+            await self._pass("commit.after_store")
+            return True
+        finally:
+            self.committing = False
+
+    def _seal(self, membership: Membership | None) -> tuple[Sealed | None, list[Carried]]:
+        """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
+        for lane in self._worker.lanes:
+            lane.settle()
+        touched = [t for t in self._worker.tasks.values() if t.touched]
+        carried: list[Carried] = []
+        if not self.suspects.cautious:
+            carried = self.carry.take()
+        elif not touched:
+            # While somebody is sought who is to blame, an epoch is one event's or one output's.
+            carried = self.carry.take(1)
+        if carried and not touched and self._plan.sources:
+            # Every transaction carries a task's offset: it is the fence (rule 9).
+            touched = [t for t in self._worker.tasks.values() if t.state is TaskState.RUNNING][:1]
+            if not touched:
+                self.carry.put_back(carried)
+                return None, []
+        self._since = None
+        if not touched and not carried:
+            return None, []
+        self.number += 1
+        outs, self._worker.epoch_outputs = self._worker.epoch_outputs, []
+        outs.extend(c.out for c in carried)
+        self.suspects.sealed(self._worker.lanes)
+        self._worker.stats["left_out"] = self._barrier.left_out
+        return epoch.seal(
+            self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
+            writer=self._transactional_id, now_ms=self._now_ms(),
+        ), carried  # fmt: skip
+
+    async def _commit(
+        self, sealed: Sealed, carried: list[Carried], writer: Writer, membership: Membership | None
+    ) -> None:
+        try:
+            await self._pass("barrier.after_seal")
+            await self._check_topics()
+            started = self._clock.monotonic()
+            await writer.commit(sealed, membership)
+        except BaseException as exc:
+            if carried:
+                self._not_committed(sealed, carried, exc)
+            raise
+        self.commit_seconds.append(self._clock.monotonic() - started)
+        # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
+        carry.committed(carried)
+        self._worker.stats["commits"] += 1
+        self.suspects.committed()
+
+    def _not_committed(self, sealed: Sealed, carried: list[Carried], exc: BaseException) -> None:
+        if sealed.ending:
+            tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
+            task = self._worker.tasks.get(tp.partition)
+            since = int(task.logs[tp.topic]["next"]) if task is not None else 0
+            self.carry.in_doubt.append(
+                InDoubt(carried, tp, since, (self._transactional_id, sealed.number, sealed.at_ms))
+            )
+        elif self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
+            carry.fail(carried, f"the broker refuses it: {exc.cause}")
+        else:
+            self.carry.put_back(carried)
+
+    def _land(self, sealed: Sealed) -> None:
+        """The epoch is committed on Kafka: let the store have it."""
+        trims = epoch.land(self._store, self._plan, self._worker.tasks.values(), sealed, now_ms=self._now_ms())
+        self._worker.landings += 1
+        if trims and self._settings.trim_marks:
+            trimming = asyncio.create_task(self._trim(trims))
+            self._trimming.add(trimming)
+            trimming.add_done_callback(self._trimming.discard)
+        for told in self.on_committed:
+            told()
+        self.changed.set()
+        if self.suspects.cautious:
+            for lane in self._worker.lanes:
+                lane.wake.set()
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000)
+
+    async def _trim(self, before: dict[TP, int]) -> None:
+        """Let Kafka forget marks that no live bucket needs (rule 21); not vital."""
+        try:
+            await self._broker.delete_records(before)
+            self._worker.stats["trims"] += 1
+        except RpcError as exc:
+            if exc.code in (29, 31):
+                self._settings.trim_marks = False
+                log.warning("deleting expired marks is not permitted (%s); %s will only grow. Grant Delete on it to trim",
+                            exc, self._plan.marks_topic)  # fmt: skip
+        except RpcLost:
+            pass
+
+    async def _check_topics(self) -> None:
+        """Rule 17: a source that grew or was made anew under us stops the app before another epoch counts."""
+        now = self._clock.monotonic()
+        if now - self.topics_checked_at < TOPIC_CHECK_S or not self._plan.sources:
+            return
+        try:
+            found = await self._broker.topics(list(self._plan.sources))
+        except (RpcError, RpcLost):
+            return
+        self.topics_checked_at = now
+        held = {name: at for task in self._worker.tasks.values() for name, at in task.topics.items()}
+        for name, (topic_id, partitions) in held.items():
+            if name not in found:
+                raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self._plan.app!r} reads it; "
+                                   "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
+            check_topic(self._plan.app, TopicPosition(topic_id, partitions, 0), found[name])
+
+    async def settle_doubts(self, restorer: Restorer) -> None:
+        """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""
+        doubts = self.carry.in_doubt
+        while doubts:
+            doubt = doubts[-1]
+            known = await restorer.committed(doubt.tp, doubt.since, doubt.stamp)
+            doubts.pop()
+            if known:
+                carry.committed(doubt.outs)
+            else:
+                self.carry.put_back(doubt.outs)
