@@ -1,0 +1,110 @@
+"""The state directory: owned by one app and instance, locked by one process, of one version."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from semel.errors import InstanceTaken, StateDirectoryError
+from semel.state.directory import FORMAT, StateDirectory, first_free_instance
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "app" / "w1"
+
+
+def made(path: Path, app: str = "app", instance: str = "w1") -> None:
+    StateDirectory(path, app, instance).release()
+
+
+def test_a_directory_is_made_and_found_again_by_its_owner(path: Path) -> None:
+    made(path)
+    assert orjson.loads((path / "OWNER.json").read_bytes()) == {"format": FORMAT, "app": "app", "instance": "w1"}
+    again = StateDirectory(path, "app", "w1")
+    assert again.database == path / "db"
+    again.release()
+    again.release()
+
+
+def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:
+    held = StateDirectory(path, "app", "w1")
+    with pytest.raises(InstanceTaken, match=r"'w1' runs already; .* --instance"):
+        StateDirectory(path, "app", "w1")
+    held.release()
+    made(path)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(path: Path) -> None:
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from semel.state.directory import StateDirectory\n"
+        "held = StateDirectory(pathlib.Path(sys.argv[1]), 'app', 'w1')\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InstanceTaken):
+            made(path)
+        other.kill()
+    made(path)
+
+
+@pytest.mark.parametrize(("app", "instance"), [("other", "w1"), ("app", "w2")])
+def test_a_directory_of_somebody_else_is_refused(path: Path, app: str, instance: str) -> None:
+    made(path)
+    with pytest.raises(StateDirectoryError, match="belongs to app 'app', instance 'w1'"):
+        made(path, app, instance)
+    # It is not held on to.
+    made(path)
+
+
+def test_a_directory_of_another_version_is_refused(path: Path) -> None:
+    made(path)
+    owner = {"format": FORMAT + 1, "app": "app", "instance": "w1"}
+    (path / "OWNER.json").write_bytes(orjson.dumps(owner))
+    with pytest.raises(StateDirectoryError, match=f"state format {FORMAT + 1}, this version of semel reads {FORMAT}"):
+        made(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"5", b"null"])
+def test_an_owner_that_cannot_be_read_is_refused_with_a_way_out(path: Path, content: bytes) -> None:
+    made(path)
+    (path / "OWNER.json").write_bytes(content)
+    with pytest.raises(StateDirectoryError, match="to rebuild its state"):
+        made(path)
+
+
+def test_a_database_without_an_owner_is_not_taken_over(path: Path) -> None:
+    (path / "db").mkdir(parents=True)
+    with pytest.raises(StateDirectoryError, match=r"no OWNER\.json"):
+        made(path)
+
+
+def test_a_place_that_is_no_directory_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateDirectoryError, match="set state_dir to another place"):
+        made(tmp_path / "file" / "w1")
+
+
+def test_the_first_free_instance_is_the_first_by_name_that_nobody_holds(tmp_path: Path) -> None:
+    assert first_free_instance(tmp_path, "app") is None
+    for name in ("w3", "w1", "w2"):
+        made(tmp_path / "app" / name, instance=name)
+    (tmp_path / "app" / "w0").mkdir()
+    (tmp_path / "app" / "a file").write_text("")
+    assert first_free_instance(tmp_path, "app") == "w1"
+    first, second = (StateDirectory(tmp_path / "app" / name, "app", name) for name in ("w1", "w2"))
+    assert first_free_instance(tmp_path, "app") == "w3"
+    assert first_free_instance(tmp_path, "other") is None
+    first.release()
+    assert first_free_instance(tmp_path, "app") == "w1"
+    second.release()

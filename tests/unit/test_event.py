@@ -1,0 +1,63 @@
+"""The event in hand, as `stream.events()` and `current_event()` give it."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from semel import Event, current_event
+from semel.hand import Hand, in_hand
+
+
+class Given(NamedTuple):
+    offset: int = 7
+    timestamp: int = 123
+    key: bytes | None = b"k"
+    value: bytes | None = b"v"
+    headers: Sequence[tuple[str, bytes | None]] = (("a", b"1"), ("b", None))
+
+
+class OneEvent:
+    """A task whose lane has this event in hand."""
+
+    def __init__(self) -> None:
+        self.event = Event({"n": 1}, Given(), "payments", 3)
+
+    def event_in_hand(self, hand: Hand) -> Event:
+        return self.event
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_hand() -> Iterator[None]:
+    token = in_hand.set(None)
+    yield
+    in_hand.reset(token)
+
+
+def test_an_event_is_its_record_with_its_value_and_its_position() -> None:
+    event = OneEvent().event
+    assert (event.value, event.key, event.timestamp) == ({"n": 1}, b"k", 123)
+    assert (event.topic, event.partition, event.offset) == ("payments", 3, 7)
+    assert event.headers == {"a": b"1", "b": None}
+    assert repr(event) == "Event(payments[3]@7, {'n': 1})"
+    assert len(repr(Event("x" * 1000, Given(), "t", 0))) < 120
+
+
+def test_there_is_a_current_event_only_while_it_is_handled_and_only_for_its_own_code() -> None:
+    assert current_event() is None
+    hand = Hand()
+    hand.task = task = OneEvent()
+    in_hand.set(hand)
+    assert current_event() is None
+    hand.begin()
+    assert current_event() is task.event
+    started_by_its_handler = contextvars.copy_context()
+    assert started_by_its_handler.run(current_event) is task.event
+    hand.holding = False
+    assert current_event() is None
+    hand.begin()
+    assert current_event() is task.event
+    assert started_by_its_handler.run(current_event) is None
