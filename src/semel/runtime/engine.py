@@ -197,6 +197,8 @@ class Engine:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+        # The group may have assigned something while the last epoch was committed.
+        await self._stop_taking_over()
         await self._epochs.close()
         if self.group is not None and self._failure is None and self.settings.leave_on_stop:
             await self.group.leave()

@@ -90,6 +90,29 @@ async def test_a_worker_that_stops_hands_over_a_clean_place(world: World) -> Non
     world.check()
 
 
+async def test_nothing_restores_any_more_when_a_worker_has_stopped(world: World) -> None:
+    first = world.start("w1", commit_timeout_ms=60_000, revoke_timeout_ms=200)
+    await world.until_running(first)
+    world.pay_many(40)
+    reached, go = first.hold_at("commit.after_produce")
+    await reached.wait()
+    # It is told to stop amid a commit, and to take over something before it has.
+    first.engine.stop()
+    second = world.start("w2")
+    await world.until(lambda: first.engine.stats["rebalances"] == 2, within_s=30)
+    go.set()
+    await asyncio.wait({first.running})
+    assert [t for t in asyncio.all_tasks() if t.get_name() == "take over" and first.engine in locals_of(t)] == []
+    await first.gone()
+    await world.until(lambda: owned(second) == [0, 1], within_s=60)
+    await world.drained()
+    world.check()
+
+
+def locals_of(task: asyncio.Task[None]) -> list[object]:
+    return [value for frame in task.get_stack() for value in frame.f_locals.values()]
+
+
 async def test_a_static_member_that_restarts_moves_nobodys_tasks(world: World) -> None:
     first, second = world.start("w1"), world.start("w2")
     await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
