@@ -67,10 +67,11 @@ class Batch(Sequence[Any]):
     Iterating moves the event in hand along, so that a result yielded inside the loop keeps its own event's key.
     """
 
-    __slots__ = ("_hand", "_records", "_values")
+    __slots__ = ("_event", "_hand", "_records", "_values")
 
     def __init__(self, hand: Hand, values: list[Any], records: list[Record]) -> None:
         self._hand = hand
+        self._event = hand.event
         self._values = values
         self._records = records
 
@@ -81,9 +82,11 @@ class Batch(Sequence[Any]):
         return self._values[index]
 
     def __iter__(self) -> Iterator[Any]:
-        hand = self._hand
+        hand, event = self._hand, self._event
         for value, record in zip(self._values, self._records, strict=True):
-            hand.record = record
+            # A batch that was kept may be looked at again when another one is in hand.
+            if hand.event == event:
+                hand.record = record
             yield value
 
     @property
