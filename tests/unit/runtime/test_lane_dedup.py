@@ -11,7 +11,7 @@ import pytest
 
 from semel import Dedup
 from semel.errors import OutsideEvent
-from tests.unit.runtime.harness import APP, World, committed_values, dead_letters, folded, payments_pipeline
+from tests.unit.runtime.harness import APP, Settlement, World, committed_values, dead_letters, folded, payments_pipeline
 
 HOUR = 3_600_000
 A1 = "a1"
@@ -103,3 +103,31 @@ async def test_a_task_that_a_handler_leaves_behind_writes_into_no_other_event(wo
     assert all("await such tasks before the event ends" in why for why in refused)
     rows = folded(committed_values(world.cluster, f"{APP}-balances-changelog", world.place(A1).partition))
     assert rows == {A1.encode(): b"10"}
+
+
+async def test_a_batch_that_is_looked_at_again_changes_nothing_for_the_one_in_hand(world: World) -> None:
+    kept: list[Any] = []
+
+    def make(tables: Any) -> Any:
+        async def settle(payments: Any) -> Any:
+            async for batch in payments.batches():
+                kept.append(batch)
+                for payment in batch:
+                    if len(kept) > 1:
+                        assert [p.id for p in kept[0]] == ["p1"]
+                    yield Settlement(payment.id, payment.account, payment.amount)
+
+        return settle
+
+    world.pipeline = payments_pipeline(world.work, make=make)
+    for n in range(4):
+        world.pay(A1 if n % 2 else "b1", 1)
+        await asyncio.sleep(0)
+        if n == 0:
+            world.start()
+            await world.drained()
+    await world.drained()
+    assert len(kept) > 1
+    for log in world.cluster.committed("settlements"):
+        for record in log:
+            assert orjson.loads(record.value or b"")["account"] == (record.key or b"").decode()
