@@ -231,6 +231,8 @@ def main() -> None:
                 bad += 1
                 said = traceback.format_exception_only(exc)
                 print(f"seed {seed}: {''.join(said)[:600]}", flush=True)  # noqa: T201
+        if seed % 100 == 99:
+            print(f"seed {seed} is done", flush=True)  # noqa: T201
     print(f"{last - first} seeds, {bad} bad")  # noqa: T201
 
 
