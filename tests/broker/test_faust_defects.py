@@ -242,6 +242,8 @@ async def test_apps_with_workers_of_the_same_name_do_not_fence_each_other(
     for n, ledger in enumerate(ledgers):
         ledger.feed_beside(payments(214 + n, 1_000), per_s=500)
     workers = [ledger.worker("same").start() for ledger in ledgers]
+    for ledger in ledgers:
+        await ledger.until_done(200)
     for ledger, worker in zip(ledgers, workers, strict=True):
         await ledger.settle(worker)
         assert await worker.metric("semel_commit_fences") == 0

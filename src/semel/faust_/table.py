@@ -121,7 +121,7 @@ class Table(FaustTable):
 
     def _hand(self, doing: str) -> Any:
         hand = in_hand.get()
-        if hand is None or not hand.holding:
+        if hand is None or not hand.mine:
             raise OutsideEvent(
                 f"table {self.name!r} was {doing} where no event is in hand; write tables inside an agent, while it handles "
                 "an event, or send an event to a topic"
@@ -130,7 +130,7 @@ class Table(FaustTable):
 
     def _read(self, key: Any, default: Any) -> Any:
         hand = in_hand.get()
-        if hand is not None and hand.holding:
+        if hand is not None and hand.mine:
             return hand.read(hand.rows(self.name), key, default)
         for rows in self._local():
             raw = rows.committed(rows.raw(key))

@@ -62,7 +62,7 @@ class Topic(faust.Topic):
                 "at module level so that the worker knows it at start"
             )
         hand = in_hand.get()
-        within = hand is not None and hand.holding
+        within = hand is not None and hand.mine
         if hand is not None and not hand.alive:
             raise StaleIncarnation("the event in hand was given up")
         now_ms = int(engine.clock.time() * 1000)
