@@ -94,7 +94,7 @@ def decode(raw: bytes, where: str) -> Position:
 
 def from_json(found: dict[str, Any]) -> Position:
     if found["v"] != VERSION:
-        raise ValueError(f"record version {found['v']}, this version of semel reads {VERSION}")
+        raise ValueError(f"record version {found['v']!r}, this version of semel reads {VERSION}")
     return Position(
         topics={
             name: TopicPosition(
