@@ -196,6 +196,12 @@ class GroupMember:
         raw = await self._broker.sync_group(membership, decided)
         await self._pass("group.after_sync")
         assignment = decode_assignment(raw)
+        if any(owner == self._instance and url != self._url for owner, url in assignment.owners.values()):
+            # A static member that came back finds the old assignment, and the others would look for it where it was.
+            log.info("back under another address (%s): joining anew, so that the others learn it", self._url)
+            await self._broker.leave_group(membership)
+            self._member_id = ""
+            return False
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))
         self.last_answer_at = self._clock.monotonic()
