@@ -72,9 +72,27 @@ async def test_a_rolling_restart_moves_nothing_between_workers(ledger: Ledger) -
         await worker.ready()
         assert generations(worker) == [stable], "it came back into the generation it left"
         assert generations(other) == before, "the other worker was not asked to rejoin"
+        await all_run(workers, 4)
         assert [await tasks_of(w) for w in workers] == held
         assert len(await other.rows("balances")) > 10, "views of one worker reach the restarted one"
     assert not feeding.done(), "the load ended before the last restart"
+    await ledger.settle(workers[0])
+
+
+async def test_a_worker_that_comes_back_under_another_address_is_found_there(ledger: Ledger) -> None:
+    """Its place in the group is kept, and with it what the others know of it; its address is told anew."""
+    await ledger.feed(payments(15, 1_000))
+    workers = [ledger.worker(f"w{n}", SEMEL_SESSION_TIMEOUT_MS="20000").start() for n in (1, 2)]
+    await all_run(workers, 4)
+    await ledger.drained()
+    rows = await workers[0].rows("balances")
+    for worker in workers:
+        before = await worker.url()
+        worker.kill9()
+        worker.start()
+        await all_run(workers, 4)
+        assert await worker.url() != before
+        assert [await w.rows("balances") for w in workers] == [rows, rows]
     await ledger.settle(workers[0])
 
 

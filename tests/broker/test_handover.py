@@ -34,6 +34,7 @@ async def test_another_worker_goes_on_within_the_session_and_two_seconds(
     second = ledger.worker("w2").start()
     await second.ready()
     partitions = {task["partition"] for task in (await first.get("/pipelines"))[1][0]["tasks"]}
+    assert partitions
     first.kill9()
     died = time.monotonic()
     before = await logs.group_offsets(ledger.bootstrap, ledger.name)
@@ -61,7 +62,7 @@ async def test_the_same_worker_goes_on_as_soon_as_it_is_started_again(
     await ledger.until_done(100)
     worker.kill9()
     died = time.monotonic()
-    worker.start(web_port=port)
+    worker.start(web_port=port, fresh=True)
     gap = await gap_s(ledger, died)
     figures.record(f"{request.node.callspec.id}: killed and started again, to first commit, s", gap)
     assert gap < 2 + ALLOWED_S + 5, ledger.report()  # a start is seconds of imports on a busy machine

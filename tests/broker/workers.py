@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,13 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
+from tests.broker.nursery import Nursery
+
+NURSERY = Nursery()
 PROJECT = Path(__file__).parent / "pipelines"
-SEMEL = Path(sys.executable).with_name("semel")
 START_S = 60.0  # two cores, shared: a start is mostly imports
 
 _WEB = re.compile(r"web views on (http://\S+)")
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkerProcess:
@@ -44,47 +42,44 @@ class WorkerProcess:
         self._target = target
         self._log_file = log_file
         self._environment = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._code: int | None = None
         self._log_from = 0
         self._url = ""
 
     # -- its life
 
-    def start(self, *arguments: str, failpoint: str = "", web_port: int = 0, **environment: str) -> WorkerProcess:
-        """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
-        assert self._process is None or self._process.poll() is not None, f"{self.instance} runs"
+    def start(
+        self, *arguments: str, failpoint: str = "", web_port: int = 0, fresh: bool = False, **environment: str
+    ) -> WorkerProcess:
+        """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it; `fresh` as the nursery has it."""
+        assert not self.running, f"{self.instance} runs"
         env = {name: value for name, value in os.environ.items() if not name.startswith("SEMEL_")}
         env |= self._environment | environment
         if failpoint:
             env["SEMEL_FAILPOINT"] = failpoint
-        command = [str(SEMEL), "worker", self._target, "--instance", self.instance]
         self._url = ""
         self._log_from = self._log_file.stat().st_size if self._log_file.exists() else 0
-        with self._log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--web-port", str(web_port), *arguments],
-                cwd=PROJECT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  (no thread of ours holds a lock)
-            )
+        command = ["worker", self._target, "--instance", self.instance, "--web-port", str(web_port), *arguments]
+        self._pid = NURSERY.fork(command, directory=PROJECT, environment=env, log=self._log_file, fresh=fresh)
+        self._code = None
         return self
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        assert self._pid
+        return self._pid
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
-        return None if self._process is None else self._process.poll()
+        if self._code is None and self._pid:
+            self._code = NURSERY.exit_code(self._pid)
+        return self._code
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return bool(self._pid) and self.exit_code is None
 
     def send(self, number: signal.Signals) -> None:
         if self.running:
@@ -92,8 +87,8 @@ class WorkerProcess:
 
     def kill9(self) -> None:
         self.send(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
+        while self.running:
+            time.sleep(0.002)
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)
@@ -112,12 +107,11 @@ class WorkerProcess:
     async def ended(self, within_s: float = 30.0) -> int:
         """Waits until it ends by itself; its exit code."""
         deadline = time.monotonic() + within_s
-        while self.running:
+        while (code := self.exit_code) is None:
             if time.monotonic() > deadline:
                 pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
             await asyncio.sleep(0.02)
-        assert self.exit_code is not None
-        return self.exit_code
+        return code
 
     async def frozen(self, within_s: float = 30.0) -> None:
         """Waits until a failpoint has stopped it."""
@@ -215,8 +209,3 @@ class WorkerProcess:
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-
-
-def _die_with_parent() -> None:
-    # A test run that is killed leaves no worker behind.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
