@@ -107,6 +107,11 @@ async def open_engine(
 
     `pages`: the application's own, beside the web views; None: no web server at all.
     """
+    if settings.standbys:
+        log.warning(
+            "standbys = %d has no effect yet: no standby is kept; a takeover restores from the changelog",
+            settings.standbys,
+        )
     name, directory = own_directory(settings, plan.app, instance)
     try:
         store = Store(directory.database)
