@@ -15,6 +15,7 @@ from semel.plan import TablePlan
 from semel.runtime.metrics import exposition
 from semel.runtime.task import Task, TaskState
 from semel.state.marks import OUTCOMES, unpack
+from semel.state.store import after_prefix
 from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class EngineView:
         begin, stop = b"", None
         if prefix:
             begin = prefix.encode()
-            stop = _after(begin)
+            stop = after_prefix(begin)
         if start is not None:
             begin = max(begin, plan.key.encode(_key_of(plan.key, start)))
         if end is not None:
@@ -255,8 +256,3 @@ def _key_of(codec: Codec[Any], text: str) -> Any:
         if codec.type is bytes:
             return text.encode()
         raise
-
-
-def _after(prefix: bytes) -> bytes | None:
-    trimmed = prefix.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
