@@ -197,10 +197,11 @@ class GroupMember:
         await self._pass("group.after_sync")
         assignment = decode_assignment(raw)
         if any(owner == self._instance and url != self._url for owner, url in assignment.owners.values()):
-            # A static member that came back finds the old assignment, and the others would look for it where it was.
+            # A static member that came back is given the old assignment, and the others would look for it where it was.
+            # Joining again with the tasks we now know of is news to the coordinator, so all are asked to rejoin. (Leaving
+            # first would do it too, but free our name: a worker that still runs under it would never learn it is fenced.)
             log.info("back under another address (%s): joining anew, so that the others learn it", self._url)
-            await self._broker.leave_group(membership)
-            self._member_id = ""
+            self.tasks = assignment.tasks
             return False
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))

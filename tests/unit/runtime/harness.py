@@ -153,7 +153,7 @@ class Worker:
         self.failpoints = Failpoints()
         self.engine = Engine(
             world.plan(),
-            EngineSettings(**{**world.settings, **settings}),
+            EngineSettings(**{"web_url": f"http://{self.client}", **world.settings, **settings}),
             MemoryBroker(world.cluster, self.client),
             self.store,
             world.clock,

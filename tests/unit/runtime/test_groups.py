@@ -114,12 +114,12 @@ def locals_of(task: asyncio.Task[None]) -> list[object]:
 
 
 async def test_a_static_member_that_restarts_moves_nobodys_tasks(world: World) -> None:
-    first, second = world.start("w1"), world.start("w2")
+    first, second = world.start("w1", web_url="http://w1"), world.start("w2")
     await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
     before = (owned(first), second.engine.stats["rebalances"])
     world.pay_many(40)
     await first.stop()
-    first = world.start("w1")
+    first = world.start("w1", web_url="http://w1")
     await world.until_running(first)
     await world.drained()
     assert (owned(first), second.engine.stats["rebalances"]) == before
@@ -303,17 +303,22 @@ async def test_a_worker_that_was_thought_dead_twice_within_a_minute_keeps_its_na
     world.check()
 
 
-async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_error(world: World) -> None:
-    first = world.start("w1")
+@pytest.mark.parametrize("address", ["", "http://elsewhere"], ids=["same address", "another address"])
+async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_error(
+    world: World, address: str
+) -> None:
+    first = world.start("w1", web_url="")
     await world.until_running(first)
+    # The first must hear of it however long the second takes between one join and the next.
+    world.cluster.faults.add("JoinGroup", delay(1.5), when=lambda call: call.client == "twin", times=None, skip=1)
     world.pay_many(30)
     twin = Engine(
-        world.plan(), EngineSettings(), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"),
+        world.plan(), EngineSettings(web_url=address), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"),
         world.clock, world.rng, instance="w1",
     )  # fmt: skip
     running = asyncio.create_task(twin.run())
-    error = await first.gone()
-    assert isinstance(error, InstanceTaken)
+    async with asyncio.timeout(30):
+        assert isinstance(await first.gone(), InstanceTaken)
     world.pay_many(30)
     await world.drained()
     world.check()
