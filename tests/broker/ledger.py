@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiokafka.errors import KafkaError
 
 from tests.broker import logs
 from tests.broker.logs import Line, Message
 from tests.broker.nursery import SEMEL
-from tests.broker.truth import Found, Truth, broken_laws, truth_of
+from tests.broker.truth import Found, LawBroken, Truth, broken_laws, truth_of
 from tests.broker.workers import PROJECT, WorkerProcess
 
 # Short, so that a dead worker is noticed soon; the local broker allows 500 ms and more.
@@ -182,7 +181,7 @@ class Ledger:
 
     def _expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
-            pytest.fail(f"{otherwise}\n{self.report()}")
+            raise LawBroken(f"{otherwise}\n{self.report()}")
 
     # -- the reckoning
 
@@ -210,7 +209,7 @@ class Ledger:
         at = found.group_offsets
         truth = truth_of(await logs.read(self.bootstrap, self.source), at)
         if broken := broken_laws(truth, dataclasses.replace(found, ends={})):
-            pytest.fail("\n".join(["as of the committed offsets:", *broken, self.report()]))
+            raise LawBroken("\n".join(["as of the committed offsets:", *broken, self.report()]))
         return truth
 
     async def settle(self, ask: WorkerProcess | None = None, within_s: float = 90.0) -> Truth:
@@ -224,5 +223,5 @@ class Ledger:
         truth = await self.truth()
         broken = broken_laws(truth, await self.found(ask))
         if broken:
-            pytest.fail("\n".join([*broken, self.report()]))
+            raise LawBroken("\n".join([*broken, self.report()]))
         return truth

@@ -21,6 +21,10 @@ WITNESSES = 5
 # -- events, by seed
 
 
+class LawBroken(AssertionError):
+    """Something is lost, doubled, out of order or torn, or it does not come to its end. Once is enough: never retried."""
+
+
 def payments(seed: int, count: int, *, accounts: int = 40, redeliver: float = 0.15) -> list[Message]:
     """`count` payments with redeliveries among them: at once, in bursts, much later, and some with another amount."""
     rng = random.Random(seed)
