@@ -89,10 +89,15 @@ class Plan:
         return f"{self.app}-{table}-changelog"
 
     @property
+    def state_logs(self) -> list[str]:
+        """The topics that hold rows and marks."""
+        marks = [self.marks_topic] if self.dedup else []
+        return [*(self.changelog(t.name) for t in self.tables), *marks]
+
+    @property
     def logs(self) -> list[str]:
         """The topics that hold state, positions last."""
-        marks = [self.marks_topic] if self.dedup else []
-        return [*(self.changelog(t.name) for t in self.tables), *marks, self.positions_topic]
+        return [*self.state_logs, self.positions_topic]
 
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""

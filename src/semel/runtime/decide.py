@@ -22,11 +22,14 @@ def decide(
     topics: Mapping[str, TopicInfo],
     *,
     adopt: bool,
+    holds_state: bool,
 ) -> Position:
     """Where a task goes on. `next` is -1 where it never was: there `start=` decides.
 
-    `group_offsets`: -1 where the group has none. PositionConflict, TopicChanged, ShapeChanged.
+    `group_offsets`: -1 where the group has none. `holds_state`: it has committed rows or marks. PositionConflict,
+    TopicChanged, ShapeChanged.
     """
+    check_logs(plan, partition, recorded, group_offsets, topics, adopt=adopt, holds_state=holds_state)
     shape = plan.shape()
     if recorded is not None and recorded.shape and recorded.shape != shape:
         check_shape(plan.app, recorded.shape, shape)
@@ -58,6 +61,47 @@ def decide(
     if recorded is None:
         return Position(decided, shape=shape)
     return positions.moved(recorded, topics=decided, shape=shape)
+
+
+def check_logs(
+    plan: Plan,
+    partition: int,
+    recorded: Position | None,
+    group_offsets: Mapping[TP, int],
+    topics: Mapping[str, TopicInfo],
+    *,
+    adopt: bool,
+    holds_state: bool,
+) -> None:
+    """TopicChanged where state and position are not of one life (rules 10, 17, 18).
+
+    A changelog deleted and created again restores to an empty table whose events are behind the position; positions
+    deleted and created again would have the events run twice over the state that already has them.
+    """
+    if recorded is None and holds_state:
+        # What the group was told was committed together with the state, so it may stand in for the position.
+        known = bool(group_offsets) and all(offset >= 0 for offset in group_offsets.values())
+        if adopt and known:
+            return
+        ways = "start once with --adopt to go on from the group's offsets with that state, or " if known else ""
+        raise TopicChanged(
+            f"{plan.app!r} has state of partition {partition}, but {plan.positions_topic!r} does not say how far it came: "
+            "that topic was deleted and created again, or lost its records. To process events again over state that has "
+            f"them would count them twice; {ways}run `semel reset` to begin anew with empty state"
+        )
+    if recorded is not None:
+        check_log_ids(plan.app, recorded.logs, topics)
+
+
+def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicInfo]) -> None:
+    """TopicChanged where one of the logs that state went to is another topic now. One that is missing is passed over."""
+    for name, topic_id in ids.items():
+        if name in topics and topics[name].id != topic_id:
+            raise TopicChanged(
+                f"topic {name!r} was deleted and created again: state of {app!r} was in the old one, and its positions are "
+                "past the events that made it. Run `semel reset` to rebuild the state from the source, or use another "
+                "pipeline name"
+            )
 
 
 def check_topic(app: str, at: TopicPosition, info: TopicInfo) -> None:

@@ -24,6 +24,7 @@ def seal(
     """
     records = by_partition(outs)
     offsets: dict[TP, int] = {}
+    state_logs = plan.state_logs
     for task in tasks:
         task.touched = False
         p = task.partition
@@ -33,7 +34,8 @@ def seal(
         if task.marks is not None and task.marks.open:
             tp = TP(plan.marks_topic, p)
             records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal().items()]
-        position = task.position(generation, writer, number, now_ms, plan.shape())
+        logs = {name: task.logs[name]["id"] for name in state_logs}
+        position = task.position(generation, writer, number, now_ms, plan.shape(), logs)
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
         records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]

@@ -15,7 +15,7 @@ from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
 from semel.runtime.barrier import Barrier
 from semel.runtime.carry import Carried, CarryOver, InDoubt
-from semel.runtime.decide import check_topic
+from semel.runtime.decide import check_log_ids, check_topic
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
@@ -253,12 +253,12 @@ class Epochs:
             pass
 
     async def _check_topics(self) -> None:
-        """Rule 17: a source that grew or was made anew under us stops the app before another epoch counts."""
+        """Rule 17: a topic that grew or was made anew under us stops the app before another epoch counts."""
         now = self._clock.monotonic()
         if now - self.topics_checked_at < TOPIC_CHECK_S or not self._plan.sources:
             return
         try:
-            found = await self._broker.topics(list(self._plan.sources))
+            found = await self._broker.topics([*self._plan.sources, *self._plan.logs])
         except (RpcError, RpcLost):
             return
         self.topics_checked_at = now
@@ -268,6 +268,12 @@ class Epochs:
                 raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self._plan.app!r} reads it; "
                                    "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
             check_topic(self._plan.app, TopicPosition(topic_id, partitions, 0), found[name])
+        # One that is missing is met when it is written to: metadata of brokers that come back may lack it for a while.
+        check_log_ids(
+            self._plan.app,
+            {name: log["id"] for task in self._worker.tasks.values() for name, log in task.logs.items()},
+            found,
+        )
 
     async def settle_doubts(self, restorer: Restorer) -> None:
         """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""

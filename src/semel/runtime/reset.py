@@ -96,13 +96,14 @@ async def reset(
     await broker.set_group_offsets(plan.app, offsets)
     say("writing the positions")
     outs: list[Out] = []
+    logs = {name: topics.known[name].id for name in plan.state_logs}
     for task in range(tasks):
         at = {
             name: TopicPosition(found[name].id, found[name].partitions, offsets[TP(name, task)])
             for name in plan.sources
             if task < found[name].partitions
         }
-        position = Position(at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape())
+        position = Position(at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs)
         tp = TP(plan.positions_topic, task)
         outs.append(Out(tp, now_ms, positions.KEY, position.encode(), ()))
         outs.append(Out(tp, now_ms, positions.RESETTING_KEY, None, ()))

@@ -14,7 +14,7 @@ from typing import Any
 from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, Record, RpcError, RpcLost, TopicInfo
-from semel.runtime.decide import decide
+from semel.runtime.decide import check_logs, decide
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
@@ -76,6 +76,8 @@ class Restorer:
         if known:
             why = await self._rebuild_reason(task, meta, position, known, topics, starts, ends)
             if why:
+                # First of all, since the rows that go may be the last copy: whether the logs are those they came from.
+                await self._check_logs(task, position is not None, group_offsets, topics, starts, ends)
                 log.warning("task %d: its store is rebuilt from the changelogs: %s", task.partition, why)
                 batch = self._store.batch()
                 batch.drop_partition(task.partition)
@@ -99,8 +101,9 @@ class Restorer:
                 "repeating it is safe"
             )
         position = decide(
-            self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt
-        )
+            self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt,
+            holds_state=held.position is None and task.holds_state,
+        )  # fmt: skip
         task.stamp_offset = held.offset
         batch = self._store.batch()
         batch.meta(task.partition, task_meta(task, held.position, int(self._clock.time() * 1000)))
@@ -131,6 +134,25 @@ class Restorer:
 
     async def _stable(self, sources: list[TP]) -> dict[TP, int]:
         return await self._broker.stable_offsets(self._plan.app, sources)
+
+    async def _check_logs(
+        self,
+        task: Task,
+        holds_state: bool,
+        group_offsets: Mapping[TP, int],
+        topics: Mapping[str, TopicInfo],
+        starts: Mapping[TP, int],
+        ends: Mapping[TP, int],
+    ) -> None:
+        """Read what the positions say without noting any of it. TopicChanged."""
+        tp = TP(self._plan.positions_topic, task.partition)
+        looking, held = Task(task.partition), _Held(None, -1)
+        looking.logs = {tp.topic: {"next": starts[tp]}}
+        await self._read(looking, tp, starts[tp], ends[tp], held)
+        check_logs(
+            self._plan, task.partition, held.position, group_offsets, topics, adopt=self._settings.adopt,
+            holds_state=holds_state,
+        )  # fmt: skip
 
     # -- the three cases of a rebuild
 

@@ -93,8 +93,8 @@ class TakeOver:
                     return found
                 if self._clock.monotonic() > until:
                     raise TopicChanged(
-                        f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Restore it "
-                        "from a copy, or run `semel reset` to start anew from the source"
+                        f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Run "
+                        "`semel reset` to start anew from the source"
                     )
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):

@@ -146,18 +146,27 @@ class Task:
             if at is not None:
                 cursor.seek(at.cursors.get(cursor.agent.name, at.next))
 
-    def position(self, generation: int, writer: str, epoch: int, at_ms: int, shape: str) -> Position:
-        """The position record of the epoch being sealed."""
+    def position(
+        self, generation: int, writer: str, epoch: int, at_ms: int, shape: str, logs: dict[str, str] | None = None
+    ) -> Position:
+        """The position record of the epoch being sealed. `logs`: the ids of the topics that its state goes to."""
         topics: dict[str, TopicPosition] = {}
         for topic, (topic_id, partitions) in self.topics.items():
             at = {c.agent.name: c.position for (t, _), c in self.cursors.items() if t == topic}
             lowest = min(at.values())
             ahead = {name: offset for name, offset in at.items() if offset > lowest}
             topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead)
-        return Position(topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape)
+        return Position(topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {})
 
     def source_tps(self) -> list[TP]:
         return [TP(topic, self.partition) for topic in self.topics]
+
+    @property
+    def holds_state(self) -> bool:
+        """The store holds a row or a mark of it."""
+        if self.marks is not None and self.marks.buckets:
+            return True
+        return any(True for rows in self.tables.values() for _ in rows.scan())
 
     @property
     def touched_rows(self) -> list[Rows]:

@@ -2,7 +2,8 @@
 
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
-position (`cursors`), which later capabilities fill.
+position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`) may be absent; a reader of the
+same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class StreamTime:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a task stands. `generation`, `writer`, `epoch` say who wrote the record; `at_ms` when, by its wall clock."""
+    """Where a task stands. `generation`, `writer`, `epoch` say who wrote the record; `at_ms` when, by its wall clock.
+
+    `logs`: the ids of the topics that hold the rows and marks that go with it; empty where they were not noted.
+    """
 
     topics: dict[str, TopicPosition]
     stream_time: StreamTime = StreamTime()
@@ -54,6 +58,7 @@ class Position:
     epoch: int = 0
     at_ms: int = 0
     shape: str = ""
+    logs: dict[str, str] = field(default_factory=dict[str, str])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -73,6 +78,7 @@ class Position:
             "epoch": self.epoch,
             "at": self.at_ms,
             "shape": self.shape,
+            "logs": self.logs,
         }
 
     @property
@@ -109,6 +115,7 @@ def from_json(found: dict[str, Any]) -> Position:
         epoch=found["epoch"],
         at_ms=found["at"],
         shape=found.get("shape", ""),
+        logs=dict(found.get("logs", {})),
     )
 
 

@@ -13,11 +13,14 @@ import pytest
 from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
 from semel.port import TP, Producer
+from semel.runtime.reset import reset
+from semel.runtime.settings import EngineSettings
 from semel.runtime.task import TaskState
 from semel.state import positions
 from semel.state.positions import Position
+from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, lose_answer, refuse
-from tests.unit.runtime.harness import APP, Payment, Worker, World, payments_pipeline
+from tests.unit.runtime.harness import APP, Payment, Worker, World, check_store, payments_pipeline
 
 REBUILT = "rebuilt from the changelogs"
 
@@ -189,13 +192,20 @@ async def test_a_store_beyond_the_end_of_its_changelog_is_rebuilt(
     assert [list(t.tables["balances"].scan()) for t in worker.engine.tasks.values()] == [[], []]
 
 
-async def test_a_store_of_another_changelog_topic_is_rebuilt(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_from_before_a_reset_is_rebuilt(world: World, caplog: pytest.LogCaptureFixture) -> None:
     await settled(world)
-    world.cluster.delete_topics([f"{APP}-balances-changelog"])
+    await reset_all(world)
+    world.pay_many(20)
     worker = world.start()
-    await world.until_running(worker)
+    await world.drained()
     assert "is another topic" in caplog.text
-    assert [list(t.tables["balances"].scan()) for t in worker.engine.tasks.values()] == [[], []]
+    check_store(world, worker)
+
+
+async def reset_all(world: World) -> None:
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda text: None)
 
 
 @pytest.mark.parametrize("restored_between", [False, True], ids=["since its commit", "since a restore"])
@@ -346,6 +356,101 @@ async def test_a_changelog_that_vanishes_under_running_workers_is_named(world: W
     world.pay_many(10)
     error = await fate(world, worker, within_s=120)
     assert isinstance(error, TopicChanged) and f"{APP}-journals-changelog" in str(error)
+
+
+# ---------------------------------------------------------------------- logs made anew (rules 10, 17, 18)
+
+
+def rows_on_disk(world: World, name: str = "w1") -> int:
+    store = Store(world.path / name / "db", cache_mb=2, buffer_mb=2)
+    try:
+        return sum(1 for p in range(world.partitions) for _ in store.scan_marks(p))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("store", ["kept", "lost"])
+@pytest.mark.parametrize("log", ["balances-changelog", "journals-changelog", "dedup-changelog"])
+async def test_a_changelog_made_anew_while_nobody_ran_is_refused(world: World, log: str, store: str) -> None:
+    await settled(world)
+    kept = rows_on_disk(world)
+    world.cluster.delete_topics([f"{APP}-{log}"])
+    if store == "lost":
+        world.lose_store("w1")
+    for _ in range(2):
+        error = await fate(world, world.start())
+        assert isinstance(error, TopicChanged)
+        assert f"{APP}-{log}" in str(error) and "created again" in str(error) and "semel reset" in str(error)
+    if store == "kept":
+        # It may be the last copy of what the topic held.
+        assert rows_on_disk(world) == kept > 0
+    # After the reset that the error names, all of it is there again.
+    await asyncio.sleep(15)
+    await reset_all(world)
+    worker = world.start()
+    await world.drained()
+    check_store(world, worker)
+
+
+@pytest.mark.parametrize("group", ["offsets kept", "offsets expired"])
+@pytest.mark.parametrize("store", ["kept", "lost"])
+async def test_positions_made_anew_while_nobody_ran_are_refused(world: World, store: str, group: str) -> None:
+    await settled(world)
+    await asyncio.sleep(15)
+    world.cluster.delete_topics([f"{APP}-positions"])
+    if store == "lost":
+        world.lose_store("w1")
+    if group == "offsets expired":
+        world.cluster.groups._offsets[APP].visible.clear()
+    for _ in range(2):
+        error = await fate(world, world.start())
+        assert isinstance(error, TopicChanged)
+        assert f"{APP}-positions" in str(error) and "semel reset" in str(error)
+        assert ("--adopt" in str(error)) == (group == "offsets kept")
+    world.pay_many(20)
+    await asyncio.sleep(15)
+    if group == "offsets expired":
+        # There is nothing to adopt.
+        assert isinstance(await fate(world, world.start(adopt=True)), TopicChanged)
+        return
+    # State and the group's offsets were committed together: they fit each other without a position.
+    worker = world.start(adopt=True)
+    await world.drained()
+    check_store(world, worker)
+    check_rows(world, worker)
+
+
+async def test_a_changelog_made_anew_under_a_running_worker_stops_it(world: World) -> None:
+    world.pay_many(40)
+    worker = world.start()
+    await world.drained()
+    await asyncio.sleep(2)
+    name = f"{APP}-balances-changelog"
+    world.cluster.delete_topics([name])
+    world.cluster.create_topic(name, world.partitions)
+    world.pay_many(5)
+    for _ in range(2):
+        error = await fate(world, worker)
+        assert isinstance(error, TopicChanged) and name in str(error) and "created again" in str(error)
+        assert not world.is_drained()
+        worker = world.start()
+
+
+async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_completed(world: World) -> None:
+    await settled(world)
+    for p in range(world.partitions):
+        for record in world.cluster.log(TP(f"{APP}-positions", p)).committed():
+            if record.key == positions.KEY:
+                found = orjson.loads(record.value or b"")
+                assert set(found.pop("logs")) == {f"{APP}-{n}-changelog" for n in ("balances", "journals", "dedup")}
+                record.value = orjson.dumps(found)
+    world.lose_store("w1")
+    world.pay_many(60)
+    worker = world.start()
+    await world.drained()
+    world.check()
+    await worker.stop()
+    assert all(len(at.logs) == 3 for at in world.committed_positions().values())
 
 
 # ---------------------------------------------------------------------- declarations that change (rule 24)
