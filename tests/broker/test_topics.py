@@ -82,11 +82,9 @@ async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger41: Le
     await asyncio.sleep(1.2)
     if running:
         await ledger.feed(payments(84, 200))
-        said = (ledger.source, "6 partitions now, 4 when")
     else:
         worker.start()
-        said = ("has 4 partitions, the source has 6",)
-    await refuses(worker, ledger.name, *said, "semel reset")
+    await refuses(worker, f"{ledger.source!r} has 6 partitions now, 4 when {ledger.name!r} last ran", "semel reset")
 
 
 # -- made anew

@@ -107,16 +107,27 @@ def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicIn
 def check_topic(app: str, at: TopicPosition, info: TopicInfo) -> None:
     """TopicChanged where a source topic is not what it was (rule 17)."""
     if at.id != info.id:
-        raise TopicChanged(
-            f"topic {info.name!r} was deleted and created again: the positions and dedup marks of {app!r} belong to the old "
-            "one. Run `semel reset` to start on the new topic with empty state, or use another pipeline name"
-        )
+        raise source_remade(app, info.name)
     if at.partitions != info.partitions:
-        raise TopicChanged(
-            f"topic {info.name!r} has {info.partitions} partitions now, {at.partitions} when {app!r} last ran: keys moved "
-            "between partitions, away from their rows and dedup marks. Copy the events to a topic of the old size, or run "
-            "`semel reset` to process them from the start with empty state"
-        )
+        raise source_resized(app, info.name, at.partitions, info.partitions)
+
+
+def source_remade(app: str, name: str) -> TopicChanged:
+    return TopicChanged(
+        f"topic {name!r} was deleted and created again: the positions and dedup marks of {app!r} belong to the old "
+        "one. Run `semel reset` to start on the new topic with empty state, or use another pipeline name"
+    )
+
+
+def source_resized(app: str, name: str, before: int, now: int) -> TopicChanged:
+    if now < before:
+        # Kafka takes no partition away.
+        return source_remade(app, name)
+    return TopicChanged(
+        f"topic {name!r} has {now} partitions now, {before} when {app!r} last ran: keys moved between partitions, away "
+        "from their rows and dedup marks. Copy the events to a topic of the old size, or run `semel reset` to process "
+        "them from the start with empty state"
+    )
 
 
 def check_shape(app: str, stored: str, now: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from semel.errors import TopicChanged
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
+from semel.runtime.decide import source_resized
 from semel.stages.answers import needs_a_person
 from semel.stages.sink import Destination, limits_from
 from semel.topic import Topic
@@ -72,14 +73,10 @@ class Topics:
         brokers = await self._broker.broker_count()
         factor = self._replication_factor or (3 if brokers >= 3 else 1)
         safe = {"min.insync.replicas": "2" if factor >= 3 else "1", "unclean.leader.election.enable": "false"}
+        self._check_sizes(found, tasks)
         specs: list[TopicSpec] = []
         for name in plan.logs:
             if name in found:
-                if found[name].partitions != tasks:
-                    raise TopicChanged(
-                        f"topic {name!r} has {found[name].partitions} partitions, the source has {tasks}: state and source must "
-                        "be partitioned alike. Run `semel reset` to make it anew, or use another pipeline name"
-                    )
                 continue
             if name == plan.marks_topic:
                 kept = {"cleanup.policy": "delete", **_KEEP, "segment.bytes": str(16 << 20)}
@@ -102,6 +99,21 @@ class Topics:
         self.configs = await self._broker.topic_configs([*plan.logs, plan.dead_letter_topic, *outputs])
         for name, topic in outputs.items():
             self.destinations[name] = Destination(topic, found[name].partitions, limits_from(self.configs[name]))
+
+    def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int) -> None:
+        """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source."""
+        sizes = {name: found[name].partitions for name in self._plan.logs if name in found}
+        odd = [name for name, size in sizes.items() if size != tasks]
+        if not odd:
+            return
+        before = sizes[odd[0]]
+        if self._plan.sources and all(size == before for size in sizes.values()):
+            largest = max(self._plan.sources, key=lambda name: self.known[name].partitions)
+            raise source_resized(self._plan.app, largest, before, tasks)
+        raise TopicChanged(
+            f"topic {odd[0]!r} has {before} partitions, the source has {tasks}: state and source must be partitioned alike. "
+            "Run `semel reset` to make it anew, or use another pipeline name"
+        )
 
     async def open_destination(self, topic: Topic, tasks: int) -> Destination:
         """A topic first named by an `Output`: created if missing, as a sink is."""

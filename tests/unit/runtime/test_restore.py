@@ -322,20 +322,33 @@ async def test_a_source_that_grew_stops_the_running_worker_before_it_commits_mor
     assert not world.is_drained()
 
 
-async def test_a_source_that_grew_or_was_made_anew_in_between_is_refused_at_the_start(world: World) -> None:
+async def test_a_source_that_grew_in_between_is_refused_at_the_start(world: World) -> None:
     await settled(world)
     world.cluster.add_partitions("payments", 3)
     error = await fate(world, world.start())
     assert isinstance(error, TopicChanged)
+    assert str(error).startswith("topic 'payments' has 3 partitions now, 2 when 'payments' last ran")
+    assert "semel reset" in str(error)
 
 
-async def test_a_source_that_was_made_anew_is_refused(world: World) -> None:
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_a_source_that_was_made_anew_is_refused(world: World, partitions: int) -> None:
     await settled(world)
     world.cluster.delete_topics(["payments"])
-    world.cluster.create_topic("payments", 2)
+    world.cluster.create_topic("payments", partitions)
+    world.partitions = partitions
     world.pay_many(40)
     error = await fate(world, world.start())
-    assert isinstance(error, TopicChanged) and "created again" in str(error)
+    assert isinstance(error, TopicChanged)
+    assert str(error).startswith("topic 'payments' was deleted and created again") and "semel reset" in str(error)
+
+
+async def test_a_changelog_that_somebody_gave_more_partitions_is_named(world: World) -> None:
+    await settled(world)
+    world.cluster.add_partitions(f"{APP}-journals-changelog", 5)
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged)
+    assert str(error).startswith(f"topic '{APP}-journals-changelog' has 5 partitions, the source has 2")
 
 
 async def test_a_source_that_was_trimmed_past_the_position_stops_the_worker(world: World) -> None:
