@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
+from semel.local.errors import NotReady
 from semel.port import RpcLost
 
 OK = 0
@@ -25,7 +26,7 @@ def code_of(error: BaseException) -> int | None:
             return USAGE
         case InstanceTaken():
             return INSTANCE_TAKEN
-        case Unreachable() | RpcLost():
+        case Unreachable() | RpcLost() | NotReady():
             return UNREACHABLE
         case SemelError():
             return FINDING
@@ -33,3 +34,11 @@ def code_of(error: BaseException) -> int | None:
             return INTERRUPTED
         case _:
             return None
+
+
+def code_after(failure: BaseException | None) -> int:
+    """The exit code of work that ended with `failure`, which was said already; None: in order."""
+    if failure is None:
+        return OK
+    code = code_of(failure)
+    return FINDING if code is None else code

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from semel.cli import exits
 from semel.local import jars
-from semel.local.errors import LocalKafkaError, NotReady
 from semel.local.install import install as make_ready
 from semel.local.kafka import LocalKafka
 
 DEFAULT_PORT = 9092
 DEFAULT_DATA = Path(".semel/kafka")
-
-REFUSED = 1
-UNREACHABLE = 3
 
 app = typer.Typer(name="kafka", help="A real Apache Kafka on 127.0.0.1: start, stop, status.", no_args_is_help=True)
 
@@ -45,22 +40,21 @@ def start(
     or the directory holds another version or size; 3: the broker did not come up.
     """
     wanted_version = _full_version(version) if version else None
-    with _refusals():
-        kept = LocalKafka.existing(data)
-        was_running = kept is not None and kept.running
-        kafka = LocalKafka(
-            data,
-            version=wanted_version or (kept.version if kept else jars.NEWEST),
-            port=port or (kept.nodes[0].port if kept else DEFAULT_PORT),
-            brokers=brokers or (len(kept.nodes) if kept else 1),
-            detached=True,
-            heap_mb=512,
-            full_jit=True,
-            progress=_tell,
-        )
-        if not was_running:
-            make_ready(kafka.version, _tell)
-        kafka.start()
+    kept = LocalKafka.existing(data)
+    was_running = kept is not None and kept.running
+    kafka = LocalKafka(
+        data,
+        version=wanted_version or (kept.version if kept else jars.NEWEST),
+        port=port or (kept.nodes[0].port if kept else DEFAULT_PORT),
+        brokers=brokers or (len(kept.nodes) if kept else 1),
+        detached=True,
+        heap_mb=512,
+        full_jit=True,
+        progress=_tell,
+    )
+    if not was_running:
+        make_ready(kafka.version, _tell)
+    kafka.start()
     _tell(f"Kafka {kafka.version} {'was running' if was_running else 'is running'}, data in {kafka.data_dir}")
     typer.echo(json.dumps(_described(kafka)) if as_json else kafka.bootstrap)
 
@@ -68,11 +62,10 @@ def start(
 @app.command()
 def stop(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Stop the Kafka of this directory and keep its data. One that does not run is no error."""
-    with _refusals():
-        kafka = LocalKafka.existing(data)
-        stopped = kafka.pids if kafka else {}
-        if kafka:
-            kafka.stop()
+    kafka = LocalKafka.existing(data)
+    stopped = kafka.pids if kafka else {}
+    if kafka:
+        kafka.stop()
     if as_json:
         typer.echo(json.dumps({"stopped": len(stopped)}))
     else:
@@ -82,11 +75,10 @@ def stop(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 @app.command()
 def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Say whether the Kafka of this directory runs, and where. Exit code 3 if not every broker does."""
-    with _refusals():
-        kafka = LocalKafka.existing(data)
-        described: dict[str, Any] = (
-            _described(kafka) if kafka else {"running": False, "data": str(data.absolute()), "brokers": []}
-        )
+    kafka = LocalKafka.existing(data)
+    described: dict[str, Any] = (
+        _described(kafka) if kafka else {"running": False, "data": str(data.absolute()), "brokers": []}
+    )
     if as_json:
         typer.echo(json.dumps(described))
     elif kafka is None:
@@ -97,7 +89,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
             pid = broker["pid"]
             typer.echo(f"  broker {broker['node']} on {broker['address']}, {f'pid {pid}' if pid else 'not running'}")
     if not described["running"]:
-        raise typer.Exit(UNREACHABLE)
+        raise typer.Exit(exits.UNREACHABLE)
 
 
 @app.command()
@@ -106,8 +98,7 @@ def install(
 ) -> None:
     """Fetch and verify all that `start` needs, so that it works offline."""
     full = _full_version(version)
-    with _refusals():
-        make_ready(full, _tell)
+    make_ready(full, _tell)
 
 
 def _described(kafka: LocalKafka) -> dict[str, Any]:
@@ -129,19 +120,6 @@ def _full_version(text: str) -> str:
         if known == text or known.startswith(f"{text}."):
             return known
     raise typer.BadParameter(f"{text} is not one of {', '.join(jars.VERSIONS)}", param_hint="--version")
-
-
-@contextmanager
-def _refusals() -> Generator[None, None, None]:
-    """The local Kafka's errors as a sentence and an exit code."""
-    try:
-        yield
-    except NotReady as error:
-        _tell(str(error))
-        raise typer.Exit(UNREACHABLE) from error
-    except LocalKafkaError as error:
-        _tell(str(error))
-        raise typer.Exit(REFUSED) from error
 
 
 def _tell(message: str) -> None:

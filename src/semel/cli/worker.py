@@ -45,7 +45,7 @@ def worker(
     Exit code 2: the pipeline or a setting is wrong; 3: the broker cannot be reached; 4: the instance name is taken.
     """
     from semel import project
-    from semel.cli import logs
+    from semel.cli import exits, logs
     from semel.config import Settings
 
     logs.configure(as_json=as_json)
@@ -54,4 +54,4 @@ def worker(
 
     from semel.runtime.worker import run
 
-    raise typer.Exit(run(target, settings, instance=instance, adopt=adopt))
+    raise typer.Exit(exits.code_after(run(target, settings, instance=instance, adopt=adopt)))

@@ -10,17 +10,15 @@ import signal
 from typing import Any
 
 from semel.config import Settings
-from semel.errors import ConfigError, InstanceTaken, SemelError
+from semel.errors import SemelError
 from semel.pipeline import Pipeline
 from semel.port import RpcLost
 
 log = logging.getLogger("semel.worker")
 
-OK, FINDING, USAGE, UNREACHABLE, TAKEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-
-def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: bool = False) -> int:
-    """Run a `Pipeline` or a `semel.App`; returns the exit code. Errors are said in one line on the log."""
+def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: bool = False) -> BaseException | None:
+    """Run a `Pipeline` or a `semel.App` until it is told to end. Returns what else ended it, said on the log."""
     from semel.faust_.app import app_of
 
     app = app_of(target, settings) if isinstance(target, Pipeline) else target
@@ -37,13 +35,13 @@ def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: 
     gc.set_threshold(50_000, 20, 50)
     try:
         return asyncio.run(_serve(app))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupted:
+        return interrupted
 
 
-async def _serve(app: Any) -> int:
+async def _serve(app: Any) -> BaseException | None:
     stop = asyncio.Event()
-    code = OK
+    failure: BaseException | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -53,9 +51,9 @@ async def _serve(app: Any) -> int:
         while not stop.is_set():
             await asyncio.wait({told, *({starting} if not starting.done() else ())}, timeout=0.2,
                                return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
-            failure = app.engine_failure or app.crash_reason or (starting.done() and starting.exception())
-            if failure:
-                code = code_of(failure)
+            failure = app.engine_failure or app.crash_reason or (starting.exception() if starting.done() else None)
+            if failure is not None:
+                _say(failure)
                 break
         if stop.is_set():
             log.info("stopping: finishing what is in hand")
@@ -68,19 +66,12 @@ async def _serve(app: Any) -> int:
         with contextlib.suppress(BaseException):
             async with asyncio.timeout(5):
                 await app.stop()
-    return code
+    return failure
 
 
-def code_of(failure: BaseException) -> int:
-    """Says what happened, in one line where it is one of ours, and gives the exit code."""
-    if isinstance(failure, SemelError):
+def _say(failure: BaseException) -> None:
+    """What happened, in one line where it is one of ours."""
+    if isinstance(failure, (SemelError, RpcLost)):
         log.error("%s", failure)
     else:
         log.error("the worker stops on an unexpected error: %s", failure, exc_info=failure)
-    if isinstance(failure, InstanceTaken):
-        return TAKEN
-    if isinstance(failure, ConfigError):
-        return USAGE
-    if isinstance(failure, RpcLost):
-        return UNREACHABLE
-    return FINDING

@@ -7,7 +7,8 @@ import pytest
 
 from semel import cli
 from semel.cli import exits, logs
-from semel.errors import ConfigError, InstanceTaken, PositionConflict
+from semel.errors import ConfigError, DeclarationError, InstanceTaken, PositionConflict
+from semel.local.errors import NotReady, PortTaken
 from semel.port import RpcLost
 
 
@@ -19,6 +20,9 @@ from semel.port import RpcLost
         (PositionConflict("x"), 1),
         (RpcLost("Metadata", "x", sent=False), 3),
         (exits.Unreachable("x"), 3),
+        (NotReady("x"), 3),
+        (PortTaken("x"), 1),
+        (DeclarationError("x"), 2),
     ],
 )
 def test_an_error_semel_knows_is_one_line_and_its_exit_code(error, code, monkeypatch, capsys):

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from semel import cli
-from semel.errors import ConfigError
+from semel.errors import ConfigError, DeclarationError, InstanceTaken, TopicChanged
+from semel.port import RpcLost
 
 PIPELINE = """
 from semel.pipeline import Pipeline
@@ -21,12 +22,12 @@ pipeline = Pipeline("shop", source=Topic("orders"), agent=agent, sink=Topic("res
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """What `semel.runtime.worker.run` was called with; it answers 0, or what `started["code"]` says."""
-    calls = {"code": 0}
+    """What `semel.runtime.worker.run` was called with; it ends with `started["failure"]`."""
+    calls = {"failure": None}
 
     def run(target, settings, *, instance, adopt):
         calls.update(target=target, settings=settings, instance=instance, adopt=adopt)
-        return calls["code"]
+        return calls["failure"]
 
     engine = ModuleType("semel.runtime.worker")
     engine.run = run
@@ -52,10 +53,21 @@ def test_worker_hands_the_pipeline_and_its_settings_to_the_engine(started):
     assert (started["instance"], started["adopt"]) == ("w-1", True)
 
 
-def test_worker_ends_with_the_engine_s_exit_code(started):
-    started["code"] = 4
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (InstanceTaken("x"), 4),
+        (TopicChanged("x"), 1),
+        (DeclarationError("x"), 2),
+        (RpcLost("Metadata"), 3),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("a defect, said on the log"), 1),
+    ],
+)
+def test_worker_ends_with_the_exit_code_of_what_ended_it(started, failure, code):
+    started["failure"] = failure
 
-    assert CliRunner().invoke(cli.app, ["worker", "shop_pipeline"]).exit_code == 4
+    assert CliRunner().invoke(cli.app, ["worker", "shop_pipeline"]).exit_code == code
     assert (started["instance"], started["adopt"], started["settings"].web_port) == (None, False, 6066)
 
 
