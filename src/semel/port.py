@@ -276,10 +276,12 @@ class Broker(Protocol):
         *,
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
+        topics: Sequence[str] = (),
     ) -> Joined:
         """JoinGroup v5, protocol type "consumer", one protocol named "semel".
 
-        Waits for the others: up to the rebalance timeout.
+        Waits for the others: up to the rebalance timeout. `topics` are those the group reads: the broker lets offsets of
+        others expire, also of a living group.
         """
         ...
 

@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from aiokafka.errors import CommitFailedError, KafkaError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
@@ -231,6 +232,14 @@ async def eventually(bootstrap: str, topic: str, within_s: float = 60.0) -> None
         if time.monotonic() > deadline:
             pytest.fail(f"topic {topic} was not created within {within_s} s")
         await asyncio.sleep(0.1)
+
+
+async def subscriptions(bootstrap: str, group: str) -> list[list[str]]:
+    """The topics that each member of a group says it reads: their offsets are kept while the group is alive."""
+    async with admin_of(bootstrap) as admin:
+        [answer] = await admin.describe_consumer_groups([group])
+    _, _, _, _, _, members = answer.groups[0][:6]
+    return [ConsumerProtocolMemberMetadata.decode(member[3]).subscription for member in members]
 
 
 async def forget_group(bootstrap: str, group: str, within_s: float = 30.0) -> None:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from semel.local import ports
+from tests.broker import logs
 from tests.broker.ledger import Ledger
 from tests.broker.truth import payments
 from tests.broker.workers import WorkerProcess
@@ -36,6 +37,13 @@ async def all_run(workers: list[WorkerProcess], partitions: int, within_s: float
 def generations(worker: WorkerProcess) -> list[int]:
     """Generations that a worker was in since its start."""
     return [int(found) for found in re.findall(r"generation (\d+): tasks", worker.log)]
+
+
+async def test_a_group_names_the_topics_it_reads_so_that_their_offsets_do_not_expire(ledger: Ledger) -> None:
+    """The broker forgets offsets of a topic that no member subscribes to, also while the group is alive."""
+    worker = ledger.worker().start()
+    await worker.ready()
+    assert await logs.subscriptions(ledger.bootstrap, ledger.name) == [[ledger.source]]
 
 
 async def test_partitions_move_under_load_from_one_worker_to_three_to_two(ledger: Ledger) -> None:

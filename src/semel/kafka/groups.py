@@ -33,7 +33,6 @@ class GroupCalls(Calls):
         rebalance_timeout_ms: int,
         topics: Sequence[str] = (),
     ) -> Joined:
-        """`topics` are those the group reads: the broker lets offsets of others expire, also of a living group."""
         self._rebalance_timeouts_ms[group] = rebalance_timeout_ms
         call = apis.JOIN_GROUP(
             group,

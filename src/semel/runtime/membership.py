@@ -178,6 +178,7 @@ class GroupMember:
                 encode_member(about_us),
                 session_timeout_ms=self._session_ms,
                 rebalance_timeout_ms=self._rebalance_ms,
+                topics=self._topics,
             )
         except MemberIdRequired as exc:
             self._member_id = exc.member_id

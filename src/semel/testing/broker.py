@@ -247,6 +247,7 @@ class MemoryBroker:
         *,
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
+        topics: Sequence[str] = (),
     ) -> Joined:
         self._rebalance_s[group] = rebalance_timeout_ms / 1000
 
@@ -263,7 +264,13 @@ class MemoryBroker:
             )
             return await self._connection.answer(future, rebalance_timeout_ms / 1000)
 
-        args = {"group": group, "member_id": member_id, "instance_id": instance_id, "metadata": metadata}
+        args = {
+            "group": group,
+            "member_id": member_id,
+            "instance_id": instance_id,
+            "metadata": metadata,
+            "topics": tuple(topics),
+        }
         return await self._connection.call("JoinGroup", args, apply)
 
     async def sync_group(self, membership: Membership, assignments: Mapping[str, bytes]) -> bytes:

@@ -33,6 +33,19 @@ def owned(*workers: Worker) -> list[int]:
 # ---------------------------------------------------------------------- rebalances
 
 
+async def test_a_worker_joins_with_the_topics_it_reads_so_that_its_offsets_do_not_expire(world: World) -> None:
+    joined: list[object] = []
+
+    def script(call: Call) -> None:
+        if call.api == "JoinGroup":
+            joined.append(call.args["topics"])
+
+    world.cluster.faults.script(script)
+    worker = world.start()
+    await world.until_running(worker)
+    assert joined and set(joined) == {("payments",)}
+
+
 async def test_one_then_three_then_two_workers_share_the_work(tmp_path: Path) -> None:
     world = World(tmp_path, partitions=6)
     world.slow_network(0.005)
