@@ -10,13 +10,23 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from semel.errors import OutsideEvent, StaleIncarnation
+from semel.errors import HandlingError, OutsideEvent, StaleIncarnation
 from semel.state.overlay import MISSING, Rows
 
 in_hand: ContextVar[Hand | None] = ContextVar("semel_in_hand", default=None)
 # The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
 # event still finds the hand, with another event in it, and is told apart by this.
 event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
+
+
+def refuse_waiting_for_commit(what: str) -> None:
+    """HandlingError where an event is in hand: its epoch does not commit before it ends (protocol rule 5)."""
+    hand = in_hand.get()
+    if hand is not None and hand.mine:
+        raise HandlingError(
+            f"the commit of {what} was waited for inside an event: commits wait for running events, so each would wait for the "
+            "other. Send within the event, which needs no waiting: what it sends commits with it"
+        )
 
 
 class Live:

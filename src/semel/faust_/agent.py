@@ -80,9 +80,28 @@ class Agent(faust.Agent):
 
     async def ask(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: replies are not read on semel yet, so the answer would never come."""
-        raise DeclarationError(
-            f"agent {self.name!r}: ask() does not run on semel yet, nobody reads the replies; use cast() or send(), and read "
-            "the answer from a topic or a table"
+        raise self._nobody_replies("ask")
+
+    async def join(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `ask`."""
+        raise self._nobody_replies("join")
+
+    async def kvjoin(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `ask`."""
+        raise self._nobody_replies("kvjoin")
+
+    def map(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `ask`."""
+        raise self._nobody_replies("map")
+
+    def kvmap(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `ask`."""
+        raise self._nobody_replies("kvmap")
+
+    def _nobody_replies(self, what: str) -> DeclarationError:
+        return DeclarationError(
+            f"agent {self.name!r}: {what}() does not run on semel yet, nobody reads the replies; use cast() or send(), and "
+            "read the answer from a topic or a table"
         )
 
     # -- the service: lanes run elsewhere, there is nothing to supervise

@@ -6,16 +6,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import faust
 from faust.types.tuples import TP, FutureMessage, RecordMetadata
 
 from semel.errors import CommitError, StaleIncarnation
-from semel.hand import in_hand
+from semel.hand import in_hand, refuse_waiting_for_commit
 from semel.stages.sink import Out
 from semel.topic import Topic as SemelTopic
+
+
+class Sent(FutureMessage):
+    """A message on its way. HandlingError where its commit is awaited inside an event (protocol rule 5)."""
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        if not self.done():
+            refuse_waiting_for_commit(f"a message to {self.message.channel.get_topic_name()!r}")
+        return super().__await__()
 
 
 class Topic(faust.Topic):
@@ -69,9 +78,10 @@ class Topic(faust.Topic):
         stamp = now_ms if timestamp is None else int(timestamp * 1000)
         home = hand.task.partition if within and hand is not None else 0
         out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition)
-        message = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
+        pending = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
                                          schema=schema, key_serializer=key_serializer, value_serializer=value_serializer,
-                                         callback=callback)  # fmt: skip
+                                         callback=callback).message  # fmt: skip
+        message = Sent(pending)
         metadata = RecordMetadata(name, out.tp.partition, TP(*out.tp), -1, stamp / 1000, 0)
         if within and hand is not None:
             hand.outputs.append(out)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from semel.errors import CarryOverFull, CommitError
+from semel.hand import refuse_waiting_for_commit
 from semel.port import TP
 from semel.stages.sink import Out
+
+
+class Committed(asyncio.Future[None]):
+    """Resolves when an output is committed. HandlingError where it is awaited inside an event (protocol rule 5)."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self.done():
+            refuse_waiting_for_commit("an output")
+        return super().__await__()
 
 
 class Carried:
@@ -55,7 +66,7 @@ class CarryOver:
                 f"{len(self._waiting)} outputs without an event wait for their commit, the limit (carry_over_limit) is "
                 f"{self.limit}; await what app.send returns, and send slower"
             )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done = Committed()
         self._waiting.append(Carried(out, done, now))
         return done
 

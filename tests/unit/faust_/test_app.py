@@ -190,6 +190,14 @@ async def test_asking_an_agent_is_refused() -> None:
 
     with pytest.raises(DeclarationError, match="cast"):
         await process.ask("x")
+    # They would wait for replies as well.
+    for waiting in (process.join, process.kvjoin):
+        with pytest.raises(DeclarationError, match="nobody reads the replies"):
+            await waiting([("k", "x")])
+    for waiting in (process.map, process.kvmap):
+        with pytest.raises(DeclarationError, match="nobody reads the replies"):
+            async for _ in waiting([("k", "x")]):
+                pass
 
 
 def test_a_stream_of_a_topic_outside_an_agent_is_refused_instead_of_staying_silent() -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextvars import Context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import orjson
 import pytest
 
 from semel import Topic
-from semel.errors import CarryOverFull, CommitError, InstanceTaken
+from semel.errors import CarryOverFull, CommitError, HandlingError, InstanceTaken
+from semel.faust_.app import App
 from semel.plan import Plan
 from semel.port import TP
+from semel.runtime.host import EngineHost
 from semel.stages.sink import Out
 from semel.testing.broker import Fault, MemoryBroker, delay, lose_answer, lose_request, refuse
-from tests.unit.runtime.harness import APP, World
+from tests.unit.runtime.harness import APP, Payment, World
 
 NOTES = TP("notes", 0)
 
@@ -210,6 +216,87 @@ async def test_a_full_disk_after_the_commit_does_not_hold_back_who_waits(notes: 
     assert written(notes) == ["committed"]
     await asyncio.wait_for(worker.engine.carry(note("again")), 30)
     assert written(notes) == ["committed", "again"]
+
+
+# ---------------------------------------------------------------------- waiting for one inside an event (rule 5)
+
+
+async def test_a_handler_that_waits_for_a_commit_that_waits_for_it_is_refused(notes: World) -> None:
+    worker = notes.start(commit_interval_ms=1_000)
+    await notes.until_running(worker)
+    waiting: list[asyncio.Future[None]] = []
+
+    async def wait(payment: Payment) -> None:
+        if not waiting:
+            # As a timer does that fires meanwhile: it knows nothing of the event.
+            waiting.append(Context().run(worker.engine.carry, note("from a timer")))
+        await waiting[0]
+
+    notes.work.before = wait
+    began = notes.clock.monotonic()
+    for n in range(3):
+        notes.pay("a1", 1 + n)
+    await notes.drained()
+    # The first attempt is refused; when the next one is made the commit has been.
+    assert notes.clock.monotonic() - began < 3
+    assert worker.engine.stats["left_out"] == 0
+    assert notes.work.handled == ["p1", "p1", "p2", "p3"]
+    assert written(notes) == ["from a timer"]
+    notes.check()
+
+
+async def test_a_handler_that_always_waits_for_its_own_commit_is_dead_lettered_with_the_reason(
+    notes: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = notes.start(commit_interval_ms=1_000)
+    await notes.until_running(worker)
+
+    async def wait(payment: Payment) -> None:
+        if payment.id == "p1":
+            await worker.engine.carry(note("again"))
+
+    notes.work.before = wait
+    began = notes.clock.monotonic()
+    notes.pay("a1", 1)
+    notes.pay("a1", 2)
+    await notes.drained()
+    assert notes.clock.monotonic() - began < 4
+    assert "was waited for inside an event" in caplog.text
+    [letter] = [r for log in notes.cluster.committed(f"{APP}.dlq") for r in log]
+    assert dict(letter.headers)["semel.reason"] == b"failed"
+    settled = [r for log in notes.cluster.committed("settlements") for r in log]
+    assert [orjson.loads(r.value or b"")["id"] for r in settled] == ["p2"]
+
+
+async def test_a_faust_topic_is_sent_to_without_waiting_inside_an_event_and_its_commit_is_waited_for_outside(
+    notes: World,
+) -> None:
+    app = App("notes-app", broker="kafka://127.0.0.1:29999")
+    topic = app.topic("notes", key_type=str, value_type=str)
+    worker = notes.start(commit_interval_ms=1_000)
+    app.host = cast(EngineHost, SimpleNamespace(engine=worker.engine))
+    await notes.until_running(worker)
+    refused: list[str] = []
+
+    async def send(payment: Payment) -> None:
+        metadata = await (await topic.send(key="k", value=f"of {payment.id}"))
+        assert (metadata.topic, metadata.offset) == ("notes", -1)
+        pending = Context().run(topic.send_soon, key="k", value=f"beside {payment.id}")
+        try:
+            await pending
+        except HandlingError as exc:
+            refused.append(str(exc))
+
+    notes.work.before = send
+    began = notes.clock.monotonic()
+    notes.pay("a1", 1)
+    await notes.drained()
+    assert notes.clock.monotonic() - began < 3
+    assert len(refused) == 1 and "a message to 'notes'" in refused[0]
+    # A timer, a web handler: they may wait.
+    await (await topic.send(key="k", value="of a timer"))
+    assert sorted(written(notes)) == ['"beside p1"', '"of a timer"', '"of p1"']
+    assert [len(log) for log in notes.cluster.committed(f"{APP}.dlq")] == [0, 0]
 
 
 class Outputs(World):
