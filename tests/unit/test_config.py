@@ -264,6 +264,38 @@ def test_timeouts_that_contradict_each_other_are_named_with_their_values(given_,
         Settings(**given_)
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+@pytest.mark.parametrize(
+    ("low", "relation", "high"),
+    [
+        ("rpc_timeout_ms", "below", "commit_timeout_ms"),
+        ("rpc_timeout_ms", "below", "revoke_timeout_ms"),
+        ("rpc_timeout_ms", "below", "rebalance_timeout_ms"),
+        ("rpc_timeout_ms", "below", "transaction_timeout_ms"),
+        ("rpc_timeout_ms", "below", "session_timeout_ms"),
+        ("commit_timeout_ms", "below", "revoke_timeout_ms"),
+        ("commit_timeout_ms", "below", "rebalance_timeout_ms"),
+        ("commit_timeout_ms", "below", "transaction_timeout_ms"),
+        ("commit_timeout_ms", "below", "session_timeout_ms"),
+        ("revoke_timeout_ms", "below", "rebalance_timeout_ms"),
+        ("transaction_timeout_ms", "at most", "session_timeout_ms"),
+    ],
+)
+def test_each_pair_of_timeouts_out_of_order_has_its_error(low, relation, high, excess, monkeypatch):
+    monkeypatch.setenv(f"SEMEL_{low.upper()}", str(4_000 + excess))
+    monkeypatch.setenv(f"SEMEL_{high.upper()}", "4000")
+
+    if relation == "at most" and not excess:
+        assert held({name: getattr(Settings.load(), name) for name in TIMEOUTS})
+        return
+    with pytest.raises(ConfigError) as refused:
+        Settings.load()
+    assert str(refused.value) == (
+        f"{low} = {4_000 + excess} must be {relation} {high} = 4000: lower {low} or raise {high}, "
+        "or leave one unset and its default follows the other"
+    )
+
+
 def test_equal_transaction_and_session_timeouts_are_fine():
     assert Settings(transaction_timeout_ms=9000, session_timeout_ms=9000).transaction_timeout_ms == 9000
 

@@ -53,6 +53,19 @@ def test_worker_hands_the_pipeline_and_its_settings_to_the_engine(started):
     assert (started["instance"], started["adopt"]) == ("w-1", True)
 
 
+def test_worker_does_not_start_with_timeouts_out_of_order(started, monkeypatch, capsys):
+    monkeypatch.setenv("SEMEL_COMMIT_TIMEOUT_MS", "8000")
+    monkeypatch.setenv("SEMEL_REVOKE_TIMEOUT_MS", "7000")
+    monkeypatch.setattr(sys, "argv", ["semel", "worker", "shop_pipeline"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 2
+    assert "commit_timeout_ms = 8000 must be below revoke_timeout_ms = 7000" in capsys.readouterr().err
+    assert "target" not in started
+
+
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
