@@ -1,0 +1,223 @@
+"""Deployment: the workers of one pipeline on one in-memory cluster in virtual time; crashes, rebalances, waiting.
+
+Everything here runs inside the tester's own event loop, which stands still between two calls of a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from semel.pipeline import Pipeline
+from semel.plan import Plan
+from semel.port import TP
+from semel.runtime.failpoints import NAMES
+from semel.runtime.task import Task, TaskState
+from semel.testing import stuck
+from semel.testing.broker import MemoryCluster
+from semel.testing.clock import VirtualClock, VirtualLoop
+from semel.testing.crash import Crash
+from semel.testing.errors import NotSettled
+from semel.testing.worker import Killed, Worker
+
+# Virtual time in which something must become of what is waited for: as long as a group may take to rebalance.
+PATIENCE_S = 60.0
+
+
+class Deployment:
+    """`on_committed` is called when an epoch has landed."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        loop: VirtualLoop,
+        folder: Path,
+        *,
+        partitions: int,
+        seed: int,
+        start_s: float,
+        on_committed: Callable[[], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._folder = folder
+        self._seed = seed
+        self._on_committed = on_committed
+        self.clock = VirtualClock(start_s, loop)
+        self.cluster = MemoryCluster(self.clock, rng=random.Random(seed))
+        self._source = pipeline.source.name
+        self.cluster.create_topic(self._source, partitions)
+        self.partitions = partitions
+        self.workers: dict[str, Worker] = {}
+        self.plans: list[Plan] = []
+        # Kept to the end: tasks that a killed engine left waiting must not be collected while they wait.
+        self._former: list[Worker] = []
+        self.crashes: list[Crash] = []
+        self._changed = asyncio.Event()
+        self._started = 0
+
+    # -- workers
+
+    def start(self, name: str) -> None:
+        self._started += 1
+        plan = self._pipeline.plan()
+        self.plans.append(plan)
+        worker = Worker(name, self._started, plan, self.cluster, self.clock, self._folder, seed=self._seed)
+        for point in NAMES:
+            worker.failpoints.hooks[point] = self._failpoint(worker, point)
+        worker.engine.on_committed.append(self._landed)
+        worker.running.add_done_callback(lambda _: self._changed.set())
+        self.workers[name] = worker
+
+    def _failpoint(self, worker: Worker, point: str) -> Callable[[], Awaitable[None]]:
+        async def passed() -> None:
+            for crash in self.crashes:
+                if crash.strikes(point, worker.name):
+                    worker.kill(lose_state=crash.lose_state)
+                    await asyncio.Event().wait()
+
+        return passed
+
+    def _landed(self) -> None:
+        self._on_committed()
+        self._changed.set()
+
+    async def scale(self, workers: int) -> None:
+        """So many workers: new ones join, or the last ones leave. With as many as there are, the last leaves and returns."""
+        names = [f"w{n}" for n in range(1, workers + 1)]
+        for name in [name for name in self.workers if name not in names] or list(self.workers)[-1:]:
+            if len(self.workers) < workers:
+                break
+            leaving = self.workers.pop(name)
+            leaving.leave()
+            await self._gone(leaving)
+        for name in names:
+            if name not in self.workers:
+                self.start(name)
+
+    def kill(self, crash: Crash) -> None:
+        """Now. Whoever was killed starts again as soon as anything is waited for."""
+        for worker in self.workers.values():
+            if crash.worker in (None, worker.name):
+                worker.kill(lose_state=crash.lose_state)
+        crash.happened = True
+
+    async def _gone(self, worker: Worker) -> None:
+        """Wait for its end; raises what it failed with."""
+        self._former.append(worker)
+        error = await worker.gone()
+        if error is not None and not isinstance(error, Killed):
+            raise error
+
+    async def _revive(self) -> None:
+        """Start again whoever was killed, or stopped; raises what it stopped with."""
+        for worker in [w for w in self.workers.values() if w.over or w.killed]:
+            try:
+                await self._gone(worker)
+            finally:
+                if worker.lose_state:
+                    shutil.rmtree(worker.folder)
+                self.start(worker.name)
+
+    async def begin(self, workers: int) -> None:
+        """The first workers. The test's time begins when they run."""
+        began = self.clock.time()
+        await self.scale(workers)
+        await self.settle(undone=True)
+        self.clock.jump(began - self.clock.time())
+
+    async def close(self) -> None:
+        for worker in self.workers.values():
+            worker.kill()
+            await worker.gone()
+        self.workers.clear()
+
+    # -- what is
+
+    def tasks(self) -> Iterator[Task]:
+        """Those that run."""
+        for worker in self.workers.values():
+            if not worker.killed:
+                for task in worker.engine.tasks.values():
+                    if task.state is TaskState.RUNNING:
+                        yield task
+
+    def is_running(self) -> bool:
+        """Every worker is in the group's present generation, and every partition runs on one of them."""
+        generations: set[int] = set()
+        for worker in self.workers.values():
+            membership = worker.engine.membership
+            if worker.killed or membership is None or not worker.engine.restored:
+                return False
+            generations.add(membership.generation)
+        return len(generations) == 1 and len([*self.tasks()]) == self.partitions
+
+    def undone(self) -> dict[TP, tuple[int, int]]:
+        """Source partitions with records that are not committed: the next one to be done, and the log's end."""
+        running = {task.partition: task for task in self.tasks()}
+        found: dict[TP, tuple[int, int]] = {}
+        for partition in range(self.partitions):
+            tp = TP(self._source, partition)
+            end = self.cluster.log(tp).end
+            at = running[partition].committed.topics.get(tp.topic) if partition in running else None
+            done = at.next if at is not None else 0
+            if done < end:
+                found[tp] = done, end
+        return found
+
+    # -- waiting
+
+    async def settle(self, *, undone: bool = False) -> None:
+        """Until every partition runs and (unless `undone` is true) every record is done and committed. NotSettled."""
+
+        def settled() -> bool:
+            return self.is_running() and (undone or not self.undone())
+
+        seen: object = None
+        give_up_at = 0.0
+        pause = 0.01
+        while True:
+            await self._revive()
+            if settled():
+                return
+            now = self.clock.monotonic()
+            moved = stuck.progress(self.workers.values())
+            if moved != seen:
+                seen, pause = moved, 0.01
+                give_up_at = max([now, *stuck.retries_due(self.workers.values())]) + PATIENCE_S
+            elif now >= give_up_at:
+                await self._give_up()
+            await self._change(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    async def _change(self, at_most_s: float) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(at_most_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let so much time pass. What waits for its time is done when that comes; what waits for none is not waited for."""
+        ends = self.clock.time() + seconds
+        while (left := ends - self.clock.time()) > 1e-6:
+            await self._revive()
+            if self.is_running() and not self.undone():
+                # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
+                self.clock.jump(left)
+            else:
+                await self._change(left)
+
+    async def _give_up(self) -> None:
+        """NotSettled. Workers that hang in a handler are killed: nothing else ends them."""
+        said = stuck.described(self.workers.values(), self.undone(), self.clock)
+        handlers = stuck.handlers()
+        for worker in self.workers.values():
+            worker.kill()
+        for worker in self.workers.values():
+            await worker.gone()
+        said += stuck.places(handlers)
+        raise NotSettled("\n".join(said))

@@ -1,0 +1,30 @@
+"""What a `PipelineTester` raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from semel.errors import SemelError
+
+
+class PipelineTesterError(SemelError):
+    """A `PipelineTester` was asked for something that cannot be; the message says what can."""
+
+
+class NotSettled(PipelineTesterError):
+    """Records are not done, and nothing more becomes of them; the message says what they wait for."""
+
+
+class UnknownName(PipelineTesterError, KeyError):
+    """There is no such table, topic, worker or failpoint; the message names the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UnknownName:
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    there = f"there is {', '.join(names)}" if names else "there is none"
+    return UnknownName(f"there is no {what} {name!r}; {there}" + (f"; did you mean {near[0]!r}?" if near else ""))

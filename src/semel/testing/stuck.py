@@ -1,0 +1,95 @@
+"""What keeps records from being done: said when a test has waited for them long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import semel
+from semel.port import TP, Clock
+from semel.testing.worker import Worker
+
+_ENGINE = str(Path(semel.__file__).parent)
+_ASYNCIO = str(Path(asyncio.__file__).parent)
+
+
+def progress(workers: Iterable[Worker]) -> object:
+    """Differs whenever something came of the work: a worker that got on in the group, an attempt, a commit."""
+    return [
+        (
+            worker.client,
+            worker.engine.membership,
+            [
+                (
+                    p,
+                    t.state,
+                    {**t.committed.topics},
+                    [(c.position, c.failed_at, c.attempts) for c in t.cursors.values()],
+                )
+                for p, t in worker.engine.tasks.items()
+            ],
+        )
+        for worker in workers
+    ]
+
+
+def retries_due(workers: Iterable[Worker]) -> list[float]:
+    """The monotonic times of the attempts to come."""
+    return [c.due for worker in workers for task in worker.engine.tasks.values() for c in task.cursors.values()]
+
+
+def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], clock: Clock) -> list[str]:
+    said = [
+        f"{tp.topic}[{tp.partition}]: the record at offset {at} is not done"
+        + (f", nor are the {end - at - 1} after it" if end - at > 1 else "")
+        for tp, (at, end) in undone.items()
+    ]
+    for worker in workers:
+        engine = worker.engine
+        for lane in engine.lanes:
+            event = lane.event_in_hand()
+            if event is not None:
+                said.append(
+                    f"agent {lane.plan.name!r} is still handling {event.topic}[{event.partition}]@{event.offset}, "
+                    f"{event.value!r:.200}"
+                )
+        waiting = [why for why in (engine.waiting_for, engine.paused_by) if why]
+        if engine.membership is None:
+            waiting.append("it is no member of the group")
+        said += [f"worker {worker.name}: {why}" for why in waiting]
+        said += [
+            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.failed_at} failed {cursor.attempts} times; it is tried again "
+            f"in {cursor.due - clock.monotonic():.1f} s"
+            for task in engine.tasks.values()
+            for cursor in task.cursors.values()
+            if cursor.due > clock.monotonic()
+        ]
+    return said
+
+
+def handlers() -> list[asyncio.Task[Any]]:
+    """The tasks that agents run in."""
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("agent ")]
+
+
+def places(cancelled: Iterable[asyncio.Task[Any]]) -> list[str]:
+    """Where the user's code stood when these tasks were cancelled; nothing for agents that waited for their next event."""
+    said: list[str] = []
+    for task in cancelled:
+        if not task.done() or not task.cancelled():
+            continue
+        try:
+            task.exception()
+        except asyncio.CancelledError as cancelled_error:
+            frames = [
+                frame
+                for frame in traceback.extract_tb(cancelled_error.__traceback__)
+                if not frame.filename.startswith(_ASYNCIO)
+            ]
+            if frames and not frames[-1].filename.startswith(_ENGINE):
+                at = frames[-1]
+                said.append(f"it stands in {at.name} ({at.filename}, line {at.lineno}): {at.line}")
+    return said
