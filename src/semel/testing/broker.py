@@ -224,7 +224,7 @@ class MemoryBroker:
         def apply() -> None:
             self._coordinator("group", membership.group)
             self.cluster.transactions.verify(producer, group=membership.group)
-            self.cluster.groups.commit_in_transaction(producer.id, membership, offsets)
+            self.cluster.groups.commit_in_transaction(producer, membership, offsets)
 
         args = {"producer": producer, "membership": membership, "offsets": offsets}
         await self._connection.call("TxnOffsetCommit", args, apply)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 from semel.port import TP, Clock, TopicInfo, TopicSpec
 from semel.testing.memory.batch import BATCH_OVERHEAD, MemoryRecord, record_size
 from semel.testing.memory.faults import Faults
 from semel.testing.memory.groups import GroupCoordinator
+from semel.testing.memory.journal import Journal
 from semel.testing.memory.log import PartitionLog
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timers
@@ -47,24 +49,32 @@ class ClusterSettings:
 
 
 class Topic:
-    def __init__(self, spec: TopicSpec, topic_id: str) -> None:
+    def __init__(self, spec: TopicSpec, topic_id: str, journal: Journal | None) -> None:
         self.name = spec.name
         self.id = topic_id
         self.configs: dict[str, str] = {**TOPIC_DEFAULTS, **spec.configs}
-        self.logs = [PartitionLog(self.configs) for _ in range(spec.partitions)]
+        self.logs = [PartitionLog(self.configs, TP(spec.name, p), journal) for p in range(spec.partitions)]
 
 
 class MemoryCluster:
     """One cluster, shared by all clients of a test; all it draws comes from `rng`, all it waits for from `clock`."""
 
     def __init__(
-        self, clock: Clock, *, rng: random.Random | None = None, settings: ClusterSettings | None = None
+        self,
+        clock: Clock,
+        *,
+        rng: random.Random | None = None,
+        settings: ClusterSettings | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.clock = clock
         self.settings = settings or ClusterSettings()
         self.rng = rng or random.Random(0)
         self.faults = Faults()
-        self.timers = Timers(clock)
+        self._journal = journal
+        # What the cluster does is its own work, also where a worker's request sets it off.
+        self.context = Context()
+        self.timers = Timers(clock, self.context)
         self._topics: dict[str, Topic] = {}
         self._leaders: dict[TP, int] = {}
         self._moves: dict[tuple[str, str], int] = {}
@@ -75,12 +85,14 @@ class MemoryCluster:
             max_session_timeout_ms=self.settings.group_max_session_timeout_ms,
             initial_rebalance_delay_ms=self.settings.group_initial_rebalance_delay_ms,
             exists=lambda tp: self.find(tp) is not None,
+            journal=journal,
         )
         self.transactions = TransactionCoordinator(
             self.timers,
             self,
             max_timeout_ms=self.settings.transaction_max_timeout_ms,
             sweep_s=self.settings.transaction_sweep_ms / 1000,
+            journal=journal,
         )
 
     # -- what a test does without a client
@@ -93,7 +105,7 @@ class MemoryCluster:
         topic = self._topics[name]
         while len(topic.logs) < partitions:
             self._leaders[TP(name, len(topic.logs))] = len(topic.logs) % self.settings.brokers
-            topic.logs.append(PartitionLog(topic.configs))
+            topic.logs.append(PartitionLog(topic.configs, TP(name, len(topic.logs)), self._journal))
 
     def alter_topic(self, name: str, configs: Mapping[str, str]) -> None:
         self._topics[name].configs.update(configs)
@@ -168,7 +180,7 @@ class MemoryCluster:
                 raise Refused(37, f"{spec.name}: {spec.partitions} partitions")
             if not 1 <= spec.replication_factor <= self.settings.brokers:
                 raise Refused(38, f"{spec.name}: replication factor {spec.replication_factor}")
-            self._topics[spec.name] = Topic(spec, f"{self.rng.getrandbits(128):032x}")
+            self._topics[spec.name] = Topic(spec, f"{self.rng.getrandbits(128):032x}", self._journal)
             for partition in range(spec.partitions):
                 self._leaders[TP(spec.name, partition)] = partition % self.settings.brokers
 

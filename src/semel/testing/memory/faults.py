@@ -118,8 +118,10 @@ class Link:
     def __init__(self) -> None:
         self.down = False
         self.breaks = 0
+        self.arrives = False
         self.paused: asyncio.Future[None] | None = None
-        self.waiting: set[asyncio.Future[Any]] = set()
+        # In the order in which they began to wait: what is lost first must not depend on where objects lie.
+        self.waiting: dict[asyncio.Future[Any], None] = {}
 
     async def gate(self) -> None:
         """Stand still while the client is paused."""
@@ -165,10 +167,14 @@ class Faults:
         """Forget every script; connections that are cut or paused stay so."""
         self._scripts.clear()
 
-    def cut(self, client: str) -> None:
-        """Break the client's connection: waiting calls are lost, new ones are refused, until `mend`."""
+    def cut(self, client: str, *, arrives: bool = False) -> None:
+        """Break the client's connection: waiting calls are lost, new ones are refused, until `mend`.
+
+        `arrives`: requests already under way reach the cluster all the same.
+        """
         link = self.link(client)
         link.down = True
+        link.arrives = arrives
         link.fail_waiting()
 
     def mend(self, client: str) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 
 from semel.port import GroupInfo, GroupMember, Joined
+from semel.testing.memory.journal import Journal
 from semel.testing.memory.member import NEW_MEMBER_JOIN_S, JoinFuture, Member, SyncFuture, refuse
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timer, Timers
@@ -20,7 +21,8 @@ STABLE = "Stable"
 
 
 class Group:
-    def __init__(self, name: str, timers: Timers, initial_delay_s: float) -> None:
+    def __init__(self, name: str, timers: Timers, initial_delay_s: float, journal: Journal | None = None) -> None:
+        self._journal = journal
         self.name = name
         self.state = EMPTY
         self.generation = 0
@@ -268,6 +270,8 @@ class Group:
             self._arm_rebalance(max(m.rebalance_s for m in self.members.values()))
             return
         self.generation += 1
+        if self._journal is not None:
+            self._journal.generation(self.name, self.generation, list(self.members))
         if not self.members:
             self.state, self.leader = EMPTY, None
             return

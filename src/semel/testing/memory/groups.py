@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from semel.port import TP, GroupInfo, Membership
+from semel.port import TP, GroupInfo, Membership, Producer
 from semel.testing.memory.group import EMPTY, Group
+from semel.testing.memory.journal import Journal
 from semel.testing.memory.member import JoinFuture, Member, SyncFuture
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timers
@@ -32,7 +33,9 @@ class GroupCoordinator:
         max_session_timeout_ms: int,
         initial_rebalance_delay_ms: int,
         exists: Callable[[TP], bool],
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self._timers = timers
         self._rng = rng
         self._session_range = (min_session_timeout_ms, max_session_timeout_ms)
@@ -67,7 +70,7 @@ class GroupCoordinator:
         if group is None:
             if member_id:
                 raise Refused(25, f"{member_id} is not a member")
-            group = self._groups[name] = Group(name, self._timers, self._initial_delay_s)
+            group = self._groups[name] = Group(name, self._timers, self._initial_delay_s, self._journal)
         session_s, rebalance_s = session_timeout_ms / 1000, rebalance_timeout_ms / 1000
         if member_id:
             return group.join_known(Member(member_id, instance_id, metadata, session_s, rebalance_s))
@@ -94,19 +97,23 @@ class GroupCoordinator:
 
     # -- offsets
 
-    def commit_in_transaction(self, producer_id: int, m: Membership, offsets: Mapping[TP, int]) -> None:
+    def commit_in_transaction(self, producer: Producer, m: Membership, offsets: Mapping[TP, int]) -> None:
         """TxnOffsetCommit with the fence of KIP-447."""
         group = self._groups.get(m.group)
         if group is None:
             raise Refused(22, f"the group {m.group} does not exist")
         group.validate(m.member_id, m.instance_id, m.generation)
         self._refuse_unknown(offsets)
-        pending = self._of(m.group).pending.setdefault(producer_id, {})
+        if self._journal is not None:
+            self._journal.offsets_sent(m.group, m.generation, m.member_id, producer.id, producer.epoch, offsets)
+        pending = self._of(m.group).pending.setdefault(producer.id, {})
         for tp, offset in offsets.items():
             pending[tp] = (self._place(), offset)
 
     def end_transaction(self, name: str, producer_id: int, *, commit: bool) -> None:
         own = self._of(name)
+        if self._journal is not None:
+            self._journal.offsets_ended(name, producer_id, commit)
         for tp, entry in own.pending.pop(producer_id, {}).items():
             if commit and entry > own.visible.get(tp, (-1, -1)):
                 own.visible[tp] = entry

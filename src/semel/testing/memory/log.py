@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 
-from semel.port import Fetched, Record
+from semel.port import TP, Fetched, Record
 from semel.testing.memory.batch import BATCH_OVERHEAD, NO_PRODUCER, Batch, MemoryRecord
+from semel.testing.memory.journal import Journal
 from semel.testing.memory.refused import Refused
 
 OPEN, COMMITTED, ABORTED = "open", "committed", "aborted"
 MARKER_SIZE = BATCH_OVERHEAD + 17
 
+_NOWHERE = TP("", 0)
 _last_offset = attrgetter("last_offset")
 
 
@@ -53,16 +55,19 @@ class _ProducerState:
 
 
 class PartitionLog:
-    """`configs` is the topic's own mapping: a change of it counts at once."""
+    """`configs` is the topic's own mapping: a change of it counts at once. `tp` and `journal`: who is told what."""
 
-    def __init__(self, configs: Mapping[str, str]) -> None:
+    def __init__(self, configs: Mapping[str, str], tp: TP = _NOWHERE, journal: Journal | None = None) -> None:
         self.configs = configs
+        self._tp = tp
+        self._journal = journal
         self.log_start = 0
         self.end = 0
         self._entries: list[Entry] = []
         self._producers: dict[int, _ProducerState] = {}
         self._open: dict[int, list[Entry]] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        # In the order in which they came: who is woken first must not depend on where objects lie.
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     # -- reading
 
@@ -140,6 +145,8 @@ class PartitionLog:
         entry = self._add(batch.producer_id, OPEN, batch.records, batch.size, now_ms)
         state.recent.append((batch.base_sequence, batch.last_sequence, entry.base_offset))
         self._open.setdefault(batch.producer_id, []).append(entry)
+        if self._journal is not None:
+            self._journal.appended(self._tp, batch.producer_id, batch.epoch, batch.records)
         self._wake()
         return entry.base_offset
 
@@ -148,6 +155,8 @@ class PartitionLog:
         batch = Batch(NO_PRODUCER, -1, -1, size, records)
         self._check_batch(batch, now_ms)
         base = self._add(NO_PRODUCER, COMMITTED, records, size, now_ms).base_offset
+        if self._journal is not None:
+            self._journal.appended(self._tp, NO_PRODUCER, -1, records)
         self._wake()
         return base
 
@@ -162,6 +171,8 @@ class PartitionLog:
         for entry in self._open.pop(producer_id, ()):
             entry.outcome = outcome
         self._add(producer_id, outcome, [], MARKER_SIZE, now_ms)
+        if self._journal is not None:
+            self._journal.ended(self._tp, producer_id, epoch, commit)
         self._wake()
 
     def delete_before(self, offset: int) -> int:
@@ -174,6 +185,8 @@ class PartitionLog:
             raise Refused(1, f"{offset} is beyond the end, {self.end}")
         if offset > self.log_start:
             self.log_start = offset
+            if self._journal is not None:
+                self._journal.deleted(self._tp, offset)
             self._entries = list(self._from(offset))
             self._wake()
         return self.log_start
@@ -202,10 +215,10 @@ class PartitionLog:
 
     def watch(self, waiter: asyncio.Future[None]) -> None:
         """Complete the waiter at the next change."""
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
 
     def unwatch(self, waiter: asyncio.Future[None]) -> None:
-        self._waiters.discard(waiter)
+        self._waiters.pop(waiter, None)
 
     def _wake(self) -> None:
         for waiter in self._waiters:

@@ -1,8 +1,8 @@
 """Everything in the cluster that happens at a time: sessions, rebalances, transaction timeouts, long polls.
 
 Nothing runs in the background. What is due is done before the next request is looked at, which no
-client can tell from its having been done in time; only while a request waits does one task sleep on
-the clock, so that it wakes. A cluster nobody talks to leaves no task behind.
+client can tell from its having been done in time; only while a request waits is one timer of the event
+loop set, so that it wakes. A cluster nobody talks to leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from semel.port import Clock
@@ -29,12 +30,15 @@ class Timer:
 
 
 class Timers:
-    def __init__(self, clock: Clock) -> None:
+    """`context`: what is done at a time is nobody's work but the cluster's."""
+
+    def __init__(self, clock: Clock, context: Context | None = None) -> None:
         self._clock = clock
+        self._context = context or Context()
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0
         self._waiting = 0
-        self._alarm: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._alarm_due = 0.0
 
     def now(self) -> float:
@@ -98,15 +102,16 @@ class Timers:
         if not heap:
             return
         due = heap[0][0]
-        if self._alarm is not None and not self._alarm.done():
+        if self._alarm is not None:
             if self._alarm_due <= due:
                 return
             self._alarm.cancel()
         self._alarm_due = due
-        self._alarm = asyncio.get_running_loop().create_task(self._ring())
+        after = max(0.0, due - self.now())
+        self._alarm = asyncio.get_running_loop().call_later(after, self._ring, context=self._context)
 
-    async def _ring(self) -> None:
-        while self._heap:
-            self._alarm_due = self._heap[0][0]
-            await self._clock.sleep(max(0.0, self._alarm_due - self.now()))
-            self.run_due()
+    def _ring(self) -> None:
+        self._alarm = None
+        self.run_due()
+        if self._waiting:
+            self._set_alarm()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from semel.port import TP, Producer
+from semel.testing.memory.journal import Journal
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timer, Timers
 
@@ -50,7 +51,16 @@ class Transaction:
 class TransactionCoordinator:
     """`sweep_s`: how often a real coordinator looks for transactions past their timeout."""
 
-    def __init__(self, timers: Timers, participants: Participants, *, max_timeout_ms: int, sweep_s: float) -> None:
+    def __init__(
+        self,
+        timers: Timers,
+        participants: Participants,
+        *,
+        max_timeout_ms: int,
+        sweep_s: float,
+        journal: Journal | None = None,
+    ) -> None:
+        self._journal = journal
         self._timers = timers
         self._participants = participants
         self._max_timeout_ms = max_timeout_ms
@@ -72,7 +82,7 @@ class TransactionCoordinator:
         if txn is None:
             txn = Transaction(transactional_id, self._new_producer_id(), timeout_ms / 1000)
             self._by_id[transactional_id] = txn
-            return Producer(transactional_id, txn.producer_id, txn.epoch)
+            return self._created(txn)
         if txn.ending:
             raise Refused(51, f"the last transaction is in {txn.state}")
         if txn.state == ONGOING:
@@ -84,7 +94,7 @@ class TransactionCoordinator:
             txn.epoch += 1
         txn.timeout_s = timeout_ms / 1000
         txn.state = EMPTY
-        return Producer(transactional_id, txn.producer_id, txn.epoch)
+        return self._created(txn)
 
     def add_partitions(self, producer: Producer, tps: Sequence[TP]) -> None:
         txn = self._enlist(producer)
@@ -129,6 +139,11 @@ class TransactionCoordinator:
                 raise Refused(48, f"{'commit' if commit else 'abort'} of a transaction in {txn.state}")
 
     # -- within
+
+    def _created(self, txn: Transaction) -> Producer:
+        if self._journal is not None:
+            self._journal.created(txn.transactional_id, txn.producer_id, txn.epoch)
+        return Producer(txn.transactional_id, txn.producer_id, txn.epoch)
 
     def _new_producer_id(self) -> int:
         self._next_producer_id += 1
