@@ -17,7 +17,8 @@ from faust.types import TopicT
 from faust.types.tuples import ConsumerMessage
 
 from semel.errors import DeclarationError
-from semel.stages.agent import Batch, Lane
+from semel.stages.agent import Lane
+from semel.stages.stream import Batch, LaneStream
 
 
 class LazyEvent(FaustEvent):
@@ -65,14 +66,14 @@ class Stream(faust.Stream):
 
     async def _values(self, lane: Lane) -> AsyncIterator[Any]:
         self._follow(lane)
-        async for value in lane.values():
+        async for value in LaneStream(lane):
             yield value
 
     async def _processed(self) -> AsyncIterator[Any]:
         lane = self.lane
         assert lane is not None
         self._follow(lane)
-        async for value in lane.values():
+        async for value in LaneStream(lane):
             for process in self._processors:
                 value = process(value)
                 if inspect.isawaitable(value):
@@ -98,7 +99,7 @@ class Stream(faust.Stream):
         if self.lane is None:
             raise DeclarationError("batches() needs a stream of a topic; this one reads an in-memory channel")
         self._follow(self.lane)
-        return self.lane.batches()
+        return LaneStream(self.lane).batches()
 
     # -- the current event
 

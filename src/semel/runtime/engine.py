@@ -25,6 +25,7 @@ from semel.runtime.settings import EngineSettings
 from semel.runtime.takeover import TakeOver
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.runtime.topics import Topics
+from semel.stages import body
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer, needs_a_person
 from semel.stages.commit import CommitFailed, Writer
@@ -78,7 +79,7 @@ class Engine:
         self.membership: Membership | None = None
         self.group: GroupMember | None = None
         self.writer: Writer | None = None
-        # What a lane sees (stages.agent.Host)
+        # What a lane sees (stages.host)
         self.gate_closed = False
         self.landings = 0
         self.epoch_outputs: list[Out] = []
@@ -120,7 +121,7 @@ class Engine:
             self._spawn(self.intake.run(), "intake")
             self._spawn(self._commit_loop(), "commits")
             for lane in self.lanes:
-                self._spawn(lane.run(), f"lane {lane.plan.name}")
+                self._spawn(body.run(lane), f"lane {lane.plan.name}")
             if self.plan.sources:
                 self.group = self._member()
                 self._spawn(self.group.run(), "group")
@@ -191,7 +192,7 @@ class Engine:
         if self._failure is None:
             await self._last_commit()
         for lane in self.lanes:
-            await lane.close()
+            lane.close()
         if self.group is not None:
             self.group.stop()
         for task in self._running:

@@ -81,18 +81,6 @@ class Cursor:
         self.buffered += len(chunk.records)
 
 
-class Slice:
-    """Records of one cursor given to a lane: `records[index:end]` of a chunk."""
-
-    __slots__ = ("chunk", "cursor", "end", "start")
-
-    def __init__(self, cursor: Cursor, chunk: Chunk, start: int, end: int) -> None:
-        self.cursor = cursor
-        self.chunk = chunk
-        self.start = start
-        self.end = end
-
-
 class Task:
     """`counts` and `stream` belong to the open epoch; `committed` is what the last committed position record says."""
 

@@ -1,0 +1,36 @@
+"""Host: what the stages need of the engine that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from semel.port import Clock, Randomness
+from semel.runtime.task import Cursor
+from semel.stages.sink import DeadLetters, Destination, Out
+from semel.state.store import StoreError
+from semel.topic import Topic
+
+if TYPE_CHECKING:
+    from semel.stages.agent import Lane
+
+
+class Host(Protocol):
+    """`landings` counts the epochs whose rows and marks moved into the store."""
+
+    app: str
+    clock: Clock
+    randomness: Randomness
+    gate_closed: bool
+    landings: int
+    epoch_outputs: list[Out]
+    dead_letters: DeadLetters
+
+    def gate(self) -> Awaitable[Any]: ...
+    def cautious(self) -> bool: ...
+    def may_take(self) -> bool: ...
+    def finished(self) -> None: ...
+    def store_failed(self, exc: StoreError) -> None: ...
+    def released(self, cursor: Cursor, lane: Lane) -> None: ...
+    def destination(self, topic: Topic) -> Destination | None: ...
+    async def open_destination(self, topic: Topic) -> Destination: ...

@@ -1,0 +1,61 @@
+"""Slice: the records a lane is at, and how far it has come in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from semel.port import Record
+from semel.runtime.task import Chunk, Cursor
+from semel.stages.sink import Out
+from semel.state.positions import StreamTime
+
+
+class OpenBatch:
+    """A slice handled as one unit of work. What became of its other records counts only when the batch is done.
+
+    `stream`: stream time before it. `events`: how many of its records the agent got. `counts`, `letters`: the rest.
+    """
+
+    __slots__ = ("counts", "events", "letters", "stream")
+
+    def __init__(self, stream: StreamTime) -> None:
+        self.stream = stream
+        self.events = 0
+        self.counts: Counter[str] = Counter()
+        self.letters: list[Out] = []
+
+
+class Slice:
+    """Records of one cursor given to a lane: `records[start:end]` of a chunk.
+
+    `index`: the record in hand, or the next one. `wall_ms`: the clock when the slice was taken. `moved`: stream time after
+    the event in hand; it moves when the event is done, not before, and in the same epoch. `batch`: None where its events
+    are handled one by one.
+    """
+
+    __slots__ = ("batch", "chunk", "cursor", "end", "index", "moved", "start", "wall_ms")
+
+    def __init__(self, cursor: Cursor, chunk: Chunk, end: int, wall_ms: int) -> None:
+        self.cursor = cursor
+        self.chunk = chunk
+        self.start = self.index = chunk.start
+        self.end = end
+        self.wall_ms = wall_ms
+        self.moved: tuple[int, tuple[int, ...]] | None = None
+        self.batch: OpenBatch | None = None
+
+    @property
+    def record(self) -> Record:
+        return self.chunk.records[self.index]
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them, done or not."""
+        found = self.chunk.records
+        return found if self.end - self.start == len(found) else found[self.start : self.end]
+
+    @property
+    def position(self) -> int:
+        """The next offset to be done."""
+        chunk = self.chunk
+        return chunk.records[self.index].offset if self.index < len(chunk.records) else chunk.next_offset
