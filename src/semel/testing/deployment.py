@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 
 
 class Deployment:
-    """`on_committed` is called when an epoch has landed."""
+    """`on_committed`: what to call when an epoch has landed."""
 
     def __init__(
         self,
@@ -39,12 +39,11 @@ class Deployment:
         partitions: int,
         seed: int,
         start_s: float,
-        on_committed: Callable[[], None],
     ) -> None:
         self._pipeline = pipeline
         self._folder = folder
         self._seed = seed
-        self._on_committed = on_committed
+        self.on_committed: list[Callable[[], None]] = []
         self.clock = VirtualClock(start_s, loop)
         self.cluster = MemoryCluster(self.clock, rng=random.Random(seed))
         self._source = pipeline.source.name
@@ -81,7 +80,8 @@ class Deployment:
         return passed
 
     def _landed(self) -> None:
-        self._on_committed()
+        for told in self.on_committed:
+            told()
         self._changed.set()
 
     async def scale(self, workers: int) -> None:

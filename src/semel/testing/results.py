@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from semel.codec import Codec
 from semel.errors import DecodeError
 from semel.port import TP, Record
-from semel.testing.broker import MemoryCluster
 from semel.testing.errors import PipelineTesterError
 from semel.topic import Topic
 
@@ -90,47 +88,6 @@ def counts_of(positions: Iterable[Mapping[str, int]]) -> Counts:
         dropped=summed.get("dropped", 0),
         dead_lettered=summed.get("dead", 0),
     )
-
-
-class CommittedRecords:
-    """Follows topics as a read-committed consumer of all their partitions."""
-
-    def __init__(self, cluster: MemoryCluster) -> None:
-        self._cluster = cluster
-        self._next: dict[TP, int] = {}
-
-    def fresh(self, topics: Iterable[str]) -> list[tuple[TP, Record]]:
-        """What was committed since the last call: each partition in its order, partitions woven by timestamp."""
-        logs: list[list[tuple[TP, Record]]] = []
-        for topic in topics:
-            info = self._cluster.topic_info(topic)
-            for partition in range(info.partitions if info is not None else 0):
-                tp = TP(topic, partition)
-                read = self._cluster.log(tp).read(
-                    self._next.get(tp, 0), committed=True, max_bytes=1 << 62, at_least_one=True
-                )
-                fetched = read[0]
-                self._next[tp] = fetched.next_offset
-                if fetched.records:
-                    logs.append([(tp, record) for record in fetched.records])
-        return _woven(logs)
-
-
-def _woven(logs: list[list[tuple[TP, Record]]]) -> list[tuple[TP, Record]]:
-    if len(logs) == 1:
-        return logs[0]
-    found: list[tuple[TP, Record]] = []
-    heads = [(log[0][1].timestamp, number, 0) for number, log in enumerate(logs)]
-    heapq.heapify(heads)
-    while heads:
-        _, number, index = heads[0]
-        log = logs[number]
-        found.append(log[index])
-        if index + 1 < len(log):
-            heapq.heapreplace(heads, (log[index + 1][1].timestamp, number, index + 1))
-        else:
-            heapq.heappop(heads)
-    return found
 
 
 def record_of(topic: Topic, tp: TP, record: Record) -> TopicRecord:

@@ -10,45 +10,30 @@ import asyncio
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from semel.errors import DecodeError
-from semel.output import Output
-from semel.partitioner import partition_of
 from semel.pipeline import Pipeline
-from semel.port import TP, Record
 from semel.runtime.task import Task
 from semel.testing.clock import DEFAULT_START, VirtualLoop
+from semel.testing.consumer import ResultsConsumer
 from semel.testing.crash import Crash
 from semel.testing.deployment import Deployment
 from semel.testing.errors import NotSettled, PipelineTesterError, unknown
-from semel.testing.memory.refused import Refused
-from semel.testing.results import (
-    CommittedRecords,
-    Counts,
-    DeadLetter,
-    TopicRecord,
-    counts_of,
-    letter_of,
-    or_bytes,
-    record_of,
-)
+from semel.testing.producer import Headers, SourceProducer, utc
+from semel.testing.results import Counts, DeadLetter, TopicRecord, counts_of
 from semel.testing.tables import TableViews
 from semel.topic import Topic
 
 T = TypeVar("T")
 
-Headers = Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]]
-
 # Real time in which a handler's socket may answer before virtual time moves on.
 SOCKET_PATIENCE_S = 0.05
 _SHOWN = 5
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PipelineTester:
@@ -92,17 +77,12 @@ class PipelineTester:
             Path(self._folder.name),
             partitions=partitions,
             seed=seed,
-            start_s=DEFAULT_START if start is None else _utc(start).timestamp(),
-            on_committed=self._collect,
+            start_s=DEFAULT_START if start is None else utc(start).timestamp(),
         )
-        self._cluster = self._deployment.cluster
-        self._committed = CommittedRecords(self._cluster)
-        self._outputs: list[TopicRecord] = []
-        self._letters: list[DeadLetter] = []
-        self._read = 0
-        self._undecoded: list[tuple[TP, Record]] = []
-        self._sent: list[TopicRecord] = []
-        self._unkeyed = 0
+        cluster = self._deployment.cluster
+        self._source = SourceProducer(cluster, pipeline.source, partitions)
+        self._results = ResultsConsumer(cluster, pipeline.source, self._deployment.plans)
+        self._deployment.on_committed.append(self._results.read)
         self._warnings = _LatestWarnings()
         self._tables = TableViews(pipeline.plan().tables, self._tasks)
 
@@ -164,7 +144,7 @@ class PipelineTester:
         without a key take turns. `timestamp`: a datetime (UTC where it names no zone) or ms since 1970; now unless given.
         """
         self._ready()
-        sent = self._write(value, key, headers, timestamp, partition)
+        sent = self._source.send(value, key, headers, timestamp, partition)
         if settle:
             self.settle()
         return sent
@@ -175,7 +155,7 @@ class PipelineTester:
         """Write many events before any is handled. `key`: the name of the field that is the key, or a function of a value."""
         read = attrgetter(key) if isinstance(key, str) else key
         self._ready()
-        sent = [self._write(value, None if read is None else read(value), (), None, None) for value in values]
+        sent = [self._source.send(value, None if read is None else read(value), (), None, None) for value in values]
         if settle:
             self.settle()
         return sent
@@ -186,10 +166,8 @@ class PipelineTester:
         All that were sent, in their order, where none is named.
         """
         self._ready()
-        for record in sent or tuple(self._sent):
-            self._append(
-                record.position[0], record.raw_key, record.raw_value, [*record.headers.items()], record.timestamp
-            )
+        for record in sent or tuple(self._source.sent):
+            self._source.redeliver(record)
         if settle:
             self.settle()
 
@@ -218,26 +196,25 @@ class PipelineTester:
 
         In the order of their commits; within a commit each partition in its order, partitions woven by timestamp.
         """
-        found = self._decoded()
+        self._ready()
+        found = self._results.outputs()
         if topic is None:
             return list(found)
         name = topic.name if isinstance(topic, Topic) else topic
-        known = self._output_topics()
+        known = self._results.topics
         if name not in known:
             raise unknown("topic that results go to", name, known)
         return [record for record in found if record.topic == name]
 
     def new_outputs(self) -> list[TopicRecord]:
         """The results that came since this was last called."""
-        found = self._decoded()[self._read :]
-        self._read += len(found)
-        return found
+        self._ready()
+        return self._results.take()
 
     def dead_letters(self) -> list[DeadLetter]:
         """The records that could not be done, with the reason, as they were in the source."""
         self._ready()
-        self._collect()
-        return list(self._letters)
+        return list(self._results.letters())
 
     @property
     def tables(self) -> TableViews:
@@ -297,14 +274,15 @@ class PipelineTester:
 
     def report(self) -> str:
         """What came of this test's events, in a few lines: for whoever reads why it failed."""
+        letters = self._results.letters() if self._deployment.plans else []
         lines = [
-            f"{self!r}: {len(self._sent)} events sent, {len(self._outputs) + len(self._undecoded)} "
-            f"results, {len(self._letters)} dead letters"
+            f"{self!r}: {len(self._source.sent)} events sent, {self._results.output_count} results, "
+            f"{len(letters)} dead letters"
         ]
         lines += [
             f"  dead letter {letter.topic}[{letter.partition}]@{letter.offset} ({letter.reason}, attempts: "
             f"{letter.attempts}): {letter.error:.300}"
-            for letter in self._letters[-_SHOWN:]
+            for letter in letters[-_SHOWN:]
         ]
         lines += [f"  log: {said:.300}" for said in self._warnings.latest]
         return "\n".join(lines)
@@ -349,86 +327,6 @@ class PipelineTester:
         self._ready()
         return list(self._deployment.tasks())
 
-    def _write(
-        self, value: Any, key: Any, headers: Headers, timestamp: datetime | int | None, partition: int | None
-    ) -> TopicRecord:
-        source, count = self.pipeline.source, self._deployment.partitions
-        raw_key, raw = self._encoded_key(key), self._encoded(value)
-        if partition is None:
-            if raw_key is not None:
-                partition = partition_of(raw_key, count)
-            else:
-                partition, self._unkeyed = self._unkeyed % count, self._unkeyed + 1
-        elif not 0 <= partition < count:
-            raise PipelineTesterError(f"partition={partition}: the source has partitions 0 to {count - 1}")
-        if isinstance(timestamp, datetime):
-            timestamp = (_utc(timestamp) - _EPOCH) // timedelta(milliseconds=1)
-        elif timestamp is None:
-            timestamp = self._cluster.now_ms()
-        try:
-            listed = Output(None, headers=headers).header_list() or []
-        except (TypeError, ValueError) as exc:
-            raise PipelineTesterError(str(exc)) from exc
-        tp = TP(source.name, partition)
-        offset = self._append(tp, raw_key, raw, listed, timestamp)
-        sent = TopicRecord(*tp, offset, timestamp, or_bytes(source.key, raw_key), value, dict(listed), raw_key, raw)
-        self._sent.append(sent)
-        return sent
-
-    def _append(
-        self, tp: TP, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], timestamp: int
-    ) -> int:
-        try:
-            return self._cluster.write(tp, [(key, value)], timestamp=timestamp, headers=headers)
-        except Refused as exc:
-            raise PipelineTesterError(
-                f"the broker would not take this record (error {exc.code}): {exc.detail}"
-            ) from exc
-
-    def _encoded(self, value: Any) -> bytes | None:
-        """A value of another type, or one that cannot be read back, is the test's mistake, and no test of bad input."""
-        source = self.pipeline.source
-        codec = source.value
-        if value is None or (isinstance(value, bytes) and codec.type is not bytes):
-            return value
-        try:
-            raw = codec.encode(value)
-            codec.decode(raw)
-        except (TypeError, DecodeError) as exc:
-            raise PipelineTesterError(
-                f"{value!r:.200} is no value of topic {source.name!r}, which takes {codec.name}: {exc}. To see what the "
-                "pipeline makes of bad input, send it as bytes"
-            ) from exc
-        return raw
-
-    def _encoded_key(self, key: Any) -> bytes | None:
-        if key is None or isinstance(key, bytes):
-            return key
-        source = self.pipeline.source
-        try:
-            return source.key.encode(key)
-        except TypeError as exc:
-            raise PipelineTesterError(
-                f"{key!r:.200} is no key of topic {source.name!r}, which takes {source.key.name}: {exc}"
-            ) from exc
-
-    def _output_topics(self) -> dict[str, Topic]:
-        return {topic.name: topic for plan in self._deployment.plans for topic in plan.outputs}
-
-    def _collect(self) -> None:
-        """Take note of what was committed; also at each commit, so that results stand in the order of commits."""
-        self._undecoded += self._committed.fresh(self._output_topics())
-        for _, record in self._committed.fresh([self._deployment.plans[0].dead_letter_topic]):
-            self._letters.append(letter_of(self.pipeline.source, record))
-
-    def _decoded(self) -> list[TopicRecord]:
-        self._ready()
-        self._collect()
-        topics = self._output_topics()
-        self._outputs += [record_of(topics[tp.topic], tp, record) for tp, record in self._undecoded]
-        self._undecoded.clear()
-        return self._outputs
-
 
 class _LatestWarnings(logging.Handler):
     """What the engine warned of last."""
@@ -443,10 +341,6 @@ class _LatestWarnings(logging.Handler):
             said += f": {record.exc_info[1]!r}"
         if said not in self.latest:
             self.latest.append(said)
-
-
-def _utc(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _fastest_folder() -> str | None:
