@@ -247,6 +247,40 @@ def make_read_only(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 
 
+@contextmanager
+def block_device(at: Path, size_mb: int) -> Iterator[Path]:
+    """A file system that fails as one on a broken device does (`break_device`): files stay open, nothing is written."""
+    at.mkdir(parents=True)
+    image = at.with_suffix(".img")
+    image.write_bytes(b"")
+    os.truncate(image, size_mb << 20)
+    made = subprocess.run(
+        f"mkfs.ext4 -q -E root_owner {image} && mount -o loop,errors=remount-ro {image} {at}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip(f"a block device of its own needs root and ext4: {made.stderr.strip()}")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+def break_device(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,abort", str(folder)], check=True)
+
+
+def mend_device(folder: Path) -> None:
+    """What an administrator does: unmount, check, mount. Nobody may have a file open."""
+    image = folder.with_suffix(".img")
+    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, check=False)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+
+
 def fill(folder: Path) -> Path:
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as file:
@@ -273,6 +307,31 @@ async def test_a_disk_that_runs_full_pauses_the_work_and_loses_nothing(ledger41:
         filler.unlink()
         await ledger.settle(worker)
         worker.kill9()
+
+
+async def test_a_disk_that_turns_read_only_stops_the_work_and_loses_nothing(ledger41: Ledger) -> None:
+    ledger = ledger41
+    with block_device(ledger.directory / "device", 64) as device:
+        ledger.feed_beside(payments(131, 12_000), per_s=500)
+        broken = ledger.worker("w1", state="device/state").start()
+        await ledger.until_done(300)
+        break_device(device)
+        await broken.said("Read-only file system.*mend the disk")
+        status, said = await broken.get("/readyz")
+        assert (status, "Read-only" in str(said)) == (503, True), said
+        done = await ledger.done()
+        await asyncio.sleep(2)
+        assert await ledger.done() == done, "it committed what its store cannot take"
+        assert "unexpected" not in broken.log, broken.log_end()
+        assert await broken.stopped() == 0
+        # Somebody else goes on meanwhile; then the first is back on a disk that has what was on it when it broke.
+        other = ledger.worker("w2").start()
+        await ledger.until_done(done + 500)
+        assert await other.stopped() == 0
+        mend_device(device)
+        broken.start()
+        await ledger.settle(broken)
+        broken.kill9()
 
 
 async def test_a_disk_full_at_the_start_is_said(ledger41: Ledger) -> None:

@@ -19,7 +19,7 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state.directory import StateDirectory, first_free_instance
-from semel.state.store import Store
+from semel.state.store import Store, StoreError
 from semel.web.server import Route, WebServer
 
 log = logging.getLogger("semel.worker")
@@ -48,9 +48,13 @@ class EngineHost:
             with contextlib.suppress(Exception):
                 if self._web is not None:
                     await self._web.stop()
-            self.engine.store.close()
-            self._directory.release()
-            self._done.set()
+            try:
+                self.engine.store.close()
+            except StoreError as exc:
+                log.warning("%s; what it lacks is restored from the changelogs", exc)
+            finally:
+                self._directory.release()
+                self._done.set()
 
     async def stop(self) -> None:
         self.engine.stop()

@@ -146,15 +146,20 @@ class Store:
         )
 
     def close(self) -> None:
-        """Close every handle; RocksDB keeps its lock while one lives."""
+        """Close every handle; RocksDB keeps its lock while one lives. Again is fine. StoreError where the disk refuses."""
+        if not self._families:
+            return
         self._families.clear()
         self._handles.clear()
         self.get_row = self._get_mark = _closed
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as exc:
+            raise self.failed("close", exc) from exc
 
     def reopen(self) -> None:
         """Close and open again, after a StoreError."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(StoreError):
             self.close()
         # The error's own frames may still hold handles of the old one, and with them RocksDB's lock.
         gc.collect()

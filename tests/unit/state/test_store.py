@@ -132,6 +132,23 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
             use()
 
 
+def test_a_store_that_could_not_be_opened_again_can_be_closed_and_opened_later(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    put(store, 0, 1, {b"a": b"1"})
+    (tmp_path / "db").rename(tmp_path / "aside")
+    (tmp_path / "db").write_text("the device is gone")
+    for _ in range(2):
+        with pytest.raises(StateDirectoryError, match="cannot be opened"):
+            store.reopen()
+    store.close()
+    store.close()
+    (tmp_path / "db").unlink()
+    (tmp_path / "aside").rename(tmp_path / "db")
+    store.reopen()
+    assert rows_in(store, 0, 1) == {b"a": b"1"}
+    store.close()
+
+
 def test_a_store_that_is_open_elsewhere_is_refused_with_a_way_out(store: Store) -> None:
     with pytest.raises(StateDirectoryError, match="cannot be opened"):
         Store(store.path, cache_mb=4, buffer_mb=4)
