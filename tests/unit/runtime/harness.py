@@ -11,6 +11,7 @@ import asyncio
 import random
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -31,8 +32,9 @@ from semel.state.marks import DEAD, unpack
 from semel.state.positions import COUNTS
 from semel.state.store import Store, StoreError
 from semel.testing.broker import Call, ClusterSettings, Fault, MemoryBroker, MemoryCluster, delay
-from semel.testing.clock import VirtualClock
+from semel.testing.clock import VirtualClock, process
 from semel.testing.memory.batch import MemoryRecord
+from semel.testing.memory.journal import Journal
 
 WINDOW = timedelta(days=7)
 ATTEMPTS = 3
@@ -149,30 +151,36 @@ class Worker:
         self.name = name
         self.client = f"{name}#{number}"
         self.path = world.path / name
-        self.store = Store(self.path / "db", cache_mb=2, buffer_mb=2)
+        self.store = world.open_store(name)
+        self.clock = world.clock_of(name)
         self.failpoints = Failpoints()
         self.engine = Engine(
             world.plan(),
             EngineSettings(**{"web_url": f"http://{self.client}", **world.settings, **settings}),
             MemoryBroker(world.cluster, self.client),
             self.store,
-            world.clock,
+            self.clock,
             random.Random(number),
             instance=name,
             failpoints=self.failpoints,
         )
-        self.running = asyncio.create_task(self.engine.run(), name=self.client)
+        # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
+        own = copy_context()
+        own.run(process.set, self.client)
+        self.running = asyncio.get_running_loop().create_task(self.engine.run(), name=self.client, context=own)
         self.killed = False
 
     @property
     def over(self) -> bool:
         return self.running.done()
 
-    def kill(self) -> None:
-        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store."""
-        self.killed = True
-        self.world.cluster.faults.cut(self.client)
+    def kill(self, *, arrives: bool = False) -> None:
+        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store.
 
+        `arrives`: but for the requests that it has sent.
+        """
+        self.killed = True
+        self.world.cluster.faults.cut(self.client, arrives=arrives)
         self.store.write = lambda batch: None
         self.engine.fail(Killed())
 
@@ -238,17 +246,27 @@ class World:
     """A cluster, its workers, and what is known about the input."""
 
     def __init__(
-        self, path: Path, *, partitions: int = 2, seed: int = 0, style: str = "stream", **settings: Any
+        self,
+        path: Path,
+        *,
+        partitions: int = 2,
+        seed: int = 0,
+        style: str = "stream",
+        dedup: Dedup | None = None,
+        journal: Journal | None = None,
+        **settings: Any,
     ) -> None:
         self.path = path
         self.rng = random.Random(seed)
         self.clock = VirtualClock()
-        self.cluster = MemoryCluster(self.clock, rng=random.Random(seed), settings=ClusterSettings(brokers=3))
+        self.cluster = MemoryCluster(
+            self.clock, rng=random.Random(seed), settings=ClusterSettings(brokers=3), journal=journal
+        )
         self.partitions = partitions
         self.cluster.create_topic("payments", partitions)
         self.work = Work()
         self.settings: dict[str, Any] = settings
-        self.pipeline = payments_pipeline(self.work, style=style)
+        self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup)
         self.workers: dict[str, Worker] = {}
         self.started = 0
         self.numbers = 0
@@ -297,6 +315,13 @@ class World:
         return sent
 
     # -- workers
+
+    def open_store(self, name: str) -> Store:
+        return Store(self.path / name / "db", cache_mb=2, buffer_mb=2)
+
+    def clock_of(self, name: str) -> VirtualClock:
+        """The wall clock of the machine that workers of this name run on."""
+        return self.clock
 
     def start(self, name: str = "w1", **settings: Any) -> Worker:
         self.started += 1
