@@ -108,6 +108,39 @@ async def test_a_source_made_anew_stops_the_worker_with_the_way_out(ledger41: Le
     assert settled == {"85"}, "an event of the new topic took effect on the old one's state"
 
 
+@pytest.mark.parametrize("what", ["changelog", "positions"])
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
+async def test_a_log_of_the_state_made_anew_stops_the_worker_with_the_way_out(
+    ledger41: Ledger, running: bool, what: str
+) -> None:
+    """Restored from it, a table would be empty whose events are behind the position."""
+    ledger = ledger41
+    name = ledger.changelog if what == "changelog" else ledger.positions
+    await ledger.feed(payments(103, 500))
+    worker = ledger.worker().start()
+    await ledger.drained()
+    if not running:
+        assert await worker.stopped() == 0
+    await logs.delete(ledger.bootstrap, name)
+    if running:
+        await logs.create(ledger.bootstrap, name, ledger.partitions, {"cleanup.policy": "compact"})
+        await asyncio.sleep(1.2)
+        await ledger.feed(payments(104, 100))
+        await refuses(worker, name, "semel reset")
+    # On its own disk there is a copy of the rows, on another there is none.
+    for state in ("state", "fresh"):
+        await refuses(ledger.worker(state=state, log=state).start(), name, "semel reset")
+    settled = {json.loads(line.value)["id"].split("-")[0] for line in await logs.read(ledger.bootstrap, ledger.sink)}
+    assert settled == {"103"}, "an event took effect on state that was lost"
+    async with asyncio.timeout(30):
+        while (await ledger.command("reset", "--to", "earliest"))[0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)  # its session is not over yet
+    again = ledger.worker(log="again").start()
+    await ledger.drained()
+    await again.ready()
+    assert await again.rows("balances") == (await ledger.truth()).balances
+
+
 async def test_a_source_that_is_deleted_stops_the_worker_or_is_waited_for(ledger41: Ledger) -> None:
     """Nothing is made up in its place, and nothing of the state is touched."""
     ledger = ledger41
