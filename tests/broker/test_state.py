@@ -85,6 +85,51 @@ async def test_a_worker_without_its_disk_is_restored_from_the_changelogs(ledger4
 
 
 @pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
+async def test_a_changelog_that_is_compacted_while_it_is_restored_gives_the_same_rows(
+    own_kafka: MakeKafka, tmp_path: Path
+) -> None:
+    """What was read before is cleaned away behind the reader, what it reads next ahead of it."""
+    kafka = own_kafka(properties={"log.cleaner.backoff.ms": "100"})
+    kafka.start()
+    ledger = Ledger(kafka.bootstrap, "compacted", tmp_path, partitions=1)
+    try:
+        await ledger.create()
+        # Many segments, and a log that is never dirty enough, until it shall be.
+        rolling = {"cleanup.policy": "compact", "segment.ms": "200"}
+        await logs.create(kafka.bootstrap, ledger.changelog, 1, {**rolling, "min.cleanable.dirty.ratio": "1.0"})
+        worker = ledger.worker(SEMEL_SESSION_TIMEOUT_MS="60000").start()
+        await ledger.feed(long_keyed(12_000), per_s=2_000)
+        await ledger.drained()
+        assert await worker.stopped() == 0
+        shutil.rmtree(worker.state_dir)
+        before = await logs.read(kafka.bootstrap, ledger.changelog)
+        assert sum(len(line.key or b"") for line in before) > 2_000_000, "it is read in three fetches or more"
+        worker.start(failpoint="restore.chunk:stop:2")
+        await worker.frozen()
+        await logs.configure(kafka.bootstrap, ledger.changelog, {**rolling, "min.cleanable.dirty.ratio": "0.0"})
+        async with asyncio.timeout(60):
+            while len(left := await logs.read(kafka.bootstrap, ledger.changelog)) > len(before) // 2:
+                await asyncio.sleep(0.2)
+        worker.thaw()
+        await worker.ready()
+        await ledger.feed(long_keyed(500, seed=133))
+        await ledger.settle(worker)
+        assert REBUILT not in worker.log
+    finally:
+        await ledger.close()
+
+
+def long_keyed(count: int, *, seed: int = 132) -> list[Message]:
+    """Payments to accounts with long names: a fetch of their changelog holds a part of it only."""
+    found: list[Message] = []
+    for message in payments(seed, count, accounts=400):
+        event = json.loads(message.value)
+        event["account"] += "-" * 300
+        found.append(Message(event["account"].encode(), json.dumps(event).encode()))
+    return found
+
+
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
 async def test_a_store_ahead_of_its_log_is_rebuilt(own_kafka: MakeKafka, make_ledger: MakeLedger) -> None:
     """The cluster came back from an older copy of itself; the worker's disk did not."""
     kafka, ledger, worker = await went_back(own_kafka, make_ledger)
