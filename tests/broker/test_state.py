@@ -108,7 +108,7 @@ async def test_a_changelog_that_is_compacted_while_it_is_restored_gives_the_same
         await worker.frozen()
         await logs.configure(kafka.bootstrap, ledger.changelog, {**rolling, "min.cleanable.dirty.ratio": "0.0"})
         async with asyncio.timeout(60):
-            while len(left := await logs.read(kafka.bootstrap, ledger.changelog)) > len(before) // 2:
+            while len(await logs.read(kafka.bootstrap, ledger.changelog)) > len(before) // 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         worker.thaw()
         await worker.ready()
