@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from semel.chaos import proxy
+from semel.chaos.proxy import Lose, Proxy
 from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
-from tests.broker import proxy
 from tests.broker.conftest import MakeLedger
 from tests.broker.figures import Figures
 from tests.broker.ledger import Ledger
-from tests.broker.proxy import Lose, Proxy
 from tests.broker.truth import payments
 
 pytestmark = pytest.mark.broker

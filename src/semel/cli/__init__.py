@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from semel.cli import exits, kafka, tables
+from semel.cli.chaos import chaos
 from semel.cli.reset import reset
 from semel.cli.up import up
 from semel.cli.worker import worker
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(worker)
 app.command()(reset)
+app.command()(chaos)
 app.add_typer(tables.app, name="tables")
 app.add_typer(kafka.app, name="kafka")
 

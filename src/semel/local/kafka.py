@@ -60,8 +60,9 @@ class LocalKafka:
     """Kafka on 127.0.0.1, one broker or several, each broker also a controller. Node ids count from 1.
 
     `port=0` takes free ports between 20000 and 32767 and keeps them between runs where they are still free; another
-    `port` is that of node 1, the next node has the next one. `properties` win over the defaults of
-    `semel.local.properties` and take effect at the next start. Data is kept until the directory is deleted.
+    `port` is that of node 1, the next node has the next one. `properties` (or what a function of the node gives) win
+    over the defaults of `semel.local.properties` and take effect at the next start. Data is kept until the directory is
+    deleted.
 
     `detached` brokers outlive the process that started them; others are killed with it. `full_jit` lets the JVM
     optimise fully: slower to start, faster under a long load.
@@ -76,7 +77,7 @@ class LocalKafka:
         version: str = jars.NEWEST,
         port: int = 0,
         brokers: int = 1,
-        properties: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | Callable[[Node], Mapping[str, str]] | None = None,
         detached: bool = False,
         heap_mb: int = 256,
         full_jit: bool = False,
@@ -90,7 +91,7 @@ class LocalKafka:
         self.version = version
         self._port = port
         self._brokers = brokers
-        self._properties = dict(properties or {})
+        self._properties = properties
         self._detached = detached
         self._heap_mb = heap_mb
         self._full_jit = full_jit
@@ -269,7 +270,8 @@ class LocalKafka:
         log_dir = home / "data"
         log_dir.mkdir(parents=True, exist_ok=True)
         config = home / "server.properties"
-        config.write_text(render(node, cluster.nodes, str(log_dir), self._properties))
+        given = self._properties(node) if callable(self._properties) else self._properties
+        config.write_text(render(node, cluster.nodes, str(log_dir), given or {}))
         if not (log_dir / "meta.properties").exists():
             (log_dir / "bootstrap.checkpoint").write_bytes(bootstrap_checkpoint(self.version, java, classpath))
             (log_dir / "meta.properties").write_text(

@@ -1,15 +1,24 @@
-"""The real clock and real randomness."""
+"""The real clock and real randomness.
+
+`SEMEL_CLOCK_OFFSET_MS` in the environment sets the wall clock off by so much: for `semel chaos`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 
 
 class SystemClock:
     monotonic = staticmethod(time.monotonic)
-    time = staticmethod(time.time)
+
+    def __init__(self) -> None:
+        self._offset_s = int(os.environ.get("SEMEL_CLOCK_OFFSET_MS") or 0) / 1000
+
+    def time(self) -> float:
+        return time.time() + self._offset_s
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

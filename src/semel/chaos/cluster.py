@@ -1,0 +1,89 @@
+"""The brokers of a run, each behind a proxy of its own: workers go through the proxies, the run itself goes past them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from semel.chaos.proxy import Proxy
+from semel.local import ports
+from semel.local.kafka import LocalKafka
+from semel.local.properties import HOST, Node
+
+_PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+
+
+class Cluster:
+    """`async with` it: brokers with nothing in them, stopped at the end. `data_dir` must be empty."""
+
+    def __init__(self, data_dir: Path, *, brokers: int, version: str, progress: Callable[[str], None]) -> None:
+        chosen = ports.choose(2 * brokers)
+        self._behind = dict(enumerate(chosen[:brokers], 1))
+        self._before = dict(enumerate(chosen[brokers:], 1))
+        self.kafka = LocalKafka(
+            data_dir,
+            version=version,
+            brokers=brokers,
+            properties=self._listeners,
+            heap_mb=512 if brokers == 1 else 320,
+            progress=progress,
+        )
+        self.proxies: list[Proxy] = []
+        self.away: set[int] = set()
+        self._stack = AsyncExitStack()
+
+    def _listeners(self, node: Node) -> Mapping[str, str]:
+        """A second listener, which the broker advertises under the proxy's port."""
+        own = f"BROKER://{HOST}:{node.port}"
+        controller = f"CONTROLLER://{HOST}:{node.controller_port}"
+        return {
+            "listeners": f"{own},PROXIED://{HOST}:{self._behind[node.id]},{controller}",
+            "advertised.listeners": f"{own},PROXIED://{HOST}:{self._before[node.id]}",
+            "listener.security.protocol.map": _PROTOCOLS,
+        }
+
+    @property
+    def bootstrap(self) -> str:
+        """Past the proxies."""
+        return self.kafka.bootstrap
+
+    @property
+    def workers_bootstrap(self) -> str:
+        """Through the proxies."""
+        return ",".join(f"{HOST}:{port}" for port in self._before.values())
+
+    @property
+    def nodes(self) -> list[int]:
+        return list(self._before)
+
+    async def __aenter__(self) -> Cluster:
+        try:
+            await asyncio.to_thread(self.kafka.start)
+            for node in self.nodes:
+                proxy = Proxy(self._before[node], self._behind[node])
+                self.proxies.append(await self._stack.enter_async_context(proxy))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+        await asyncio.to_thread(self.kafka.stop, 2.0)
+
+    # -- what is done to brokers
+
+    async def kill(self, node: int) -> None:
+        self.away.add(node)
+        await asyncio.to_thread(self.kafka.kill9, node)
+
+    async def leave(self, node: int) -> None:
+        """An orderly stop: what it leads and coordinates moves to the others first."""
+        self.away.add(node)
+        await asyncio.to_thread(self.kafka.stop_node, node)
+
+    async def back(self, node: int) -> None:
+        await asyncio.to_thread(self.kafka.restart, node)
+        self.away.discard(node)

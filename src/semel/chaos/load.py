@@ -1,0 +1,173 @@
+"""The load: events into the pipeline's source at a bounded rate, in transactions, some of which are aborted.
+
+Whatever is not known to have arrived is sent again, as producers do: what then lies twice on the topic is one more
+redelivery, and the proof reads the topic, not this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from random import Random
+
+from semel.chaos.events import Delivery
+from semel.kafka import KafkaBroker
+from semel.partitioner import partition_of
+from semel.port import TP, RpcError, RpcLost
+from semel.runtime.clock import SystemClock
+from semel.runtime.failpoints import Failpoints
+from semel.stages.answers import Answer
+from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.sink import Out
+
+TURN_S = 0.1
+ABORTED_SHARE = 0.03
+TIMEOUT_MS = 10_000
+
+
+class Load:
+    """Sends deliveries to the topic until `stop`, or until there are no more; `counts` by kind of delivery.
+
+    `counts["resent"]`: sent again because nobody answered; `counts["aborted"]`: in transactions that were aborted.
+    `ends`: partition -> the offset after the last record that is certainly there. `done` is set at the end.
+    """
+
+    def __init__(
+        self, broker: KafkaBroker, topic: str, partitions: int, stream: Iterator[Delivery], *, rate: float, seed: int
+    ) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._partitions = partitions
+        self._stream = stream
+        self._rate = rate
+        self._rng = Random(f"{seed} load")
+        self._writer: Writer | None = None
+        self._last: dict[int, Delivery] = {}
+        self._stopping = asyncio.Event()
+        self.counts: Counter[str] = Counter()
+        self.ends: dict[int, int] = {}
+        self.done = asyncio.Event()
+
+    @property
+    def published(self) -> int:
+        """Records that are certainly on the topic, redeliveries included."""
+        return self.counts.total() - self.counts["aborted"] - self.counts["resent"]
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises only what is no trouble with the broker."""
+        loop = asyncio.get_running_loop()
+        began, due = loop.time(), 0.0
+        while not self._stopping.is_set():
+            wanted = int((loop.time() - began) * self._rate - due)
+            batch = list(islice(self._stream, max(0, wanted)))
+            if wanted > 0 and not batch:
+                break
+            if batch:
+                before = loop.time()
+                await self._send(batch)
+                due += len(batch)
+                # While the broker is away nothing piles up: the rate is what is sent, not what is caught up with.
+                late = loop.time() - before - 1.0
+                began += max(0.0, late)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TURN_S):
+                    await self._stopping.wait()
+        self.done.set()
+
+    async def finish(self, within_s: float) -> bool:
+        """Redeliver the last record of each partition until that is certainly done, so that `ends` is the truth."""
+        self._stopping.clear()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._send([d._replace(kind="late") for d in self._last.values()])
+        except TimeoutError:
+            return False
+        return True
+
+    async def _send(self, batch: list[Delivery]) -> None:
+        outs = [self._out(delivery) for delivery in batch]
+        if self._rng.random() < ABORTED_SHARE:
+            self.counts["aborted"] += await self._abort(outs)
+        while not await self._committed(outs):
+            self.counts["resent"] += len(outs)
+            if self._stopping.is_set():
+                return
+        for delivery, out in zip(batch, outs, strict=True):
+            self.counts[delivery.kind] += 1
+            self._last[out.tp.partition] = delivery
+
+    async def _committed(self, outs: list[Out]) -> bool:
+        """Whether one transaction with these was; False where it was not, or nobody knows."""
+        writer = await self._ready()
+        if writer is None:
+            return False
+        epoch = Sealed(0, by_partition(outs), {})
+        try:
+            await writer.commit(epoch, None)
+        except CommitFailed as failed:
+            self._writer = None
+            if failed.answer is not Answer.UNKNOWN:
+                await asyncio.sleep(TURN_S)
+            return False
+        for tp, base in epoch.base_offsets.items():
+            self.ends[tp.partition] = max(self.ends.get(tp.partition, 0), base + len(epoch.records[tp]))
+        return True
+
+    async def _abort(self, outs: list[Out]) -> int:
+        """Send them in vain, as a producer does that gives its transaction up and begins anew; how many."""
+        # Writers of its own before and after it: sequences do not go on over an abort.
+        self._writer = None
+        writer = await self._ready()
+        self._writer = None
+        if writer is None or writer.producer is None:
+            return 0
+        producer = writer.producer
+        try:
+            records = by_partition(outs)
+            await self._broker.add_partitions(producer, list(records))
+            batches: dict[TP, bytes] = {}
+            for tp, there in records.items():
+                builder = self._broker.batch_builder(900_000)
+                for out in there:
+                    builder.append(out.timestamp, out.key, out.value, out.headers)
+                batches[tp] = builder.build(producer, 0)
+            await self._broker.produce(producer, batches)
+            await self._broker.end_txn(producer, commit=False)
+        except (RpcError, RpcLost):
+            return 0
+        return len(outs)
+
+    async def _ready(self) -> Writer | None:
+        """The writer in use or a new one; None while no broker gives one."""
+        if self._writer is not None and not self._writer.dead:
+            return self._writer
+        clock = SystemClock()
+        writer = Writer(
+            self._broker,
+            clock,
+            Failpoints(),
+            "semel-chaos-load",
+            timeout_ms=TIMEOUT_MS,
+            commit_timeout_ms=TIMEOUT_MS // 2,
+        )
+        try:
+            await writer.init(until=clock.monotonic() + TIMEOUT_MS / 1000)
+        except (RpcError, RpcLost):
+            await asyncio.sleep(TURN_S)
+            return None
+        self._writer = writer
+        return writer
+
+    def _out(self, delivery: Delivery) -> Out:
+        partition = (
+            partition_of(delivery.key, self._partitions)
+            if delivery.key is not None
+            else self._rng.randrange(self._partitions)
+        )
+        return Out(TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers)

@@ -1,0 +1,240 @@
+"""The report as one HTML file: what was promised and found, a picture of the timeline, each fault, the proof.
+
+Self-contained: no script, no font and no picture comes from anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from semel.chaos.report import Report
+from semel.chaos.timeline import Entry, Timeline, rates
+
+WIDTH, LEFT, RIGHT = 1120.0, 96.0, 16.0
+LANE, CURVE = 22.0, 84.0
+RATE_OVER_S = 3.0
+# More marks than this in a row cannot be told apart; their table has them all.
+TICKS = 12
+
+COLOURS = {
+    "kill": "#c0392b", "failpoint": "#e67e22", "zombie": "#2e86c1", "term": "#b7950b", "broker-kill": "#6c3483",
+    "net": "#148f77", "rebalance": "#5d6d7e", "leader": "#a569bd", "disk-full": "#7b5e3b", "clock": "#d35490",
+}  # fmt: skip
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2733; --dim: #667282; --line: #d8dee5; --back: #ffffff; --soft: #f4f6f8;
+  --good: #1e8449; --bad: #c0392b; --running: #a9dfbf; --starting: #f9e79f; --frozen: #aed6f1; --dead: #f5b7b1; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --dim: #93a0ae; --line: #34404d; --back: #151b22;
+  --soft: #1e262f; --good: #58d68d; --bad: #ff7b6b; --running: #1d6b40; --starting: #7d6608; --frozen: #1f5f8b;
+  --dead: #7b241c; } }
+body { margin: 2rem auto; max-width: 1180px; padding: 0 1rem; color: var(--ink); background: var(--back);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.dim, figcaption { color: var(--dim); } .clean { color: var(--good); } .bad { color: var(--bad); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; margin: 1.2rem 0; }
+.card { background: var(--soft); border-radius: 8px; padding: .7rem .9rem; }
+.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } figure { margin: 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-radius: 8px; font-size: .85rem; }
+svg text { fill: var(--dim); font: 11px system-ui, sans-serif; } svg .name { fill: var(--ink); }
+iframe { width: 100%; height: 40rem; border: 1px solid var(--line); border-radius: 8px; }
+"""
+
+
+def write(path: Path, report: Report) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(report), encoding="utf-8")
+
+
+def page(report: Report) -> str:
+    tone = "clean" if report.ok else "bad"
+    title = f"chaos: {escape(report.pipeline)}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
+        f'<h1>{title} — <span class="{tone}">{escape(report.verdict)}</span></h1>'
+        f'<div class="dim">seed {report.seed} · {report.workers} workers · {report.brokers} '
+        f"broker{'s' if report.brokers > 1 else ''} · {report.partitions} partitions · {report.seconds:,.0f} s</div>"
+        f"{_cards(report)}{_findings(report)}"
+        f"<h2>Timeline</h2><figure class=wide>{picture(report.timeline, report.seconds)}"
+        "<figcaption>Above: each fault where it began, a bar until it was healed, thin until it was recovered from. Then "
+        "the workers; below, source records done per second, and how many were still to be done.</figcaption></figure>"
+        f"{_kinds(report)}{_faults(report.timeline.entries)}{_proof(report)}"
+        f"<h2>How it was made</h2><p>{'<br>'.join(escape(note) for note in report.notes)}</p>"
+        f"<p class=dim>{escape(_again(report))}</p></body></html>\n"
+    )
+
+
+def _again(report: Report) -> str:
+    return (
+        f"The same faults and events again: --seed {report.seed} --workers {report.workers} --brokers {report.brokers} "
+        f"--partitions {report.partitions} --faults {','.join(report.kinds)}"
+    )
+
+
+def _cards(report: Report) -> str:
+    found = report.document()
+    recoveries, events = found["recoveries"], found["events"]
+    cards = [
+        ("faults", f"{found['faults']['total']:,}"),
+        ("met something at work", f"{found['faults']['bit']:,}"),
+        ("recovery, median", _seconds(recoveries["p50_s"])),
+        ("recovery, at most", _seconds(recoveries["max_s"])),
+        ("records published", f"{events.get('published', 0):,}"),
+        ("redelivered", f"{events.get('redelivered', 0):,}"),
+        ("findings", f"{len(report.all_findings):,}"),
+    ]
+    return "<div class=cards>" + "".join(f"<div class=card><b>{n}</b>{escape(t)}</div>" for t, n in cards) + "</div>"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"
+
+
+def _findings(report: Report) -> str:
+    said = [*report.all_findings, *([report.error] if report.error else [])]
+    shown = "".join(f"<pre class=bad>{escape(finding)}</pre>" for finding in said)
+    shown += "".join(f"<p class=bad>void: {escape(reason)}</p>" for reason in report.void)
+    return f"<h2>Findings</h2>{shown}" if shown else ""
+
+
+# -- the picture
+
+
+def picture(timeline: Timeline, seconds: float) -> str:
+    """Faults, workers, throughput and lag over the time of the run, as inline SVG."""
+    end = max(seconds, 1.0, *(s.at_s for s in timeline.samples[-1:]))
+    scale = (WIDTH - LEFT - RIGHT) / end
+
+    def x(at_s: float) -> float:
+        return LEFT + min(max(at_s, 0.0), end) * scale
+
+    rows = _rows(timeline.entries, end)
+    faults_height = max(1, 1 + max(rows.values(), default=0)) * 10.0 + 10
+    top_lanes = faults_height + 6
+    top_rate = top_lanes + len(timeline.workers) * LANE + 18
+    top_lag = top_rate + CURVE + 26
+    height = top_lag + CURVE + 26
+    parts = [f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="timeline" width="100%">']
+    for at_s in _ticks(end):
+        parts.append(
+            f'<line x1="{x(at_s):.1f}" x2="{x(at_s):.1f}" y1="0" y2="{height - 18:.1f}" stroke="var(--line)"/>'
+            f'<text x="{x(at_s):.1f}" y="{height - 5:.1f}" text-anchor="middle">{at_s:g} s</text>'
+        )
+    parts.append('<text class=name x="0" y="14">faults</text>')
+    for entry in timeline.entries:
+        parts.append(_fault(entry, rows[entry.number] * 10.0 + 6, x, end))
+    for number, worker in enumerate(timeline.workers):
+        y = top_lanes + number * LANE
+        parts.append(f'<text class=name x="0" y="{y + 14:.1f}">{escape(worker)}</text>')
+        for since, until, phase in timeline.spans(worker, end):
+            if phase == "away":
+                continue
+            parts.append(
+                f'<rect x="{x(since):.1f}" y="{y + 3:.1f}" width="{max(1.0, x(until) - x(since)):.1f}" '
+                f'height="{LANE - 6:.1f}" fill="var(--{phase})"><title>{escape(worker)} {phase} from {since:.1f} s to '
+                f"{until:.1f} s</title></rect>"
+            )
+    curve = [(x(at), value) for at, value in rates(timeline.samples, RATE_OVER_S)]
+    parts.append(_curve("done/s", curve, top_rate, "#1e8449"))
+    parts.append(_curve("to be done", [(x(s.at_s), float(s.lag)) for s in timeline.samples], top_lag, "#c0392b"))
+    return "".join(parts) + "</svg>" + _legend()
+
+
+def _rows(entries: Sequence[Entry], end: float) -> dict[int, int]:
+    """Fault -> row, so that two that last at once do not lie over each other."""
+    free: list[float] = []
+    found: dict[int, int] = {}
+    for entry in sorted(entries, key=lambda e: e.at_s):
+        until = max(entry.recovered_s or entry.healed_s or end, entry.at_s + end / 200)
+        row = next((n for n, at in enumerate(free) if at <= entry.at_s), len(free))
+        if row == len(free):
+            free.append(until)
+        free[row] = until
+        found[entry.number] = row
+    return found
+
+
+def _fault(entry: Entry, y: float, x: Callable[[float], float], end: float) -> str:
+    colour = COLOURS.get(entry.kind, "#555")
+    healed = entry.healed_s if entry.healed_s is not None else end
+    recovered = entry.recovered_s if entry.recovered_s is not None else end
+    about = f"#{entry.number} {entry.what} → {entry.whom}, at {entry.at_s:.1f} s"
+    if entry.recovery_s is not None:
+        about += f", recovered {entry.recovery_s:.1f} s after its end"
+    return (
+        f"<g><title>{escape(about)}</title>"
+        f'<line x1="{x(healed):.1f}" x2="{x(recovered):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" '
+        'stroke-width="1.5" stroke-dasharray="2 2"/>'
+        f'<rect x="{x(entry.at_s):.1f}" y="{y - 3.5:.1f}" width="{max(3.0, x(healed) - x(entry.at_s)):.1f}" height="7" '
+        f'rx="2" fill="{colour}" opacity="{1 if entry.bit else 0.35}"/></g>'
+    )
+
+
+def _curve(name: str, points: Sequence[tuple[float, float]], top: float, colour: str) -> str:
+    most = max((value for _, value in points), default=0.0) or 1.0
+    path = " ".join(f"{x:.1f},{top + CURVE - value / most * CURVE:.1f}" for x, value in points)
+    area = f"{points[0][0]:.1f},{top + CURVE:.1f} {path} {points[-1][0]:.1f},{top + CURVE:.1f}" if points else ""
+    return (
+        f'<text class=name x="0" y="{top + 14:.1f}">{name}</text><text x="0" y="{top + 28:.1f}">≤ {most:,.0f}</text>'
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top + CURVE:.1f}" y2="{top + CURVE:.1f}" stroke="var(--line)"/>'
+        f'<polygon points="{area}" fill="{colour}" opacity="0.15"/>'
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+    )
+
+
+def _ticks(end: float) -> list[float]:
+    step = next(s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 36000) if end / s <= TICKS)
+    return [float(at) for at in range(0, int(end) + 1, step)]
+
+
+def _legend() -> str:
+    kinds = " ".join(f'<span style="color:{colour}">■</span> {kind}' for kind, colour in COLOURS.items())
+    phases = " ".join(
+        f'<span style="color:var(--{phase})">■</span> {phase}' for phase in ("running", "starting", "frozen", "dead")
+    )
+    return f"<p class=dim>{kinds} · {phases}</p>"
+
+
+# -- tables
+
+
+def _kinds(report: Report) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(kind)}<td class=n>{count['faults']:,}<td class=n>{count['bit']:,}<td>"
+        for kind, count in report.timeline.by_kind().items()
+    )
+    rows += "".join(
+        f"<tr><td>{escape(kind)}<td class=n>0<td class=n>0<td class=dim>{escape(why)}"
+        for kind, why in report.left_out.items()
+    )
+    return (
+        "<h2>Faults by kind</h2><table><tr><th>kind<th class=n>faults<th class=n>met something at work<th>"
+        f"{rows}</table>"
+    )
+
+
+def _faults(entries: Sequence[Entry]) -> str:
+    rows = "".join(
+        f"<tr><td class=n>{entry.number}<td class=n>{entry.at_s:.1f}<td>{escape(entry.what)}<td>{escape(entry.whom)}"
+        f"<td class=n>{_seconds(entry.recovery_s)}<td>{escape(entry.note)}{'' if entry.bit else ' met nothing at work'}"
+        for entry in entries
+    )
+    return (
+        "<details><summary>Every fault</summary><div class=wide><table><tr><th class=n>#<th class=n>at, s<th>what<th>whom"
+        f"<th class=n>recovered after<th>{rows}</table></div></details>"
+    )
+
+
+def _proof(report: Report) -> str:
+    if report.proved is None:
+        return "<h2>Proof</h2><p class=bad>The run did not come to its proof.</p>"
+    said = "".join(f"<li>{escape(line)}" for line in report.proved.summary)
+    inner = report.proved.html
+    frame = f'<iframe title="proof" sandbox srcdoc="{escape(inner, quote=True)}"></iframe>' if inner else ""
+    return f"<h2>Proof</h2><ul>{said}</ul>{frame}"

@@ -1,0 +1,49 @@
+"""The proof at the end of a run, as this package needs it: its verdict and its sentences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from semel import proof
+from semel.kafka import KafkaBroker
+from semel.pipeline import Pipeline
+from semel.runtime.clock import SystemClock
+
+TELL_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """`verdict`: clean, violated or unprovable. `findings` and `summary` are sentences; `html` stands in the report."""
+
+    verdict: str
+    findings: tuple[str, ...]
+    summary: tuple[str, ...]
+    document: Mapping[str, Any]
+    html: str = ""
+
+
+async def prove(broker: KafkaBroker, pipeline: Pipeline, progress: Callable[[str], None]) -> Proved:
+    """RpcLost where no broker answers; SemelError where the topics cannot be understood."""
+    told = time.monotonic()
+
+    def tell(how_far: proof.Progress) -> None:
+        nonlocal told
+        if time.monotonic() > told + TELL_EVERY_S:
+            told = time.monotonic()
+            progress(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
+
+    found = await proof.prove(broker, pipeline.plan(), SystemClock(), progress=tell)
+    document = found.to_json()
+    findings = tuple(
+        f"{finding['law']}: {finding['sentence']}"
+        + "".join(f"\n  {w['topic']}[{w['partition']}]@{w['offset']}: {w['what']}" for w in finding["witnesses"])
+        for finding in document["findings"]
+    )
+    said = found.text().splitlines()
+    return Proved(
+        found.verdict.value, findings, (said[0], *(s.strip() for s in said if s.startswith("  note:"))), document
+    )

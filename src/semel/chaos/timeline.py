@@ -1,0 +1,143 @@
+"""What happened when: faults with their recoveries, phases of the workers, samples of the flow. Data, and sums of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+# A guest that has left is away; that is no fault.
+Phase = Literal["starting", "running", "frozen", "dead", "away"]
+
+
+@dataclass(slots=True)
+class Entry:
+    """One fault. Times in seconds since the run began.
+
+    `bit`: it met something at work (a process that held partitions died, an exchange was lost, a generation went by);
+    one that did not bite proves nothing. `recovered_s`: all partitions ran again and commits went on.
+    """
+
+    number: int
+    kind: str
+    what: str
+    whom: str
+    at_s: float
+    healed_s: float | None = None
+    recovered_s: float | None = None
+    bit: bool = False
+    note: str = ""
+
+    @property
+    def recovery_s(self) -> float | None:
+        """From its end to the recovery."""
+        if self.healed_s is None or self.recovered_s is None:
+            return None
+        return max(0.0, self.recovered_s - self.healed_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The flow at one moment. `processed`: source records whose effects are committed, as far as workers have said."""
+
+    at_s: float
+    published: int
+    processed: int
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A worker's phase from `at_s` on."""
+
+    worker: str
+    at_s: float
+    phase: Phase
+
+
+@dataclass(slots=True)
+class Timeline:
+    entries: list[Entry] = field(default_factory=list[Entry])
+    samples: list[Sample] = field(default_factory=list[Sample])
+    turns: list[Turn] = field(default_factory=list[Turn])
+    _phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
+
+    def turn(self, worker: str, at_s: float, phase: Phase) -> None:
+        """Noted where it is news."""
+        if self._phases.get(worker) != phase:
+            self._phases[worker] = phase
+            self.turns.append(Turn(worker, at_s, phase))
+
+    def spans(self, worker: str, end_s: float) -> list[tuple[float, float, Phase]]:
+        """From, to and phase, without gaps, since the worker was first seen."""
+        turns = [t for t in self.turns if t.worker == worker]
+        ends = [*(t.at_s for t in turns[1:]), end_s]
+        return [(t.at_s, end, t.phase) for t, end in zip(turns, ends, strict=True) if end > t.at_s]
+
+    @property
+    def workers(self) -> list[str]:
+        return sorted({t.worker for t in self.turns})
+
+    # -- sums
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Kind -> how many took place, and how many of them bit."""
+        took, bit = Counter(e.kind for e in self.entries), Counter(e.kind for e in self.entries if e.bit)
+        return {kind: {"faults": took[kind], "bit": bit[kind]} for kind in sorted(took)}
+
+    def recoveries(self) -> list[float]:
+        return sorted(e.recovery_s for e in self.entries if e.bit and e.recovery_s is not None)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least this share is not above; None of nothing."""
+    return ordered[max(0, ceil(share * len(ordered)) - 1)] if ordered else None
+
+
+def rates(samples: Sequence[Sample], over_s: float) -> list[tuple[float, float]]:
+    """(time, processed records a second), each over the `over_s` before it."""
+    found: list[tuple[float, float]] = []
+    first = 0
+    for now in samples:
+        while samples[first].at_s < now.at_s - over_s:
+            first += 1
+        before = samples[first]
+        if now.at_s > before.at_s:
+            found.append((now.at_s, max(0.0, (now.processed - before.processed) / (now.at_s - before.at_s))))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bites:
+    """What shows that faults came through to the engine; sums over every process that ran."""
+
+    aborts: int = 0
+    unknown: int = 0
+    fences: int = 0
+    recoveries: int = 0
+    assignments: int = 0
+    duplicates: int = 0
+
+
+def void_reasons(entries: Iterable[Entry], bites: Bites, *, starts: int, redelivered: int, deduped: bool) -> list[str]:
+    """Why the run says nothing of the pipeline, whatever the proof says; empty where it does.
+
+    `starts`: how many workers were started; each of them had one assignment without any fault.
+    """
+    entries = list(entries)
+    reasons: list[str] = []
+    if not entries:
+        return ["no fault took place"]
+    if not any(e.bit for e in entries):
+        reasons.append(f"none of the {len(entries)} faults met anything at work")
+    if not (
+        bites.assignments > starts or bites.aborts or bites.unknown or bites.fences or bites.recoveries
+    ) and not any(e.bit and e.kind in ("kill", "failpoint", "term", "zombie") for e in entries):
+        reasons.append("no rebalance, abort, fence or restart was seen")
+    if deduped and redelivered and not bites.duplicates:
+        reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")
+    if deduped and not redelivered:
+        reasons.append("no record was redelivered")
+    return reasons

@@ -1,0 +1,162 @@
+"""Worker processes of a run, to be killed, frozen, woken, told to end and started again. Signals go to these pids only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from semel.chaos.nursery import Nursery
+from semel.local import ports
+
+LOOK_S = 0.02
+
+
+class WorkerProcess:
+    """One `semel worker` under a name and port of its own. It can be started again; its log goes on in one file.
+
+    `expected_end`: somebody here ended it, or armed it to end. `frozen`: stopped by a signal.
+    """
+
+    def __init__(
+        self,
+        nursery: Nursery,
+        target: str,
+        name: str,
+        *,
+        port: int,
+        bootstrap: str,
+        folder: Path,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.log = folder / "logs" / f"{name}.log"
+        self.state_dir = folder / "state" / name
+        self.expected_end = True
+        self.frozen = False
+        self.starts = 0
+        self._nursery = nursery
+        self._target = target
+        self._bootstrap = bootstrap
+        self._folder = folder
+        self._settings = dict(settings)
+        self._pid = 0
+        self._code: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, or before it was started; negative: the signal that ended it."""
+        if self._code is None and self._pid:
+            self._code = self._nursery.exit_code(self._pid)
+        return self._code
+
+    @property
+    def running(self) -> bool:
+        return bool(self._pid) and self.exit_code is None
+
+    # -- its life
+
+    def start(self, *, failpoint: str = "", clock_offset_ms: int = 0, arguments: tuple[str, ...] = ()) -> None:
+        """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
+        assert not self.running, f"{self.name} runs"
+        # Nothing of the caller's own settings: a run must never reach another cluster than its own.
+        environment = {n: v for n, v in os.environ.items() if not n.startswith("SEMEL_")}
+        environment |= {"SEMEL_BROKER": self._bootstrap, "SEMEL_STATE_DIR": str(self.state_dir), **self._settings}
+        if failpoint:
+            environment["SEMEL_FAILPOINT"] = failpoint
+        if clock_offset_ms:
+            environment["SEMEL_CLOCK_OFFSET_MS"] = str(clock_offset_ms)
+        command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port), *arguments]
+        self._pid = self._nursery.fork(command, environment, self.log)
+        self._code = None
+        self.frozen = False
+        self.expected_end = bool(failpoint)
+        self.starts += 1
+
+    def send(self, number: signal.Signals) -> None:
+        """Until its end was asked for, its pid cannot be another process's."""
+        if self.running:
+            os.kill(self._pid, number)
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.send(signal.SIGCONT)
+
+    async def kill9(self) -> None:
+        self.expected_end = True
+        self.send(signal.SIGKILL)
+        await self.ended(10)
+
+    async def term(self, within_s: float) -> int | None:
+        """SIGTERM; its exit code, None where it is still there after that time."""
+        self.expected_end = True
+        self.send(signal.SIGTERM)
+        return await self.ended(within_s)
+
+    async def ended(self, within_s: float) -> int | None:
+        """Its exit code, None where it is still there after that time."""
+        deadline = time.monotonic() + within_s
+        while (code := self.exit_code) is None and time.monotonic() < deadline:  # noqa: ASYNC110  (asked, not told)
+            await asyncio.sleep(LOOK_S)
+        return code
+
+    async def stopped(self, within_s: float) -> bool:
+        """Whether a failpoint has frozen it within that time."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline and self.running:
+            if _state(self._pid) == "T":
+                self.frozen = True
+                return True
+            await asyncio.sleep(LOOK_S)
+        return False
+
+    def lose_disk(self) -> None:
+        """Its state directory is gone; a mount stays, empty. Only while it does not run."""
+        assert not self.running
+        for inner in self.state_dir.glob("*"):
+            shutil.rmtree(inner, ignore_errors=True)
+
+    def twin(self) -> WorkerProcess:
+        """Another process of the same name, on another disk and port: what a scheduler starts for one it thinks lost."""
+        made = WorkerProcess(
+            self._nursery,
+            self._target,
+            self.name,
+            port=ports.choose(1)[0],
+            bootstrap=self._bootstrap,
+            folder=self._folder,
+            settings=self._settings,
+        )
+        made.state_dir = self._folder / "state" / f"{self.name}-{time.monotonic_ns()}"
+        return made
+
+    def log_end(self, lines: int = 12) -> str:
+        try:
+            said = self.log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            said = []
+        return "\n".join(f"  {line}" for line in said[-lines:])
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

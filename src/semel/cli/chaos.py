@@ -1,0 +1,100 @@
+"""`semel chaos`: torture a pipeline, then prove it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semel.cli import exits
+
+
+def chaos(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A module (pipelines.payments), or module:name.")],
+    *,
+    minutes: Annotated[float, typer.Option(metavar="M", min=0.1, help="How long faults go on.")] = 3.0,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Kinds of faults, as kill,zombie,net (all unless given); with a number, as many instead of a time.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="Workers of the pipeline.")] = 2,
+    brokers: Annotated[int, typer.Option(metavar="N", help="1, or 3 for moves of leaders and coordinators.")] = 1,
+    partitions: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Of the source; else Topic(partitions=), else 4.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", min=0, help="Of faults and events; else a random one, printed.")
+    ] = None,
+    rate: Annotated[float, typer.Option(metavar="R", min=1, help="Source records a second.")] = 500.0,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Key of made-up events, fields in braces: {origin}-{dest}; else learned."),
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Recorded events: JSON lines with key and value.")
+    ] = None,
+    from_topic: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="Recorded events: copied from a topic.")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where that topic is; else the configured broker.")
+    ] = None,
+    events: Annotated[int, typer.Option(metavar="N", min=1, help="How many to copy from it, the newest.")] = 100_000,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report there, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+) -> None:
+    """Run a pipeline on brokers of its own under kills, freezes, lost answers and rebalances, and prove the result.
+
+    Nothing of your own clusters is touched: brokers, topics, workers and state are made for the run, in .semel/chaos.
+    Exit code 0: clean; 1: a finding, or a run in which the faults met nothing; 2: usage; 5: unprovable; 130: Ctrl-C.
+    """
+    import asyncio
+    import secrets
+
+    from semel import project
+    from semel.chaos import events as made
+    from semel.chaos.copying import copy
+    from semel.chaos.plan import wanted
+    from semel.chaos.run import Asked, now_ms, run
+    from semel.errors import ConfigError
+    from semel.pipeline import Pipeline
+
+    asked_for = wanted(faults)
+    if brokers not in (1, 3):
+        raise ConfigError(f"--brokers {brokers}: a run has 1 broker, or 3")
+    if input_file is not None and from_topic is not None:
+        raise ConfigError("--input and --from-topic are two sources of events; give one")
+    loaded = project.load(pipeline)
+    if not isinstance(loaded, Pipeline):
+        raise ConfigError(f"{pipeline} is an App; semel chaos takes a Pipeline, whose topics and rules are declared")
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    if input_file is not None:
+        source = made.from_file(input_file)
+    elif from_topic is not None:
+        source = asyncio.run(copy(from_topic, broker, events))
+    else:
+        source = made.from_module(loaded, pipeline, seed) or made.from_types(loaded, seed, now_ms, key)
+    ended = run(
+        Asked(
+            target=pipeline,
+            pipeline=loaded,
+            source=source,
+            kinds=asked_for.kinds,
+            count=asked_for.count,
+            minutes=minutes,
+            workers=workers,
+            brokers=brokers,
+            partitions=partitions,
+            rate=rate,
+            seed=seed,
+            report=report,
+            as_json=as_json,
+        )
+    )
+    if ended.interrupted:
+        raise typer.Exit(exits.INTERRUPTED)
+    raise typer.Exit(exits.OK if ended.clean else exits.UNPROVABLE if ended.unprovable else exits.FINDING)

@@ -1,0 +1,320 @@
+"""What a pipeline nobody has seen before is fed with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from semel import Dedup, Pipeline, Table, Topic, content_hash, current_event, header
+from semel.chaos import events
+from semel.chaos.events import MIX, Input, Made, deliveries, from_file, from_module, from_types
+from semel.chaos.values import NotMade
+from semel.errors import ConfigError
+
+NOW_MS = 1_800_000_000_000
+DAY = timedelta(days=1)
+
+
+def now_ms() -> int:
+    return NOW_MS
+
+
+@dataclass
+class Trade:
+    shop: str
+    number: int
+    buyer: str
+    seller: str
+    amount: int
+
+
+async def nothing(trades: AsyncIterable[Any]) -> AsyncIterator[None]:
+    async for _ in trades:
+        yield None
+
+
+def pipeline(agent: Any = nothing, *tables: Table, dedup: Dedup | None = None, value: Any = Trade) -> Pipeline:
+    return Pipeline("trades", source=Topic("trades", value=value), agent=agent, tables=tables, dedup=dedup)
+
+
+def made_of(made: Input, count: int = 200) -> list[tuple[bytes | None, Any]]:
+    return [(one.key, json.loads(one.value or b"")) for one in islice(made.originals, count)]
+
+
+# -- the record key
+
+
+def test_the_record_key_is_the_field_that_the_agent_keys_its_table_by() -> None:
+    balances = Table("balances", value=int, default=int)
+
+    async def settle(trades: AsyncIterable[Trade]) -> AsyncIterator[None]:
+        async for trade in trades:
+            balances[trade.buyer] += trade.amount
+            yield None
+
+    made = from_types(pipeline(settle, balances), 1, now_ms)
+    assert "keyed by {buyer}" in made.notes[0]
+    assert all(key == value["buyer"].encode() for key, value in made_of(made))
+
+
+def test_a_key_made_of_several_fields_is_read_off() -> None:
+    pairs = Table("pairs", value=int, default=int)
+
+    def count(trade: Trade) -> None:
+        pairs[f"{trade.seller}>{trade.buyer}!"] += 1
+
+    made = from_types(pipeline(count, pairs), 1, now_ms)
+    assert "keyed by {seller}>{buyer}!" in made.notes[0]
+    assert all(key == f"{v['seller']}>{v['buyer']}!".encode() for key, v in made_of(made))
+
+
+def test_tables_that_are_merged_say_nothing_of_the_record_key() -> None:
+    sums = Table("sums", value=int, default=int, merge=lambda a, b: a + b)
+    lasts = Table("lasts", value=str)
+
+    async def add(trade: Trade) -> None:
+        sums[trade.buyer] += 1
+        lasts[trade.seller] = trade.buyer
+
+    assert "keyed by {seller}" in from_types(pipeline(add, sums, lasts), 1, now_ms).notes[0]
+
+
+def test_a_table_keyed_by_the_record_key_takes_any() -> None:
+    counts = Table("counts", key=bytes, value=int, default=int)
+
+    def count(_trade: Trade) -> None:
+        event = current_event()
+        assert event is not None and event.key is not None
+        counts[event.key] += 1
+
+    made = from_types(pipeline(count, counts), 1, now_ms)
+    assert "with 24 keys" in made.notes[0]
+    assert 10 < len({key for key, _ in made_of(made)}) <= 24
+
+
+def test_an_agent_that_takes_batches_is_understood_too() -> None:
+    counts = Table("counts", value=int, default=int)
+
+    async def add_up(trades: Any) -> AsyncIterator[None]:
+        async for batch in trades.batches():
+            for trade in batch:
+                counts[trade.seller] = counts.get(trade.seller, 0) + len(batch)
+            yield None
+
+    assert "keyed by {seller}" in from_types(pipeline(add_up, counts), 1, now_ms).notes[0]
+
+
+def test_an_agent_that_fails_on_made_up_events_is_told_of() -> None:
+    def refuse(_trade: Trade) -> None:
+        raise ValueError("no such shop")
+
+    assert "no such shop" in from_types(pipeline(refuse), 1, now_ms).notes[1]
+
+
+def test_a_key_given_by_hand_wins() -> None:
+    made = from_types(pipeline(), 1, now_ms, "{shop}/{number}")
+    assert all(key == f"{v['shop']}/{v['number']}".encode() for key, v in made_of(made))
+    assert all(key == v["shop"].encode() for key, v in made_of(from_types(pipeline(), 1, now_ms, "shop")))
+
+
+@pytest.mark.parametrize(("key", "says"), [("{shopp}", "'shopp'"), ("{shop", "not closed")])
+def test_a_key_by_hand_that_cannot_be_is_refused(key: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        from_types(pipeline(), 1, now_ms, key)
+
+
+# -- the dedup key
+
+
+@pytest.mark.parametrize(
+    ("dedup", "field"),
+    [
+        (Dedup("number", window=DAY), "number"),
+        (Dedup(lambda trade: f"{trade.shop}/{trade.number}", window=DAY), None),
+        (Dedup(content_hash("seller", "buyer"), window=DAY), None),
+        (Dedup(content_hash(), window=DAY), None),
+    ],
+    ids=["field", "callable", "some fields", "all fields"],
+)
+def test_no_two_events_have_the_same_dedup_key(dedup: Dedup, field: str | None) -> None:
+    made = from_types(pipeline(dedup=dedup), 1, now_ms)
+    read = dedup.key_reader()
+    values = [Trade(**value) for _, value in made_of(made, 300)]
+    assert len({read(value, None) for value in values}) == 300
+    if field is not None:
+        assert len({getattr(value, field) for value in values}) == 300
+
+
+def test_a_dedup_key_in_the_headers_is_there_and_differs() -> None:
+    made = from_types(pipeline(dedup=Dedup(header("ce_id", "ce_source"), window=DAY)), 1, now_ms)
+    headers = [dict(one.headers) for one in islice(made.originals, 100)]
+    assert len({h["ce_id"] for h in headers}) == 100
+    assert {h["ce_source"] for h in headers} == {b"chaos"}
+
+
+def test_the_event_time_is_the_present_in_the_fields_own_type() -> None:
+    @dataclass
+    class Reading:
+        id: str
+        measured: datetime
+        seen: int
+
+    made = from_types(pipeline(value=Reading, dedup=Dedup("id", window=DAY, time="seen")), 1, now_ms)
+    assert {value["seen"] for _, value in made_of(made, 20)} == {NOW_MS}
+
+
+def test_a_conflict_keeps_its_dedup_key_and_record_key_and_nothing_else_must() -> None:
+    balances = Table("balances", value=int, default=int)
+
+    def settle(trade: Trade) -> None:
+        balances[trade.buyer] += trade.amount
+
+    dedup = Dedup(lambda trade: f"{trade.shop}/{trade.number}", window=DAY)
+    read = dedup.key_reader()
+    altered = 0
+    for one in islice(from_types(pipeline(settle, balances, dedup=dedup), 1, now_ms).originals, 300):
+        if one.altered is None:
+            continue
+        altered += 1
+        before, after = json.loads(one.value or b""), json.loads(one.altered)
+        assert before != after
+        assert before["buyer"] == after["buyer"]
+        assert read(Trade(**before), None) == read(Trade(**after), None)
+    assert altered > 5
+
+
+@pytest.mark.parametrize("value", [dict, list])
+def test_a_source_without_types_is_refused_with_the_ways_out(value: Any) -> None:
+    with pytest.raises(NotMade, match=r"chaos_events\(rng\).*--input FILE or --from-topic TOPIC"):
+        from_types(pipeline(value=value), 1, now_ms)
+
+
+def test_a_dedup_key_of_few_values_is_refused() -> None:
+    @dataclass
+    class Flag:
+        up: bool
+
+    with pytest.raises(NotMade, match="too few values"):
+        from_types(pipeline(value=Flag, dedup=Dedup("up", window=DAY)), 1, now_ms)
+
+
+@pytest.mark.parametrize("value", [str, int, bytes, float])
+def test_scalars_are_made_too(value: Any) -> None:
+    made = from_types(pipeline(value=value, dedup=Dedup(lambda v: v, window=DAY)), 1, now_ms)
+    assert len({one.value for one in islice(made.originals, 100)}) == 100
+
+
+def test_a_seed_gives_the_same_events_again() -> None:
+    dedup = Dedup("number", window=DAY)
+    first, again, other = (
+        list(islice(deliveries(from_types(pipeline(dedup=dedup), seed, now_ms), seed, now_ms), 3000))
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+# -- made by the module
+
+
+def test_a_module_may_make_its_own_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("trades_module")
+
+    def chaos_events(rng: Random) -> Iterator[Any]:
+        yield "a", Trade("s", 1, "b", "c", rng.randint(1, 1))
+        yield b"raw", b"as it is", {"h": "text"}
+        yield None, None
+
+    module.chaos_events = chaos_events  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trades_module", module)
+    made = from_module(pipeline(), "trades_module:pipeline", 1)
+    assert made is not None
+    first, second, third = made.originals
+    assert (first.key, json.loads(first.value or b"")["shop"]) == (b"a", "s")
+    assert second == Made(b"raw", b"as it is", (("h", b"text"),))
+    assert third == Made(None, None)
+
+
+def test_a_module_without_that_function_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trades_module", ModuleType("trades_module"))
+    assert from_module(pipeline(), "trades_module", 1) is None
+
+
+def test_an_event_of_the_module_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("trades_module")
+    module.chaos_events = lambda rng: iter([("key", 5)])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trades_module", module)
+    made = from_module(pipeline(), "trades_module", 1)
+    assert made is not None
+    with pytest.raises(ConfigError, match="does not fit the source"):
+        next(made.originals)
+
+
+# -- recorded
+
+
+def test_recorded_events_are_read_from_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(
+        '{"key": "k", "value": {"id": 1}, "headers": {"h": "x"}, "timestamp": 5}\n\n{"value": "plain text"}\n'
+    )
+    made = from_file(file)
+    first, second = made.originals
+    assert first[:4] == (b"k", b'{"id":1}', (("h", b"x"),), 5)
+    assert json.loads(first.altered or b"") == {"id": 1, "_chaos": True}
+    assert second == Made(None, b"plain text")
+    assert made.limit == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("[1]\n", "line 1"), ("{}\n", "'value'"), ("\n", "no lines"), ("{", "line 1")]
+)
+def test_a_file_that_holds_no_events_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        from_file(file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        from_file(tmp_path / "nothing.jsonl")
+
+
+# -- redeliveries
+
+
+def test_originals_come_once_in_their_order_with_redeliveries_between() -> None:
+    originals = [Made(b"k", str(n).encode(), (), None, f"other {n}".encode()) for n in range(20_000)]
+    found = list(deliveries(Input(iter(originals)), 3, now_ms))
+    assert [d.value for d in found if d.kind == "original"] == [m.value for m in originals]
+    counts = Counter(d.kind for d in found)
+    assert set(counts) == {"original", *MIX}
+    assert 0.1 < (len(found) - len(originals)) / len(originals) < 0.4
+    seen: set[bytes | None] = set()
+    for delivery in found:
+        if delivery.kind == "original":
+            seen.add(delivery.value)
+        elif delivery.kind == "conflict":
+            assert (delivery.value or b"").startswith(b"other ")
+        elif delivery.kind == "undecodable":
+            assert delivery.value == events.NOT_JSON
+        else:
+            assert delivery.value in seen
+
+
+def test_nothing_is_altered_where_nothing_is_known_of_the_payload() -> None:
+    made = [Made(b"k", str(n).encode()) for n in range(5_000)]
+    kinds = {d.kind for d in deliveries(Input(iter(made), json=False), 3, now_ms)}
+    assert not kinds & {"conflict", "undecodable"}

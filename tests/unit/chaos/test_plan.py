@@ -1,0 +1,92 @@
+"""The schedule of faults: a function of its seed."""
+
+from __future__ import annotations
+
+from itertools import islice, pairwise
+
+import pytest
+
+from semel.chaos.plan import KINDS, STEPS, Fault, Kind, Shape, possible, schedule, wanted
+from semel.errors import ConfigError
+
+SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
+
+
+def faults(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS, shape: Shape = SHAPE) -> list[Fault]:
+    return list(islice(schedule(seed, kinds, shape), count))
+
+
+def test_a_seed_gives_the_same_faults_again() -> None:
+    assert faults(7, 200) == faults(7, 200)
+
+
+def test_another_seed_gives_other_faults() -> None:
+    assert faults(7, 20) != faults(8, 20)
+
+
+def test_each_kind_has_come_once_before_any_comes_twice() -> None:
+    assert sorted(fault.kind for fault in faults(3, len(KINDS))) == sorted(KINDS)
+
+
+def test_only_the_kinds_that_were_asked_for_come() -> None:
+    assert {fault.kind for fault in faults(1, 100, ("kill", "zombie"))} == {"kill", "zombie"}
+
+
+def test_every_step_of_the_protocol_is_killed_at_before_one_is_a_second_time() -> None:
+    steps = [fault.step for fault in faults(5, 400, ("failpoint",))]
+    assert sorted(steps[: len(STEPS)]) == sorted(STEPS)
+    assert set(steps[len(STEPS) : 2 * len(STEPS)]) == set(STEPS)
+
+
+def test_faults_are_numbered_and_hit_what_is_there() -> None:
+    found = faults(11, 500)
+    assert [fault.number for fault in found] == list(range(1, 501))
+    assert {fault.worker for fault in found} == {-1, 0, 1, 2}
+    assert all(fault.kind == "net" for fault in found if fault.worker == -1)
+    assert {fault.broker for fault in found} == {0, 1, 2}
+
+
+def test_a_zombie_mostly_sleeps_past_its_session() -> None:
+    zombies = faults(2, 200, ("zombie",))
+    long = [z for z in zombies if z.hold_s > SHAPE.session_s]
+    assert len(long) > 100
+    assert all(z.variant == "SIGSTOP" for z in zombies if z not in long)
+
+
+def test_every_fault_ends() -> None:
+    assert max(fault.hold_s for fault in faults(1, 2000)) < SHAPE.session_s + 4
+
+
+def test_while_a_long_fault_lasts_the_next_does_not_wait_for_its_end() -> None:
+    found = faults(9, 300)
+    after_long = [after for before, after in pairwise(found) if before.hold_s > 2]
+    assert after_long
+    assert all(fault.overlap for fault in after_long)
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "count"),
+    [
+        (None, KINDS, None),
+        ("", KINDS, None),
+        ("1000", KINDS, 1000),
+        ("zombie,kill", ("kill", "zombie"), None),
+        ("kill, net ,200", ("kill", "net"), 200),
+        ("kill,kill", ("kill",), None),
+    ],
+)
+def test_faults_are_asked_for_by_kind_and_number(text: str | None, kinds: tuple[Kind, ...], count: int | None) -> None:
+    assert wanted(text) == (wanted(None).__class__)(kinds, count)
+
+
+@pytest.mark.parametrize("text", ["kil", "0", "-3", "kill,5,7"])
+def test_what_is_no_fault_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="there are kill, failpoint, zombie"):
+        wanted(text)
+
+
+def test_what_cannot_happen_here_is_left_out_with_its_reason() -> None:
+    kinds, left_out = possible(KINDS, workers=2, brokers=1, mounts=False)
+    assert set(KINDS) - set(kinds) == {"leader", "disk-full"} == set(left_out)
+    assert "--brokers 3" in left_out["leader"]
+    assert possible(KINDS, workers=2, brokers=3, mounts=True) == (list(KINDS), {})
