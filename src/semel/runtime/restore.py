@@ -1,24 +1,23 @@
 """Restore: bring a task's store and position up to the end of its logs (protocol rules 11, 14, 15, 18).
 
 The order is the rule: stable group offsets, then end offsets read uncommitted, then the logs read by position to there,
-committed records only. A log whose last stable offset stands still has an open transaction in it; its holder is found and
-fenced by name if it is not a member of the group now. Most of the time there is nothing to read.
+committed records only. Most of the time there is nothing to read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from semel.errors import RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, Record, RpcError, RpcLost, TopicInfo
+from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
 from semel.runtime.decide import check_logs, decide
 from semel.runtime.failpoints import Failpoints
+from semel.runtime.logreader import LogReader
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
-from semel.stages.answers import needs_a_person
 from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
@@ -26,10 +25,6 @@ from semel.state.store import Store
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
-# About ten thousand rows: a chunk enters the store in one batch, and the loop waits for it.
-FETCH_BYTES = 1_000_000
-# A log may stand still for this long before we look for who holds it.
-STALL_S = 0.15
 
 
 class Restorer:
@@ -47,14 +42,14 @@ class Restorer:
         *,
         own_id: str,
     ) -> None:
-        self._broker = broker
         self._clock = clock
-        self._randomness = randomness
         self._pass = failpoints
         self._store = store
         self._plan = plan
         self._settings = settings
-        self._own_id = own_id
+        self._logs = LogReader(
+            broker, clock, randomness, plan, own_id=own_id, transaction_timeout_ms=settings.transaction_timeout_ms
+        )
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> Position:
         """The task's committed position; its store is up to it. RecoveryError where a person must decide.
@@ -62,13 +57,11 @@ class Restorer:
         `topics`: fresh metadata of sources and logs. Broker errors that pass are waited out; the caller bounds the time.
         """
         sources = task.source_tps()
-        group_offsets: dict[TP, int] = {}
-        if sources:
-            group_offsets = await self._waiting(lambda: self._stable(sources), sources)
+        group_offsets = await self._logs.stable_offsets(sources) if sources else {}
         await self._pass("restore.after_offsets")
         logs = [TP(name, task.partition) for name in self._plan.logs]
-        ends = await self._waiting(lambda: self._broker.list_offsets(logs, LATEST), logs)
-        starts = await self._waiting(lambda: self._broker.list_offsets(logs, EARLIEST), logs)
+        ends = await self._logs.ends(logs)
+        starts = await self._logs.starts(logs)
         await self._pass("restore.after_ends")
         meta = self._store.meta(task.partition) or {}
         known: dict[str, dict[str, Any]] = meta.get("logs", {})
@@ -110,30 +103,6 @@ class Restorer:
         self._store.write(batch)
         await self._pass("restore.end")
         return position
-
-    # -- asking until the answer is there
-
-    async def _waiting(self, request: Callable[[], Any], tps: list[TP]) -> Any:
-        """Ask again while brokers come and go; look for a stuck transaction meanwhile."""
-        pause = 0.02
-        stalled_since = self._clock.monotonic()
-        while True:
-            try:
-                return await request()
-            except RpcError as exc:
-                if needs_a_person(exc):
-                    raise self._refused(exc) from exc
-                log.debug("restore: %s", exc)
-                if exc.code == 88 and self._clock.monotonic() - stalled_since > STALL_S:
-                    await self._fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
-                    stalled_since = self._clock.monotonic()
-            except RpcLost as exc:
-                log.debug("restore: %s", exc)
-            await self._clock.sleep(pause * (0.5 + self._randomness.random()))
-            pause = min(pause * 1.5, 0.5)
-
-    async def _stable(self, sources: list[TP]) -> dict[TP, int]:
-        return await self._broker.stable_offsets(self._plan.app, sources)
 
     async def _check_logs(
         self,
@@ -199,7 +168,7 @@ class Restorer:
     async def _only_markers(self, tp: TP, at: int, end: int) -> bool:
         """Whether nothing was written since but what ends transactions: every commit leaves one behind its records."""
         while at < end:
-            fetched = await self._fetch(tp, at)
+            fetched = await self._logs.fetch(tp, at)
             if fetched is None:
                 continue
             if fetched.error or fetched.records or fetched.next_offset == at:
@@ -208,71 +177,23 @@ class Restorer:
         return True
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:
-        fetched = await self._fetch(tp, offset)
+        fetched = await self._logs.fetch(tp, offset)
         if fetched is None or fetched.error or not fetched.records or fetched.records[0].offset != offset:
             return None
         return fetched.records[0]
 
     # -- reading a log
 
-    async def _fetch(self, tp: TP, offset: int) -> Fetched | None:
-        """One fetch, read committed; None where the broker is in between."""
-        try:
-            node = (await self._broker.leaders([tp])).get(tp)
-            if node is None:
-                await self._clock.sleep(0.05)
-                return None
-            answer = await self._broker.fetch(
-                node, {tp: offset}, committed=True, max_wait_ms=50, max_bytes=FETCH_BYTES,
-                partition_max_bytes=FETCH_BYTES, purpose="restore",
-            )  # fmt: skip
-            return answer.get(tp)
-        except (RpcError, RpcLost) as exc:
-            if needs_a_person(exc):
-                raise self._refused(exc) from exc
-            log.debug("restore: %s", exc)
-            await self._clock.sleep(0.05)
-            return None
-
-    def _refused(self, exc: RpcError | RpcLost) -> RecoveryError:
-        return RecoveryError(
-            f"{exc}; the state of {self._plan.app!r} cannot be read: allow this client to read its topics "
-            f"({', '.join([*self._plan.sources, *self._plan.logs])}) and its group"
-        )
-
     async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> None:
-        moved_at = self._clock.monotonic()
-        first = at
-        while at < end:
-            fetched = await self._fetch(tp, at)
-            if fetched is None:
-                continue
-            if fetched.error == 1:
-                start = (await self._waiting(lambda: self._broker.list_offsets([tp], EARLIEST), [tp]))[tp]
-                if start <= at:
-                    raise RecoveryError(f"{tp.topic}[{tp.partition}] answers out of range at {at}; was it truncated?")
-                at = start
-                continue
-            if fetched.error:
-                refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
-                if needs_a_person(refused):
-                    raise self._refused(refused)
-                await self._clock.sleep(0.05)
-                continue
-            if fetched.next_offset == at:
-                if self._clock.monotonic() - moved_at > STALL_S:
-                    await self._fence_holders([tp])
-                    moved_at = self._clock.monotonic()
-                continue
+        reading = self._logs.read(tp, at, end)
+        while (fetched := await reading.chunk()) is not None:
             await self._pass("restore.chunk")
             self._apply(task, tp, fetched, held)
             task.restored += fetched.next_offset - at
-            at = fetched.next_offset
-            task.logs[tp.topic]["next"] = at
-            moved_at = self._clock.monotonic()
+            at = task.logs[tp.topic]["next"] = fetched.next_offset
             await self._clock.sleep(0)
-        if at - first > CHUNK_RECORDS:
-            log.info("task %d: %s read from %d to %d", task.partition, tp.topic, first, at)
+        if at - reading.first > CHUNK_RECORDS:
+            log.info("task %d: %s read from %d to %d", task.partition, tp.topic, reading.first, at)
 
     def _apply(self, task: Task, tp: TP, fetched: Fetched, held: _Held) -> None:
         """A chunk of a log enters the store together with how far it was read."""
@@ -300,44 +221,16 @@ class Restorer:
 
         To be asked when the writer has been taken anew: then its last transaction has ended, one way or the other.
         """
-        end = (await self._waiting(lambda: self._broker.list_offsets([tp], LATEST), [tp]))[tp]
-        at = max(since, (await self._waiting(lambda: self._broker.list_offsets([tp], EARLIEST), [tp]))[tp])
-        while at < end:
-            fetched = await self._fetch(tp, at)
-            if fetched is None or fetched.error:
-                await self._clock.sleep(0.05)
-                continue
+        end = (await self._logs.ends([tp]))[tp]
+        start = (await self._logs.starts([tp]))[tp]
+        reading = self._logs.read(tp, max(since, start), end)
+        while (fetched := await reading.chunk()) is not None:
             for record in fetched.records:
                 if record.key == positions.KEY and record.value is not None:
                     found = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
                     if found.stamp == stamp:
                         return True
-            at = fetched.next_offset
         return False
-
-    # -- stuck transactions
-
-    async def _fence_holders(self, tps: list[TP]) -> None:
-        """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15)."""
-        try:
-            found = await self._broker.open_transactions(tps)
-            group = await self._broker.describe_group(self._plan.app)
-        except (RpcError, RpcLost) as exc:
-            log.debug("looking for the holder of %s: %s", tps, exc)
-            return
-        living = {m.instance_id for m in group.members if m.instance_id}
-        for tp, transactions in found.items():
-            for transaction in transactions:
-                name = transaction.transactional_id
-                if name is None or name == self._own_id or not name.startswith(f"{self._plan.app}-") or name in living:
-                    continue
-                log.info("%s[%d] is held by the open transaction of %s, gone from the group: fencing it",
-                         tp.topic, tp.partition, name)  # fmt: skip
-                await self._clock.sleep(0.05 * self._randomness.random())
-                try:
-                    await self._broker.init_producer_id(name, self._settings.transaction_timeout_ms)
-                except (RpcError, RpcLost) as exc:
-                    log.debug("fencing %s: %s", name, exc)
 
 
 class _Held:

@@ -1,0 +1,169 @@
+"""Reading logs: committed records by position, however brokers come and go (protocol rule 15).
+
+A log whose last stable offset stands still has an open transaction in it; its holder is found and fenced by name if it is
+not a member of the group now.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from semel.errors import RecoveryError
+from semel.plan import Plan
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, RpcError, RpcLost
+from semel.stages.answers import needs_a_person
+
+log = logging.getLogger("semel.restore")
+
+# About ten thousand rows: a chunk enters the store in one batch, and the loop waits for it.
+FETCH_BYTES = 1_000_000
+# A log may stand still for this long before we look for who holds it.
+STALL_S = 0.15
+
+
+class LogReader:
+    """Asks until the answer is there. RecoveryError where the broker refuses for good."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        randomness: Randomness,
+        plan: Plan,
+        *,
+        own_id: str,
+        transaction_timeout_ms: int,
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._randomness = randomness
+        self._plan = plan
+        self._own_id = own_id
+        self._transaction_timeout_ms = transaction_timeout_ms
+
+    # -- offsets
+
+    async def stable_offsets(self, sources: list[TP]) -> dict[TP, int]:
+        """The group's; -1 where it has none."""
+        return await self._answer(lambda: self._broker.stable_offsets(self._plan.app, sources), sources)
+
+    async def starts(self, tps: list[TP]) -> dict[TP, int]:
+        return await self._answer(lambda: self._broker.list_offsets(tps, EARLIEST), tps)
+
+    async def ends(self, tps: list[TP]) -> dict[TP, int]:
+        """Behind all that was written, committed or not."""
+        return await self._answer(lambda: self._broker.list_offsets(tps, LATEST), tps)
+
+    async def _answer(self, request: Callable[[], Awaitable[dict[TP, int]]], tps: list[TP]) -> dict[TP, int]:
+        """Ask again while brokers come and go; look for a stuck transaction meanwhile."""
+        pause = 0.02
+        stalled_since = self._clock.monotonic()
+        while True:
+            try:
+                return await request()
+            except RpcError as exc:
+                if needs_a_person(exc):
+                    raise self.refused(exc) from exc
+                log.debug("restore: %s", exc)
+                if exc.code == 88 and self._clock.monotonic() - stalled_since > STALL_S:
+                    await self.fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
+                    stalled_since = self._clock.monotonic()
+            except RpcLost as exc:
+                log.debug("restore: %s", exc)
+            await self._clock.sleep(pause * (0.5 + self._randomness.random()))
+            pause = min(pause * 1.5, 0.5)
+
+    # -- records
+
+    def read(self, tp: TP, at: int, end: int) -> Reading:
+        """From `at` to the offset before `end`."""
+        return Reading(self, self._clock, tp, at, end)
+
+    async def fetch(self, tp: TP, offset: int) -> Fetched | None:
+        """One fetch, read committed; None where the broker is in between."""
+        try:
+            node = (await self._broker.leaders([tp])).get(tp)
+            if node is None:
+                await self._clock.sleep(0.05)
+                return None
+            answer = await self._broker.fetch(
+                node, {tp: offset}, committed=True, max_wait_ms=50, max_bytes=FETCH_BYTES,
+                partition_max_bytes=FETCH_BYTES, purpose="restore",
+            )  # fmt: skip
+            return answer.get(tp)
+        except (RpcError, RpcLost) as exc:
+            if needs_a_person(exc):
+                raise self.refused(exc) from exc
+            log.debug("restore: %s", exc)
+            await self._clock.sleep(0.05)
+            return None
+
+    def refused(self, exc: RpcError | RpcLost) -> RecoveryError:
+        return RecoveryError(
+            f"{exc}; the state of {self._plan.app!r} cannot be read: allow this client to read its topics "
+            f"({', '.join([*self._plan.sources, *self._plan.logs])}) and its group"
+        )
+
+    # -- stuck transactions
+
+    async def fence_holders(self, tps: list[TP]) -> None:
+        """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15)."""
+        try:
+            found = await self._broker.open_transactions(tps)
+            group = await self._broker.describe_group(self._plan.app)
+        except (RpcError, RpcLost) as exc:
+            log.debug("looking for the holder of %s: %s", tps, exc)
+            return
+        living = {m.instance_id for m in group.members if m.instance_id}
+        for tp, transactions in found.items():
+            for transaction in transactions:
+                name = transaction.transactional_id
+                if name is None or name == self._own_id or not name.startswith(f"{self._plan.app}-") or name in living:
+                    continue
+                log.info("%s[%d] is held by the open transaction of %s, gone from the group: fencing it",
+                         tp.topic, tp.partition, name)  # fmt: skip
+                await self._clock.sleep(0.05 * self._randomness.random())
+                try:
+                    await self._broker.init_producer_id(name, self._transaction_timeout_ms)
+                except (RpcError, RpcLost) as exc:
+                    log.debug("fencing %s: %s", name, exc)
+
+
+class Reading:
+    """A log being read, a chunk at a time."""
+
+    def __init__(self, reader: LogReader, clock: Clock, tp: TP, at: int, end: int) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._tp = tp
+        self._at = self.first = at
+        self._end = end
+
+    async def chunk(self) -> Fetched | None:
+        """What comes next; None at the end. RecoveryError where the log says that it never was this long."""
+        tp, reader = self._tp, self._reader
+        asked_at = self._clock.monotonic()
+        while self._at < self._end:
+            fetched = await reader.fetch(tp, self._at)
+            if fetched is None:
+                continue
+            if fetched.error == 1:
+                start = (await reader.starts([tp]))[tp]
+                if start <= self._at:
+                    raise RecoveryError(
+                        f"{tp.topic}[{tp.partition}] answers out of range at {self._at}; was it truncated?"
+                    )
+                self._at = start
+            elif fetched.error:
+                refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
+                if needs_a_person(refused):
+                    raise reader.refused(refused)
+                await self._clock.sleep(0.05)
+            elif fetched.next_offset > self._at:
+                self._at = fetched.next_offset
+                return fetched
+            elif self._clock.monotonic() - asked_at > STALL_S:
+                await reader.fence_holders([tp])
+                asked_at = self._clock.monotonic()
+        return None
