@@ -12,6 +12,7 @@ import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import InstanceTaken
+from semel.port import TP
 from semel.runtime.failpoints import NAMES
 from semel.testing import NotSettled, PipelineTester, PipelineTesterError
 
@@ -110,6 +111,43 @@ def test_a_crash_on_the_spot_keeps_what_is_committed_and_handles_the_rest_again(
     check(tester, 2)
 
 
+def test_an_effect_outside_happens_again_after_a_crash_before_the_commit(tester_of: TesterOf) -> None:
+    calls: list[str] = []
+
+    def call(order: Order) -> None:
+        calls.append(order.id)
+
+    tester = tester_of(Pipeline("calls-test", source=Topic("orders", key=str, value=Order), agent=call))
+    tester.crash(at="barrier.before_seal")
+    tester.send(Order("o1", "north", 1), key="north")
+    assert calls == ["o1", "o1"]
+    assert tester.counts.received == 1
+    tester.crash()
+    tester.crash(lose_state=True)
+    assert calls == ["o1", "o1"]
+
+
+def test_a_local_variable_of_an_agent_does_not_survive_a_crash(tester_of: TesterOf) -> None:
+    async def number(orders: Any) -> AsyncIterator[int]:
+        seen = 0
+        async for _ in orders:
+            seen += 1
+            yield seen
+
+    pipeline = Pipeline(
+        "locals-test",
+        source=Topic("orders", key=str, value=Order),
+        agent=number,
+        sink=Topic("numbers", key=str, value=int),
+    )
+    tester = tester_of(pipeline)
+    tester.send(Order("o1", "north", 1), key="north")
+    tester.send(Order("o2", "north", 1), key="north")
+    tester.crash()
+    tester.send(Order("o3", "north", 1), key="north")
+    assert [output.value for output in tester.outputs()] == [1, 2, 1]
+
+
 def test_a_named_worker_crashes_and_the_other_stays(tester_of: TesterOf) -> None:
     tester = tester_of(totals(), workers=2)
     tester.send_all(orders(1), key="shop")
@@ -203,4 +241,45 @@ def test_a_worker_that_gives_up_says_why(tester_of: TesterOf) -> None:
     with pytest.raises(InstanceTaken, match="another worker runs"):
         tester.send_all(orders(2), key="shop")
     tester.settle()
+    check(tester, 2)
+
+
+# -- what a crash is
+
+
+def restored_records(tester: PipelineTester) -> int:
+    return sum(task.restored for task in tester._deployment.tasks())  # pyright: ignore[reportPrivateUsage]
+
+
+def test_only_a_worker_that_lost_its_state_restores_its_rows_and_marks(tester_of: TesterOf) -> None:
+    tester = tester_of(totals())
+    tester.send_all(orders(1), key="shop")
+    tester.crash()
+    kept = restored_records(tester)
+    tester.crash(lose_state=True)
+    assert restored_records(tester) >= kept + 2 * len(SHOPS)
+    check(tester, 1)
+
+
+def test_a_killed_worker_leaves_its_transaction_open_and_writes_no_more(tester_of: TesterOf) -> None:
+    tester = tester_of(totals(), partitions=1)
+    tester.send_all(orders(1), key="shop")
+    deployment = tester._deployment  # pyright: ignore[reportPrivateUsage]
+    crash = tester.crash(at="commit.after_produce")
+    tester.send_all(orders(2), key="shop", settle=False)
+    log = deployment.cluster.log(TP("totals", 0))
+
+    async def killed() -> None:
+        worker = deployment.workers["w1"]
+        await asyncio.wait({worker.running})
+        assert crash.happened
+        assert len(log.open_transactions()) == 1
+        batch = worker.store.batch()
+        batch.meta(77, {"written": "by the dead"})
+        worker.store.write(batch)
+        assert worker.store.meta(77) is None
+
+    tester._run(killed)  # pyright: ignore[reportPrivateUsage]
+    tester.settle()
+    assert log.open_transactions() == {}
     check(tester, 2)
