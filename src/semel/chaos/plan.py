@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # How often each comes, the ones that cost least recovery most.
 WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
-    "net": 8, "rebalance": 1.5, "leader": 1, "disk-full": 0.7, "clock": 0.7,
+    "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "clock": 0.7,
 }  # fmt: skip
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.

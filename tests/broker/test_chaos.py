@@ -1,0 +1,168 @@
+"""`semel chaos` as a user runs it: brokers and workers of its own, faults, the proof; and a pipeline that is found out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semel.local import jars
+from semel.local.install import install
+from semel.local.kafka import LocalKafka
+from tests.broker import logs
+from tests.broker.figures import Figures
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(290)]
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "pipeline", "seed", "seconds", "workers", "brokers", "partitions", "faults", "recoveries", "events", "engine",
+    "verdict", "void", "findings", "proof", "ok",
+}  # fmt: skip
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The running project in a directory of its own."""
+    for name in ("pipelines", "agents", "tables"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.fixture
+def start(project: Path) -> Iterator[Start]:
+    """Starts `semel chaos`; whatever a failed test leaves is ended with it."""
+    install(jars.NEWEST)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("SEMEL_")}
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "semel", "chaos", *arguments]
+        with (project / "err.txt").open("w") as said:
+            process = subprocess.Popen(
+                command, cwd=project, env=bare, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True
+            )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+def ended(process: subprocess.Popen[str], project: Path, within_s: float = 270.0) -> dict[str, Any]:
+    """Its one document; nothing of it is left running."""
+    out, _ = process.communicate(timeout=within_s)
+    said = (project / "err.txt").read_text()
+    assert "Traceback" not in said, said
+    assert out, said
+    found: dict[str, Any] = json.loads(out)
+    assert found.keys() >= KEYS
+    kafka = LocalKafka.existing(project / ".semel/chaos/kafka")
+    assert kafka is not None and not kafka.pids
+    return found
+
+
+async def test_a_pipeline_keeps_its_laws_under_every_kind_of_fault(
+    start: Start, project: Path, seed: int, figures: Figures
+) -> None:
+    """A plan begins with each kind once, so that half a minute has met all that can happen here."""
+    process = start("pipelines.payments", "--faults", "24", "--seed", str(seed), "--json", "--report", "chaos.html")
+    found = await asyncio.to_thread(ended, process, project)
+    assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), (
+        seed,
+        (project / "err.txt").read_text(),
+    )
+    faults = found["faults"]
+    assert faults["total"] == 24
+    assert faults["bit"] >= 12
+    assert {"kill", "failpoint", "zombie", "term", "broker-kill", "net", "rebalance", "clock"} <= faults["kinds"].keys()
+    assert found["recoveries"]["count"] >= 12
+    assert found["events"]["redelivered"] > 100
+    assert found["engine"]["duplicates"] > 0
+    assert found["proof"]["counts"]["records"] == found["proof"]["counts"]["counted_in"] > 1000
+    page = (project / "chaos.html").read_text()
+    assert page.count("<svg") == 1
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    figures.record("chaos, 24 faults: recovery in the median, s", found["recoveries"]["p50_s"])
+    figures.record("chaos, 24 faults: recovery at most, s", found["recoveries"]["max_s"])
+
+
+async def test_a_result_that_is_there_twice_is_found_and_its_law_named(start: Start, project: Path) -> None:
+    process = start("pipelines.payments", "--minutes", "0.4", "--faults", "kill,net", "--seed", "5", "--json")
+    bootstrap = await running(project, "settlements")
+    await doubled_output(bootstrap, "settlements")
+    found = await asyncio.to_thread(ended, process, project)
+    assert (process.returncode, found["verdict"], found["ok"]) == (1, "violated", False)
+    assert any(finding.startswith("no-duplicate:") for finding in found["findings"]), found["findings"]
+
+
+async def test_a_run_whose_faults_met_nothing_is_void(start: Start, project: Path) -> None:
+    """Nothing is lost of a kind that never comes: an exchange of which the first 4 are waited for in vain."""
+    (project / "quiet.py").write_text(
+        "from semel import Pipeline, Topic\n"
+        "def agent(_): ...\n"
+        "pipeline = Pipeline('quiet', source=Topic('quiet', value=str), agent=agent)\n"
+        "def chaos_events(rng):\n"
+        "    yield 'key', 'only one'\n"
+        "    yield 'key', 'and another'\n"
+    )
+    process = start("quiet", "--minutes", "0.1", "--faults", "net", "--seed", "1", "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    assert (process.returncode, found["verdict"]) == (1, "void"), found
+    assert found["void"]
+
+
+async def test_an_interrupted_run_leaves_nothing_running(start: Start, project: Path) -> None:
+    process = start("pipelines.payments", "--minutes", "5", "--json")
+    await running(project, "settlements")
+    kafka = LocalKafka.existing(project / ".semel/chaos/kafka")
+    assert kafka is not None and kafka.pids
+    process.send_signal(signal.SIGINT)
+    out, _ = await asyncio.to_thread(process.communicate, timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert not kafka.pids
+    assert not workers_in(project)
+
+
+async def running(project: Path, sink: str) -> str:
+    """Waits until a run has written results; its brokers."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        with suppress(Exception):
+            kafka = LocalKafka.existing(project / ".semel/chaos/kafka")
+            if kafka is not None and sum((await logs.ends(kafka.bootstrap, sink)).values()) > 200:
+                return kafka.bootstrap
+        await asyncio.sleep(0.2)
+    pytest.fail((project / "err.txt").read_text())
+
+
+async def doubled_output(bootstrap: str, sink: str) -> None:
+    """What a worker without fences would do: a result is written once more, as it was."""
+    line = (await logs.read(bootstrap, sink))[50]
+    await logs.send(bootstrap, sink, [logs.Message(line.key, line.value, line.headers, line.timestamp, line.partition)])
+
+
+def workers_in(project: Path) -> list[int]:
+    """Processes of this machine that have the project for their directory."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if (entry / "cwd").resolve() == project.resolve():
+                    found.append(int(entry.name))
+    return found
