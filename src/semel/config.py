@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     web_open: bool = False
     replication_factor: int | None = Field(default=None, gt=0)
     """None: 3 where the cluster has three brokers, else 1; decided when topics are created."""
+    lineage: bool = True
+    """Outputs carry a header that says which event they come from; `semel prove` needs it."""
     broker_security: BrokerSecurity = Field(default_factory=BrokerSecurity)
     faust: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Faust's own settings, as `App` takes them."""
@@ -426,7 +428,7 @@ def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
 
 
 # Read by others than the settings: failpoints, the local Kafka's cache, the tests.
-_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
+_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from semel import lineage
 from semel.errors import HandlingError, OutsideEvent, StaleIncarnation
 from semel.state.overlay import MISSING, Rows
 
@@ -43,14 +44,46 @@ class Live:
         self.there = there
 
 
+class Steps:
+    """Outputs of a batch, each said to come from the furthest record that the batch's loop has reached.
+
+    `ids`: the dedup ids of its records, by offset. `events`: how many of them have outputs.
+    """
+
+    __slots__ = ("events", "furthest", "ids", "step")
+
+    def __init__(self, ids: dict[int, Any]) -> None:
+        self.ids = ids
+        self.furthest = -1
+        self.step = 0
+        self.events = 0
+
+    @property
+    def id(self) -> bytes:
+        found = self.ids.get(self.furthest)
+        return found if type(found) is bytes else b""
+
+    def reach(self, offset: int) -> None:
+        """Never back: outputs stand in the order of the events they are said to come from, however the batch is read."""
+        if offset > self.furthest:
+            self.furthest, self.step = offset, 0
+
+    def taken(self) -> None:
+        self.events += self.step == 0
+        self.step += 1
+
+
 class Hand:
     """What a lane has in hand.
 
     `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the hand's
-    incarnation is over (protocol rule 5).
+    incarnation is over (protocol rule 5). `id`: the dedup id of `record`. `origin`: what the lineage of its partition's
+    outputs begins with, None where they get none. `steps`: of a batch, how many outputs each of its records has so far.
     """
 
-    __slots__ = ("alive", "event", "holding", "live", "outputs", "record", "tables", "task", "undo")
+    __slots__ = (
+        "alive", "event", "holding", "id", "live", "origin", "outputs", "record", "steps", "tables", "task", "undo"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.alive = True
@@ -59,6 +92,9 @@ class Hand:
         self.task: Any = None
         self.tables: dict[str, Rows] = {}
         self.record: Any = None
+        self.id: Any = None
+        self.origin: bytes | None = None
+        self.steps: Steps | None = None
         self.undo: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
         self.live: dict[tuple[str, bytes], Live] = {}
@@ -126,6 +162,26 @@ class Hand:
                 self.live.pop((rows.name, raw), None)
             else:
                 self.live[(rows.name, raw)] = Live(rows, key, raw, value, encoded, True)
+
+    # -- outputs
+
+    def lineage(self) -> tuple[str, bytes] | None:
+        """The header that the next output is to carry."""
+        origin, steps = self.origin, self.steps
+        if origin is None:
+            return None
+        if steps is None:
+            id = self.id
+            said = b"%b%d/%d/%b" % (origin, self.record.offset, len(self.outputs), id if type(id) is bytes else b"")
+        else:
+            steps.reach(self.record.offset)
+            said = b"%b%d/%d/%b" % (origin, steps.furthest, steps.step, steps.id)
+        return lineage.HEADER, said
+
+    def emit(self, out: Any) -> None:
+        self.outputs.append(out)
+        if self.steps is not None:
+            self.steps.taken()
 
     # -- the write set
 

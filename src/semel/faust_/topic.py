@@ -12,6 +12,7 @@ from typing import Any
 import faust
 from faust.types.tuples import TP, FutureMessage, RecordMetadata
 
+from semel import lineage
 from semel.errors import CommitError, StaleIncarnation
 from semel.hand import in_hand, refuse_waiting_for_commit
 from semel.stages.sink import Out
@@ -77,14 +78,18 @@ class Topic(faust.Topic):
         now_ms = int(engine.clock.time() * 1000)
         stamp = now_ms if timestamp is None else int(timestamp * 1000)
         home = hand.task.partition if within and hand is not None else 0
-        out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition)
+        if within and hand is not None:
+            origin = hand.lineage()
+        else:
+            origin = (lineage.HEADER, lineage.sent(engine.app)) if engine.settings.lineage else None
+        out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition, origin)
         pending = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
                                          schema=schema, key_serializer=key_serializer, value_serializer=value_serializer,
                                          callback=callback).message  # fmt: skip
         message = Sent(pending)
         metadata = RecordMetadata(name, out.tp.partition, TP(*out.tp), -1, stamp / 1000, 0)
         if within and hand is not None:
-            hand.outputs.append(out)
+            hand.emit(out)
             message.set_result(metadata)
             return message
         committed: asyncio.Future[None] = engine.carry(out)

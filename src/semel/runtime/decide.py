@@ -55,7 +55,7 @@ def decide(
                     "there: another consumer used this group name. Start once with --adopt to go on from there with "
                     "empty state, or choose another pipeline name"
                 )
-            decided[name] = TopicPosition(info.id, info.partitions, offset)
+            decided[name] = TopicPosition(info.id, info.partitions, offset, first=offset)
         else:
             decided[name] = TopicPosition(info.id, info.partitions, -1)
     if recorded is None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
-from typing import Any
 
-from semel.errors import InstanceTaken, SemelError, TopicChanged
-from semel.plan import Plan
+from semel import lineage
+from semel.errors import SemelError, TopicChanged
+from semel.plan import AgentPlan, Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
 from semel.runtime.assignor import Assignment
+from semel.runtime.background import Background
 from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
 from semel.runtime.membership import GroupMember
+from semel.runtime.progress import Rate, lag
+from semel.runtime.recovery import Recovery
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.takeover import TakeOver
@@ -37,12 +39,6 @@ log = logging.getLogger("semel.engine")
 
 # Restores running side by side: they share one loop and one disk.
 RESTORES = 8
-# The sources' identity is checked before a commit at most this often (rule 17).
-TOPIC_CHECK_S = 1.0
-# A writer that is taken over twice within this time has a twin (rule 16).
-FENCED_WINDOW_S = 60.0
-# A topic that cannot be written is tried again after this long.
-PAUSE_S = 5.0
 
 
 class Engine:
@@ -83,8 +79,9 @@ class Engine:
         self.gate_closed = False
         self.landings = 0
         self.epoch_outputs: list[Out] = []
+        self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
-        self._open_for_work = False
+        self.open_for_work = False
         self._restorer = Restorer(
             broker, clock, randomness, self._pass, store, plan, settings, own_id=self.transactional_id
         )
@@ -93,22 +90,19 @@ class Engine:
             transactional_id=self.transactional_id,
         )  # fmt: skip
         self._taking_over: asyncio.Task[None] | None = None
-        self._fenced_at: list[float] = []
-        self._mending = False
-        self._running: list[asyncio.Task[Any]] = []
-        self._stop = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._background = Background()
         # -- what others look at
         self.waiting_for = "starting"
-        self.paused_by = ""
         self.stats: dict[str, float] = dict.fromkeys(
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims"), 0
         )
-        self._rated = (0.0, 0, 0.0)
+        self._rate = Rate(clock)
         self._epochs = Epochs(
             self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id
         )
+        self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
         self.gate = self._epochs.gate
+        self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._epochs.commit_seconds
         self.on_committed = self._epochs.on_committed
 
@@ -118,18 +112,16 @@ class Engine:
         """Until `stop`. Raises a SemelError where only a person can help; nothing is lost then."""
         try:
             await self._connect()
-            self._spawn(self.intake.run(), "intake")
-            self._spawn(self._commit_loop(), "commits")
+            self._background.spawn(self.intake.run(), "intake")
+            self._background.spawn(self._commit_loop(), "commits")
             for lane in self.lanes:
-                self._spawn(body.run(lane), f"lane {lane.plan.name}")
+                self._background.spawn(body.run(lane), f"lane {lane.plan.name}")
             if self.plan.sources:
                 self.group = self._member()
-                self._spawn(self.group.run(), "group")
+                self._background.spawn(self.group.run(), "group")
             else:
-                self._spawn(self._without_sources(), "writer")
-            await self._stop.wait()
-            if self._failure is not None:
-                raise self._failure
+                self._background.spawn(self._without_sources(), "writer")
+            await self._background.until_stopped()
         finally:
             await self._shut_down()
 
@@ -149,33 +141,17 @@ class Engine:
             rebalance_timeout_ms=s.rebalance_timeout_ms,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._running.append(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            return
-        exc = task.exception()
-        if exc is not None:
-            self.fail(exc)
-
     def fail(self, exc: BaseException) -> None:
         """Stop with this error; what is not committed is dropped."""
-        if self._failure is None:
-            self._failure = exc
-            if not isinstance(exc, SemelError):
-                log.error("the engine stops on an unexpected error", exc_info=exc)
-        self._stop.set()
+        self._background.fail(exc)
 
     def stop(self) -> None:
         """Ask `run` to end: drain within drain_timeout_ms, commit, leave the group's work in order."""
-        self._stop.set()
+        self._background.stop()
 
     async def _connect(self) -> None:
         pause = 0.1
-        while not self._stop.is_set():
+        while not self._background.stopping:
             try:
                 await self.broker.start()
                 return
@@ -188,20 +164,18 @@ class Engine:
 
     async def _shut_down(self) -> None:
         """Finish what runs, commit it, and go; a failed engine commits nothing."""
-        await self._stop_taking_over()
-        if self._failure is None:
+        await self.stop_taking_over()
+        if self._background.failure is None:
             await self._last_commit()
         for lane in self.lanes:
             lane.close()
         if self.group is not None:
             self.group.stop()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._background.cancel()
         # The group may have assigned something while the last epoch was committed.
-        await self._stop_taking_over()
+        await self.stop_taking_over()
         await self._epochs.close()
-        if self.group is not None and self._failure is None and self.settings.leave_on_stop:
+        if self.group is not None and self._background.failure is None and self.settings.leave_on_stop:
             await self.group.leave()
         if self.writer is not None:
             with contextlib.suppress(RpcError, RpcLost, TimeoutError):
@@ -213,7 +187,7 @@ class Engine:
         try:
             async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
                 async with self._turn:
-                    self._open_for_work = False
+                    self.open_for_work = False
                     await self._epochs.commit()
         except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
             log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
@@ -229,27 +203,20 @@ class Engine:
     @property
     def restored(self) -> bool:
         """Every task of the current assignment runs."""
-        return self._open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+        return self.open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+
+    @property
+    def paused_by(self) -> str:
+        """Why no work is taken; empty where it is."""
+        return self._recovery.paused_by
 
     def lag(self) -> dict[TP, int]:
         """Records between the committed position and the log's end, as of the last fetch."""
-        found: dict[TP, int] = {}
-        for task in self.tasks.values():
-            for topic, at in task.committed.topics.items():
-                feed = self.intake.feeds.get(TP(topic, task.partition))
-                if feed is not None and feed.high_watermark >= 0:
-                    found[feed.tp] = max(0, feed.high_watermark - at.next)
-        return found
+        return lag(self.tasks.values(), self.intake.feeds)
 
     def rate(self) -> float:
         """Events a second since the last time this was asked for, at least a second ago; else as then."""
-        now = self.clock.monotonic()
-        done = sum(t.committed.counts.get("in", 0) for t in self.tasks.values())
-        at, before, last = self._rated
-        if now - at >= 1.0:
-            last = max(0, done - before) / (now - at) if at else 0.0
-            self._rated = (now, done, last)
-        return last
+        return self._rate.of(self.tasks.values())
 
     # ================================================================== what lanes ask
 
@@ -257,7 +224,7 @@ class Engine:
         return self._epochs.suspects.cautious > 0
 
     def may_take(self) -> bool:
-        if not self._open_for_work or self.paused_by:
+        if not self.open_for_work or self.paused_by:
             return False
         # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
         return not self._epochs.suspects.cautious or not (
@@ -275,6 +242,15 @@ class Engine:
                     other.wake.set()
         if cursor.queue:
             lane.offer(cursor)
+
+    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None:
+        if not self.settings.lineage:
+            return None
+        known = self._origins.get((agent.name, tp))
+        if known is None:
+            name = agent.name if len(self.plan.agents) > 1 else ""
+            known = self._origins[(agent.name, tp)] = lineage.prefix(self.app, name, tp.topic, tp.partition)
+        return known
 
     def destination(self, topic: Topic) -> Destination | None:
         return self.topics.destinations.get(topic.name)
@@ -311,7 +287,7 @@ class Engine:
             sent = False
             async with self._turn:
                 membership = self.membership
-                if self._open_for_work:
+                if self.open_for_work:
                     try:
                         sent = await self._epochs.commit()
                     except CommitFailed as exc:
@@ -322,26 +298,20 @@ class Engine:
                             exc,
                         )
                         self.stats["unknown" if exc.answer is Answer.UNKNOWN else "aborts"] += 1
-                        self._drop_everything()
+                        self.drop_everything()
                     except StoreError as exc:
                         self.store_failed(exc)
             if failed is not None:
-                await self._after_failure(failed, membership)
+                await self._recovery.after(failed, membership)
             if not sent:
                 # Work waits for a writer or an assignment: never ask again without letting others run.
                 await self.clock.sleep(0.01)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._running.append(task)
-        task.add_done_callback(self._running.remove)
-        task.add_done_callback(self._ended)
+    # ================================================================== starting over
 
-    # ================================================================== when it fails
-
-    def _drop_everything(self) -> None:
+    def drop_everything(self) -> None:
         """The incarnation is over: no work of it may count any more (rule 5)."""
-        self._open_for_work = False
+        self.open_for_work = False
         self.intake.clear()
         self.epoch_outputs = []
         for lane in self.lanes:
@@ -351,79 +321,8 @@ class Engine:
             task.sealed_position = None
             task.open_anew()
 
-    async def _after_failure(self, failed: CommitFailed, membership: Membership | None) -> None:
-        """What comes next; `membership`: the one it was committed under."""
-        answer = failed.answer
-        self.stats["recoveries"] += 1
-        # What a membership is told that we have given up since says nothing of the one that we have now: a static member
-        # that joins again fences its own former self.
-        proven = self.membership is membership
-        if answer is Answer.EXIT and proven:
-            raise InstanceTaken(f"another worker runs as instance {self.instance!r} of {self.app!r}; start one of them with "
-                                "another --instance") from failed  # fmt: skip
-        if answer is Answer.FENCED:
-            self._fenced()
-        if answer in (Answer.FENCED, Answer.REJOIN, Answer.EXIT) and self.group is not None:
-            # Only an assignment proves that these tasks are still ours (rule 16). One that came meanwhile will do.
-            if proven:
-                self.group.request_rejoin()
-            return
-        if answer is Answer.RECORD and not self._epochs.suspects.refused(failed.cause):
-            await self._pause(f"{self.plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
-                              "max.message.bytes, or set this machine's clock right")  # fmt: skip
-        if answer is Answer.TOPIC:
-            await self._pause(f"a topic cannot be written: {failed.cause}; grant Write on it, or create it")
-        if not self._open_for_work and (self.membership is not None or not self.plan.sources):
-            self._start_take_over()
-
-    async def _pause(self, why: str) -> None:
-        self.paused_by = why
-        log.error("%s; trying again in %d s", why, PAUSE_S)
-        await self.clock.sleep(PAUSE_S)
-        if self.paused_by == why:
-            self.paused_by = ""
-
-    def _fenced(self) -> None:
-        """Our writer was taken over. Twice while nothing else explains it: another worker has our name (rule 16)."""
-        self.stats["fences"] += 1
-        now, s = self.clock.monotonic(), self.settings
-        begun = self.writer.transaction_open_since if self.writer is not None else None
-        timed_out = begun is not None and now - begun > s.transaction_timeout_ms / 1000
-        gone = self.group is not None and now - self.group.last_answer_at > s.session_timeout_ms / 1000
-        if timed_out or gone:
-            return
-        self._fenced_at = [t for t in self._fenced_at if now - t < FENCED_WINDOW_S] + [now]
-        if len(self._fenced_at) >= 2:
-            raise InstanceTaken(f"the writer {self.transactional_id!r} was taken over twice within a minute: another worker "
-                                f"runs as instance {self.instance!r}; start one of them with another --instance")  # fmt: skip
-
-    def store_failed(self, exc: StoreError) -> None:
-        """The disk refuses what Kafka has: nothing is lost, but nothing can go on until the store can be used again."""
-        self._drop_everything()
-        if self._mending:
-            return
-        self._mending = True
-        self.paused_by = str(exc)
-        # As text: whoever keeps the error keeps its frames, and with them handles that RocksDB must be rid of.
-        log.error("%s; free some space or mend the disk. Until the store can be written work stands still, nothing is lost",
-                  self.paused_by)  # fmt: skip
-        self._background(self._mend_store())
-
-    async def _mend_store(self) -> None:
-        while True:
-            await self.clock.sleep(1)
-            # Nothing may be reading or writing it meanwhile.
-            await self._stop_taking_over()
-            try:
-                self.store.reopen()
-                self.store.check_writable()
-                break
-            except (StoreError, SemelError) as exc:
-                self.paused_by = str(exc)
-                log.warning("the store cannot be written yet: %s", self.paused_by)
-        self._mending = False
-        self.paused_by = ""
-        log.info("the store takes writes again")
+    def start_over(self) -> None:
+        """Take over what is ours anew, if there is anything."""
         if self.membership is not None or not self.plan.sources:
             self._start_take_over()
 
@@ -435,12 +334,12 @@ class Engine:
     async def revoke(self, *, lost: bool) -> None:
         """Commit the epoch within the deadline or drop it (rule 14). Nothing crosses a generation."""
         await self._pass("revoke.begin")
-        await self._stop_taking_over()
-        if not lost and self._open_for_work:
+        await self.stop_taking_over()
+        if not lost and self.open_for_work:
             try:
                 async with asyncio.timeout(self.settings.revoke_timeout_ms / 1000):
                     async with self._turn:
-                        self._open_for_work = False
+                        self.open_for_work = False
                         await self._epochs.commit()
             except (TimeoutError, CommitFailed) as exc:
                 log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
@@ -450,7 +349,7 @@ class Engine:
             except StoreError as exc:
                 log.error("%s; the partitions go to others, the store is brought up to date later", str(exc))
         self.membership = None
-        self._drop_everything()
+        self.drop_everything()
         if self.writer is not None and self.writer.transaction_open_since is not None:
             self.writer.dead = True
         self.tasks = {}
@@ -470,10 +369,9 @@ class Engine:
         before = self._taking_over
         if before is not None:
             before.cancel()
-        self._taking_over = asyncio.create_task(self._take_over(before), name="take over")
-        self._taking_over.add_done_callback(self._ended)
+        self._taking_over = self._background.spawn(self._take_over(before), "take over")
 
-    async def _stop_taking_over(self) -> None:
+    async def stop_taking_over(self) -> None:
         """When this returns nothing restores any more."""
         taking_over, self._taking_over = self._taking_over, None
         if taking_over is not None:
@@ -486,9 +384,9 @@ class Engine:
             await asyncio.wait({before})
         membership = self.membership
         async with self._turn:
-            if membership is not self.membership or self._mending:
+            if membership is not self.membership or self._recovery.mending:
                 return
-            self._drop_everything()
+            self.drop_everything()
             if self.writer is None or self.writer.dead:
                 self.writer = await self._takeover.writer()
             topics = await self._takeover.metadata()
@@ -502,7 +400,7 @@ class Engine:
             self.tasks = {p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned) for p in mine}
             for lane in self.lanes:
                 lane.sink = self.topics.destinations.get(lane.plan.sink.name) if lane.plan.sink is not None else None
-            self._open_for_work = True
+            self.open_for_work = True
         slots = asyncio.Semaphore(RESTORES)
 
         async def bring_up(task: Task) -> None:

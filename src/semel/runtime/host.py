@@ -65,7 +65,7 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
     names = (
         "commit_interval_ms", "session_timeout_ms", "transaction_timeout_ms", "rpc_timeout_ms", "commit_timeout_ms",
         "revoke_timeout_ms", "rebalance_timeout_ms", "handler_timeout_ms", "drain_timeout_ms", "carry_over_limit",
-        "replication_factor", "web_url",
+        "replication_factor", "web_url", "lineage",
     )  # fmt: skip
     return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt)
 

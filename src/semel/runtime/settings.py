@@ -27,3 +27,4 @@ class EngineSettings:
     # Half of Kafka's default delete.retention.ms of one day: tombstones are there for that long at least (rule 18).
     rebuild_age_ms: int = 43_200_000
     trim_marks: bool = True
+    lineage: bool = True

@@ -164,7 +164,9 @@ class TakeOver:
                     raise
                 await self._clock.sleep(0.1)
         topics = {
-            t: p if p.next >= 0 else TopicPosition(p.id, p.partitions, offsets[TP(t, task.partition)])
+            t: p
+            if p.next >= 0
+            else TopicPosition(p.id, p.partitions, begin := offsets[TP(t, task.partition)], first=begin)
             for t, p in position.topics.items()
         }
         counts = {**dict.fromkeys(COUNTS, 0), **position.counts}

@@ -96,6 +96,8 @@ class Task:
         self.stream_ms: int | None = None
         self.pending: tuple[int, ...] = ()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        # Outputs with lineage, by topic.
+        self.outputs: dict[str, int] = {}
         self.topics: dict[str, tuple[str, int]] = {}
         self.logs: dict[str, dict[str, Any]] = {}
         # The offset of the last committed position record; -1: not known.
@@ -127,6 +129,7 @@ class Task:
             self.marks.drop()
         self.stream = self.committed.stream_time
         self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
+        self.outputs = dict(self.committed.outputs)
         self.touched = False
         self.holder = None
         for cursor in self.cursors.values():
@@ -143,8 +146,12 @@ class Task:
             at = {c.agent.name: c.position for (t, _), c in self.cursors.items() if t == topic}
             lowest = min(at.values())
             ahead = {name: offset for name, offset in at.items() if offset > lowest}
-            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead)
-        return Position(topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {})
+            before = self.committed.topics.get(topic)
+            first = before.first if before is not None else -1
+            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first)
+        return Position(
+            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs)
+        )  # fmt: skip
 
     def source_tps(self) -> list[TP]:
         return [TP(topic, self.partition) for topic in self.topics]

@@ -33,7 +33,7 @@ class Admission:
         self._filter = DedupFilter(host, plan.dedup, aside) if plan.dedup is not None else None
 
     def values(self, s: Slice, hand: Hand) -> Iterator[Any]:
-        """The values that are to take effect, one by one; `hand.record` is each one's record.
+        """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
 
         Whoever iterates is done with a value, or has failed with it, before it asks for the next.
         """
@@ -90,6 +90,7 @@ class DedupFilter:
         for index, value, record, key in zip(range(s.start, s.end), values, records, ids, strict=True):
             s.index = index
             hand.record = record
+            hand.id = key
             if type(value) is Undecodable or (condemned and record.offset in condemned):
                 aside.unfit(s, record, value)
                 continue

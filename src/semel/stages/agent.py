@@ -16,7 +16,7 @@ from typing import Any
 
 from semel.errors import OutputRefused, OutsideEvent, Reject, StaleIncarnation
 from semel.event import Event
-from semel.hand import Hand
+from semel.hand import Hand, Steps
 from semel.output import Output
 from semel.plan import AgentPlan
 from semel.port import TP
@@ -133,6 +133,8 @@ class Lane:
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.hand.task = task
         self.hand.tables = task.tables
+        self.hand.id = self.hand.steps = None
+        self.hand.origin = self.host.origin(self.plan, cursor.tp)
         task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
@@ -174,7 +176,13 @@ class Lane:
     def admit_batch(self, s: Slice, hand: Hand) -> list[tuple[Any, Any]]:
         """The values of a slice and their records, as one unit of work; `complete` ends it, whether any are left or not."""
         s.batch = OpenBatch(s.cursor.task.stream)
-        found = [(value, hand.record) for value in self._admission.values(s, hand)]
+        ids: dict[int, Any] = {}
+        found: list[tuple[Any, Any]] = []
+        for value in self._admission.values(s, hand):
+            record = hand.record
+            found.append((value, record))
+            ids[record.offset] = hand.id
+        hand.steps = Steps(ids)
         s.batch.events = len(found)
         s.index = s.start
         return found
@@ -231,7 +239,7 @@ class Lane:
                 f"agent {self.plan.name!r} returned a result, and {self.host.app!r} has no sink; give the pipeline a "
                 "sink=Topic(...), or the result a topic: Output(value, topic=...)"
             )
-        hand.outputs.append(destination.record(result, hand.record, hand.task.partition, s.wall_ms))
+        hand.emit(destination.record(result, hand.record, hand.task.partition, s.wall_ms, hand.lineage()))
         return None
 
     async def _open_and_emit(self, hand: Hand, result: Any, topic: Topic) -> None:
@@ -259,6 +267,11 @@ class Lane:
         if outputs:
             self.host.epoch_outputs.extend(outputs)
             counts["out"] += len(outputs)
+            if hand.origin is not None:
+                sent = task.outputs
+                for out in outputs:
+                    topic = out.tp.topic
+                    sent[topic] = sent.get(topic, 0) + 1
             outputs.clear()
         else:
             counts["filtered"] += 1
@@ -278,20 +291,23 @@ class Lane:
         if not hand.alive:
             raise StaleIncarnation("the batch's epoch is over")
         hand.write_back()
-        results = len(hand.outputs)
+        results, steps = hand.outputs, hand.steps
+        task = s.cursor.task
+        task.counts["out"] += len(results)
+        task.counts["filtered"] += batch.events - (steps.events if steps is not None else 0)
+        if hand.origin is not None:
+            for out in results:
+                task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         self.host.epoch_outputs += batch.letters
-        self.host.epoch_outputs += hand.outputs
-        hand.outputs.clear()
+        self.host.epoch_outputs += results
+        results.clear()
         hand.undo.clear()
         hand.holding = False
         s.batch = None
         s.index = s.end
-        task = s.cursor.task
         for name, count in batch.counts.items():
             task.counts[name] += count
         task.counts["in"] += batch.events
-        task.counts["out"] += results
-        task.counts["filtered"] += max(0, batch.events - results)
         task.touched = True
         self.host.finished()
 

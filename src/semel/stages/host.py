@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from semel.port import Clock, Randomness
+from semel.plan import AgentPlan
+from semel.port import TP, Clock, Randomness
 from semel.runtime.task import Cursor
 from semel.stages.sink import DeadLetters, Destination, Out
 from semel.state.store import StoreError
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """`landings` counts the epochs whose rows and marks moved into the store."""
+    """`landings` counts the epochs whose rows and marks moved into the store.
+
+    `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
+    """
 
     app: str
     clock: Clock
@@ -32,5 +36,6 @@ class Host(Protocol):
     def finished(self) -> None: ...
     def store_failed(self, exc: StoreError) -> None: ...
     def released(self, cursor: Cursor, lane: Lane) -> None: ...
+    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None: ...
     def destination(self, topic: Topic) -> Destination | None: ...
     async def open_destination(self, topic: Topic) -> Destination: ...

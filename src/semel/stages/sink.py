@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from semel import lineage
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
@@ -15,6 +16,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 # A batch of one record costs up to 61 bytes of batch header plus the record's varints.
 _OVERHEAD_BYTES = 96
+_LINEAGE_BYTES = len(lineage.HEADER) + 10
 
 
 class Out(NamedTuple):
@@ -74,10 +76,12 @@ class Destination:
         except TypeError as exc:
             raise OutputRefused(f"output to {self.topic.name!r}, key: {exc}") from exc
 
-    def record(self, result: Any, source: Record, source_partition: int, now_ms: int) -> Out:
+    def record(
+        self, result: Any, source: Record, source_partition: int, now_ms: int, origin: tuple[str, bytes] | None = None
+    ) -> Out:
         """The record of a result: its source's key, headers and timestamp unless an `Output` says otherwise.
 
-        OutputRefused where the topic would not take it.
+        `origin`: the header that says which event it comes from. OutputRefused where the topic would not take it.
         """
         key, headers, timestamp = source.key, source.headers, source.timestamp
         value = result
@@ -101,7 +105,7 @@ class Destination:
             raw = None if value is None else self._encode(value)
         except TypeError as exc:
             raise OutputRefused(f"output to {self.topic.name!r}: {exc}") from exc
-        return self.checked(key, raw, headers, timestamp, source_partition, now_ms)
+        return self.checked(key, raw, headers, timestamp, source_partition, now_ms, origin=origin)
 
     def checked(
         self,
@@ -112,6 +116,7 @@ class Destination:
         source_partition: int,
         now_ms: int,
         partition: int | None = None,
+        origin: tuple[str, bytes] | None = None,
     ) -> Out:
         limits = self.limits
         size = (len(key) if key else 0) + (len(value) if value else 0) + _OVERHEAD_BYTES
@@ -119,6 +124,10 @@ class Destination:
             size += sum(
                 (len(name) if name.isascii() else len(name) * 4) + len(content or b"") + 10 for name, content in headers
             )
+        if origin is not None:
+            size += _LINEAGE_BYTES + len(origin[1])
+            # That of the source says where the source came from, an event further up.
+            headers = (*(h for h in headers if h[0] != lineage.HEADER), origin) if headers else (origin,)
         if size > limits.max_bytes:
             raise OutputRefused(
                 f"output to {self.topic.name!r} of about {size} bytes is above the topic's max.message.bytes="

@@ -2,8 +2,8 @@
 
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
-position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`) may be absent; a reader of the
-same version passes over what it does not know.
+position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`) may be absent;
+a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ from semel.errors import RecoveryError
 VERSION = 1
 KEY = b"position"
 RESETTING_KEY = b"resetting"
+# Where the topics that outputs go to ended when the app was reset: what lies before belongs to an earlier life of it.
+BEGAN_KEY = b"began"
 COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropped", "dead")
 
 
 @dataclass(frozen=True, slots=True)
 class TopicPosition:
-    """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further."""
+    """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further.
+
+    `first`: where the task began; -1 where that was not noted.
+    """
 
     id: str
     partitions: int
     next: int
     cursors: dict[str, int] = field(default_factory=dict[str, int])
     done: tuple[tuple[int, int], ...] = ()
+    first: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Position:
     """Where a task stands. `generation`, `writer`, `epoch` say who wrote the record; `at_ms` when, by its wall clock.
 
     `logs`: the ids of the topics that hold the rows and marks that go with it; empty where they were not noted.
+    `outputs`: how many outputs with lineage went to each topic since the task began.
     """
 
     topics: dict[str, TopicPosition]
@@ -59,6 +66,7 @@ class Position:
     at_ms: int = 0
     shape: str = ""
     logs: dict[str, str] = field(default_factory=dict[str, str])
+    outputs: dict[str, int] = field(default_factory=dict[str, int])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -67,7 +75,14 @@ class Position:
         return {
             "v": VERSION,
             "topics": {
-                name: {"id": t.id, "partitions": t.partitions, "next": t.next, "cursors": t.cursors, "done": t.done}
+                name: {
+                    "id": t.id,
+                    "partitions": t.partitions,
+                    "next": t.next,
+                    "cursors": t.cursors,
+                    "done": t.done,
+                    "first": t.first,
+                }
                 for name, t in self.topics.items()
             },
             "stream_time": self.stream_time.ms,
@@ -79,6 +94,7 @@ class Position:
             "at": self.at_ms,
             "shape": self.shape,
             "logs": self.logs,
+            "outputs": self.outputs,
         }
 
     @property
@@ -104,7 +120,12 @@ def from_json(found: dict[str, Any]) -> Position:
     return Position(
         topics={
             name: TopicPosition(
-                t["id"], t["partitions"], t["next"], dict(t["cursors"]), tuple((a, b) for a, b in t["done"])
+                t["id"],
+                t["partitions"],
+                t["next"],
+                dict(t["cursors"]),
+                tuple((a, b) for a, b in t["done"]),
+                t.get("first", -1),
             )
             for name, t in found["topics"].items()
         },
@@ -116,6 +137,7 @@ def from_json(found: dict[str, Any]) -> Position:
         at_ms=found["at"],
         shape=found.get("shape", ""),
         logs=dict(found.get("logs", {})),
+        outputs=dict(found.get("outputs", {})),
     )
 
 
