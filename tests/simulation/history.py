@@ -1,0 +1,285 @@
+"""What happened in a run, as data: every write and marker the cluster took, every producer and generation, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from semel.port import TP
+from semel.state import positions
+from semel.state.positions import Position
+from semel.testing.memory.batch import MemoryRecord
+
+
+@dataclass(slots=True)
+class Created:
+    """A producer was given out; every earlier one of its transactional id is fenced from here on."""
+
+    at: float
+    transactional_id: str
+    producer_id: int
+    epoch: int
+
+
+@dataclass(slots=True)
+class Appended:
+    at: float
+    tp: TP
+    producer_id: int
+    epoch: int
+    records: list[MemoryRecord]
+
+
+@dataclass(slots=True)
+class Ended:
+    """A marker in one partition's log."""
+
+    at: float
+    tp: TP
+    producer_id: int
+    epoch: int
+    commit: bool
+
+
+@dataclass(slots=True)
+class OffsetsSent:
+    at: float
+    group: str
+    generation: int
+    member_id: str
+    producer_id: int
+    epoch: int
+    offsets: dict[TP, int]
+
+
+@dataclass(slots=True)
+class OffsetsEnded:
+    at: float
+    group: str
+    producer_id: int
+    commit: bool
+
+
+@dataclass(slots=True)
+class Generation:
+    at: float
+    group: str
+    number: int
+    members: list[str]
+
+
+@dataclass(slots=True)
+class Deleted:
+    at: float
+    tp: TP
+    before: int
+
+
+Event: TypeAlias = Created | Appended | Ended | OffsetsSent | OffsetsEnded | Generation | Deleted
+
+
+@dataclass(slots=True)
+class StoreSeen:
+    """A running task's store when all was quiet: rows by table, and (bucket, id) of its marks."""
+
+    worker: str
+    partition: int
+    rows: dict[str, dict[bytes, bytes]]
+    marks: list[tuple[int, bytes]]
+
+
+@dataclass(slots=True)
+class Recovery:
+    """A worker was killed, or everything became quiet, at `begun`; what it held ran again at `ended`. Virtual seconds."""
+
+    what: str
+    begun: float
+    ended: float | None
+    within_s: float
+
+
+@dataclass
+class History:
+    """`app`: group and prefix of its topics. `window_ms`, `bucket_ms`: of its dedup.
+
+    `exact_time`: stream time is a function of the records alone, since nobody's clock was turned back.
+    `refusals`: a broker was made to refuse records, so that events may have been dead-lettered as refused.
+    """
+
+    app: str
+    partitions: int
+    attempts: int
+    window_ms: int
+    bucket_ms: int
+    exact_time: bool = True
+    refusals: bool = False
+    events: list[Event] = field(default_factory=list)
+    stores: list[StoreSeen] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
+    # Outputs without an event: text -> whether its sender was told that it is committed.
+    notes: dict[str, bool | None] = field(default_factory=dict)
+
+
+class Recorder:
+    """The cluster's journal. It notes at once what the run itself wants to know: committed positions, and the input's end."""
+
+    def __init__(self, now: Callable[[], float], app: str, source: str) -> None:
+        self.events: list[Event] = []
+        self._now = now
+        self._app = app
+        self._source = source
+        self._positions = f"{app}-positions"
+        self._open: dict[tuple[TP, int], MemoryRecord] = {}
+        self._committed: dict[int, MemoryRecord] = {}
+        self.source_ends: dict[int, int] = {}
+        self.commits = 0
+        self.aborts = 0
+        self.generations = 0
+
+    def committed_next(self, partition: int) -> int:
+        record = self._committed.get(partition)
+        if record is None:
+            return 0
+        return self.position(record).topics[self._source].next
+
+    @staticmethod
+    def position(record: MemoryRecord) -> Position:
+        return positions.decode(record.value or b"", "")
+
+    # -- semel.testing.memory.journal.Journal
+
+    def created(self, transactional_id: str, producer_id: int, epoch: int) -> None:
+        self.events.append(Created(self._now(), transactional_id, producer_id, epoch))
+
+    def appended(self, tp: TP, producer_id: int, epoch: int, records: Sequence[MemoryRecord]) -> None:
+        self.events.append(Appended(self._now(), tp, producer_id, epoch, list(records)))
+        if tp.topic == self._positions:
+            for record in records:
+                if record.key == positions.KEY:
+                    self._open[tp, producer_id] = record
+        elif tp.topic == self._source:
+            if producer_id < 0:
+                self.source_ends[tp.partition] = records[-1].offset + 1
+            else:
+                self._open[tp, producer_id] = records[-1]
+
+    def ended(self, tp: TP, producer_id: int, epoch: int, commit: bool) -> None:
+        self.events.append(Ended(self._now(), tp, producer_id, epoch, commit))
+        if tp.topic == self._positions:
+            position = self._open.pop((tp, producer_id), None)
+            if position is not None and commit:
+                self._committed[tp.partition] = position
+                self.commits += 1
+            else:
+                self.aborts += 1
+        elif tp.topic == self._source:
+            last = self._open.pop((tp, producer_id), None)
+            if last is not None and commit:
+                self.source_ends[tp.partition] = max(last.offset + 1, self.source_ends.get(tp.partition, 0))
+
+    def deleted(self, tp: TP, before: int) -> None:
+        self.events.append(Deleted(self._now(), tp, before))
+
+    def offsets_sent(self, group: str, generation: int, member_id: str, producer_id: int, epoch: int,
+                     offsets: Mapping[TP, int]) -> None:  # fmt: skip
+        self.events.append(OffsetsSent(self._now(), group, generation, member_id, producer_id, epoch, dict(offsets)))
+
+    def offsets_ended(self, group: str, producer_id: int, commit: bool) -> None:
+        self.events.append(OffsetsEnded(self._now(), group, producer_id, commit))
+
+    def generation(self, group: str, number: int, members: Sequence[str]) -> None:
+        self.generations += 1
+        self.events.append(Generation(self._now(), group, number, list(members)))
+
+
+# ---------------------------------------------------------------------- transactions
+
+
+@dataclass(slots=True)
+class Transaction:
+    """All that one producer wrote between two ends. `outcomes`: of each partition written, and of the offsets (None)."""
+
+    producer_id: int
+    epoch: int
+    begun: float
+    writes: dict[TP, list[MemoryRecord]] = field(default_factory=dict)
+    offsets: dict[TP, int] = field(default_factory=dict)
+    outcomes: dict[TP | None, bool] = field(default_factory=dict)
+
+    @property
+    def committed(self) -> bool:
+        return any(self.outcomes.values())
+
+    def __str__(self) -> str:
+        said = {True: "committed", False: "aborted"}
+        ends = ", ".join(f"{'offsets' if tp is None else _name(tp)} {said[c]}" for tp, c in self.outcomes.items())
+        wrote = ", ".join(f"{_name(tp)}@{r[0].offset}-{r[-1].offset}" for tp, r in self.writes.items())
+        return f"transaction of producer {self.producer_id}/{self.epoch} at {self.begun:.3f}: {wrote}; {ends or 'open'}"
+
+
+def _name(tp: TP) -> str:
+    return f"{tp.topic}[{tp.partition}]"
+
+
+def transactions(events: Sequence[Event]) -> list[Transaction]:
+    """In the order of their ends; those that are open come last."""
+    running: dict[int, Transaction] = {}
+    ended: dict[int, Transaction] = {}
+    done: list[Transaction] = []
+
+    def current(producer_id: int, epoch: int, at: float) -> Transaction:
+        ended.pop(producer_id, None)
+        found = running.get(producer_id)
+        if found is None:
+            found = running[producer_id] = Transaction(producer_id, epoch, at)
+        return found
+
+    def ending(producer_id: int) -> Transaction | None:
+        found = running.pop(producer_id, None)
+        if found is not None:
+            done.append(found)
+            ended[producer_id] = found
+        return ended.get(producer_id)
+
+    for event in events:
+        match event:
+            case Appended(at, tp, producer_id, epoch, records) if producer_id >= 0:
+                current(producer_id, epoch, at).writes.setdefault(tp, []).extend(records)
+            case OffsetsSent(at, _, _, _, producer_id, epoch, offsets):
+                current(producer_id, epoch, at).offsets.update(offsets)
+            case Ended(_, tp, producer_id, _, commit):
+                transaction = ending(producer_id)
+                if transaction is not None and tp in transaction.writes:
+                    # One that wrote nothing leaves markers, too, after those of the one before.
+                    transaction.outcomes.setdefault(tp, commit)
+            case OffsetsEnded(_, _, producer_id, commit):
+                transaction = ending(producer_id)
+                if transaction is not None and transaction.offsets:
+                    transaction.outcomes.setdefault(None, commit)
+    return [*done, *running.values()]
+
+
+def committed_records(events: Sequence[Event], topic: str, partition: int) -> Iterator[MemoryRecord]:
+    """In the order of the log, also those since compacted away."""
+    tp = TP(topic, partition)
+    found: list[MemoryRecord] = []
+    pending: dict[int, list[MemoryRecord]] = {}
+    for event in events:
+        if isinstance(event, Appended) and event.tp == tp:
+            if event.producer_id < 0:
+                found += event.records
+            else:
+                pending.setdefault(event.producer_id, []).extend(event.records)
+        elif isinstance(event, Ended) and event.tp == tp:
+            records = pending.pop(event.producer_id, [])
+            if event.commit:
+                found += records
+    return iter(sorted(found, key=lambda record: record.offset))
+
+
+def aborted_records(events: Sequence[Event], topic: str, partition: int) -> list[MemoryRecord]:
+    """Also those whose transaction never ended."""
+    tp = TP(topic, partition)
+    counted = {record.offset for record in committed_records(events, topic, partition)}
+    return [r for e in events if isinstance(e, Appended) and e.tp == tp for r in e.records if r.offset not in counted]

@@ -1,0 +1,472 @@
+"""The laws, one function each, over a run's history. A law returns what breaks it, with the few events that witness it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import orjson
+
+from semel.port import TP
+from semel.state import positions
+from semel.state.marks import DEAD, unpack
+from semel.state.positions import Position
+from semel.testing.memory.batch import MemoryRecord
+from tests.simulation.history import (
+    Appended,
+    Created,
+    Generation,
+    History,
+    OffsetsSent,
+    Transaction,
+    aborted_records,
+    committed_records,
+    transactions,
+)
+from tests.simulation.oracle import Effect, Oracle
+
+SOURCE, SINK, NOTES = "payments", "settlements", "notes"
+WITNESSES = 6
+
+
+@dataclass
+class Violation:
+    law: str
+    what: str
+    witnesses: list[str]
+
+    def __str__(self) -> str:
+        return "\n  ".join([f"{self.law}: {self.what}", *self.witnesses[:WITNESSES]])
+
+
+@dataclass
+class Commit:
+    """What one transaction did to one partition, beside what its source records must have done."""
+
+    transaction: Transaction
+    before: int
+    position: Position
+    effects: list[Effect]
+    counts: dict[str, int]
+    stream: int | None
+
+
+class Case:
+    """A history and what follows from it, worked out once for all laws."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.app = history.app
+
+    @cached_property
+    def transactions(self) -> list[Transaction]:
+        ours = {e.producer_id for e in self.history.events if isinstance(e, Created)}
+        return [t for t in transactions(self.history.events) if t.producer_id in ours]
+
+    def written(self, topic: str, partition: int) -> list[MemoryRecord]:
+        return list(committed_records(self.history.events, topic, partition))
+
+    @cached_property
+    def source(self) -> list[list[MemoryRecord]]:
+        return [self.written(SOURCE, p) for p in range(self.history.partitions)]
+
+    @cached_property
+    def outputs(self) -> list[list[dict[str, Any]]]:
+        return [[_json(r) for r in self.written(SINK, p)] for p in range(self.history.partitions)]
+
+    @cached_property
+    def dead(self) -> list[list[tuple[int, str]]]:
+        return [[letter_of(r) for r in self.written(f"{self.app}.dlq", p)] for p in range(self.history.partitions)]
+
+    def oracle(self, partition: int) -> Oracle:
+        refused = (
+            {offset for offset, why in self.dead[partition] if why == "refused"} if self.history.refusals else set()
+        )
+        return Oracle(self.history.window_ms, self.history.attempts, refused)
+
+    @cached_property
+    def truth(self) -> list[tuple[Oracle, list[Effect]]]:
+        """All of the source, and what must have come of it."""
+        found: list[tuple[Oracle, list[Effect]]] = []
+        for p, records in enumerate(self.source):
+            oracle = self.oracle(p)
+            found.append((oracle, [oracle.take(r) for r in records]))
+        return found
+
+    @cached_property
+    def commits(self) -> list[list[Commit]]:
+        """By partition, in order."""
+        return [self._commits(p) for p in range(self.history.partitions)]
+
+    def _commits(self, partition: int) -> list[Commit]:
+        found: list[Commit] = []
+        oracle, records, taken, before = self.oracle(partition), self.source[partition], 0, 0
+        tp = TP(f"{self.app}-positions", partition)
+        done = [t for t in self.transactions if t.outcomes.get(tp)]
+        for transaction in sorted(done, key=lambda t: t.writes[tp][0].offset):
+            for record in transaction.writes[tp]:
+                if record.key != positions.KEY or record.value is None:
+                    continue
+                position = positions.decode(record.value, "")
+                at = position.topics[SOURCE].next
+                effects: list[Effect] = []
+                while taken < len(records) and records[taken].offset < at:
+                    effects.append(oracle.take(records[taken]))
+                    taken += 1
+                found.append(Commit(transaction, before, position, effects, dict(oracle.counts), oracle.stream))
+                before = at
+        return found
+
+
+Law: TypeAlias = Callable[[Case], list[Violation]]
+LAWS: list[Law] = []
+
+
+def law(judge: Callable[[Case], list[tuple[str, list[str]]]]) -> Law:
+    def judged(case: Case) -> list[Violation]:
+        return [Violation(judge.__name__, what, witnesses) for what, witnesses in judge(case)]
+
+    judged.__name__ = judge.__name__
+    judged.__doc__ = judge.__doc__
+    LAWS.append(judged)
+    return judged
+
+
+def judge(history: History) -> list[Violation]:
+    """Every law; the first few violations of each."""
+    case = Case(history)
+    return [violation for each in LAWS for violation in each(case)[:3]]
+
+
+Found: TypeAlias = list[tuple[str, list[str]]]
+
+
+@law
+def no_loss(case: Case) -> Found:
+    """Each record of the source has had its effect: an output where it must have one, a dead letter where it must."""
+    found: Found = []
+    for p, (_, effects) in enumerate(case.truth):
+        outputs = Counter(_text(o) for o in case.outputs[p])
+        dead = Counter(case.dead[p])
+        for effect in effects:
+            if effect.output is not None:
+                if not outputs[_text(effect.output)]:
+                    found.append((f"{_at(p, effect)} ({effect.id}) has no output", _around(case, p, effect)))
+                outputs[_text(effect.output)] -= 1
+            elif effect.dead is not None:
+                if not dead[effect.offset, effect.dead]:
+                    what = f"{_at(p, effect)} is not among the dead letters, as {effect.dead}"
+                    found.append((what, _around(case, p, effect)))
+                dead[effect.offset, effect.dead] -= 1
+    return found
+
+
+@law
+def no_duplicate_within_the_window(case: Case) -> Found:
+    """Nothing is there that no record of the source asks for, or asks for once less."""
+    found: Found = []
+    for p, (_, effects) in enumerate(case.truth):
+        wanted = Counter(_text(e.output) for e in effects if e.output is not None)
+        for output, times in Counter(_text(o) for o in case.outputs[p]).items():
+            if times > wanted[output]:
+                writers = [str(t) for t in case.transactions if _holds(t, TP(SINK, p), output)]
+                found.append((f"{output} stands {times} times in {SINK}[{p}], not {wanted[output]}", writers))
+        letters = Counter((e.offset, e.dead) for e in effects if e.dead is not None)
+        for letter, times in Counter(case.dead[p]).items():
+            if times > letters[letter]:
+                found.append(
+                    (f"the dead letter {letter} of [{p}] stands there {times} times, not {letters[letter]}", [])
+                )
+    return found
+
+
+@law
+def order_per_key(case: Case) -> Found:
+    """The outputs of one key stand in the order of its events."""
+    found: Found = []
+    for p, (_, effects) in enumerate(case.truth):
+        wanted: dict[str, list[str]] = {}
+        for effect in effects:
+            if effect.output is not None:
+                wanted.setdefault(effect.output["account"], []).append(_text(effect.output))
+        for key, should in wanted.items():
+            known = set(should)
+            seen = list(dict.fromkeys(_text(o) for o in case.outputs[p] if o["account"] == key and _text(o) in known))
+            there = set(seen)
+            if seen != [o for o in should if o in there]:
+                at = next(
+                    i for i, (a, b) in enumerate(zip(seen, [o for o in should if o in there], strict=True)) if a != b
+                )
+                found.append((f"{SINK}[{p}], key {key}: {seen[at]} came too early", seen[max(0, at - 1) : at + 3]))
+    return found
+
+
+@law
+def no_aborted_read(case: Case) -> Found:
+    """Nothing came of a record of the source whose transaction was aborted."""
+    found: Found = []
+    for p in range(case.history.partitions):
+        aborted = {r.offset: _id(r) for r in aborted_records(case.history.events, SOURCE, p)}
+        if not aborted:
+            continue
+        ids = {i for i in aborted.values() if i is not None}
+        ids -= {i for i in (_id(r) for r in case.source[p]) if i is not None}
+        found += [(f"{o['id']} was aborted in {SOURCE}[{p}], yet has an output", [_text(o)])
+                  for o in case.outputs[p] if o["id"] in ids]  # fmt: skip
+        found += [(f"{SOURCE}[{p}]@{at} was aborted, yet is a dead letter", [why])
+                  for at, why in case.dead[p] if at in aborted]  # fmt: skip
+        for record in case.written(f"{case.app}-journals-changelog", p):
+            entered = ids.intersection(_json(record) or [])
+            found += [
+                (f"{i} was aborted in {SOURCE}[{p}], yet stands in a table", [str(record)]) for i in sorted(entered)
+            ]
+        for record in case.written(f"{case.app}-dedup-changelog", p):
+            if (record.key or b"").decode() in ids:
+                found.append((f"{record.key!r} was aborted in {SOURCE}[{p}], yet has a mark", [str(record)]))
+    return found
+
+
+@law
+def no_torn_epoch(case: Case) -> Found:
+    """An epoch counts everywhere or nowhere, and holds just what its source records make, and the offsets they end at."""
+    found: Found = []
+    for t in case.transactions:
+        ends = set(t.outcomes.values())
+        if len(ends) > 1 or (ends and set(t.outcomes) != {*t.writes, *((None,) if t.offsets else ())}):
+            found.append(("a transaction ended in parts only, or in two ways", [str(t)]))
+    for p, commits in enumerate(case.commits):
+        for commit in commits:
+            t, at = commit.transaction, commit.position.topics[SOURCE].next
+            where = f"the epoch that takes {SOURCE}[{p}] from {commit.before} to {at}"
+            if t.offsets.get(TP(SOURCE, p)) != at:
+                found.append((f"{where} commits the offset {t.offsets.get(TP(SOURCE, p))}", [str(t)]))
+            outputs = [_text(_json(r)) for r in t.writes.get(TP(SINK, p), ())]
+            wanted = [_text(e.output) for e in commit.effects if e.output is not None]
+            if outputs != wanted:
+                found.append((f"{where} holds {len(outputs)} outputs, not the {len(wanted)} it should",
+                              [str(t), *(f"holds {o}" for o in outputs if o not in wanted),
+                               *(f"lacks {o}" for o in wanted if o not in outputs)]))  # fmt: skip
+            dead = [letter_of(r) for r in t.writes.get(TP(f"{case.app}.dlq", p), ())]
+            letters = [(e.offset, e.dead) for e in commit.effects if e.dead is not None]
+            if dead != letters:
+                found.append((f"{where} holds the dead letters {dead}, not {letters}", [str(t)]))
+            for table in ("balances", "journals"):
+                rows = {k: v for e in commit.effects for (name, k), v in e.rows.items() if name == table}
+                log = t.writes.get(TP(f"{case.app}-{table}-changelog", p), ())
+                wrote = {(r.key or b"").decode(): _json(r) for r in log}
+                if wrote != rows:
+                    found.append((f"{where} writes to {table} {_difference(wrote, rows)}", [str(t)]))
+    return found
+
+
+@law
+def tables_are_the_fold_of_the_input(case: Case) -> Found:
+    """Changelogs, and the stores of those that run, hold the rows and marks that the source's records make."""
+    found: Found = []
+    for p, (oracle, _) in enumerate(case.truth):
+        for table, rows in (("balances", oracle.balances), ("journals", oracle.journals)):
+            folded = fold(case.written(f"{case.app}-{table}-changelog", p))
+            if folded != rows:
+                found.append((f"the changelog of {table}[{p}] folds to {_difference(folded, rows)}", []))
+        marks: dict[str, tuple[int, bool]] = {}
+        for record in case.written(f"{case.app}-dedup-changelog", p):
+            mark = unpack(record.value or b"")
+            marks[(record.key or b"").decode()] = (mark.offset, mark.outcome == DEAD)
+        wanted = {i: (m.offset, m.dead) for i, m in oracle.marks.items()}
+        if marks != wanted:
+            found.append((f"the changelog of marks [{p}] folds to {_difference(marks, wanted)}", []))
+        for store in case.history.stores:
+            if store.partition != p:
+                continue
+            for table, rows in (("balances", oracle.balances), ("journals", oracle.journals)):
+                stored = {k.decode(): orjson.loads(v) for k, v in store.rows[table].items()}
+                if stored != rows:
+                    found.append((f"{store.worker}'s store of {table}[{p}] holds {_difference(stored, rows)}", []))
+            live = {i for i, m in oracle.marks.items() if m.filed_at + case.history.window_ms >= (oracle.stream or 0)}
+            lacking = live - {key.decode() for _, key in store.marks}
+            if lacking and case.history.exact_time:
+                found.append((f"{store.worker}'s store of marks [{p}] lacks {sorted(lacking)[:5]}", []))
+    return found
+
+
+@law
+def conservation(case: Case) -> Found:
+    """At each position: what went in is what came out, was filtered, was a duplicate, or is dead; as many as there were."""
+    found: Found = []
+    for p, commits in enumerate(case.commits):
+        for commit in commits:
+            n, at = commit.position.counts, commit.position.topics[SOURCE].next
+            if n["in"] != sum(n[name] for name in ("out", "filtered", "duplicates", "replayed", "dropped", "dead")):
+                found.append((f"[{p}] at {at}: what went in is not what came of it: {n}", [str(commit.transaction)]))
+            elif n != commit.counts:
+                found.append((f"[{p}] at {at}: counts {_difference(n, commit.counts)}", [str(commit.transaction)]))
+    return found
+
+
+@law
+def stream_time_is_the_events_own(case: Case) -> Found:
+    """It is what the records below the position make it; whatever clocks show, it neither goes back nor ahead of them."""
+    found: Found = []
+    for p, commits in enumerate(case.commits):
+        before: int | None = None
+        for commit in commits:
+            said = commit.position.stream_time.ms
+            if case.history.exact_time and said != commit.stream:
+                at = commit.position.topics[SOURCE].next
+                found.append((f"[{p}] at {at}: stream time {said}, not {commit.stream}", [str(commit.transaction)]))
+            if said is not None and ((before is not None and said < before) or said > (commit.stream or 0)):
+                found.append((f"[{p}]: stream time {said} after {before}, events are at {commit.stream}",
+                              [str(commit.transaction)]))  # fmt: skip
+            before = said
+    return found
+
+
+@law
+def positions_never_go_back(case: Case) -> Found:
+    """Neither in the log of positions nor in the group's offsets."""
+    found: Found = []
+    for p, commits in enumerate(case.commits):
+        for earlier, commit in pairwise(commits):
+            at = commit.position.topics[SOURCE].next
+            if at < commit.before:
+                found.append((f"[{p}] went from {commit.before} back to {at}",
+                              [str(earlier.transaction), str(commit.transaction)]))  # fmt: skip
+    reached: dict[TP, int] = {}
+    for t in case.transactions:
+        if t.outcomes.get(None):
+            for tp, offset in t.offsets.items():
+                if offset < reached.get(tp, 0):
+                    found.append((f"the group went from {reached[tp]} back to {offset} of {tp}", [str(t)]))
+                reached[tp] = offset
+    return found
+
+
+@law
+def a_fenced_worker_writes_nothing(case: Case) -> Found:
+    """No write of a producer after another one of its id; no offsets but of the group's generation and its members."""
+    found: Found = []
+    fenced: dict[int, Created] = {}
+    current: dict[str, Created] = {}
+    group: Generation | None = None
+    owner: dict[int, str] = {}
+    for event in case.history.events:
+        match event:
+            case Created():
+                before = current.get(event.transactional_id)
+                if before is not None and before.producer_id != event.producer_id:
+                    fenced[before.producer_id] = event
+                current[event.transactional_id] = event
+                owner[event.producer_id] = event.transactional_id
+            case Generation():
+                group = event
+            case Appended() | OffsetsSent() if event.producer_id in owner:
+                now = current[owner[event.producer_id]]
+                if event.producer_id in fenced or event.epoch < now.epoch:
+                    found.append((f"{owner[event.producer_id]} wrote as {event.producer_id}/{event.epoch} after its successor",
+                                  [str(now), str(event)]))  # fmt: skip
+                ours = isinstance(event, OffsetsSent) and group is not None and event.group == group.group
+                if ours and event.generation != group.number:
+                    found.append((f"offsets of generation {event.generation}, the group is in {group.number}",
+                                  [str(group), str(event)]))  # fmt: skip
+            case _:
+                pass
+    return found
+
+
+@law
+def recovery_ends(case: Case) -> Found:
+    """What a crash stopped runs again within its time, and so does everything once all is quiet."""
+    late = [r for r in case.history.recoveries if r.ended is None or r.ended - r.begun > r.within_s]
+    return [(f"{r.what} at {r.begun:.3f} was not over within {r.within_s:g} s", [f"ended at {r.ended}"]) for r in late]
+
+
+@law
+def state_stays_within_its_bound(case: Case) -> Found:
+    """A store holds no mark whose whole bucket has expired, and no row that nothing made."""
+    found: Found = []
+    if not case.history.exact_time:
+        return found
+    for store in case.history.stores:
+        oracle, _ = case.truth[store.partition]
+        horizon = (oracle.stream or 0) - case.history.window_ms
+        for bucket, key in store.marks:
+            if (bucket + 1) * case.history.bucket_ms <= horizon:
+                what = f"{store.worker}'s store of [{store.partition}] keeps the mark of {key.decode()}, long expired"
+                found.append((what, [f"bucket {bucket}, stream time {oracle.stream}"]))
+        for table, rows in store.rows.items():
+            if len(rows) > len(oracle.balances):
+                found.append((f"{store.worker}'s store of {table}[{store.partition}] has {len(rows)} rows", []))
+    return found
+
+
+@law
+def an_output_without_an_event_counts_once(case: Case) -> Found:
+    """What its sender was told is committed is there; nothing is there twice; and each sender was told something."""
+    found: Found = []
+    texts = Counter((r.value or b"").decode() for r in case.written(NOTES, 0))
+    found += [(f"the note {text} stands there {times} times", []) for text, times in texts.items() if times > 1]
+    for text, told in case.history.notes.items():
+        if told is None:
+            found.append((f"nobody ever heard of the note {text}", []))
+        elif told and not texts[text]:
+            found.append((f"the note {text} is lost", []))
+    return found
+
+
+# ---------------------------------------------------------------------- words
+
+
+def fold(records: Sequence[MemoryRecord]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for record in records:
+        key = (record.key or b"").decode()
+        if record.value is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = _json(record)
+    return rows
+
+
+def letter_of(record: MemoryRecord) -> tuple[int, str]:
+    said = dict(record.headers)
+    return int(said["semel.offset"] or b"-1"), (said["semel.reason"] or b"").decode()
+
+
+def _json(record: MemoryRecord) -> Any:
+    return orjson.loads(record.value or b"null")
+
+
+def _id(record: MemoryRecord) -> str | None:
+    try:
+        return orjson.loads(record.value or b"")["id"]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _text(output: dict[str, Any]) -> str:
+    return f"{output['id']} ({output['account']}={output['balance']})"
+
+
+def _at(partition: int, effect: Effect) -> str:
+    return f"{SOURCE}[{partition}]@{effect.offset}"
+
+
+def _holds(t: Transaction, tp: TP, output: str) -> bool:
+    return bool(t.outcomes.get(tp)) and any(_text(_json(r)) == output for r in t.writes[tp])
+
+
+def _around(case: Case, partition: int, effect: Effect) -> list[str]:
+    """The commit that passed it, if one did."""
+    for commit in case.commits[partition]:
+        if commit.before <= effect.offset < commit.position.topics[SOURCE].next:
+            return [f"passed by the {commit.transaction}"]
+    return ["no commit passed it"]
+
+
+def _difference(found: dict[Any, Any], wanted: dict[Any, Any]) -> str:
+    keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+    return "; ".join(f"{k!r}: {found.get(k)!r}, not {wanted.get(k)!r}" for k in keys[:5])

@@ -1,0 +1,110 @@
+"""What must come of each record of the source, one after the other, by someone who knows the rules and no worker."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from semel.state.positions import COUNTS
+from semel.testing.memory.batch import MemoryRecord
+from tests.unit.runtime.harness import Payment
+
+JOURNAL_LENGTH = 20
+AGREEING = 3
+
+
+@dataclass(slots=True)
+class Effect:
+    """Of one record. `rows`: (table, key) -> the row after it."""
+
+    offset: int
+    id: str | None = None
+    output: dict[str, Any] | None = None
+    dead: str | None = None
+    rows: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Mark:
+    offset: int
+    filed_at: int
+    payload: bytes
+    dead: bool
+
+
+class Oracle:
+    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused."""
+
+    def __init__(self, window_ms: int, attempts: int, refused: Set[int] = frozenset()) -> None:
+        self._window_ms = window_ms
+        self._attempts = attempts
+        self._refused = refused
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.stream: int | None = None
+        self.pending: list[int] = []
+        self.balances: dict[str, int] = {}
+        self.journals: dict[str, list[str]] = {}
+        self.marks: dict[str, _Mark] = {}
+
+    def take(self, record: MemoryRecord) -> Effect:
+        self.counts["in"] += 1
+        effect = Effect(record.offset)
+        try:
+            payment = Payment(**orjson.loads(record.value or b""))
+        except (ValueError, TypeError):
+            return self._bury(effect, "undecodable")
+        if record.offset in self._refused:
+            return self._bury(effect, "refused")
+        effect.id = payment.id
+        at = record.timestamp
+        jump = self.stream is not None and at > self.stream + self._window_ms
+        stream, pending, filed_at = self._moved(at)
+        mark = self.marks.get(payment.id)
+        if mark is not None and stream <= mark.filed_at + self._window_ms:
+            if not jump:
+                # One event again is no second witness of a jump in time.
+                self.stream, self.pending = stream, pending
+            if mark.payload != record.value:
+                self.counts["conflicts"] += 1
+                return self._bury(effect, "conflict")
+            if mark.dead:
+                return self._bury(effect, "duplicate")
+            self.counts["duplicates"] += 1
+            return effect
+        self.stream, self.pending = stream, pending
+        failed = payment.fails < 0 or payment.fails >= self._attempts
+        self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
+        if failed:
+            return self._bury(effect, "failed")
+        balance = self.balances[payment.account] = self.balances.get(payment.account, 0) + payment.amount
+        journal = [*self.journals.get(payment.account, []), payment.id][-JOURNAL_LENGTH:]
+        self.journals[payment.account] = journal
+        effect.rows = {("balances", payment.account): balance, ("journals", payment.account): journal}
+        if payment.amount == 0:
+            self.counts["filtered"] += 1
+        else:
+            self.counts["out"] += 1
+            effect.output = {"id": payment.id, "account": payment.account, "balance": balance}
+        return effect
+
+    def _bury(self, effect: Effect, why: str) -> Effect:
+        self.counts["dead"] += 1
+        effect.dead = why
+        return effect
+
+    def _moved(self, at: int) -> tuple[int, list[int], int]:
+        """Stream time, the witnesses of a jump, and what a mark is filed under, after an event of `at` (rule 20)."""
+        if self.stream is None:
+            return at, [], at
+        if at <= self.stream + self._window_ms:
+            now = max(self.stream, at)
+            return now, [], now
+        witnesses = [*self.pending, at]
+        while max(witnesses) - at > self._window_ms or at - min(witnesses) > self._window_ms:
+            witnesses.pop(0)
+        if len(witnesses) < AGREEING:
+            return self.stream, witnesses, at
+        return max(witnesses), [], max(witnesses)

@@ -1,0 +1,425 @@
+"""One random run: everything that can go wrong goes wrong, by a seed; then quiet; then the laws.
+
+Each decision is drawn from a stream of its own (the seed and the decision's name), so that a run can be repeated with
+some decisions left out: that is how a failure is shrunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from semel.errors import CommitError, SemelError
+from semel.port import TP, RpcError
+from semel.runtime.failpoints import NAMES
+from semel.stages.answers import Answer, answer_of, needs_a_person
+from semel.stages.sink import Out
+from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
+from tests.simulation.choices import Choices
+from tests.simulation.history import History
+from tests.simulation.laws import Violation, judge
+from tests.simulation.watch import Key
+from tests.simulation.world import TOPICS, SimulatedWorld, seeded
+from tests.unit.runtime.harness import APP, Worker
+
+GROUP_APIS = frozenset({"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "DescribeGroups"})
+# Every code of the protocol's list, and some that are not in it.
+ALL_CODES = [-1, *range(1, 136), 999, 32_767]
+PASSING = [
+    c for c in ALL_CODES if answer_of(RpcError("", c)) in (Answer.RETRY, Answer.WAIT, Answer.REJOIN, Answer.ABORT)
+]
+FENCES = [47, 90, 49, 59]
+NTH = (1, 1, 1, 1, 2, 2, 3, 5, 8)
+
+
+@dataclass
+class Outcome:
+    """What one run did, and what it found. `bit`: the faults had an effect; a run in which they had none proves nothing."""
+
+    seed: int
+    real: bool
+    history: History
+    violations: list[Violation]
+    taken: dict[str, tuple[float, str]]
+    figures: Counter[str]
+    seen: Counter[Key]
+    virtual_s: float
+
+    @property
+    def bit(self) -> bool:
+        n = self.figures
+        return bool(n["crash points"] and n["aborts"] and n["rebalances"] and n["redeliveries"])
+
+
+class Storm:
+    def __init__(self, world: SimulatedWorld, seed: int, choices: Choices, *, crashes: int) -> None:
+        self.world = world
+        self.seed = seed
+        self.choices = choices
+        self.wanted = crashes
+        rng = seeded(seed, "weather")
+        self.quiet = False
+        self.rate = rng.choice([0.0, 0.003, 0.01, 0.03])
+        self.slow_s = rng.choice([0.0005, 0.003, 0.02])
+        self.wild = rng.random() < 0.25
+        self.fences = rng.random() < 0.15
+        self.jumps = world.history.window_ms > 3_600_000 and rng.random() < 0.3
+        self.note_taking = rng.random() < 0.4
+        self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
+        self.figures: Counter[str] = Counter()
+        self.notes: dict[str, asyncio.Future[None]] = {}
+        self.inputs: list[Callable[[bool], None]] = []
+        self._calls: dict[str, tuple[random.Random, int]] = {}
+        self._doomed: dict[str, dict[int, bool]] = {}
+        self._full: set[str] = set()
+        world.on_start = self.begin
+        world.on_death = self.bury
+        world.excused = self.wild or self.fences or self.rate > 0
+        world.cluster.faults.script(self.network)
+        slow = rng.choice([0.0, 0.0, 0.05, 3.0])
+        markers = seeded(seed, "markers")
+        world.cluster.faults.marker_delay_s = lambda: 0.0 if self.quiet else markers.random() * slow
+
+    def may(self, name: str, words: str) -> bool:
+        if not self.choices.allows(name, self.world.loop.time(), words):
+            return False
+        self.figures[f"fault: {words.split(':', maxsplit=1)[0]}"] += 1
+        return True
+
+    # -- the network
+
+    def network(self, call: Call) -> Fault:
+        if self.quiet:
+            return delay(0.001, 0.001)
+        found = self._calls.get(call.client)
+        if found is None:
+            found = seeded(self.seed, "calls", call.client), 0
+        rng, n = found
+        n += 1
+        self._calls[call.client] = rng, n
+        doomed = self._doomed.get(call.client)
+        if doomed is not None and n in doomed:
+            self._die_of(call, n, arrives=doomed.pop(n))
+        slow = delay(rng.random() * self.slow_s, rng.random() * self.slow_s)
+        if rng.random() >= self.rate:
+            return slow
+        fault, words = self._fault(call, rng)
+        if fault is None or not self.may(f"{call.client}/{n}", f"{words}: {call.api} of {call.client}"):
+            return slow
+        if fault.code:
+            self.world.watch.count("rpc", call.api, str(fault.code))
+            answer = answer_of(RpcError(call.api, fault.code))
+            if answer is Answer.RECORD:
+                self.world.history.refusals = True
+            if answer in (Answer.RECORD, Answer.EXIT, Answer.TOPIC) or needs_a_person(RpcError(call.api, fault.code)):
+                self.world.excused = True
+        return fault
+
+    def _fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
+        match rng.randrange(6):
+            case 0:
+                return lose_request(after_s=rng.random() * 2), "a request is lost"
+            case 1:
+                return lose_answer(after_s=rng.random() * 2), "an answer is lost"
+            case 2:
+                return unsent(), "a connection is refused"
+            case 3:
+                if call.api == "JoinGroup":
+                    # A late JoinGroup of a static member is another member under its name: fatal by design.
+                    return None, ""
+                return delay(there_s=rng.random() * 4), "a request is late"
+            case 4:
+                return delay(back_s=rng.random() * 4), "an answer is late"
+            case _:
+                code = self._code(call, rng)
+                return refuse(code, applied=rng.random() < 0.3), f"error {code}"
+
+    def _code(self, call: Call, rng: random.Random) -> int:
+        if self.wild:
+            return rng.choice(ALL_CODES)
+        if self.fences and call.api not in GROUP_APIS and rng.random() < 0.3:
+            return rng.choice(FENCES)
+        return rng.choice(PASSING)
+
+    def _die_of(self, call: Call, n: int, *, arrives: bool) -> None:
+        worker = self.world.workers.get(call.client)
+        words = f"crash at a request: {call.client} at its {call.api}, which {'arrives' if arrives else 'is lost'}"
+        if worker is not None and self.may(f"{call.client}/dies/{n}", words):
+            # When the request has left.
+            self.world.loop.call_soon(
+                lambda: self.world.crash(worker, f"{'after' if arrives else 'in'} {call.api}", arrives=arrives),
+                context=self.world.cluster.context,
+            )
+
+    # -- life and death
+
+    def begin(self, worker: Worker) -> None:
+        """What this incarnation will die of, if nothing else comes first."""
+        if self.quiet:
+            return
+        rng = seeded(self.seed, "life", worker.client)
+        draw = rng.random()
+        if draw < 0.5:
+            self._die_at(worker, rng.choice(NAMES), rng.choice(NTH))
+        elif draw < 0.75:
+            self._doomed[worker.client] = {rng.randrange(1, rng.choice([20, 60, 150])): rng.random() < 0.5}
+        elif draw < 0.9:
+            after = rng.random() * rng.choice([0.02, 0.2, 1.0])
+            self.world.loop.call_later(after, lambda: self._die_now(worker), context=self.world.cluster.context)
+
+    def _die_at(self, worker: Worker, point: str, nth: int) -> None:
+        left = nth
+
+        async def hook() -> None:
+            nonlocal left
+            left -= 1
+            words = f"crash at a failpoint: {worker.client} at {point}, time {nth}"
+            if left == 0 and not self.quiet and self.may(f"{worker.client}/dies", words):
+                self.world.crash(worker, point)
+                await asyncio.Event().wait()
+
+        worker.failpoints.hooks[point] = hook
+
+    def _die_now(self, worker: Worker) -> None:
+        if (
+            not self.quiet
+            and not worker.over
+            and self.may(f"{worker.client}/dies", f"crash in between: {worker.client}")
+        ):
+            self.world.crash(worker, "in between")
+
+    def bury(self, worker: Worker) -> None:
+        """It has ended: what becomes of its disk, and when it comes back."""
+        world, machine = self.world, self.world.machines[worker.client]
+        self.figures["fences"] += int(worker.engine.stats["fences"])
+        rng = seeded(self.seed, "death", worker.client)
+        draw, pause = rng.random(), rng.choice([0.0, 0.0, 0.01, 0.1, 1.0, 11.0])
+        if not self.quiet:
+            if draw < 0.15 and self.may(f"{worker.client}/disk", f"lost store: of {machine}"):
+                world.lose_store(machine)
+            elif (
+                draw < 0.3 and machine in world.disks and self.may(f"{worker.client}/disk", f"lost power: of {machine}")
+            ):
+                world.disks[machine].lose_power(rng.randrange(1, 6))
+        if machine != worker.name:
+            return  # a twin does not come back
+        world.loop.call_later(
+            0.0 if self.quiet else pause, lambda: self._start(worker.name), context=world.cluster.context
+        )
+
+    def _start(self, name: str) -> None:
+        if any(w.name == name and self.world.machines[w.client] == name for w in self.world.workers.values()):
+            return
+        self.figures["starts"] += 1
+        rng = seeded(self.seed, "settings", name, self.world.started)
+        self.world.boot(name, **self.settings(rng))
+
+    def settings(self, rng: random.Random) -> dict[str, int]:
+        return {
+            "session_timeout_ms": rng.choice([6_000, 10_000]),
+            "transaction_timeout_ms": 6_000,
+            "rebalance_timeout_ms": rng.choice([10_000, 60_000]),
+            "commit_interval_ms": rng.choice([10, 100]),
+            "handler_timeout_ms": rng.choice([50, 500, 5_000]),
+        }
+
+    # -- what else happens
+
+    async def step(self, i: int) -> None:
+        rng, world, cluster = seeded(self.seed, "step", i), self.world, self.world.cluster
+        alive = world.alive()
+        worker = rng.choice(alive) if alive else None
+        draw = rng.random()
+        name = f"step {i}"
+        if draw < 0.45:
+            self._pay(name, rng)
+        elif draw < 0.5:
+            self._pay_in_a_transaction(name, rng)
+        elif worker is None:
+            pass
+        elif draw < 0.6:
+            if self.may(name, f"crash by chance: {worker.client}"):
+                world.crash(worker, "by chance", arrives=rng.random() < 0.5)
+        elif draw < 0.64:
+            if self.may(name, f"orderly stop: {worker.client}"):
+                worker.engine.settings.leave_on_stop = rng.random() < 0.5
+                worker.engine.stop()
+        elif draw < 0.72:
+            self._freeze(name, worker, rng.choice([0.05, 0.5, 3.0, 7.0, 12.0, 30.0]))
+        elif draw < 0.76:
+            if self.may(name, f"connection cut: of {worker.client}"):
+                cluster.faults.cut(worker.client, arrives=rng.random() < 0.5)
+                after = rng.choice([0.0, 0.5, 3.0, 12.0])
+                world.loop.call_later(after, lambda: self._mend(worker), context=cluster.context)
+        elif draw < 0.79:
+            kind = rng.choice(["group", "transaction"])
+            if self.may(name, f"coordinator moved: {kind}"):
+                cluster.move_coordinator(kind, APP if kind == "group" else f"{APP}-{worker.name}")
+        elif draw < 0.82:
+            topic = rng.choice(sorted(cluster.topics()))
+            tp = TP(topic, rng.randrange(len(cluster.topics()[topic].logs)))
+            if self.may(name, f"leader moved: {topic}[{tp.partition}]"):
+                cluster.move_leader(tp, rng.randrange(3))
+        elif draw < 0.86:
+            self._compact(name, rng)
+        elif draw < 0.89:
+            self._fill_disk(name, worker, rng.randrange(1, 4))
+        elif draw < 0.92:
+            if self.note_taking and self.may(name, f"note: from {worker.client}"):
+                self._note(worker)
+        elif draw < 0.94:
+            self._jump(name, worker, rng)
+        elif draw < 0.95:
+            if self.may(name, f"twin: of {worker.name}"):
+                world.excused = True
+                world.boot(worker.name, f"{worker.name}-twin", **self.settings(rng))
+        elif draw < 0.97:
+            if self.may(name, "stall: everybody"):
+                world.loop.advance(rng.random() * 2)
+        elif self.may(name, f"rebalance: asked for by {worker.client}") and worker.engine.group is not None:
+            worker.engine.group._rejoin.set()
+
+    def _pay(self, name: str, rng: random.Random) -> None:
+        many = rng.randrange(1, 12)
+        if self.choices.allows(name, self.world.loop.time(), f"input: {many} records"):
+            for _ in range(many):
+                if rng.random() < 0.05:
+                    self.world.pay(sleep_ms=rng.choice([1, 20, 200, 3000]))
+                else:
+                    self.world.pay_many(1)
+
+    def _pay_in_a_transaction(self, name: str, rng: random.Random) -> None:
+        commit, lasts = rng.random() < 0.4, rng.choice([0.0, 0.05, 2.0])
+        if self.may(name, f"{'committed' if commit else 'aborted'} transaction in the input: for {lasts:g} s"):
+            end = self.world.begin_input(rng.randrange(1, 6))
+            self.inputs.append(end)
+
+            def over() -> None:
+                if end in self.inputs:
+                    self.inputs.remove(end)
+                    end(commit)
+
+            self.world.loop.call_later(lasts, over, context=self.world.cluster.context)
+
+    def _freeze(self, name: str, worker: Worker, lasts_s: float) -> None:
+        world = self.world
+        if not world.loop.frozen(worker.client) and self.may(name, f"frozen: {worker.client} for {lasts_s:g} s"):
+            world.loop.freeze(worker.client)
+            world.loop.call_later(lasts_s, lambda: world.loop.thaw(worker.client), context=world.cluster.context)
+
+    def _mend(self, worker: Worker) -> None:
+        if not worker.killed:
+            self.world.cluster.faults.mend(worker.client)
+
+    def _compact(self, name: str, rng: random.Random) -> None:
+        world = self.world
+        # Outputs in doubt are looked for among the positions; see rule 4, limit.
+        topics = [t for t in TOPICS if t != "dedup-changelog" and (t != "positions" or not self.note_taking)]
+        topic, partition = f"{APP}-{rng.choice(topics)}", rng.randrange(world.partitions)
+        if topic in world.cluster.topics() and self.may(name, f"compaction: of {topic}[{partition}]"):
+            world.cluster.compact(TP(topic, partition))
+
+    def _fill_disk(self, name: str, worker: Worker, times: int) -> None:
+        if worker.client not in self._full and self.may(name, f"disk full: of {worker.client}, {times} times"):
+            self._full.add(worker.client)
+            worker.fail_writes(times)
+
+    def _jump(self, name: str, worker: Worker, rng: random.Random) -> None:
+        seconds = rng.choice([-172_800, -3_600, -5, 5, 600, 3_000])
+        if self.jumps and self.may(name, f"clock jump: of {worker.client} by {seconds} s"):
+            self.world.history.exact_time = False
+            worker.clock.jump(seconds)
+
+    def _note(self, worker: Worker) -> None:
+        text = f"n{len(self.notes)}"
+        with contextlib.suppress(CommitError, SemelError):
+            self.notes[text] = worker.engine.carry(Out(TP("notes", 0), None, b"k", text.encode(), ()))
+
+    # -- the run
+
+    async def run(self) -> None:
+        world = self.world
+        world.cluster.create_topic("notes", 1)
+        for name in self.names:
+            self._start(name)
+        pauses = seeded(self.seed, "pauses")
+        for i in range(self.wanted * 4):
+            if world.crashes >= self.wanted:
+                break
+            await self.step(i)
+            await world.clock.sleep(pauses.choice([0.0, 0.001, 0.005, 0.02, 0.1, 0.5]))
+            if world.history.window_ms < 60_000 and pauses.random() < 0.03:
+                await world.clock.sleep(pauses.random() * 2 * world.history.window_ms / 1000)
+        await self.calm()
+
+    async def calm(self) -> None:
+        world = self.world
+        self.quiet = True
+        for end in self.inputs:
+            end(False)
+        self.inputs.clear()
+        for worker in list(world.workers.values()):
+            worker.failpoints.hooks.clear()
+            world.loop.thaw(worker.client)
+            if world.machines[worker.client] != worker.name:
+                worker.kill()
+            elif not worker.killed:
+                world.cluster.faults.mend(worker.client)
+        for name in self.names:
+            if not any(w.name == name for w in world.workers.values()):
+                self._start(name)
+        await world.rest()
+
+    def outcome(self) -> Outcome:
+        world = self.world
+        history = world.judged()
+        for text, told in self.notes.items():
+            history.notes[text] = told.exception() is None if told.done() else None
+        violations = judge(history)
+        violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
+        violations += [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]
+        n = self.figures
+        n["crash points"] = world.crashes
+        n["idle kills"] = world.idle_kills
+        n["commits"] = world.recorder.commits
+        n["aborts"] = world.recorder.aborts
+        n["rebalances"] = world.recorder.generations
+        n["redeliveries"] = self._redelivered()
+        n["records in"] = sum(world.recorder.source_ends.values())
+        for worker in world.workers.values():
+            n["fences"] += int(worker.engine.stats["fences"])
+        return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
+                       world.loop.time())  # fmt: skip
+
+    def _redelivered(self) -> int:
+        """Events that a worker was given again: more were handled than there are."""
+        ids = Counter(self.world.work.handled)
+        return sum(times - 1 for times in ids.values())
+
+
+async def storm(
+    path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0, only: Choices | None = None
+) -> Outcome:
+    rng = seeded(seed, "world")
+    world = SimulatedWorld(
+        path,
+        seed=seed,
+        partitions=rng.choice([1, 2, 2, 3]),
+        style=rng.choice(["stream", "stream", "coroutine", "batches"]),
+        window=timedelta(seconds=rng.choice([604_800, 604_800, 20])),
+        real=rng.random() < real_share,
+    )
+    turns = seeded(seed, "turns")
+    world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))
+    run = Storm(world, seed, only or Choices(), crashes=crashes)
+    try:
+        await run.run()
+        return run.outcome()
+    finally:
+        await world.close()

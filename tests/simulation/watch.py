@@ -1,0 +1,190 @@
+"""The state table of the design, held against every step that any worker takes, and what of it was ever reached.
+
+Installed once a process, over the engine's own classes: a step that the engine refuses itself is refused as before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from semel.runtime.engine import Engine
+from semel.runtime.failpoints import NAMES, Failpoints
+from semel.runtime.membership import MEMBER_STEPS, GroupMember, MemberState
+from semel.runtime.task import Task, TaskState
+from semel.stages.commit import EPOCH_STEPS, EpochState, Sealed
+from semel.testing.clock import process
+
+TASK_STEPS = frozenset({(TaskState.RESTORING, TaskState.RUNNING), (TaskState.RUNNING, TaskState.RESTORING)})
+
+# What can be counted: kind, then words.
+Key = tuple[str, ...]
+
+# What a revocation or a fence can find, by the code: the commit of an earlier epoch holds the turn until its end is known.
+MEETINGS: frozenset[tuple[str, str]] = frozenset(
+    {("revoke", s) for s in ("none", "open", "sealed", "committing")}
+    | {("fence", s) for s in ("open", "aborting", "unknown")}
+    | {("lost", s) for s in ("none", "open", "committing")}
+)
+
+
+@dataclass
+class Watch:
+    """`seen`: how often. `broken`: steps that the table does not have."""
+
+    seen: Counter[Key] = field(default_factory=Counter[Key])
+    broken: list[str] = field(default_factory=list)
+    engines: dict[str, Engine] = field(default_factory=dict)
+    epochs: dict[str, EpochState] = field(default_factory=dict)
+    on_task: list[Any] = field(default_factory=list)
+
+    def count(self, *key: str) -> None:
+        self.seen[key] += 1
+
+    def breaks(self, what: str) -> None:
+        self.broken.append(f"{process.get('')}: {what}")
+
+    def epoch_of(self, client: str) -> str:
+        """What the worker's last epoch stands at; "open" where there is work that no epoch was cut from."""
+        at = self.epochs.get(client)
+        if at in (EpochState.SEALED, EpochState.COMMITTING):
+            return at.value
+        engine = self.engines.get(client)
+        if engine is not None and has_work(engine):
+            return "open"
+        return "none"
+
+
+def has_work(engine: Engine) -> bool:
+    return bool(engine.epoch_outputs) or any(t.touched for t in engine.tasks.values())
+
+
+class Current:
+    """The watch of the run that is going on in this process; there is one at a time."""
+
+    watch = Watch()
+
+
+def watching() -> Watch:
+    """A new watch for a new run."""
+    install()
+    Current.watch = Watch()
+    return Current.watch
+
+
+@cache
+def install() -> None:
+    _watch_epochs()
+    _watch_members()
+    _watch_tasks()
+    _watch_failpoints()
+
+
+def _watch_epochs() -> None:
+    made, step, drop = Sealed.__init__, Sealed.step, Engine._drop_everything
+
+    def init(self: Sealed, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        watch, client = Current.watch, process.get("")
+        if watch.epochs.get(client) in (EpochState.SEALED, EpochState.COMMITTING):
+            watch.breaks(f"epoch {self.number} was cut while one was {watch.epochs[client].name}")
+        watch.epochs[client] = EpochState.SEALED
+        watch.count("epoch", "OPEN", "SEALED")
+
+    def stepped(self: Sealed, to: EpochState) -> None:
+        watch, client, before = Current.watch, process.get(""), self.state
+        if (before, to) not in EPOCH_STEPS:
+            watch.breaks(f"epoch {self.number} went from {before.name} to {to.name}")
+        if to is EpochState.COMMITTING:
+            engine = watch.engines.get(client)
+            if engine is not None and engine.group is not None:
+                state = engine.group.state
+                if engine.membership is None or state not in (MemberState.ASSIGNED, MemberState.REVOKING):
+                    watch.breaks(f"epoch {self.number} is committed by a worker that is {state.name}")
+        step(self, to)
+        watch.epochs[client] = to
+        watch.count("epoch", before.name, to.name)
+
+    def dropped(self: Engine) -> None:
+        watch, client = Current.watch, process.get("")
+        if has_work(self):
+            watch.count("epoch", "OPEN", "ABORTING")
+        if watch.epochs.get(client) is EpochState.SEALED:
+            watch.epochs[client] = EpochState.ABORTING
+            watch.count("epoch", "SEALED", "ABORTING")
+        drop(self)
+
+    Sealed.__init__ = init  # type: ignore[method-assign]
+    Sealed.step = stepped  # type: ignore[method-assign]
+    Engine._drop_everything = dropped  # type: ignore[method-assign]
+
+
+def _watch_members() -> None:
+    step = GroupMember._step
+
+    def stepped(self: GroupMember, to: MemberState) -> None:
+        watch, client, before = Current.watch, process.get(""), self.state
+        if to is not before:
+            if (before, to) not in MEMBER_STEPS:
+                watch.breaks(f"the worker went from {before.name} to {to.name}")
+            watch.count("member", before.name, to.name)
+            if to is MemberState.REVOKING and before is MemberState.ASSIGNED:
+                watch.count("meets", "lost" if self._lost else "revoke", watch.epoch_of(client))
+            elif to is MemberState.FENCED:
+                last = watch.epochs.get(client)
+                watch.count("meets", "fence", last.value if last is not None else "none")
+            elif to is MemberState.UNASSIGNED:
+                engine = watch.engines.get(client)
+                if engine is not None and (engine.tasks or engine.membership is not None):
+                    watch.breaks("a worker that gave everything up still holds something")
+        step(self, to)
+
+    GroupMember._step = stepped  # type: ignore[method-assign]
+
+
+def _watch_tasks() -> None:
+    def get(self: Task) -> TaskState:
+        return self._state  # type: ignore[attr-defined]
+
+    def put(self: Task, to: TaskState) -> None:
+        before = self.__dict__.get("_state")
+        self.__dict__["_state"] = to
+        if before is None or before is to:
+            return
+        watch, client = Current.watch, process.get("")
+        if (before, to) not in TASK_STEPS:
+            watch.breaks(f"task {self.partition} went from {before.name} to {to.name}")
+        watch.count("task", before.name, to.name)
+        if to is TaskState.RUNNING:
+            engine = watch.engines.get(client)
+            if engine is not None and engine.group is not None and engine.membership is None:
+                watch.breaks(f"task {self.partition} runs without an assignment")
+            for told in watch.on_task:
+                told(client, self.partition)
+
+    Task.state = property(get, put)  # type: ignore[assignment,misc]
+
+
+def _watch_failpoints() -> None:
+    async def passed(self: Failpoints, name: str) -> None:
+        Current.watch.seen["passed", name] += 1
+        hook = self.hooks.get(name)
+        if hook is not None:
+            await hook()
+
+    Failpoints.__call__ = passed  # type: ignore[method-assign]
+
+
+def never_reached(seen: Counter[Key], rpcs: dict[str, list[int]]) -> dict[str, list[str]]:
+    """By kind, what was possible and did not happen. `rpcs`: the error codes that were to be tried on each."""
+    wanted: dict[str, list[Key]] = {
+        "epoch": [("epoch", a.name, b.name) for a, b in EPOCH_STEPS],
+        "member": [("member", a.name, b.name) for a, b in MEMBER_STEPS],
+        "task": [("task", a.name, b.name) for a, b in TASK_STEPS],
+        "failpoint crashed at": [("crash", name) for name in NAMES],
+        "rpc answered with": [("rpc", api, str(code)) for api, codes in rpcs.items() for code in codes],
+        "meets epoch": [("meets", *pair) for pair in MEETINGS],
+    }
+    return {kind: sorted(" ".join(k[1:]) for k in keys if not seen[k]) for kind, keys in wanted.items()}

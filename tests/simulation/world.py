@@ -1,0 +1,220 @@
+"""A world that is simulated: the harness's, with disks and clocks of its own, workers that die and come back, a history."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import shutil
+from collections.abc import Callable
+from contextvars import Context
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from semel import Dedup
+from semel.errors import SemelError
+from semel.port import RpcError, RpcLost
+from semel.runtime.task import TaskState
+from semel.state.store import Store
+from semel.testing.clock import VirtualClock, VirtualLoop
+from semel.testing.memory.batch import Batch, MemoryRecord
+from tests.simulation.history import History, Recorder, Recovery, StoreSeen
+from tests.simulation.store_model import Disk, ModelStore
+from tests.simulation.watch import Watch, has_work, watching
+from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Worker, World
+
+# How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
+# gone, a session, a transaction's timeout, and the restore after all of them.
+REST_S = 120.0
+TOPICS = ("balances-changelog", "journals-changelog", "dedup-changelog", "positions")
+
+
+class SimulatedWorld(World):
+    """`real`: stores are RocksDB. `fate(worker)` is called when a worker starts, `on_death(worker)` when it has ended."""
+
+    def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
+                 **settings: Any) -> None:  # fmt: skip
+        self.watch: Watch = watching()
+        self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
+        dedup = Dedup("id", window=window)
+        super().__init__(
+            path, partitions=partitions, seed=seed, style=style, dedup=dedup, journal=self.recorder, **settings
+        )
+        self.loop = cast("VirtualLoop", asyncio.get_running_loop())
+        self.real = real
+        self.machine = ""
+        self.disks: dict[str, Disk] = {}
+        self.clocks: dict[str, VirtualClock] = {}
+        self.history = History(APP, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms)
+        self.machines: dict[str, str] = {}
+        self.crashes = 0
+        self.idle_kills = 0
+        self.ends: list[str] = []
+        self.findings: list[str] = []
+        self.on_start: Callable[[Worker], None] = lambda worker: None
+        self.on_death: Callable[[Worker], None] = lambda worker: None
+        # Errors that may end a worker: those of answers that were made up.
+        self.excused = False
+        self._waiting: dict[int, list[Recovery]] = {}
+        self._open_inputs = 0
+        self.watch.on_task.append(self._task_runs)
+
+    # -- machines
+
+    def open_store(self, name: str) -> Store:
+        if self.real:
+            return Store(self.path / self.machine / "db", cache_mb=1, buffer_mb=1)
+        return cast("Store", ModelStore(self.disks.setdefault(self.machine, Disk()), self.path / self.machine))
+
+    def clock_of(self, name: str) -> VirtualClock:
+        if self.machine not in self.clocks:
+            self.clocks[self.machine] = VirtualClock(self.clock.time())
+        return self.clocks[self.machine]
+
+    def lose_store(self, name: str) -> None:
+        self.disks.pop(name, None)
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    # -- workers
+
+    def boot(self, name: str, machine: str = "", **settings: Any) -> Worker:
+        """Start a worker on a machine, by default the one of its name."""
+        self.machine = machine or name
+        worker = self.start(name, **settings)
+        self.machines[worker.client] = self.machine
+        self.watch.engines[worker.client] = worker.engine
+        worker.running.add_done_callback(lambda _: self._over(worker), context=Context())
+        self.on_start(worker)
+        return worker
+
+    def _over(self, worker: Worker) -> None:
+        worker.store.close()
+        self.workers.pop(worker.client, None)
+        self.watch.engines.pop(worker.client, None)
+        self.loop.thaw(worker.client)
+        error = None if worker.running.cancelled() else worker.running.exception()
+        self.ends.append(type(error).__name__)
+        expected = (Killed, SemelError, RpcError, RpcLost) if self.excused else (Killed,)
+        if error is not None and not isinstance(error, expected):
+            self.findings.append(f"{worker.client} ended with {type(error).__name__}: {error}")
+        self.on_death(worker)
+
+    def alive(self) -> list[Worker]:
+        return [w for w in self.workers.values() if not w.over and not w.killed]
+
+    def amid_work(self, worker: Worker) -> bool:
+        """Something is under way: an epoch, an event, a restore, a rebalance. A worker at rest proves nothing by dying."""
+        engine = worker.engine
+        if not engine.restored or engine.membership is None or engine.gate_closed or engine._epochs.committing:
+            return True
+        return has_work(engine) or any(lane.slice is not None or lane.ready for lane in engine.lanes)
+
+    def crash(self, worker: Worker, *where: str, arrives: bool = False) -> None:
+        """Kill it; it counts where it was amid work. `arrives`: what it has sent still reaches the cluster."""
+        if worker.killed or worker.over:
+            return
+        if self.amid_work(worker):
+            self.crashes += 1
+            self.watch.count("crash", *where)
+            self.watch.count("crashed in", worker.engine.group.state.name if worker.engine.group else "STARTING",
+                             self.watch.epoch_of(worker.client))  # fmt: skip
+        else:
+            self.idle_kills += 1
+        held = worker.engine.assignment.tasks if worker.engine.membership is not None else ()
+        if held:
+            recovery = Recovery(f"the recovery from the crash of {worker.client}", self.loop.time(), None, math.inf)
+            self.history.recoveries.append(recovery)
+            for partition in held:
+                self._waiting.setdefault(partition, []).append(recovery)
+        worker.kill(arrives=arrives)
+        self.loop.thaw(worker.client)
+
+    def _task_runs(self, client: str, partition: int) -> None:
+        for recovery in self._waiting.pop(partition, ()):
+            recovery.ended = self.loop.time()
+
+    # -- input
+
+    def begin_input(self, records: int) -> Callable[[bool], None]:
+        """A producer of the source writes in a transaction; the returned call commits or aborts it."""
+        self._open_inputs += 1
+        producer = 500 + self._open_inputs
+        touched: dict[Any, int] = {}
+        ids: list[str] = []
+        for _ in range(records):
+            self.numbers += 1
+            account = f"a{self.rng.randrange(8)}"
+            ids.append(f"x{self.numbers}")
+            raw = orjson.dumps({"id": ids[-1], "account": account, "amount": self.rng.randrange(1, 100)})
+            tp = self.place(account)
+            now = self.cluster.now_ms()
+            record = MemoryRecord(now, account.encode(), raw)
+            sequence = touched.get(tp, 0)
+            self.cluster.log(tp).append(Batch(producer, 0, sequence, 100 + len(raw), [record]), now)
+            touched[tp] = sequence + 1
+
+        def end(commit: bool) -> None:
+            for tp in touched:
+                self.cluster.log(tp).end_transaction(producer, 0, commit=commit, now_ms=self.cluster.now_ms())
+
+        return end
+
+    # -- the end
+
+    def at_rest(self) -> bool:
+        """Every record is behind its task's committed position, and everybody runs and has landed what it committed."""
+        workers = self.alive()
+        running = {p: t for w in workers for p, t in w.engine.tasks.items() if t.state is TaskState.RUNNING}
+        if len(running) < self.partitions or not all(w.engine.restored and w.engine.membership for w in workers):
+            return False
+        for p, task in running.items():
+            at = self.recorder.committed_next(p)
+            if at < self.recorder.source_ends.get(p, 0) or task.committed.topics["payments"].next < at or task.touched:
+                return False
+        return not any(w.engine._epochs.committing for w in workers)
+
+    async def rest(self) -> None:
+        """Wait for it, and note what the stores hold then."""
+        recovery = Recovery("the way back to rest", self.loop.time(), None, REST_S)
+        self.history.recoveries.append(recovery)
+        while not self.at_rest() and self.loop.time() - recovery.begun < REST_S:
+            await self.clock.sleep(0.1)
+        if self.at_rest():
+            recovery.ended = self.loop.time()
+            self._see_stores()
+            # What somebody else ran already when its last owner died had nothing to recover.
+            self.history.recoveries = [r for r in self.history.recoveries if r.ended is not None]
+        # Late markers, late answers: what was lost for good is known by now.
+        await asyncio.sleep(0.5)
+
+    def _see_stores(self) -> None:
+        for worker in self.alive():
+            for p, task in worker.engine.tasks.items():
+                rows = {name: dict(worker.store.scan_rows(r.prefix)) for name, r in task.tables.items()}
+                marks = [(int.from_bytes(k[:8], "big", signed=True), k[8:]) for k, _ in worker.store.scan_marks(p)]
+                self.history.stores.append(StoreSeen(worker.client, p, rows, marks))
+
+    def judged(self) -> History:
+        self.history.events = self.recorder.events
+        return self.history
+
+    async def close(self) -> None:
+        self.on_death = lambda worker: None
+        self.excused = True
+        self.cluster.faults.clear()
+        self.watch.on_task.clear()
+        workers = list(self.workers.values())
+        for worker in workers:
+            worker.kill()
+            self.loop.thaw(worker.client)
+        if workers:
+            await asyncio.wait([w.running for w in workers])
+            await asyncio.sleep(0)
+
+
+def seeded(*what: object) -> random.Random:
+    """A stream of its own for each purpose, so that leaving one decision out does not change the others."""
+    return random.Random("/".join(map(str, what)))
