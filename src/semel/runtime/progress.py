@@ -1,0 +1,38 @@
+"""Progress: how far behind the tasks are, and how fast they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from semel.port import TP, Clock
+from semel.runtime.intake import Feed
+from semel.runtime.task import Task
+
+
+def lag(tasks: Iterable[Task], feeds: Mapping[TP, Feed]) -> dict[TP, int]:
+    """Records between the committed position and the log's end, as of the last fetch."""
+    found: dict[TP, int] = {}
+    for task in tasks:
+        for topic, at in task.committed.topics.items():
+            feed = feeds.get(TP(topic, task.partition))
+            if feed is not None and feed.high_watermark >= 0:
+                found[feed.tp] = max(0, feed.high_watermark - at.next)
+    return found
+
+
+class Rate:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at = 0.0
+        self._done = 0
+        self._last = 0.0
+
+    def of(self, tasks: Iterable[Task]) -> float:
+        """Events a second since the last time this was asked for, at least a second ago; else as then."""
+        now = self._clock.monotonic()
+        done = sum(task.committed.counts.get("in", 0) for task in tasks)
+        passed = now - self._at
+        if passed >= 1.0:
+            self._last = max(0, done - self._done) / passed if self._at else 0.0
+            self._at, self._done = now, done
+        return self._last
