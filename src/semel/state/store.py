@@ -46,13 +46,17 @@ class StoreError(Exception):
 
 
 class StoreBatch:
-    """Writes that take effect together."""
+    """Writes that take effect together, once: writing it ends it."""
 
     __slots__ = ("_marks", "_meta", "_rows", "raw")
 
     def __init__(self, rows: Any, marks: Any, meta: Any) -> None:
         self.raw = WriteBatch(raw_mode=True)
         self._rows, self._marks, self._meta = rows, marks, meta
+
+    def release(self) -> None:
+        """Let go of the database: whoever keeps the batch, as the frames of an error do, would keep its lock."""
+        self._rows = self._marks = self._meta = None
 
     def rows(self, prefix: bytes, changes: dict[bytes, bytes | None]) -> None:
         put, delete, family = self.raw.put, self.raw.delete, self._rows
@@ -240,6 +244,8 @@ class Store:
             self._db.write(batch.raw)
         except Exception as exc:
             raise self.failed("write to", exc) from exc
+        finally:
+            batch.release()
 
     def failed(self, what: str, exc: Exception) -> StoreError:
         return exc if isinstance(exc, StoreError) else StoreError(f"RocksDB could not {what} {self.path}: {exc}")

@@ -116,6 +116,18 @@ def test_what_was_written_is_there_after_a_close_and_after_a_reopen(tmp_path: Pa
     again.close()
 
 
+def test_a_batch_that_somebody_still_holds_does_not_keep_the_store_locked(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    batch = store.batch()
+    batch.meta(0, {"next": 5})
+    store.write(batch)
+    store.close()
+    again = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    assert again.meta(0) == {"next": 5}
+    again.close()
+    assert batch is not None
+
+
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
     store.close()
