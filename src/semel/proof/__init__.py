@@ -1,0 +1,18 @@
+"""Proof: what went into a pipeline held against what came out, law by law, with witnesses.
+
+    proof = await prove(broker, plan, clock, since_ms=None, until_ms=None, progress=None)
+    proof.verdict        Verdict.CLEAN, VIOLATED or UNPROVABLE
+    proof.findings       each a law, a sentence and its witnesses
+    proof.counts         what was looked at
+    proof.to_json(), proof.text(), html(proof)
+
+`broker` is a started `semel.port.Broker`, `plan` a pipeline's or app's `.plan()`. The pipeline may run meanwhile: what is
+committed after the position records were read is left to the next proof.
+"""
+
+from semel.proof.findings import Finding, Gap, Law, Verdict, Witness
+from semel.proof.html import html
+from semel.proof.proof import Progress, Proof
+from semel.proof.prove import NothingToProve, prove
+
+__all__ = ["Finding", "Gap", "Law", "NothingToProve", "Progress", "Proof", "Verdict", "Witness", "html", "prove"]

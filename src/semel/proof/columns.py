@@ -1,0 +1,128 @@
+"""Records become columns: marks, outputs, dead letters, and the source records that no mark names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from semel.dedup import Dedup
+from semel.errors import SemelError
+from semel.port import TP, Record
+from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Kind, Offsets, Rows, Stretch, empty
+from semel.stages.source import Undecodable, decoder
+from semel.topic import Topic
+
+# As `semel.state.marks` packs a mark.
+_PACKED = np.dtype([("offset", ">i8"), ("time", ">i8"), ("filed", ">i8"), ("payload", ">u8"), ("outcome", "u1")])
+# Marked records of a stretch whose ids are read again, to see that the rule is that of the marks.
+_SAMPLE = 200
+_FAR_MS = 2**62
+
+
+class OtherRule(SemelError):
+    """The pipeline's dedup rule is not the one that its marks were made with."""
+
+
+def offsets_of(records: Sequence[Record]) -> Offsets:
+    return np.fromiter((r.offset for r in records), np.int64, len(records))
+
+
+def marks_of(records: Sequence[Record]) -> Rows:
+    """The marks in a piece of their changelog, in its order. ValueError for what is no mark."""
+    written = [r for r in records if r.key is not None and r.value is not None]
+    packed = np.frombuffer(b"".join(r.value or b"" for r in written), _PACKED)
+    if len(packed) != len(written):
+        raise ValueError("a record of another length than a mark has")
+    rows = np.empty(len(written), MARK)
+    for name in ("offset", "filed", "payload", "outcome"):
+        rows[name] = packed[name]
+    rows["id"] = _hashes([r.key for r in written])
+    return rows
+
+
+def _hashes(ids: Sequence[Any]) -> Rows:
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), np.uint64, len(ids))
+
+
+def outputs_of(found: Sequence[tuple[int, int, int, int]], where: int) -> Rows:
+    """`found`: (source offset, step, agent, offset) of outputs in the partition numbered `where`."""
+    return _rows(found, ("offset", "step", "agent", "at"), where, OUTPUT)
+
+
+def letters_of(found: Sequence[tuple[int, int]], where: int) -> Rows:
+    """`found`: (source offset, offset) of dead letters in the partition numbered `where`."""
+    return _rows(found, ("offset", "at"), where, LETTER)
+
+
+def _rows(found: Sequence[tuple[int, ...]], names: Sequence[str], where: int, dtype: np.dtype[Any]) -> Rows:
+    rows = empty(dtype) if not found else np.empty(len(found), dtype)
+    if found:
+        columns = np.array(found, np.int64)
+        for i, name in enumerate(names):
+            rows[name] = columns[:, i]
+        rows["where"] = where
+    return rows
+
+
+class Source:
+    """Reads ids, payloads and times of a source's records, as its pipeline's dedup rule says."""
+
+    def __init__(self, topic: Topic, dedup: Dedup) -> None:
+        self._topic = topic
+        self._decode = decoder(topic.value)
+        self._id_of = dedup.key_reader()
+        self._time_of: Callable[[Any, Any], int] | None = dedup.time_reader()
+        self._payload_of = dedup.payload_reader()
+
+    def unmarked(self, records: Sequence[Record]) -> Rows:
+        """The columns of records that no mark names."""
+        rows = np.zeros(len(records), UNMARKED)
+        if records:
+            rows["offset"] = offsets_of(records)
+            for i, (record, value) in enumerate(zip(records, self._decode(records), strict=True)):
+                kind, id = self._id(value, record)
+                if kind == Kind.KEYED:
+                    kind, rows["time"][i] = self._time(value, record)
+                    rows["payload"][i] = self._payload_of(value, record)
+                    rows["id"][i] = xxhash.xxh3_64_intdigest(id)
+                rows["kind"][i] = kind
+        return rows
+
+    def _id(self, value: Any, record: Record) -> tuple[Kind, bytes]:
+        if type(value) is Undecodable:
+            return Kind.UNDECODABLE, b""
+        try:
+            found = self._id_of(value, record)
+        except Exception:
+            return Kind.MISSING, b""
+        return (Kind.KEYED, found) if type(found) is bytes else (Kind.MISSING, b"")
+
+    def _time(self, value: Any, record: Record) -> tuple[Kind, int]:
+        if self._time_of is None:
+            return Kind.KEYED, record.timestamp
+        try:
+            at = self._time_of(value, record)
+        except Exception:
+            return Kind.UNTIMED, 0
+        return (Kind.KEYED, at) if -_FAR_MS < at < _FAR_MS else (Kind.UNTIMED, 0)
+
+    def id_text(self, record: Record) -> str | None:
+        """The dedup id as a person knows it."""
+        kind, id = self._id(self._decode([record])[0], record)
+        return id.decode(errors="backslashreplace") if kind == Kind.KEYED else None
+
+    def check(self, tp: TP, records: Sequence[Record], stretch: Stretch) -> None:
+        """OtherRule where most of the marks in a sample are not of the ids that this rule reads."""
+        sample = records[:_SAMPLE]
+        ids = self.unmarked(sample)
+        by_offset = {int(m["offset"]): int(m["id"]) for m in stretch.marks[: 4 * _SAMPLE]}
+        pairs = [(by_offset[int(r["offset"])], int(r["id"])) for r in ids if int(r["offset"]) in by_offset]
+        wrong = sum(marked != read for marked, read in pairs)
+        if wrong * 2 > len(pairs):
+            raise OtherRule(
+                f"the dedup rule of this pipeline reads other ids from {tp.topic} than its marks have ({wrong} of {len(pairs)} "
+                "looked at): the rule or the event's type was changed since. Prove it with the code that ran"
+            )

@@ -1,0 +1,89 @@
+"""The cut: the position records of every task, read first; whatever is judged lies below them.
+
+Read again at the end, they bound what may have been committed meanwhile. On the way every record that is still there is
+held against the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from semel.errors import SemelError
+from semel.plan import Plan
+from semel.port import TP
+from semel.proof import laws
+from semel.proof.findings import Findings
+from semel.proof.logs import Logs
+from semel.state import positions
+from semel.state.positions import Position
+
+
+class NothingToProve(SemelError):
+    """The pipeline has never run here, is being reset, or its topics are not there."""
+
+
+@dataclass(slots=True)
+class Cut:
+    """`positions`: by task. `began`: where the output topics ended when `semel reset` was run last, by topic."""
+
+    positions: dict[int, Position] = field(default_factory=dict[int, Position])
+    began: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    read_to: dict[TP, int] = field(default_factory=dict[TP, int])
+    records: int = 0
+    _recent: dict[int, list[Position]] = field(default_factory=dict[int, list[Position]])
+    _before: dict[int, int] = field(default_factory=dict[int, int])
+    _resetting: set[int] = field(default_factory=set[int])
+
+    async def read(
+        self, logs: Logs, plan: Plan, tps: list[TP], findings: Findings, read: Callable[[int], None]
+    ) -> None:
+        """Read on to the ends as they are now. NothingToProve while a reset is under way."""
+        ends = await logs.ends(tps)
+        starts = await logs.starts(tps)
+        for tp in tps:
+            async for piece in logs.read(tp, max(self.read_to.get(tp, 0), starts[tp]), ends[tp]):
+                for record in piece.records:
+                    self._see(tp, record.offset, record.key, record.value, findings)
+                read(piece.next - piece.start)
+            self.read_to[tp] = ends[tp]
+        if self._resetting:
+            raise NothingToProve(
+                f"{plan.positions_topic} says that a reset of {plan.app!r} is under way or was broken off; run `semel reset` "
+                "again, then prove"
+            )
+
+    def _see(self, tp: TP, at: int, key: bytes | None, value: bytes | None, findings: Findings) -> None:
+        task = tp.partition
+        if key == positions.RESETTING_KEY:
+            (self._resetting.discard if value is None else self._resetting.add)(task)
+        elif key == positions.BEGAN_KEY and value is not None:
+            told: dict[str, Any] = orjson.loads(value)
+            self.began.update({str(topic): [int(e) for e in ends] for topic, ends in told["ends"].items()})
+        elif key == positions.KEY and value is None:
+            self.positions.pop(task, None)
+            self._recent.pop(task, None)
+        elif key == positions.KEY and value is not None:
+            found = positions.decode(value, f"{tp.topic}[{task}]@{at}")
+            self.records += 1
+            recent = self._recent.setdefault(task, [])
+            if recent:
+                findings.add(laws.position_never_back(tp, at, recent[-1], found))
+            recent.append(found)
+            findings.add(laws.fenced_writes_nothing(tp, self._before.get(task, at), recent))
+            del recent[:-2]
+            self._before[task] = at
+            self.positions[task] = found
+
+    def next(self, tp: TP) -> int:
+        """How far the last of the agents has come in a source partition; -1 where none ever was."""
+        return max(self.by_agent(tp).values(), default=-1)
+
+    def by_agent(self, tp: TP) -> dict[str, int]:
+        """How far each agent has come; those that are no further than the common position go by ''."""
+        position = self.positions.get(tp.partition)
+        at = position.topics.get(tp.topic) if position is not None else None
+        return {} if at is None else {"": at.next, **at.cursors}

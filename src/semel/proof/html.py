@@ -1,0 +1,118 @@
+"""A proof as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from semel.proof.findings import PROMISES, Finding, Verdict
+from semel.proof.proof import Proof, shown, shown_gap
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #d0d7de; --dim: #59636e; --clean: #1a7f37; --violated: #cf222e;
+  --unprovable: #9a6700; --panel: #f6f8fa }
+@media (prefers-color-scheme: dark) { :root { --line: #3d444d; --dim: #9198a1; --clean: #3fb950; --violated: #f85149;
+  --unprovable: #d29922; --panel: #151b23 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+p.dim, .dim { color: var(--dim) }
+.verdict { border-left: .4rem solid; padding: .6rem 1rem; background: var(--panel); margin: 1.2rem 0; font-size: 1.1rem }
+.clean { border-color: var(--clean) } .violated { border-color: var(--violated) }
+.unprovable { border-color: var(--unprovable) }
+.holds { color: var(--clean) } .broken { color: var(--violated); font-weight: 600 }
+table { border-collapse: collapse; width: 100% } td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem;
+  text-align: left; vertical-align: top } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere } ul { padding-left: 1.2rem } li { margin: .4rem 0 }
+"""
+
+
+def html(proof: Proof) -> str:
+    """The report, to be written as UTF-8."""
+    verdict = proof.verdict
+    parts = [
+        f"<h1>{escape(proof.pipeline)}: {verdict.value}</h1>",
+        f"<p class=dim>{_asked(proof)}</p>",
+        f"<div class='verdict {verdict.value}'>{escape(proof.headline())}</div>",
+        _laws(proof),
+        _findings(proof.findings),
+        _list("Unprovable", [escape(shown_gap(gap)) for gap in proof.gaps]),
+        _list("Notes", [escape(note) for note in proof.notes]),
+        _partitions(proof),
+        _counts(proof),
+    ]
+    return (
+        "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(proof.pipeline)}: {verdict.value}</title><style>{_STYLE}</style>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</html>\n"
+    )
+
+
+def _asked(proof: Proof) -> str:
+    bounds = [
+        f"{name} {_time(ms)}" for name, ms in (("since", proof.since_ms), ("until", proof.until_ms)) if ms is not None
+    ]
+    over = ", ".join(bounds) or "the whole history"
+    ledger = "the running counts close over it" if proof.ledger else "the running counts are not closed over it"
+    return escape(f"semel prove, {_time(proof.at_ms)}; {over}; {ledger}.")
+
+
+def _laws(proof: Proof) -> str:
+    rows: list[list[str]] = []
+    for law in proof.laws:
+        count = proof.found.get(law, 0)
+        said = f"<span class=broken>{count:,} findings</span>" if count else "<span class=holds>holds</span>"
+        if not count and proof.verdict is Verdict.UNPROVABLE:
+            said = "<span class=holds>holds where there are witnesses</span>"
+        rows.append([f"<code>{law.value}</code>", escape(PROMISES[law]), said])
+    return "<h2>Laws</h2>" + _table(("law", "says that", ""), rows)
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    return _list(
+        "Findings",
+        [
+            f"<code>{f.law.value}</code>: {escape(f.sentence)}"
+            + "".join(f"<br><code class=dim>{escape(shown(w))}</code>" for w in f.witnesses)
+            for f in findings
+        ],
+    )
+
+
+def _partitions(proof: Proof) -> str:
+    rows = [
+        [
+            f"<code>{escape(p.tp.topic)}[{p.tp.partition}]</code>",
+            *(f"{n:,}" for n in (p.start, p.end, p.records, p.took_effect, p.duplicates, p.dead_letters, p.outputs)),
+        ]
+        for p in proof.parts
+    ]
+    headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
+    return "<h2>Partitions</h2>" + _table(headings, rows, numbers_from=1)
+
+
+def _counts(proof: Proof) -> str:
+    rows = [[escape(name.replace("_", " ")), f"{count:,}"] for name, count in proof.counts.items()]
+    return "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>" + _table(
+        ("", ""), rows, numbers_from=1
+    )
+
+
+def _list(heading: str, items: Sequence[str]) -> str:
+    return f"<h2>{heading}</h2><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 99) -> str:
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=n' if i >= numbers_from else ''}>{value}</{tag}>" for i, value in enumerate(values)
+        )
+
+    head = f"<tr>{cells('th', headings)}</tr>" if any(headings) else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table>{head}{body}</table>"
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

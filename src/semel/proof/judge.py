@@ -1,0 +1,239 @@
+"""The judge of one source partition: takes its history stretch by stretch, in order, and holds it against the laws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semel.port import TP
+from semel.proof import laws
+from semel.proof.findings import Findings, Gap
+from semel.proof.history import MARK, UNMARKED, Kind, Known, Offsets, Rows, Stretch, empty
+from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
+from semel.state.marks import DONE
+
+# Event times go up and down a little; their median over so many records is a clock that no single one can move.
+_CALM = 1024
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was found of a source partition. `maybe`: events that took effect unless they were dropped or duplicates."""
+
+    records: int = 0
+    done: int = 0
+    maybe: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    letters: int = 0
+    lost: int = 0
+    unwitnessed: int = 0
+    with_output: int = 0
+    outputs: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(slots=True)
+class Whole:
+    """Which logs are there from where the task began, but for what was never committed."""
+
+    source: bool = True
+    outputs: bool = True
+    letters: bool = True
+
+
+class Judge:
+    """`rule`: None without dedup. `wheres`: the partitions that rows number. `stream_ms`: what stream time has come to."""
+
+    def __init__(
+        self,
+        tp: TP,
+        rule: Rule | None,
+        findings: Findings,
+        wheres: Sequence[TP],
+        *,
+        whole: Whole,
+        from_the_beginning: bool = True,
+        stream_ms: int | None = None,
+        gone: Missing | None = None,
+    ) -> None:
+        self.tp = tp
+        self.tally = Tally()
+        self.gaps: list[Gap] = []
+        self._rule = rule
+        self._findings = findings
+        self._wheres = wheres
+        self._whole = whole
+        self._stream_ms = 2**62 if stream_ms is None else stream_ms
+        self._gone = gone
+        self._known = Known()
+        self._floor = NEVER
+        self._begun = not from_the_beginning or gone is not None
+        self._calm = NEVER
+        # Looked at once more when the next stretch is known: a later mark may explain them.
+        self._open: Rows = empty(UNMARKED)
+        self._open_fate: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    @property
+    def known(self) -> int:
+        """Marks held: what the window costs."""
+        return len(self._known)
+
+    def pass_by(self, marks: Rows, records: Offsets | None = None) -> None:
+        """Marks before the range that is judged."""
+        marks = marks[np.argsort(marks["offset"], kind="stable")]
+        if self._rule is not None and len(marks):
+            self._remember(marks, marks["offset"] if records is None else records, self._rule)
+
+    def stretch(self, found: Stretch) -> None:
+        """The next stretch. Findings go where they are gathered."""
+        found.marks = found.marks[np.argsort(found.marks["offset"], kind="stable")]
+        tp, tally, whole, say = self.tp, self.tally, self._whole, self._findings.add
+        tally.records += len(found.records)
+        tally.letters += len(found.letters)
+        tally.with_output += len(np.unique(found.outputs[["offset", "agent"]]))
+        for where, count in zip(*np.unique(found.outputs["where"], return_counts=True), strict=True):
+            topic = self._wheres[int(where)].topic
+            tally.outputs[topic] = tally.outputs.get(topic, 0) + int(count)
+        say(laws.atomicity(
+            tp, found, self._wheres, whole_source=whole.source, whole_outputs=whole.outputs, whole_letters=whole.letters
+        ))  # fmt: skip
+        if self._rule is None:
+            say(laws.no_duplicate(tp, found, self._known, None, self._wheres))
+            tally.done += len(found.records) - len(np.unique(found.letters["offset"]))
+            return
+        before = self._floor
+        if not self._begun and len(found.marks):
+            # The first event of a task sets its stream time.
+            before, self._begun = int(found.marks[0]["filed"]), True
+        floors = laws.stream_floor(found.marks, found.records, before, self._rule.window_ms)
+        known = self._known.later(found.marks)
+        self._settle(found.marks)
+        say(laws.no_duplicate(tp, found, known, self._rule, self._wheres))
+        tally.done += int(np.count_nonzero(found.marks["outcome"] == DONE))
+        self._known = known
+        self._explain(found, known, laws.floor_at(found.unmarked["offset"], found.marks, floors, before))
+        self._floor = int(floors[-1]) if len(floors) else before
+        self._forget(self._rule)
+
+    def finish(self) -> None:
+        self._settle(empty(MARK))
+
+    # -- inside
+
+    def _remember(self, marks: Rows, records: Offsets, rule: Rule) -> None:
+        before = self._floor
+        if not self._begun:
+            before, self._begun = int(marks[0]["filed"]), True
+        self._floor = int(laws.stream_floor(marks, records, before, rule.window_ms)[-1])
+        self._known = self._known.later(marks)
+        self._forget(rule)
+
+    def _forget(self, rule: Rule) -> None:
+        """Memory is bounded by the window: what protects no more is not needed."""
+        calm = self._calm - 3 * rule.window_ms
+        self._known = self._known.protecting(max(self._floor - rule.window_ms, min(calm, self._stream_ms)))
+
+    def _explain(self, found: Stretch, known: Known, floor: NDArray[np.int64]) -> None:
+        rule = self._rule
+        assert rule is not None
+        if not len(found.unmarked):
+            return
+        if self._gone is not None:
+            self._known_by_sight(found, known, floor)
+            return
+        has_output = np.isin(found.unmarked["offset"], found.outputs["offset"])
+        fate = laws.fates(found.unmarked, has_output, known, floor, rule, stream_ms=self._stream_ms)
+        self._count(found.unmarked, fate, has_output, known)
+
+    def _known_by_sight(self, found: Stretch, known: Known, floor: NDArray[np.int64]) -> None:
+        """Where marks are gone, the first record of an id stands for its mark, as one that was filed late."""
+        rule, gone, rows = self._rule, self._gone, found.unmarked
+        assert rule is not None and gone is not None
+        window = rule.window_ms
+        calm = self._calm_times(rows)
+        sights = np.zeros(len(rows), MARK)
+        for name in ("offset", "id", "payload"):
+            sights[name] = rows[name]
+        # Real marks are filed up to a window after the calm clock.
+        sights["filed"], sights["outcome"] = np.minimum(gone.filed_before, calm + 2 * window), TRIMMED
+        candidates = np.flatnonzero((rows["kind"] == Kind.KEYED) & (rows["offset"] < gone.before))
+        _, first = np.unique(rows["id"][candidates], return_index=True)
+        candidates = candidates[first]
+        new = known.before(rows["id"][candidates], rows["offset"][candidates]) < 0
+        known = known.later(sights[candidates[new]])
+        has_output = np.isin(rows["offset"], found.outputs["offset"])
+        fate = laws.fates(rows, has_output, known, floor, rule, stream_ms=self._stream_ms, gone=gone)
+        if len(known):
+            first_of = known.before(rows["id"], rows["offset"])
+            there = known.rows[np.maximum(first_of, 0)]
+            # So long after its first that the window may have been over: it may have taken effect anew.
+            far = (first_of >= 0) & (there["outcome"] == TRIMMED) & (calm - there["filed"] > -3 * window // 2)
+            self.tally.maybe += int(np.count_nonzero(far & ((fate == Fate.DUPLICATE) | (fate == Fate.DROPPED))))
+            fate[far & (fate == Fate.DOUBLED)] = Fate.PASSED
+        self._count(rows, fate, has_output, known)
+        self._known = known
+
+    def _calm_times(self, rows: Rows) -> NDArray[np.int64]:
+        """For each row: the greatest median of event times so far."""
+        calm = np.empty(len(rows), np.int64)
+        for begin in range(0, len(rows), _CALM):
+            piece = rows[begin : begin + _CALM]
+            timed = piece["time"][piece["kind"] == Kind.KEYED]
+            if len(timed):
+                self._calm = max(self._calm, int(np.median(timed)))
+            calm[begin : begin + _CALM] = self._calm
+        return calm
+
+    def _count(self, rows: Rows, fate: NDArray[np.uint8], has_output: NDArray[np.bool_], known: Known) -> None:
+        tally = self.tally
+        tally.duplicates += int(np.count_nonzero(fate == Fate.DUPLICATE))
+        tally.dropped += int(np.count_nonzero(fate == Fate.DROPPED))
+        unwitnessed = fate == Fate.UNWITNESSED
+        if unwitnessed.any():
+            tally.unwitnessed += int(np.count_nonzero(unwitnessed))
+            offsets = rows["offset"][unwitnessed]
+            self._gap(int(offsets.min()), int(offsets.max()) + 1, len(offsets))
+        effect = (fate == Fate.PASSED) | (fate == Fate.REPLACED)
+        tally.done += int(np.count_nonzero(effect & has_output))
+        tally.maybe += int(np.count_nonzero(effect & ~has_output))
+        self._findings.add(laws.doubled(self.tp, rows, fate, known))
+        waits = (fate == Fate.LOST) | (fate == Fate.TORN)
+        self._say(rows[~waits], fate[~waits])
+        if waits.any():
+            self._open = np.concatenate((self._open, rows[waits]))
+            self._open_fate = np.concatenate((self._open_fate, fate[waits]))
+
+    def _settle(self, marks: Rows) -> None:
+        """What was not explained by its own stretch, with the marks of the next one."""
+        rows, fate = self._open, self._open_fate
+        if not len(rows):
+            return
+        self._open, self._open_fate = empty(UNMARKED), np.empty(0, np.uint8)
+        assert self._rule is not None
+        if len(marks):
+            later = Known().later(marks)
+            after = later.after(rows["id"], rows["offset"])
+            filed = later.rows[np.maximum(after, 0)]["filed"]
+            replaced = (after >= 0) & (filed > rows["time"] + self._rule.window_ms)
+            self.tally.done += int(np.count_nonzero(replaced & (fate == Fate.TORN)))
+            self.tally.maybe += int(np.count_nonzero(replaced & (fate == Fate.LOST)))
+            rows, fate = rows[~replaced], fate[~replaced]
+        self._say(rows, fate)
+
+    def _say(self, rows: Rows, fate: NDArray[np.uint8]) -> None:
+        self.tally.lost += int(np.count_nonzero((fate >= Fate.LOST) & (fate <= Fate.LOST_DEAD)))
+        self._findings.add(laws.no_loss(self.tp, rows, fate))
+        self._findings.add(laws.torn(self.tp, rows, fate))
+
+    def _gap(self, start: int, end: int, events: int) -> None:
+        before = self.gaps[-1] if self.gaps else None
+        if before is not None:
+            self.gaps.pop()
+            start, events = before.start, events + before.events
+        self.gaps.append(Gap(
+            self.tp, start, end, "their marks were trimmed after their window and they have no outputs, so that nothing "
+            "but the running counts says whether they took effect", events,
+        ))  # fmt: skip

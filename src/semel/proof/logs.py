@@ -1,0 +1,126 @@
+"""Reading logs for a proof: committed records of a partition, up to an end, in large pieces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from semel.errors import SemelError
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
+from semel.stages.answers import needs_a_person
+
+T = TypeVar("T")
+
+PIECE_BYTES = 4 << 20
+# A broker may be away, or a partition stand still, for this long: a transaction that is open ends by its timeout.
+PATIENCE_S = 60.0
+AWAY_S = 15.0
+OUT_OF_RANGE = 1
+
+
+class Unreadable(SemelError):
+    """A log cannot be read to the end: refused, or held by an open transaction."""
+
+
+class Piece(NamedTuple):
+    """Records read together; `start` and `next`: the offsets they cover. `missing`: offsets below them that are gone."""
+
+    records: list[Record]
+    start: int
+    next: int
+    missing: int = 0
+
+
+class Logs:
+    def __init__(self, broker: Broker, clock: Clock) -> None:
+        self._broker = broker
+        self._clock = clock
+
+    async def asked(self, request: Callable[[], Awaitable[T]]) -> T:
+        """The answer to a request, asked again while brokers come and go. RpcLost, RpcError."""
+        until = self._clock.monotonic() + AWAY_S
+        while True:
+            try:
+                return await request()
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc) or self._clock.monotonic() > until:
+                    raise
+            await self._clock.sleep(0.1)
+
+    async def starts(self, tps: Sequence[TP]) -> dict[TP, int]:
+        return await self.asked(lambda: self._broker.list_offsets(tps, EARLIEST)) if tps else {}
+
+    async def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        """The ends of the logs, open transactions included: what was committed before this call lies below."""
+        return await self.asked(lambda: self._broker.list_offsets(tps, LATEST)) if tps else {}
+
+    async def at_time(self, tps: Sequence[TP], ms: int) -> dict[TP, int]:
+        """The first offset of each that is stamped at that time or later; -1 for none."""
+        return await self.asked(lambda: self._broker.list_offsets(tps, ms)) if tps else {}
+
+    async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
+        """Committed records from `start` to `end`; the next piece is fetched while one is looked at."""
+        at = start
+        fetching: asyncio.Task[Fetched] | None = None
+        try:
+            while at < end:
+                found = await (fetching or self._fetch(tp, at))
+                fetching = None
+                if found.error == OUT_OF_RANGE:
+                    # Records were deleted while we read: go on with what is there.
+                    begin = (await self.starts([tp]))[tp]
+                    if begin <= at:
+                        raise Unreadable(f"{tp.topic}[{tp.partition}] answers out of range at {at}; was it truncated?")
+                    yield Piece([], at, min(begin, end), min(begin, end) - at)
+                    at = begin
+                    continue
+                after = found.next_offset
+                if after < end:
+                    fetching = asyncio.create_task(self._fetch(tp, after))
+                records = found.records
+                if records and records[-1].offset >= end:
+                    records = [r for r in records if r.offset < end]
+                yield Piece(records, at, min(after, end))
+                at = after
+        finally:
+            if fetching is not None:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
+
+    async def _fetch(self, tp: TP, at: int) -> Fetched:
+        """Something at `at`, or the news that it is gone."""
+        broker, clock = self._broker, self._clock
+        since = clock.monotonic()
+        failed: Exception | None = None
+        while True:
+            try:
+                node = (await broker.leaders([tp])).get(tp)
+                if node is not None:
+                    answer = await broker.fetch(
+                        node, {tp: at}, committed=True, max_wait_ms=200, max_bytes=PIECE_BYTES,
+                        partition_max_bytes=PIECE_BYTES, purpose="proof",
+                    )  # fmt: skip
+                    found = answer.get(tp)
+                    if found is not None and found.error in (0, OUT_OF_RANGE):
+                        if found.error or found.next_offset > at:
+                            return found
+                        failed = None
+                    elif found is not None:
+                        failed = RpcError("Fetch", found.error, f"{tp.topic}[{tp.partition}]")
+                        if needs_a_person(failed):
+                            raise failed
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise
+                failed = exc
+            waited = clock.monotonic() - since
+            if failed is not None and waited > AWAY_S:
+                raise failed
+            if waited > PATIENCE_S:
+                raise Unreadable(
+                    f"{tp.topic}[{tp.partition}] stands still at {at}: an open transaction holds it; see who does with "
+                    "kafka-transactions.sh find-hanging, end it, and ask again"
+                )
+            if failed is not None:
+                await clock.sleep(0.1)

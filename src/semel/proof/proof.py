@@ -1,0 +1,133 @@
+"""A proof: what `prove` found, as data, as text for a person, as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from semel.port import TP
+from semel.proof.findings import PROMISES, Finding, Gap, Law, Verdict, Witness
+
+
+class Progress(NamedTuple):
+    """How far it is: `done` of `total` offsets read; `phase` in words."""
+
+    phase: str
+    done: int
+    total: int
+
+
+class Part(NamedTuple):
+    """One source partition: the offsets judged, `start` to `end` (exclusive), and what was found of them."""
+
+    tp: TP
+    start: int
+    end: int
+    records: int
+    took_effect: int
+    duplicates: int
+    dead_letters: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """`findings`: the first of each law with their witnesses; `found`: how many there are of each. `counts`: what was
+    looked at, and the running counts of the position records (`in`, `out`, ...). `notes`: what is worth knowing and breaks
+    no law. `ledger`: whether the running counts close over the whole history. Times in ms since 1970, `seconds` it took.
+    """
+
+    pipeline: str
+    at_ms: int
+    since_ms: int | None
+    until_ms: int | None
+    findings: tuple[Finding, ...]
+    found: dict[Law, int]
+    gaps: tuple[Gap, ...]
+    notes: tuple[str, ...]
+    counts: dict[str, int]
+    parts: tuple[Part, ...]
+    laws: tuple[Law, ...]
+    ledger: bool
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.found:
+            return Verdict.VIOLATED
+        return Verdict.UNPROVABLE if self.gaps else Verdict.CLEAN
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pipeline": self.pipeline,
+            "verdict": self.verdict.value,
+            "at": _iso(self.at_ms),
+            "since": _iso(self.since_ms),
+            "until": _iso(self.until_ms),
+            "seconds": round(self.seconds, 3),
+            "laws": {law.value: self.found.get(law, 0) for law in self.laws},
+            "ledger": "closed" if self.ledger else "open",
+            "findings": [
+                {"law": f.law.value, "sentence": f.sentence, "witnesses": [_witness(w) for w in f.witnesses]}
+                for f in self.findings
+            ],
+            "unprovable": [
+                {**_tp(g.tp), "start": g.start, "end": g.end, "events": g.events, "sentence": g.sentence}
+                for g in self.gaps
+            ],
+            "notes": list(self.notes),
+            "counts": self.counts,
+            "partitions": [{**_tp(p.tp), **{k: v for k, v in p._asdict().items() if k != "tp"}} for p in self.parts],
+        }
+
+    def text(self) -> str:
+        """For a person, in a few lines."""
+        lines = [self.headline()]
+        for finding in self.findings:
+            lines.append(f"  {finding.law.value}: {finding.sentence}")
+            lines += [f"      {shown(witness)}" for witness in finding.witnesses]
+        spelled = {law: sum(f.law is law for f in self.findings) for law in self.found}
+        lines += [f"  {law.value}: {n - spelled[law]:,} more" for law, n in self.found.items() if n > spelled[law]]
+        lines += [f"  unprovable: {shown_gap(gap)}" for gap in self.gaps]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def headline(self) -> str:
+        events = self.counts["records"]
+        over = f"{events:,} events, {self.counts['outputs']:,} outputs, {self.seconds:,.1f} s"
+        said = {
+            Verdict.CLEAN: f"clean: {self.pipeline} keeps all {len(self.laws)} laws",
+            Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.found)}",
+            Verdict.UNPROVABLE: f"unprovable in part: {self.pipeline} breaks no law where there are witnesses",
+        }
+        return f"{said[self.verdict]} ({over})"
+
+
+def shown(witness: Witness) -> str:
+    named = "".join(
+        f", {name} {value!r}" for name, value in (("id", witness.id), ("key", witness.key)) if value is not None
+    )
+    return f"{witness.tp.topic}[{witness.tp.partition}]@{witness.offset}: {witness.what}{named}"
+
+
+def shown_gap(gap: Gap) -> str:
+    of = f", {gap.events:,} events" if gap.events else ""
+    return f"{gap.tp.topic}[{gap.tp.partition}] {gap.start:,} to {gap.end:,}{of}: {gap.sentence}"
+
+
+def promises(laws: Sequence[Law]) -> list[tuple[Law, str]]:
+    return [(law, PROMISES[law]) for law in laws]
+
+
+def _witness(witness: Witness) -> dict[str, Any]:
+    return {**_tp(witness.tp), "offset": witness.offset, "what": witness.what, "id": witness.id, "key": witness.key}
+
+
+def _tp(tp: TP) -> dict[str, Any]:
+    return {"topic": tp.topic, "partition": tp.partition}
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,463 @@
+"""Prove: from the topics of a pipeline to a `Proof`. The order of reading is what makes it sound while the pipeline runs.
+
+Positions first: what is judged lies below them. Then the ends of every log that the pipeline writes, open transactions
+included, and the logs up to there: whatever was committed with those positions is in them. Then the positions again: what
+was read must lie below these. At last the source, a stretch at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+
+from semel.plan import Plan
+from semel.port import TP, Broker, Clock, Record, TopicInfo
+from semel.proof import laws
+from semel.proof.columns import Source, offsets_of
+from semel.proof.cut import Cut, NothingToProve
+from semel.proof.findings import Finding, Findings, Gap, Law, Witness
+from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Rows, Stretch, empty
+from semel.proof.judge import Judge, Whole
+from semel.proof.laws import Ledger, Missing, Rule
+from semel.proof.logs import Logs
+from semel.proof.proof import Part, Progress, Proof
+from semel.proof.scan import Scan
+from semel.proof.spool import BLOCK, Spool
+from semel.runtime.decide import check_shape
+from semel.state.marks import DONE
+
+__all__ = ["NothingToProve", "prove"]
+
+# Within one epoch marks may stand in another order than their events.
+_EPOCH_EVENTS = 50_000
+_KINDS = {"marks": MARK, "outputs": OUTPUT, "letters": LETTER}
+
+
+async def prove(
+    broker: Broker,
+    plan: Plan,
+    clock: Clock,
+    *,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    block: int = BLOCK,
+) -> Proof:
+    """Hold what `plan`'s topics say against the laws.
+
+    `since_ms`, `until_ms`: judge the events from the first stamped at or after the one up to the first stamped at or after
+    the other, in ms since 1970. Memory is that of the marks of one window of one partition, and of a stretch of `block`
+    events; what does not fit meanwhile goes to files in the temporary directory, about 60 bytes an event.
+
+    NothingToProve, ShapeChanged, other SemelErrors where the topics cannot be understood; RpcLost where no broker answers.
+    """
+    with tempfile.TemporaryDirectory(prefix="semel-prove-") as folder:
+        spool = Spool(Path(folder), block=block)
+        return await _Prover(broker, plan, clock, spool, since_ms, until_ms, progress or (lambda _: None)).run()
+
+
+class _Prover:
+    def __init__(
+        self,
+        broker: Broker,
+        plan: Plan,
+        clock: Clock,
+        spool: Spool,
+        since_ms: int | None,
+        until_ms: int | None,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._broker = broker
+        self._plan = plan
+        self._clock = clock
+        self._spool = spool
+        self._since, self._until = since_ms, until_ms
+        self._progress = progress
+        self._phase, self._done, self._total = "positions", 0, 0
+        self._logs = Logs(broker, clock)
+        self._findings = Findings()
+        self._gaps: list[Gap] = []
+        self._notes: list[str] = []
+        self._parts: list[Part] = []
+        self._cut = Cut()
+        self._closing = Cut()
+        self._scan = Scan(plan, self._logs, spool, self._findings, self._read)
+        self._topics: dict[str, TopicInfo] = {}
+        self._configs: dict[str, dict[str, str]] = {}
+        self._starts: dict[TP, int] = {}
+        self._ends: dict[TP, int] = {}
+        self._range: dict[TP, tuple[int, int]] = {}
+        self._ledger_closed = False
+        dedup = plan.dedup
+        self._rule = None
+        if dedup is not None:
+            self._rule = Rule(dedup.window_ms, dedup.bucket_ms, dedup.missing, dedup.conflict, dedup.late)
+
+    async def run(self) -> Proof:
+        started = self._clock.monotonic()
+        await self._look()
+        await self._scan_what_was_written()
+        self._phase = "positions"
+        await self._closing.read(self._logs, self._plan, self._position_tps(), self._findings, self._read)
+        await self._judge()
+        await self._name_witnesses()
+        return self._proof(self._clock.monotonic() - started)
+
+    def _read(self, offsets: int) -> None:
+        self._done += offsets
+        self._progress(Progress(self._phase, self._done, max(self._total, self._done)))
+
+    # -- what there is
+
+    async def _look(self) -> None:
+        """Topics, positions, and from where to where each log is to be read."""
+        plan = self._plan
+        names = [*plan.sources, *plan.logs, plan.dead_letter_topic]
+        self._topics = await self._logs.asked(lambda: self._broker.topics(names))
+        missing = [name for name in plan.sources if name not in self._topics]
+        if missing:
+            raise NothingToProve(
+                f"source topic {', '.join(missing)} of {plan.app!r} does not exist on this broker; see the `broker` setting"
+            )
+        if plan.positions_topic not in self._topics:
+            raise NothingToProve(
+                f"{plan.app!r} has never run here: there is no topic {plan.positions_topic!r}; run it, then prove"
+            )
+        await self._cut.read(self._logs, plan, self._position_tps(), self._findings, self._read)
+        if not self._cut.positions:
+            raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
+        shape = plan.shape()
+        for position in self._cut.positions.values():
+            if position.shape and position.shape != shape:
+                check_shape(plan.app, position.shape, shape)
+        outputs: set[str] = {t.name for t in plan.outputs if t.name not in plan.sources}
+        outputs |= {topic for position in self._cut.positions.values() for topic in position.outputs}
+        self._topics |= await self._logs.asked(lambda: self._broker.topics(sorted(outputs)))
+        self._outputs = [
+            TP(n, p) for n in sorted(outputs & self._topics.keys()) for p in range(self._topics[n].partitions)
+        ]
+        self._sources = [tp for tp in self._tps(*plan.sources) if self._cut.next(tp) >= 0]
+        for tp in self._sources:
+            recorded = self._cut.positions[tp.partition].topics[tp.topic]
+            if recorded.id != self._topics[tp.topic].id:
+                raise NothingToProve(
+                    f"topic {tp.topic!r} was deleted and created again since {plan.app!r} read it: what its positions and "
+                    "marks speak of is gone. Run `semel reset` to start on the new topic"
+                )
+        wanted = sorted({*plan.sources, *outputs, plan.dead_letter_topic} & self._topics.keys())
+        self._configs = await self._logs.asked(lambda: self._broker.topic_configs(wanted))
+        written = [*self._outputs, *self._tps(plan.marks_topic, plan.dead_letter_topic)]
+        self._starts = await self._logs.starts([*written, *self._sources])
+        self._ends = await self._logs.ends(written)
+        await self._find_range()
+        self._total = self._done + sum(self._ends[tp] - self._from(tp) for tp in written)
+        self._total += sum(end - start for start, end in self._range.values())
+
+    def _tps(self, *names: str) -> list[TP]:
+        return [TP(n, p) for n in names if n in self._topics for p in range(self._topics[n].partitions)]
+
+    def _position_tps(self) -> list[TP]:
+        return self._tps(self._plan.positions_topic)
+
+    def _from(self, tp: TP) -> int:
+        """Where a log begins for us: behind what an earlier life of the pipeline, before a reset, left in it."""
+        began = self._cut.began.get(tp.topic, [])
+        return max(self._starts[tp], began[tp.partition] if tp.partition < len(began) else 0)
+
+    def _first(self, tp: TP) -> int:
+        """Where the task began; -1 where that was not recorded."""
+        return self._cut.positions[tp.partition].topics[tp.topic].first
+
+    async def _find_range(self) -> None:
+        since = await self._logs.at_time(self._sources, self._since) if self._since is not None else {}
+        until = await self._logs.at_time(self._sources, self._until) if self._until is not None else {}
+        for tp in self._sources:
+            cut, first = self._cut.next(tp), self._first(tp)
+            begin = max(self._starts[tp], first)
+            if tp in since:
+                begin = max(begin, since[tp] if since[tp] >= 0 else cut)
+            end = cut if until.get(tp, -1) < 0 else min(cut, until[tp])
+            self._range[tp] = begin, max(begin, end)
+            if self._since is None and first < 0 and self._starts[tp] > 0:
+                self._gaps.append(Gap(tp, 0, self._starts[tp], "where the task began was not recorded by its version"))
+            elif self._since is None and first < self._starts[tp]:
+                self._gaps.append(Gap(
+                    tp, first, self._starts[tp], "retention deleted these events from the source",
+                    self._starts[tp] - first,
+                ))  # fmt: skip
+
+    @property
+    def _everything(self) -> bool:
+        return self._since is None and self._until is None
+
+    def _compacted(self, topic: str) -> bool:
+        return "compact" in self._configs.get(topic, {}).get("cleanup.policy", "")
+
+    def _whole(self, tp: TP) -> bool:
+        """Nothing was deleted from a log since it began for us."""
+        began = self._cut.began.get(tp.topic, [])
+        start = began[tp.partition] if tp.partition < len(began) else 0
+        return self._starts[tp] <= start and not self._compacted(tp.topic) and not self._scan.gone[tp]
+
+    # -- what was written
+
+    async def _scan_what_was_written(self) -> None:
+        plan, scan = self._plan, self._scan
+        self._phase = "outputs"
+        for tp in self._outputs:
+            await scan.outputs_in(tp, self._from(tp), self._ends[tp])
+        if self._rule is not None:
+            self._phase = "marks"
+            [source] = plan.sources
+            for tp in self._tps(plan.marks_topic):
+                await scan.marks_in(tp, TP(source, tp.partition), self._starts[tp], self._ends[tp])
+        self._phase = "dead letters"
+        for tp in self._tps(plan.dead_letter_topic):
+            await scan.letters_in(tp, self._from(tp), self._ends[tp])
+
+    # -- judging
+
+    async def _judge(self) -> None:
+        self._phase = "events"
+        whole_outputs = all(self._whole(tp) for tp in self._outputs)
+        whole_letters = all(self._whole(tp) for tp in self._tps(self._plan.dead_letter_topic))
+        bare = self._without_lineage()
+        judges: dict[TP, Judge] = {}
+        for tp in self._sources:
+            whole = Whole(not self._compacted(tp.topic), whole_outputs, whole_letters)
+            judges[tp] = await self._judge_partition(tp, whole)
+        closed: list[bool] = []
+        for task, position in sorted(self._cut.positions.items()):
+            mine = {tp: judge for tp, judge in judges.items() if tp.partition == task}
+            if position.topics and self._everything:
+                closed.append(self._close(task, mine, whole_outputs and not bare[task], whole_letters))
+        self._ledger_closed = bool(closed) and all(closed)
+        for tp, judge in judges.items():
+            # What the running counts account for needs no other witness.
+            if judge.gaps and not self._ledger_closed:
+                self._gaps += judge.gaps
+            elif judge.gaps:
+                self._notes.append(
+                    f"{tp.topic}[{tp.partition}]: {judge.tally.unwitnessed:,} events are proven by the running counts alone: "
+                    "their marks were trimmed after their window, and they have no outputs"
+                )
+        self._judge_outputs(sum(bare.values()), whole_outputs)
+
+    async def _judge_partition(self, tp: TP, whole: Whole) -> Judge:
+        start, end = self._range[tp]
+        cut, closing = self._cut.by_agent(tp), self._closing.next(tp)
+        position = self._cut.positions[tp.partition]
+        judge = Judge(
+            tp, self._rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=start == self._first(tp),
+            stream_ms=position.stream_time.ms, gone=self._marks_gone(tp, start),
+        )  # fmt: skip
+        source = None
+        if self._plan.dedup is not None:
+            source = Source(self._plan.sources[tp.topic], self._plan.dedup)
+        size = self._spool.block
+        numbers = {*self._spool.blocks(tp), *range(start // size, -(-end // size))}
+        checked = False
+        for number in sorted(numbers):
+            rows = {kind: self._spool.take(kind, tp, number, dtype) for kind, dtype in _KINDS.items()}
+            for kind, said in (("marks", "a mark"), ("outputs", "outputs"), ("letters", "a dead letter")):
+                self._findings.add(laws.within_position(tp, rows[kind], closing, said))
+            low, high = max(start, number * size), min(end, (number + 1) * size)
+            marks = rows["marks"]
+            if low >= high:
+                judge.pass_by(marks[marks["offset"] < start])
+                continue
+            judge.pass_by(marks[marks["offset"] < low])
+            stretch = Stretch(low, high, np.empty(0, np.int64))
+            stretch.marks = _between(marks, low, high)
+            stretch.letters = _between(rows["letters"], low, high)
+            stretch.outputs = _below(
+                _between(rows["outputs"], low, high), [cut.get(a.name, cut[""]) for a in self._plan.agents]
+            )
+            sample = await self._read_source(tp, stretch, source)
+            if source is not None and not checked and len(stretch.marks):
+                source.check(tp, sample, stretch)
+                checked = True
+            judge.stretch(stretch)
+        judge.finish()
+        tally = judge.tally
+        self._parts.append(Part(
+            tp, start, end, tally.records, tally.done + tally.unwitnessed, tally.duplicates, tally.letters,
+            sum(tally.outputs.values()),
+        ))  # fmt: skip
+        return judge
+
+    def _marks_gone(self, tp: TP, start: int) -> Missing | None:
+        if self._rule is None or not self._scan.marks_gone.get(tp):
+            return None
+        before, filed = self._scan.first_mark.get(tp, (2**61, 2**61))
+        return Missing(before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, start == self._first(tp))
+
+    async def _read_source(self, tp: TP, stretch: Stretch, source: Source | None) -> list[Record]:
+        """The committed records of a stretch, with the columns of those that nothing names; some that are named."""
+        done = np.sort(np.concatenate((
+            stretch.marks["offset"][stretch.marks["outcome"] == DONE], stretch.letters["offset"],
+        )))  # fmt: skip
+        offsets: list[Rows] = []
+        unmarked: list[Rows] = []
+        sample: list[Record] = []
+        async with aclosing(self._logs.read(tp, stretch.start, stretch.end)) as pieces:
+            async for piece in pieces:
+                if piece.missing:
+                    self._gaps.append(Gap(
+                        tp, piece.start, piece.next, "retention deleted these events while they were to be read",
+                        piece.missing,
+                    ))  # fmt: skip
+                there = offsets_of(piece.records)
+                offsets.append(there)
+                if source is not None and len(there):
+                    named = np.isin(there, done, assume_unique=True) if len(done) else np.zeros(len(there), np.bool_)
+                    unmarked.append(source.unmarked([piece.records[i] for i in np.flatnonzero(~named).tolist()]))
+                    if len(sample) < 200:
+                        sample += [piece.records[i] for i in np.flatnonzero(named)[:200].tolist()]
+                self._read(piece.next - piece.start)
+        stretch.records = np.concatenate(offsets) if offsets else stretch.records
+        stretch.unmarked = np.concatenate(unmarked) if unmarked else empty(UNMARKED)
+        return sample
+
+    # -- the ledger
+
+    def _without_lineage(self) -> dict[int, int]:
+        """By task: outputs that were written without lineage."""
+        return {
+            task: position.counts.get("out", 0) - sum(position.outputs.values())
+            for task, position in self._cut.positions.items()
+        }
+
+    def _close(self, task: int, judges: dict[TP, Judge], whole_outputs: bool, whole_letters: bool) -> bool:
+        """Whether the running counts close over what was found. Findings where they contradict it."""
+        position, before = self._cut.positions[task], sum(self._findings.counts.values())
+        whole_source = all(
+            not self._compacted(tp.topic) and self._starts[tp] <= self._first(tp) and self._range[tp][0] == self._first(tp)
+            for tp in judges
+        ) and not any(gap.tp in judges for gap in self._gaps)  # fmt: skip
+        outputs: Counter[str] = Counter()
+        for judge in judges.values():
+            outputs.update(judge.tally.outputs)
+        agents = len(self._plan.agents)
+        records = sum(j.tally.records for j in judges.values())
+        took_effect = None
+        if self._rule is not None and whole_source:
+            least = sum(j.tally.done + j.tally.unwitnessed for j in judges.values())
+            took_effect = least, least + sum(j.tally.maybe for j in judges.values())
+        ledger = Ledger(
+            # With several agents a record is taken in by each that has it among its sources.
+            records=records if whole_source and agents == 1 else None,
+            took_effect=took_effect,
+            letters=sum(j.tally.letters for j in judges.values()) if whole_letters else None,
+            outputs={t: outputs[t] for t in position.outputs} if whole_outputs else {},
+            with_output=sum(j.tally.with_output for j in judges.values()) if whole_outputs else None,
+        )
+        self._findings.add(laws.conservation(task, ledger, position))
+        return whole_source and agents == 1 and sum(self._findings.counts.values()) == before
+
+    def _judge_outputs(self, bare: int, whole: bool) -> None:
+        sinks = {a.sink.name for a in self._plan.agents if a.sink is not None}
+        for tp, count in sorted(self._scan.strangers.items()):
+            said = f"{count:,} records of {tp.topic}[{tp.partition}] carry no lineage"
+            if bare > 0 or tp.topic not in sinks:
+                self._notes.append(said)
+                continue
+            self._findings.add([Finding(
+                Law.CONSERVATION, f"{said}: no event of {self._plan.app} accounts for them",
+                tuple(self._scan.stranger_witnesses[tp]),
+            )])  # fmt: skip
+        if bare > 0:
+            for tp in self._outputs:
+                self._gaps.append(Gap(
+                    tp, self._from(tp), self._ends[tp], f"{bare:,} outputs of {self._plan.app} were written without lineage "
+                    "(`lineage = false`, or by an older version), so that outputs cannot be told from others",
+                ))  # fmt: skip
+        elif not whole:
+            for tp in self._outputs:
+                if not self._whole(tp):
+                    compacted = self._compacted(tp.topic)
+                    self._gaps.append(Gap(
+                        tp, 0, self._starts[tp], "compaction removes outputs from it" if compacted else
+                        "outputs were deleted from it, so that nobody can say whether all of them were there",
+                    ))  # fmt: skip
+        for tp in self._tps(self._plan.dead_letter_topic):
+            if not self._whole(tp):
+                self._gaps.append(Gap(tp, 0, self._starts[tp], "dead letters were deleted from it"))
+        if self._scan.sent:
+            self._notes.append(f"{self._scan.sent:,} outputs were sent without an event")
+
+    # -- saying so
+
+    async def _name_witnesses(self) -> None:
+        """Read the events again that witnesses point at, for their ids and keys."""
+        dedup = self._plan.dedup
+        for i, finding in enumerate(self._findings.kept):
+            named: list[Witness] = []
+            for witness in finding.witnesses:
+                record = None
+                if witness.tp.topic in self._plan.sources and witness.offset >= self._starts.get(witness.tp, 0):
+                    record = await self._record_at(witness.tp, witness.offset)
+                if record is not None:
+                    topic = self._plan.sources[witness.tp.topic]
+                    witness = witness._replace(
+                        id=Source(topic, dedup).id_text(record) if dedup is not None else None,
+                        key=None if record.key is None else record.key.decode(errors="backslashreplace"),
+                    )
+                named.append(witness)
+            self._findings.kept[i] = finding._replace(witnesses=tuple(named))
+
+    async def _record_at(self, tp: TP, offset: int) -> Record | None:
+        end = (await self._logs.ends([tp]))[tp]
+        async with aclosing(self._logs.read(tp, offset, min(end, offset + 1))) as pieces:
+            async for piece in pieces:
+                return next((r for r in piece.records if r.offset == offset), None)
+        return None
+
+    def _proof(self, seconds: float) -> Proof:
+        counts: Counter[str] = Counter()
+        for position in self._cut.positions.values():
+            counts.update(position.counts)
+        looked_at = {
+            "records": sum(p.records for p in self._parts),
+            "took_effect": sum(p.took_effect for p in self._parts),
+            "outputs": sum(p.outputs for p in self._parts),
+            "marks": self._scan.marks,
+            "dead_letters": sum(p.dead_letters for p in self._parts),
+            "duplicates": sum(p.duplicates for p in self._parts),
+            "positions": self._cut.records,
+        }
+        asked = [law for law in Law if law is not Law.FOLD]
+        if self._rule is None:
+            # Without marks, what became of a single event is the running counts' to say.
+            asked = [law for law in asked if law is not Law.NO_LOSS or self._ledger_closed]
+        return Proof(
+            pipeline=self._plan.app,
+            at_ms=int(self._clock.time() * 1000),
+            since_ms=self._since,
+            until_ms=self._until,
+            findings=tuple(sorted(self._findings.kept, key=lambda f: list(Law).index(f.law))),
+            found=dict(self._findings.counts),
+            gaps=tuple(self._gaps),
+            notes=tuple(self._notes),
+            counts={**looked_at, **{f"counted_{name}": n for name, n in counts.items()}},
+            parts=tuple(self._parts),
+            laws=tuple(asked),
+            ledger=self._ledger_closed,
+            seconds=seconds,
+        )
+
+
+def _between(rows: Rows, low: int, high: int) -> Rows:
+    return rows[(rows["offset"] >= low) & (rows["offset"] < high)]
+
+
+def _below(outputs: Rows, cuts: list[int]) -> Rows:
+    """Outputs below what their agent had come to."""
+    if len(set(cuts)) <= 1 or not len(outputs):
+        return outputs
+    return outputs[outputs["offset"] < np.array(cuts, np.int64)[outputs["agent"]]]
