@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from semel.errors import SemelError
+from semel.errors import SemelError, StateDirectoryError
 from semel.plan import Plan
 from semel.port import TP, Fetched
 from semel.runtime.engine import Engine
@@ -33,6 +34,15 @@ class KillableStore(Store):
     def write(self, batch: StoreBatch) -> None:
         if not self.killed:
             super().write(batch)
+
+
+def _opened(path: Path) -> KillableStore:
+    try:
+        return KillableStore(path, cache_mb=2, buffer_mb=2)
+    except StateDirectoryError:
+        # The frames that a killed worker's errors keep may still hold handles of it, and with them RocksDB's lock.
+        gc.collect()
+        return KillableStore(path, cache_mb=2, buffer_mb=2)
 
 
 class PatientBroker(MemoryBroker):
@@ -83,7 +93,7 @@ class Worker:
         self._closed = False
         self.failpoints = Failpoints()
         self._cluster = cluster
-        self.store = KillableStore(self.folder / "db", cache_mb=2, buffer_mb=2)
+        self.store = _opened(self.folder / "db")
         self.engine = Engine(
             plan,
             # One address for all incarnations, as a worker has that comes back on its machine.
