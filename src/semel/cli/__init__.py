@@ -9,6 +9,7 @@ import typer
 
 from semel.cli import exits, kafka, tables
 from semel.cli.chaos import chaos
+from semel.cli.prove import prove
 from semel.cli.reset import reset
 from semel.cli.up import up
 from semel.cli.worker import worker
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(worker)
 app.command()(reset)
+app.command()(prove)
 app.command()(chaos)
 app.add_typer(tables.app, name="tables")
 app.add_typer(kafka.app, name="kafka")

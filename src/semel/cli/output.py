@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,7 +18,11 @@ def document(found: Any) -> None:
 
 def shown(value: Any, indent: int | None = None) -> str:
     """A value as JSON in which nothing can steer a terminal: what is not printable stays escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return plain(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def plain(text: str) -> str:
+    """A text in which nothing can steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
@@ -40,3 +45,26 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 def tell(message: str) -> None:
     """A sentence for the person, on standard error."""
     typer.echo(message, err=True)
+
+
+@contextmanager
+def bar() -> Generator[Callable[[str, int, int], None]]:
+    """Progress on standard error, a bar at a terminal, else a line for each phase: phase, how much is done, of how much."""
+    if not sys.stderr.isatty():
+        said = ""
+
+        def line(phase: str, done: int, total: int) -> None:
+            nonlocal said
+            if phase != said:
+                said = phase
+                tell(f"reading {phase}: {done:,} of {total:,}")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        yield lambda phase, done, total: progress.update(task, description=phase, completed=done, total=total)
