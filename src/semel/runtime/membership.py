@@ -217,9 +217,11 @@ class GroupMember:
         while not self._stopping.is_set() and not self._rejoin.is_set():
             sleeping = asyncio.ensure_future(self._clock.sleep(self._interval_s))
             woken = [asyncio.ensure_future(e.wait()) for e in (self._stopping, self._rejoin)]
-            await asyncio.wait({sleeping, *woken}, return_when=asyncio.FIRST_COMPLETED)
-            for waiting in (sleeping, *woken):
-                waiting.cancel()
+            try:
+                await asyncio.wait({sleeping, *woken}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for waiting in (sleeping, *woken):
+                    waiting.cancel()
             if self._stopping.is_set() or self._rejoin.is_set():
                 return
             try:
