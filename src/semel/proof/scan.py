@@ -76,8 +76,13 @@ class Scan:
         if disorder:
             await self._by_key(tp, start, end)
 
-    def _ours(self, tp: TP, records: Sequence[Record]) -> Iterator[tuple[tuple[TP, int, int, int], Record]]:
-        """(source partition, agent, source offset, step) of the outputs that are of this app, with their records."""
+    def _ours(
+        self, tp: TP, records: Sequence[Record], *, again: bool = False
+    ) -> Iterator[tuple[tuple[TP, int, int, int], Record]]:
+        """(source partition, agent, source offset, step) of the outputs that are of this app, with their records.
+
+        The others are counted, unless they were (`again`).
+        """
         app = self._plan.app
         agents = {"": 0, **{name: i for i, name in enumerate(self._agents)}}
         # The part that stays the same from one output to the next is looked at once.
@@ -85,15 +90,16 @@ class Scan:
         for record in records:
             value = lineage.of(record.headers)
             if value is None:
-                self._stranger(tp, record)
+                if not again:
+                    self._stranger(tp, record)
                 continue
             try:
                 writer, topic, partition, offset, step, _ = value.split(b"/", 5)
             except ValueError:
                 found = lineage.parse(value)
-                if found is None:
+                if not again and found is None:
                     self._stranger(tp, record)
-                elif found.app == app:
+                elif not again and found is not None and found.app == app:
                     self.sent += 1
                 continue
             place = b"%b/%b/%b" % (writer, topic, partition)
@@ -116,16 +122,13 @@ class Scan:
             seen.append(Witness(tp, record.offset, "no lineage", key=key))
 
     async def _by_key(self, tp: TP, start: int, end: int) -> None:
-        strangers, sent = self.strangers[tp], self.sent
         placed: list[Placed] = []
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 placed += [
                     Placed(record.offset, record.key, source, self._agents[agent], offset, step)
-                    for (source, agent, offset, step), record in self._ours(tp, piece.records)
+                    for (source, agent, offset, step), record in self._ours(tp, piece.records, again=True)
                 ]
-        # They were counted the first time.
-        self.strangers[tp], self.sent = strangers, sent
         self._findings.add(laws.order_per_key(tp, placed))
 
     # -- marks and dead letters
