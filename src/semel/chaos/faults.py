@@ -30,6 +30,8 @@ RECOVERY_S = 90.0
 LOOK_S = 0.05
 TAKEN = 4
 KILLED = -9
+# SIGTERM before a worker has come to listen to it.
+TERMINATED = -15
 
 
 @dataclass
@@ -245,7 +247,7 @@ class Torture:
             if code is None:
                 self.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM (fault {fault.number})")
                 await worker.kill9()
-            elif code not in (0, KILLED):
+            elif code not in (0, KILLED, TERMINATED):
                 self._ended_by_itself(worker, code)
             self.gone(worker)
             self.start(worker)

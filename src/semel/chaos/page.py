@@ -47,7 +47,6 @@ iframe { width: 100%; height: 40rem; border: 1px solid var(--line); border-radiu
 
 
 def write(path: Path, report: Report) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(report), encoding="utf-8")
 
 

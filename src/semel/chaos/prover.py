@@ -44,6 +44,5 @@ async def prove(broker: KafkaBroker, pipeline: Pipeline, progress: Callable[[str
         for finding in document["findings"]
     )
     said = found.text().splitlines()
-    return Proved(
-        found.verdict.value, findings, (said[0], *(s.strip() for s in said if s.startswith("  note:"))), document
-    )
+    summary = (said[0], *(line.strip() for line in said if line.startswith("  note:")))
+    return Proved(found.verdict.value, findings, summary, document, proof.html(found))

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +26,7 @@ from semel.chaos.prover import prove
 from semel.chaos.report import CLEAN, UNPROVABLE, Report, summary
 from semel.chaos.show import Display, Shown, WorkerShown, display
 from semel.chaos.sight import Sight
+from semel.chaos.tables import compare
 from semel.chaos.timeline import Sample, percentile, rates, void_reasons
 from semel.chaos.workers import WorkerProcess
 from semel.errors import SemelError
@@ -34,7 +35,7 @@ from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
 from semel.pipeline import Pipeline
-from semel.port import TopicSpec
+from semel.port import RpcError, RpcLost, TopicSpec
 from semel.up.workers import Views
 
 FOLDER = Path(".semel/chaos")
@@ -197,6 +198,8 @@ class Run:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("state", "logs"):
             (self.folder / name).mkdir()
+        # A file of its own, so that no worker reads config/local.toml.
+        (self.folder / "worker.toml").write_text("# The workers of semel chaos are set by their environment.\n")
 
     async def _start(self, mounts: bool) -> None:
         say = self.display.say
@@ -353,9 +356,12 @@ class Run:
     # -- the proof
 
     async def _prove(self) -> None:
-        assert self._torture is not None and self._broker is not None
+        assert self._torture is not None and self._broker is not None and self._views is not None
         self._stage = "proving"
-        self.display.say("the load is done and every fault healed; the workers stop, then the proof")
+        self.display.say("the load is done and every fault healed; rows against changelogs, then the proof")
+        with self._as_finding("the tables could not be read"):
+            url = self._torture.workers[0].url
+            self.report.findings += await compare(self.asked.pipeline, self._broker, self._views, url)
         for worker in self._torture.workers:
             worker.expected_end = True
             worker.send(signal.SIGTERM)
@@ -363,7 +369,16 @@ class Run:
             if await worker.ended(40) is None:
                 self.report.findings.append(f"{worker.name} did not end within 40 s of SIGTERM after the run")
                 await worker.kill9()
-        self.report.proved = await prove(self._broker, self.asked.pipeline, self.display.say)
+        with self._as_finding("there is no proof"):
+            self.report.proved = await prove(self._broker, self.asked.pipeline, self.display.say)
+
+    @contextlib.contextmanager
+    def _as_finding(self, what: str) -> Generator[None]:
+        """What keeps the run from its verdict is said with everything else."""
+        try:
+            yield
+        except (SemelError, RpcError, RpcLost) as error:
+            self.report.findings.append(f"{what}: {error}")
 
     def _publish(self) -> None:
         self.display.close()

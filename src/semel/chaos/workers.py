@@ -69,7 +69,7 @@ class WorkerProcess:
 
     # -- its life
 
-    def start(self, *, failpoint: str = "", clock_offset_ms: int = 0, arguments: tuple[str, ...] = ()) -> None:
+    def start(self, *, failpoint: str = "", clock_offset_ms: int = 0) -> None:
         """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
         assert not self.running, f"{self.name} runs"
         # Nothing of the caller's own settings: a run must never reach another cluster than its own.
@@ -79,7 +79,9 @@ class WorkerProcess:
             environment["SEMEL_FAILPOINT"] = failpoint
         if clock_offset_ms:
             environment["SEMEL_CLOCK_OFFSET_MS"] = str(clock_offset_ms)
-        command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port), *arguments]
+        config = self._folder / "worker.toml"
+        command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port)]
+        command += ["--config", str(config)]
         self._pid = self._nursery.fork(command, environment, self.log)
         self._code = None
         self.frozen = False

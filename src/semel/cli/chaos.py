@@ -68,6 +68,8 @@ def chaos(
         raise ConfigError(f"--brokers {brokers}: a run has 1 broker, or 3")
     if input_file is not None and from_topic is not None:
         raise ConfigError("--input and --from-topic are two sources of events; give one")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise ConfigError(f"--report {str(report)!r}: there is no directory {str(report.absolute().parent)!r}; make it")
     loaded = project.load(pipeline)
     if not isinstance(loaded, Pipeline):
         raise ConfigError(f"{pipeline} is an App; semel chaos takes a Pipeline, whose topics and rules are declared")

@@ -1,0 +1,105 @@
+"""The rows that workers show at the end of a run, held against the changelogs: what a crash left in a store must be that.
+
+The proof reads topics only; this looks at what the workers restored and went on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from semel.codec import Codec
+from semel.kafka import KafkaBroker
+from semel.pipeline import Pipeline
+from semel.port import TP
+from semel.proof.findings import Law
+from semel.proof.logs import Logs
+from semel.runtime.clock import SystemClock
+from semel.table import Table
+from semel.up.workers import Views
+
+SHOWN = 5
+
+
+async def compare(pipeline: Pipeline, broker: KafkaBroker, views: Views, url: str) -> list[str]:
+    """What is shown that the changelog does not say, or not shown that it says, as sentences; all partitions must run.
+
+    SemelError where a table cannot be read; RpcLost where no broker answers.
+    """
+    logs, plan, found = Logs(broker, SystemClock()), pipeline.plan(), list[str]()
+    for table in pipeline.tables:
+        topic = plan.changelog(table.name)
+        info = (await broker.topics([topic])).get(topic)
+        if info is None:
+            continue
+        tps = [TP(topic, partition) for partition in range(info.partitions)]
+        starts, ends = await logs.starts(tps), await logs.ends(tps)
+        parts = [await _fold(logs, tp, starts[tp], ends[tp]) for tp in tps]
+        found += differences(table, parts, await _rows(views.pages(url, table.name)))
+    return found
+
+
+def differences(table: Table, parts: Sequence[Mapping[bytes, bytes]], rows: Sequence[tuple[Any, Any]]) -> list[str]:
+    """`parts`: of each partition its changelog's last word on each key; `rows`: (key, value) as the views show them."""
+    expected = {_text(key): value for key, value in _merged(table, parts).items()}
+    shown = {_text_of(key): value for key, value in rows}
+    wrong = sorted(key for key in expected.keys() | shown.keys() if expected.get(key) != shown.get(key))
+    found = [
+        f"{Law.FOLD.value}: {table.name}[{key}] is shown as {_said(shown, key)}, the changelog says {_said(expected, key)}"
+        for key in wrong[:SHOWN]
+    ]
+    if len(wrong) > SHOWN:
+        found.append(f"{Law.FOLD.value}: {len(wrong) - SHOWN:,} more rows of {table.name} differ from the changelog")
+    if len(rows) != len(shown):
+        found.append(f"{Law.FOLD.value}: {len(rows) - len(shown):,} rows of {table.name} are shown more than once")
+    return found
+
+
+def _merged(table: Table, parts: Sequence[Mapping[bytes, bytes]]) -> dict[bytes, Any]:
+    whole: dict[bytes, Any] = {}
+    for part in parts:
+        for key, raw in part.items():
+            value = table.value.decode(raw)
+            whole[key] = table.merge(whole[key], value) if table.merge is not None and key in whole else value
+    return {key: _plain(table.value, table.value.encode(value)) for key, value in whole.items()}
+
+
+def _plain(codec: Codec[Any], raw: bytes) -> Any:
+    """As the views show it."""
+    if codec.type is str:
+        return raw.decode()
+    try:
+        return raw.decode() if codec.type is bytes else orjson.loads(raw)
+    except ValueError:
+        return raw.hex()
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _text_of(key: Any) -> str:
+    return key if isinstance(key, str) else orjson.dumps(key).decode()
+
+
+def _said(rows: Mapping[str, Any], key: str) -> str:
+    return f"{rows[key]!r:.120}" if key in rows else "absent"
+
+
+async def _fold(logs: Logs, tp: TP, start: int, end: int) -> dict[bytes, bytes]:
+    folded: dict[bytes, bytes] = {}
+    async for piece in logs.read(tp, start, end):
+        for record in piece.records:
+            if record.key is None:
+                continue
+            if record.value is None:
+                folded.pop(record.key, None)
+            else:
+                folded[record.key] = record.value
+    return folded
+
+
+async def _rows(pages: AsyncIterable[list[tuple[str, Any]]]) -> list[tuple[Any, Any]]:
+    return [row async for page in pages for row in page]
