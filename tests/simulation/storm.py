@@ -110,7 +110,7 @@ class Storm:
         if rng.random() >= self.rate:
             return slow
         fault, words = self._fault(call, rng)
-        if fault is None or not self.may(f"{call.client}/{n}", f"{words}: {call.api} of {call.client}"):
+        if fault is None or not self.may(f"{call.client}/{n}", f"{words} {call.api} of {call.client}"):
             return slow
         if fault.code:
             self.world.watch.count("rpc", call.api, str(fault.code))
@@ -124,21 +124,21 @@ class Storm:
     def _fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
         match rng.randrange(6):
             case 0:
-                return lose_request(after_s=rng.random() * 2), "a request is lost"
+                return lose_request(after_s=rng.random() * 2), "a request is lost:"
             case 1:
-                return lose_answer(after_s=rng.random() * 2), "an answer is lost"
+                return lose_answer(after_s=rng.random() * 2), "an answer is lost:"
             case 2:
-                return unsent(), "a connection is refused"
+                return unsent(), "a connection is refused:"
             case 3:
                 if call.api == "JoinGroup":
                     # A late JoinGroup of a static member is another member under its name: fatal by design.
                     return None, ""
-                return delay(there_s=rng.random() * 4), "a request is late"
+                return delay(there_s=rng.random() * 4), "a request is late:"
             case 4:
-                return delay(back_s=rng.random() * 4), "an answer is late"
+                return delay(back_s=rng.random() * 4), "an answer is late:"
             case _:
                 code = self._code(call, rng)
-                return refuse(code, applied=rng.random() < 0.3), f"error {code}"
+                return refuse(code, applied=rng.random() < 0.3), f"error: {code}"
 
     def _code(self, call: Call, rng: random.Random) -> int:
         if self.wild:
@@ -197,7 +197,6 @@ class Storm:
     def bury(self, worker: Worker) -> None:
         """It has ended: what becomes of its disk, and when it comes back."""
         world, machine = self.world, self.world.machines[worker.client]
-        self.figures["fences"] += int(worker.engine.stats["fences"])
         rng = seeded(self.seed, "death", worker.client)
         draw, pause = rng.random(), rng.choice([0.0, 0.0, 0.01, 0.1, 1.0, 11.0])
         if not self.quiet:
@@ -243,10 +242,12 @@ class Storm:
             self._pay_in_a_transaction(name, rng)
         elif worker is None:
             pass
-        elif draw < 0.6:
+        elif draw < 0.55:
             if self.may(name, f"crash by chance: {worker.client}"):
                 world.crash(worker, "by chance", arrives=rng.random() < 0.5)
-        elif draw < 0.64:
+        elif draw < 0.62:
+            self._die_at(worker, rng.choice(NAMES), rng.choice(NTH))
+        elif draw < 0.66:
             if self.may(name, f"orderly stop: {worker.client}"):
                 worker.engine.settings.leave_on_stop = rng.random() < 0.5
                 worker.engine.stop()
@@ -392,8 +393,7 @@ class Storm:
         n["rebalances"] = world.recorder.generations
         n["redeliveries"] = self._redelivered()
         n["records in"] = sum(world.recorder.source_ends.values())
-        for worker in world.workers.values():
-            n["fences"] += int(worker.engine.stats["fences"])
+        n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
                        world.loop.time())  # fmt: skip
 

@@ -26,7 +26,7 @@ Key = tuple[str, ...]
 MEETINGS: frozenset[tuple[str, str]] = frozenset(
     {("revoke", s) for s in ("none", "open", "sealed", "committing")}
     | {("fence", s) for s in ("open", "aborting", "unknown")}
-    | {("lost", s) for s in ("none", "open", "committing")}
+    | {("lost", s) for s in ("none", "open", "sealed", "committing")}
 )
 
 
@@ -39,6 +39,8 @@ class Watch:
     engines: dict[str, Engine] = field(default_factory=dict)
     epochs: dict[str, EpochState] = field(default_factory=dict)
     on_task: list[Any] = field(default_factory=list)
+    # (client, failpoint) -> how often
+    passed: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
 
     def count(self, *key: str) -> None:
         self.seen[key] += 1
@@ -100,9 +102,10 @@ def _watch_epochs() -> None:
         if to is EpochState.COMMITTING:
             engine = watch.engines.get(client)
             if engine is not None and engine.group is not None:
-                state = engine.group.state
-                if engine.membership is None or state not in (MemberState.ASSIGNED, MemberState.REVOKING):
-                    watch.breaks(f"epoch {self.number} is committed by a worker that is {state.name}")
+                # An assignment may be lost while its last epoch waits to be sent: that one the group's fence refuses.
+                watch.count("commits as", engine.group.state.name, "with" if engine.membership else "without")
+                if engine.group.state is MemberState.FENCED:
+                    watch.breaks(f"epoch {self.number} is committed by a worker that is fenced")
         step(self, to)
         watch.epochs[client] = to
         watch.count("epoch", before.name, to.name)
@@ -169,7 +172,7 @@ def _watch_tasks() -> None:
 
 def _watch_failpoints() -> None:
     async def passed(self: Failpoints, name: str) -> None:
-        Current.watch.seen["passed", name] += 1
+        Current.watch.passed[process.get(""), name] += 1
         hook = self.hooks.get(name)
         if hook is not None:
             await hook()

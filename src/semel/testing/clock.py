@@ -89,12 +89,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
             self._timer_cancelled_count -= 1
-        if self.jobs or len(self._selector.get_map()) > 1:
-            self._listen()
-        elif not ready and not self._stopping:
-            if not scheduled:
+        if not ready and not self._stopping:
+            if self.jobs or len(self._selector.get_map()) > 1:
+                self._listen()
+            elif scheduled:
+                self._now = max(self._now, scheduled[0]._when)
+            else:
                 raise Deadlock("every task waits, and neither a timer nor a thread is left to wake one")
-            self._now = max(self._now, scheduled[0]._when)
         due = self._now + self._clock_resolution
         while scheduled and scheduled[0]._when < due:
             timer = heapq.heappop(scheduled)
@@ -115,12 +116,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             handle._run()
 
     def _listen(self) -> None:
-        """What threads and sockets have to say; while a thread works for a task, time stands still."""
-        wait: float | None = 0
-        if not self._ready and not self._stopping:
-            wait = None if self.jobs or not self._scheduled else self._socket_patience_s
+        """Nobody can run: wait for threads and sockets. While a thread works for a task, time stands still."""
+        wait = None if self.jobs or not self._scheduled else self._socket_patience_s
         heard = self._selector.select(wait)
-        if wait is not None and not heard and not self._ready and not self._stopping and self._scheduled:
+        if wait is not None and not heard and not self._ready:
             self._now = max(self._now, self._scheduled[0]._when)
         self._process_events(heard)
 
