@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def _watch_epochs() -> None:
-    made, step, drop = Sealed.__init__, Sealed.step, Engine._drop_everything
+    made, step, drop = Sealed.__init__, Sealed.step, Engine.drop_everything
 
     def init(self: Sealed, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
@@ -121,7 +121,7 @@ def _watch_epochs() -> None:
 
     Sealed.__init__ = init  # type: ignore[method-assign]
     Sealed.step = stepped  # type: ignore[method-assign]
-    Engine._drop_everything = dropped  # type: ignore[method-assign]
+    Engine.drop_everything = dropped  # type: ignore[method-assign]
 
 
 def _watch_members() -> None:

@@ -178,17 +178,26 @@ class SimulatedWorld(World):
 
     async def rest(self) -> None:
         """Wait for it, and note what the stores hold then."""
-        recovery = Recovery("the way back to rest", self.loop.time(), None, REST_S)
-        self.history.recoveries.append(recovery)
-        while not self.at_rest() and self.loop.time() - recovery.begun < REST_S:
-            await self.clock.sleep(0.1)
-        if self.at_rest():
-            recovery.ended = self.loop.time()
-            self._see_stores()
+        if await self._until_at_rest("the way back to rest"):
             # What somebody else ran already when its last owner died had nothing to recover.
             self.history.recoveries = [r for r in self.history.recoveries if r.ended is not None]
+            # Marks expire with the commit of later events: let everybody have some.
+            for account in range(8):
+                self.pay(f"a{account}")
+            if await self._until_at_rest("the last events"):
+                self._see_stores()
         # Late markers, late answers: what was lost for good is known by now.
         await asyncio.sleep(0.5)
+
+    async def _until_at_rest(self, what: str) -> bool:
+        recovery = Recovery(what, self.loop.time(), None, REST_S)
+        self.history.recoveries.append(recovery)
+        while not self.at_rest():
+            if self.loop.time() - recovery.begun > REST_S:
+                return False
+            await self.clock.sleep(0.1)
+        recovery.ended = self.loop.time()
+        return True
 
     def _see_stores(self) -> None:
         for worker in self.alive():

@@ -397,7 +397,12 @@ class Engine:
             self._epochs.topics_checked_at = self.clock.monotonic()
             await self._epochs.settle_doubts(self._restorer)
             mine = self.assignment.tasks
-            self.tasks = {p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned) for p in mine}
+            try:
+                self.tasks = {p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned) for p in mine}
+            except StoreError as exc:
+                # A new store notes first which table is which; a disk may be full by then.
+                self.store_failed(exc)
+                return
             for lane in self.lanes:
                 lane.sink = self.topics.destinations.get(lane.plan.sink.name) if lane.plan.sink is not None else None
             self.open_for_work = True
