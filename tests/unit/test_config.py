@@ -51,6 +51,7 @@ def test_the_defaults_are_those_of_the_contract():
         "web_token_file": None,
         "web_open": False,
         "replication_factor": None,
+        "lineage": True,
         "faust": {},
     }
     assert settings.state_dir == Path(".semel/state")
