@@ -127,7 +127,7 @@ class Real:
             self.stream = timed.stream_time
         return verdict.value
 
-    def seal(self) -> dict[bytes, bytes]:
+    def seal(self) -> list[tuple[bytes, bytes]]:
         self.sealed_stream = self.stream
         return self.marks.seal()
 

@@ -28,10 +28,10 @@ class NothingToProve(SemelError):
 
 @dataclass(slots=True)
 class Cut:
-    """`positions`: by task. `began`: where the output topics ended when `semel reset` was run last, by topic."""
+    """`positions`: by task. `began`: where topics, by name and id, ended when `semel reset` was run last."""
 
     positions: dict[int, Position] = field(default_factory=dict[int, Position])
-    began: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    began: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
     read_to: dict[TP, int] = field(default_factory=dict[TP, int])
     records: int = 0
     _recent: dict[int, list[Position]] = field(default_factory=dict[int, list[Position]])
@@ -62,7 +62,7 @@ class Cut:
             (self._resetting.discard if value is None else self._resetting.add)(task)
         elif key == positions.BEGAN_KEY and value is not None:
             told: dict[str, Any] = orjson.loads(value)
-            self.began.update({str(topic): [int(e) for e in ends] for topic, ends in told["ends"].items()})
+            self.began = {(name, at["id"]): [int(end) for end in at["ends"]] for name, at in told["topics"].items()}
         elif key == positions.KEY and value is None:
             self.positions.pop(task, None)
             self._recent.pop(task, None)

@@ -90,18 +90,3 @@ class Known:
             if not too_late.any():
                 return np.where(same, at, -1)
             at = at - too_late
-
-    def after(self, ids: Rows, offsets: Offsets) -> NDArray[np.intp]:
-        """For each (id, offset): the row of the first mark of that id at a higher offset; -1 for none."""
-        held = self.rows
-        if not len(held):
-            return np.full(len(ids), -1, np.intp)
-        at = np.searchsorted(held["id"], ids, side="left")
-        while True:
-            inside = at < len(held)
-            safe = np.minimum(at, len(held) - 1)
-            same = inside & (held["id"][safe] == ids)
-            too_early = same & (held["offset"][safe] <= offsets)
-            if not too_early.any():
-                return np.where(same, at, -1)
-            at = at + too_early

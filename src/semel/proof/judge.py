@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from semel.port import TP
 from semel.proof import laws
 from semel.proof.findings import Findings, Gap
-from semel.proof.history import MARK, UNMARKED, Kind, Known, Offsets, Rows, Stretch, empty
+from semel.proof.history import MARK, Kind, Known, Offsets, Rows, Stretch
 from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
 from semel.state.marks import DONE
 
 # Event times go up and down a little; their median over so many records is a clock that no single one can move.
-_CALM = 1024
+_CALM = 64
 
 
 @dataclass(slots=True)
@@ -72,9 +72,6 @@ class Judge:
         self._floor = NEVER
         self._begun = not from_the_beginning or gone is not None
         self._calm = NEVER
-        # Looked at once more when the next stretch is known: a later mark may explain them.
-        self._open: Rows = empty(UNMARKED)
-        self._open_fate: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     @property
     def known(self) -> int:
@@ -110,16 +107,12 @@ class Judge:
             before, self._begun = int(found.marks[0]["filed"]), True
         floors = laws.stream_floor(found.marks, found.records, before, self._rule.window_ms)
         known = self._known.later(found.marks)
-        self._settle(found.marks)
         say(laws.no_duplicate(tp, found, known, self._rule, self._wheres))
         tally.done += int(np.count_nonzero(found.marks["outcome"] == DONE))
         self._known = known
         self._explain(found, known, laws.floor_at(found.unmarked["offset"], found.marks, floors, before))
         self._floor = int(floors[-1]) if len(floors) else before
         self._forget(self._rule)
-
-    def finish(self) -> None:
-        self._settle(empty(MARK))
 
     # -- inside
 
@@ -169,10 +162,10 @@ class Judge:
         if len(known):
             first_of = known.before(rows["id"], rows["offset"])
             there = known.rows[np.maximum(first_of, 0)]
-            # So long after its first that the window may have been over: it may have taken effect anew.
-            far = (first_of >= 0) & (there["outcome"] == TRIMMED) & (calm - there["filed"] > -3 * window // 2)
-            self.tally.maybe += int(np.count_nonzero(far & ((fate == Fate.DUPLICATE) | (fate == Fate.DROPPED))))
-            fate[far & (fate == Fate.DOUBLED)] = Fate.PASSED
+            # Whether its first still protected it, nobody knows.
+            again = (first_of >= 0) & (there["outcome"] == TRIMMED)
+            self.tally.maybe += int(np.count_nonzero(again & ((fate == Fate.DUPLICATE) | (fate == Fate.DROPPED))))
+            fate[again & (fate == Fate.DOUBLED)] = Fate.PASSED
         self._count(rows, fate, has_output, known)
         self._known = known
 
@@ -196,35 +189,11 @@ class Judge:
             tally.unwitnessed += int(np.count_nonzero(unwitnessed))
             offsets = rows["offset"][unwitnessed]
             self._gap(int(offsets.min()), int(offsets.max()) + 1, len(offsets))
-        effect = (fate == Fate.PASSED) | (fate == Fate.REPLACED)
+        effect = fate == Fate.PASSED
         tally.done += int(np.count_nonzero(effect & has_output))
         tally.maybe += int(np.count_nonzero(effect & ~has_output))
         self._findings.add(laws.doubled(self.tp, rows, fate, known))
-        waits = (fate == Fate.LOST) | (fate == Fate.TORN)
-        self._say(rows[~waits], fate[~waits])
-        if waits.any():
-            self._open = np.concatenate((self._open, rows[waits]))
-            self._open_fate = np.concatenate((self._open_fate, fate[waits]))
-
-    def _settle(self, marks: Rows) -> None:
-        """What was not explained by its own stretch, with the marks of the next one."""
-        rows, fate = self._open, self._open_fate
-        if not len(rows):
-            return
-        self._open, self._open_fate = empty(UNMARKED), np.empty(0, np.uint8)
-        assert self._rule is not None
-        if len(marks):
-            later = Known().later(marks)
-            after = later.after(rows["id"], rows["offset"])
-            filed = later.rows[np.maximum(after, 0)]["filed"]
-            replaced = (after >= 0) & (filed > rows["time"] + self._rule.window_ms)
-            self.tally.done += int(np.count_nonzero(replaced & (fate == Fate.TORN)))
-            self.tally.maybe += int(np.count_nonzero(replaced & (fate == Fate.LOST)))
-            rows, fate = rows[~replaced], fate[~replaced]
-        self._say(rows, fate)
-
-    def _say(self, rows: Rows, fate: NDArray[np.uint8]) -> None:
-        self.tally.lost += int(np.count_nonzero((fate >= Fate.LOST) & (fate <= Fate.LOST_DEAD)))
+        tally.lost += int(np.count_nonzero((fate >= Fate.LOST) & (fate <= Fate.LOST_DEAD)))
         self._findings.add(laws.no_loss(self.tp, rows, fate))
         self._findings.add(laws.torn(self.tp, rows, fate))
 

@@ -53,16 +53,15 @@ class Fate(IntEnum):
     DUPLICATE = 0
     DROPPED = 1
     PASSED = 2
-    REPLACED = 3
-    UNWITNESSED = 4
+    UNWITNESSED = 3
     # From here on a law is broken.
-    LOST = 5
-    LOST_UNDECODABLE = 6
-    LOST_MISSING = 7
-    LOST_CONFLICT = 8
-    LOST_DEAD = 9
-    TORN = 10
-    DOUBLED = 11
+    LOST = 4
+    LOST_UNDECODABLE = 5
+    LOST_MISSING = 6
+    LOST_CONFLICT = 7
+    LOST_DEAD = 8
+    TORN = 9
+    DOUBLED = 10
 
 
 _SAID = {
@@ -124,7 +123,7 @@ def fates(
 ) -> NDArray[np.uint8]:
     """What became of each record that is neither marked as done nor dead-lettered: a `Fate`.
 
-    `known`: marks before and after it. `floor`: what stream time was at least. `stream_ms`: what it has come to.
+    `known`: the marks before it. `floor`: what stream time was at least. `stream_ms`: what it has come to.
     """
     count = len(unmarked)
     ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
@@ -132,26 +131,22 @@ def fates(
     keyed = kinds == Kind.KEYED
     rows = known.rows
     if len(rows):
-        before, after = known.before(ids, offsets), known.after(ids, offsets)
+        before = known.before(ids, offsets)
         first = rows[np.maximum(before, 0)]
         protected = keyed & (before >= 0) & (floor <= first["filed"] + rule.window_ms)
         equal = first["payload"] == unmarked["payload"]
         dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
-        # Its own mark was replaced by that of a later event of its id, within one epoch: after its window.
-        replaced = keyed & (after >= 0)
-        replaced &= rows[np.maximum(after, 0)]["filed"] > times + rule.window_ms
     else:
-        protected = equal = dead = seen_only = replaced = np.zeros(count, np.bool_)
+        protected = equal = dead = seen_only = np.zeros(count, np.bool_)
     _fill(found, keyed & (times + rule.window_ms < stream_ms), rule.late, Fate.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
         found[keyed & unseen & (found == Fate.LOST)] = Fate.UNWITNESSED
-    found[replaced] = Fate.REPLACED
     # Of one that was seen only, nobody knows whether it still protected.
-    certain = protected & ~equal & ~replaced & ~(seen_only & (found == Fate.UNWITNESSED))
+    certain = protected & ~equal & ~(seen_only & (found == Fate.UNWITNESSED))
     _fill(found, certain, rule.conflict, Fate.LOST_CONFLICT)
     found[protected & equal & dead] = Fate.LOST_DEAD
-    found[protected & equal & ~dead & ~(replaced & has_output)] = Fate.DUPLICATE
+    found[protected & equal & ~dead] = Fate.DUPLICATE
     found[kinds == Kind.UNDECODABLE] = Fate.LOST_UNDECODABLE
     _fill(found, kinds == Kind.MISSING, rule.missing, Fate.LOST_MISSING)
     found[kinds == Kind.UNTIMED] = Fate.LOST_MISSING

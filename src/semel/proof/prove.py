@@ -166,8 +166,12 @@ class _Prover:
 
     def _from(self, tp: TP) -> int:
         """Where a log begins for us: behind what an earlier life of the pipeline, before a reset, left in it."""
-        began = self._cut.began.get(tp.topic, [])
-        return max(self._starts[tp], began[tp.partition] if tp.partition < len(began) else 0)
+        return max(self._starts[tp], self._began(tp))
+
+    def _began(self, tp: TP) -> int:
+        """Where the last reset left a topic; 0 where there was none, or the topic is another one now."""
+        began = self._cut.began.get((tp.topic, self._topics[tp.topic].id), [])
+        return began[tp.partition] if tp.partition < len(began) else 0
 
     def _first(self, tp: TP) -> int:
         """Where the task began; -1 where that was not recorded."""
@@ -200,9 +204,7 @@ class _Prover:
 
     def _whole(self, tp: TP) -> bool:
         """Nothing was deleted from a log since it began for us."""
-        began = self._cut.began.get(tp.topic, [])
-        start = began[tp.partition] if tp.partition < len(began) else 0
-        return self._starts[tp] <= start and not self._compacted(tp.topic) and not self._scan.gone[tp]
+        return self._starts[tp] <= self._began(tp) and not self._compacted(tp.topic) and not self._scan.gone[tp]
 
     # -- what was written
 
@@ -283,7 +285,6 @@ class _Prover:
                 source.check(tp, sample, stretch)
                 checked = True
             judge.stretch(stretch)
-        judge.finish()
         tally = judge.tally
         self._parts.append(Part(
             tp, start, end, tally.records, tally.done + tally.unwitnessed, tally.duplicates, tally.letters,

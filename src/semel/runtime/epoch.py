@@ -33,7 +33,7 @@ def seal(
             records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in rows.seal().items()]
         if task.marks is not None and task.marks.open:
             tp = TP(plan.marks_topic, p)
-            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal().items()]
+            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal()]
         logs = {name: task.logs[name]["id"] for name in state_logs}
         position = task.position(generation, writer, number, now_ms, plan.shape(), logs)
         task.sealed_position = position

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
 
+import orjson
+
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, TopicInfo
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
@@ -75,7 +77,9 @@ async def reset(
     await writer.init(until=clock.monotonic() + settings.commit_timeout_ms / 1000)
     now_ms = int(clock.time() * 1000)
     known = found.get(plan.positions_topic)
+    written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
     if known is not None:
+        written |= await _output_topics(broker, clock, known)
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _write(
@@ -95,20 +99,52 @@ async def reset(
     say("setting the group's offsets")
     await broker.set_group_offsets(plan.app, offsets)
     say("writing the positions")
+    began = await _ends(broker, sorted(written))
     outs: list[Out] = []
     logs = {name: topics.known[name].id for name in plan.state_logs}
     for task in range(tasks):
         at = {
-            name: TopicPosition(found[name].id, found[name].partitions, offsets[TP(name, task)])
+            name: TopicPosition(found[name].id, found[name].partitions, begin, first=begin)
             for name in plan.sources
-            if task < found[name].partitions
+            if (begin := offsets.get(TP(name, task), -1)) >= 0
         }
         position = Position(at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs)
         tp = TP(plan.positions_topic, task)
         outs.append(Out(tp, now_ms, positions.KEY, position.encode(), ()))
+        outs.append(Out(tp, now_ms, positions.BEGAN_KEY, began, ()))
         outs.append(Out(tp, now_ms, positions.RESETTING_KEY, None, ()))
     await _write(writer, 2, outs)
     return offsets
+
+
+async def _output_topics(broker: Broker, clock: Clock, topic: TopicInfo) -> set[str]:
+    """Where outputs went, by the position records: also those that the declaration does not name."""
+    found: set[str] = set()
+    tps = [TP(topic.name, p) for p in range(topic.partitions)]
+    at, ends = await broker.list_offsets(tps, EARLIEST), await broker.list_offsets(tps, LATEST, committed=True)
+    for tp in tps:
+        while at[tp] < ends[tp]:
+            node = (await broker.leaders([tp])).get(tp)
+            fetched = None
+            if node is not None:
+                fetched = (await broker.fetch(node, {tp: at[tp]}, committed=True, max_wait_ms=50, max_bytes=1 << 20,
+                                              partition_max_bytes=1 << 20, purpose="restore")).get(tp)  # fmt: skip
+            if fetched is None or fetched.error or fetched.next_offset == at[tp]:
+                await clock.sleep(0.05)
+                continue
+            at[tp] = fetched.next_offset
+            for record in fetched.records:
+                if record.key == positions.KEY and record.value is not None:
+                    found |= set(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}").outputs)
+    return found
+
+
+async def _ends(broker: Broker, names: list[str]) -> bytes:
+    """Where these topics end now, as JSON: what lies before is of the life that this reset ends."""
+    topics = await broker.topics(names)
+    ends = await broker.list_offsets([TP(n, p) for n, info in topics.items() for p in range(info.partitions)], LATEST)
+    told = {n: {"id": info.id, "ends": [ends[TP(n, p)] for p in range(info.partitions)]} for n, info in topics.items()}
+    return orjson.dumps({"v": 1, "topics": told})
 
 
 async def _write(writer: Writer, number: int, outs: list[Out]) -> None:

@@ -44,9 +44,13 @@ def filed_at(raw: bytes) -> int:
 
 
 class Marks:
-    """Reads see the open epoch's marks, then the sealed epoch's, then the store's."""
+    """Reads see the open epoch's marks, then the sealed epoch's, then the store's.
 
-    __slots__ = ("bucket_ms", "buckets", "open", "partition", "sealed", "store", "window_ms")
+    `replaced`: marks of the open epoch whose window ended within it, so that their id has another one now. They protect
+    no more, and go to the changelog all the same: it says of every event that it took effect.
+    """
+
+    __slots__ = ("bucket_ms", "buckets", "open", "partition", "replaced", "sealed", "store", "window_ms")
 
     def __init__(self, store: Store, partition: int, *, window_ms: int, bucket_ms: int) -> None:
         self.store = store
@@ -55,6 +59,7 @@ class Marks:
         self.bucket_ms = bucket_ms
         self.open: dict[bytes, bytes] = {}
         self.sealed: dict[bytes, bytes] = {}
+        self.replaced: dict[tuple[bytes, bytes], None] = {}
         # bucket -> the smallest changelog offset of a mark in it (-1: not known); only buckets in the store
         self.buckets: dict[int, int] = {}
 
@@ -77,15 +82,18 @@ class Marks:
         """The way back of one mark, as `Hand.undo` keeps it."""
         if isinstance(before, bytes):
             self.open[raw] = before
+            self.replaced.pop((raw, before), None)
         else:
             self.open.pop(raw, None)
 
-    def seal(self) -> dict[bytes, bytes]:
-        self.sealed, self.open = self.open, {}
-        return self.sealed
+    def seal(self) -> list[tuple[bytes, bytes]]:
+        """What the changelog is to hold of the open epoch."""
+        written = [*self.replaced, *self.open.items()]
+        self.sealed, self.open, self.replaced = self.open, {}, {}
+        return written
 
     def drop(self) -> None:
-        self.open, self.sealed = {}, {}
+        self.open, self.sealed, self.replaced = {}, {}, {}
 
     def land(self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int) -> None:
         """File marks by their bucket. `first_offset` is the changelog offset of the first of them."""

@@ -45,7 +45,7 @@ def test_the_open_epoch_is_seen_before_the_sealed_one_before_the_store(marks: Ma
     stored, sealed, opened = mark(1), mark(2), mark(3)
     land(marks, {b"a": stored, b"b": stored, b"c": stored})
     marks.open = {b"b": sealed, b"c": sealed}
-    assert marks.seal() == {b"b": sealed, b"c": sealed}
+    assert dict(marks.seal()) == {b"b": sealed, b"c": sealed}
     marks.open[b"c"] = opened
     assert [marks.find(key) for key in (b"a", b"b", b"c", b"d")] == [stored, sealed, opened, None]
     assert [marks.find_committed(key) for key in (b"a", b"b", b"c", b"d")] == [stored, stored, stored, None]

@@ -1,0 +1,239 @@
+"""What is right is never called wrong: windows that end, every way of handling, storms, resets, chains, live pipelines."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semel import Dedup, Topic
+from semel.plan import AgentKind, AgentPlan, Plan
+from semel.proof import NothingToProve, Verdict, prove
+from semel.runtime.engine import Engine
+from semel.runtime.reset import reset
+from semel.runtime.settings import EngineSettings
+from semel.state.store import Store
+from semel.testing.broker import MemoryBroker
+from semel.testing.clock import VirtualClock
+from tests.unit.proof.rig import MARKS, SINK, SOURCE, History, chained
+from tests.unit.runtime.chaos import Chaos
+from tests.unit.runtime.harness import Payment, Settlement, World
+
+Histories = Callable[..., History]
+HOUR_MS = 3_600_000
+
+
+def random_times(history: History, rule: Dedup, events: int = 400, *, part: int = 0, calm: int = 20) -> None:
+    """Redeliveries within the window and after it, late ones, quiet nights, a bad clock now and then."""
+    rng, world, window = history.rng, history.world, rule.window_ms
+    now = int(world.clock.time() * 1000) - 400 * window + part * 10 * window
+    sent: list[tuple[dict[str, Any], int]] = []
+    for number in range(events):
+        draw = rng.random()
+        now += int(rng.random() * window / calm)
+        if draw < 0.01:
+            now += int(window * (1 + rng.random() * 3))
+        at = now - int(rng.random() * window / 50)
+        if draw > 0.98:
+            at = now - int(window * (0.5 + rng.random()))
+        elif draw > 0.97:
+            at = now + int(window * (1 + rng.random() * 30))
+        if sent and 0.1 < draw < 0.35:
+            event, first = rng.choice(sent[-60:])
+            world.write(event, event["account"], at_ms=rng.choice([at, first]))
+        elif sent and 0.35 < draw < 0.38:
+            event, _ = rng.choice(sent[-60:])
+            world.write({**event, "amount": event["amount"] + 1}, event["account"], at_ms=at)
+        elif 0.38 < draw < 0.40:
+            world.write({"id": "", "account": "a1", "amount": 3}, "a1", at_ms=at)
+        else:
+            event = {"id": f"e{part}-{number}", "account": f"a{rng.randrange(5)}", "amount": rng.choice([0, 1, 60])}
+            world.write(event, event["account"], at_ms=at)
+            sent.append((event, at))
+
+
+@pytest.mark.parametrize("handling", ["quarantine", "pass", "drop"])
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_to_time_and_ids_a_run_is_clean(histories: Histories, seed: int, handling: Any) -> None:
+    rule = Dedup("id", window=timedelta(hours=1), missing=handling, late=handling, conflict=handling)
+    history = histories(seed=seed, pipeline={"dedup": rule}, commit_interval_ms=[10, 1000][seed % 2])
+    history.world.settings["trim_marks"] = False
+    random_times(history, rule)
+    worker = history.world.start()
+    await history.world.drained()
+    proof = await history.proof(block=[1 << 18, 32][seed % 2])
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert proof.counts["counted_duplicates"] == proof.counts["duplicates"] > 0
+    await worker.stop()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_marks_trimmed_after_their_window_are_made_up_for_by_the_running_counts(
+    histories: Histories, seed: int
+) -> None:
+    rule = Dedup("id", window=timedelta(hours=1))
+    history = histories(seed=seed, pipeline={"dedup": rule}, partitions=1, commit_interval_ms=10)
+    worker = history.world.start()
+    for part in range(6):
+        random_times(history, rule, 300, part=part, calm=100)
+        await history.world.drained()
+    assert history.log(MARKS, 0).log_start > 0, "nothing was trimmed"
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    await worker.stop()
+
+
+@pytest.mark.parametrize("seed", range(40, 46))
+async def test_a_storm_is_proven_clean_while_it_lasts_and_after_it(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    world = World(tmp_path, partitions=2, seed=seed, style=rng.choice(["stream", "coroutine", "batches"]))
+    storm = Chaos(world, rng)
+    live: list[str] = []
+
+    async def prove_it(name: str) -> str:
+        broker = MemoryBroker(world.cluster, name)
+        try:
+            await broker.start()
+            proof = await prove(broker, world.plan(), world.clock, block=64)
+            return proof.text() if proof.verdict is not Verdict.CLEAN else "clean"
+        except NothingToProve:
+            return "nothing yet"
+        finally:
+            await broker.close()
+
+    async def again_and_again() -> None:
+        while True:
+            await world.clock.sleep(4)
+            try:
+                live.append(await prove_it(f"live-{len(live)}"))
+            except Exception as exc:
+                live.append(f"no answer: {exc}")
+
+    proving = asyncio.create_task(again_and_again())
+    try:
+        await storm.run()
+        proving.cancel()
+        assert "clean" in live, live
+        assert [said for said in live if "violated" in said or "unprovable" in said] == []
+        assert await prove_it("last") == "clean"
+    finally:
+        proving.cancel()
+        await world.close()
+
+
+async def test_a_pipeline_without_dedup_is_proven_by_lineage_and_counts(histories: Histories) -> None:
+    history = histories(seed=1)
+    history.world.pipeline.dedup = None
+    history.world.pay_many(100, trouble=False)
+    worker = history.world.start()
+    await history.world.drained()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert proof.counts["took_effect"] == 100
+    history.remove(SINK)
+    assert (await history.proof()).verdict is Verdict.VIOLATED
+    await worker.stop()
+
+
+async def test_what_was_written_before_a_reset_is_of_another_life(histories: Histories) -> None:
+    history = await histories(seed=2).filled()
+    world = history.world
+    # A dynamic group that nobody is in any more.
+    await world.clock.sleep(30)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    await broker.close()
+    # All of its input again, on top of the outputs of the first time.
+    worker = world.start("w2")
+    world.work.failures.clear()
+    await world.drained()
+    assert len(history.entries(SINK)) > 1.9 * len({(s.partition, s.offset, s.step) for _, r in history.entries(SINK)
+                                                  for s in [history.said(r)]})  # fmt: skip
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    await worker.stop()
+
+
+async def test_a_chained_pipeline_says_its_own_lineage(histories: Histories) -> None:
+    history = await histories(seed=3).filled()
+    world = history.world
+    world.pipeline, first = chained(), world.plan()
+    worker = world.start("w9")
+    await worker_done(history, "receipts", SINK)
+    assert {history.said(r).app for _, r in history.entries("receipts")} == {"receipts"}
+    assert {history.said(r).topic for _, r in history.entries("receipts")} == {SINK}
+    for plan in (first, world.plan()):
+        proof = await history.proof(plan=plan)
+        assert proof.verdict is Verdict.CLEAN, proof.text()
+    await worker.stop()
+
+
+async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    world = World(tmp_path, seed=4)
+    world.clock, sink = clock, Topic("settlements", key=str, value=Settlement)
+    source = Topic(SOURCE, key=str, value=Payment)
+    agents = [
+        AgentPlan(name, (source,), AgentKind.FUNCTION, lambda p: Settlement(p.id, p.account, p.amount), sink=sink)
+        for name in ("settle", "audit")
+    ]
+    plan = Plan("payments", agents=agents, outputs=[sink])
+    world.pay_many(60, trouble=False)
+    store = Store(tmp_path / "db", cache_mb=2, buffer_mb=2)
+    engine = Engine(
+        plan, EngineSettings(), MemoryBroker(world.cluster, "w"), store, clock, random.Random(1), instance="w"
+    )
+    running = asyncio.create_task(engine.run())
+    while sum(t.committed.counts.get("in", 0) for t in engine.tasks.values()) < 120:
+        await clock.sleep(0.05)
+    engine.stop()
+    await running
+    store.close()
+    broker = MemoryBroker(world.cluster, "prover")
+    await broker.start()
+    proof = await prove(broker, plan, clock)
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert proof.counts["outputs"] == 120
+
+
+async def test_only_the_events_of_the_time_asked_for_are_judged(histories: Histories) -> None:
+    history = histories(seed=5, pipeline={"dedup": Dedup("id", window=timedelta(days=7))})
+    world = history.world
+    start = int(world.clock.time() * 1000) - 10 * HOUR_MS
+    for number in range(100):
+        world.pay(at_ms=start + number * 60_000, amount=60)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    first = history.remove(MARKS, lambda r: r.key == b"p1")
+    assert (await history.proof()).verdict is Verdict.VIOLATED
+    later = await history.proof(since_ms=start + 30 * 60_000)
+    assert later.verdict is Verdict.CLEAN, later.text()
+    assert later.counts["records"] == 70
+    between = await history.proof(since_ms=start + 30 * 60_000, until_ms=start + 50 * 60_000)
+    assert (between.verdict, between.counts["records"]) == (Verdict.CLEAN, 20)
+    earlier = await history.proof(until_ms=start + 30 * 60_000)
+    assert earlier.verdict is Verdict.VIOLATED
+    assert first.key == b"p1"
+
+
+async def worker_done(history: History, app: str, source: str) -> None:
+    """Until a pipeline of another name has come to the end of its source."""
+    world = history.world
+
+    def done() -> bool:
+        engines = [w.engine for w in world.workers.values() if not w.over]
+        tasks = [t for e in engines for t in e.tasks.values() if e.app == app]
+        ends = {p: history.log(source, p).end for p in range(world.partitions)}
+        return len(tasks) == len(ends) and all(
+            t.committed.topics.get(source) is not None and t.committed.topics[source].next >= ends[t.partition]
+            for t in tasks
+        )
+
+    await world.until(done, what="the end")
