@@ -80,6 +80,9 @@ class ModelBatch:
         self._delete(_MARKS, prefix)
         self.changes.append((_META, prefix, None))
 
+    def release(self) -> None:
+        """Nothing is held on to."""
+
     def _delete(self, family: int, prefix: bytes) -> None:
         """What is there, and what this batch has put there before."""
         there = {key for key in self._disk.families[family] if key.startswith(prefix)}

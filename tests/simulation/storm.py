@@ -213,7 +213,7 @@ class Storm:
         )
 
     def _start(self, name: str) -> None:
-        if any(w.name == name and self.world.machines[w.client] == name for w in self.world.workers.values()):
+        if self.world.closed or any(self.world.machines[w.client] == name for w in self.world.workers.values()):
             return
         self.figures["starts"] += 1
         rng = seeded(self.seed, "settings", name, self.world.started)

@@ -103,7 +103,7 @@ class BothStores(RuleBasedStateMachine):
             assert list(self.real.scan_marks(partition)) == list(self.model.scan_marks(partition))
 
 
-BothStores.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+BothStores.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestTheModelDoesWhatTheStoreDoes = BothStores.TestCase
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -105,44 +105,42 @@ def replay_seed(seed: int, *, real_share: float, shrink: bool = True) -> tuple[O
     return outcome, finding
 
 
-def try_case(case: Case) -> Ran:
-    return in_folder(lambda folder: run_case(folder, case))
+def try_case(case: Case, *, real: bool = False) -> Ran:
+    return in_folder(lambda folder: run_case(folder, case, real=real))
 
 
-def systematic_share(process: int, processes: int) -> Iterator[Case | None]:
-    """The first crashes and the answers that are this process's to try; the generator is sent what came of each."""
-    number = count()
-    for workload in WORKLOADS:
-        for first in first_crashes(workload, try_case(Case(workload))):
-            if next(number) % processes == process:
-                yield first
-    for case in answers():
-        if next(number) % processes == process:
-            yield case
+def systematic_share(process: int, processes: int) -> Iterator[Case]:
+    """The first crashes and the answers that are this process's to try, some of each in turn."""
+    crashes = (first for workload in WORKLOADS for first in first_crashes(workload, try_case(Case(workload))))
+    told = answers()
+    rounds = (case for first in crashes for case in (first, *islice(told, 8)))
+    return islice(chain(rounds, told), process, None, processes)
 
 
 def work(process: int, processes: int, first_seed: int, real_share: float, systematic: bool,
          send: Callable[[Batch], None], stopped: Callable[[], bool]) -> None:  # fmt: skip
     logging.disable()
-    if systematic:
-        for case in systematic_share(process, processes):
-            assert case is not None
-            if stopped():
-                return
-            batch = Batch()
-            _case(batch, case, stopped)
-            send(batch)
+    cases = systematic_share(process, processes) if systematic else iter(())
     for seed in count(first_seed + process, processes):
         if stopped():
             return
-        batch = Batch()
-        outcome, finding = replay_seed(seed, real_share=real_share)
-        if outcome is not None:
-            batch.add(outcome, "seeds on RocksDB" if outcome.real else "seeds")
-            batch.runs["seeds in which nothing bit"] += not outcome.bit
-        if finding is not None:
-            batch.findings.append(finding)
-        send(batch)
+        # In turn, so that a short run has some of each.
+        case = next(cases, None)
+        if case is not None:
+            send(_case(case, stopped))
+        if not stopped():
+            send(_seed(seed, real_share))
+
+
+def _seed(seed: int, real_share: float) -> Batch:
+    batch = Batch()
+    outcome, finding = replay_seed(seed, real_share=real_share)
+    if outcome is not None:
+        batch.add(outcome, "seeds on RocksDB" if outcome.real else "seeds")
+        batch.runs["seeds in which nothing bit"] += not outcome.bit
+    if finding is not None:
+        batch.findings.append(finding)
+    return batch
 
 
 def process(number: int, processes: int, first_seed: int, real_share: float, systematic: bool,
@@ -156,15 +154,17 @@ def process(number: int, processes: int, first_seed: int, real_share: float, sys
         results.put(None)
 
 
-def _case(batch: Batch, case: Case, stopped: Callable[[], bool]) -> None:
+def _case(case: Case, stopped: Callable[[], bool]) -> Batch:
     """A case, and after a crash all second crashes in the recovery from it."""
+    batch = Batch()
     ran = _tried(batch, case)
     if ran is not None and case.kills:
         # After a crash between failpoints, once each: most of what follows is the same.
         for second in second_crashes(case, ran, most=2 if case.kills[0].point else 1):
             if stopped():
-                return
+                break
             _tried(batch, second)
+    return batch
 
 
 def _tried(batch: Batch, case: Case) -> Ran | None:

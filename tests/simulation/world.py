@@ -60,6 +60,7 @@ class SimulatedWorld(World):
         self.excused = False
         self._waiting: dict[int, list[Recovery]] = {}
         self._open_inputs = 0
+        self.closed = False
         self.watch.on_task.append(self._task_runs)
 
     # -- machines
@@ -215,13 +216,13 @@ class SimulatedWorld(World):
         self.excused = True
         self.cluster.faults.clear()
         self.watch.on_task.clear()
+        self.closed = True
         workers = list(self.workers.values())
         for worker in workers:
             worker.kill()
             self.loop.thaw(worker.client)
-        if workers:
-            await asyncio.wait([w.running for w in workers])
-            await asyncio.sleep(0)
+        await asyncio.gather(*(w.running for w in workers), return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 def seeded(*what: object) -> random.Random:

@@ -1,0 +1,281 @@
+"""Each law goes red when the history is changed in the way that it forbids, and none of them is red before."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import orjson
+import pytest
+
+from semel.port import TP
+from semel.stages.sink import Out
+from semel.state import positions
+from semel.testing.clock import run_virtual
+from semel.testing.memory.batch import MemoryRecord
+from tests.simulation.history import (
+    Appended,
+    Created,
+    Ended,
+    Generation,
+    History,
+    OffsetsEnded,
+    OffsetsSent,
+    Recovery,
+    transactions,
+)
+from tests.simulation.laws import LAWS, judge
+from tests.simulation.world import SimulatedWorld
+
+SINK, POSITIONS, SOURCE = TP("settlements", 0), TP("payments-positions", 0), TP("payments", 0)
+
+
+async def recorded(folder: Path) -> History:
+    """One partition: payments, redeliveries, an aborted input, a note, a crash, a second life."""
+    world = SimulatedWorld(folder, seed=11, partitions=1, style="stream", window=timedelta(days=7), real=False)
+    try:
+        world.cluster.create_topic("notes", 1)
+        worker = world.boot("w1")
+        told: asyncio.Future[None] | None = None
+        for i in range(6):
+            world.pay_many(8)
+            world.pay("a1", 5)
+            world.pay("a1", 7)
+            world.begin_input(3)(i % 2 == 0)
+            if i == 2:
+                told = worker.engine.carry(Out(TP("notes", 0), None, b"k", b"n0", ()))
+            await world.clock.sleep(0.3)
+            if i == 3:
+                world.crash(worker, "by chance")
+                worker = world.boot("w1") if not world.workers else await reborn(world)
+        await world.rest()
+        assert told is not None and told.done()
+        world.history.notes["n0"] = told.exception() is None
+        return world.judged()
+    finally:
+        await world.close()
+
+
+async def reborn(world: SimulatedWorld):
+    while world.workers:
+        await world.clock.sleep(0.01)
+    return world.boot("w1")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return run_virtual(recorded(tmp_path_factory.mktemp("recorded")))
+
+
+@pytest.fixture
+def history(clean: History) -> History:
+    return copy.deepcopy(clean)
+
+
+def writes(history: History, tp: TP, *, committed: bool = True) -> Iterator[list[MemoryRecord]]:
+    """The records of each transaction in a log, to be changed in place."""
+    for t in transactions(history.events):
+        if bool(t.outcomes.get(tp)) is committed and tp in t.writes:
+            for event in history.events:
+                if isinstance(event, Appended) and event.tp == tp and event.records[:1] == t.writes[tp][:1]:
+                    yield event.records
+
+
+def largest(history: History, tp: TP) -> list[MemoryRecord]:
+    return max(writes(history, tp), key=len)
+
+
+def put(record: MemoryRecord, **changed: object) -> None:
+    record.value = orjson.dumps({**orjson.loads(record.value or b""), **changed})
+
+
+# ---------------------------------------------------------------------- what is changed
+
+
+def an_output_is_removed(h: History) -> None:
+    largest(h, SINK).pop(0)
+
+
+def a_dead_letter_is_removed(h: History) -> None:
+    largest(h, TP("payments.dlq", 0)).pop()
+
+
+def an_output_is_doubled(h: History) -> None:
+    records = largest(h, SINK)
+    records.append(copy.copy(records[0]))
+
+
+def two_outputs_of_a_key_are_swapped(h: History) -> None:
+    for records in writes(h, SINK):
+        mine = [r for r in records if r.key == b"a1"]
+        if len(mine) > 1:
+            mine[0].value, mine[-1].value = mine[-1].value, mine[0].value
+            return
+    raise AssertionError("no epoch has two outputs of a1")
+
+
+def an_output_is_of_an_aborted_record(h: History) -> None:
+    aborted = next(r for r in writes(h, SOURCE, committed=False))[0]
+    put(largest(h, SINK)[0], id=orjson.loads(aborted.value or b"")["id"])
+
+
+def a_row_is_of_an_aborted_record(h: History) -> None:
+    aborted = next(r for r in writes(h, SOURCE, committed=False))[0]
+    row = largest(h, TP("payments-journals-changelog", 0))[0]
+    row.value = orjson.dumps([orjson.loads(aborted.value or b"")["id"]])
+
+
+def one_log_of_an_epoch_is_aborted(h: History) -> None:
+    largest(h, SINK)
+    next(e for e in h.events if isinstance(e, Ended) and e.tp == SINK and e.commit).commit = False
+
+
+def the_offsets_of_an_epoch_are_aborted(h: History) -> None:
+    next(e for e in h.events if isinstance(e, OffsetsEnded) and e.commit).commit = False
+
+
+def an_output_moves_to_the_next_epoch(h: History) -> None:
+    first, second = list(writes(h, SINK))[:2]
+    second.insert(0, first.pop())
+
+
+def the_offsets_are_not_the_positions(h: History) -> None:
+    sent = next(e for e in h.events if isinstance(e, OffsetsSent))
+    sent.offsets[SOURCE] += 1
+
+
+def a_row_is_not_written(h: History) -> None:
+    largest(h, TP("payments-balances-changelog", 0)).pop()
+
+
+def a_mark_is_not_written(h: History) -> None:
+    largest(h, TP("payments-dedup-changelog", 0)).pop()
+
+
+def a_stored_row_is_another(h: History) -> None:
+    rows = h.stores[0].rows["balances"]
+    rows[next(iter(rows))] = b"-1"
+
+
+def a_stored_mark_is_gone(h: History) -> None:
+    h.stores[0].marks.pop()
+
+
+def an_event_is_not_counted(h: History) -> None:
+    record = largest(h, POSITIONS)[0]
+    counts = orjson.loads(record.value or b"")["counts"]
+    put(record, counts={**counts, "filtered": counts["filtered"] - 1})
+
+
+def an_event_is_counted_as_another(h: History) -> None:
+    record = largest(h, POSITIONS)[0]
+    counts = orjson.loads(record.value or b"")["counts"]
+    put(record, counts={**counts, "filtered": counts["filtered"] - 1, "out": counts["out"] + 1})
+
+
+def stream_time_is_ahead(h: History) -> None:
+    record = largest(h, POSITIONS)[0]
+    put(record, stream_time=1_900_000_000_000)
+
+
+def a_position_moves_back(h: History) -> None:
+    first, second = list(writes(h, POSITIONS))[-2:]
+    second[0].value = first[0].value
+    first[0].value = next(writes(h, POSITIONS))[0].value
+
+
+def the_group_moves_back(h: History) -> None:
+    sent = [e for e in h.events if isinstance(e, OffsetsSent)]
+    sent[-1].offsets = dict(sent[0].offsets)
+
+
+def a_fenced_producer_writes(h: History) -> None:
+    created = [e for e in h.events if isinstance(e, Created) and e.transactional_id == "payments-w1"]
+    assert len(created) > 1
+    old = created[0]
+    h.events.append(Appended(h.events[-1].at, SINK, old.producer_id, old.epoch, []))
+
+
+def a_member_of_an_old_generation_commits(h: History) -> None:
+    at = next(i for i, e in reversed(list(enumerate(h.events))) if isinstance(e, OffsetsSent))
+    h.events.insert(at, Generation(h.events[at].at, "payments", 99, ["w9"]))
+
+
+def a_recovery_never_ends(h: History) -> None:
+    h.recoveries.append(Recovery("the recovery", 3.0, None, 60.0))
+
+
+def a_recovery_takes_too_long(h: History) -> None:
+    h.recoveries.append(Recovery("the recovery", 3.0, 64.0, 60.0))
+
+
+def an_expired_mark_is_kept(h: History) -> None:
+    h.stores[0].marks.append((0, b"old"))
+
+
+def a_row_too_many_is_kept(h: History) -> None:
+    h.stores[0].rows["journals"].update({f"b{i}".encode(): b"[]" for i in range(20)})
+
+
+def a_note_is_doubled(h: History) -> None:
+    records = next(writes(h, TP("notes", 0)))
+    records.append(copy.copy(records[0]))
+
+
+def a_note_is_lost(h: History) -> None:
+    next(writes(h, TP("notes", 0))).clear()
+
+
+def nobody_hears_of_a_note(h: History) -> None:
+    h.notes["n1"] = None
+
+
+MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
+    ("no_loss", an_output_is_removed),
+    ("no_loss", a_dead_letter_is_removed),
+    ("no_duplicate_within_the_window", an_output_is_doubled),
+    ("order_per_key", two_outputs_of_a_key_are_swapped),
+    ("no_aborted_read", an_output_is_of_an_aborted_record),
+    ("no_aborted_read", a_row_is_of_an_aborted_record),
+    ("no_torn_epoch", one_log_of_an_epoch_is_aborted),
+    ("no_torn_epoch", the_offsets_of_an_epoch_are_aborted),
+    ("no_torn_epoch", an_output_moves_to_the_next_epoch),
+    ("no_torn_epoch", the_offsets_are_not_the_positions),
+    ("tables_are_the_fold_of_the_input", a_row_is_not_written),
+    ("tables_are_the_fold_of_the_input", a_mark_is_not_written),
+    ("tables_are_the_fold_of_the_input", a_stored_row_is_another),
+    ("tables_are_the_fold_of_the_input", a_stored_mark_is_gone),
+    ("conservation", an_event_is_not_counted),
+    ("conservation", an_event_is_counted_as_another),
+    ("stream_time_is_the_events_own", stream_time_is_ahead),
+    ("positions_never_go_back", a_position_moves_back),
+    ("positions_never_go_back", the_group_moves_back),
+    ("a_fenced_worker_writes_nothing", a_fenced_producer_writes),
+    ("a_fenced_worker_writes_nothing", a_member_of_an_old_generation_commits),
+    ("recovery_ends", a_recovery_never_ends),
+    ("recovery_ends", a_recovery_takes_too_long),
+    ("state_stays_within_its_bound", an_expired_mark_is_kept),
+    ("state_stays_within_its_bound", a_row_too_many_is_kept),
+    ("an_output_without_an_event_counts_once", a_note_is_doubled),
+    ("an_output_without_an_event_counts_once", a_note_is_lost),
+    ("an_output_without_an_event_counts_once", nobody_hears_of_a_note),
+]
+
+
+def test_a_clean_history_breaks_no_law(history: History) -> None:
+    assert [str(v) for v in judge(history)] == []
+    assert len(list(writes(history, SINK))) > 3
+    assert positions.decode(largest(history, POSITIONS)[0].value or b"", "").counts["in"] > 0
+
+
+def test_every_law_has_a_mutation() -> None:
+    assert {law.__name__ for law in LAWS} == {name for name, _ in MUTATIONS}
+
+
+@pytest.mark.parametrize("law, mutate", MUTATIONS, ids=[mutate.__name__ for _, mutate in MUTATIONS])
+def test_its_law_goes_red_when(history: History, law: str, mutate: Callable[[History], None]) -> None:
+    mutate(history)
+    assert law in {v.law for v in judge(history)}
