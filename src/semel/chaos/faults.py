@@ -387,6 +387,7 @@ class Torture:
         code = worker.exit_code
         if worker.running or worker.expected_end or not self.idle(worker) or code is None:
             return
+        worker.expected_end = True
         if not (code == 3 and (self.active or self.cluster.away)):
             self._ended_by_itself(worker, code)
         self.gone(worker)
