@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from semel.port import TP
 from semel.proof import laws
 from semel.proof.findings import Findings, Gap
-from semel.proof.history import MARK, Kind, Known, Offsets, Rows, Stretch
+from semel.proof.history import MARK, Kind, Known, Rows, Stretch
 from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
 from semel.state.marks import DONE
 
@@ -78,22 +78,34 @@ class Judge:
         """Marks held: what the window costs."""
         return len(self._known)
 
-    def pass_by(self, marks: Rows, records: Offsets | None = None) -> None:
-        """Marks before the range that is judged."""
-        marks = marks[np.argsort(marks["offset"], kind="stable")]
+    def pass_by(self, found: Stretch) -> None:
+        """A stretch before what is judged, whose events are not there: what they led to counts, and is there once."""
+        self._count_effects(found)
+        marks = found.marks = found.marks[np.argsort(found.marks["offset"], kind="stable")]
+        known = self._known.later(marks)
+        self._findings.add(laws.no_duplicate(self.tp, found, known, self._rule, self._wheres))
         if self._rule is not None and len(marks):
-            self._remember(marks, marks["offset"] if records is None else records, self._rule)
+            before = self._floor
+            if not self._begun:
+                before, self._begun = int(marks[0]["filed"]), True
+            self._floor = int(laws.stream_floor(marks, marks["offset"], before, self._rule.window_ms)[-1])
+            self._known = known
+            self._forget(self._rule)
+
+    def _count_effects(self, found: Stretch) -> None:
+        tally = self.tally
+        tally.letters += len(found.letters)
+        tally.with_output += len(np.unique(found.outputs[["offset", "agent"]]))
+        for where, count in zip(*np.unique(found.outputs["where"], return_counts=True), strict=True):
+            topic = self._wheres[int(where)].topic
+            tally.outputs[topic] = tally.outputs.get(topic, 0) + int(count)
 
     def stretch(self, found: Stretch) -> None:
         """The next stretch. Findings go where they are gathered."""
         found.marks = found.marks[np.argsort(found.marks["offset"], kind="stable")]
         tp, tally, whole, say = self.tp, self.tally, self._whole, self._findings.add
         tally.records += len(found.records)
-        tally.letters += len(found.letters)
-        tally.with_output += len(np.unique(found.outputs[["offset", "agent"]]))
-        for where, count in zip(*np.unique(found.outputs["where"], return_counts=True), strict=True):
-            topic = self._wheres[int(where)].topic
-            tally.outputs[topic] = tally.outputs.get(topic, 0) + int(count)
+        self._count_effects(found)
         say(laws.atomicity(
             tp, found, self._wheres, whole_source=whole.source, whole_outputs=whole.outputs, whole_letters=whole.letters
         ))  # fmt: skip
@@ -115,14 +127,6 @@ class Judge:
         self._forget(self._rule)
 
     # -- inside
-
-    def _remember(self, marks: Rows, records: Offsets, rule: Rule) -> None:
-        before = self._floor
-        if not self._begun:
-            before, self._begun = int(marks[0]["filed"]), True
-        self._floor = int(laws.stream_floor(marks, records, before, rule.window_ms)[-1])
-        self._known = self._known.later(marks)
-        self._forget(rule)
 
     def _forget(self, rule: Rule) -> None:
         """Memory is bounded by the window: what protects no more is not needed."""

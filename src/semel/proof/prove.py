@@ -269,17 +269,12 @@ class _Prover:
             for kind, said in (("marks", "a mark"), ("outputs", "outputs"), ("letters", "a dead letter")):
                 self._findings.add(laws.within_position(tp, rows[kind], closing, said))
             low, high = max(start, number * size), min(end, (number + 1) * size)
-            marks = rows["marks"]
+            cuts = [cut.get(a.name, cut[""]) for a in self._plan.agents]
+            if number * size < start:
+                judge.pass_by(_cut_out(rows, number * size, min(start, (number + 1) * size), cuts, self._everything))
             if low >= high:
-                judge.pass_by(marks[marks["offset"] < start])
                 continue
-            judge.pass_by(marks[marks["offset"] < low])
-            stretch = Stretch(low, high, np.empty(0, np.int64))
-            stretch.marks = _between(marks, low, high)
-            stretch.letters = _between(rows["letters"], low, high)
-            stretch.outputs = _below(
-                _between(rows["outputs"], low, high), [cut.get(a.name, cut[""]) for a in self._plan.agents]
-            )
+            stretch = _cut_out(rows, low, high, cuts)
             sample = await self._read_source(tp, stretch, source)
             if source is not None and not checked and len(stretch.marks):
                 source.check(tp, sample, stretch)
@@ -451,6 +446,14 @@ class _Prover:
             ledger=self._ledger_closed,
             seconds=seconds,
         )
+
+
+def _cut_out(rows: dict[str, Rows], low: int, high: int, cuts: list[int], effects: bool = True) -> Stretch:
+    stretch = Stretch(low, high, np.empty(0, np.int64), marks=_between(rows["marks"], low, high))
+    if effects:
+        stretch.letters = _between(rows["letters"], low, high)
+        stretch.outputs = _below(_between(rows["outputs"], low, high), cuts)
+    return stretch
 
 
 def _between(rows: Rows, low: int, high: int) -> Rows:
