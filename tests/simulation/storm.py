@@ -279,7 +279,7 @@ class Storm:
         elif draw < 0.95:
             if self.may(name, f"twin: of {worker.name}"):
                 world.excused = True
-                world.boot(worker.name, f"{worker.name}-twin", **self.settings(rng))
+                world.boot(worker.name, f"{worker.name}-twin-{world.started}", **self.settings(rng))
         elif draw < 0.97:
             if self.may(name, "stall: everybody"):
                 world.loop.advance(rng.random() * 2)
@@ -404,9 +404,8 @@ class Storm:
         return sum(times - 1 for times in ids.values())
 
 
-async def storm(
-    path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0, only: Choices | None = None
-) -> Outcome:
+def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0, only: Choices | None = None) -> Storm:
+    """A storm that has not begun; whoever runs it closes its world."""
     rng = seeded(seed, "world")
     world = SimulatedWorld(
         path,
@@ -418,9 +417,15 @@ async def storm(
     )
     turns = seeded(seed, "turns")
     world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))
-    run = Storm(world, seed, only or Choices(), crashes=crashes)
+    return Storm(world, seed, only or Choices(), crashes=crashes)
+
+
+async def storm(
+    path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0, only: Choices | None = None
+) -> Outcome:
+    run = brewed(path, seed, crashes=crashes, real_share=real_share, only=only)
     try:
         await run.run()
         return run.outcome()
     finally:
-        await world.close()
+        await run.world.close()
