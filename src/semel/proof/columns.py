@@ -11,7 +11,7 @@ import xxhash
 from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import TP, Record
-from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Kind, Offsets, Rows, Stretch, empty
+from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Kind, Offsets, Rows, Stretch
 from semel.stages.source import Undecodable, decoder
 from semel.topic import Topic
 
@@ -47,23 +47,25 @@ def _hashes(ids: Sequence[Any]) -> Rows:
     return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), np.uint64, len(ids))
 
 
-def outputs_of(found: Sequence[tuple[int, int, int, int]], where: int) -> Rows:
-    """`found`: (source offset, step, agent, offset) of outputs in the partition numbered `where`."""
-    return _rows(found, ("offset", "step", "agent", "at"), where, OUTPUT)
+def outputs_of(offsets: Sequence[int], steps: Sequence[int], agent: int, at: Sequence[int], where: int) -> Rows:
+    """Outputs of events at `offsets`; they stand at the offsets `at` of the partition numbered `where`."""
+    rows = np.empty(len(offsets), OUTPUT)
+    rows["offset"], rows["step"], rows["agent"], rows["at"], rows["where"] = offsets, steps, agent, at, where
+    return rows
 
 
-def letters_of(found: Sequence[tuple[int, int]], where: int) -> Rows:
-    """`found`: (source offset, offset) of dead letters in the partition numbered `where`."""
-    return _rows(found, ("offset", "at"), where, LETTER)
+def in_order(outputs: Rows, before: tuple[int, int]) -> bool:
+    """Whether outputs stand in the order of their events, after one that is of (offset, step) `before`."""
+    offset, step = outputs["offset"], outputs["step"]
+    if (int(offset[0]), int(step[0])) < before:
+        return False
+    return not ((offset[1:] < offset[:-1]) | ((offset[1:] == offset[:-1]) & (step[1:] < step[:-1]))).any()
 
 
-def _rows(found: Sequence[tuple[int, ...]], names: Sequence[str], where: int, dtype: np.dtype[Any]) -> Rows:
-    rows = empty(dtype) if not found else np.empty(len(found), dtype)
-    if found:
-        columns = np.array(found, np.int64)
-        for i, name in enumerate(names):
-            rows[name] = columns[:, i]
-        rows["where"] = where
+def letters_of(offsets: Sequence[int], at: Sequence[int], where: int) -> Rows:
+    """Dead letters of events at `offsets`; they stand at the offsets `at` of the partition numbered `where`."""
+    rows = np.empty(len(offsets), LETTER)
+    rows["offset"], rows["at"], rows["where"] = offsets, at, where
     return rows
 
 
@@ -80,15 +82,24 @@ class Source:
     def unmarked(self, records: Sequence[Record]) -> Rows:
         """The columns of records that no mark names."""
         rows = np.zeros(len(records), UNMARKED)
-        if records:
-            rows["offset"] = offsets_of(records)
-            for i, (record, value) in enumerate(zip(records, self._decode(records), strict=True)):
-                kind, id = self._id(value, record)
-                if kind == Kind.KEYED:
-                    kind, rows["time"][i] = self._time(value, record)
-                    rows["payload"][i] = self._payload_of(value, record)
-                    rows["id"][i] = xxhash.xxh3_64_intdigest(id)
-                rows["kind"][i] = kind
+        if not records:
+            return rows
+        kinds: list[Kind] = []
+        ids: list[int] = []
+        times: list[int] = []
+        payloads: list[int] = []
+        for record, value in zip(records, self._decode(records), strict=True):
+            kind, id = self._id(value, record)
+            at = payload = 0
+            if kind is Kind.KEYED:
+                kind, at = self._time(value, record)
+                payload = self._payload_of(value, record)
+            kinds.append(kind)
+            ids.append(xxhash.xxh3_64_intdigest(id))
+            times.append(at)
+            payloads.append(payload)
+        rows["offset"], rows["kind"], rows["time"] = offsets_of(records), kinds, times
+        rows["id"], rows["payload"] = np.array(ids, np.uint64), np.array(payloads, np.uint64)
         return rows
 
     def _id(self, value: Any, record: Record) -> tuple[Kind, bytes]:

@@ -71,13 +71,22 @@ class Known:
         """With more marks."""
         if not len(marks):
             return self
-        rows = np.concatenate((self.rows, marks)) if len(self.rows) else marks
+        marks = marks[np.lexsort((marks["offset"], marks["id"]))]
+        held = self.rows
+        if not len(held):
+            return Known(marks)
+        at = np.searchsorted(held["id"], marks["id"], side="right")
+        neighbour = held[np.maximum(at - 1, 0)]
+        if not ((neighbour["id"] == marks["id"]) & (neighbour["offset"] > marks["offset"])).any():
+            # As mostly: what comes later stands later. Putting it in place is much less than sorting all.
+            return Known(np.insert(held, at, marks))
+        rows = np.concatenate((held, marks))
         return Known(rows[np.lexsort((rows["offset"], rows["id"]))])
 
     def protecting(self, since_ms: int) -> Known:
-        """Without those filed before."""
+        """Without those filed before, as soon as they are many: they change nothing but memory."""
         keep = self.rows["filed"] >= since_ms
-        return self if keep.all() else Known(self.rows[keep])
+        return self if np.count_nonzero(keep) * 8 > len(keep) * 7 else Known(self.rows[keep])
 
     def before(self, ids: Rows, offsets: Offsets) -> NDArray[np.intp]:
         """For each (id, offset): the row of the last mark of that id at a lower offset; -1 for none."""

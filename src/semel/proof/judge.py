@@ -95,7 +95,7 @@ class Judge:
     def _count_effects(self, found: Stretch) -> None:
         tally = self.tally
         tally.letters += len(found.letters)
-        tally.with_output += len(np.unique(found.outputs[["offset", "agent"]]))
+        tally.with_output += len(np.unique(laws.events_of(found.outputs)))
         for where, count in zip(*np.unique(found.outputs["where"], return_counts=True), strict=True):
             topic = self._wheres[int(where)].topic
             tally.outputs[topic] = tally.outputs.get(topic, 0) + int(count)

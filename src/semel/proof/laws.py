@@ -183,12 +183,8 @@ def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wher
     """
     if rule is not None and len(stretch.marks):
         yield from _marked_twice(tp, stretch, known, rule)
-    outputs = np.sort(stretch.outputs, order=["offset", "agent", "step", "where", "at"])
-    same = (
-        (outputs["offset"][1:] == outputs["offset"][:-1])
-        & (outputs["agent"][1:] == outputs["agent"][:-1])
-        & (outputs["step"][1:] == outputs["step"][:-1])
-    )
+    outputs, event = in_order(stretch.outputs)
+    same = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
     for i in np.flatnonzero(same).tolist():
         one, other = outputs[i], outputs[i + 1]
         offset, step = int(one["offset"]), int(one["step"])
@@ -205,6 +201,17 @@ def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wher
             f"the event at {_place(tp, offset)} is in the dead letters twice",
             tuple(Witness(wheres[int(x["where"])], int(x["at"]), "dead letter") for x in (letters[i], letters[i + 1])),
         )
+
+
+def in_order(outputs: Rows) -> tuple[Rows, NDArray[np.int64]]:
+    """Outputs by event and step, and beside each a number that is its event's, as its agent handled it."""
+    event = events_of(outputs)
+    order = np.lexsort((outputs["step"], event))
+    return outputs[order], event[order]
+
+
+def events_of(outputs: Rows) -> NDArray[np.int64]:
+    return (outputs["offset"] << 8) | outputs["agent"]
 
 
 def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterator[Finding]:
@@ -324,12 +331,19 @@ def atomicity(
 
 
 def _steps_missing(tp: TP, outputs: Rows) -> Iterator[Finding]:
-    steps = np.unique(outputs[["offset", "agent", "step"]])
-    begins = np.ones(len(steps), np.bool_)
-    begins[1:] = (steps["offset"][1:] != steps["offset"][:-1]) | (steps["agent"][1:] != steps["agent"][:-1])
-    wanted = np.zeros(len(steps), np.int64)
-    wanted[1:] = np.where(begins[1:], 0, steps["step"][:-1] + 1)
-    for row, missing in zip(steps[steps["step"] != wanted], wanted[steps["step"] != wanted].tolist(), strict=True):
+    if not outputs["step"].any():
+        return
+    rows, event = in_order(outputs)
+    step = rows["step"].astype(np.int64)
+    begins = np.ones(len(rows), np.bool_)
+    begins[1:] = event[1:] != event[:-1]
+    wanted = np.zeros(len(rows), np.int64)
+    wanted[1:] = np.where(begins[1:], 0, step[:-1] + 1)
+    # One that is there twice stands beside itself.
+    twice = np.zeros(len(rows), np.bool_)
+    twice[1:] = ~begins[1:] & (step[1:] == step[:-1])
+    gaps = (step != wanted) & ~twice
+    for row, missing in zip(rows[gaps], wanted[gaps].tolist(), strict=True):
         offset = int(row["offset"])
         yield Finding(
             Law.ATOMIC,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from semel import lineage
@@ -11,7 +11,7 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import letters_of, marks_of, outputs_of
+from semel.proof.columns import in_order, letters_of, marks_of, outputs_of
 from semel.proof.findings import Findings, Witness
 from semel.proof.laws import Placed
 from semel.proof.logs import Logs
@@ -22,6 +22,20 @@ Read = Callable[[int], None]
 
 class UnknownMark(SemelError):
     """The marks were written by another version."""
+
+
+class Group:
+    """Outputs of one source partition and agent, in the order of their log: parallel columns."""
+
+    __slots__ = ("agent", "at", "keys", "offsets", "source", "steps")
+
+    def __init__(self, source: TP, agent: int) -> None:
+        self.source = source
+        self.agent = agent
+        self.offsets: list[int] = []
+        self.steps: list[int] = []
+        self.at: list[int] = []
+        self.keys: list[bytes | None] = []
 
 
 class Scan:
@@ -45,7 +59,7 @@ class Scan:
         self._spool = spool
         self._findings = findings
         self._read = read
-        self._agents = [a.name.replace("/", "_") for a in plan.agents]
+        self._agents = {a.name.replace("/", "_"): i for i, a in enumerate(plan.agents)}
 
     def _number(self, tp: TP) -> int:
         self.wheres.append(tp)
@@ -56,63 +70,62 @@ class Scan:
     async def outputs_in(self, tp: TP, start: int, end: int) -> None:
         """An output partition. Its outputs are mostly in their events' order; where not, it is read again by key."""
         where, disorder = self._number(tp), False
-        last: dict[tuple[str, int, int], tuple[int, int]] = {}
+        last: dict[tuple[TP, int], tuple[int, int]] = {}
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 self.gone[tp] += piece.missing
-                rows: dict[TP, list[tuple[int, int, int, int]]] = {}
-                for found, record in self._ours(tp, piece.records):
-                    source, agent, offset, step = found
-                    place = (source.topic, source.partition, agent)
-                    if (offset, step) < last.get(place, (-1, -1)):
-                        disorder = True
-                    else:
-                        last[place] = (offset, step)
-                    rows.setdefault(source, []).append((offset, step, agent, record.offset))
-                for source, found in rows.items():
-                    self.outputs += len(found)
-                    self._spool.add("outputs", source, outputs_of(found, where))
+                for found in self._ours(tp, piece.records):
+                    rows = outputs_of(found.offsets, found.steps, found.agent, found.at, where)
+                    before = last.get((found.source, found.agent), (-1, -1))
+                    disorder = disorder or not in_order(rows, before)
+                    last[(found.source, found.agent)] = found.offsets[-1], found.steps[-1]
+                    self.outputs += len(rows)
+                    self._spool.add("outputs", found.source, rows)
                 self._read(piece.next - piece.start)
         if disorder:
             await self._by_key(tp, start, end)
 
-    def _ours(
-        self, tp: TP, records: Sequence[Record], *, again: bool = False
-    ) -> Iterator[tuple[tuple[TP, int, int, int], Record]]:
-        """(source partition, agent, source offset, step) of the outputs that are of this app, with their records.
-
-        The others are counted, unless they were (`again`).
-        """
-        app = self._plan.app
-        agents = {"": 0, **{name: i for i, name in enumerate(self._agents)}}
-        # The part that stays the same from one output to the next is looked at once.
-        known: dict[bytes, tuple[TP, int] | None] = {}
+    def _ours(self, tp: TP, records: Sequence[Record], *, again: bool = False) -> list[Group]:
+        """The outputs of this app, by where they come from. The others are counted, unless they were (`again`)."""
+        groups: dict[bytes, Group] = {}
+        # From one output to the next the part before the offset is mostly the same.
+        origin, group, length, name = b"\xff", None, 1, lineage.HEADER
         for record in records:
-            value = lineage.of(record.headers)
-            if value is None:
-                if not again:
-                    self._stranger(tp, record)
-                continue
-            try:
-                writer, topic, partition, offset, step, _ = value.split(b"/", 5)
-            except ValueError:
-                found = lineage.parse(value)
-                if not again and found is None:
-                    self._stranger(tp, record)
-                elif not again and found is not None and found.app == app:
-                    self.sent += 1
-                continue
-            place = b"%b/%b/%b" % (writer, topic, partition)
-            if place not in known:
-                found = lineage.parse(value)
-                known[place] = (
-                    (TP(found.topic, found.partition), agents.get(found.agent, 0))
-                    if found is not None and found.app == app
-                    else None
-                )
-            source = known[place]
-            if source is not None:
-                yield (source[0], source[1], int(offset), int(step)), record
+            headers = record.headers
+            value = headers[-1][1] if headers and headers[-1][0] == name else lineage.of(headers)
+            if value is None or group is None or not value.startswith(origin):
+                origin, group = self._origin(groups, value)
+                if group is None:
+                    self._not_ours(tp, record, value, again)
+                    continue
+                length = len(origin)
+            assert value is not None
+            offset, step, _ = value[length:].split(b"/", 2)
+            group.offsets.append(int(offset))
+            group.steps.append(int(step))
+            group.at.append(record.offset)
+            if again:
+                group.keys.append(record.key)
+        return [group for group in groups.values() if group.at]
+
+    def _origin(self, groups: dict[bytes, Group], value: bytes | None) -> tuple[bytes, Group | None]:
+        said = None if value is None else lineage.parse(value)
+        if said is None or value is None or said.app != self._plan.app or said.offset < 0:
+            return b"\xff", None
+        origin = b"/".join(value.split(b"/", 3)[:3]) + b"/"
+        group = groups.get(origin)
+        if group is None:
+            group = groups[origin] = Group(TP(said.topic, said.partition), self._agents.get(said.agent, 0))
+        return origin, group
+
+    def _not_ours(self, tp: TP, record: Record, value: bytes | None, again: bool) -> None:
+        if again:
+            return
+        said = None if value is None else lineage.parse(value)
+        if said is None:
+            self._stranger(tp, record)
+        elif said.app == self._plan.app:
+            self.sent += 1
 
     def _stranger(self, tp: TP, record: Record) -> None:
         self.strangers[tp] += 1
@@ -125,10 +138,10 @@ class Scan:
         placed: list[Placed] = []
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
-                placed += [
-                    Placed(record.offset, record.key, source, self._agents[agent], offset, step)
-                    for (source, agent, offset, step), record in self._ours(tp, piece.records, again=True)
-                ]
+                for found in self._ours(tp, piece.records, again=True):
+                    name = str(found.agent)
+                    rows = zip(found.at, found.keys, found.offsets, found.steps, strict=True)
+                    placed += [Placed(at, key, found.source, name, offset, step) for at, key, offset, step in rows]
         self._findings.add(laws.order_per_key(tp, placed))
 
     # -- marks and dead letters
@@ -170,5 +183,6 @@ class Scan:
                     rows.setdefault(source, []).append((int(offset), record.offset))
                 for source, found in rows.items():
                     self.letters += len(found)
-                    self._spool.add("letters", source, letters_of(found, where))
+                    offsets, at = zip(*found, strict=True)
+                    self._spool.add("letters", source, letters_of(offsets, at, where))
                 self._read(piece.next - piece.start)
