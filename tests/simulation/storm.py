@@ -377,6 +377,10 @@ class Storm:
             if not any(w.name == name for w in world.workers.values()):
                 self._start(name)
         await world.rest()
+        # An output that nobody can fence is given up when a commit could have taken as long.
+        until = world.loop.time() + 10
+        while not all(told.done() for told in self.notes.values()) and world.loop.time() < until:
+            await world.clock.sleep(0.5)
 
     def outcome(self) -> Outcome:
         world = self.world

@@ -44,6 +44,7 @@ class SimulatedWorld(World):
             path, partitions=partitions, seed=seed, style=style, dedup=dedup, journal=self.recorder, **settings
         )
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
+        self.loop.set_exception_handler(self._complain)
         self.real = real
         self.machine = ""
         self.disks: dict[str, Disk] = {}
@@ -62,6 +63,12 @@ class SimulatedWorld(World):
         self._open_inputs = 0
         self.closed = False
         self.watch.on_task.append(self._task_runs)
+
+    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio would write on the log: something went wrong, and nobody looked at it."""
+        task = context.get("task") or context.get("future")
+        if isinstance(task, asyncio.Task) and not self.closed:
+            self.findings.append(f"{task.get_name()}: {context['message']}: {context.get('exception')!r}")
 
     # -- machines
 

@@ -66,6 +66,8 @@ async def _cancelled(body: asyncio.Task[None], wait_s: float) -> None:
     if not body.done():
         body.cancel()
         await asyncio.wait({body}, timeout=wait_s)
+    if body.done() and not body.cancelled():
+        body.exception()  # looked at, whatever it is: a body that is over has nobody else to tell
 
 
 async def _one_run(lane: Lane, hand: Hand) -> None:

@@ -174,7 +174,9 @@ class Writer:
             )
             raise CommitFailed(answer, cause) from exc
         except BaseException:
+            # Cancelled: the partitions had to go, or the worker, before the broker answered.
             self.dead = True
+            epoch.step(EpochState.UNKNOWN)
             raise
         epoch.step(EpochState.DONE)
         self.transaction_open_since = None
