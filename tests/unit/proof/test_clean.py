@@ -20,8 +20,8 @@ from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
+from tests.simulation.storm import brewed
 from tests.unit.proof.rig import MARKS, SINK, SOURCE, History, chained
-from tests.unit.runtime.chaos import Chaos
 from tests.unit.runtime.harness import Payment, Settlement, World
 
 Histories = Callable[..., History]
@@ -90,9 +90,8 @@ async def test_marks_trimmed_after_their_window_are_made_up_for_by_the_running_c
 
 @pytest.mark.parametrize("seed", range(40, 46))
 async def test_a_storm_is_proven_clean_while_it_lasts_and_after_it(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    world = World(tmp_path, partitions=2, seed=seed, style=rng.choice(["stream", "coroutine", "batches"]))
-    storm = Chaos(world, rng)
+    storm = brewed(tmp_path, seed)
+    world = storm.world
     live: list[str] = []
 
     async def prove_it(name: str) -> str:
