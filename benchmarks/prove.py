@@ -25,7 +25,6 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from agents.settle import Payment, Settlement, settle
 from benchmarks import report
 from semel import Dedup, Pipeline, Topic, lineage
-from semel.dedup import Dedup as Rule
 from semel.kafka import records as kafka_records
 from semel.partitioner import partition_of
 from semel.port import EARLIEST, TP, Fetched, TopicInfo
@@ -78,13 +77,13 @@ class History:
         names = (NAME, "settlements", plan.marks_topic, plan.positions_topic, plan.dead_letter_topic)
         self.partitions = partitions
         self.logs = {TP(name, p): Log() for name in names for p in range(partitions)}
-        self._write(events, share, pipeline.dedup or Rule("id", window=WINDOW))
+        self._write(events, share)
         for log in self.logs.values():
             log.close()
 
-    def _write(self, events: int, share: float, rule: Rule) -> None:
+    def _write(self, events: int, share: float) -> None:
         rng = random.Random(1)
-        payload_of = rule.payload_reader()
+        payload_of = Dedup("id", window=WINDOW).payload_reader()
         counts = [dict.fromkeys(("in", "out", "duplicates"), 0) for _ in range(self.partitions)]
         again: list[list[tuple[bytes, bytes]]] = [[] for _ in range(self.partitions)]
         at_ms, plan = BEGAN_MS, self.pipeline.plan()

@@ -35,6 +35,19 @@ class Kind(IntEnum):
     UNTIMED = 3
 
 
+def among(offsets: Offsets, ordered: Offsets) -> NDArray[np.bool_]:
+    """Which of `offsets` are among `ordered`, which is sorted."""
+    if not len(ordered):
+        return np.zeros(len(offsets), np.bool_)
+    at = np.minimum(np.searchsorted(ordered, offsets), len(ordered) - 1)
+    return ordered[at] == offsets
+
+
+def distinct(ordered: Offsets) -> int:
+    """How many different ones there are; sorted, since numpy's own hashing is several times slower."""
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ordered) > 0)
+
+
 def empty(dtype: np.dtype[Any]) -> Rows:
     return np.empty(0, dtype)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from semel.port import TP
 from semel.proof import laws
 from semel.proof.findings import Findings, Gap
-from semel.proof.history import MARK, Kind, Known, Rows, Stretch
+from semel.proof.history import MARK, Kind, Known, Rows, Stretch, among, distinct
 from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
 from semel.state.marks import DONE
 
@@ -95,10 +95,11 @@ class Judge:
     def _count_effects(self, found: Stretch) -> None:
         tally = self.tally
         tally.letters += len(found.letters)
-        tally.with_output += len(np.unique(laws.events_of(found.outputs)))
-        for where, count in zip(*np.unique(found.outputs["where"], return_counts=True), strict=True):
-            topic = self._wheres[int(where)].topic
-            tally.outputs[topic] = tally.outputs.get(topic, 0) + int(count)
+        tally.with_output += distinct(np.sort(laws.events_of(found.outputs)))
+        for where, count in enumerate(np.bincount(found.outputs["where"]).tolist()):
+            if count:
+                topic = self._wheres[where].topic
+                tally.outputs[topic] = tally.outputs.get(topic, 0) + count
 
     def stretch(self, found: Stretch) -> None:
         """The next stretch. Findings go where they are gathered."""
@@ -111,7 +112,7 @@ class Judge:
         ))  # fmt: skip
         if self._rule is None:
             say(laws.no_duplicate(tp, found, self._known, None, self._wheres))
-            tally.done += len(found.records) - len(np.unique(found.letters["offset"]))
+            tally.done += len(found.records) - distinct(np.sort(found.letters["offset"]))
             return
         before = self._floor
         if not self._begun and len(found.marks):
@@ -141,7 +142,7 @@ class Judge:
         if self._gone is not None:
             self._known_by_sight(found, known, floor)
             return
-        has_output = np.isin(found.unmarked["offset"], found.outputs["offset"])
+        has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
         fate = laws.fates(found.unmarked, has_output, known, floor, rule, stream_ms=self._stream_ms)
         self._count(found.unmarked, fate, has_output, known)
 
@@ -161,7 +162,7 @@ class Judge:
         candidates = candidates[first]
         new = known.before(rows["id"][candidates], rows["offset"][candidates]) < 0
         known = known.later(sights[candidates[new]])
-        has_output = np.isin(rows["offset"], found.outputs["offset"])
+        has_output = among(rows["offset"], np.sort(found.outputs["offset"]))
         fate = laws.fates(rows, has_output, known, floor, rule, stream_ms=self._stream_ms, gone=gone)
         if len(known):
             first_of = known.before(rows["id"], rows["offset"])

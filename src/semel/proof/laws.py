@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from semel.port import TP
 from semel.proof.findings import Finding, Law, Witness
-from semel.proof.history import Kind, Known, Offsets, Rows, Stretch
+from semel.proof.history import Kind, Known, Offsets, Rows, Stretch, among
 from semel.state.marks import DEAD, DONE
 from semel.state.positions import Position
 
@@ -298,7 +298,7 @@ def atomicity(
     marks, outputs, letters = stretch.marks, stretch.outputs, stretch.letters
     if whole_source:
         for what, rows in (("took effect", marks), ("has an output", outputs), ("is in the dead letters", letters)):
-            for offset in np.setdiff1d(rows["offset"], stretch.records).tolist():
+            for offset in sorted(set(rows["offset"][~among(rows["offset"], stretch.records)].tolist())):
                 there = rows[rows["offset"] == offset][0]
                 witness = Witness(tp, offset, "no committed record")
                 also = (
@@ -310,13 +310,14 @@ def atomicity(
                     "never there",
                     (witness, *also),
                 )
+    lettered = np.sort(letters["offset"])
     done = marks["offset"][marks["outcome"] == DONE]
-    for offset in np.intersect1d(done, letters["offset"]).tolist():
+    for offset in done[among(done, lettered)].tolist():
         yield _torn(tp, offset, "took effect, and it is in the dead letters")
-    for offset in np.intersect1d(outputs["offset"], letters["offset"]).tolist():
+    for offset in sorted(set(outputs["offset"][among(outputs["offset"], lettered)].tolist())):
         yield _torn(tp, offset, "has outputs, and it is in the dead letters")
     dead = marks["offset"][marks["outcome"] == DEAD]
-    for offset in np.setdiff1d(dead, letters["offset"]).tolist() if whole_letters else ():
+    for offset in dead[~among(dead, lettered)].tolist() if whole_letters else ():
         yield Finding(
             Law.NO_LOSS,
             f"the event at {_place(tp, offset)} is lost: its mark says that it is in the dead letters, and it is not there",
@@ -360,7 +361,7 @@ def torn(tp: TP, unmarked: Rows, fate: NDArray[np.uint8]) -> Iterator[Finding]:
 
 def within_position(tp: TP, rows: Rows, closing: int, what: str) -> Iterator[Finding]:
     """`rows` were committed before the position `closing` was read: none may lie beyond it."""
-    for offset in np.unique(rows["offset"][rows["offset"] >= closing]).tolist():
+    for offset in sorted(set(rows["offset"][rows["offset"] >= closing].tolist())):
         yield _torn(tp, offset, f"has {what}, and the position that must be committed with it stands at {closing}")
 
 

@@ -21,7 +21,7 @@ from semel.proof import laws
 from semel.proof.columns import Source, offsets_of
 from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Finding, Findings, Gap, Law, Witness
-from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Rows, Stretch, empty
+from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Rows, Stretch, among, empty
 from semel.proof.judge import Judge, Whole
 from semel.proof.laws import Ledger, Missing, Rule
 from semel.proof.logs import Logs
@@ -311,7 +311,7 @@ class _Prover:
                 there = offsets_of(piece.records)
                 offsets.append(there)
                 if source is not None and len(there):
-                    named = np.isin(there, done, assume_unique=True) if len(done) else np.zeros(len(there), np.bool_)
+                    named = among(there, done)
                     unmarked.append(source.unmarked([piece.records[i] for i in np.flatnonzero(~named).tolist()]))
                     if len(sample) < 200:
                         sample += [piece.records[i] for i in np.flatnonzero(named)[:200].tolist()]
