@@ -200,6 +200,9 @@ class Torture:
 
     async def _zombie(self, fault: Fault, entry: Entry) -> None:
         async with self._claimed(fault.worker) as worker:
+            if fault.variant == "replaced while frozen":
+                # Frozen before it joined it would wake as the later of the two, and rightly take the name.
+                await self._holding(worker, ARMED_S)
             self._begins(entry, worker.name)
             entry.bit = bool(self.sight.holds(worker.name))
             worker.freeze()
