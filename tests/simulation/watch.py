@@ -24,9 +24,7 @@ Key = tuple[str, ...]
 
 # What a revocation or a fence can find, by the code: the commit of an earlier epoch holds the turn until its end is known.
 MEETINGS: frozenset[tuple[str, str]] = frozenset(
-    {("revoke", s) for s in ("none", "open", "sealed", "committing")}
-    | {("fence", s) for s in ("open", "aborting", "unknown")}
-    | {("lost", s) for s in ("none", "open", "sealed", "committing")}
+    {("fence", "aborting"), *((how, s) for how in ("revoke", "lost") for s in ("none", "open", "sealed", "committing"))}
 )
 
 
@@ -133,9 +131,7 @@ def _watch_members() -> None:
             if (before, to) not in MEMBER_STEPS:
                 watch.breaks(f"the worker went from {before.name} to {to.name}")
             watch.count("member", before.name, to.name)
-            if to is MemberState.REVOKING and before is MemberState.ASSIGNED:
-                watch.count("meets", "lost" if self._lost else "revoke", watch.epoch_of(client))
-            elif to is MemberState.FENCED:
+            if to is MemberState.FENCED:
                 last = watch.epochs.get(client)
                 watch.count("meets", "fence", last.value if last is not None else "none")
             elif to is MemberState.UNASSIGNED:
@@ -144,7 +140,15 @@ def _watch_members() -> None:
                     watch.breaks("a worker that gave everything up still holds something")
         step(self, to)
 
+    revoke = GroupMember._revoke
+
+    async def revoked(self: GroupMember, *, lost: bool) -> None:
+        watch = Current.watch
+        watch.count("meets", "lost" if lost else "revoke", watch.epoch_of(process.get("")))
+        await revoke(self, lost=lost)
+
     GroupMember._step = stepped  # type: ignore[method-assign]
+    GroupMember._revoke = revoked  # type: ignore[method-assign]
 
 
 def _watch_tasks() -> None:
