@@ -23,6 +23,7 @@ p.dim, .dim { color: var(--dim) }
 .holds { color: var(--clean) } .broken { color: var(--violated); font-weight: 600 }
 table { border-collapse: collapse; width: 100% } td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem;
   text-align: left; vertical-align: top } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td:first-child code, .holds, .broken { white-space: nowrap }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere } ul { padding-left: 1.2rem } li { margin: .4rem 0 }
 """
 
@@ -62,7 +63,11 @@ def _laws(proof: Proof) -> str:
     rows: list[list[str]] = []
     for law in proof.laws:
         count = proof.found.get(law, 0)
-        said = f"<span class=broken>{count:,} findings</span>" if count else "<span class=holds>holds</span>"
+        said = (
+            f"<span class=broken>{count:,} finding{'s' * (count > 1)}</span>"
+            if count
+            else "<span class=holds>holds</span>"
+        )
         if not count and proof.verdict is Verdict.UNPROVABLE:
             said = "<span class=holds>holds where there are witnesses</span>"
         rows.append([f"<code>{law.value}</code>", escape(PROMISES[law]), said])

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from semel.port import TP
 from semel.proof import laws
 from semel.proof.findings import Findings, Gap
-from semel.proof.history import MARK, Kind, Known, Rows, Stretch, among, distinct
+from semel.proof.history import MARK, Kind, Known, Offsets, Rows, Stretch, among, distinct
 from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
 from semel.state.marks import DONE
 
 # Event times go up and down a little; their median over so many records is a clock that no single one can move.
 _CALM = 64
+_TRIMMED = (
+    "their marks were trimmed after their window and they have no outputs, so that nothing but the running counts says "
+    "whether they took effect"
+)
+_UNLETTERED = "nothing but a dead letter could account for them, and dead letters were deleted"
 
 
 @dataclass(slots=True)
@@ -62,6 +67,8 @@ class Judge:
         self.tp = tp
         self.tally = Tally()
         self.gaps: list[Gap] = []
+        # What the running counts may make up for.
+        self.trimmed: list[Gap] = []
         self._rule = rule
         self._findings = findings
         self._wheres = wheres
@@ -143,7 +150,9 @@ class Judge:
             self._known_by_sight(found, known, floor)
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(found.unmarked, has_output, known, floor, rule, stream_ms=self._stream_ms)
+        fate = laws.fates(
+            found.unmarked, has_output, known, floor, rule, stream_ms=self._stream_ms, whole_letters=self._whole.letters
+        )
         self._count(found.unmarked, fate, has_output, known)
 
     def _known_by_sight(self, found: Stretch, known: Known, floor: NDArray[np.int64]) -> None:
@@ -163,7 +172,16 @@ class Judge:
         new = known.before(rows["id"][candidates], rows["offset"][candidates]) < 0
         known = known.later(sights[candidates[new]])
         has_output = among(rows["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(rows, has_output, known, floor, rule, stream_ms=self._stream_ms, gone=gone)
+        fate = laws.fates(
+            rows,
+            has_output,
+            known,
+            floor,
+            rule,
+            stream_ms=self._stream_ms,
+            gone=gone,
+            whole_letters=self._whole.letters,
+        )
         if len(known):
             first_of = known.before(rows["id"], rows["offset"])
             there = known.rows[np.maximum(first_of, 0)]
@@ -189,11 +207,9 @@ class Judge:
         tally = self.tally
         tally.duplicates += int(np.count_nonzero(fate == Fate.DUPLICATE))
         tally.dropped += int(np.count_nonzero(fate == Fate.DROPPED))
-        unwitnessed = fate == Fate.UNWITNESSED
-        if unwitnessed.any():
-            tally.unwitnessed += int(np.count_nonzero(unwitnessed))
-            offsets = rows["offset"][unwitnessed]
-            self._gap(int(offsets.min()), int(offsets.max()) + 1, len(offsets))
+        tally.unwitnessed += int(np.count_nonzero(fate == Fate.UNWITNESSED))
+        self._gap(rows["offset"][fate == Fate.UNWITNESSED], _TRIMMED, of_marks=True)
+        self._gap(rows["offset"][fate == Fate.UNLETTERED], _UNLETTERED)
         effect = fate == Fate.PASSED
         tally.done += int(np.count_nonzero(effect & has_output))
         tally.maybe += int(np.count_nonzero(effect & ~has_output))
@@ -202,12 +218,12 @@ class Judge:
         self._findings.add(laws.no_loss(self.tp, rows, fate))
         self._findings.add(laws.torn(self.tp, rows, fate))
 
-    def _gap(self, start: int, end: int, events: int) -> None:
-        before = self.gaps[-1] if self.gaps else None
-        if before is not None:
-            self.gaps.pop()
-            start, events = before.start, events + before.events
-        self.gaps.append(Gap(
-            self.tp, start, end, "their marks were trimmed after their window and they have no outputs, so that nothing "
-            "but the running counts says whether they took effect", events,
-        ))  # fmt: skip
+    def _gap(self, offsets: Offsets, sentence: str, *, of_marks: bool = False) -> None:
+        """One gap for each reason, however many stretches it goes through."""
+        if not len(offsets):
+            return
+        gaps = self.trimmed if of_marks else self.gaps
+        found = Gap(self.tp, int(offsets.min()), int(offsets.max()) + 1, sentence, len(offsets))
+        if gaps:
+            found = found._replace(start=gaps[0].start, events=gaps[0].events + found.events)
+        gaps[:] = [found]

@@ -54,14 +54,16 @@ class Fate(IntEnum):
     DROPPED = 1
     PASSED = 2
     UNWITNESSED = 3
+    # Nothing but a dead letter could account for it, and dead letters were deleted.
+    UNLETTERED = 4
     # From here on a law is broken.
-    LOST = 4
-    LOST_UNDECODABLE = 5
-    LOST_MISSING = 6
-    LOST_CONFLICT = 7
-    LOST_DEAD = 8
-    TORN = 9
-    DOUBLED = 10
+    LOST = 5
+    LOST_UNDECODABLE = 6
+    LOST_MISSING = 7
+    LOST_CONFLICT = 8
+    LOST_DEAD = 9
+    TORN = 10
+    DOUBLED = 11
 
 
 _SAID = {
@@ -96,7 +98,8 @@ def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) 
             agreeing = [t for t in agreeing if abs(t - at) <= window_ms] if where == last + 1 else []
             agreeing.append(at)
             if len(agreeing) >= AGREEING:
-                now, agreeing = max(agreeing), []
+                # All of them waited, and moved it together; or one of them did not have to.
+                now, agreeing = max(now, min(agreeing)), []
         last = where
         floors[i] = now
     return floors
@@ -120,6 +123,7 @@ def fates(
     *,
     stream_ms: int,
     gone: Missing | None = None,
+    whole_letters: bool = True,
 ) -> NDArray[np.uint8]:
     """What became of each record that is neither marked as done nor dead-lettered: a `Fate`.
 
@@ -154,6 +158,8 @@ def fates(
     found[has_output & (found == Fate.DUPLICATE)] = Fate.DOUBLED
     found[has_output & (found == Fate.UNWITNESSED)] = Fate.PASSED
     found[has_output & ((found == Fate.DROPPED) | ((found >= Fate.LOST) & (found <= Fate.LOST_DEAD)))] = Fate.TORN
+    if not whole_letters:
+        found[(found >= Fate.LOST) & (found <= Fate.LOST_DEAD)] = Fate.UNLETTERED
     return found
 
 

@@ -189,6 +189,11 @@ class _Prover:
             self._range[tp] = begin, max(begin, end)
             if self._since is None and first < 0 and self._starts[tp] > 0:
                 self._gaps.append(Gap(tp, 0, self._starts[tp], "where the task began was not recorded by its version"))
+            elif self._compacted(tp.topic):
+                self._gaps.append(Gap(
+                    tp, begin, max(begin, end), "compaction removes events from the source, so that nobody can say whether "
+                    "all of them were read",
+                ))  # fmt: skip
             elif self._since is None and first < self._starts[tp]:
                 self._gaps.append(Gap(
                     tp, first, self._starts[tp], "retention deleted these events from the source",
@@ -241,9 +246,10 @@ class _Prover:
         self._ledger_closed = bool(closed) and all(closed)
         for tp, judge in judges.items():
             # What the running counts account for needs no other witness.
-            if judge.gaps and not self._ledger_closed:
-                self._gaps += judge.gaps
-            elif judge.gaps:
+            self._gaps += judge.gaps
+            if judge.trimmed and not self._ledger_closed:
+                self._gaps += judge.trimmed
+            elif judge.trimmed:
                 self._notes.append(
                     f"{tp.topic}[{tp.partition}]: {judge.tally.unwitnessed:,} events are proven by the running counts alone: "
                     "their marks were trimmed after their window, and they have no outputs"

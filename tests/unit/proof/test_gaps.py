@@ -1,0 +1,126 @@
+"""Where witnesses are gone, the proof says so, for which stretch, and judges the rest all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from semel import Dedup, Topic
+from semel.errors import SemelError, ShapeChanged
+from semel.port import TP
+from semel.proof import Law, NothingToProve, Proof, Verdict
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken
+from tests.unit.proof.test_clean import random_times
+
+Histories = Callable[..., History]
+
+
+def only_gap(proof: Proof) -> tuple[TP, int, int]:
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    [gap] = proof.gaps
+    return gap.tp, gap.start, gap.end
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_events_deleted_from_the_source_are_unprovable(histories: Histories, seed: int) -> None:
+    history = await histories(seed=seed).filled()
+    history.log(SOURCE, 1).delete_before(9)
+    assert only_gap(await history.proof()) == (TP(SOURCE, 1), 0, 9)
+    # What happens to the rest is still seen.
+    entry, record = history.some(SINK, lambda r: history.said(r).partition == 0)
+    history.append(SINK, history.partition_of(SINK, entry), record)
+    assert Law.NO_DUPLICATE in broken(await history.proof())
+
+
+async def test_outputs_that_were_deleted_are_unprovable(histories: Histories) -> None:
+    history = await histories(seed=1, partitions=1).filled(300)
+    history.log(SINK, 0).delete_before(3)
+    assert only_gap(await history.proof()) == (TP(SINK, 0), 0, 3)
+
+
+async def test_events_of_which_nothing_but_a_deleted_dead_letter_can_tell_are_unprovable(histories: Histories) -> None:
+    history = await histories(seed=1, partitions=1).filled(300)
+    history.log(LETTERS, 0).delete_before(3)
+    proof = await history.proof()
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    assert {gap.tp: gap.events for gap in proof.gaps} == {TP(LETTERS, 0): 0, TP(SOURCE, 0): 3}
+
+
+async def test_a_compacted_sink_proves_nothing_of_what_is_missing(histories: Histories) -> None:
+    history = await histories(seed=2, partitions=1).filled()
+    history.cluster.alter_topic(SINK, {"cleanup.policy": "compact"})
+    history.cluster.compact(TP(SINK, 0))
+    proof = await history.proof()
+    assert only_gap(proof)[0] == TP(SINK, 0)
+    assert "compaction" in proof.gaps[0].sentence
+
+
+async def test_a_compacted_source_breaks_no_law(histories: Histories) -> None:
+    history = await histories(seed=3, partitions=1).filled()
+    history.cluster.alter_topic(SOURCE, {"cleanup.policy": "compact"})
+    history.cluster.compact(TP(SOURCE, 0))
+    assert (await history.proof()).verdict is Verdict.UNPROVABLE
+
+
+async def test_outputs_without_lineage_are_unprovable_and_not_foreign(histories: Histories) -> None:
+    history = histories(seed=4, lineage=False)
+    history.world.pay_many(60)
+    worker = history.world.start()
+    await history.world.drained()
+    await worker.stop()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    assert all("without lineage" in gap.sentence for gap in proof.gaps)
+
+
+async def test_trimmed_marks_and_a_trimmed_source_leave_events_unprovable(histories: Histories) -> None:
+    rule = Dedup("id", window=timedelta(hours=1))
+    history = histories(seed=5, pipeline={"dedup": rule}, partitions=1, commit_interval_ms=10)
+    worker = history.world.start()
+    for part in range(6):
+        random_times(history, rule, 200, part=part, calm=100)
+        await history.world.drained()
+    assert history.log(MARKS, 0).log_start > 0
+    history.log(SOURCE, 0).delete_before(20)
+    proof = await history.proof()
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    assert {gap.events > 0 for gap in proof.gaps if "marks were trimmed" in gap.sentence} == {True}
+    await worker.stop()
+
+
+async def test_a_source_that_was_made_anew_is_named(histories: Histories) -> None:
+    history = await histories(seed=6).filled(40)
+    history.cluster.delete_topics([SOURCE])
+    with pytest.raises(NothingToProve, match="does not exist"):
+        await history.proof()
+    history.cluster.create_topic(SOURCE, 2)
+    with pytest.raises(NothingToProve, match="created again"):
+        await history.proof()
+
+
+async def test_a_pipeline_that_never_ran_is_named(histories: Histories) -> None:
+    with pytest.raises(NothingToProve, match="has never run"):
+        await histories(seed=7).proof()
+
+
+async def test_another_declaration_than_the_one_that_ran_is_refused(histories: Histories) -> None:
+    history = await histories(seed=8).filled(40)
+    history.world.pipeline.dedup = Dedup("account", window=timedelta(days=7))
+    with pytest.raises(ShapeChanged):
+        await history.proof()
+
+
+async def test_a_rule_that_reads_other_ids_than_the_marks_have_is_refused(histories: Histories) -> None:
+    history = await histories(seed=9, pipeline={"dedup": Dedup(lambda p: p.id, window=timedelta(days=7))}).filled(60)
+    history.world.pipeline.dedup = Dedup(lambda p: p.account, window=timedelta(days=7))
+    with pytest.raises(SemelError, match="reads other ids"):
+        await history.proof()
+
+
+async def test_a_sink_that_a_later_declaration_names_and_nobody_wrote_is_no_finding(histories: Histories) -> None:
+    history = await histories(seed=10).filled(40)
+    plan = history.world.plan()
+    plan.outputs.append(Topic("not-there-yet"))
+    assert (await history.proof(plan=plan)).verdict is Verdict.CLEAN
