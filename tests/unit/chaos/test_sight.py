@@ -1,0 +1,74 @@
+"""How the pipeline is doing, by what its workers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from semel.chaos.sight import Sight
+
+
+def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
+    return {
+        "tasks": [
+            {"partition": p, "state": s, "position": {"t": at}, "lag": 0, "restored": 0, "to_restore": 0}
+            for p, (s, at) in tasks.items()
+        ],
+        "counts": {"duplicates": stats.pop("duplicates", 0)},
+        "commits": {"commits": 1, "aborts": 0, "unknown": 0, "fences": 0, "recoveries": 0, "rebalances": 1, **stats},
+    }
+
+
+@pytest.fixture
+def sight() -> Sight:
+    made = Sight("t", 2)
+    made.meet("w1", "http://w1", 10)
+    made.meet("w2", "http://w2", 20)
+    made.hear("w1", 10, document({0: ("running", 5)}), 1.0)
+    made.hear("w2", 20, document({1: ("running", 7)}), 2.0)
+    return made
+
+
+def test_it_is_whole_where_every_partition_runs_once(sight: Sight) -> None:
+    assert sight.whole_since(0.5)
+    assert sight.processed == 12
+
+
+def test_what_was_said_before_a_moment_does_not_count_after_it(sight: Sight) -> None:
+    assert not sight.whole_since(1.5)
+    sight.hear("w1", 10, document({0: ("running", 5)}), 3.0)
+    assert sight.whole_since(1.5)
+
+
+@pytest.mark.parametrize("tasks", [{}, {0: ("restoring", 5)}, {0: ("running", 5), 1: ("running", 7)}])
+def test_it_is_not_whole_else(sight: Sight, tasks: dict[int, tuple[str, int]]) -> None:
+    sight.hear("w1", 10, document(tasks), 3.0)
+    assert not sight.whole_since(0.5)
+
+
+def test_a_worker_that_is_gone_holds_nothing_and_positions_stay(sight: Sight) -> None:
+    sight.gone("w1")
+    assert sight.holds("w1") == set()
+    assert not sight.whole_since(0.5)
+    assert sight.processed == 12
+
+
+def test_what_is_still_to_be_done_is_counted_by_partition(sight: Sight) -> None:
+    assert sight.behind({0: 9, 1: 7}) == 4
+    assert sight.behind({0: 5, 1: 3}) == 0
+
+
+def test_what_engines_counted_is_kept_over_their_deaths(sight: Sight) -> None:
+    sight.hear("w1", 10, document({}, fences=1, duplicates=4), 3.0)
+    sight.gone("w1")
+    sight.meet("w1", "http://w1", 30)
+    sight.hear("w1", 30, document({}, fences=2, unknown=1, duplicates=9), 4.0)
+    bites = sight.bites()
+    assert (bites.fences, bites.unknown, bites.duplicates) == (3, 1, 9)
+    assert bites.assignments == 3
+
+
+def test_a_worker_that_will_not_come_back_is_forgotten(sight: Sight) -> None:
+    sight.forget("w2")
+    assert sight.trouble() == ["w1 task 0: running, at {'t': 5}, lag 0, restored 0 of 0"]
