@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import random
 import shutil
@@ -15,7 +16,7 @@ from typing import Any, cast
 import orjson
 
 from semel import Dedup
-from semel.errors import SemelError
+from semel.errors import SemelError, StateDirectoryError
 from semel.port import RpcError, RpcLost
 from semel.runtime.task import TaskState
 from semel.state.store import Store
@@ -74,7 +75,13 @@ class SimulatedWorld(World):
 
     def open_store(self, name: str) -> Store:
         if self.real:
-            return Store(self.path / self.machine / "db", cache_mb=1, buffer_mb=1)
+            path = self.path / self.machine / "db"
+            try:
+                return Store(path, cache_mb=1, buffer_mb=1)
+            except StateDirectoryError:
+                # A process that is killed holds nothing; here, what lies about of it may still hold RocksDB's lock.
+                gc.collect()
+                return Store(path, cache_mb=1, buffer_mb=1)
         return cast("Store", ModelStore(self.disks.setdefault(self.machine, Disk()), self.path / self.machine))
 
     def clock_of(self, name: str) -> VirtualClock:
