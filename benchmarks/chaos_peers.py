@@ -204,7 +204,8 @@ async def _run(
         if faults.total() >= count:
             break
         faults[fault.kind] += 1
-        say(f"{peer.name}: #{faults.total()} {fault}")
+        shown = f"net: all connections cut, refused for {fault.hold_s:.1f} s" if fault.kind == "net" else str(fault)
+        say(f"{peer.name}: #{faults.total()} {shown}")
         await inflict(fault, workers, cluster)
         await asyncio.sleep(PAUSE_S)
         for worker in workers:
