@@ -143,6 +143,10 @@ class Recorder:
             return 0
         return self.position(record).topics[self._source].next
 
+    def counted(self, *names: str) -> int:
+        """By the last committed positions."""
+        return sum(self.position(r).counts.get(name, 0) for r in self._committed.values() for name in names)
+
     @staticmethod
     def position(record: MemoryRecord) -> Position:
         return positions.decode(record.value or b"", "")

@@ -190,18 +190,21 @@ def order_per_key(case: Case) -> Found:
     found: Found = []
     for p, (_, effects) in enumerate(case.truth):
         wanted: dict[str, list[str]] = {}
+        seen: dict[str, list[str]] = {}
         for effect in effects:
             if effect.output is not None:
                 wanted.setdefault(effect.output["account"], []).append(_text(effect.output))
-        for key, should in wanted.items():
-            known = set(should)
-            seen = list(dict.fromkeys(_text(o) for o in case.outputs[p] if o["account"] == key and _text(o) in known))
-            there = set(seen)
-            if seen != [o for o in should if o in there]:
-                at = next(
-                    i for i, (a, b) in enumerate(zip(seen, [o for o in should if o in there], strict=True)) if a != b
-                )
-                found.append((f"{SINK}[{p}], key {key}: {seen[at]} came too early", seen[max(0, at - 1) : at + 3]))
+        for output in case.outputs[p]:
+            seen.setdefault(output["account"], []).append(_text(output))
+        for key, texts in wanted.items():
+            # The same output may come again when the window of its id is over.
+            should, there = _numbered(texts), _numbered(seen.get(key, []))
+            both = {*should} & {*there}
+            should, there = [o for o in should if o in both], [o for o in there if o in both]
+            at = next((i for i, (a, b) in enumerate(zip(there, should, strict=True)) if a != b), None)
+            if at is not None:
+                found.append((f"{SINK}[{p}], key {key}: {there[at][0]} came too early",
+                              [text for text, _ in there[max(0, at - 1) : at + 3]]))  # fmt: skip
     return found
 
 
@@ -449,6 +452,16 @@ def _id(record: MemoryRecord) -> str | None:
 
 def _text(output: dict[str, Any]) -> str:
     return f"{output['id']} ({output['account']}={output['balance']})"
+
+
+def _numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """Each text with how often it came before."""
+    times = Counter[str]()
+    found: list[tuple[str, int]] = []
+    for text in texts:
+        found.append((text, times[text]))
+        times[text] += 1
+    return found
 
 
 def _at(partition: int, effect: Effect) -> str:

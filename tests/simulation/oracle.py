@@ -79,6 +79,13 @@ class Oracle:
         self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
         if failed:
             return self._bury(effect, "failed")
+        if payment.amount < 0:
+            self.balances.pop(payment.account, None)
+            self.journals.pop(payment.account, None)
+            effect.rows = {("balances", payment.account): None, ("journals", payment.account): None}
+            self.counts["out"] += 1
+            effect.output = {"id": payment.id, "account": payment.account, "balance": 0}
+            return effect
         balance = self.balances[payment.account] = self.balances.get(payment.account, 0) + payment.amount
         journal = [*self.journals.get(payment.account, []), payment.id][-JOURNAL_LENGTH:]
         self.journals[payment.account] = journal

@@ -226,6 +226,7 @@ class Storm:
             "rebalance_timeout_ms": rng.choice([10_000, 60_000]),
             "commit_interval_ms": rng.choice([10, 100]),
             "handler_timeout_ms": rng.choice([50, 500, 5_000]),
+            "rebuild_age_ms": rng.choice([43_200_000, 43_200_000, 1_000]),
         }
 
     # -- what else happens
@@ -289,11 +290,7 @@ class Storm:
     def _pay(self, name: str, rng: random.Random) -> None:
         many = rng.randrange(1, 12)
         if self.choices.allows(name, self.world.loop.time(), f"input: {many} records"):
-            for _ in range(many):
-                if rng.random() < 0.05:
-                    self.world.pay(sleep_ms=rng.choice([1, 20, 200, 3000]))
-                else:
-                    self.world.pay_many(1)
+            self.world.pay_some(rng, name.removeprefix("step "), many)
 
     def _pay_in_a_transaction(self, name: str, rng: random.Random) -> None:
         commit, lasts = rng.random() < 0.4, rng.choice([0.0, 0.05, 2.0])
@@ -373,6 +370,7 @@ class Storm:
                 worker.kill()
             elif not worker.killed:
                 world.cluster.faults.mend(worker.client)
+                worker.store.__dict__.pop("write", None)
         for name in self.names:
             if not any(w.name == name for w in world.workers.values()):
                 self._start(name)
@@ -396,16 +394,12 @@ class Storm:
         n["commits"] = world.recorder.commits
         n["aborts"] = world.recorder.aborts
         n["rebalances"] = world.recorder.generations
-        n["redeliveries"] = self._redelivered()
+        n["redeliveries"] = world.recorder.counted("duplicates", "conflicts")
+        n["handled again"] = sum(times - 1 for times in Counter(world.work.handled).values())
         n["records in"] = sum(world.recorder.source_ends.values())
         n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
                        world.loop.time())  # fmt: skip
-
-    def _redelivered(self) -> int:
-        """Events that a worker was given again: more were handled than there are."""
-        ids = Counter(self.world.work.handled)
-        return sum(times - 1 for times in ids.values())
 
 
 def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0, only: Choices | None = None) -> Storm:

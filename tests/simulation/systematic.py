@@ -220,7 +220,8 @@ async def run_case(path: Path, case: Case, *, real: bool = False) -> Ran:
             "fault: error by enumeration": int(case.answered is not None and run.hit > 0),
             "fault: crash by enumeration": world.crashes,
             "fences": world.watch.seen["member", "ASSIGNED", "FENCED"],
-            "redeliveries": sum(n - 1 for n in Counter(world.work.handled).values()),
+            "redeliveries": world.recorder.counted("duplicates", "conflicts"),
+            "handled again": sum(n - 1 for n in Counter(world.work.handled).values()),
         })  # fmt: skip
         outcome = Outcome(
             -1, False, world.history, violations, Choices().taken, figures, world.watch.seen, world.loop.time()

@@ -62,6 +62,7 @@ class SimulatedWorld(World):
         self.excused = False
         self._waiting: dict[int, list[Recovery]] = {}
         self._open_inputs = 0
+        self.sent: list[dict[str, Any]] = []
         self.closed = False
         self.watch.on_task.append(self._task_runs)
 
@@ -152,6 +153,28 @@ class SimulatedWorld(World):
             recovery.ended = self.loop.time()
 
     # -- input
+
+    def pay_some(self, rng: random.Random, name: str, many: int) -> None:
+        """Payments, with all that input can be: again, in conflict, unreadable, failing, filtered, slow, closing an account."""
+        for number in range(many):
+            draw, event = rng.random(), {"id": f"{name}.{number}", "account": f"a{rng.randrange(8)}", "amount": 0}
+            if self.sent and draw < 0.16:
+                event = rng.choice(self.sent[-40:])
+                if draw < 0.03:
+                    event = {**event, "amount": event["amount"] + 1000}
+                self.write(event, event["account"])
+                continue
+            if draw < 0.2:
+                self.write(b"not json", event["account"])
+                continue
+            if draw > 0.26:
+                event["amount"] = rng.randrange(1, 100) if draw > 0.32 else -1
+            if draw > 0.96:
+                event["fails"] = rng.choice([1, 2, -1])
+            elif draw > 0.9:
+                event["sleep_ms"] = rng.choice([1, 20, 200, 3000])
+            self.sent.append(event)
+            self.write(event, event["account"])
 
     def begin_input(self, records: int) -> Callable[[bool], None]:
         """A producer of the source writes in a transaction; the returned call commits or aborts it."""

@@ -94,6 +94,8 @@ def payments_pipeline(
 ) -> Pipeline:
     """Balances by account (a value that cannot change in place), journals by account (one that can), settlements.
 
+    A negative amount closes the account.
+
     `make(tables)`: another agent than the usual one.
     """
     balances = Table("balances", key=str, value=int, default=int)
@@ -107,6 +109,9 @@ def payments_pipeline(
         work.maybe_fail(payment)
         if payment.amount == 0:
             return None
+        if payment.amount < 0:
+            del balances[payment.account], journals[payment.account]
+            return Settlement(payment.id, payment.account, 0)
         return Settlement(payment.id, payment.account, balances[payment.account])
 
     async def settle(payments: Any) -> Any:
