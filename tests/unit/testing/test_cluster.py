@@ -58,6 +58,9 @@ async def test_compaction_keeps_the_last_of_each_key_at_its_offset(cluster: Memo
     cluster.write(T0, [(b"c", None)])
     cluster.write(T0, [(b"d", b"1")])
     cluster.compact(T0)
+    assert await read(broker, 0) == [(1, b"1"), (3, b"2"), (4, None), (5, b"1")]
+    await cluster.clock.sleep(86_401)  # delete.retention.ms
+    cluster.compact(T0)
     assert await read(broker, 0) == [(1, b"1"), (3, b"2"), (5, b"1")]
     assert await read(broker, 2) == [(3, b"2"), (5, b"1")]
     assert await broker.list_offsets([T0], EARLIEST) == {T0: 0}
@@ -92,6 +95,7 @@ async def test_compaction_stops_at_the_last_stable_offset(cluster: MemoryCluster
 @virtual
 async def test_a_reader_reaches_the_end_of_a_log_whose_last_record_was_compacted_away(cluster: MemoryCluster) -> None:
     broker = await connected(cluster)
+    cluster.alter_topic(TOPIC, {"delete.retention.ms": "0"})
     cluster.write(T0, [(b"k", b"1")])
     cluster.write(T0, [(b"k", None)])
     cluster.compact(T0)

@@ -126,7 +126,7 @@ class MemoryCluster:
 
     def compact(self, tp: TP) -> None:
         self.timers.run_due()
-        self.log(tp).compact()
+        self.log(tp).compact(self.now_ms())
 
     def committed(self, topic: str) -> list[list[MemoryRecord]]:
         """Per partition, every record of the topic that is committed, in the order of the log."""

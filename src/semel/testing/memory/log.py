@@ -191,13 +191,16 @@ class PartitionLog:
             self._wake()
         return self.log_start
 
-    def compact(self) -> None:
-        """Keep the last record of each key below the last stable offset; drop tombstones and what was aborted.
+    def compact(self, now_ms: int) -> None:
+        """Keep the last record of each key below the last stable offset; drop old tombstones and what was aborted.
+
+        A tombstone is old after `delete.retention.ms`: until then readers that were away for a while still meet it.
 
         Offsets keep their gaps. The last batch stays where it is, if need be empty, as Kafka's cleaner
         leaves it: a reader can always get to the end.
         """
         stable = self.last_stable_offset
+        old_ms = now_ms - int(self.configs["delete.retention.ms"])
         cleanable = [entry for entry in self._entries if entry.last_offset < stable]
         last: dict[bytes | None, int] = {}
         for entry in cleanable:
@@ -205,7 +208,11 @@ class PartitionLog:
                 last.update((record.key, record.offset) for record in entry.records)
         for entry in cleanable:
             kept = entry.outcome == COMMITTED
-            entry.records = [r for r in entry.records if kept and last[r.key] == r.offset and r.value is not None]
+            entry.records = [
+                r
+                for r in entry.records
+                if kept and last[r.key] == r.offset and (r.value is not None or r.timestamp > old_ms)
+            ]
             if not entry.records:
                 entry.size = BATCH_OVERHEAD
         tail = self._entries[-1:]
