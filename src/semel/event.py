@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from semel.hand import in_hand
@@ -11,20 +12,30 @@ from semel.port import Record
 class Event:
     """A record and its value.
 
-    `key` is the raw record key; `headers` a dict; `timestamp` in ms; (`topic`, `partition`, `offset`) is its position.
+    `key` is of the type that the source declares (None: no key; DecodeError where it is none); `headers` a dict;
+    `timestamp` in ms; (`topic`, `partition`, `offset`) is its position. `record` is what it was made of.
     """
 
-    __slots__ = ("partition", "record", "topic", "value")
+    __slots__ = ("_read_key", "partition", "record", "topic", "value")
 
-    def __init__(self, value: Any, record: Record, topic: str, partition: int) -> None:
+    def __init__(
+        self,
+        value: Any,
+        record: Record,
+        topic: str,
+        partition: int,
+        read_key: Callable[[bytes], Any] | None = None,
+    ) -> None:
         self.value = value
         self.record = record
         self.topic = topic
         self.partition = partition
+        self._read_key = read_key
 
     @property
-    def key(self) -> bytes | None:
-        return self.record.key
+    def key(self) -> Any:
+        raw = self.record.key
+        return raw if raw is None or self._read_key is None else self._read_key(raw)
 
     @property
     def headers(self) -> dict[str, bytes | None]:

@@ -187,7 +187,7 @@ async def _attempt(pipeline: Pipeline, candidates: Sequence[Candidate]) -> tuple
     failed = ""
     for number, candidate in enumerate(candidates):
         record = _Record(candidate.key, candidate.raw, number, candidate.timestamp)
-        hand.now = Event(candidate.value, record, pipeline.source.name, 0)
+        hand.now = Event(candidate.value, record, pipeline.source.name, 0, pipeline.source.key.decode)
         hand.touched.clear()
         try:
             async with asyncio.timeout(TRIAL_S):

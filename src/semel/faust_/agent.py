@@ -72,10 +72,10 @@ class Agent(faust.Agent):
         if event is not None:
             request = event.value
             if isinstance(request, ReqRepRequest):
-                await self._reply(event.key, value, request.reply_to, request.correlation_id)
+                await self._reply(event.record.key, value, request.reply_to, request.correlation_id)
             elif reply_to := event.headers.get("Faust-Ag-ReplyTo"):
                 correlation = event.headers.get("Faust-Ag-CorrelationId") or b""
-                await self._reply(event.key, value, reply_to.decode(), correlation.decode())
+                await self._reply(event.record.key, value, reply_to.decode(), correlation.decode())
         await self._delegate_to_sinks(value)
 
     async def ask(self, *args: Any, **kwargs: Any) -> Any:

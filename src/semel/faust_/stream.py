@@ -32,9 +32,7 @@ class LazyEvent(FaustEvent):
             tp.topic, tp.partition, record.offset, record.timestamp / 1000, 0, record.headers, record.key, record.value,
             None, len(record.key or b""), len(record.value or b""), FaustTP(*tp),
         )  # fmt: skip
-        decode_key = getattr(taken.cursor.agent.sources[0].key, "decode", None)
-        key = record.key if record.key is None or decode_key is None else decode_key(record.key)
-        super().__init__(app, key, value, dict(record.headers), message)
+        super().__init__(app, lane.event(value, record, tp).key, value, dict(record.headers), message)
         self.acked = True
 
     async def __aexit__(self, *_: Any) -> None:

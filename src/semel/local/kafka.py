@@ -144,6 +144,10 @@ class LocalKafka:
         Raises `PortTaken` where a port belongs to another process, `ToolMissing` without Java or Maven,
         `LocalKafkaError` where the directory holds a cluster of another version or size.
         """
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(self.data_dir, error) from error
         with exclusive(self.data_dir / "lock"):
             cluster = self._place(self._load())
             java, classpath = self._runtime()
@@ -334,8 +338,16 @@ def _load(data_dir: Path) -> _Cluster | None:
         return _Cluster.from_json(kept.read_text())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(data_dir, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise LocalKafkaError(f"{kept} is damaged ({error!r}); delete {data_dir} to start anew") from error
+
+
+def _unusable(data_dir: Path, error: OSError) -> LocalKafkaError:
+    return LocalKafkaError(
+        f"{data_dir} cannot hold a broker's data ({error.strerror}); give it another directory: --data"
+    )
 
 
 def _is_alive(cluster: _Cluster, node: Node) -> bool:

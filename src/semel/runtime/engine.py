@@ -39,6 +39,8 @@ log = logging.getLogger("semel.engine")
 
 # Restores running side by side: they share one loop and one disk.
 RESTORES = 8
+# A broker that restarts is back by then; after that a person should know, now and then.
+PATIENT_S, REMIND_S = 10.0, 60.0
 
 
 class Engine:
@@ -150,7 +152,7 @@ class Engine:
         self._background.stop()
 
     async def _connect(self) -> None:
-        pause = 0.1
+        pause, remind_at = 0.1, self.clock.monotonic() + PATIENT_S
         while not self._background.stopping:
             try:
                 await self.broker.start()
@@ -158,7 +160,10 @@ class Engine:
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
                     raise
-                self._say_waiting(f"the broker does not answer: {exc}")
+                self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
+                if self.clock.monotonic() >= remind_at:
+                    remind_at = self.clock.monotonic() + REMIND_S
+                    log.warning("%s (still trying)", self.waiting_for)
                 await self.clock.sleep(pause)
                 pause = min(pause * 1.5, 1.0)
 

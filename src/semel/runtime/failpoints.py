@@ -11,6 +11,8 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
+from semel.errors import ConfigError
+
 NAMES = (
     "begin.before_init",
     "begin.after_init",
@@ -52,7 +54,7 @@ class Failpoints:
 
     def _arm(self, name: str, action: str = "kill", nth: str = "1") -> None:
         if name not in NAMES or action not in ("kill", "stop", "exit") or not nth.isdecimal() or int(nth) < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"SEMEL_FAILPOINT says {name}:{action}:{nth}; points are {', '.join(NAMES)}; actions kill, stop, exit; "
                 "then the number of the time, from 1"
             )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
+import msgspec
 
 from semel.codec import Codec
 from semel.errors import DecodeError
@@ -69,11 +69,11 @@ class EngineView:
     def merge(self, table: str, values: Sequence[Any]) -> Any:
         plan = self._plan(table)
         assert plan.merge is not None
-        parts = [plan.value.decode(orjson.dumps(v)) for v in values]
+        parts = [plan.value.decode(msgspec.json.encode(v)) for v in values]
         whole = parts[0]
         for part in parts[1:]:
             whole = plan.merge(whole, part)
-        return orjson.loads(plan.value.encode(whole))
+        return msgspec.json.decode(plan.value.encode(whole))
 
     def scan(
         self,
@@ -241,8 +241,9 @@ def _plain(plan: TablePlan, raw: bytes) -> Any:
         except UnicodeDecodeError:
             return raw.hex()
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        # Not orjson: it reads integers beyond 64 bits as floats, and a right total would look wrong.
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return raw.hex()
 
 

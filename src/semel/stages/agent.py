@@ -19,7 +19,7 @@ from semel.event import Event
 from semel.hand import Hand, Steps
 from semel.output import Output
 from semel.plan import AgentPlan
-from semel.port import TP
+from semel.port import TP, Record
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.stages.admission import Admission
 from semel.stages.aside import Aside
@@ -61,6 +61,7 @@ class Lane:
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         self._aside = Aside(host)
         self._admission = Admission(host, plan, self._aside)
+        self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
     # ------------------------------------------------------------------ taking
 
@@ -212,8 +213,11 @@ class Lane:
         s = self.slice
         if s is None or not self.hand.holding:
             return None
-        record, tp = self.hand.record, s.cursor.tp
-        return Event(self._admission.value(s, record), record, tp.topic, tp.partition)
+        record = self.hand.record
+        return self.event(self._admission.value(s, record), record, s.cursor.tp)
+
+    def event(self, value: Any, record: Record, tp: TP) -> Event:
+        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
 
     # ------------------------------------------------------------------ the write set
 

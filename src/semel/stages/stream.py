@@ -72,7 +72,7 @@ class LaneStream:
         async for value in self:
             s = self._lane.slice
             assert s is not None
-            yield Event(value, self._lane.hand.record, s.cursor.tp.topic, s.cursor.tp.partition)
+            yield self._lane.event(value, self._lane.hand.record, s.cursor.tp)
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The events as `Batch`es, each a unit of work."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import aiohttp
-import orjson
+import msgspec
 from yarl import URL
 
 from semel.web.answer import Refusal
@@ -47,8 +47,8 @@ class Peers:
             reason = "no answer in time" if isinstance(lost, TimeoutError) else type(lost).__name__
             raise Refusal(503, f"worker {url} does not answer: {reason}", retry_after_s=1, worker=url) from lost
         try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            document = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             document = None
         if status == 200 and document is not None:
             return document

@@ -91,7 +91,7 @@ def test_tables_that_are_merged_say_nothing_of_the_record_key() -> None:
 
 
 def test_a_table_keyed_by_the_record_key_takes_any() -> None:
-    counts = Table("counts", key=bytes, value=int, default=int)
+    counts = Table("counts", key=str, value=int, default=int)
 
     def count(_trade: Trade) -> None:
         event = current_event()

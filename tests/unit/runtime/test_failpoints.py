@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import semel
+from semel.errors import ConfigError
 from semel.runtime.failpoints import NAMES, Failpoints
 
 PASSING = """
@@ -69,7 +70,7 @@ def test_a_process_stops_where_it_was_told_to_and_can_go_on() -> None:
      "commit.after_end:kill:1:2", ":"],
 )  # fmt: skip
 def test_what_cannot_be_armed_is_refused_and_the_points_are_named(armed: str) -> None:
-    with pytest.raises(ValueError, match=r"points are .*commit\.after_end.*actions kill, stop, exit"):
+    with pytest.raises(ConfigError, match=r"points are .*commit\.after_end.*actions kill, stop, exit"):
         Failpoints(armed)
 
 
