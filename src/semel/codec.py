@@ -9,6 +9,7 @@ when it is written. Another format comes in through `register`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 from collections.abc import Callable, Iterator
 from math import isfinite
@@ -46,6 +47,9 @@ class Codec(Generic[T]):
 
 
 _converters: list[tuple[Callable[[Any], bool], Callable[[Any], Codec[Any]]]] = []
+# Where a declared type's class, or one it inherits from, comes from -> who registers the codec. By name: a pipeline that
+# declares no such type does not load it.
+_REGISTERED_BY = {"faust.models.record": "semel.faust_.codec"}
 
 
 def register(applies: Callable[[Any], bool], make: Callable[[Any], Codec[Any]]) -> None:
@@ -57,6 +61,9 @@ def codec_for(declared: Any) -> Codec[Any]:
     """The codec of a declared type. DeclarationError where there is none."""
     if isinstance(declared, Codec):
         return cast("Codec[Any]", declared)
+    for cls in getattr(declared, "__mro__", ()):
+        if cls.__module__ in _REGISTERED_BY:
+            importlib.import_module(_REGISTERED_BY[cls.__module__])
     for applies, make in _converters:
         if applies(declared):
             return make(declared)

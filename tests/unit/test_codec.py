@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -310,3 +312,22 @@ def test_a_registered_converter_comes_first_and_the_latest_wins(monkeypatch: pyt
 def test_a_codec_is_its_own_codec() -> None:
     codec = codec_for(Order)
     assert codec_for(codec) is codec
+
+
+def test_a_faust_record_is_a_type_like_any_other_for_a_pipeline_without_an_app() -> None:
+    """In a process of its own: here, Faust's side of semel is loaded already."""
+    code = """
+import sys
+import faust
+from semel import Topic
+
+class Trade(faust.Record, serializer="json"):
+    id: str
+    amount: int
+
+value = Topic("trades", key=str, value=Trade).value
+trade = value.decode(value.encode(Trade("t", 3)))
+print(trade.id, trade.amount, "semel.faust_.app" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["t", "3", "False"], ran.stderr
