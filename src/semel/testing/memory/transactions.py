@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from semel.port import TP, Producer
@@ -181,17 +182,28 @@ class TransactionCoordinator:
         if txn.deadline is not None:
             txn.deadline.cancel()
         txn.state = PREPARE_COMMIT if commit else PREPARE_ABORT
-        delay = self._participants.marker_delay_s()
-        if delay > 0:
-            self._timers.after(delay, lambda: self._complete(txn, commit=commit))
+        # Each partition, and each group, hears of the end at its own time; the next transaction waits for all of them.
+        markers: list[Callable[[], None]] = [partial(self._mark, txn, tp, commit) for tp in sorted(txn.partitions)]
+        markers += [partial(self._mark_group, txn, group, commit) for group in sorted(txn.groups)]
+        delays = [self._participants.marker_delay_s() for _ in markers]
+        for marker, delay in zip(markers, delays, strict=True):
+            if delay > 0:
+                self._timers.after(delay, marker)
+            else:
+                marker()
+        last = max(delays, default=0.0)
+        if last > 0:
+            self._timers.after(last, lambda: self._complete(txn, commit=commit))
         else:
             self._complete(txn, commit=commit)
 
+    def _mark(self, txn: Transaction, tp: TP, commit: bool) -> None:
+        self._participants.write_marker(tp, txn.producer_id, txn.epoch, commit=commit)
+
+    def _mark_group(self, txn: Transaction, group: str, commit: bool) -> None:
+        self._participants.end_group_transaction(group, txn.producer_id, commit=commit)
+
     def _complete(self, txn: Transaction, *, commit: bool) -> None:
-        for tp in sorted(txn.partitions):
-            self._participants.write_marker(tp, txn.producer_id, txn.epoch, commit=commit)
-        for group in sorted(txn.groups):
-            self._participants.end_group_transaction(group, txn.producer_id, commit=commit)
         txn.partitions.clear()
         txn.groups.clear()
         txn.state = COMPLETE_COMMIT if commit else COMPLETE_ABORT
