@@ -45,7 +45,7 @@ async def test_a_pipeline_is_proven_clean_while_its_worker_is_killed_again_and_a
 ) -> None:
     rng = random.Random(seed)
     events = payments(seed, 6_000)
-    ledger41.feed_beside(events, per_s=1_500)
+    feeding = ledger41.feed_beside(events, per_s=1_500)
     worker = ledger41.worker().start()
     await ledger41.until_done(200)
     for _ in range(4):
@@ -54,6 +54,7 @@ async def test_a_pipeline_is_proven_clean_while_its_worker_is_killed_again_and_a
         worker.start()
         code, live = await document(ledger41)
         assert (code, live["verdict"]) == (CLEAN, "clean"), live
+    await feeding
     truth = await ledger41.settle(worker)
     report = tmp_path / "proof.html"
     code, proof = await document(ledger41, "--report", str(report))
