@@ -2,7 +2,7 @@
 
     settings = Settings.load(config, web_port=6067)
 
-Every error is a `ConfigError` that names the setting, its value (never a secret's) and the next step.
+Every error is a `ConfigError` that names the setting, its value (never a secret's), where it was set and the next step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
 from urllib.parse import urlsplit
@@ -29,7 +29,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from semel.errors import ConfigError
 
@@ -140,14 +146,28 @@ class Settings(BaseSettings):
     faust: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Faust's own settings, as `App` takes them."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, _origins: Mapping[str, str] | None = None, **values: Any) -> None:
+        origins = _variables(os.environ) if _origins is None else _origins
         try:
-            super().__init__(**_without_service_links(values))
+            super().__init__(**values)
         except ValidationError as invalid:
-            raise ConfigError(_describe(invalid)) from None
+            raise ConfigError(_with_origins(_describe(invalid), origins)) from None
+        except ConfigError as refused:
+            raise ConfigError(_with_origins(str(refused), origins)) from None
         except SettingsError as malformed:
             raise _malformed(malformed) from None
         _warn_of_unknown_variables(os.environ)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
 
     @classmethod
     def load(cls, config: Path | str | None = None, **overrides: Any) -> Self:
@@ -156,7 +176,13 @@ class Settings(BaseSettings):
         path = Path(config) if config is not None else DEFAULT_FILE
         table = read_toml(path) if config is not None or path.is_file() else {}
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls(**_merged(_merged(table, _environment(cls)), given))
+        try:
+            environment = _Environment(cls)()
+        except SettingsError as malformed:
+            raise _malformed(malformed) from None
+        origins = dict.fromkeys(_paths(table), f"in {path}") | _variables(os.environ)
+        said = {name: origin for name, origin in origins.items() if name.partition(".")[0] not in given}
+        return cls(_origins=said, **_merged(_merged(table, environment), given))
 
     def replace(self, **changes: Any) -> Self:
         """The same settings with some set anew; what nobody set is derived again."""
@@ -364,18 +390,30 @@ def _known(name: str, model: type[BaseModel], where: str) -> None:
     raise ConfigError(f"unknown setting {name!r}{where}; the nearest known one is {nearest!r}")
 
 
-def _environment(settings: type[Settings]) -> dict[str, Any]:
-    try:
-        values = EnvSettingsSource(settings)()
-    except SettingsError as malformed:
-        raise _malformed(malformed) from None
-    if _is_service_link(values.get("web_port")):
-        del values["web_port"]
-    return values
-
-
 def _malformed(error: SettingsError) -> ConfigError:
-    return ConfigError(f"{error}: write a JSON object, or one variable a key, as in SEMEL_FAUST__ID")
+    """Only tables can be malformed: every other variable is taken as text."""
+    field = re.search(r'field "(\w+)"', str(error))
+    name = f"{PREFIX}{field[1].upper()}" if field else str(error)
+    return ConfigError(f"{name} is no JSON: write a JSON object, or one variable a key, as in SEMEL_FAUST__ID")
+
+
+def _paths(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted name of every value."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _paths(cast("Mapping[str, Any]", value), f"{above}{name}.")
+        else:
+            yield above + name
+
+
+def _with_origins(message: str, origins: Mapping[str, str]) -> str:
+    """The message, and where each setting that it names was set."""
+    said = [
+        f"{name} is set {origin}"
+        for name, origin in sorted(origins.items())
+        if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", message)
+    ]
+    return f"{message} ({', '.join(said)})" if said else message
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -411,34 +449,75 @@ def _secret(name: str, value: SecretStr | None, file: Path | None) -> SecretStr 
 # -- the environment
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+# What Kubernetes sets in every container for each Service of the namespace.
+_SERVICE_VARIABLE = re.compile(
+    r"(?P<service>SEMEL\w*?)_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+# Read by others than the settings: failpoints, the local Kafka's cache, the tests.
+_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
 _warned: set[str] = set()
 
 
-def _is_service_link(value: object) -> bool:
-    return isinstance(value, str) and _SERVICE_LINK.match(value) is not None
+class _Environment(EnvSettingsSource):
+    """The `SEMEL_*` variables that are settings; what else begins like that is left out."""
 
-
-def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
-    """Kubernetes sets `SEMEL_WEB_PORT=tcp://10.0.0.1:6066` where a service is called semel-web: not our setting."""
-    link = next((value for name, value in os.environ.items() if name.upper() == "SEMEL_WEB_PORT"), None)
-    if not _is_service_link(link):
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        if _SERVICE_LINK.match(str(values.get("web_port", ""))):
+            # Kubernetes sets `SEMEL_WEB_PORT=tcp://10.0.0.1:6066` where a Service is called semel-web.
+            del values["web_port"]
+        security = values.get("broker_security")
+        if isinstance(security, dict):
+            for name in os.environ:
+                table, _, inner = name.lower().removeprefix(PREFIX.lower()).partition("__")
+                if table == "broker_security" and inner not in BrokerSecurity.model_fields:
+                    cast("dict[str, Any]", security).pop(inner, None)
         return values
-    _warn_once("SEMEL_WEB_PORT", f"SEMEL_WEB_PORT={link} was set by Kubernetes, not for semel; it is ignored")
-    return {"web_port": Settings.model_fields["web_port"].default} | values
 
 
-# Read by others than the settings: failpoints, the local Kafka's cache, the tests.
-_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Dotted name of each setting that a variable sets -> "by" that variable."""
+    return {
+        name.upper().removeprefix(PREFIX).lower().replace("__", "."): f"by {name}"
+        for name, value in environ.items()
+        if value and name.upper().startswith(PREFIX)
+    }
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
+    inside = {f"{PREFIX}BROKER_SECURITY__{name.upper()}" for name in BrokerSecurity.model_fields}
+    of_services: dict[str, list[str]] = {}
     for variable in sorted(environ):
         name = variable.upper()
-        if not name.startswith(PREFIX) or name in known | _ELSEWHERE or name.partition("__")[0] in known:
+        table = name.partition("__")[0]
+        if service := _service(name, environ[variable]):
+            of_services.setdefault(service, []).append(variable)
+        elif not name.startswith(PREFIX) or name in known | inside | _ELSEWHERE or table == f"{PREFIX}FAUST":
             continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        _warn_once(name, f"{variable} is not a setting of semel and is ignored; the nearest one is {nearest}")
+        else:
+            near = difflib.get_close_matches(name, known | inside, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else "the settings are listed in the reference"
+            _warn_once(name, f"{variable} is not a setting of semel and is ignored; {hint}")
+    for service, variables in of_services.items():
+        more = f" and {len(variables) - 1} more like it" if len(variables) > 1 else ""
+        _warn_once(
+            variables[0],
+            f"{variables[0]}{more}, set by Kubernetes for the Service {service}, are no settings and are ignored; "
+            "enableServiceLinks: false in the pod's spec keeps them away",
+        )
+
+
+def _service(name: str, value: str) -> str | None:
+    """The Service that Kubernetes sets a variable for; None where it is not one of those."""
+    found = _SERVICE_VARIABLE.fullmatch(name)
+    if found is not None:
+        service = found["service"]
+    elif name.startswith(PREFIX) and name.endswith("_PORT") and _SERVICE_LINK.match(value):
+        service = name.removesuffix("_PORT")
+    else:
+        return None
+    return service.lower().replace("_", "-")
 
 
 def _warn_once(name: str, message: str) -> None:

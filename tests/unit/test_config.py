@@ -140,15 +140,16 @@ def test_an_unknown_keyword_names_the_nearest():
 
 
 def test_an_unknown_variable_is_a_warning_given_once(monkeypatch, caplog):
-    monkeypatch.setenv("SEMEL_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SEMEL_ZZZ", "1")
     monkeypatch.setenv("SEMEL_WEB_PROT", "1")
     monkeypatch.setenv("SEMEL_FAUST__ID", "x")
 
     Settings()
     Settings()
 
-    assert [r.getMessage().split()[0] for r in caplog.records] == ["SEMEL_SERVICE_HOST", "SEMEL_WEB_PROT"]
-    assert "SEMEL_WEB_PORT" in caplog.records[1].getMessage()
+    assert [r.getMessage().split()[0] for r in caplog.records] == ["SEMEL_WEB_PROT", "SEMEL_ZZZ"]
+    assert "did you mean SEMEL_WEB_PORT?" in caplog.records[0].getMessage()
+    assert "did you mean" not in caplog.records[1].getMessage()
     assert all(r.levelno == logging.WARNING for r in caplog.records)
 
 
@@ -161,11 +162,99 @@ def test_the_port_variable_that_kubernetes_injects_is_ignored(monkeypatch, tmp_p
     assert "set by Kubernetes" in caplog.text
 
 
+def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_warning_each(monkeypatch, caplog):
+    for name in ("KAFKA_", ""):
+        monkeypatch.setenv(f"SEMEL_{name}SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"SEMEL_{name}SERVICE_PORT", "9092")
+        monkeypatch.setenv(f"SEMEL_{name}SERVICE_PORT_CLIENTS", "9092")
+        monkeypatch.setenv(f"SEMEL_{name}PORT", "tcp://10.0.0.1:9092")
+        monkeypatch.setenv(f"SEMEL_{name}PORT_9092_TCP", "tcp://10.0.0.1:9092")
+        monkeypatch.setenv(f"SEMEL_{name}PORT_9092_TCP_ADDR", "10.0.0.1")
+
+    for build in (Settings, Settings.load):
+        assert build().broker == "kafka://localhost:9092"
+
+    kafka, plain = sorted(r.getMessage() for r in caplog.records)
+    assert kafka.startswith(
+        "SEMEL_KAFKA_PORT and 5 more like it, set by Kubernetes for the Service semel-kafka, are no"
+    )
+    assert plain.startswith("SEMEL_PORT and 5 more like it, set by Kubernetes for the Service semel, are no settings")
+    assert "enableServiceLinks: false" in kafka
+
+
+def test_a_mistyped_variable_of_a_table_is_a_warning_as_any_other(monkeypatch, caplog):
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY__PROTOCOL", "SSL")
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY__USERNAM", "u")
+    monkeypatch.setenv("SEMEL_WEB_PORT__X", "1")
+
+    for build in (Settings, Settings.load):
+        assert build().broker_security.protocol == "SSL"
+
+    table, scalar = (r.getMessage() for r in caplog.records)
+    assert table.startswith("SEMEL_BROKER_SECURITY__USERNAM is not a setting")
+    assert "did you mean SEMEL_BROKER_SECURITY__USERNAME?" in table
+    assert scalar.startswith("SEMEL_WEB_PORT__X is not a setting")
+
+
+def test_an_unknown_key_in_the_json_of_a_variable_is_an_error_as_in_a_file(monkeypatch):
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY", '{"usernam": "u"}')
+
+    with pytest.raises(ConfigError, match="'usernam' in broker_security; the nearest known one is 'username'"):
+        Settings.load()
+
+
+# -- where a wrong value was set
+
+
+@pytest.mark.parametrize("build", [Settings, Settings.load])
+def test_a_wrong_value_names_the_variable_it_came_from(build, monkeypatch):
+    monkeypatch.setenv("SEMEL_COMMIT_INTERVAL_MS", "abc")
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY__PROTOCOL", "TLS")
+    monkeypatch.setenv("SEMEL_STANDBYS", "1")
+
+    with pytest.raises(ConfigError, match="commit_interval_ms = 'abc': input should be a valid integer") as refused:
+        build()
+
+    assert str(refused.value).endswith(
+        "(broker_security.protocol is set by SEMEL_BROKER_SECURITY__PROTOCOL, "
+        "commit_interval_ms is set by SEMEL_COMMIT_INTERVAL_MS)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("commit_interval_ms = 'abc'", "commit_interval_ms"),
+        ("broker = 'foo:bar'", "broker"),
+        ("web_token_file = 'gone'", "web_token_file"),
+        ("[broker_security]\nprotocol = 'TLS'", "broker_security.protocol"),
+    ],
+)
+def test_a_wrong_value_names_the_file_it_came_from(text, name, tmp_path):
+    toml(tmp_path / "config/local.toml", f"standbys = 1\n{text}")
+
+    with pytest.raises(ConfigError) as refused:
+        Settings.load()
+
+    assert str(refused.value).endswith(f" ({name} is set in config/local.toml)")
+
+
+def test_what_wins_is_what_is_named(monkeypatch, tmp_path):
+    toml(tmp_path / "config/local.toml", "web_port = 'x'\nstandbys = 'x'")
+    monkeypatch.setenv("SEMEL_STANDBYS", "y")
+
+    with pytest.raises(ConfigError) as refused:
+        Settings.load(web_port=-1)
+
+    assert "web_port = -1" in str(refused.value)
+    assert str(refused.value).endswith("(standbys is set by SEMEL_STANDBYS)")
+
+
 def test_a_table_in_a_variable_must_be_json(monkeypatch):
     monkeypatch.setenv("SEMEL_FAUST", "not json")
 
     for build in (Settings, Settings.load):
-        with pytest.raises(ConfigError, match=r'"faust".*write a JSON object'):
+        with pytest.raises(ConfigError, match="SEMEL_FAUST is no JSON: write a JSON object"):
             build()
 
 
@@ -293,7 +382,8 @@ def test_each_pair_of_timeouts_out_of_order_has_its_error(low, relation, high, e
         Settings.load()
     assert str(refused.value) == (
         f"{low} = {4_000 + excess} must be {relation} {high} = 4000: lower {low} or raise {high}, "
-        "or leave one unset and its default follows the other"
+        "or leave one unset and its default follows the other "
+        f"({', '.join(f'{name} is set by SEMEL_{name.upper()}' for name in sorted([low, high]))})"
     )
 
 
