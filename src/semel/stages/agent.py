@@ -9,12 +9,11 @@ dead-lettered. `body` runs the agent's code, `stream` is what that code iterates
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from semel.errors import OutputRefused, OutsideEvent, Reject, StaleIncarnation
+from semel.errors import HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation, WrongPartition
 from semel.event import Event
 from semel.hand import Hand, Steps
 from semel.output import Output
@@ -23,13 +22,12 @@ from semel.port import TP, Record
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.stages.admission import Admission
 from semel.stages.aside import Aside
+from semel.stages.failures import Failures
 from semel.stages.host import Host
 from semel.stages.sink import Destination
 from semel.stages.slice import OpenBatch, Slice
 from semel.state.store import StoreError
 from semel.topic import Topic
-
-log = logging.getLogger("semel.agent")
 
 SLICE_RECORDS = 256
 # A body that never lets go of the event loop keeps heartbeats and commits waiting; lanes let go this often.
@@ -60,6 +58,7 @@ class Lane:
         self.make_stream: Callable[[], Any] | None = None
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         self._aside = Aside(host)
+        self._failures = Failures()
         self._admission = Admission(host, plan, self._aside)
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
@@ -108,6 +107,7 @@ class Lane:
     def _take(self) -> tuple[Slice | None, float | None]:
         """A slice that may run now; else how long until one may."""
         now = self.host.clock.monotonic()
+        self._failures.sum_up(now)
         soonest: float | None = None
         if not self.host.may_take():
             return None, 0.005
@@ -338,7 +338,7 @@ class Lane:
         if batch is not None and s.end - s.start > 1:
             # One of them did it: go through them one by one.
             s.cursor.isolate_until = s.chunk.records[s.end - 1].offset
-            log.info("a batch of %d at %s failed (%s); its events go on one by one", s.end - s.start, s.cursor.tp, exc)
+            self._failures.split(s.cursor.tp, s.end - s.start, exc, self.host.clock.monotonic())
         elif not self._tried_again(s, exc):
             record = s.record
             if marked:
@@ -350,20 +350,20 @@ class Lane:
 
     def _tried_again(self, s: Slice, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
-        cursor, record, retry = s.cursor, s.record, self.plan.retry
+        cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.host.clock.monotonic()
         if cursor.failed_at != record.offset:
             cursor.failed_at, cursor.attempts = record.offset, 0
         cursor.attempts += 1
-        delay = retry.delay_s(exc, cursor.attempts, self.host.randomness.random())
+        delay = None
+        if not _hopeless(exc):
+            delay = retry.delay_s(exc, cursor.attempts, self.host.randomness.random())
         if delay is None:
+            if not isinstance(exc, Reject):
+                self._failures.given_up(cursor.tp, record, exc, cursor.attempts, retry.attempts, now)
             return False
         self.alone = None
-        cursor.due = self.host.clock.monotonic() + delay
-        log.warning(
-            "%s[%d]@%d failed (attempt %d of %d), again in %.2f s: %s: %s", cursor.tp.topic, cursor.tp.partition,
-            record.offset, cursor.attempts, retry.attempts, delay, type(exc).__name__, exc,
-            exc_info=exc if cursor.attempts == 1 else None,
-        )  # fmt: skip
+        cursor.due = now + delay
+        self._failures.retried(cursor.tp, record, exc, cursor.attempts, retry.attempts, delay, now)
         return True
 
     # ------------------------------------------------------------------ epochs
@@ -400,3 +400,12 @@ class Lane:
     def close(self) -> None:
         self.closed = True
         self.over.set()
+
+
+def _hopeless(exc: BaseException) -> bool:
+    """Whether another attempt would end as this one did: the error depends on the event and the code alone.
+
+    That is a row of another partition, and a key or value that is not of its table's type. The other HandlingErrors are
+    a matter of time: a task that outlived its event, a commit that may be done when the event is tried again.
+    """
+    return isinstance(exc, WrongPartition) or (type(exc) is HandlingError and isinstance(exc.__cause__, TypeError))

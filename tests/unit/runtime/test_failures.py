@@ -1,0 +1,219 @@
+"""What the log says of events that fail, and which of them are tried again."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from semel import Pipeline, Reject, Retry, Topic
+from semel.errors import OutsideEvent
+from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, payments_pipeline
+
+SLOW = Retry(attempts=3, first_delay=timedelta(seconds=20), max_delay=timedelta(seconds=20))
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.name == "semel.agent" and words in r.getMessage()]
+
+
+def dead(world: World) -> list[tuple[str, str, int]]:
+    """Reason, error and attempts of each dead letter."""
+    found: list[tuple[str, str, int]] = []
+    for log in world.cluster.committed(f"{APP}.dlq"):
+        for record in log:
+            headers = {name: (value or b"").decode() for name, value in record.headers}
+            found.append((headers["semel.reason"], headers["semel.error"], int(headers["semel.attempts"])))
+    return found
+
+
+def raising(world: World, error: Exception, retry: Retry | None = None) -> Pipeline:
+    """Every payment called "bad" fails with this error."""
+
+    async def settle(payments: Any) -> Any:
+        async for payment in payments:
+            if payment.id.startswith("bad"):
+                raise error
+            yield Settlement(payment.id, payment.account, 0)
+
+    return Pipeline(
+        APP,
+        source=Topic("payments", key=str, value=Payment),
+        agent=settle,
+        sink=Topic("settlements", key=str, value=Settlement),
+        retry=retry or Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20)),
+    )
+
+
+async def test_a_failed_attempt_is_one_line_and_the_traceback_comes_when_the_event_is_given_up(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pay("a1", 5, fails=-1)
+    world.start()
+    await world.drained()
+
+    [attempt] = said(caplog, "again in")
+    assert attempt.levelno == logging.WARNING
+    assert attempt.exc_info is None
+    line = attempt.getMessage()
+    assert f"@0 (key b'a1') failed (attempt 1 of {ATTEMPTS}), again in 0.0" in line
+    assert line.endswith("s: RuntimeError: attempt 1 at p1")
+    [end] = said(caplog, "failed for good")
+    assert f"@0 (key b'a1') failed for good (attempt {ATTEMPTS} of {ATTEMPTS}): RuntimeError: attempt 3" in end.message
+    assert end.exc_info is not None and end.exc_info[1] is not None
+    assert [r for r in caplog.records if r.exc_info] == [end]
+
+
+async def test_an_event_that_fails_once_shows_no_traceback(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pay("a1", 5, fails=1)
+    world.start()
+    await world.drained()
+
+    assert len(said(caplog, "again in")) == 1
+    assert not [r for r in caplog.records if r.exc_info]
+    world.check()
+
+
+async def test_many_events_that_fail_alike_are_one_line_and_a_number(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style="coroutine")
+    for _ in range(200):
+        world.pay(fails=1)
+    worker = world.start()
+    await world.drained()
+    assert len(said(caplog, "again in")) == 1
+
+    await world.clock.sleep(30)
+    world.pay(fails=1)
+    await world.drained()
+
+    [more] = said(caplog, "more like it")
+    assert more.message.startswith("199 more like it: tried again, RuntimeError at ")
+    assert "harness.py:" in more.message
+    assert len(said(caplog, "again in")) == 2
+    assert worker.engine.stats["commits"] > 0
+    world.check()
+
+
+async def test_failures_of_different_kinds_are_each_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    async def also(payment: Payment) -> None:
+        if payment.amount == 7 and payment.id not in world.work.handled[:-1]:
+            raise OSError("the other one")
+
+    world.work.before = also
+    for _ in range(5):
+        world.pay("a1", 7)
+        world.pay("a1", 5, fails=1)
+    world.start()
+    await world.drained()
+
+    assert [r.message.rpartition(": ")[0].rpartition(" ")[2] for r in said(caplog, "again in")] == [
+        "OSError",
+        "RuntimeError",
+    ]
+    world.check()
+
+
+async def test_each_attempt_of_an_outage_is_said_when_attempts_are_far_apart(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pipeline = raising(world, ConnectionError("the database is away"), SLOW)
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained(within_s=120)
+
+    assert [r.message.partition("(attempt ")[2][0] for r in said(caplog, "again in")] == ["1", "2"]
+
+
+async def test_a_message_of_many_lines_stays_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pipeline = raising(world, ValueError("first\nsecond\r\n" + "x" * 5000))
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained()
+
+    [line] = [r.message for r in said(caplog, "again in")]
+    assert "ValueError: first second xxx" in line
+    assert "\n" not in line and len(line) < 500
+
+
+async def test_a_rejected_event_has_no_traceback(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pipeline = raising(world, Reject("not ours"))
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained()
+
+    assert dead(world) == [("rejected", "Reject: not ours", 1)]
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+async def test_failed_batches_do_not_flood_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pipeline = payments_pipeline(world.work, style="batches")
+    world.start()
+    for _ in range(20):
+        world.pay("a1", 1, fails=1)
+        world.pay("a1", 1)
+        await world.drained()
+
+    assert len(said(caplog, "a batch of")) <= 1
+    world.check()
+
+
+# ---------------------------------------------------------------------- what no second attempt can mend
+
+
+def misusing(world: World, how: str) -> Pipeline:
+    def make(tables: Any) -> Any:
+        balances, journals = tables
+
+        async def settle(payments: Any) -> Any:
+            async for payment in payments:
+                await world.work.attempt(payment)
+                if how == "another partition":
+                    for n in range(8):
+                        balances[f"a{n}"] += 1
+                elif how == "a key of a wrong type":
+                    balances[5] += 1
+                elif how == "a value that its type does not hold":
+                    journals[payment.account] = [object()]
+                yield Settlement(payment.id, payment.account, 0)
+
+        return settle
+
+    return payments_pipeline(world.work, make=make)
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("another partition", "WrongPartition: table 'balances': the row "),
+        ("a key of a wrong type", "HandlingError: table 'balances': expected str, got int: 5; its keys are str"),
+        ("a value that its type does not hold", "HandlingError: table 'journals', row 'a1': "),
+    ],
+)
+async def test_what_depends_on_the_event_and_the_code_alone_is_not_tried_again(
+    world: World, how: str, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pipeline = misusing(world, how)
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained()
+
+    [(reason, text, attempts)] = dead(world)
+    assert (reason, attempts) == ("failed", 1)
+    assert text.startswith(error)
+    assert world.work.handled == ["bad"]
+    [end] = said(caplog, "failed for good (attempt 1 of 3)")
+    assert end.exc_info is not None
+    assert not said(caplog, "again in")
+
+
+async def test_a_table_used_past_its_event_is_tried_again(world: World) -> None:
+    world.pipeline = raising(world, OutsideEvent("a task of an earlier event"))
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained()
+
+    assert [attempts for *_, attempts in dead(world)] == [ATTEMPTS]
