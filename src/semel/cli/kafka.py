@@ -74,17 +74,26 @@ def stop(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 
 @app.command()
 def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Say whether the Kafka of this directory runs, and where. Exit code 3 if not every broker does."""
+    """Say which brokers of this directory run, and where. Exit code 0 if all of them do, else 3."""
     kafka = LocalKafka.existing(data)
     described: dict[str, Any] = (
-        _described(kafka) if kafka else {"running": False, "data": str(data.absolute()), "brokers": []}
+        _described(kafka)
+        if kafka
+        else {"running": False, "state": "stopped", "data": str(data.absolute()), "brokers": []}
     )
     if as_json:
         typer.echo(json.dumps(described))
     elif kafka is None:
         typer.echo(f"stopped: no Kafka was ever started in {data}")
     else:
-        typer.echo(f"{'running' if described['running'] else 'stopped'}: Kafka {kafka.version}, data in {data}")
+        brokers = described["brokers"]
+        down = [str(broker["node"]) for broker in brokers if not broker["pid"]]
+        how = described["state"]
+        if how == "partly running":
+            how += f", {len(brokers) - len(down)} of {len(brokers)} brokers, without {', '.join(down)}"
+        typer.echo(f"{how}: Kafka {kafka.version}, data in {data}")
+        if described["state"] == "partly running":
+            _tell("`semel kafka start` starts those that are down")
         for broker in described["brokers"]:
             pid = broker["pid"]
             typer.echo(f"  broker {broker['node']} on {broker['address']}, {f'pid {pid}' if pid else 'not running'}")
@@ -103,8 +112,10 @@ def install(
 
 def _described(kafka: LocalKafka) -> dict[str, Any]:
     pids = kafka.pids
+    every = all(node.id in pids for node in kafka.nodes)
     return {
-        "running": kafka.running,
+        "running": every,
+        "state": "running" if every else "partly running" if pids else "stopped",
         "bootstrap": kafka.bootstrap,
         "version": kafka.version,
         "data": str(kafka.data_dir),
