@@ -117,7 +117,7 @@ class Storm:
             answer = answer_of(RpcError(call.api, fault.code))
             if answer is Answer.RECORD:
                 self.world.history.refusals = True
-            if answer in (Answer.RECORD, Answer.EXIT, Answer.TOPIC) or needs_a_person(RpcError(call.api, fault.code)):
+            if answer in (Answer.RECORD, Answer.TOPIC) or needs_a_person(RpcError(call.api, fault.code)):
                 self.world.excused = True
         return fault
 

@@ -78,6 +78,7 @@ class GroupMember:
         instance_id: str | None,
         topics: tuple[str, ...],
         url: str,
+        place: str = "",
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
     ) -> None:
@@ -90,6 +91,7 @@ class GroupMember:
         self._instance_id = instance_id
         self._topics = topics
         self._url = url
+        self._place = place
         self._session_ms = session_timeout_ms
         self._rebalance_ms = rebalance_timeout_ms
         self._interval_s = min(session_timeout_ms / 10, 1000) / 1000
@@ -169,7 +171,7 @@ class GroupMember:
             return False
         self._rejoin.clear()
         await self._pass("group.before_join")
-        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks)
+        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks, self._place)
         try:
             joined = await self._broker.join_group(
                 self._group,
@@ -230,12 +232,11 @@ class GroupMember:
             except RpcError as exc:
                 if exc.code == 27:
                     return
-                if exc.code in (22, 25):
+                if exc.code in (22, 25, 82):
                     self._lost = True
                     self._forget_id(exc.code)
                     log.warning("the group no longer knows us (%s); what is open is dropped", exc)
                     return
-                self._give_up_if_taken(exc)
                 log.info("heartbeat: %s", exc)
             except RpcLost as exc:
                 log.info("heartbeat: %s", exc)
@@ -249,8 +250,12 @@ class GroupMember:
             self._member_id = ""
 
     async def _refused(self, exc: RpcError | RpcLost) -> None:
+        # A rebalance that overtook us is joined again at once; a broker that is away is waited for.
+        pause = 0.02 if answer_of(exc) in (Answer.REJOIN, Answer.RETRY) else 0.25
         if isinstance(exc, RpcError):
-            self._give_up_if_taken(exc)
+            if exc.code == 82:
+                pause = 0.25
+                await self._learn_whose_name_it_is(exc)
             self._forget_id(exc.code)
             if needs_a_person(exc):
                 raise ConfigError(
@@ -258,17 +263,31 @@ class GroupMember:
                     "and keep session_timeout_ms between the broker's group.min.session.timeout.ms and "
                     "group.max.session.timeout.ms"
                 ) from exc
-        answer = answer_of(exc)
-        # A rebalance that overtook us is joined again at once; a broker that is away is waited for.
-        pause = 0.02 if answer in (Answer.REJOIN, Answer.RETRY) else 0.25
         log.info("joining the group: %s", exc)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()
 
-    def _give_up_if_taken(self, exc: RpcError) -> None:
-        if exc.code == 82:
+    async def _learn_whose_name_it_is(self, fenced: RpcError) -> None:
+        """The group knows our name under another member id. InstanceTaken, unless that one is of our state directory.
+
+        A coordinator writes a generation when it is synced: one that dies before leaves its successor with the ids of
+        the generation before, and every member of the group fenced by its own former self.
+        """
+        try:
+            group = await self._broker.describe_group(self._group)
+        except (RpcError, RpcLost) as exc:
+            log.info("asking whose instance %s is: %s", self._instance, exc)
+            return
+        holder = next((m for m in group.members if m.instance_id == self._instance_id), None)
+        if holder is None:
+            self._member_id = ""
+        elif self._place and decode_member(holder.member_id, holder.metadata).place == self._place:
+            # Under that id, not as a newcomer: should another worker take the name meanwhile, it is not thrown out.
+            self._member_id = holder.member_id
+        elif group.state == "Stable":
             raise InstanceTaken(
                 f"another worker runs as instance {self._instance!r} of {self._group!r}; stop it, or start this one with "
                 "another --instance"
-            ) from exc
+            ) from fenced
+        # While a group rebalances it does not say what its members said of themselves: asked again with the next join.

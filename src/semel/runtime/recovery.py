@@ -73,12 +73,9 @@ class Recovery:
         # What a membership is told that we have given up since says nothing of the one that we have now: a static member
         # that joins again fences its own former self.
         proven = worker.membership is membership
-        if answer is Answer.EXIT and proven:
-            raise InstanceTaken(f"another worker runs as instance {worker.instance!r} of {self._plan.app!r}; start one of "
-                                "them with another --instance") from failed  # fmt: skip
         if answer is Answer.FENCED:
             self._fenced()
-        if answer in (Answer.FENCED, Answer.REJOIN, Answer.EXIT) and worker.group is not None:
+        if answer in (Answer.FENCED, Answer.REJOIN) and worker.group is not None:
             # Only an assignment proves that these tasks are still ours (rule 16). One that came meanwhile will do.
             if proven:
                 worker.group.request_rejoin()

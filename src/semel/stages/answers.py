@@ -18,7 +18,6 @@ class Answer(Enum):
     ABORT = "the epoch is lost; take a new writer"
     REJOIN = "the epoch is lost; our membership is stale: rejoin, then take a new writer"
     FENCED = "another writer of our id took over"
-    EXIT = "our instance name is taken"
     RECORD = "a record cannot be written: find it"
     TOPIC = "the topic itself cannot be written: pause and say so"
     UNKNOWN = "it may or may not have taken effect"
@@ -46,6 +45,7 @@ _COMMON: dict[int, Answer] = {
     22: Answer.REJOIN,  # ILLEGAL_GENERATION
     25: Answer.REJOIN,  # UNKNOWN_MEMBER_ID
     27: Answer.REJOIN,  # REBALANCE_IN_PROGRESS
+    82: Answer.REJOIN,  # FENCED_INSTANCE_ID: whether our name is taken, the group says to who joins
     45: Answer.ABORT,  # OUT_OF_ORDER_SEQUENCE_NUMBER
     48: Answer.ABORT,  # INVALID_TXN_STATE
     120: Answer.ABORT,  # TRANSACTION_ABORTABLE
@@ -53,7 +53,6 @@ _COMMON: dict[int, Answer] = {
     90: Answer.FENCED,  # PRODUCER_FENCED
     49: Answer.UNKNOWN,  # INVALID_PRODUCER_ID_MAPPING
     59: Answer.UNKNOWN,  # UNKNOWN_PRODUCER_ID
-    82: Answer.EXIT,  # FENCED_INSTANCE_ID
     10: Answer.RECORD,  # MESSAGE_TOO_LARGE
     18: Answer.RECORD,  # RECORD_LIST_TOO_LARGE
     32: Answer.RECORD,  # INVALID_TIMESTAMP

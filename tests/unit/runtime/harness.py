@@ -167,6 +167,7 @@ class Worker:
             self.clock,
             random.Random(number),
             instance=name,
+            place=str(self.path),
             failpoints=self.failpoints,
         )
         # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
@@ -273,6 +274,7 @@ class World:
         self.settings: dict[str, Any] = settings
         self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup)
         self.workers: dict[str, Worker] = {}
+        self.others: list[asyncio.Task[None]] = []
         self.started = 0
         self.numbers = 0
 

@@ -10,8 +10,8 @@ from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse
 from tests.unit.runtime.harness import World
 
 COMMIT = ("AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit", "EndTxn")
-# Codes of the table that end a worker, or that only a refused record brings, have tests of their own.
-CODES = [c for c in (*range(1, 101), 120, -1) if answer_of(RpcError("Produce", c)) not in (Answer.EXIT, Answer.RECORD)
+# What only a refused record brings has tests of its own.
+CODES = [c for c in (*range(1, 101), 120, -1) if answer_of(RpcError("Produce", c)) is not Answer.RECORD
          and (answer_of(RpcError("Produce", c)) is not Answer.UNKNOWN or c in (49, 59, -1, 42))]  # fmt: skip
 LOSSES = {
     "the request is lost": lose_request(after_s=0.5),

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from semel.errors import InstanceTaken
-from semel.port import TP
+from semel.port import TP, Membership
 from semel.runtime.engine import Engine
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
@@ -345,13 +345,106 @@ async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_
 
 @pytest.mark.parametrize("api", ["JoinGroup", "SyncGroup", "Heartbeat", "TxnOffsetCommit"])
 async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: World, api: str) -> None:
+    points = {
+        "JoinGroup": "group.before_join",
+        "SyncGroup": "group.after_join",
+        "TxnOffsetCommit": "commit.after_produce",
+    }
+    first = world.start("w1", session_timeout_ms=60_000)
+    await world.until_running(first)
+    if api in points:
+        reached, go = first.hold_at(points[api])
+        if api == "TxnOffsetCommit":
+            world.cluster.faults.add(
+                "Heartbeat", delay(30.0), when=lambda call: call.client == first.client, times=None
+            )
+            world.pay_many(10)
+        else:
+            world.cluster.move_coordinator("group", APP)
+            first.engine.group.request_rejoin()
+        await world.until(reached.is_set)
+    await join_as("w1", world)
+    if api in points:
+        go.set()
+    async with asyncio.timeout(30):
+        error = await first.gone()
+    assert isinstance(error, InstanceTaken) and "--instance" in str(error)
+
+
+async def join_as(name: str, world: World) -> None:
+    """Another process joins under a worker's name."""
+    stranger = MemoryBroker(world.cluster, "stranger")
+    await stranger.start()
+    before = world.cluster.groups.describe(APP).members
+
+    async def join() -> None:
+        joined = await stranger.join_group(
+            APP, "", f"{APP}-{name}", b"", session_timeout_ms=10_000, rebalance_timeout_ms=10_000
+        )
+        await stranger.sync_group(Membership(APP, joined.generation, joined.member_id, f"{APP}-{name}"), {})
+
+    world.others.append(asyncio.create_task(join()))
+    await world.until(lambda: world.cluster.groups.describe(APP).members != before)
+
+
+@pytest.mark.parametrize("api", ["JoinGroup", "SyncGroup", "Heartbeat", "TxnOffsetCommit"])
+async def test_a_worker_that_is_told_its_name_is_taken_but_has_it_goes_on(world: World, api: str) -> None:
     first = world.start("w1")
     if api in ("Heartbeat", "TxnOffsetCommit"):
         await world.until_running(first)
-    world.cluster.faults.add(api, refuse(82))
+    told: list[Call] = []
+    world.cluster.faults.add(api, refuse(82), when=lambda call: told.append(call) is None)
     world.pay_many(10)
-    async with asyncio.timeout(30):
-        assert isinstance(await first.gone(), InstanceTaken)
+    await world.until(lambda: bool(told))
+    await world.drained()
+    assert not first.over
+    world.check()
+
+
+@pytest.mark.parametrize("point", ["group.after_join", "group.after_sync"])
+@pytest.mark.parametrize("lapsed", [False, True], ids=["within the session", "after the session"])
+async def test_workers_that_a_new_coordinator_knows_by_former_ids_keep_their_names(
+    world: World, point: str, lapsed: bool
+) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until_running(first, second)
+    world.pay_many(30)
+    # While a third one joins, both come back as newcomers, as after a broker was away for long: under new ids...
+    for worker in (first, second):
+        world.cluster.faults.add("Heartbeat", refuse(25), when=lambda call, of=worker.client: call.client == of)
+    reached, go = first.hold_at(point)
+    third = world.start("w3")
+    await world.until(reached.is_set)
+    # ...and the coordinator dies before, or after, that is written.
+    world.cluster.move_coordinator("group", APP)
+    if lapsed:
+        await asyncio.sleep(30)
+    go.set()
+    world.pay_many(30)
+    await world.until(lambda: sorted(len(w.engine.tasks) for w in (first, second, third)) == [0, 1, 1], within_s=60)
+    await world.drained()
+    assert not any(worker.over for worker in (first, second, third))
+    world.check()
+
+
+async def test_a_worker_that_comes_back_while_a_coordinator_dies_keeps_the_name_of_its_former_process(
+    world: World,
+) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until_running(first, second)
+    second.kill()
+    await second.gone()
+    third = world.start("w3")
+    again = world.start("w2")
+    reached, go = again.hold_at("group.after_join")
+    await world.until(reached.is_set)
+    world.cluster.move_coordinator("group", APP)
+    go.set()
+    world.pay_many(30)
+    await world.until(lambda: sorted(len(w.engine.tasks) for w in (first, again, third)) == [0, 1, 1], within_s=60)
+    await world.drained()
+    assert not again.over
+    world.check()
 
 
 # ---------------------------------------------------------------------- a disk that is full

@@ -13,11 +13,10 @@ SAID = {
     Answer.RETRY: [51],
     Answer.WAIT: [3, 5, 6, 7, 13, 14, 15, 16, 19, 56, 74, 88],
     Answer.SUCCESS: [46],
-    Answer.REJOIN: [22, 25, 27],
+    Answer.REJOIN: [22, 25, 27, 82],
     Answer.ABORT: [45, 48, 120],
     Answer.FENCED: [47, 90],
     Answer.UNKNOWN: [49, 59],
-    Answer.EXIT: [82],
     Answer.RECORD: [10, 18, 32, 87],
     Answer.TOPIC: [17, 29],
 }

@@ -144,11 +144,14 @@ class MemoryCluster:
         self._leaders[tp] = node
 
     def move_coordinator(self, kind: str, name: str) -> None:
-        """`kind` is "group" or "transaction". Every client hears 16 (NOT_COORDINATOR) once, waiting ones now."""
+        """`kind` is "group" or "transaction". Every client hears 16 (NOT_COORDINATOR) once, waiting ones now.
+
+        A group is what its coordinator had written of it.
+        """
         self._moves[kind, name] = self.coordinator_moves(kind, name) + 1
         group = self.groups.group(name) if kind == "group" else None
         if group is not None:
-            group.fail_waiting(16, "the coordinator moved")
+            group.reload()
 
     # -- what the client's side asks
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from semel.port import GroupInfo, GroupMember, Joined
 from semel.testing.memory.journal import Journal
@@ -18,6 +19,14 @@ EMPTY = "Empty"
 PREPARING = "PreparingRebalance"
 COMPLETING = "CompletingRebalance"
 STABLE = "Stable"
+
+
+class _Written(NamedTuple):
+    """A group as its coordinator last wrote it to its log."""
+
+    generation: int
+    leader: str | None
+    members: tuple[tuple[str, str | None, bytes, float, float, bytes], ...]
 
 
 class Group:
@@ -36,6 +45,7 @@ class Group:
         self._unsynced: set[str] = set()
         self._rebalance: Timer | None = None
         self._sync: Timer | None = None
+        self._written = _Written(0, None, ())
 
     # -- requests
 
@@ -93,6 +103,7 @@ class Group:
             for each in self.members.values():
                 each.assignment = assignments.get(each.member_id, b"")
             self.state = STABLE
+            self._write()
             for each in self.members.values():
                 if each.syncing is not None and not each.syncing.done():
                     each.syncing.set_result(each.assignment)
@@ -146,6 +157,45 @@ class Group:
             refuse(member.syncing, code, detail)
             member.syncing = None
 
+    # -- its log
+
+    def reload(self) -> None:
+        """Another broker coordinates, by the log: what was not written is forgotten, new ids of static members included.
+
+        Written is a generation once it is synced, a static member's return to a stable group, and that nobody is left.
+        """
+        self.fail_waiting(16, "the coordinator moved")
+        for timer in (
+            self._rebalance,
+            self._sync,
+            *self._pending.values(),
+            *(m.session for m in self.members.values()),
+        ):
+            if timer is not None:
+                timer.cancel()
+        self._pending.clear()
+        self._unsynced.clear()
+        self._initial = False
+        self.generation, self.leader, members = self._written
+        self.members = {}
+        for member_id, instance_id, metadata, session_s, rebalance_s, assignment in members:
+            member = self.members[member_id] = Member(member_id, instance_id, metadata, session_s, rebalance_s)
+            member.assignment, member.new = assignment, False
+            self._arm_session(member, session_s)
+        self._statics = {m.instance_id: m.member_id for m in self.members.values() if m.instance_id is not None}
+        self.state = STABLE if self.members else EMPTY
+        self._report()
+
+    def _write(self) -> None:
+        self._written = _Written(self.generation, self.leader, tuple(
+            (m.member_id, m.instance_id, m.metadata, m.session_s, m.rebalance_s, m.assignment)
+            for m in self.members.values()
+        ))  # fmt: skip
+
+    def _report(self) -> None:
+        if self._journal is not None:
+            self._journal.generation(self.name, self.generation, list(self.members))
+
     # -- members
 
     def _add(self, member: Member) -> JoinFuture:
@@ -178,6 +228,7 @@ class Group:
             self.leader = member.member_id
         self._arm_session(member, member.session_s)
         if self.state == STABLE:
+            self._write()
             return self._answer_now(member, leader_before, everyone=False)
         member.joining = asyncio.get_running_loop().create_future()
         future = member.joining
@@ -270,10 +321,10 @@ class Group:
             self._arm_rebalance(max(m.rebalance_s for m in self.members.values()))
             return
         self.generation += 1
-        if self._journal is not None:
-            self._journal.generation(self.name, self.generation, list(self.members))
+        self._report()
         if not self.members:
             self.state, self.leader = EMPTY, None
+            self._write()
             return
         self.state = COMPLETING
         for member in self.members.values():
