@@ -1,7 +1,7 @@
 """Engine: one worker's heart. It owns tasks and lanes, commits what they did, and starts over when that fails.
 
-One lock, `_turn`, orders everything that changes what is held: committing, revoking, taking over. Lanes never take it; they
-only meet the gate. The rules are those of `docs/protocol.md`; the numbers in comments are theirs.
+One lock, `_turn`, orders what changes what is held: committing, taking over, revoking. (A revocation that can commit nothing
+any more does not wait for it: all is stale at once.) Lanes never take it; they only meet the gate. The rules are those of `docs/protocol.md`; the numbers in comments are theirs.
 """
 
 from __future__ import annotations
