@@ -13,7 +13,11 @@ from semel.web.view import NotOwned, Restoring, WorkerView
 
 
 class Tables(NamedTuple):
-    """`rows` is None where a worker does not know or did not answer; those that did not are `unreachable`."""
+    """`rows` is None where a worker does not know or did not answer; those that did not are `unreachable`.
+
+    A table with `merge=` in several partitions has `partial_rows`: a key that is in several of them counts in each, so
+    that nobody knows its rows without reading them all.
+    """
 
     tables: list[dict[str, Any]]
     unreachable: list[str]
@@ -27,13 +31,14 @@ class Overview:
         self._peers = peers
 
     def held_tables(self) -> list[dict[str, Any]]:
-        """The tables with what this worker holds of them."""
+        """The tables with what this worker holds of them: partial rows where they are `merged`."""
         return [
             {
                 "table": info.table,
                 "pipeline": info.pipeline,
                 "partitions": info.partitions,
                 "rows": info.rows if info.rows >= 0 else None,
+                **({"merged": True} if info.merged else {}),
             }
             for info in self._view.tables()
         ]
@@ -54,6 +59,10 @@ class Overview:
                 mine["rows"] = None if None in known else sum(count or 0 for count in known)
         if unreachable:
             for info in found.values():
+                info["rows"] = None
+        for info in found.values():
+            if info.pop("merged", False) and info["partitions"] != 1:
+                info["partial_rows"] = info["rows"]
                 info["rows"] = None
         return Tables([found[name] for name in sorted(found)], unreachable)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from semel.web.paths import row_path, table_path
+from semel.web.view import Owner
 
 SHOWN_CHARACTERS = 2000  # of a value in a list; the row's own page shows it whole
 
@@ -25,8 +26,10 @@ h1 small{font-weight:normal;color:#777}
 .flow li+li::before{content:"→";position:absolute;left:-1.4rem;top:.5rem;color:#888}
 .flow h2{font-size:1rem;margin:0}.flow p{margin:0 0 .4rem;color:#777;font-size:.85rem;overflow-wrap:anywhere}
 .flow dl{display:grid;grid-template-columns:1fr auto;gap:0 .6rem;margin:0;font-size:.9rem}
-.flow dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}.flow .bad{color:#c33;font-weight:bold}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td,.flow li{border-color:#444}}
+.flow dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}.bad{color:#b22;font-weight:bold}
+.cards li+li::before{content:none}.cards{gap:1rem}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td,.flow li{border-color:#444}
+.flow p,h1 small{color:#aaa}.bad{color:#f88}}
 """
 
 
@@ -35,7 +38,7 @@ def page(title: str, *parts: str, refresh_s: int | None = None) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · semel</title>'
         f'<meta name="viewport" content="width=device-width">{refresh}<style>{STYLE}</style></head><body>'
-        '<nav><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
+        '<nav><a href="/">overview</a><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
         f"<h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}</body></html>"
     )
 
@@ -45,21 +48,96 @@ def key_text(key: Any) -> str:
     return key if isinstance(key, str) else json.dumps(key, default=str)
 
 
-def index(app_id: str, instance: str) -> str:
-    return page(app_id, f"<p>worker <bdi>{escape(instance)}</bdi></p>")
+def index(app_id: str, instance: str, found: Sequence[Mapping[str, Any]], owners: Sequence[Owner]) -> str:
+    """What a person wants to know first: whether it runs, how far behind it is, and where to look further."""
+    parts = [f"<p>worker <bdi>{escape(instance)}</bdi></p>"]
+    for pipeline in found:
+        parts.append(_overview(pipeline, owners) if "graph" in pipeline else _pipeline(pipeline))
+    parts.append(
+        '<p>of this worker: <a href="/pipelines">pipelines</a>, <a href="/readyz">readyz</a>, '
+        '<a href="/livez">livez</a>, <a href="/metrics">metrics</a></p>'
+    )
+    return page(app_id, *parts, refresh_s=REFRESH_S)
+
+
+def _overview(found: Mapping[str, Any], owners: Sequence[Owner]) -> str:
+    counts, tasks = found["counts"], found["tasks"]
+
+    def count(name: str) -> int:
+        return counts.get(name, 0)
+
+    running = sum(task["state"] == "running" for task in tasks)
+    cards = (
+        (
+            "tasks",
+            [_listed(task["partition"] for task in tasks) or "none here"],
+            [("running", running), ("restoring", len(tasks) - running)],
+        ),
+        (
+            "progress",
+            found["graph"]["source"],
+            [("lag", found["lag"]), ("records/s", found["events_per_s"]), ("records", count("in"))],
+        ),
+        (
+            "outcomes",
+            ["of the records"],
+            [
+                ("accepted", count("out") + count("filtered")),
+                ("duplicates", count("duplicates")),
+                ("replayed", count("replayed")),
+                ("dropped", count("dropped")),
+                ("dead letters", count("dead")),
+            ],
+        ),
+    )
+    tables_here = ", ".join(map(_table_link, found["graph"]["tables"]))
+    return (
+        _trouble(found)
+        + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
+        + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
+        + (f"<p>tables: {tables_here}</p>" if tables_here else "")
+        + _table(("worker", "partitions"), _workers(found, owners))
+    )
+
+
+def _workers(found: Mapping[str, Any], owners: Sequence[Owner]) -> list[list[str]]:
+    """Every worker that holds a partition; the others are links to their own overview."""
+    held: dict[tuple[str, str | None], list[int]] = {}
+    for owner in owners:
+        name = found["owners"].get(str(owner.partition))
+        held.setdefault((name or owner.url or "?", owner.url), []).append(owner.partition)
+    lines: list[list[str]] = []
+    for (name, url), theirs in sorted(held.items(), key=lambda entry: entry[0][0]):
+        label = f"<bdi>{escape(name)}</bdi>"
+        # What a member of the group says of itself: nothing but a link to a page.
+        if url is not None and url.startswith(("http://", "https://")):
+            label = f'<a href="{escape(url.rstrip("/"))}/">{label}</a>'
+        lines.append([label + (" (this one)" if name == found["instance"] else ""), _listed(theirs)])
+    return lines
+
+
+def _listed(partitions: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(partitions)))
 
 
 def tables(infos: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
-            f'<a href="{escape(table_path(info["table"]))}"><bdi>{escape(info["table"])}</bdi></a>',
+            _table_link(info["table"]),
             f"<bdi>{escape(info['pipeline'])}</bdi>",
             str(info["partitions"]),
-            "unknown" if info["rows"] is None else f"{info['rows']:,}",
+            _rows(info),
         )
         for info in infos
     ]
     return page("tables", _table(("table", "pipeline", "partitions", "rows"), rows))
+
+
+def _rows(info: Mapping[str, Any]) -> str:
+    if info["rows"] is not None:
+        return f"{info['rows']:,}"
+    partial = info.get("partial_rows")
+    return "unknown" if partial is None else f"{partial:,} partial, a key in several partitions counted in each"
 
 
 def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: str | None) -> str:
@@ -117,12 +195,10 @@ def _pipeline(found: Mapping[str, Any]) -> str:
     for partition, instance in found["owners"].items():
         held.setdefault(instance, []).append(int(partition))
     group = "; ".join(f"{name}: {', '.join(map(str, sorted(theirs)))}" for name, theirs in sorted(held.items()))
-    why = [f"waiting for {found['waiting_for']}"] if found["waiting_for"] else []
-    why += [f"paused by {found['paused_by']}"] if found["paused_by"] else []
-    tables_here = ", ".join(f'<a href="{escape(table_path(t))}"><bdi>{escape(t)}</bdi></a>' for t in graph["tables"])
+    tables_here = ", ".join(map(_table_link, graph["tables"]))
     return (
         f"<h2><bdi>{escape(found['pipeline'])}</bdi> on worker <bdi>{escape(found['instance'])}</bdi></h2>"
-        + "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
+        + _trouble(found)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
         + _table(
@@ -141,6 +217,12 @@ def _pipeline(found: Mapping[str, Any]) -> str:
         + f"<p>partitions by worker: <bdi>{escape(group or 'not assigned yet')}</bdi></p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
     )
+
+
+def _trouble(found: Mapping[str, Any]) -> str:
+    """Why nothing moves, in the worker's own words; nothing where it does."""
+    why = [f"{said.replace('_', ' ')} {found[said]}" for said in ("waiting_for", "paused_by") if found[said]]
+    return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
 
 
 def _stage(name: str, what: Sequence[str], numbers: Sequence[tuple[str, Any]]) -> str:
@@ -179,6 +261,10 @@ def refusal(status: int, body: Mapping[str, Any]) -> str:
         f"<p><bdi>{escape(str(body['error']))}</bdi></p>",
         f"<pre>{escape(_text(detail, indent=2))}</pre>" if detail else "",
     )
+
+
+def _table_link(table: str) -> str:
+    return f'<a href="{escape(table_path(table))}"><bdi>{escape(table)}</bdi></a>'
 
 
 def _row_link(table: str, key: Any) -> str:

@@ -50,7 +50,9 @@ class Routes:
             "instance": view.instance,
             "views": ["/tables", "/pipelines", "/livez", "/readyz", "/metrics"],
         }
-        return respond(request, document, lambda: html.index(view.app_id, view.instance))
+        return respond(
+            request, document, lambda: html.index(view.app_id, view.instance, view.pipelines(), view.owners())
+        )
 
     async def tables(self, request: web.Request) -> web.Response:
         _parameters(request, frozenset())

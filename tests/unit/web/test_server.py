@@ -27,15 +27,37 @@ def mark(time, partition=0):
 # -- tables, pipelines, dedup
 
 
-async def test_tables_are_counted_over_all_workers(start, group, keyed, table_data):
-    shop = group(t=keyed({f"k{n}": n for n in range(10)}), m=table_data({0: {"a": 1}, 1: {"a": 1}}, merged=True))
-    workers = await start(shop, "a", "b", "c")
+async def test_tables_are_counted_over_all_workers(start, group, keyed):
+    workers = await start(group(t=keyed({f"k{n}": n for n in range(10)})), "a", "b", "c")
 
     for worker in workers:
+        assert (await worker.get("/tables")).json == [{"table": "t", "pipeline": "shop", "partitions": 4, "rows": 10}]
+
+
+async def test_the_partial_rows_of_a_merged_table_are_not_called_its_rows(start, group, table_data):
+    parts = table_data({0: {"a": 1, "b": 1}, 1: {"a": 1}}, merged=True)
+    workers = await start(group(m=parts), "a", "b", "c")
+
+    assert len((await workers[0].get("/tables/m")).json["rows"]) == 2
+    for worker in workers:
         assert (await worker.get("/tables")).json == [
-            {"table": "m", "pipeline": "shop", "partitions": 4, "rows": 2},
-            {"table": "t", "pipeline": "shop", "partitions": 4, "rows": 10},
+            {"table": "m", "pipeline": "shop", "partitions": 4, "rows": None, "partial_rows": 3}
         ]
+        assert "3 partial" in (await worker.get("/tables", Accept=BROWSER)).text
+
+
+async def test_a_merged_table_of_one_partition_has_as_many_rows_as_it_shows(start, group, table_data):
+    (worker,) = await start(group(partitions=1, m=table_data({0: {"a": 1, "b": 1}}, merged=True)), "a")
+
+    assert (await worker.get("/tables")).json == [{"table": "m", "pipeline": "shop", "partitions": 1, "rows": 2}]
+
+
+async def test_the_partial_rows_are_unknown_while_a_worker_does_not_answer(start, group, table_data):
+    first, second = await start(group(m=table_data({0: {"a": 1}}, merged=True)), "a", "b")
+    await second.server.stop()
+
+    [found] = (await first.get("/tables")).json
+    assert (found["rows"], found["partial_rows"]) == (None, None)
 
 
 async def test_a_worker_that_does_not_answer_leaves_the_rows_unknown(start, group, keyed):
