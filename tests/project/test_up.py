@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,17 +128,42 @@ def test_even_one_event_is_accepted_once(start):
     assert (report["events"], report["accepted"], report["kills"], report["ok"]) == (1, 1, 1, True)
 
 
+STAYS = (
+    "stopped up-1, up-2, Kafka. .semel/up keeps topics (kafka), state and logs until the next `semel up`, which begins "
+    "anew; to look at the topics: semel kafka start --data .semel/up/kafka"
+)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_before_the_audit_is_130_and_ends_everything(number, start, project):
-    process = start("--json", stderr=subprocess.DEVNULL)
+    process = start("--json")
     wait_for(lambda: len(children(process)) == 3)
     seen = children(process)
 
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out) == (130, "")
     assert not [pid for pid in seen if alive(pid)]
+    interrupted, last = err.splitlines()[-2:]
+    assert re.fullmatch(r"interrupted before (the audit|anything was processed); stopping", interrupted)
+    assert last == STAYS
+
+
+def test_an_interrupt_during_the_audit_is_130_and_its_last_word_is_what_was_stopped_and_what_stays(start, project):
+    process = start("--events", "20000", "--seed", "1", "--json")
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "audit: reading all rows" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, ""), "".join(said)
+    assert err.splitlines()[-2:] == ["interrupted during the audit, so nothing is said of the result; stopping", STAYS]
+    for kept in ("kafka/cluster.json", "state/flights/up-1", "logs/up-1.log"):
+        assert (project / ".semel/up" / kept).exists()
 
 
 def test_a_killed_run_takes_everything_with_it(start):

@@ -22,7 +22,7 @@ def up(
     """Run real flights through a real Kafka and two workers, kill one in the middle, and audit the result.
 
     Run it in the root of the repository. Exit code 0: nothing lost, doubled or wrong; 1: something is; 130: interrupted
-    before the audit. Without --events the workers stay after it, with their web page, until Ctrl-C.
+    before the audit was done. Without --events the workers stay after it, with their web page, until Ctrl-C.
     """
     from semel import project
     from semel.errors import ConfigError

@@ -67,9 +67,14 @@ def run(pipeline: Pipeline, *, events: int | None, seed: int | None, as_json: bo
 async def _main(up: Up, as_json: bool) -> int:
     work = asyncio.ensure_future(_work(up, as_json))
     loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        up.interrupted()
+        work.cancel()
+
     # Once: what follows a Ctrl-C is the stopping, and that ends by itself.
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, work.cancel)
+        loop.add_signal_handler(number, interrupt)
     try:
         return await work
     except asyncio.CancelledError:
@@ -128,6 +133,8 @@ class Up:
         self._killed_at = 0.0
         self._killed_tasks: set[int] = set()
         self._told = ""
+        self._step = "before anything was processed"
+        self._interrupted = False
 
     @property
     def url(self) -> str:
@@ -214,6 +221,7 @@ class Up:
 
     async def _stream(self) -> None:
         """Publish in three parts: before the kill, up to it, and while the worker is dead; then wait for all of it."""
+        self._step = "before the audit"
         self._began = time.monotonic()
         first, until_kill = parts(self.feed.limit)
         await self._publish(self.feed.until(first))
@@ -280,6 +288,7 @@ class Up:
     async def _audited(self) -> Verdict:
         assert self._kafka is not None and self._views is not None
         counts = self._watch.counts()
+        self._step = "during the audit, so nothing is said of the result"
         self.display.say("everything is processed; audit: reading all rows, outputs and dead letters")
         expected = self.feed.expected()
         tables: dict[str, list[tuple[str, Any]]] = {}
@@ -299,6 +308,7 @@ class Up:
 
     def _conclude(self, verdict: Verdict) -> None:
         report = self.report
+        self._step = "after the audit"
         report.accepted, report.duplicates, report.conflicts = verdict.accepted, verdict.duplicates, verdict.conflicts
         report.dead_lettered = verdict.dead_lettered
         report.lost, report.doubled, report.wrong_rows = verdict.lost, verdict.doubled, verdict.wrong_rows
@@ -336,7 +346,8 @@ class Up:
             self._recent.append((now, self._watch.processed))
             while now - self._recent[0][0] > RATE_OVER_S:
                 self._recent.popleft()
-            self.display.show(self._shown(now))
+            if not self._interrupted:
+                self.display.show(self._shown(now))
             self._refuse_dead()
             news, self._news = self._news, asyncio.Event()
             news.set()
@@ -412,6 +423,13 @@ class Up:
 
     # -- the end
 
+    def interrupted(self) -> None:
+        """Somebody wants it to end: answered at once, since stopping takes seconds. The second time nothing is said."""
+        if self._interrupted:
+            return
+        self._interrupted = True
+        self._say_last(f"interrupted {self._step}; stopping")
+
     async def close(self) -> None:
         """Stop everything this run started; its logs stay. Never raises for what is shown."""
         with contextlib.suppress(OSError, ValueError):
@@ -419,15 +437,34 @@ class Up:
         if self._views is not None:
             await self._views.close()
         workers = list(self._workers.values())
+        stopped = [worker.name for worker in workers if worker.alive]
         await asyncio.to_thread(Worker.end_all, workers, GRACE_S)
         if self._kafka is not None:
             await asyncio.to_thread(self._kafka.stop, GRACE_S)
+            stopped += ["Kafka"] if self._kafka.nodes else []
         if self._lock is not None:
             self._lock.close()
+        if self._interrupted:
+            self._say_last(_last_word(stopped, self.folder))
+
+    def _say_last(self, sentence: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.display.close()
+            self.display.say(sentence)
 
 
 def _committed(broker: str, topic: str) -> AsyncIterator[Any]:
     return collect.committed(broker, topic)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _last_word(stopped: list[str], folder: Path) -> str:
+    if not stopped:
+        return "nothing was running yet"
+    data = folder / "kafka"
+    return (
+        f"stopped {', '.join(stopped)}. {folder} keeps topics (kafka), state and logs until the next `semel up`, which "
+        f"begins anew; to look at the topics: semel kafka start --data {data}"
+    )
 
 
 def _listed(partitions: set[int]) -> str:
