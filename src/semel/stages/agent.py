@@ -26,6 +26,7 @@ from semel.stages.failures import Failures
 from semel.stages.host import Host
 from semel.stages.sink import Destination
 from semel.stages.slice import OpenBatch, Slice
+from semel.stages.wallclock import WallClock
 from semel.state.store import StoreError
 from semel.topic import Topic
 
@@ -59,6 +60,7 @@ class Lane:
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         self._aside = Aside(host)
         self._failures = Failures()
+        self._wall_clock = WallClock()
         self._admission = Admission(host, plan, self._aside)
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
@@ -360,6 +362,10 @@ class Lane:
         if delay is None:
             if not isinstance(exc, Reject):
                 self._failures.given_up(cursor.tp, record, exc, cursor.attempts, retry.attempts, now)
+            if isinstance(exc, OutputRefused):
+                counts = cursor.task.counts
+                succeeded = counts["out"] + counts["filtered"]
+                self._wall_clock.refused(cursor.tp, succeeded, record.timestamp, s.wall_ms, now)
             return False
         self.alone = None
         cursor.due = now + delay

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from semel import Pipeline, Reject, Retry, Topic
 from semel.errors import OutsideEvent
+from semel.testing.clock import VirtualClock
 from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, payments_pipeline
 
 SLOW = Retry(attempts=3, first_delay=timedelta(seconds=20), max_delay=timedelta(seconds=20))
@@ -217,3 +218,61 @@ async def test_a_table_used_past_its_event_is_tried_again(world: World) -> None:
     await world.drained()
 
     assert [attempts for *_, attempts in dead(world)] == [ATTEMPTS]
+
+
+# ---------------------------------------------------------------------- a clock that is behind
+
+
+def behind(world: World, monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    """The next worker's machine has a clock that is behind the brokers'."""
+    clock = VirtualClock()
+    clock.jump(world.clock.time() - clock.time() - hours * 3600)
+    monkeypatch.setattr(world, "clock_of", lambda name: clock)
+
+
+async def test_a_worker_whose_clock_is_behind_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind(world, monkeypatch, 3)
+    for n in range(60):
+        world.pay(f"a{n % 8}", 1)
+    world.start()
+    await world.drained()
+
+    assert len(dead(world)) == 60
+    [warning] = said(caplog, "probably behind")
+    assert warning.levelno == logging.WARNING
+    own = datetime.fromtimestamp(world.clock.time() - 3 * 3600, UTC)
+    assert f"it says {own:%Y-%m-%d %H:%M}" in warning.message
+    assert "10 events in a row, of 2 partitions" in warning.message
+    assert f"the latest one of {datetime.fromtimestamp(world.clock.time(), UTC):%Y-%m-%d %H:%M}" in warning.message
+
+
+async def test_a_clock_that_is_behind_by_less_than_an_hour_costs_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind(world, monkeypatch, 0.9)
+    world.pay_many(60, trouble=False)
+    world.start()
+    await world.drained()
+
+    assert dead(world) == []
+    assert not said(caplog, "probably behind")
+
+
+@pytest.mark.parametrize("far", ["on one partition", "between events that are in time"])
+async def test_a_producer_whose_clock_is_ahead_does_not_put_ours_in_doubt(
+    world: World, far: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.cluster.alter_topic("payments", {"message.timestamp.after.max.ms": str(99 * 3_600_000)})
+    later = int(world.clock.time() * 1000) + 10 * 3_600_000
+    for n in range(60):
+        world.pay("a1" if far == "on one partition" else f"a{n % 8}", 1, at_ms=later)
+        if far != "on one partition" and n % 4 == 3:
+            for account in range(8):
+                world.pay(f"a{account}", 1)
+    world.start()
+    await world.drained()
+
+    assert len(dead(world)) == 60
+    assert not said(caplog, "probably behind")
