@@ -15,8 +15,8 @@ from semel.web.view import NotOwned, Restoring, WorkerView
 class Tables(NamedTuple):
     """`rows` is None where a worker does not know or did not answer; those that did not are `unreachable`.
 
-    A table with `merge=` in several partitions has `partial_rows`: a key that is in several of them counts in each, so
-    that nobody knows its rows without reading them all.
+    A table with `merge=` in several partitions is `partial`: a key that is in several of them counts in each, since
+    nobody knows the merged rows without reading them all.
     """
 
     tables: list[dict[str, Any]]
@@ -62,8 +62,7 @@ class Overview:
                 info["rows"] = None
         for info in found.values():
             if info.pop("merged", False) and info["partitions"] != 1:
-                info["partial_rows"] = info["rows"]
-                info["rows"] = None
+                info["partial"] = True
         return Tables([found[name] for name in sorted(found)], unreachable)
 
     async def dedup(self, pipeline: str, event_id: str, authorization: str | None) -> dict[str, Any]:

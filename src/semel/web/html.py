@@ -134,10 +134,10 @@ def tables(infos: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rows(info: Mapping[str, Any]) -> str:
-    if info["rows"] is not None:
-        return f"{info['rows']:,}"
-    partial = info.get("partial_rows")
-    return "unknown" if partial is None else f"{partial:,} partial, a key in several partitions counted in each"
+    if info["rows"] is None:
+        return "unknown"
+    partial = " partial, a key in several partitions counted in each" if info.get("partial") else ""
+    return f"{info['rows']:,}{partial}"
 
 
 def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: str | None) -> str:

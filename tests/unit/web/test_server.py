@@ -34,14 +34,14 @@ async def test_tables_are_counted_over_all_workers(start, group, keyed):
         assert (await worker.get("/tables")).json == [{"table": "t", "pipeline": "shop", "partitions": 4, "rows": 10}]
 
 
-async def test_the_partial_rows_of_a_merged_table_are_not_called_its_rows(start, group, table_data):
+async def test_the_rows_of_a_merged_table_are_said_to_be_partial(start, group, table_data):
     parts = table_data({0: {"a": 1, "b": 1}, 1: {"a": 1}}, merged=True)
     workers = await start(group(m=parts), "a", "b", "c")
 
     assert len((await workers[0].get("/tables/m")).json["rows"]) == 2
     for worker in workers:
         assert (await worker.get("/tables")).json == [
-            {"table": "m", "pipeline": "shop", "partitions": 4, "rows": None, "partial_rows": 3}
+            {"table": "m", "pipeline": "shop", "partitions": 4, "rows": 3, "partial": True}
         ]
         assert "3 partial" in (await worker.get("/tables", Accept=BROWSER)).text
 
@@ -57,7 +57,7 @@ async def test_the_partial_rows_are_unknown_while_a_worker_does_not_answer(start
     await second.server.stop()
 
     [found] = (await first.get("/tables")).json
-    assert (found["rows"], found["partial_rows"]) == (None, None)
+    assert (found["rows"], found["partial"]) == (None, True)
 
 
 async def test_a_worker_that_does_not_answer_leaves_the_rows_unknown(start, group, keyed):
