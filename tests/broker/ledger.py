@@ -14,9 +14,8 @@ from aiokafka.errors import KafkaError
 
 from tests.broker import logs
 from tests.broker.logs import Line, Message
-from tests.broker.nursery import SEMEL
 from tests.broker.truth import Found, LawBroken, Truth, broken_laws, truth_of
-from tests.broker.workers import PROJECT, WorkerProcess
+from tests.broker.workers import PROJECT, SEMEL, WorkerProcess
 
 # Short, so that a dead worker is noticed soon; the local broker allows 500 ms and more.
 SESSION_TIMEOUT_MS = 3_000

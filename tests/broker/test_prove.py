@@ -15,9 +15,8 @@ from semel import lineage
 from tests.broker import logs
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
-from tests.broker.nursery import SEMEL
 from tests.broker.truth import payments
-from tests.broker.workers import PROJECT
+from tests.broker.workers import PROJECT, SEMEL
 
 pytestmark = pytest.mark.broker
 

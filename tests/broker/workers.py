@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from tests.broker.nursery import Nursery
+from semel.local.nursery import Forked, Nursery
+from semel.local.process import environment_without_settings
 
 NURSERY = Nursery()
+SEMEL = Path(sys.executable).with_name("semel")
 PROJECT = Path(__file__).parent / "pipelines"
 START_S = 60.0  # two cores, shared: a start is mostly imports
 
@@ -42,8 +44,7 @@ class WorkerProcess:
         self._target = target
         self._log_file = log_file
         self._environment = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
-        self._pid = 0
-        self._code: int | None = None
+        self._process: Forked | None = None
         self._log_from = 0
         self._url = ""
 
@@ -54,36 +55,32 @@ class WorkerProcess:
     ) -> WorkerProcess:
         """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it; `fresh` as the nursery has it."""
         assert not self.running, f"{self.instance} runs"
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SEMEL_")}
-        env |= self._environment | environment
+        env = environment_without_settings() | self._environment | environment
         if failpoint:
             env["SEMEL_FAILPOINT"] = failpoint
         self._url = ""
         self._log_from = self._log_file.stat().st_size if self._log_file.exists() else 0
         command = ["worker", self._target, "--instance", self.instance, "--web-port", str(web_port), *arguments]
-        self._pid = NURSERY.fork(command, directory=PROJECT, environment=env, log=self._log_file, fresh=fresh)
-        self._code = None
+        self._process = NURSERY.fork(command, env, self._log_file, directory=PROJECT, fresh=fresh)
         return self
 
     @property
     def pid(self) -> int:
-        assert self._pid
-        return self._pid
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
-        if self._code is None and self._pid:
-            self._code = NURSERY.exit_code(self._pid)
-        return self._code
+        return None if self._process is None else self._process.exit_code
 
     @property
     def running(self) -> bool:
-        return bool(self._pid) and self.exit_code is None
+        return self._process is not None and self._process.running
 
     def send(self, number: signal.Signals) -> None:
-        if self.running:
-            os.kill(self.pid, number)
+        if self._process is not None:
+            self._process.send(number)
 
     def kill9(self) -> None:
         self.send(signal.SIGKILL)
@@ -106,21 +103,18 @@ class WorkerProcess:
 
     async def ended(self, within_s: float = 30.0) -> int:
         """Waits until it ends by itself; its exit code."""
-        deadline = time.monotonic() + within_s
-        while (code := self.exit_code) is None:
-            if time.monotonic() > deadline:
-                pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
-            await asyncio.sleep(0.02)
+        assert self._process is not None
+        code = await self._process.ended(within_s)
+        if code is None:
+            pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
         return code
 
     async def frozen(self, within_s: float = 30.0) -> None:
         """Waits until a failpoint has stopped it."""
-        deadline = time.monotonic() + within_s
-        while _state(self.pid) != "T":
+        assert self._process is not None
+        if not await self._process.stopped(within_s):
             assert self.running, f"worker {self.instance} ended instead of stopping\n{self.log_end()}"
-            if time.monotonic() > deadline:
-                pytest.fail(f"worker {self.instance} never came to its failpoint\n{self.log_end()}")
-            await asyncio.sleep(0.02)
+            pytest.fail(f"worker {self.instance} never came to its failpoint\n{self.log_end()}")
 
     # -- what it says
 
@@ -205,7 +199,3 @@ class WorkerProcess:
 
     async def row(self, table: str, key: str) -> tuple[int, Any]:
         return await self.get(f"/tables/{table}/{quote(key, safe='')}")
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

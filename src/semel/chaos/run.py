@@ -19,7 +19,6 @@ from semel.chaos.cluster import Cluster
 from semel.chaos.events import Input, deliveries
 from semel.chaos.faults import Torture
 from semel.chaos.load import Load
-from semel.chaos.nursery import Nursery
 from semel.chaos.page import write
 from semel.chaos.plan import Fault, Kind, Shape, possible, schedule
 from semel.chaos.prover import prove
@@ -34,6 +33,7 @@ from semel.kafka import KafkaBroker
 from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
+from semel.local.nursery import Nursery
 from semel.pipeline import Pipeline
 from semel.port import RpcError, RpcLost, TopicSpec
 from semel.up.workers import Views

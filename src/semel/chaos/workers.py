@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from semel.chaos.nursery import Nursery
 from semel.local import ports
-
-LOOK_S = 0.02
+from semel.local.nursery import Forked, Nursery
+from semel.local.process import environment_without_settings
 
 
 class WorkerProcess:
@@ -45,8 +42,7 @@ class WorkerProcess:
         self._bootstrap = bootstrap
         self._folder = folder
         self._settings = dict(settings)
-        self._pid = 0
-        self._code: int | None = None
+        self._process: Forked | None = None
 
     @property
     def url(self) -> str:
@@ -54,26 +50,23 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        return self._pid
+        return 0 if self._process is None else self._process.pid
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs, or before it was started; negative: the signal that ended it."""
-        if self._code is None and self._pid:
-            self._code = self._nursery.exit_code(self._pid)
-        return self._code
+        return None if self._process is None else self._process.exit_code
 
     @property
     def running(self) -> bool:
-        return bool(self._pid) and self.exit_code is None
+        return self._process is not None and self._process.running
 
     # -- its life
 
     def start(self, *, failpoint: str = "", clock_offset_ms: int = 0) -> None:
         """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
         assert not self.running, f"{self.name} runs"
-        # Nothing of the caller's own settings: a run must never reach another cluster than its own.
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("SEMEL_")}
+        environment = environment_without_settings()
         environment |= {"SEMEL_BROKER": self._bootstrap, "SEMEL_STATE_DIR": str(self.state_dir), **self._settings}
         if failpoint:
             environment["SEMEL_FAILPOINT"] = failpoint
@@ -82,16 +75,14 @@ class WorkerProcess:
         config = self._folder / "worker.toml"
         command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port)]
         command += ["--config", str(config)]
-        self._pid = self._nursery.fork(command, environment, self.log)
-        self._code = None
+        self._process = self._nursery.fork(command, environment, self.log)
         self.frozen = False
         self.expected_end = bool(failpoint)
         self.starts += 1
 
     def send(self, number: signal.Signals) -> None:
-        """Until its end was asked for, its pid cannot be another process's."""
-        if self.running:
-            os.kill(self._pid, number)
+        if self._process is not None:
+            self._process.send(number)
 
     def freeze(self) -> None:
         self.frozen = True
@@ -114,20 +105,14 @@ class WorkerProcess:
 
     async def ended(self, within_s: float) -> int | None:
         """Its exit code, None where it is still there after that time."""
-        deadline = time.monotonic() + within_s
-        while (code := self.exit_code) is None and time.monotonic() < deadline:  # noqa: ASYNC110  (asked, not told)
-            await asyncio.sleep(LOOK_S)
-        return code
+        return None if self._process is None else await self._process.ended(within_s)
 
     async def stopped(self, within_s: float) -> bool:
         """Whether a failpoint has frozen it within that time."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline and self.running:
-            if _state(self._pid) == "T":
-                self.frozen = True
-                return True
-            await asyncio.sleep(LOOK_S)
-        return False
+        if self._process is None or not await self._process.stopped(within_s):
+            return False
+        self.frozen = True
+        return True
 
     def lose_disk(self) -> None:
         """Its state directory is gone; a mount stays, empty. Only while it does not run."""
@@ -155,10 +140,3 @@ class WorkerProcess:
         except FileNotFoundError:
             said = []
         return "\n".join(f"  {line}" for line in said[-lines:])
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"

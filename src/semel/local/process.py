@@ -1,4 +1,4 @@
-"""Broker processes: start one, recognise it later from another process, end it."""
+"""Processes of ours: start one, recognise it later from another process, look at it, end it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,26 @@ class ProcessId:
 
 def start_time(pid: int) -> str | None:
     """When this process started, in the kernel's words; None if there is none, or only its remains."""
+    fields = _stat(pid)
+    if fields is None:
+        return None if Path("/proc/self").exists() else _start_time_by_ps(pid)
+    state, *others = fields
+    return None if state in "ZX" else others[18]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a SIGSTOP holds it (Linux: elsewhere always False)."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel says of a process, from its state on; None if there is none, or no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return None if Path("/proc/self").exists() else _start_time_by_ps(pid)
-    except ProcessLookupError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
-    state, *fields = stat[stat.rindex(")") + 2 :].split()
-    return None if state in "ZX" else fields[18]
+    return stat[stat.rindex(")") + 2 :].split()
 
 
 def _start_time_by_ps(pid: int) -> str | None:
@@ -73,6 +85,12 @@ def _open(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def environment_without_settings() -> dict[str, str]:
+    """This process's environment, for a worker of a run: none of the caller's `SEMEL_*` settings, which could lead it to
+    another cluster than the run's own."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("SEMEL_")}
 
 
 def end(processes: Sequence[ProcessId], grace_s: float) -> None:
