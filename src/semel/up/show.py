@@ -1,28 +1,17 @@
-"""What a person sees of a run on standard error: a picture that moves in a terminal, a line every two seconds else."""
+"""What a person sees of a run, as the screen is given it."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from semel.screen import Lines, Picture, Screen, WorkerShown, panel, workers_grid, workers_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.live import Live
-    from rich.table import Table
 
 LINE_EVERY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerShown:
-    name: str
-    phase: str
-    pid: int
-    tasks: Mapping[int, str]
-    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,82 +40,25 @@ class Shown:
         return self.counts.get("out", 0) + self.counts.get("filtered", 0)
 
 
-class Display(Protocol):
-    def say(self, sentence: str) -> None:
-        """Something that happened, kept on the screen."""
-        ...
-
-    def show(self, moment: Shown) -> None: ...
-
-    def close(self) -> None:
-        """Leave the screen in order. Safe to call twice."""
-        ...
+Display: TypeAlias = Screen[Shown]
 
 
 def display(*, moving: bool) -> Display:
-    return Picture() if moving else Lines()
-
-
-class Lines:
-    """For a log, a pipe, or a person beside `--json`."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._last: str = ""
-
-    def say(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)  # noqa: T201
-
-    def show(self, moment: Shown) -> None:
-        now, new = time.monotonic(), line(moment)
-        if now >= self._next and new != self._last:
-            self._next, self._last = now + LINE_EVERY_S, new
-            self.say(new)
-
-    def close(self) -> None:
-        return
+    return Picture(picture, stays=True) if moving else Lines(line, LINE_EVERY_S)
 
 
 def line(moment: Shown) -> str:
     counts = moment.counts
-    workers = ", ".join(f"{w.name} {w.phase} {_tasks(w.tasks)}".rstrip() for w in moment.workers)
     return (
         f"{moment.seconds:6.1f} s  {moment.rate:,.0f}/s  published {moment.published:,}  "
         f"processed {moment.processed:,}  lag {moment.lag:,}  duplicates {counts.get('duplicates', 0):,}  "
         f"conflicts {counts.get('conflicts', 0):,}  dead letters {counts.get('dead', 0):,}  "
-        f"commits {moment.commits:,}  [{workers}]" + (f"  {moment.told}" if moment.told else "")
+        f"commits {moment.commits:,}  {workers_line(moment.workers)}" + (f"  {moment.told}" if moment.told else "")
     )
-
-
-class Picture:
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False)
-        self._live: Live | None = None
-
-    def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False, soft_wrap=True)
-
-    def show(self, moment: Shown) -> None:
-        if self._live is None:
-            from rich.live import Live
-
-            # A new one each time: it goes back over what it drew before, and not over what came after that.
-            self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(picture(moment), refresh=True)
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
 
 def picture(moment: Shown) -> RenderableType:
     """source → dedup → agent → sink → commit with their numbers, and the workers below."""
-    from rich.console import Group
-    from rich.panel import Panel
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -162,29 +94,8 @@ def picture(moment: Shown) -> RenderableType:
         ProgressBar(total=max(1, moment.limit), completed=min(moment.limit, moment.accepted)),
         f"{moment.seconds:.0f} s",
     )
-    return Panel(
-        Group(stages, "", bar, "", _workers(moment)),
-        title=Text(f"semel up · {moment.url}/pipelines"),
-        subtitle=Text(moment.told) if moment.told else None,
-        title_align="left",
-        subtitle_align="left",
-    )
-
-
-def _workers(moment: Shown) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    styles = {"killed": "bold red", "starting": "yellow", "restoring": "yellow", "running": "green"}
-    for worker in moment.workers:
-        phase = f"[{styles.get(worker.phase, 'default')}]{worker.phase}[/]"
-        table.add_row(worker.name, phase, f"pid {worker.pid}", _tasks(worker.tasks), f"{worker.rate:,.0f} events/s")
-    return table
-
-
-def _tasks(tasks: Mapping[int, str]) -> str:
-    """`0 2` where all run; `0 2 (restoring)` of those that do not yet."""
-    return " ".join(str(p) if state == "running" else f"{p} ({state})" for p, state in sorted(tasks.items()))
+    title = f"semel up · {moment.url}/pipelines"
+    return panel(stages, bar, workers_grid(moment.workers), title=title, subtitle=moment.told)
 
 
 def summary(found: Mapping[str, Any]) -> str:

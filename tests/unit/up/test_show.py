@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from semel.up.report import Report
-from semel.up.show import Lines, Shown, WorkerShown, line, picture, summary
+from semel.up.show import Shown, WorkerShown, line, picture, summary
 
 MOMENT = Shown(
     seconds=12.34,
@@ -41,17 +41,6 @@ def test_the_picture_shows_the_five_stages_and_the_workers():
     for words in ("source →", "dedup →", "agent →", "sink →", "commit", "1,500 lag", "6,200 accepted", "7.5 ms",
                   "up-1", "restoring", "killed", "http://127.0.0.1:6066/pipelines"):  # fmt: skip
         assert words in shown
-
-
-def test_lines_come_every_two_seconds_and_sentences_at_once(capsys):
-    lines = Lines()
-    lines.show(MOMENT)
-    lines.show(MOMENT)
-    lines.say("kill")
-
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.splitlines() == [line(MOMENT), "kill"]
 
 
 def test_the_report_has_the_contract_s_keys_in_its_order_and_says_more_only_when_it_must():
