@@ -32,6 +32,7 @@ from semel.chaos.events import Input, deliveries, from_types
 from semel.chaos.load import Load
 from semel.chaos.plan import Fault, Kind, Shape, schedule
 from semel.chaos.proxy import Trouble
+from semel.chaos.subject import subject
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
 from semel.local.install import install
@@ -298,7 +299,8 @@ def main() -> None:
     audits: list[Audit] = []
     for name in asked.peer or PEERS:
         # No bytes that cannot be decoded: what becomes of them is not compared here.
-        made = replace(from_types(project.load("pipelines.payments", ROOT), asked.seed, now_ms), json=False)
+        payments = subject("pipelines.payments", project.load("pipelines.payments", ROOT))
+        made = replace(from_types(payments, asked.seed, now_ms), json=False)
         audits.append(asyncio.run(run(PEERS[name], asked.seed, asked.faults, made)))
         say(json.dumps(asdict(audits[-1])))
     sys.stdout.write(table(audits))

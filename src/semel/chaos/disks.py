@@ -1,4 +1,7 @@
-"""Small file systems for state directories, so that one can be full without the machine being full."""
+"""Small file systems for state directories, so that one can be full, or slow, without the machine being so.
+
+One in memory can be full. One in a file, on a loop device, can be slow, too: it is frozen and thawed again and again.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,76 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from semel.chaos import stalls
 
 SIZE_MB = 96
 _BALLAST = "ballast"
 _CHUNK = bytes(1 << 20)
 
+Mount = Callable[[Path], bool]
+
 
 def can_mount(folder: Path) -> bool:
     """Whether this process may mount; tried, since a container's root often may not."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None:
+    return _tried(folder, mount, lambda _: True)
+
+
+def can_stall(folder: Path) -> bool:
+    """Whether this process may mount a file on a loop device, and freeze it; tried."""
+    return _tried(folder, mount_file, stalls.freezes)
+
+
+def _tried(folder: Path, mounting: Mount, works: Callable[[Path], bool]) -> bool:
+    if sys.platform != "linux" or os.geteuid() != 0:
         return False
     probe = folder / "mount-probe"
-    probe.mkdir(parents=True, exist_ok=True)
+    # What an earlier run left, if it was killed right here.
+    unmount(probe)
     try:
-        if not mount(probe):
-            return False
-        unmount(probe)
-        return True
+        return mounting(probe) and works(probe)
     finally:
-        probe.rmdir()
+        unmount(probe)
+        shutil.rmtree(probe, ignore_errors=True)
+        _image(probe).unlink(missing_ok=True)
 
 
 def mount(folder: Path) -> bool:
     """A file system in memory, of `SIZE_MB`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "semel-chaos", str(folder)]
-    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    return _done("mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "semel-chaos", str(folder))
+
+
+def mount_file(folder: Path) -> bool:
+    """A file system of `SIZE_MB` in a file beside the folder: one that can be frozen."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = _image(folder)
+    with image.open("wb") as file:
+        file.truncate(SIZE_MB << 20)
+    # Nobody pulls a plug here, so that a journal would only write everything twice.
+    made = _done("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", str(image))
+    if not made or not _done("mount", "-o", "loop,noatime", str(image), str(folder)):
+        return False
+    shutil.rmtree(folder / "lost+found", ignore_errors=True)
+    return True
+
+
+def mount_like(other: Path, folder: Path) -> bool:
+    """The same kind of file system as the other's; False where that has none of its own."""
+    return other.is_mount() and (mount_file if _image(other).exists() else mount)(folder)
+
+
+def can_be_slow(folder: Path) -> bool:
+    return folder.is_mount() and _image(folder).exists()
 
 
 def unmount(folder: Path) -> None:
     """What is still open in it goes with its process."""
     if folder.is_mount():
-        subprocess.run(["umount", "-l", str(folder)], capture_output=True, timeout=10, check=False)
+        stalls.thaw(folder)
+        _done("umount", "-l", str(folder))
 
 
 def unmount_below(folder: Path) -> None:
@@ -60,3 +100,14 @@ def fill(folder: Path) -> None:
 
 def free(folder: Path) -> None:
     (folder / _BALLAST).unlink(missing_ok=True)
+
+
+def _image(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.img")
+
+
+def _done(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False

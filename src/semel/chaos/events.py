@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
+from semel.chaos.subject import Subject
 from semel.chaos.trial import Candidate, Template, attempt, learn
 from semel.chaos.values import POOL, NotMade, build, fields_of, make, unique
 from semel.dedup import ContentKey, Dedup, HeaderKey
 from semel.errors import ConfigError
-from semel.pipeline import Pipeline
+from semel.topic import Topic
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -46,13 +47,13 @@ class Input:
     json: bool = True
 
 
-def from_types(pipeline: Pipeline, seed: int, now_ms: Callable[[], int], key: str | None = None) -> Input:
+def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None = None) -> Input:
     """Made up from the source's value type; NotMade where that does not say enough.
 
     `key`: the record key as a text with fields in braces, `{origin}-{dest}`; else it is learned from what the agent
     does.
     """
-    maker = _Maker(pipeline, seed, now_ms)
+    maker = _Maker(subject, seed, now_ms)
     maker.find_identity()
     template = _template(key) if key is not None else None
     notes: list[str] = []
@@ -63,24 +64,25 @@ def from_types(pipeline: Pipeline, seed: int, now_ms: Callable[[], int], key: st
     maker.template = template
     maker.check_template()
     keyed = f"keyed by {template}" if template else f"with {POOL} keys"
-    notes.insert(0, f"events are made up from {pipeline.source.value.name}, {keyed}, seed {seed}")
-    return Input(maker.events(), tuple(notes), json=pipeline.source.value.type is not bytes)
+    notes.insert(0, f"events are made up from {subject.source.value.name}, {keyed}, seed {seed}")
+    return Input(maker.events(), tuple(notes), json=subject.source.value.type is not bytes)
 
 
 class _Maker:
-    def __init__(self, pipeline: Pipeline, seed: int, now_ms: Callable[[], int]) -> None:
-        self._pipeline = pipeline
+    def __init__(self, subject: Subject, seed: int, now_ms: Callable[[], int]) -> None:
+        self._pipeline = subject.pipeline
+        self._source = subject.source
         self._seed = seed
         self._now_ms = now_ms
         self._rng = Random(f"{seed} events")
-        self._type = pipeline.source.value.type
+        self._type = subject.source.value.type
         self._fields = fields_of(self._type)
-        self._dedup = pipeline.dedup
+        self._dedup = subject.dedup
         self._identity: str | None = None
         self._number = 0
         self.template: Template | None = None
         if self._type in (dict, list, Any, object) or self._type is None:
-            raise NotMade(f"topic {pipeline.source.name!r}, whose values are declared as {pipeline.source.value.name}")
+            raise NotMade(f"topic {self._source.name!r}, whose values are declared as {self._source.value.name}")
 
     # -- what makes an event one of its own
 
@@ -96,9 +98,7 @@ class _Maker:
             return
         if isinstance(dedup.key, str):
             if dedup.key not in self._fields:
-                raise NotMade(
-                    f"{self._pipeline.source.value.name}, which has no field {dedup.key!r} to make a dedup key"
-                )
+                raise NotMade(f"{self._source.value.name}, which has no field {dedup.key!r} to make a dedup key")
             self._identity = dedup.key
             self._refuse_few(self._fields[dedup.key], f"field {dedup.key!r}")
             return
@@ -130,7 +130,7 @@ class _Maker:
             if len(keys) == 3:
                 found.append(name)
         if not found:
-            raise NotMade(f"a dedup key that no single field of {self._pipeline.source.value.name} makes different")
+            raise NotMade(f"a dedup key that no single field of {self._source.value.name} makes different")
         return min(found, key=lambda name: (ID_NAME not in name.lower(), found.index(name)))
 
     def _refuse_few(self, declared: Any, what: str) -> None:
@@ -140,7 +140,9 @@ class _Maker:
     # -- the record key
 
     def learn_key(self) -> tuple[Template | None, str]:
-        """What the agent uses as the keys of its tables, on trial; and how it failed, where it did."""
+        """What a pipeline's agent uses as the keys of its tables, on trial; and how it failed, where it did."""
+        if self._pipeline is None:
+            return None, ""
         candidates: list[Candidate] = []
         for _ in range(TRIALS):
             value, raw, _ = self._value()
@@ -158,13 +160,13 @@ class _Maker:
                 raise ConfigError(f"--key names field {name!r}; an event has {', '.join(there) or 'no fields'}")
 
     def _pool_key(self) -> bytes | None:
-        declared = self._pipeline.source.key.type
+        declared = self._source.key.type
         number = self._rng.randrange(POOL)
         if declared is bytes:
             return f"key-{number:02d}".encode()
         try:
             made = make(declared, self._rng, self._now_ms(), name="key")
-            return self._pipeline.source.key.encode(made)
+            return self._source.key.encode(made)
         except (NotMade, TypeError):
             return f"key-{number:02d}".encode()
 
@@ -191,7 +193,7 @@ class _Maker:
     def _value(self) -> tuple[Any, bytes, bytes | None]:
         """The next event's value, its bytes, and the bytes of another payload under the same identity."""
         self._number += 1
-        encode = self._pipeline.source.value.encode
+        encode = self._source.value.encode
         if self._fields is None:
             value: Any = (
                 make(self._type, self._rng, self._now_ms(), name="value")
@@ -212,7 +214,7 @@ class _Maker:
         fresh = self._draw()
         for name in others:
             changed = build(self._type, drawn | {name: fresh[name]})
-            altered = self._pipeline.source.value.encode(changed)
+            altered = self._source.value.encode(changed)
             if altered != raw and self._same_event(value, changed):
                 return altered
         return None
@@ -274,7 +276,7 @@ def _template(text: str) -> Template:
 # -- made by the pipeline's module
 
 
-def from_module(pipeline: Pipeline, target: str, seed: int) -> Input | None:
+def from_module(subject: Subject, target: str, seed: int) -> Input | None:
     """What `chaos_events(rng)` of the pipeline's module gives; None where there is no such function."""
     module = sys.modules.get(target.partition(":")[0])
     function: Callable[[Random], Iterable[Any]] | None = getattr(module, "chaos_events", None)
@@ -284,12 +286,12 @@ def from_module(pipeline: Pipeline, target: str, seed: int) -> Input | None:
         raise ConfigError(f"chaos_events of {target} is {function!r}; make it a function of a random.Random")
     given = iter(function(Random(f"{seed} events")))
     return Input(
-        (_given(pipeline, target, one) for one in given),
+        (_given(subject.source, target, one) for one in given),
         (f"events are those of chaos_events in {target.partition(':')[0]}, seed {seed}",),
     )
 
 
-def _given(pipeline: Pipeline, target: str, one: Any) -> Made:
+def _given(source: Topic, target: str, one: Any) -> Made:
     if not isinstance(one, tuple) or len(cast("tuple[Any, ...]", one)) not in (2, 3):
         raise ConfigError(f"chaos_events of {target} gave {one!r:.200}; give (key, value) or (key, value, headers)")
     key, value, *more = cast("tuple[Any, ...]", one)
@@ -297,8 +299,8 @@ def _given(pipeline: Pipeline, target: str, one: Any) -> Made:
     pairs = cast("Iterable[tuple[str, Any]]", headers.items() if hasattr(headers, "items") else headers)
     try:
         return Made(
-            key if key is None or isinstance(key, bytes) else pipeline.source.key.encode(key),
-            value if value is None or isinstance(value, bytes) else pipeline.source.value.encode(value),
+            key if key is None or isinstance(key, bytes) else source.key.encode(key),
+            value if value is None or isinstance(value, bytes) else source.value.encode(value),
             tuple((name, text.encode() if isinstance(text, str) else text) for name, text in pairs),
         )
     except TypeError as wrong:

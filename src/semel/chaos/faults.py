@@ -15,6 +15,7 @@ from semel.chaos.load import Load
 from semel.chaos.plan import Fault
 from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
 from semel.chaos.sight import Sight
+from semel.chaos.stalls import Stalling
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import WorkerProcess
 from semel.errors import SemelError
@@ -73,6 +74,7 @@ class Torture:
             "net": self._net,
             "rebalance": self._rebalance,
             "disk-full": self._disk_full,
+            "disk-slow": self._disk_slow,
             "clock": self._clock,
         }
         self.active.add(fault.number)
@@ -139,8 +141,8 @@ class Torture:
 
     # -- processes
 
-    def start(self, worker: WorkerProcess, *, failpoint: str = "", clock_offset_ms: int = 0) -> None:
-        worker.start(failpoint=failpoint, clock_offset_ms=clock_offset_ms)
+    def start(self, worker: WorkerProcess, *, failpoint: str = "") -> None:
+        worker.start(failpoint=failpoint)
         self.sight.meet(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
@@ -218,6 +220,7 @@ class Torture:
             worker.expected_end = True
             twin = worker.twin()
             self.workers[self.workers.index(worker)] = twin
+            await asyncio.to_thread(disks.mount_like, worker.state_dir, twin.state_dir)
             try:
                 self.start(twin)
                 await asyncio.gather(asyncio.sleep(fault.hold_s), self._holding(twin, ARMED_S))
@@ -259,12 +262,22 @@ class Torture:
         async with self._claimed(fault.worker) as worker:
             self._begins(entry, worker.name)
             entry.bit = bool(self.sight.holds(worker.name))
-            await self._kill9([worker])
-            self.start(worker, clock_offset_ms=fault.offset_ms)
-            await self._holding(worker, ARMED_S)
-            await asyncio.sleep(fault.hold_s)
-            await self._kill9([worker])
-            self.start(worker)
+            restarts = not fault.variant.startswith("jumps")
+            try:
+                if restarts:
+                    await self._kill9([worker])
+                worker.set_clock(fault.offset_ms)
+                if restarts:
+                    self.start(worker)
+                    await self._holding(worker, ARMED_S)
+                await asyncio.sleep(fault.hold_s)
+                if restarts:
+                    await self._kill9([worker])
+            finally:
+                # Where it only jumped, it jumps back.
+                worker.set_clock(0)
+            if restarts:
+                self.start(worker)
 
     async def _disk_full(self, fault: Fault, entry: Entry) -> None:
         async with self._claimed(fault.worker) as worker:
@@ -286,6 +299,25 @@ class Torture:
                 await asyncio.to_thread(disks.free, worker.state_dir)
             await self._kill9([worker])
             self.start(worker)
+
+    async def _disk_slow(self, fault: Fault, entry: Entry) -> None:
+        async with self._claimed(fault.worker) as worker:
+            self._begins(entry, worker.name)
+            if not disks.can_be_slow(worker.state_dir):
+                entry.note = "its state directory is not on a file system that can be frozen"
+                return
+            stalling = await asyncio.to_thread(Stalling, worker.state_dir)
+            try:
+                stalling.watch(worker.pid)
+                await asyncio.sleep(fault.hold_s / 2)
+                if fault.variant.endswith("at a start"):
+                    await self._kill9([worker])
+                    self.start(worker)
+                    stalling.watch(worker.pid)
+                await asyncio.sleep(fault.hold_s / 2)
+            finally:
+                seen = await asyncio.to_thread(stalling.end)
+            entry.bit, entry.note = seen.met > 0, str(seen)
 
     async def _holding(self, worker: WorkerProcess, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
@@ -381,6 +413,7 @@ class Torture:
                 worker.thaw()
             if worker.state_dir.is_mount():
                 disks.free(worker.state_dir)
+            worker.set_clock(0)
 
     async def supervise(self, worker: WorkerProcess) -> None:
         """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.

@@ -14,13 +14,25 @@ from typing import Literal, get_args
 from semel.errors import ConfigError
 from semel.runtime.failpoints import NAMES
 
-Kind = Literal["kill", "failpoint", "zombie", "term", "broker-kill", "net", "rebalance", "leader", "disk-full", "clock"]
+Kind = Literal[
+    "kill",
+    "failpoint",
+    "zombie",
+    "term",
+    "broker-kill",
+    "net",
+    "rebalance",
+    "leader",
+    "disk-full",
+    "disk-slow",
+    "clock",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # How often each comes, the ones that cost least recovery most.
 WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
-    "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "clock": 0.7,
+    "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
 }  # fmt: skip
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
@@ -80,7 +92,7 @@ class Fault:
         said = {
             "failpoint": f"kill -9 at {self.step}, time {self.nth}",
             "net": f"{self.variant} {self.step}".rstrip(),
-            "clock": f"wall clock off by {self.offset_ms / 1000:+,.0f} s",
+            "clock": f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s",
             "rebalance": f"{self.nth} more workers",
         }.get(self.kind, self.variant)
         held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
@@ -152,7 +164,11 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
             hold_s = rng.uniform(0, 2)
         case "disk-full":
             variant, hold_s = "no space left for the state directory", rng.uniform(2, 5)
+        case "disk-slow":
+            variant = rng.choice(("the state directory stalls", "the state directory stalls, also at a start"))
+            hold_s = rng.uniform(2, 5)
         case "clock":
+            variant = rng.choice(("jumps by", "jumps by", "found off at a start by"))
             offset_ms = rng.choice((-1, 1)) * rng.choice((2_000, 60_000, 600_000))
             hold_s = rng.uniform(1, 4)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)
@@ -184,7 +200,9 @@ def wanted(text: str | None) -> Wanted:
     return Wanted(tuple(kind for kind in KINDS if not kinds or kind in kinds), count)
 
 
-def possible(kinds: Sequence[Kind], *, workers: int, brokers: int, mounts: bool) -> tuple[list[Kind], dict[Kind, str]]:
+def possible(
+    kinds: Sequence[Kind], *, workers: int, brokers: int, mounts: bool, stalls: bool
+) -> tuple[list[Kind], dict[Kind, str]]:
     """What of these kinds can happen here, and why the others cannot."""
     left_out: dict[Kind, str] = {}
     for kind in kinds:
@@ -192,4 +210,9 @@ def possible(kinds: Sequence[Kind], *, workers: int, brokers: int, mounts: bool)
             left_out[kind] = "leaders move among several brokers: --brokers 3"
         elif kind == "disk-full" and not mounts:
             left_out[kind] = "a small file system of its own can be mounted by root on Linux only"
+        elif kind == "disk-slow" and not stalls:
+            left_out[kind] = (
+                "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and "
+                "mkfs.ext4"
+            )
     return [kind for kind in kinds if kind not in left_out], left_out

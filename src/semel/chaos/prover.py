@@ -9,7 +9,7 @@ from typing import Any
 
 from semel import proof
 from semel.kafka import KafkaBroker
-from semel.pipeline import Pipeline
+from semel.plan import Plan
 from semel.runtime.clock import SystemClock
 
 TELL_EVERY_S = 2.0
@@ -26,7 +26,7 @@ class Proved:
     html: str = ""
 
 
-async def prove(broker: KafkaBroker, pipeline: Pipeline, progress: Callable[[str], None]) -> Proved:
+async def prove(broker: KafkaBroker, plan: Plan, progress: Callable[[str], None]) -> Proved:
     """RpcLost where no broker answers; SemelError where the topics cannot be understood."""
     told = time.monotonic()
 
@@ -36,7 +36,7 @@ async def prove(broker: KafkaBroker, pipeline: Pipeline, progress: Callable[[str
             told = time.monotonic()
             progress(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
 
-    found = await proof.prove(broker, pipeline.plan(), SystemClock(), progress=tell)
+    found = await proof.prove(broker, plan, SystemClock(), progress=tell)
     document = found.to_json()
     findings = tuple(
         f"{finding['law']}: {finding['sentence']}"

@@ -25,6 +25,7 @@ from semel.chaos.prover import prove
 from semel.chaos.report import CLEAN, UNPROVABLE, Report, summary
 from semel.chaos.show import Display, Shown, WorkerShown, display
 from semel.chaos.sight import Sight
+from semel.chaos.subject import Subject
 from semel.chaos.tables import compare
 from semel.chaos.timeline import Sample, percentile, rates, void_reasons
 from semel.chaos.workers import WorkerProcess
@@ -34,7 +35,6 @@ from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
 from semel.local.nursery import Nursery
-from semel.pipeline import Pipeline
 from semel.port import RpcError, RpcLost, TopicSpec
 from semel.up.workers import Views
 
@@ -61,7 +61,7 @@ class Asked:
     """What a run is to do. `count`: so many faults, else for `minutes`. `report`: where the HTML goes, if anywhere."""
 
     target: str
-    pipeline: Pipeline
+    subject: Subject
     source: Input
     kinds: tuple[Kind, ...]
     count: int | None
@@ -123,11 +123,11 @@ class Run:
         self.asked = asked
         self.display = shown
         self.folder = FOLDER
-        pipeline = asked.pipeline
-        self.partitions = asked.partitions or pipeline.source.partitions or PARTITIONS
-        self.report = Report(pipeline.name, asked.seed, asked.workers, asked.brokers, self.partitions)
+        subject = asked.subject
+        self.partitions = asked.partitions or subject.source.partitions or PARTITIONS
+        self.report = Report(subject.name, asked.seed, asked.workers, asked.brokers, self.partitions)
         self.timeline = self.report.timeline
-        self.sight = Sight(pipeline.source.name, self.partitions)
+        self.sight = Sight(subject.source.name, self.partitions)
         self._lock: IO[str] | None = None
         self._nursery: Nursery | None = None
         self._cluster: Cluster | None = None
@@ -150,11 +150,10 @@ class Run:
         say = self.display.say
         say(f"seed {self.asked.seed}: --seed {self.asked.seed} gives the same faults and the same events again")
         self._take_folder()
+        stalls = "disk-slow" in self.asked.kinds and await asyncio.to_thread(disks.can_stall, self.folder)
+        mounts = stalls or ("disk-full" in self.asked.kinds and await asyncio.to_thread(disks.can_mount, self.folder))
         kinds, left_out = possible(
-            self.asked.kinds,
-            workers=self.asked.workers,
-            brokers=self.asked.brokers,
-            mounts="disk-full" not in self.asked.kinds or await asyncio.to_thread(disks.can_mount, self.folder),
+            self.asked.kinds, workers=self.asked.workers, brokers=self.asked.brokers, mounts=mounts, stalls=stalls
         )
         self.report.left_out = {str(kind): why for kind, why in left_out.items()}
         self.report.kinds, self.report.notes = tuple(kinds), self.asked.source.notes
@@ -162,7 +161,7 @@ class Run:
             say(sentence)
         if not kinds:
             raise SemelError("none of the faults that were asked for can happen here")
-        await self._start("disk-full" in kinds)
+        await self._start(disks.mount_file if stalls else disks.mount if mounts else None)
         assert self._load is not None
         listening = self._beside(self._listening())
         await self._until(lambda: self.sight.whole_since(0), READY_S, "the workers did not come to run")
@@ -201,7 +200,7 @@ class Run:
         # A file of its own, so that no worker reads config/local.toml.
         (self.folder / "worker.toml").write_text("# The workers of semel chaos are set by their environment.\n")
 
-    async def _start(self, mounts: bool) -> None:
+    async def _start(self, mount: disks.Mount | None) -> None:
         say = self.display.say
         self._nursery = Nursery(self.folder / "logs" / "nursery.log")
         self._nursery.start()
@@ -211,7 +210,7 @@ class Run:
         self._cluster = await cluster.__aenter__()
         self._broker = KafkaBroker(cluster.bootstrap, client_id="semel-chaos", rpc_timeout_ms=4000)
         await self._broker.start()
-        source = self.asked.pipeline.source
+        source = self.asked.subject.source
         replicas = min(3, self.asked.brokers)
         await self._broker.create_topics([TopicSpec(source.name, self.partitions, replicas, {"retention.ms": "-1"})])
         self._views = Views()
@@ -222,7 +221,7 @@ class Run:
         for n, port in enumerate(chosen[self.asked.workers :], 1):
             self._guest_processes[n] = self._worker(f"guest{n}", port)
         self._torture = Torture(
-            app=self.asked.pipeline.name,
+            app=self.asked.subject.name,
             cluster=cluster,
             workers=workers,
             guest=lambda number: self._guest_processes[number],
@@ -236,8 +235,8 @@ class Run:
         )
         self._began = time.monotonic()
         for worker in workers:
-            if mounts:
-                await asyncio.to_thread(disks.mount, worker.state_dir)
+            if mount is not None and not await asyncio.to_thread(mount, worker.state_dir):
+                raise SemelError(f"a file system for {worker.state_dir} could not be mounted, though one could before")
             self._torture.start(worker)
         say(f"{len(workers)} workers, {self.partitions} partitions; {self.asked.goal} of chaos")
 
@@ -350,7 +349,7 @@ class Run:
             self.report.bites,
             starts=sum(w.starts for w in workers),
             redelivered=redelivered,
-            deduped=self.asked.pipeline.dedup is not None,
+            deduped=self.asked.subject.dedup is not None,
         )
 
     # -- the proof
@@ -361,7 +360,7 @@ class Run:
         self.display.say("the load is done and every fault healed; rows against changelogs, then the proof")
         with self._as_finding("the tables could not be read"):
             url = self._torture.workers[0].url
-            self.report.findings += await compare(self.asked.pipeline, self._broker, self._views, url)
+            self.report.findings += await compare(self.asked.subject.plan, self._broker, self._views, url)
         for worker in self._torture.workers:
             worker.expected_end = True
             worker.send(signal.SIGTERM)
@@ -370,7 +369,7 @@ class Run:
                 self.report.findings.append(f"{worker.name} did not end within 40 s of SIGTERM after the run")
                 await worker.kill9()
         with self._as_finding("there is no proof"):
-            self.report.proved = await prove(self._broker, self.asked.pipeline, self.display.say)
+            self.report.proved = await prove(self._broker, self.asked.subject.plan, self.display.say)
 
     @contextlib.contextmanager
     def _as_finding(self, what: str) -> Generator[None]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
+# Kinds that only count as met where their effect on a process was seen.
+SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow")
+
 # A guest that has left is away; that is no fault.
 Phase = Literal["starting", "running", "frozen", "dead", "away"]
 
@@ -134,7 +137,7 @@ def void_reasons(entries: Iterable[Entry], bites: Bites, *, starts: int, redeliv
         reasons.append(f"none of the {len(entries)} faults met anything at work")
     if not (
         bites.assignments > starts or bites.aborts or bites.unknown or bites.fences or bites.recoveries
-    ) and not any(e.bit and e.kind in ("kill", "failpoint", "term", "zombie") for e in entries):
+    ) and not any(e.bit and e.kind in SEEN for e in entries):
         reasons.append("no rebalance, abort, fence or restart was seen")
     if deduped and redelivered and not bites.duplicates:
         reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")

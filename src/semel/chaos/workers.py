@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from semel.local import ports
 from semel.local.nursery import Forked, Nursery
 from semel.local.process import environment_without_settings
+from semel.runtime.clock import OFFSET
 
 
 class WorkerProcess:
@@ -43,6 +45,8 @@ class WorkerProcess:
         self._folder = folder
         self._settings = dict(settings)
         self._process: Forked | None = None
+        self._clock = folder / "state" / f"{name}.clock"
+        self.set_clock(0)
 
     @property
     def url(self) -> str:
@@ -63,15 +67,14 @@ class WorkerProcess:
 
     # -- its life
 
-    def start(self, *, failpoint: str = "", clock_offset_ms: int = 0) -> None:
+    def start(self, *, failpoint: str = "") -> None:
         """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it."""
         assert not self.running, f"{self.name} runs"
         environment = environment_without_settings()
         environment |= {"SEMEL_BROKER": self._bootstrap, "SEMEL_STATE_DIR": str(self.state_dir), **self._settings}
         if failpoint:
             environment["SEMEL_FAILPOINT"] = failpoint
-        if clock_offset_ms:
-            environment["SEMEL_CLOCK_OFFSET_MS"] = str(clock_offset_ms)
+        environment["SEMEL_CLOCK_OFFSET_MS"] = str(self._clock)
         config = self._folder / "worker.toml"
         command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port)]
         command += ["--config", str(config)]
@@ -79,6 +82,15 @@ class WorkerProcess:
         self.frozen = False
         self.expected_end = bool(failpoint)
         self.starts += 1
+
+    def set_clock(self, offset_ms: int) -> None:
+        """Its wall clock is off by so much from now on, whether it runs or is yet to start."""
+        # In place: a running process has mapped these bytes.
+        at = os.open(self._clock, os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            os.pwrite(at, OFFSET.pack(offset_ms), 0)
+        finally:
+            os.close(at)
 
     def send(self, number: signal.Signals) -> None:
         if self._process is not None:

@@ -47,7 +47,7 @@ def chaos(
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report there, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
-    """Run a pipeline on brokers of its own under kills, freezes, lost answers and rebalances, and prove the result.
+    """Run a pipeline or an app on brokers of its own under kills, freezes, lost answers and rebalances, and prove the result.
 
     Nothing of your own clusters is touched: brokers, topics, workers and state are made for the run, in .semel/chaos.
     Exit code 0: clean; 1: a finding, or a run in which the faults met nothing; 2: usage; 5: unprovable; 130: Ctrl-C.
@@ -60,8 +60,8 @@ def chaos(
     from semel.chaos.copying import copy
     from semel.chaos.plan import wanted
     from semel.chaos.run import Asked, now_ms, run
+    from semel.chaos.subject import subject
     from semel.errors import ConfigError
-    from semel.pipeline import Pipeline
 
     asked_for = wanted(faults)
     if brokers not in (1, 3):
@@ -70,20 +70,18 @@ def chaos(
         raise ConfigError("--input and --from-topic are two sources of events; give one")
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"--report {str(report)!r}: there is no directory {str(report.absolute().parent)!r}; make it")
-    loaded = project.load(pipeline)
-    if not isinstance(loaded, Pipeline):
-        raise ConfigError(f"{pipeline} is an App; semel chaos takes a Pipeline, whose topics and rules are declared")
+    what = subject(pipeline, project.load(pipeline))
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     if input_file is not None:
         source = made.from_file(input_file)
     elif from_topic is not None:
         source = asyncio.run(copy(from_topic, broker, events))
     else:
-        source = made.from_module(loaded, pipeline, seed) or made.from_types(loaded, seed, now_ms, key)
+        source = made.from_module(what, pipeline, seed) or made.from_types(what, seed, now_ms, key)
     ended = run(
         Asked(
             target=pipeline,
-            pipeline=loaded,
+            subject=what,
             source=source,
             kinds=asked_for.kinds,
             count=asked_for.count,

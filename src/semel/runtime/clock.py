@@ -1,27 +1,44 @@
 """The real clock and real randomness.
 
-`SEMEL_CLOCK_OFFSET_MS` in the environment sets the wall clock off by so much: for `semel chaos`.
+`SEMEL_CLOCK_OFFSET_MS` in the environment sets the wall clock off, for `semel chaos`: by so much, or, where it is the path
+of a file, by the eight bytes (signed, native) that stand in it at any moment, so that the clock can jump.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import random
-import time
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic as steady_time
+from time import time as wall_time
+
+OFFSET = struct.Struct("@q")
 
 
 class SystemClock:
-    monotonic = staticmethod(time.monotonic)
+    monotonic = staticmethod(steady_time)
+    time = staticmethod(wall_time)
 
     def __init__(self) -> None:
-        self._offset_s = int(os.environ.get("SEMEL_CLOCK_OFFSET_MS") or 0) / 1000
-
-    def time(self) -> float:
-        return time.time() + self._offset_s
+        said = os.environ.get("SEMEL_CLOCK_OFFSET_MS")
+        if said:
+            self.time = _wrong(said)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def _wrong(said: str) -> Callable[[], float]:
+    if not said.startswith("/"):
+        offset_s = int(said) / 1000
+        return lambda: wall_time() + offset_s
+    with Path(said).open("rb") as file:
+        shared = mmap.mmap(file.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+    return lambda: wall_time() + OFFSET.unpack_from(shared)[0] / 1000
 
 
 class SystemRandomness:

@@ -19,6 +19,7 @@ import pytest
 from semel import Dedup, Pipeline, Table, Topic, content_hash, current_event, header
 from semel.chaos import events
 from semel.chaos.events import MIX, Input, Made, deliveries, from_file, from_module, from_types
+from semel.chaos.subject import Subject, subject
 from semel.chaos.values import NotMade
 from semel.errors import ConfigError
 
@@ -44,8 +45,9 @@ async def nothing(trades: AsyncIterable[Any]) -> AsyncIterator[None]:
         yield None
 
 
-def pipeline(agent: Any = nothing, *tables: Table, dedup: Dedup | None = None, value: Any = Trade) -> Pipeline:
-    return Pipeline("trades", source=Topic("trades", value=value), agent=agent, tables=tables, dedup=dedup)
+def pipeline(agent: Any = nothing, *tables: Table, dedup: Dedup | None = None, value: Any = Trade) -> Subject:
+    declared = Pipeline("trades", source=Topic("trades", value=value), agent=agent, tables=tables, dedup=dedup)
+    return subject("trades", declared)
 
 
 def made_of(made: Input, count: int = 200) -> list[tuple[bytes | None, Any]]:

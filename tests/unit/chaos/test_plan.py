@@ -86,7 +86,24 @@ def test_what_is_no_fault_is_refused_by_name(text: str) -> None:
 
 
 def test_what_cannot_happen_here_is_left_out_with_its_reason() -> None:
-    kinds, left_out = possible(KINDS, workers=2, brokers=1, mounts=False)
-    assert set(KINDS) - set(kinds) == {"leader", "disk-full"} == set(left_out)
+    kinds, left_out = possible(KINDS, workers=2, brokers=1, mounts=False, stalls=False)
+    assert set(KINDS) - set(kinds) == {"leader", "disk-full", "disk-slow"} == set(left_out)
     assert "--brokers 3" in left_out["leader"]
-    assert possible(KINDS, workers=2, brokers=3, mounts=True) == (list(KINDS), {})
+    assert "loop devices" in left_out["disk-slow"]
+    assert possible(KINDS, workers=2, brokers=3, mounts=True, stalls=True) == (list(KINDS), {})
+
+
+def test_where_disks_can_be_full_but_not_slow_only_the_slow_ones_are_left_out() -> None:
+    kinds, left_out = possible(("disk-full", "disk-slow"), workers=2, brokers=1, mounts=True, stalls=False)
+    assert (kinds, list(left_out)) == (["disk-full"], ["disk-slow"])
+
+
+def test_clocks_jump_in_both_directions_while_workers_run_and_between_two_lives() -> None:
+    clocks = faults(4, 200, ("clock",))
+    assert {(clock.offset_ms > 0, clock.variant.startswith("jumps")) for clock in clocks} == {
+        (True, True), (True, False), (False, True), (False, False),
+    }  # fmt: skip
+
+
+def test_a_slow_disk_is_met_by_running_and_by_starting_workers() -> None:
+    assert len({fault.variant for fault in faults(4, 50, ("disk-slow",))}) == 2

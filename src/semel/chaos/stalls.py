@@ -1,0 +1,190 @@
+"""A file system that stalls: frozen for a while, open for a moment, again and again. What writes to it waits.
+
+Each freeze writes back what is dirty and then holds every write, sync, creation and deletion until the thaw, in the
+kernel; reads go on. It is done by a process of its own, which thaws whatever ends the run: it runs this file, and needs
+nothing but it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_FIFREEZE = 0xC0045877
+_FITHAW = 0xC0045878
+# Long enough that a flush, a compaction or an opening meets it; a session is many times longer.
+FROZEN_S = 0.25
+OPEN_S = 0.02
+_PROBE = "probe"
+_PROBE_EVERY_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """What was seen. `worst_ms`: the longest that one write with its sync took, `quiet_ms`: half of them took before.
+
+    `met` of `stalls` found a thread of the watched process waiting for its disk.
+    """
+
+    stalls: int = 0
+    met: int = 0
+    quiet_ms: float = 0.0
+    worst_ms: float = 0.0
+    failed: str = ""
+
+    def __str__(self) -> str:
+        if self.failed:
+            return f"it could not be stalled: {self.failed}"
+        return (
+            f"{self.stalls} stalls, {self.met} met by the worker; a write took up to {self.worst_ms:,.0f} ms, "
+            f"{self.quiet_ms:.1f} ms before"
+        )
+
+
+class Stalling:
+    """The process that stalls a folder. `watch` says whose writes are to be seen waiting; `end` is safe to call twice."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-I", __file__, str(folder)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._ended: Stalled | None = None
+
+    def watch(self, pid: int) -> None:
+        assert self._process.stdin is not None
+        # Where it has failed meanwhile, `end` says why.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{pid}\n")
+            self._process.stdin.flush()
+
+    def end(self) -> Stalled:
+        """Thawed, and what was seen meanwhile."""
+        if self._ended is None:
+            out, said = self._process.communicate(timeout=10)
+            self._ended = Stalled(**json.loads(out)) if out else Stalled(failed=said.strip()[-200:] or "it was killed")
+        return self._ended
+
+
+def freezes(folder: Path) -> bool:
+    """Whether the file system of this folder can be frozen; it is thawed again."""
+    return freeze(folder) and thaw(folder)
+
+
+def freeze(folder: Path) -> bool:
+    """False where it cannot be frozen, or is."""
+    return _ioctl(folder, _FIFREEZE)
+
+
+def thaw(folder: Path) -> bool:
+    """False where it was not frozen."""
+    return _ioctl(folder, _FITHAW)
+
+
+def _ioctl(folder: Path, request: int) -> bool:
+    try:
+        at = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(at, request, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(at)
+    return True
+
+
+# -- the process
+
+
+class _Probe(threading.Thread):
+    """Writes and syncs as a store does, and notes how long that takes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._file = os.open(folder / _PROBE, os.O_CREAT | os.O_WRONLY)
+        self._ending = threading.Event()
+        self.took_s: list[float] = []
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                os.pwrite(self._file, bytes(4096), 0)
+                os.fdatasync(self._file)
+            except OSError:
+                # The disk may be full, too: that took its time all the same.
+                pass
+            self.took_s.append(time.monotonic() - began)
+            self._ending.wait(_PROBE_EVERY_S)
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join()
+        os.close(self._file)
+
+
+def _stall(folder: Path) -> Stalled:
+    """Until standard input ends, which it also does when whoever started this dies."""
+    probe = _Probe(folder)
+    probe.start()
+    time.sleep(0.2)
+    before = sorted(probe.took_s)
+    quiet_s = before[len(before) // 2] if before else 0.0
+    probe.took_s.clear()
+    stalls = met = pid = 0
+    try:
+        while True:
+            frozen = freeze(folder)
+            said = _asked_to_end(FROZEN_S)
+            stalls += frozen
+            met += frozen and _waits(pid)
+            thaw(folder)
+            if said == "":
+                break
+            pid = int(said) if said else pid
+            time.sleep(OPEN_S)
+    finally:
+        thaw(folder)
+        probe.stop()
+        (folder / _PROBE).unlink(missing_ok=True)
+    return Stalled(stalls, met, quiet_s * 1000, max(probe.took_s, default=0.0) * 1000)
+
+
+def _asked_to_end(within_s: float) -> str | None:
+    """A line of standard input, empty at its end; None where there was none within that time."""
+    ready, _, _ = select.select([sys.stdin], [], [], within_s)
+    return sys.stdin.readline() if ready else None
+
+
+def _waits(pid: int) -> bool:
+    """Whether a thread of the process is in an uninterruptible wait, as one that writes to a frozen disk is."""
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            if task.read_text().rsplit(")", 1)[1].split()[0] == "D":
+                return True
+        except (OSError, IndexError):
+            continue
+    return False
+
+
+def _ends(*_: object) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    # Ctrl-C goes to whoever started this, and that ends this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ends)
+    sys.stdout.write(json.dumps(asdict(_stall(Path(sys.argv[1])))))

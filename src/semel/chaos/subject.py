@@ -1,0 +1,61 @@
+"""What is tortured: a `Pipeline`, or a `semel.App` with one agent that reads one topic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from semel.dedup import Dedup
+from semel.errors import ConfigError
+from semel.pipeline import Pipeline
+from semel.plan import Plan
+from semel.topic import Topic
+
+if TYPE_CHECKING:
+    from semel.faust_.app import App
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """`source` is the topic that is fed. `pipeline` where one was declared: its agent can be tried without Kafka.
+
+    An App's rows lie where their events are, so that any record key will do for it.
+    """
+
+    plan: Plan
+    source: Topic
+    pipeline: Pipeline | None = None
+
+    @property
+    def name(self) -> str:
+        return self.plan.app
+
+    @property
+    def dedup(self) -> Dedup | None:
+        return self.plan.dedup
+
+
+def subject(target: str, loaded: Pipeline | App) -> Subject:
+    """ConfigError for an App that a run could not feed, or of which it could not say when it is done."""
+    plan = loaded.plan()
+    if isinstance(loaded, Pipeline):
+        return Subject(plan, loaded.source, loaded)
+    if len(plan.agents) != 1:
+        named = ", ".join(sorted(agent.name for agent in plan.agents)) or "none"
+        raise ConfigError(
+            f"{target}: the agents of app {plan.app!r} that read topics are {named}; semel chaos takes an App with one, since "
+            "a dead letter does not say which agent gave its event up. Put the others into apps of their own"
+        )
+    sources = plan.sources
+    if len(sources) != 1:
+        raise ConfigError(
+            f"{target}: app {plan.app!r} reads {', '.join(sorted(sources))}; semel chaos feeds one topic, and is done when "
+            "that is read to its end. Give each topic an agent in an app of its own"
+        )
+    [(name, source)] = sources.items()
+    if name in plan.internal_sources:
+        raise ConfigError(
+            f"{target}: the agent of app {plan.app!r} reads a topic of its own, {name!r}; declare the topic that it is to read "
+            "by app.topic(...)"
+        )
+    return Subject(plan, source)
