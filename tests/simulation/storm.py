@@ -73,7 +73,7 @@ class Storm:
         self.note_taking = rng.random() < 0.4
         self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
         self.figures: Counter[str] = Counter()
-        self.notes: dict[str, asyncio.Future[None]] = {}
+        self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
         self.inputs: list[Callable[[bool], None]] = []
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
@@ -336,9 +336,10 @@ class Storm:
             worker.clock.jump(self.world.clock.time() + off - worker.clock.time())
 
     def _note(self, worker: Worker) -> None:
+        """An output without an event; its sender is of this worker's process."""
         text = f"n{len(self.notes)}"
         with contextlib.suppress(CommitError, SemelError):
-            self.notes[text] = worker.engine.carry(Out(TP("notes", 0), None, b"k", text.encode(), ()))
+            self.notes[text] = worker, worker.engine.carry(Out(TP("notes", 0), None, b"k", text.encode(), ()))
 
     # -- the run
 
@@ -377,14 +378,16 @@ class Storm:
         await world.rest()
         # An output that nobody can fence is given up when a commit could have taken as long.
         until = world.loop.time() + 10
-        while not all(told.done() for told in self.notes.values()) and world.loop.time() < until:
+        while world.loop.time() < until and any(not told.done() and not w.killed for w, told in self.notes.values()):
             await world.clock.sleep(0.5)
 
     def outcome(self) -> Outcome:
         world = self.world
         history = world.judged()
-        for text, told in self.notes.items():
-            history.notes[text] = told.exception() is None if told.done() else None
+        for text, (worker, told) in self.notes.items():
+            # Who sent it died with its worker, and waits for nothing. (What is left of a worker here goes on draining.)
+            if told.done() or not worker.killed:
+                history.notes[text] = told.exception() is None if told.done() else None
         violations = judge(history)
         violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
         violations += [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]

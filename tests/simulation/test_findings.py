@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from semel.errors import CommitError
+from semel.port import TP
+from semel.stages.sink import Out
 from semel.testing.clock import run_virtual
+from tests.simulation.choices import Choices
+from tests.simulation.storm import Storm
 from tests.simulation.watch import watching
+from tests.simulation.world import SimulatedWorld
 from tests.unit.runtime.harness import World
 
 
@@ -80,3 +87,58 @@ def test_a_stream_that_outlives_its_assignment_ends_without_a_word_on_the_log(tm
 
     run_virtual(listened())
     assert complaints == []
+
+
+def test_who_sent_an_output_and_died_with_its_worker_is_owed_no_answer_and_others_are(tmp_path: Path) -> None:
+    """Seed 501159: killed amid its last commit, what is left of the worker drains on, and tells nobody anything by then."""
+
+    async def main() -> None:
+        world = SimulatedWorld(
+            tmp_path, seed=1, partitions=1, style="stream", window=timedelta(days=7), real=False, commit_interval_ms=10
+        )
+        try:
+            storm = Storm(world, 1, Choices(frozenset()), crashes=0)
+            storm.quiet = True
+            world.cluster.create_topic("notes", 1)
+            worker = world.boot("w1")
+            await world.until_running(worker)
+            reached, _ = worker.hold_at("commit.after_store")
+            world.pay("a1")
+            await reached.wait()
+            # Its last commit waits for the one under way.
+            worker.engine.stop()
+            await world.clock.sleep(0.01)
+            storm._note(worker)
+            world.crash(worker, "commit.after_store")
+            _, told = storm.notes["n0"]
+            assert not told.done()
+            assert [v for v in storm.outcome().violations if "n0" in v.what] == []
+            # Of a worker that lives, the same silence is a finding.
+            worker.killed = False
+            assert [v.what for v in storm.outcome().violations if "n0" in v.what] == [
+                "nobody ever heard of the note n0"
+            ]
+            worker.killed = True
+        finally:
+            await world.close()
+
+    run_virtual(main())
+
+
+def test_what_is_sent_after_the_last_epoch_was_cut_fails_when_the_worker_has_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path, partitions=1)
+        worker = world.start()
+        await world.until_running(worker)
+        reached, go = worker.hold_at("commit.after_store")
+        world.pay("a1", sleep_ms=50)
+        await world.until(lambda: len(world.work.handled) == 1)
+        worker.engine.stop()
+        await reached.wait()
+        told = worker.engine.carry(Out(TP("settlements", 0), None, b"k", b"late", ()))
+        go.set()
+        assert await worker.gone() is None
+        assert isinstance(told.exception(), CommitError)
+        await world.close()
+
+    run_virtual(main())
