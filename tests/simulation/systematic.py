@@ -17,19 +17,16 @@ from semel.port import RpcError
 from semel.stages.answers import Answer, answer_of
 from semel.testing.broker import Call, Fault, delay, refuse
 from tests.simulation.choices import Choices
+from tests.simulation.codes import BROKER_SAYS
 from tests.simulation.laws import Violation, judge
 from tests.simulation.storm import ALL_CODES, Outcome
 from tests.simulation.world import SimulatedWorld, seeded
 from tests.unit.runtime.harness import Worker
 
-WORKLOADS = ("steady", "pair", "restore")
-APIS = (
-    "ApiVersions", "Metadata", "CreateTopics", "DescribeConfigs", "Fetch", "ListOffsets",
-    "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit", "EndTxn",
-    "JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "OffsetFetch",
-)  # fmt: skip
-# Asked for only where marks expire, or a transaction holds a log for longer than usual: random runs reach them.
-RARE_APIS = ("DeleteRecords", "DescribeProducers", "DescribeGroups")
+WORKLOADS = ("steady", "pair", "restore", "orphan", "expiry")
+APIS = tuple(BROKER_SAYS)
+# The workload in which a request is made at all, where that is not the plain one.
+ASKED_IN = {"LeaveGroup": "pair", "DeleteRecords": "expiry", "DescribeProducers": "orphan", "DescribeGroups": "orphan"}
 # Asked for again and again: the first time is that of the start, the second that of the work.
 OFTEN = (
     "Metadata",
@@ -42,6 +39,7 @@ OFTEN = (
     "Heartbeat",
 )
 NETWORK_S = 0.002
+EXPIRY_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,7 @@ class Run:
         self.quiet = False
         self.losing = False
         self.names = {"w1"}
+        self.orphaned = False
         world.on_start = self.arm
         world.on_death = self.again
         world.excused = case.answered is not None
@@ -131,7 +130,17 @@ class Run:
 
     def _boot(self, name: str) -> None:
         if not self.world.closed and not any(w.name == name for w in self.world.workers.values()):
-            self.world.boot(name, transaction_timeout_ms=6_000, session_timeout_ms=6_000)
+            # What an orphan leaves open outlives its session, so that whoever takes over has to end it.
+            lasts_ms = 60_000 if self.case.workload == "orphan" else 6_000
+            self.world.boot(name, transaction_timeout_ms=lasts_ms, session_timeout_ms=6_000)
+
+    def _orphan(self, call: Call) -> None:
+        """A worker that dies for good with its transaction open. Not one of the crashes looked at."""
+        if self.orphaned:
+            return
+        self.orphaned = True
+        self.names.discard("w2")
+        self.world.loop.call_soon(self.world.workers[call.client].kill, context=self.world.cluster.context)
 
     def network(self, call: Call) -> Fault:
         way = delay(NETWORK_S, NETWORK_S)
@@ -142,6 +151,8 @@ class Run:
         for kill in self.case.kills:
             if not kill.point and kill.client == call.client and kill.nth == self.calls[call.client]:
                 self._die_of(call, kill)
+        if self.case.workload == "orphan" and call.api == "TxnOffsetCommit" and call.client.startswith("w2#"):
+            self._orphan(call)
         answered = self.case.answered
         if answered is not None and answered.api == call.api and answered.nth == self.of_api[call.api]:
             self.hit += 1
@@ -190,6 +201,21 @@ class Run:
                     worker.kill()
                 await pause(0.3)
                 world.pay_many(4)
+            case "orphan":
+                await pause(0.2)
+                self.names.add("w2")
+                self._boot("w2")
+                for _ in range(4):
+                    world.pay_many(4)
+                    await pause(0.5)
+                # Its session, and the takeover.
+                await pause(8)
+                self.names.discard("w2")
+                world.pay_many(4)
+            case "expiry":
+                for _ in range(3):
+                    await pause(2.5 * EXPIRY_S)
+                    world.pay_many(8)
         await pause(0.8)
         self.quiet = True
         self.names = {"w1"}
@@ -201,9 +227,9 @@ async def run_case(path: Path, case: Case, *, real: bool = False) -> Ran:
     world = SimulatedWorld(
         path,
         seed=7,
-        partitions=2 if case.workload == "pair" else 1,
+        partitions=2 if case.workload in ("pair", "orphan") else 1,
         style="stream",
-        window=timedelta(days=7),
+        window=timedelta(seconds=EXPIRY_S) if case.workload == "expiry" else timedelta(days=7),
         real=real,
     )
     world.rng = seeded("systematic", case.workload)
@@ -236,6 +262,8 @@ def first_crashes(workload: str, ran: Ran) -> Iterator[Case]:
     for (client, point), times in sorted(ran.passed.items()):
         for nth in range(1, times + 1):
             yield Case(workload, (Kill(client, point, nth),))
+    if workload == "expiry":
+        return  # nearly all of its requests are those of a worker at rest
     for client, times in sorted(ran.calls.items()):
         for nth in range(1, times + 1):
             for arrives in (False, True):
@@ -253,13 +281,17 @@ def second_crashes(case: Case, ran: Ran, *, most: int = 2) -> Iterator[Case]:
 
 
 def answers() -> Iterator[Case]:
-    """Each code, made-up ones too, on each RPC, with and without effect, once in the middle and once at the start."""
-    for api in APIS:
-        workload = "pair" if api == "LeaveGroup" else "steady"
-        for nth in (1, 2) if api in OFTEN else (1,):
-            for code in ALL_CODES:
-                for applied in (False, True):
-                    yield Case(workload, (), Answered(api, code, applied, nth))
+    """Each code on each RPC, with and without effect, once in the middle and once at the start.
+
+    First what a broker says, then what none does.
+    """
+    for real in (True, False):
+        for api in APIS:
+            for nth in (1, 2) if api in OFTEN else (1,):
+                for code in ALL_CODES:
+                    if (code in BROKER_SAYS[api]) is real:
+                        for applied in (False, True):
+                            yield Case(ASKED_IN.get(api, "steady"), (), Answered(api, code, applied, nth))
 
 
 def parsed(text: str) -> Case:

@@ -6,6 +6,7 @@ Installed once a process, over the engine's own classes: a step that the engine 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -184,8 +185,8 @@ def _watch_failpoints() -> None:
     Failpoints.__call__ = passed  # type: ignore[method-assign]
 
 
-def never_reached(seen: Counter[Key], rpcs: dict[str, list[int]]) -> dict[str, list[str]]:
-    """By kind, what was possible and did not happen. `rpcs`: the error codes that were to be tried on each."""
+def never_reached(seen: Counter[Key], rpcs: Mapping[str, Collection[int]]) -> dict[str, list[str]]:
+    """By kind, what was possible and did not happen. `rpcs`: the error codes that a broker gives on each."""
     wanted: dict[str, list[Key]] = {
         "epoch": [("epoch", a.name, b.name) for a, b in EPOCH_STEPS],
         "member": [("member", a.name, b.name) for a, b in MEMBER_STEPS],
