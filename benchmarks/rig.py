@@ -25,6 +25,7 @@ import orjson
 from benchmarks.report import load_average, say
 from semel.local import ports
 from semel.local.kafka import LocalKafka
+from semel.local.process import environment_without_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.05
@@ -107,7 +108,7 @@ class Worker:
     def start(self) -> None:
         command = [str(Path(sys.executable).with_name("semel")), "worker", self.pipeline]
         command += ["--instance", self.instance, "--web-port", str(self._port)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SEMEL_")}
+        environment = environment_without_settings()
         environment |= {f"SEMEL_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

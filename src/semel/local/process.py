@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +61,10 @@ def _start_time_by_ps(pid: int) -> str | None:
     return None if not state or state.startswith("Z") else started.strip()
 
 
-def launch(command: Sequence[str], log: Path, *, detached: bool) -> ProcessId:
-    """Start a process in a session of its own, its output appended to `log`.
+def launch(
+    command: Sequence[str], log: Path, *, detached: bool, environment: Mapping[str, str] | None = None
+) -> ProcessId:
+    """Start a process in a session of its own, its output appended to `log`. `environment`: else that of this process.
 
     One that is not detached is killed when this Python process ends, however it ends, so that an aborted test run
     leaves nothing behind (Linux only: elsewhere it stays).
@@ -70,19 +72,20 @@ def launch(command: Sequence[str], log: Path, *, detached: bool) -> ProcessId:
     guard = shutil.which("setpriv")
     if not detached and guard is not None:
         command = [guard, "--pdeathsig", "KILL", *command]
-    process = _parent.submit(_open, command, log).result()
+    process = _parent.submit(_open, command, log, environment).result()
     # The process is known by its pid from here on, in whichever process asks; nobody waits on the Popen object.
     process.returncode = 0
     return ProcessId(process.pid, start_time(process.pid) or "gone")
 
 
-def _open(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def _open(command: Sequence[str], log: Path, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
         )
 

@@ -1,4 +1,7 @@
-"""Worker processes of a run: started as a user starts them, killed, started again, asked over HTTP, stopped."""
+"""Worker processes of a run: started as a user starts them, killed, started again, asked over HTTP, stopped.
+
+Nothing of the user's own settings reaches them: SEMEL_BROKER would go before the run's own broker.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from semel.errors import SemelError
-from semel.local.process import ProcessId, end, launch, send, wait_gone
+from semel.local.process import ProcessId, end, environment_without_settings, launch, send, wait_gone
 from semel.web.paths import query, table_path
 from semel.web.scan import LIMIT_MAX
 
@@ -47,7 +50,8 @@ class Worker:
         return self._process is not None and self._process.alive
 
     def start(self) -> None:
-        self._process = launch(self._command, self.log, detached=False)
+        environment = environment_without_settings()
+        self._process = launch(self._command, self.log, detached=False, environment=environment)
 
     def kill9(self) -> None:
         """SIGKILL; returns at once."""
