@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -271,47 +271,34 @@ async def test_a_second_worker_of_the_same_name_on_another_machine_ends_the_firs
 
 
 @contextmanager
-def disk(at: Path, size_mb: int) -> Iterator[Path]:
-    """A small file system of its own."""
+def mounted(at: Path, command: str, needs: str) -> Iterator[Path]:
+    """A file system of its own, that this command mounts at `at`."""
     at.mkdir(parents=True)
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(at)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    made = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.skip(f"a file system of its own needs root: {made.stderr.strip()}")
+        pytest.skip(f"a file system of its own needs {needs}: {made.stderr.strip()}")
     try:
         yield at
     finally:
         subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+def disk(at: Path, size_mb: int) -> AbstractContextManager[Path]:
+    """A small one, in memory."""
+    return mounted(at, f"mount -t tmpfs -o size={size_mb}m tmpfs {at}", "root")
 
 
 def make_read_only(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 
 
-@contextmanager
-def block_device(at: Path, size_mb: int) -> Iterator[Path]:
-    """A file system that fails as one on a broken device does (`break_device`): files stay open, nothing is written."""
-    at.mkdir(parents=True)
+def block_device(at: Path, size_mb: int) -> AbstractContextManager[Path]:
+    """One that fails as on a broken device (`break_device`): files stay open, nothing is written."""
     image = at.with_suffix(".img")
     image.write_bytes(b"")
     os.truncate(image, size_mb << 20)
-    made = subprocess.run(
-        f"mkfs.ext4 -q -E root_owner {image} && mount -o loop,errors=remount-ro {image} {at}",
-        shell=True,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip(f"a block device of its own needs root and ext4: {made.stderr.strip()}")
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "--lazy", str(at)], check=True)
+    command = f"mkfs.ext4 -q -E root_owner {image} && mount -o loop,errors=remount-ro {image} {at}"
+    return mounted(at, command, "root and ext4")
 
 
 def break_device(folder: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from semel.local.kafka import LocalKafka
+from semel.runtime.failpoints import NAMES
 from tests.broker import logs
 from tests.broker.conftest import MakeLedger
 from tests.broker.ledger import SESSION_TIMEOUT_MS, Ledger
@@ -17,16 +18,7 @@ from tests.broker.workers import WorkerProcess
 pytestmark = pytest.mark.broker
 
 # Where a worker that stops has something in hand: an open event, a sealed epoch, a transaction in each of its states.
-STOPS = (
-    "barrier.before_seal",
-    "barrier.after_seal",
-    "commit.before_partitions",
-    "commit.after_partitions",
-    "commit.after_offsets_added",
-    "commit.after_produce",
-    "commit.after_offsets",
-    "commit.after_end",
-)
+STOPS = [name for name in NAMES if name.startswith(("barrier.", "commit.")) and not name.endswith("_store")]
 
 
 async def wait_out_session(worker: WorkerProcess) -> None:
