@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LINE_EVERY_S = 5.0
+# Side by side, so that their names are whole in 80 columns.
+KINDS_A_ROW = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,15 @@ def picture(moment: Shown) -> RenderableType:
         f"{moment.published:,} published", f"{moment.rate:,.0f} records/s", f"lag {moment.lag:,}", recovery, findings
     )
     faults = Table.grid(padding=(0, 3))
-    faults.add_row(*(Text(kind, style="bold cyan") for kind in moment.faults))
-    faults.add_row(*(f"{kind['faults']} ({kind['bit']} bit)" for kind in moment.faults.values()))
+    kinds = list(moment.faults.items())
+    for first in range(0, len(kinds), KINDS_A_ROW):
+        row = kinds[first : first + KINDS_A_ROW]
+        faults.add_row(*(Text(kind, style="bold cyan") for kind, _ in row))
+        faults.add_row(*(f"{count['faults']} ({count['bit']} bit)" for _, count in row))
     return panel(
         flow,
         faults,
         workers_grid(moment.workers),
         title=f"semel chaos · {moment.stage} · {moment.seconds:.0f} s of {moment.goal}",
-        subtitle=f"{moment.active} faults in force" if moment.active else "",
+        subtitle=f"{moment.active} fault{'s' if moment.active > 1 else ''} in force" if moment.active else "",
     )

@@ -1,7 +1,9 @@
+import dataclasses
 import io
 
 from rich.console import Console
 
+from semel.chaos.plan import KINDS
 from semel.chaos.show import Shown, WorkerShown, line, picture
 
 MOMENT = Shown(
@@ -22,6 +24,12 @@ MOMENT = Shown(
 )
 
 
+def drawn(moment: Shown, width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(picture(moment))
+    return file.getvalue()
+
+
 def test_a_line_says_it_all() -> None:
     said = line(MOMENT)
 
@@ -31,10 +39,20 @@ def test_a_line_says_it_all() -> None:
 
 
 def test_the_picture_shows_the_faults_by_kind_and_the_workers() -> None:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(picture(MOMENT))
-    shown = console.file.getvalue()
+    shown = drawn(MOMENT, 120)
 
     for words in ("semel chaos · chaos · 12 s of 60 s", "2 faults in force", "kill", "3 (2 bit)", "zombie", "1 (1 bit)",
                   "recovery 3.2 s (median)", "0 findings", "frozen", "pid 11", "0 2 (restoring)"):  # fmt: skip
         assert words in shown
+
+
+def test_every_kind_of_fault_has_its_whole_name_in_eighty_columns() -> None:
+    shown = drawn(dataclasses.replace(MOMENT, faults={kind: {"faults": 100, "bit": 99} for kind in KINDS}), 80)
+
+    assert all(kind in shown for kind in KINDS)
+    assert shown.count("100 (99 bit)") == len(KINDS)
+
+
+def test_one_fault_in_force_is_one() -> None:
+    assert "1 fault in force" in drawn(dataclasses.replace(MOMENT, active=1), 120)
+    assert "in force" not in drawn(dataclasses.replace(MOMENT, active=0), 120)
