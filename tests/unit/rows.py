@@ -33,6 +33,14 @@ def take_in_hand(*rows: Rows) -> Hand:
     return hand
 
 
+def begun(table: Table, store: Store, **options: Any) -> tuple[Rows, Hand]:
+    """The table's rows, in the hand of an event that has begun; options as `rows_of` has them."""
+    rows = rows_of(table, store, **options)
+    hand = take_in_hand(rows)
+    hand.begin()
+    return rows, hand
+
+
 def finish(hand: Hand) -> None:
     """What a lane does when an event ends well."""
     hand.write_back()

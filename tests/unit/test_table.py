@@ -25,7 +25,7 @@ from semel.partitioner import KeyPartitions
 from semel.state.overlay import Rows
 from semel.state.store import Store
 from semel.table import RESERVED, Table
-from tests.unit.rows import committed, fail, finish, land, rows_of, take_in_hand
+from tests.unit.rows import begun, committed, fail, finish, land, rows_of, take_in_hand
 
 
 @dataclass
@@ -94,8 +94,7 @@ def test_a_table_needs_an_event_in_hand(store: Store) -> None:
     for use in (lambda: table["a"], lambda: table.get("a"), lambda: "a" in table, lambda: table.update({"a": 1})):
         with pytest.raises(OutsideEvent, match="no event is in hand"):
             use()
-    hand = take_in_hand(rows_of(table, store))
-    hand.begin()
+    _, hand = begun(table, store)
     table["a"] = 1
     finish(hand)
     with pytest.raises(OutsideEvent, match="between two events"):
@@ -105,16 +104,14 @@ def test_a_table_needs_an_event_in_hand(store: Store) -> None:
 
 
 def test_a_table_that_the_pipeline_does_not_list_names_the_way_out(store: Store) -> None:
-    hand = take_in_hand(rows_of(Table("listed"), store))
-    hand.begin()
+    begun(Table("listed"), store)
     with pytest.raises(OutsideEvent, match=r"Pipeline\(tables=\[\.\.\.\]\)"):
         Table("other")["a"] = 1
 
 
 def test_work_of_an_incarnation_that_is_over_cannot_touch_a_table(store: Store) -> None:
     table = Table("t", value=int, default=int)
-    hand = take_in_hand(rows_of(table, store))
-    hand.begin()
+    _, hand = begun(table, store)
     hand.alive = False
     with pytest.raises(StaleIncarnation):
         table["a"] += 1
@@ -286,9 +283,7 @@ def test_a_table_cannot_be_iterated_even_with_a_default() -> None:
 def test_reading_a_default_writes_nothing(store: Store) -> None:
     for value, default in ((int, int), (int, 7), (dict, dict), (Account, Account)):
         table = Table("t", value=value, default=default)
-        rows = rows_of(table, store)
-        hand = take_in_hand(rows)
-        hand.begin()
+        rows, hand = begun(table, store)
         made = default() if callable(default) else default
         assert table["a"] == made
         assert table.get_many(["a", "b"]) == [made, made]
@@ -302,9 +297,7 @@ def test_reading_a_default_writes_nothing(store: Store) -> None:
 
 def test_a_default_changed_in_place_is_a_row_from_then_on(store: Store) -> None:
     table = Table("t", value=dict, default=dict)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     table["a"]["n"] = 1
     assert "a" in table
     assert table.get("a") == {"n": 1}
@@ -314,9 +307,7 @@ def test_a_default_changed_in_place_is_a_row_from_then_on(store: Store) -> None:
 
 def test_a_value_changed_in_place_is_written_back_once_and_only_if_it_changed(store: Store) -> None:
     table = Table("t", value=Account)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     table["a"], table["b"] = Account(1), Account(1)
     finish(hand)
     rows.seal()
@@ -331,9 +322,7 @@ def test_a_value_changed_in_place_is_written_back_once_and_only_if_it_changed(st
 
 def test_a_value_changed_after_it_was_assigned_is_written_as_it_is_at_the_end(store: Store) -> None:
     table = Table("t", value=list)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     mine = [1]
     table["a"] = mine
     table["b"] = mine
@@ -344,9 +333,7 @@ def test_a_value_changed_after_it_was_assigned_is_written_as_it_is_at_the_end(st
 
 def test_a_value_changed_after_its_event_ended_changes_no_row(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     kept = table["a"]
     kept.append(1)
     finish(hand)
@@ -361,9 +348,7 @@ def test_a_value_changed_after_its_event_ended_changes_no_row(store: Store) -> N
 
 def test_a_value_changed_in_an_event_that_failed_changes_no_row(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     table["a"].append(1)
     fail(hand)
     hand.begin()
@@ -374,9 +359,7 @@ def test_a_value_changed_in_an_event_that_failed_changes_no_row(store: Store) ->
 
 def test_a_value_changed_in_place_to_what_does_not_fit_raises_when_the_event_ends(store: Store) -> None:
     table = Table("t", value=dict, default=dict)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     table["a"]["x"] = 1
     table["b"]["x"] = object()
     with pytest.raises(HandlingError, match="row 'b'"):
@@ -387,9 +370,7 @@ def test_a_value_changed_in_place_to_what_does_not_fit_raises_when_the_event_end
 
 def test_a_deleted_row_is_not_written_back(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, hand = begun(table, store)
     table["a"] = [1]
     finish(hand)
     hand.begin()
@@ -406,8 +387,7 @@ def test_a_deleted_row_is_not_written_back(store: Store) -> None:
 def test_a_key_of_another_type_is_refused_also_when_it_equals_one_that_is_known(store: Store) -> None:
     for value in (int, list):
         table = Table("t", key=int, value=value)
-        hand = take_in_hand(rows_of(table, store))
-        hand.begin()
+        _, hand = begun(table, store)
         table[1] = value()
         assert table[1] == value()
         for odd in (True, 1.0, Decimal(1), "1"):
@@ -421,8 +401,7 @@ def test_a_key_of_another_type_is_refused_also_when_it_equals_one_that_is_known(
 
 def test_bool_keys_and_int_keys_are_different_rows_of_different_tables(store: Store) -> None:
     flags = Table("flags", key=bool, value=int)
-    hand = take_in_hand(rows_of(flags, store))
-    hand.begin()
+    begun(flags, store)
     flags[True] = 1
     assert flags[True] == 1
     with pytest.raises(HandlingError):
@@ -431,8 +410,7 @@ def test_bool_keys_and_int_keys_are_different_rows_of_different_tables(store: St
 
 def test_a_value_of_another_type_is_refused(store: Store) -> None:
     table = Table("t", value=int)
-    hand = take_in_hand(rows_of(table, store))
-    hand.begin()
+    _, hand = begun(table, store)
     for odd in (True, 1.5, None, "1"):
         with pytest.raises(HandlingError, match="row 'a': expected int"):
             table["a"] = odd
@@ -441,16 +419,12 @@ def test_a_value_of_another_type_is_refused(store: Store) -> None:
 
 def test_a_value_is_read_as_its_type_in_the_event_that_wrote_it_and_after_a_restart(store: Store) -> None:
     table = Table("t", value=float)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    _, hand = begun(table, store)
     table["a"] = 3
     assert type(table["a"]) is float
     finish(hand)
     raw = Table("raw", value=bytes)
-    rows = rows_of(raw, store, number=2)
-    hand = take_in_hand(rows)
-    hand.begin()
+    _, hand = begun(raw, store, number=2)
     buffer = bytearray(b"x")
     raw["a"] = buffer
     buffer.append(0)
@@ -459,9 +433,7 @@ def test_a_value_is_read_as_its_type_in_the_event_that_wrote_it_and_after_a_rest
 
 def test_keys_that_are_equal_but_differ_as_bytes_are_different_rows_always(store: Store) -> None:
     table = Table("t", key=Decimal, value=int, default=int)
-    rows = rows_of(table, store)
-    hand = take_in_hand(rows)
-    hand.begin()
+    begun(table, store)
     table[Decimal("1")] += 1
     table[Decimal("1.0")] += 1
     table[Decimal("1")] += 1
@@ -471,9 +443,7 @@ def test_keys_that_are_equal_but_differ_as_bytes_are_different_rows_always(store
 def test_a_row_of_another_partition_is_refused_with_the_two_ways_out(store: Store) -> None:
     place = KeyPartitions(4)
     table = Table("t", value=int, default=int)
-    rows = rows_of(table, store, partition=2, place=place)
-    hand = take_in_hand(rows)
-    hand.begin()
+    rows, _ = begun(table, store, partition=2, place=place)
     homes = {f"k{n}": place(f"k{n}".encode()) for n in range(40)}
     for key, home in homes.items():
         if home == 2:
@@ -501,8 +471,7 @@ def test_a_table_with_merge_keeps_a_partial_row_wherever_its_events_are(store: S
 def test_a_row_that_its_changelog_would_not_take_is_refused_and_the_key_counts(store: Store) -> None:
     for value, big in ((str, "x" * 80), (list, ["x" * 80])):
         table = Table("t", value=value)
-        hand = take_in_hand(rows_of(table, store, max_bytes=100))
-        hand.begin()
+        _, hand = begun(table, store, max_bytes=100)
         table["a"] = big
         with pytest.raises(OutputRefused, match=r"bytes do not fit its changelog, which takes 100"):
             table["k" * 50] = big
@@ -518,8 +487,7 @@ def test_a_stored_row_of_another_type_names_the_table_and_the_row(store: Store) 
     rows.seal()
     land(store, rows)
     declared = Table("t", value=Account)
-    hand = take_in_hand(rows_of(declared, store))
-    hand.begin()
+    _, hand = begun(declared, store)
     with pytest.raises(DecodeError, match="table 't', row 'a': what is stored cannot be read"):
         declared["a"]
 

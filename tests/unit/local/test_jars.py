@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,26 +62,29 @@ def test_without_maven_the_error_names_the_command(tmp_path: Path, monkeypatch: 
         jars.provide("4.1.1", progress=lambda _message: None)
 
 
-def test_jars_that_fail_the_check_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    lying_maven = programs / "mvn"
-    lying_maven.write_text("#!/bin/sh\n/bin/mkdir libs && echo damaged > libs/kafka_2.13-4.1.1.jar\n")
-    lying_maven.chmod(lying_maven.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("SEMEL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", str(programs))
+@pytest.fixture
+def maven_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`maven_does(script)`: the only program on the path is a Maven that does this; the cache is empty."""
+
+    def install(script: str) -> None:
+        maven = tmp_path / "bin" / "mvn"
+        maven.parent.mkdir()
+        maven.write_text(f"#!/bin/sh\n{script}\n")
+        maven.chmod(maven.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("SEMEL_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setenv("PATH", str(maven.parent))
+
+    return install
+
+
+def test_jars_that_fail_the_check_are_not_kept(tmp_path: Path, maven_does: Callable[[str], None]) -> None:
+    maven_does("/bin/mkdir libs && echo damaged > libs/kafka_2.13-4.1.1.jar")
     with pytest.raises(ChecksumMismatch):
         jars.provide("4.1.1", progress=lambda _message: None)
     assert list((tmp_path / "cache").rglob("*.jar")) == []
 
 
-def test_what_maven_says_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    offline_maven = programs / "mvn"
-    offline_maven.write_text("#!/bin/sh\necho '[ERROR] no route to host'\nexit 1\n")
-    offline_maven.chmod(offline_maven.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("SEMEL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", str(programs))
+def test_what_maven_says_reaches_the_user(maven_does: Callable[[str], None]) -> None:
+    maven_does("echo '[ERROR] no route to host'\nexit 1")
     with pytest.raises(LocalKafkaError, match="no route to host"):
         jars.provide("4.1.1", progress=lambda _message: None)
