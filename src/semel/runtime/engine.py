@@ -1,7 +1,8 @@
 """Engine: one worker's heart. It owns tasks and lanes, commits what they did, and starts over when that fails.
 
 One lock, `_turn`, orders what changes what is held: committing, taking over, revoking. (A revocation that can commit nothing
-any more does not wait for it: all is stale at once.) Lanes never take it; they only meet the gate. The rules are those of `docs/protocol.md`; the numbers in comments are theirs.
+any more does not wait for it: all is stale at once.) Lanes never take it; they only meet the gate. The rules are those of
+`docs/protocol.md`; the numbers in comments are theirs.
 """
 
 from __future__ import annotations

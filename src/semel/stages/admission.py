@@ -17,6 +17,7 @@ from semel.stages.dedup import Verdict, judge, move_time
 from semel.stages.host import Host
 from semel.stages.slice import Slice
 from semel.stages.source import Undecodable, decoder
+from semel.stages.wallclock import WallClock
 from semel.state.marks import DEAD, DONE, Marks, pack, unpack
 from semel.state.overlay import MISSING
 
@@ -27,10 +28,10 @@ _FAR_MS = 2**62
 class Admission:
     """One agent's. `values` leaves nothing undone: a record that the agent does not get is set aside on the way."""
 
-    def __init__(self, host: Host, plan: AgentPlan, aside: Aside) -> None:
+    def __init__(self, host: Host, plan: AgentPlan, aside: Aside, wall_clock: WallClock) -> None:
         self._aside = aside
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
-        self._filter = DedupFilter(host, plan.dedup, aside) if plan.dedup is not None else None
+        self._filter = DedupFilter(host, plan.dedup, aside, wall_clock) if plan.dedup is not None else None
 
     def values(self, s: Slice, hand: Hand) -> Iterator[Any]:
         """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
@@ -69,10 +70,11 @@ class Admission:
 class DedupFilter:
     """A dedup rule over slices: each event is judged by its time and by the mark of its id, and marked if it is new."""
 
-    def __init__(self, host: Host, rule: Dedup, aside: Aside) -> None:
+    def __init__(self, host: Host, rule: Dedup, aside: Aside, wall_clock: WallClock) -> None:
         self._host = host
         self._rule = rule
         self._aside = aside
+        self._wall_clock = wall_clock
         self._id_of = rule.key_reader()
         self._time_of = rule.time_reader()
         self._payload_of = rule.payload_reader()
@@ -170,6 +172,7 @@ class DedupFilter:
         """Deal with an event that is CLOCK or LATE; False where it takes effect all the same."""
         rule, aside = self._rule, self._aside
         if verdict is Verdict.CLOCK:
+            self._wall_clock.refused(s, at_ms, self._host.clock.monotonic())
             why = f"event time {at_ms} is more than the dedup window ahead of this worker's clock"
             aside.quarantine(s, record, "clock", why)
             return True

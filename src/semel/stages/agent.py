@@ -61,7 +61,7 @@ class Lane:
         self._aside = Aside(host)
         self._failures = Failures()
         self._wall_clock = WallClock()
-        self._admission = Admission(host, plan, self._aside)
+        self._admission = Admission(host, plan, self._aside, self._wall_clock)
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
     # ------------------------------------------------------------------ taking
@@ -363,9 +363,7 @@ class Lane:
             if not isinstance(exc, Reject):
                 self._failures.given_up(cursor.tp, record, exc, cursor.attempts, retry.attempts, now)
             if isinstance(exc, OutputRefused):
-                counts = cursor.task.counts
-                succeeded = counts["out"] + counts["filtered"]
-                self._wall_clock.refused(cursor.tp, succeeded, record.timestamp, s.wall_ms, now)
+                self._wall_clock.refused(s, record.timestamp, now)
             return False
         self.alone = None
         cursor.due = now + delay

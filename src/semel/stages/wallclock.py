@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 
 from semel.port import TP
+from semel.stages.slice import Slice
 
 log = logging.getLogger("semel.agent")
 
@@ -27,8 +28,10 @@ class WallClock:
         self._succeeded: dict[TP, int] = {}
         self._said_at_s: float | None = None
 
-    def refused(self, tp: TP, succeeded: int, event_ms: int, clock_ms: int, now_s: float) -> None:
-        """An event stamped `event_ms` was refused; `succeeded`: events of this partition that were not, so far."""
+    def refused(self, s: Slice, event_ms: int, now_s: float) -> None:
+        """An event of the slice, stamped `event_ms`, was refused for a time."""
+        tp, counts, clock_ms = s.cursor.tp, s.cursor.task.counts, s.wall_ms
+        succeeded = counts["out"] + counts["filtered"]
         if event_ms <= clock_ms + AHEAD_MS:
             return
         if self._succeeded.get(tp, succeeded) != succeeded:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from semel import Pipeline, Reject, Retry, Topic
+from semel import Dedup, Pipeline, Reject, Retry, Topic
 from semel.errors import OutsideEvent
 from semel.testing.clock import VirtualClock
 from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, payments_pipeline
@@ -246,6 +247,21 @@ async def test_a_worker_whose_clock_is_behind_says_so_once(
     assert f"it says {own:%Y-%m-%d %H:%M}" in warning.message
     assert "10 events in a row, of 2 partitions" in warning.message
     assert f"the latest one of {datetime.fromtimestamp(world.clock.time(), UTC):%Y-%m-%d %H:%M}" in warning.message
+
+
+async def test_a_clock_that_is_behind_by_more_than_the_dedup_window_is_said_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, dedup=Dedup("id", window=timedelta(hours=2)))
+    behind(world, monkeypatch, 3)
+    for n in range(60):
+        world.pay(f"a{n % 8}", 1)
+    world.start()
+    await world.drained()
+
+    assert [reason for reason, *_ in dead(world)] == ["clock"] * 60
+    assert len(said(caplog, "probably behind")) == 1
+    await world.close()
 
 
 async def test_a_clock_that_is_behind_by_less_than_an_hour_costs_nothing(
