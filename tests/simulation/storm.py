@@ -271,7 +271,7 @@ class Storm:
         elif draw < 0.86:
             self._compact(name, rng)
         elif draw < 0.89:
-            self._fill_disk(name, worker, rng.randrange(1, 4))
+            self._fail_disk(name, worker, rng)
         elif draw < 0.92:
             if self.note_taking and self.may(name, f"note: from {worker.client}"):
                 self._note(worker)
@@ -320,13 +320,24 @@ class Storm:
         # Outputs in doubt are looked for among the positions; see rule 4, limit.
         topics = [t for t in TOPICS if t != "dedup-changelog" and (t != "positions" or not self.note_taking)]
         topic, partition = f"{APP}-{rng.choice(topics)}", rng.randrange(world.partitions)
+        if rng.random() < 0.2:
+            # Only what was processed: a worker that still needs it says so and ends, by design.
+            log, before = world.cluster.log(TP("payments", partition)), world.processed_input(partition)
+            if before > log.log_start and self.may(name, f"retention: of payments[{partition}] before {before}"):
+                log.delete_before(before)
+            return
         if topic in world.cluster.topics() and self.may(name, f"compaction: of {topic}[{partition}]"):
             world.cluster.compact(TP(topic, partition))
 
-    def _fill_disk(self, name: str, worker: Worker, times: int) -> None:
-        if worker.client not in self._full and self.may(name, f"disk full: of {worker.client}, {times} times"):
-            self._full.add(worker.client)
+    def _fail_disk(self, name: str, worker: Worker, rng: random.Random) -> None:
+        times, reads = rng.randrange(1, 4), rng.random() < 0.4
+        if worker.client in self._full:
+            return
+        if reads and self.may(name, f"disk unreadable: of {worker.client}, {times} times"):
+            self.world.fail_reads(worker, times)
+        elif not reads and self.may(name, f"disk full: of {worker.client}, {times} times"):
             worker.fail_writes(times)
+        self._full.add(worker.client)
 
     def _jump(self, name: str, worker: Worker, rng: random.Random) -> None:
         # Within what topics take: past it every output is refused, and every event dead-lettered (docs/simulation.md).
@@ -371,7 +382,7 @@ class Storm:
                 worker.kill()
             elif not worker.killed:
                 world.cluster.faults.mend(worker.client)
-                worker.store.__dict__.pop("write", None)
+                world.mend_disk(worker)
         for name in self.names:
             if not any(w.name == name for w in world.workers.values()):
                 self._start(name)

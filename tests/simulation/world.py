@@ -17,9 +17,9 @@ import orjson
 
 from semel import Dedup
 from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
-from semel.port import RpcError, RpcLost
+from semel.port import TP, RpcError, RpcLost
 from semel.runtime.task import TaskState
-from semel.state.store import Store
+from semel.state.store import Store, StoreError
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.memory.batch import Batch, MemoryRecord
 from tests.simulation.history import History, Recorder, Recovery, StoreSeen
@@ -32,6 +32,7 @@ from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Worker, World
 REST_S = 120.0
 # Nobody moved offsets, changed a topic or a declaration: no made-up answer may make a worker say so.
 NEVER = (PositionConflict, ShapeChanged, TopicChanged)
+READS = ("get_marks", "meta")
 TOPICS = ("balances-changelog", "journals-changelog", "dedup-changelog", "positions")
 
 
@@ -95,6 +96,33 @@ class SimulatedWorld(World):
     def lose_store(self, name: str) -> None:
         self.disks.pop(name, None)
         shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def fail_reads(self, worker: Worker, times: int) -> None:
+        """Marks and positions cannot be read the next times, rows until the store is opened anew."""
+        left = times
+
+        def failing(read: Callable[..., Any]) -> Callable[..., Any]:
+            def refuse_some(*args: Any) -> Any:
+                nonlocal left
+                if left:
+                    left -= 1
+                    raise StoreError("input/output error")
+                return read(*args)
+
+            return refuse_some
+
+        for name in READS:
+            setattr(worker.store, name, failing(getattr(worker.store, name)))
+        # Opening sets it again. (Whoever holds what it was before keeps RocksDB's lock.)
+        worker.store.get_row = _unreadable
+
+    def mend_disk(self, worker: Worker) -> None:
+        for name in ("write", *READS):
+            worker.store.__dict__.pop(name, None)
+
+    def processed_input(self, partition: int) -> int:
+        """Up to where retention may take the source's log: what every position is past. Its start, where that is all."""
+        return max(self.recorder.committed_next(partition), self.cluster.log(TP("payments", partition)).log_start)
 
     # -- workers
 
@@ -262,6 +290,10 @@ class SimulatedWorld(World):
             self.loop.thaw(worker.client)
         await asyncio.gather(*(w.running for w in workers), return_exceptions=True)
         await asyncio.sleep(0)
+
+
+def _unreadable(raw: bytes) -> bytes | None:
+    raise StoreError("input/output error")
 
 
 def seeded(*what: object) -> random.Random:
