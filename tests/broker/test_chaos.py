@@ -139,6 +139,131 @@ async def test_an_interrupted_run_leaves_nothing_running(start: Start, project: 
     assert not workers_in(project)
 
 
+SHIPMENTS = """
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from operator import add
+from typing import Any
+
+from semel import Dedup, Pipeline, Table, Topic, header
+
+stock = Table("stock", value=int, default=int)
+per_depot = Table("per_depot", value=int, default=int, merge=add)
+
+
+async def ship(stream):
+    async for shipment in stream:
+        stock[shipment["item"]] += shipment["count"]
+        per_depot[shipment["depot"]] += shipment["count"]
+        yield {"item": shipment["item"], "left": stock[shipment["item"]]}
+
+
+pipeline = Pipeline(
+    "shipments",
+    source=Topic("shipments", value=dict),
+    dedup=Dedup(header("ce_id", "ce_source"), window=timedelta(days=7)),
+    agent=ship,
+    tables=[stock, per_depot],
+    sink=Topic("stock-levels", value=dict),
+)
+"""
+# Years ago: what is recorded keeps its time, and what comes of it must not be deleted for its age.
+RECORDED_MS = 1_700_000_000_000
+
+
+def shipment(number: int) -> logs.Message:
+    item = f"item-{number % 7}"
+    value = {"item": item, "depot": f"depot-{number % 3}", "count": number}
+    headers = [("ce_id", b"%d" % number), ("ce_source", b"recorded")]
+    return logs.Message(item.encode(), json.dumps(value).encode(), headers, RECORDED_MS + 1000 * number)
+
+
+async def test_a_run_is_fed_with_the_newest_committed_records_of_another_cluster_s_topic(
+    start: Start, project: Path, kafka: LocalKafka
+) -> None:
+    (project / "shipments.py").write_text(SHIPMENTS)
+    topic = f"shipped-{time.monotonic_ns()}"
+    await logs.create(kafka.bootstrap, topic, 3, {"retention.ms": "-1"})
+    await logs.send(kafka.bootstrap, topic, [shipment(number) for number in range(900)])
+    async with logs.transaction(kafka.bootstrap, f"{topic}-aborted") as producer:
+        for number in range(900, 950):
+            m = shipment(number)
+            await producer.send(topic, m.value, m.key, headers=list(m.headers))
+        await producer.abort_transaction()
+    before = await logs.ends(kafka.bootstrap, topic)
+    process = start(
+        "shipments", "--from-topic", topic, "--broker", kafka.bootstrap, "--events", "600",
+        "--minutes", "0.3", "--faults", "kill,net", "--seed", "2", "--json",
+    )  # fmt: skip
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"]) == (0, "clean"), (found["findings"], found["void"], said)
+    assert f"events copied from {topic} on {kafka.bootstrap}" in said
+    assert 300 < found["events"]["original"] <= 600
+    assert found["engine"]["duplicates"] > 0
+    assert found["proof"]["counts"]["records"] == found["events"]["published"] + found["events"].get("resent", 0)
+    assert await logs.ends(kafka.bootstrap, topic) == before
+
+
+async def test_a_run_is_fed_with_the_lines_of_a_file(start: Start, project: Path) -> None:
+    (project / "shipments.py").write_text(SHIPMENTS)
+    with (project / "recorded.jsonl").open("w") as lines:
+        for number in range(500):
+            m = shipment(number)
+            headers = {name: value.decode() for name, value in m.headers}
+            assert m.key is not None
+            assert m.value is not None
+            line = {"key": m.key.decode(), "value": json.loads(m.value), "headers": headers, "timestamp": m.timestamp}
+            lines.write(json.dumps(line) + "\n")
+    process = start(
+        "shipments", "--input", "recorded.jsonl", "--minutes", "0.3", "--faults", "kill,net", "--seed", "2", "--json"
+    )
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"]) == (0, "clean"), (found["findings"], found["void"], said)
+    assert found["events"]["original"] == 500
+    assert found["engine"]["duplicates"] > 0
+
+
+SHOP = """
+import faust
+from semel import App
+
+# A broker that the run must never come near.
+app = App("shop", broker="kafka://127.0.0.1:1")
+
+
+class Order(faust.Record):
+    id: str
+    customer: str
+    total: int
+
+
+orders = app.topic("orders", key_type=str, value_type=Order)
+receipts = app.topic("receipts", key_type=str, value_type=int)
+totals = app.Table("totals", default=int)
+
+
+@app.agent(orders)
+async def add_up(stream):
+    async for key, order in stream.items():
+        totals[order.customer] += order.total
+        await receipts.send(key=key, value=totals[order.customer])
+"""
+
+
+async def test_an_app_keeps_its_laws_on_brokers_of_the_run(start: Start, project: Path) -> None:
+    (project / "shop.py").write_text(SHOP)
+    process = start("shop:app", "--faults", "kill,net,term,clock,8", "--seed", "4", "--rate", "300", "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"]) == (0, "clean"), (found["findings"], found["void"], said)
+    counts = found["proof"]["counts"]
+    assert counts["records"] == counts["counted_in"] > 500
+    assert counts["outputs"] > 500
+
+
 async def running(project: Path, sink: str) -> str:
     """Waits until a run has written results; its brokers."""
     deadline = time.monotonic() + 90
