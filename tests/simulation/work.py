@@ -6,9 +6,11 @@ import hashlib
 import logging
 import random
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
@@ -23,6 +25,30 @@ from tests.simulation.systematic import WORKLOADS, Case, Ran, answers, first_cra
 from tests.simulation.watch import Key
 
 CRASHES_PER_SEED = 40
+# No run takes this long, on however slow a machine: one that does goes round in circles, and virtual time does not end it.
+ENDLESS_S = 180.0
+
+
+class Endless(KeyboardInterrupt):
+    """A run that does not end. Of this kind, because asyncio lets nothing else out of a callback."""
+
+
+@contextmanager
+def ended(within_s: float) -> Iterator[None]:
+    """Endless from whatever runs within when the time is over; where it is caught, again and again."""
+
+    def over(*_: object) -> None:
+        raise Endless(f"it did not end within {within_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    # A test's own limit runs on the same clock.
+    timer = signal.setitimer(signal.ITIMER_REAL, within_s, 5.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 @dataclass
@@ -67,7 +93,8 @@ def in_folder(run: Callable[[Path], Any]) -> Any:
     shm = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="semel-simulation-", dir=shm if shm.is_dir() else None))
     try:
-        return run_virtual(run(folder))
+        with ended(ENDLESS_S):
+            return run_virtual(run(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -82,7 +109,7 @@ def replay_seed(seed: int, *, real_share: float, shrink: bool = True) -> tuple[O
     """One seed; where it breaks a law, what is needed for that."""
     try:
         outcome = run_seed(seed, real_share=real_share)
-    except Exception as exc:
+    except (Exception, Endless) as exc:
         return None, Finding(f"--seed {seed}", [f"the run itself broke: {type(exc).__name__}: {exc}"])
     if not outcome.violations:
         return outcome, None
@@ -94,7 +121,7 @@ def replay_seed(seed: int, *, real_share: float, shrink: bool = True) -> tuple[O
         def fails(names: frozenset[str]) -> bool:
             try:
                 again = run_seed(seed, real_share=real_share, only=names)
-            except Exception:
+            except (Exception, Endless):
                 return False
             return bool(laws & {v.law for v in again.violations})
 
@@ -170,7 +197,7 @@ def _case(case: Case, stopped: Callable[[], bool]) -> Batch:
 def _tried(batch: Batch, case: Case) -> Ran | None:
     try:
         ran = try_case(case)
-    except Exception as exc:
+    except (Exception, Endless) as exc:
         batch.findings.append(Finding(f"--case '{case}'", [f"the run itself broke: {type(exc).__name__}: {exc}"]))
         return None
     batch.add(ran.outcome, "answers" if case.answered else "second crashes" if len(case.kills) > 1 else "first crashes")
