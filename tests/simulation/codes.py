@@ -1,6 +1,7 @@
 """Which codes a broker gives on which request, to a client like ours; every other pair is made up, and tried all the same.
 
-From Kafka's own lists (the *Response classes of its client, 0.9 to 4.x, and the broker's handlers). Left out, because no
+From the lists of possible errors in Kafka's client, as far as it has them, and from what the broker's handlers are known
+to pass on; where in doubt, a pair is one that a broker says. Left out, because no
 request of ours can be answered so: fetch sessions (70, 71, 106; we open none), the newer group protocols (110 and on),
 members without an instance id (79), groups that may only have so many members (81; the setting's default is no limit),
 acks other than all (21), codecs that we do not write with (76 on Produce), quorum and ACL requests.
