@@ -16,9 +16,11 @@ from typing import Any
 
 from semel.event import Event
 from semel.hand import event_number, in_hand
+from semel.output import Output
 from semel.pipeline import Pipeline
 from semel.plan import AgentKind
 from semel.state.overlay import MISSING
+from semel.topic import Topic
 
 # An agent that waits for something that is not there must not hold the run up.
 TRIAL_S = 5.0
@@ -207,17 +209,31 @@ async def _run(pipeline: Pipeline, hand: TrialHand) -> None:
         if pipeline.kind is AgentKind.STREAM:
             running = pipeline.agent(_Stream(hand.now))
             if hasattr(running, "__aiter__"):
-                async for _ in running:
-                    pass
+                async for result in running:
+                    _encode(pipeline, result)
             else:
                 await running
         elif pipeline.kind is AgentKind.COROUTINE:
-            await pipeline.agent(hand.now.value)
+            _encode(pipeline, await pipeline.agent(hand.now.value))
         else:
-            pipeline.agent(hand.now.value)
+            _encode(pipeline, pipeline.agent(hand.now.value))
     finally:
         in_hand.reset(token)
         event_number.reset(number)
+
+
+def _encode(pipeline: Pipeline, result: Any) -> None:
+    """What cannot be sent fails its event, too. TypeError for what its topic does not declare."""
+    if result is None:
+        return
+    output = result if isinstance(result, Output) else Output(result)
+    topic: object = output.topic or pipeline.sink
+    if topic is None:
+        return
+    if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  (declared, not checked)
+        raise TypeError(f"Output(topic={topic!r}): give a semel.Topic")
+    if output.value is not None:
+        topic.value.encode(output.value)
 
 
 class _Batch(list[Any]):

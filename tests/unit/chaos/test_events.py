@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from semel import Dedup, Pipeline, Table, Topic, content_hash, current_event, header
+from semel import Dedup, Output, Pipeline, Table, Topic, content_hash, current_event, header
 from semel.chaos import events
 from semel.chaos.events import MIX, Input, Made, deliveries, from_file, from_module, from_types
 from semel.chaos.subject import Subject, subject
@@ -122,6 +122,25 @@ def test_an_agent_that_fails_on_made_up_events_is_told_of() -> None:
         raise ValueError("no such shop")
 
     assert "no such shop" in from_types(pipeline(refuse), 1, now_ms).notes[1]
+
+
+def test_what_the_agent_yields_and_cannot_send_is_said() -> None:
+    async def letter(trades: AsyncIterable[Trade]) -> AsyncIterator[Output]:
+        async for trade in trades:
+            yield Output(trade.buyer, topic="letters")  # pyright: ignore[reportArgumentType]
+
+    async def wrong(trades: AsyncIterable[Trade]) -> AsyncIterator[Output]:
+        async for trade in trades:
+            yield Output(trade.buyer, topic=Topic("sums", value=int))
+
+    async def right(trades: AsyncIterable[Trade]) -> AsyncIterator[Output]:
+        async for trade in trades:
+            yield Output(trade.amount, topic=Topic("sums", value=int))
+            yield Output(None, topic=Topic("sums", value=int))
+
+    assert "Output(topic='letters'): give a semel.Topic" in from_types(pipeline(letter), 1, now_ms).notes[1]
+    assert "the agent fails" in from_types(pipeline(wrong), 1, now_ms).notes[1]
+    assert len(from_types(pipeline(right), 1, now_ms).notes) == 1
 
 
 def test_a_key_given_by_hand_wins() -> None:
