@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from semel.testing.memory.batch import MemoryRecord
 from tests.unit.runtime.harness import Payment
 
 JOURNAL_LENGTH = 20
-AGREEING = 3
+IN_A_ROW = 3
 
 
 @dataclass(slots=True)
@@ -110,8 +111,10 @@ class Oracle:
             now = max(self.stream, at)
             return now, [], now
         witnesses = [*self.pending, at]
-        while max(witnesses) - at > self._window_ms or at - min(witnesses) > self._window_ms:
-            witnesses.pop(0)
-        if len(witnesses) < AGREEING:
+        if len(witnesses) < IN_A_ROW:
             return self.stream, witnesses, at
-        return max(witnesses), [], max(witnesses)
+        # The first that is further from the one before it than a window, and all after it, are not witnessed yet.
+        in_order = sorted(witnesses)
+        steps = itertools.pairwise(in_order)
+        now = next((one for one, next_one in steps if next_one - one > self._window_ms), in_order[-1])
+        return now, [t for t in witnesses if t > now], max(now, at)

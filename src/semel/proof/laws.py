@@ -22,8 +22,8 @@ from semel.state.positions import Position
 # The outcome of a mark that was trimmed: its record is there, what became of it is not.
 TRIMMED = 2
 NEVER = -(2**62)
-# Events that agree before stream time jumps (protocol rule 20).
-AGREEING = 3
+# So many in a row make stream time jump (protocol rule 20).
+IN_A_ROW = 3
 
 
 class Rule(NamedTuple):
@@ -82,7 +82,7 @@ def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) 
     """For each mark (in order of offset): what stream time was after it, at least.
 
     A mark filed within a window of what stream time was moved it there. One filed further ahead may have waited for
-    others to agree; only three records in a row are certain to have moved it.
+    others; only three records in a row are certain to have moved it.
     """
     filed = marks["filed"].astype(np.int64)
     highest = np.maximum.accumulate(np.concatenate((np.array([before_ms], np.int64), filed)))
@@ -90,16 +90,14 @@ def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) 
         return highest[1:]
     floors = np.empty(len(filed), np.int64)
     place = np.searchsorted(records, marks["offset"])
-    now, agreeing, last = before_ms, [0][:0], -2
+    now, row, last = before_ms, [0][:0], -2
     for i, (at, where) in enumerate(zip(filed.tolist(), place.tolist(), strict=True)):
+        row = [*row[1 - IN_A_ROW :], at] if where == last + 1 else [at]
         if at <= now + window_ms:
-            now, agreeing = max(now, at), []
-        else:
-            agreeing = [t for t in agreeing if abs(t - at) <= window_ms] if where == last + 1 else []
-            agreeing.append(at)
-            if len(agreeing) >= AGREEING:
-                # All of them waited, and moved it together; or one of them did not have to.
-                now, agreeing = max(now, min(agreeing)), []
+            now = max(now, at)
+        elif len(row) == IN_A_ROW:
+            # All of them waited, and moved it as far as the smallest; or one of them did not have to.
+            now = max(now, min(row))
         last = where
         floors[i] = now
     return floors

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from semel.state.marks import Mark
 from semel.state.positions import StreamTime
 
-AGREEING = 3
+IN_A_ROW = 3
 
 
 class Verdict(Enum):
@@ -37,7 +37,8 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     Stream time is the greatest event time seen, never past `wall_ms`; the first event sets it. An event more than a
     window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move
     stream time by more than a window (a quiet night, or one bad clock) takes effect, is filed under its own time, and
-    moves stream time only when three in a row agree within a window.
+    waits. Three in a row agree that it is as late as the smallest of them says: stream time moves there, and on as if
+    they had come in order. Events that are always further apart than the window move it two events later.
     """
     if event_ms > wall_ms + window_ms:
         return Timed(stream, Verdict.CLOCK, event_ms)
@@ -48,12 +49,14 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     if event_ms < now - window_ms:
         return Timed(StreamTime(now), Verdict.LATE, now)
     if reach > now + window_ms:
-        pending = (*stream.pending, reach)
-        while any(abs(t - reach) > window_ms for t in pending):
-            pending = pending[1:]
-        if len(pending) < AGREEING:
-            return Timed(StreamTime(now, pending), None, reach)
-        return Timed(StreamTime(max(pending)), None, max(pending))
+        waiting = (*stream.pending, reach)
+        if len(waiting) < IN_A_ROW:
+            return Timed(StreamTime(now, waiting), None, reach)
+        now, *later = sorted(waiting)
+        for time in later:
+            if time <= now + window_ms:
+                now = time
+        return Timed(StreamTime(now, tuple(t for t in waiting if t > now)), None, max(now, reach))
     return Timed(StreamTime(max(now, reach)), None, max(now, reach))
 
 

@@ -62,10 +62,27 @@ def test_an_event_in_between_breaks_the_row() -> None:
         assert at(StreamTime(500), 1000, 1050, ordinary).stream_time.pending == ()
 
 
-def test_jumps_that_do_not_agree_begin_a_new_row_with_those_that_do() -> None:
-    assert at(StreamTime(500), 1000, 5000).stream_time == StreamTime(500, (5000,))
-    assert at(StreamTime(500), 1000, 1090, 1180).stream_time == StreamTime(500, (1090, 1180))
-    assert at(StreamTime(500), 1000, 1090, 1180, 1100).stream_time == StreamTime(1180)
+def test_three_jumps_in_a_row_move_stream_time_as_far_as_they_agree() -> None:
+    assert at(StreamTime(500), 1000, 5000).stream_time == StreamTime(500, (1000, 5000))
+    assert at(StreamTime(500), 1000, 5000, 1020) == Timed(StreamTime(1020, (5000,)), None, 1020)
+    assert at(StreamTime(500), 1000, 1090, 1180).stream_time == StreamTime(1180)
+    assert at(StreamTime(500), 1180, 1000, 1090).stream_time == StreamTime(1180)
+
+
+def test_events_that_are_further_apart_than_the_window_move_stream_time_two_events_later() -> None:
+    stream, times = StreamTime(500), range(1000, 5000, 500)
+    for n, time in enumerate(times):
+        moved = move_time(stream, time, WALL, WINDOW)
+        assert moved.filed_at == time
+        stream = moved.stream_time
+        assert stream.ms == (500 if n < 2 else times[n - 2])
+
+
+def test_one_bad_clock_among_good_ones_moves_nothing() -> None:
+    stream = StreamTime(500)
+    for time in (9000, 510, 9000, 9000, 520, 9000, 9000, 530):
+        stream = move_time(stream, time, WALL, WINDOW).stream_time
+    assert stream == StreamTime(530)
 
 
 MARK = Mark(offset=7, event_time=480, filed_at=500, payload=1, outcome=DONE)
