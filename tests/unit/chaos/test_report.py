@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from semel.chaos.page import page, picture
+from semel.chaos.page import COLOURS, page, picture
+from semel.chaos.plan import KINDS
 from semel.chaos.prover import Proved
 from semel.chaos.report import Report, summary
 from semel.chaos.timeline import Bites, Entry, Sample, Timeline
@@ -110,3 +111,8 @@ def test_the_picture_has_a_mark_for_each_fault_and_a_bar_for_each_phase() -> Non
 
 def test_a_run_without_anything_still_has_a_page() -> None:
     assert "did not come to its proof" in page(Report("payments", 1, 2, 1, 4))
+
+
+def test_each_kind_of_fault_has_a_colour_of_its_own() -> None:
+    assert COLOURS.keys() == set(KINDS)
+    assert len(set(COLOURS.values())) == len(KINDS)
