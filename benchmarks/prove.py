@@ -15,7 +15,7 @@ import asyncio
 import random
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,23 @@ from semel.state.positions import KEY, Position, StreamTime, TopicPosition
 
 BATCH_BYTES = 500_000
 BEGAN_MS = 1_700_000_000_000
+# 40 events a second: fifty million take two weeks, two windows of them.
+APART_MS = 25.0
 WINDOW = timedelta(days=7)
 NAME = "payments"
+# Events of a partition that wait for their redelivery.
+WAITING = 100
 
 
 class Log:
-    """One partition: batches of (first offset, offset after the last, bytes), as a fetch gives them."""
+    """One partition: batches of (first offset, offset after the last, bytes), as a fetch gives them.
 
-    def __init__(self) -> None:
+    `send`: takes each batch as it is full, instead of keeping it.
+    """
+
+    def __init__(self, send: Callable[[bytes], None] | None = None) -> None:
         self.batches: list[tuple[int, int, bytes]] = []
+        self._send = send
         self.end = 0
         self._builder = self._new()
         self._count = 0
@@ -62,24 +70,41 @@ class Log:
     def close(self) -> None:
         if self._count:
             data = self._builder.build()
-            data[:8] = self.end.to_bytes(8, "big")
-            self.batches.append((self.end, self.end + self._count, bytes(data)))
+            if self._send is not None:
+                self._send(bytes(data))
+            else:
+                data[:8] = self.end.to_bytes(8, "big")
+                self.batches.append((self.end, self.end + self._count, bytes(data)))
             self.end += self._count
             self._builder, self._count = self._new(), 0
 
 
 class History:
-    """Of a pipeline that has read `events` payments and redeliveries of a share of them, about six hours each."""
+    """Of a pipeline that has read `events` payments, one each `apart_ms`, and redeliveries of a share of them.
 
-    def __init__(self, pipeline: Pipeline, events: int, share: float, partitions: int) -> None:
+    `source_id`: the topic id that the positions name. `log`: makes the log of a partition.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        events: int,
+        share: float,
+        partitions: int,
+        *,
+        apart_ms: float = APART_MS,
+        source_id: str = "0" * 32,
+        log: Callable[[TP], Log] = lambda _: Log(),
+    ) -> None:
         self.pipeline = pipeline
         plan = pipeline.plan()
         names = (NAME, "settlements", plan.marks_topic, plan.positions_topic, plan.dead_letter_topic)
         self.partitions = partitions
-        self.logs = {TP(name, p): Log() for name in names for p in range(partitions)}
+        self.logs = {TP(name, p): log(TP(name, p)) for name in names for p in range(partitions)}
+        self._apart_ms, self._source_id = apart_ms, source_id
         self._write(events, share)
-        for log in self.logs.values():
-            log.close()
+        for written in self.logs.values():
+            written.close()
 
     def _write(self, events: int, share: float) -> None:
         rng = random.Random(1)
@@ -95,8 +120,7 @@ class History:
             value = b""
 
         for number in range(events):
-            # 40 events a second: fifty million take two weeks, two windows of them.
-            at_ms += 25
+            at_ms = BEGAN_MS + int(number * self._apart_ms)
             key = keys[rng.randrange(len(keys))]
             p = places[key]
             id = b"p%d" % number
@@ -111,6 +135,8 @@ class History:
             counts[p]["out"] += 1
             if rng.random() < share:
                 again[p].append((key, value))
+                # What has waited for long is not redelivered: the window would be over.
+                del again[p][:-WAITING]
             if again[p] and rng.random() < share:
                 redelivered = again[p].pop(rng.randrange(len(again[p])))
                 self.logs[TP(NAME, p)].append(at_ms, *redelivered)
@@ -120,7 +146,7 @@ class History:
             source = self.logs[TP(NAME, p)]
             source.close()
             position = Position(
-                {NAME: TopicPosition("0" * 32, self.partitions, source.end, first=0)}, StreamTime(at_ms), counted,
+                {NAME: TopicPosition(self._source_id, self.partitions, source.end, first=0)}, StreamTime(at_ms), counted,
                 generation=1, writer="w", epoch=1, at_ms=at_ms, shape=plan.shape(), outputs={"settlements": counted["out"]},
             )  # fmt: skip
             self.logs[TP(plan.positions_topic, p)].append(at_ms, KEY, position.encode())

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -364,14 +365,16 @@ class _Prover:
 
     def _judge_outputs(self, bare: int, whole: bool) -> None:
         sinks = {a.sink.name for a in self._plan.agents if a.sink is not None}
-        for tp, count in sorted(self._scan.strangers.items()):
-            said = f"{count:,} records of {tp.topic}[{tp.partition}] carry no lineage"
-            if bare > 0 or tp.topic not in sinks:
+        for topic, tps in groupby(sorted(self._scan.strangers), key=lambda tp: tp.topic):
+            strangers = list(tps)
+            said = f"{sum(self._scan.strangers[tp] for tp in strangers):,} records in {topic} carry no lineage"
+            if bare > 0 or topic not in sinks:
                 self._notes.append(said)
                 continue
+            # All that the pipeline wrote does: its positions count it.
             self._findings.add([Finding(
-                Law.CONSERVATION, f"{said}: no event of {self._plan.app} accounts for them",
-                tuple(self._scan.stranger_witnesses[tp]),
+                Law.CONSERVATION, f"{said} of {self._plan.app}, and all of its outputs do: another program writes to its sink",
+                tuple(w for tp in strangers for w in self._scan.stranger_witnesses[tp])[:3],
             )])  # fmt: skip
         if bare > 0:
             for tp in self._outputs:
@@ -432,6 +435,7 @@ class _Prover:
             "dead_letters": sum(p.dead_letters for p in self._parts),
             "duplicates": sum(p.duplicates for p in self._parts),
             "positions": self._cut.records,
+            "without_lineage": sum(self._scan.strangers.values()),
         }
         asked = [law for law in Law if law is not Law.FOLD]
         if self._rule is None:

@@ -258,13 +258,16 @@ async def test_running_counts_that_do_not_close_are_found(histories: Histories, 
 
 
 @every_time
-async def test_a_record_in_the_sink_that_nobody_accounts_for_is_found(histories: Histories, seed: int) -> None:
+async def test_records_that_another_program_writes_to_the_sink_are_one_finding(histories: Histories, seed: int) -> None:
     history = await histories(seed=seed).filled()
     _, record = history.some(SINK)
-    history.append(SINK, 0, record, headers=[])
+    for partition in (0, 1, 1):
+        history.append(SINK, partition, record, headers=[])
     proof = await history.proof()
-    assert broken(proof) == {Law.CONSERVATION}
-    assert proof.findings[0].witnesses[0].tp == TP(SINK, 0)
+    assert proof.found == {Law.CONSERVATION: 1}
+    assert proof.findings[0].sentence.startswith(f"3 records in {SINK} carry no lineage of payments")
+    assert {witness.tp for witness in proof.findings[0].witnesses} == {TP(SINK, 0), TP(SINK, 1)}
+    assert proof.counts["without_lineage"] == 3
 
 
 @every_time
