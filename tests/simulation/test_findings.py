@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from datetime import timedelta
 from pathlib import Path
@@ -142,3 +143,19 @@ def test_what_is_sent_after_the_last_epoch_was_cut_fails_when_the_worker_has_sto
         await world.close()
 
     run_virtual(main())
+
+
+def test_virtual_time_reaches_a_moment_that_lies_less_than_the_clocks_resolution_ahead() -> None:
+    """Seed 910836: a lane asked again and again how long a retry had to wait, and time stood still a hair before it."""
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        due, asked = loop.time() + 1e-10, 0
+        while loop.time() < due and asked < 1_000:
+            asked += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due - loop.time()):
+                    await asyncio.Event().wait()
+        return asked
+
+    assert run_virtual(main()) < 5

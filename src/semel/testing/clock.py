@@ -100,6 +100,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         while scheduled and scheduled[0]._when < due:
             timer = heapq.heappop(scheduled)
             timer._scheduled = False
+            # What is a hair early (the resolution) moves time on too: who waits for that moment may ask again, for ever.
+            self._now = max(self._now, timer._when)
             ready.append(timer)
         if self._rng is not None:
             self._disturbed(self._rng)
