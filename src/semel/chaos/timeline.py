@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-# Kinds that only count as met where their effect on a process was seen.
-SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow")
+# Kinds that hit a process, and count as met where it held partitions, or was seen to suffer.
+SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow", "clock")
 
 # A guest that has left is away; that is no fault.
 Phase = Literal["starting", "running", "frozen", "dead", "away"]
