@@ -57,7 +57,8 @@ class Stretch:
     """Everything recorded about the records of one source partition between two offsets, `start` and `end` (exclusive).
 
     `records`: the offsets that are there, of committed records; `unmarked`: those of them that are neither marked DONE nor
-    dead-lettered (of a pipeline without dedup: none, there are no marks).
+    dead-lettered (of a pipeline without dedup: none, there are no marks). What stood below `gone` was deleted before it
+    could be read.
     """
 
     start: int
@@ -67,6 +68,7 @@ class Stretch:
     letters: Rows = field(default_factory=lambda: empty(LETTER))
     outputs: Rows = field(default_factory=lambda: empty(OUTPUT))
     unmarked: Rows = field(default_factory=lambda: empty(UNMARKED))
+    gone: int = 0
 
 
 class Known:

@@ -302,7 +302,8 @@ def atomicity(
     marks, outputs, letters = stretch.marks, stretch.outputs, stretch.letters
     if whole_source:
         for what, rows in (("took effect", marks), ("has an output", outputs), ("is in the dead letters", letters)):
-            for offset in sorted(set(rows["offset"][~among(rows["offset"], stretch.records)].tolist())):
+            absent = ~among(rows["offset"], stretch.records) & (rows["offset"] >= stretch.gone)
+            for offset in sorted(set(rows["offset"][absent].tolist())):
                 there = rows[rows["offset"] == offset][0]
                 witness = Witness(tp, offset, "no committed record")
                 also = (

@@ -311,6 +311,7 @@ class _Prover:
         async with aclosing(self._logs.read(tp, stretch.start, stretch.end)) as pieces:
             async for piece in pieces:
                 if piece.missing:
+                    stretch.gone = piece.next
                     self._gaps.append(Gap(
                         tp, piece.start, piece.next, "retention deleted these events while they were to be read",
                         piece.missing,

@@ -13,7 +13,7 @@ import pytest
 
 from semel import Dedup, Topic
 from semel.plan import AgentKind, AgentPlan, Plan
-from semel.proof import NothingToProve, Verdict, prove
+from semel.proof import Gap, NothingToProve, Verdict, prove
 from semel.runtime.engine import Engine
 from semel.runtime.reset import reset
 from semel.runtime.settings import EngineSettings
@@ -94,12 +94,18 @@ async def test_a_storm_is_proven_clean_while_it_lasts_and_after_it(tmp_path: Pat
     world = storm.world
     live: list[str] = []
 
+    def taken_by_retention(gap: Gap) -> bool:
+        # The storm deletes input once it is processed: of that nobody can say anything.
+        return gap.tp.topic == SOURCE and gap.end <= world.cluster.log(gap.tp).log_start
+
     async def prove_it(name: str) -> str:
         broker = MemoryBroker(world.cluster, name)
         try:
             await broker.start()
             proof = await prove(broker, world.plan(), world.clock, block=64)
-            return proof.text() if proof.verdict is not Verdict.CLEAN else "clean"
+            if proof.verdict is Verdict.VIOLATED or not all(map(taken_by_retention, proof.gaps)):
+                return proof.text()
+            return "clean" if proof.verdict is Verdict.CLEAN else "clean but for what retention took"
         except NothingToProve:
             return "nothing yet"
         finally:
@@ -117,9 +123,9 @@ async def test_a_storm_is_proven_clean_while_it_lasts_and_after_it(tmp_path: Pat
     try:
         await storm.run()
         proving.cancel()
-        assert "clean" in live, live
+        assert any(said.startswith("clean") for said in live), live
         assert [said for said in live if "violated" in said or "unprovable" in said] == []
-        assert await prove_it("last") == "clean"
+        assert (await prove_it("last")).startswith("clean")
     finally:
         proving.cancel()
         await world.close()
