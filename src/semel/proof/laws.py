@@ -265,12 +265,14 @@ class Placed(NamedTuple):
     step: int
 
 
-def order_per_key(tp: TP, outputs: Iterable[Placed]) -> Iterator[Finding]:
+def order_per_key(
+    tp: TP, outputs: Iterable[Placed], last: dict[tuple[bytes | None, TP, str], Placed]
+) -> Iterator[Finding]:
     """In an output partition, outputs of one key from one source partition stand in the order of their events.
 
-    The same output a second time is a duplicate, not a disorder.
+    The same output a second time is a duplicate, not a disorder. `last`: where each key has come to, kept from one piece
+    of the partition to the next.
     """
-    last: dict[tuple[bytes | None, TP, str], Placed] = {}
     for found in outputs:
         place = (found.key, found.source, found.agent)
         before = last.get(place)

@@ -135,14 +135,14 @@ class Scan:
             seen.append(Witness(tp, record.offset, "no lineage", key=key))
 
     async def _by_key(self, tp: TP, start: int, end: int) -> None:
-        placed: list[Placed] = []
+        last: dict[tuple[bytes | None, TP, str], Placed] = {}
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 for found in self._ours(tp, piece.records, again=True):
                     name = str(found.agent)
                     rows = zip(found.at, found.keys, found.offsets, found.steps, strict=True)
-                    placed += [Placed(at, key, found.source, name, offset, step) for at, key, offset, step in rows]
-        self._findings.add(laws.order_per_key(tp, placed))
+                    placed = (Placed(at, key, found.source, name, offset, step) for at, key, offset, step in rows)
+                    self._findings.add(laws.order_per_key(tp, placed, last))
 
     # -- marks and dead letters
 
