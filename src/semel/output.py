@@ -22,6 +22,7 @@ class Output:
     By default an output keeps its source record's key, headers and timestamp, hence its order. `key`: another
     key (encoded by the topic's key type, bytes as they are; None for no key). `headers`: instead of the source's.
     `topic`: instead of the pipeline's sink. `timestamp_ms`: since 1970. `Output(None)` is a tombstone.
+    TypeError where `topic` is no `Topic`, a name for instance.
     """
 
     __slots__ = ("headers", "key", "timestamp_ms", "topic", "value")
@@ -35,6 +36,8 @@ class Output:
         topic: Topic | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
+        if topic is not None and not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Output(topic={topic!r:.80}): give a semel.Topic, declared once beside the pipeline")
         self.value = value
         self.key = key
         self.headers = headers

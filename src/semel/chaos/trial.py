@@ -20,7 +20,6 @@ from semel.output import Output
 from semel.pipeline import Pipeline
 from semel.plan import AgentKind
 from semel.state.overlay import MISSING
-from semel.topic import Topic
 
 # An agent that waits for something that is not there must not hold the run up.
 TRIAL_S = 5.0
@@ -227,12 +226,8 @@ def _encode(pipeline: Pipeline, result: Any) -> None:
     if result is None:
         return
     output = result if isinstance(result, Output) else Output(result)
-    topic: object = output.topic or pipeline.sink
-    if topic is None:
-        return
-    if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  (declared, not checked)
-        raise TypeError(f"Output(topic={topic!r}): give a semel.Topic")
-    if output.value is not None:
+    topic = output.topic or pipeline.sink
+    if topic is not None and output.value is not None:
         topic.value.encode(output.value)
 
 

@@ -61,6 +61,11 @@ def test_an_output_says_what_is_to_be_otherwise() -> None:
     assert repr(SOURCE_KEY) == "the source record's key"
 
 
+def test_an_output_to_a_name_is_refused_where_it_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Output\(topic='letters'\): give a semel\.Topic"):
+        Output({}, topic="letters")  # pyright: ignore[reportArgumentType]
+
+
 def test_an_output_of_none_is_a_tombstone() -> None:
     assert sent(Output(None)).value is None
 
