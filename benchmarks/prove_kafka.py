@@ -177,6 +177,8 @@ def main() -> None:
     )
     parser.add_argument("--no-tamper", action="store_true", help="prove the clean history only")
     asked = parser.parse_args()
+    if asked.data is not None:
+        asked.data.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="semel-prove-kafka-", dir=asked.data, ignore_cleanup_errors=True) as folder,
         LocalKafka(Path(folder) / "kafka", full_jit=True, heap_mb=512) as kafka,

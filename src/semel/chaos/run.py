@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from semel.chaos import disks
 from semel.chaos.cluster import Cluster
@@ -33,8 +30,8 @@ from semel.chaos.workers import WorkerProcess
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
+from semel.local.folder import RunFolder
 from semel.local.install import install
-from semel.local.kafka import LocalKafka
 from semel.local.nursery import Nursery
 from semel.port import RpcError, RpcLost, TopicSpec
 from semel.up.workers import Views
@@ -131,7 +128,7 @@ class Run:
         self.report = Report(subject.name, asked.seed, asked.workers, asked.brokers, self.partitions)
         self.timeline = self.report.timeline
         self.sight = Sight(subject.source.name, self.partitions)
-        self._lock: IO[str] | None = None
+        self._held = RunFolder(self.folder, "semel chaos")
         self._nursery: Nursery | None = None
         self._cluster: Cluster | None = None
         self._broker: KafkaBroker | None = None
@@ -182,22 +179,9 @@ class Run:
         self._publish()
 
     def _take_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise SemelError(f"another `semel chaos` runs in this directory ({self.folder}); let it end") from None
-        self._lock = lock
-        data = self.folder / "kafka"
-        old = LocalKafka.existing(data)
-        if old is not None and old.pids:
-            self.display.say("stopping the Kafka that an earlier run left behind")
-            old.stop(2.0)
+        self._held.take()
         disks.unmount_below(self.folder / "state")
-        for name in ("kafka", "state", "logs"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._held.clear(self.display.say, within_s=2.0)
         for name in ("state", "logs"):
             (self.folder / name).mkdir()
         # A file of its own, so that no worker reads config/local.toml.
@@ -209,7 +193,7 @@ class Run:
         self._nursery.start()
         await asyncio.to_thread(install, jars.NEWEST, say)
         say(f"starting Kafka, {self.asked.brokers} broker{'s' if self.asked.brokers > 1 else ''}")
-        cluster = Cluster(self.folder / "kafka", brokers=self.asked.brokers, version=jars.NEWEST, progress=say)
+        cluster = Cluster(self._held.kafka, brokers=self.asked.brokers, version=jars.NEWEST, progress=say)
         self._cluster = await cluster.__aenter__()
         self._broker = KafkaBroker(cluster.bootstrap, client_id="semel-chaos", rpc_timeout_ms=4000)
         await self._broker.start()
@@ -504,9 +488,9 @@ class Run:
             await self._broker.close()
         if self._cluster is not None:
             await self._cluster.__aexit__()
-        if self._lock is not None:
+        if self._held.held:
             await asyncio.to_thread(disks.unmount_below, self.folder / "state")
-            self._lock.close()
+            self._held.release()
 
 
 def now_ms() -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import secrets
-import shutil
 import signal
 import sys
 import time
@@ -14,13 +12,14 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from feeds import collect
 from feeds.publish import create_topic, publish
 from feeds.record import Record
 from semel.errors import SemelError
 from semel.local import jars, ports
+from semel.local.folder import RunFolder
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
 from semel.pipeline import Pipeline
@@ -117,7 +116,7 @@ class Up:
         self.feed = Feed(events or YEAR_EVENTS, seed)
         self.folder = Path(".semel/up")
         self._stay = events is None
-        self._lock: IO[str] | None = None
+        self._held = RunFolder(self.folder, "semel up")
         self._kafka: LocalKafka | None = None
         self._views: Views | None = None
         self._workers: dict[str, Worker] = {}
@@ -152,7 +151,7 @@ class Up:
         self.display.say(
             f"seed {self.report.seed}: with --seed {self.report.seed} the same records are published again"
         )
-        self._take_folder()
+        self._held.take()
         await asyncio.to_thread(self._make_ready)
         await self._start()
         watching = asyncio.ensure_future(self._watching())
@@ -165,28 +164,12 @@ class Up:
             await asyncio.gather(watching, return_exceptions=True)
         self._conclude(verdict)
 
-    def _take_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise UpError(f"another `semel up` runs in this directory ({self.folder}); stop it with Ctrl-C") from None
-        self._lock = lock
-
     def _make_ready(self) -> None:
         """A broker with nothing in it and no state: the audit is of this run alone."""
-        data = self.folder / "kafka"
-        old = LocalKafka.existing(data)
-        if old is not None and old.pids:
-            self.display.say("stopping the Kafka that an earlier run left behind")
-            old.stop(GRACE_S)
-        for name in ("kafka", "state", "logs"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._held.clear(self.display.say, within_s=GRACE_S)
         (self.folder / "logs").mkdir()
         install(jars.NEWEST, self.display.say)
-        self._kafka = LocalKafka(data, heap_mb=512, full_jit=True, progress=self.display.say)
+        self._kafka = LocalKafka(self._held.kafka, heap_mb=512, full_jit=True, progress=self.display.say)
 
     async def _start(self) -> None:
         kafka = self._kafka
@@ -442,8 +425,7 @@ class Up:
         if self._kafka is not None:
             await asyncio.to_thread(self._kafka.stop, GRACE_S)
             stopped += ["Kafka"] if self._kafka.nodes else []
-        if self._lock is not None:
-            self._lock.close()
+        self._held.release()
         if self._interrupted:
             self._say_last(_last_word(stopped, self.folder))
 
