@@ -15,17 +15,13 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class MemberInfo:
-    """What a member says of itself when it joins.
-
-    `tasks`: what it ran last, so that it may keep it. `place`: the id of its state directory, which one process holds.
-    """
+    """What a member says of itself when it joins. `tasks`: what it ran last, so that it may keep it."""
 
     member_id: str
     topics: tuple[str, ...]
     instance: str = ""
     url: str = ""
     tasks: tuple[int, ...] = ()
-    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +70,7 @@ def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ..
 
 
 def encode_member(info: MemberInfo) -> bytes:
-    said = {"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks, "place": info.place}
-    return orjson.dumps(said)
+    return orjson.dumps({"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks})
 
 
 def decode_member(member_id: str, raw: bytes) -> MemberInfo:
@@ -86,7 +81,6 @@ def decode_member(member_id: str, raw: bytes) -> MemberInfo:
         said.get("instance", ""),
         said.get("url", ""),
         tuple(said.get("tasks", ())),
-        said.get("place", ""),
     )
 
 

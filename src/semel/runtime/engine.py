@@ -57,15 +57,12 @@ class Engine:
         randomness: Randomness,
         *,
         instance: str,
-        place: str = "",
         failpoints: Failpoints | None = None,
     ) -> None:
-        """`place`: the id of the state directory; a former process there may be taken for this one."""
         self.plan = plan
         self.app = plan.app
         self.settings = settings
         self.instance = instance
-        self._place = place
         self.broker = broker
         self.store = store
         self.clock = clock
@@ -143,7 +140,6 @@ class Engine:
             instance_id=self.transactional_id,
             topics=tuple(self.plan.sources),
             url=s.web_url,
-            place=self._place,
             session_timeout_ms=s.session_timeout_ms,
             rebalance_timeout_ms=s.rebalance_timeout_ms,
         )

@@ -131,7 +131,6 @@ async def open_engine(
         SystemClock(),
         SystemRandomness(),
         instance=name,
-        place=directory.id,
         failpoints=Failpoints.from_environment(),
     )
     return EngineHost(engine, directory, settings, pages=pages)

@@ -47,6 +47,10 @@ MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
 )
 
 
+# A member that is still there after so many session timeouts is no former self of ours.
+GHOST_SESSIONS = 1.5
+
+
 class Owner(Protocol):
     """Who holds the work."""
 
@@ -78,7 +82,6 @@ class GroupMember:
         instance_id: str | None,
         topics: tuple[str, ...],
         url: str,
-        place: str = "",
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
     ) -> None:
@@ -91,7 +94,7 @@ class GroupMember:
         self._instance_id = instance_id
         self._topics = topics
         self._url = url
-        self._place = place
+        self._fenced_since: float | None = None
         self._session_ms = session_timeout_ms
         self._rebalance_ms = rebalance_timeout_ms
         self._interval_s = min(session_timeout_ms / 10, 1000) / 1000
@@ -171,7 +174,7 @@ class GroupMember:
             return False
         self._rejoin.clear()
         await self._pass("group.before_join")
-        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks, self._place)
+        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks)
         try:
             joined = await self._broker.join_group(
                 self._group,
@@ -186,6 +189,7 @@ class GroupMember:
             self._member_id = exc.member_id
             return False
         self._member_id = joined.member_id
+        self._fenced_since = None
         membership = Membership(self._group, joined.generation, joined.member_id, self._instance_id)
         self.membership = membership
         await self._pass("group.after_join")
@@ -269,25 +273,27 @@ class GroupMember:
                 await self._stopping.wait()
 
     async def _learn_whose_name_it_is(self, fenced: RpcError) -> None:
-        """The group knows our name under another member id. InstanceTaken, unless that one is of our state directory.
+        """The group knows our name under another member id. InstanceTaken, where that member lives.
 
-        A coordinator writes a generation when it is synced: one that dies before leaves its successor with the ids of
-        the generation before, and every member of the group fenced by its own former self.
+        A coordinator that took over from one that died may know less than was answered: it then fences every worker of
+        the group by its own former self. Nobody heartbeats for that one; who outlives a session is another worker.
         """
+        now = self._clock.monotonic()
+        if self._fenced_since is None:
+            self._fenced_since = now
+            log.warning(
+                "the group has another member as instance %r (%s); seeing whether it lives", self._instance, fenced
+            )
         try:
-            group = await self._broker.describe_group(self._group)
+            members = (await self._broker.describe_group(self._group)).members
         except (RpcError, RpcLost) as exc:
-            log.info("asking whose instance %s is: %s", self._instance, exc)
+            log.info("asking who is instance %r: %s", self._instance, exc)
             return
-        holder = next((m for m in group.members if m.instance_id == self._instance_id), None)
-        if holder is None:
+        holder = next((m.member_id for m in members if m.instance_id == self._instance_id), "")
+        if not holder:
             self._member_id = ""
-        elif self._place and decode_member(holder.member_id, holder.metadata).place == self._place:
-            # Under that id, not as a newcomer: should another worker take the name meanwhile, it is not thrown out.
-            self._member_id = holder.member_id
-        elif group.state == "Stable":
+        elif holder != self._member_id and now - self._fenced_since > GHOST_SESSIONS * self._session_ms / 1000:
             raise InstanceTaken(
                 f"another worker runs as instance {self._instance!r} of {self._group!r}; stop it, or start this one with "
                 "another --instance"
             ) from fenced
-        # While a group rebalances it does not say what its members said of themselves: asked again with the next join.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +17,6 @@ FORMAT = 1
 
 class StateDirectory:
     """`{state_dir}/{app}/{instance}`, held by a lock for as long as this object lives.
-
-    `id` is drawn when it is made: whoever shows it in the group is this process, or one that held the lock before.
 
     Errors: StateDirectoryError where it cannot be written, or belongs to another app or format version;
     InstanceTaken where another process of this machine holds it.
@@ -49,7 +46,7 @@ class StateDirectory:
                 f"the state directory {path} cannot be locked ({exc.strerror}); set state_dir to a local disk"
             ) from exc
         try:
-            self.id = self._check_owner(app, instance)
+            self._check_owner(app, instance)
         except BaseException:
             self.release()
             raise
@@ -63,10 +60,9 @@ class StateDirectory:
             os.close(self._lock)
             self._lock = -1
 
-    def _check_owner(self, app: str, instance: str) -> str:
-        """Returns the directory's id."""
+    def _check_owner(self, app: str, instance: str) -> None:
         marker = self.path / "OWNER.json"
-        owner = {"format": FORMAT, "app": app, "instance": instance, "id": secrets.token_hex(8)}
+        wanted = {"format": FORMAT, "app": app, "instance": instance}
         try:
             found: Any = orjson.loads(marker.read_bytes())
         except FileNotFoundError:
@@ -75,8 +71,8 @@ class StateDirectory:
                     f"{self.path} holds a database but no OWNER.json; it is not a state directory of semel: "
                     "set state_dir to another place"
                 ) from None
-            self._write(marker, owner)
-            return str(owner["id"])
+            self._write(marker, wanted)
+            return
         except (OSError, orjson.JSONDecodeError) as exc:
             raise StateDirectoryError(
                 f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state"
@@ -94,10 +90,6 @@ class StateDirectory:
                 f"{self.path} has state format {found.get('format')}, this version of semel reads {FORMAT}; "
                 "run the version that wrote it, or remove the directory: it is rebuilt from the changelogs"
             )
-        if not found.get("id"):
-            self._write(marker, owner)
-            return str(owner["id"])
-        return str(found["id"])
 
     def _write(self, marker: Path, owner: Mapping[str, object]) -> None:
         fresh = marker.with_suffix(".new")

@@ -103,7 +103,6 @@ class Worker:
             clock,
             random.Random(f"{seed} {number}"),
             instance=name,
-            place=str(self.folder),
             failpoints=self.failpoints,
         )
         self.running = asyncio.create_task(self.engine.run(), name=self.client)

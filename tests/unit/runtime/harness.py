@@ -167,7 +167,6 @@ class Worker:
             self.clock,
             random.Random(number),
             instance=name,
-            place=str(self.path),
             failpoints=self.failpoints,
         )
         # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
@@ -346,6 +345,8 @@ class World:
 
     async def close(self) -> None:
         self.cluster.faults.clear()
+        for other in self.others:
+            other.cancel()
         for worker in list(self.workers.values()):
             worker.kill()
             await worker.gone()

@@ -350,7 +350,7 @@ async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: Wor
         "SyncGroup": "group.after_join",
         "TxnOffsetCommit": "commit.after_produce",
     }
-    first = world.start("w1", session_timeout_ms=60_000)
+    first = world.start("w1")
     await world.until_running(first)
     if api in points:
         reached, go = first.hold_at(points[api])
@@ -372,7 +372,7 @@ async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: Wor
 
 
 async def join_as(name: str, world: World) -> None:
-    """Another process joins under a worker's name."""
+    """Another process joins under a worker's name, and lives on."""
     stranger = MemoryBroker(world.cluster, "stranger")
     await stranger.start()
     before = world.cluster.groups.describe(APP).members
@@ -381,7 +381,11 @@ async def join_as(name: str, world: World) -> None:
         joined = await stranger.join_group(
             APP, "", f"{APP}-{name}", b"", session_timeout_ms=10_000, rebalance_timeout_ms=10_000
         )
-        await stranger.sync_group(Membership(APP, joined.generation, joined.member_id, f"{APP}-{name}"), {})
+        membership = Membership(APP, joined.generation, joined.member_id, f"{APP}-{name}")
+        await stranger.sync_group(membership, {})
+        while True:
+            await asyncio.sleep(1)
+            await stranger.heartbeat(membership)
 
     world.others.append(asyncio.create_task(join()))
     await world.until(lambda: world.cluster.groups.describe(APP).members != before)
@@ -427,13 +431,16 @@ async def test_workers_that_a_new_coordinator_knows_by_former_ids_keep_their_nam
     world.check()
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["with its disk", "without its disk"])
 async def test_a_worker_that_comes_back_while_a_coordinator_dies_keeps_the_name_of_its_former_process(
-    world: World,
+    world: World, lost: bool
 ) -> None:
     first, second = world.start("w1"), world.start("w2")
     await world.until_running(first, second)
     second.kill()
     await second.gone()
+    if lost:
+        world.lose_store("w2")
     third = world.start("w3")
     again = world.start("w2")
     reached, go = again.hold_at("group.after_join")

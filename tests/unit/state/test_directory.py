@@ -24,22 +24,10 @@ def made(path: Path, app: str = "app", instance: str = "w1") -> None:
 
 def test_a_directory_is_made_and_found_again_by_its_owner(path: Path) -> None:
     made(path)
-    owner = orjson.loads((path / "OWNER.json").read_bytes())
+    assert orjson.loads((path / "OWNER.json").read_bytes()) == {"format": FORMAT, "app": "app", "instance": "w1"}
     again = StateDirectory(path, "app", "w1")
-    assert owner == {"format": FORMAT, "app": "app", "instance": "w1", "id": again.id}
-    assert again.id
     assert again.database == path / "db"
     again.release()
-    again.release()
-
-
-def test_a_directory_of_an_earlier_version_is_given_an_id_for_good(path: Path) -> None:
-    path.mkdir(parents=True)
-    (path / "OWNER.json").write_bytes(orjson.dumps({"format": FORMAT, "app": "app", "instance": "w1"}))
-    first = StateDirectory(path, "app", "w1")
-    first.release()
-    again = StateDirectory(path, "app", "w1")
-    assert again.id == first.id != ""
     again.release()
 
 
