@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,6 +12,9 @@ from semel.chaos.proxy import Proxy
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.local.properties import HOST, Node
+
+# What a broker logs whose coordinator does not come up; it says NOT_COORDINATOR for good then, until it starts again.
+_NOT_LOADED = re.compile(r"Failed to load metadata from (__\w+-\d+) .* due to java\.lang\.(.*)")
 
 _PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
 
@@ -32,6 +36,8 @@ class Cluster:
         )
         self.proxies: list[Proxy] = []
         self.away: set[int] = set()
+        # How far each broker's log has been read.
+        self._read: dict[int, int] = {}
         self._stack = AsyncExitStack()
 
     def _properties(self, node: Node) -> Mapping[str, str]:
@@ -87,5 +93,19 @@ class Cluster:
         await asyncio.to_thread(self.kafka.stop_node, node)
 
     async def back(self, node: int) -> None:
+        self._read[node] = self.kafka.log_path(node).stat().st_size
         await asyncio.to_thread(self.kafka.restart, node)
         self.away.discard(node)
+
+    def stuck(self) -> dict[int, str]:
+        """Brokers that have failed, since they were asked last, to load what they coordinate, and why."""
+        found: dict[int, str] = {}
+        for node in set(self.nodes) - self.away:
+            with self.kafka.log_path(node).open("rb") as said:
+                said.seek(self._read.get(node, 0))
+                new = said.read()
+            whole = new.rfind(b"\n") + 1
+            self._read[node] = self._read.get(node, 0) + whole
+            if failed := _NOT_LOADED.search(new[:whole].decode(errors="replace")):
+                found[node] = f"{failed[1]}: {failed[2]}"
+        return found

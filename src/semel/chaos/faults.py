@@ -40,7 +40,7 @@ class Torture:
     """What there is to be hurt, and what was seen of it.
 
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
-    excuses, as sentences.
+    excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right.
     """
 
     app: str
@@ -54,6 +54,7 @@ class Torture:
     say: Callable[[str], None]
     session_s: float
     findings: list[str] = field(default_factory=list[str])
+    mended: list[str] = field(default_factory=list[str])
     active: set[int] = field(default_factory=set[int])
     guests: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
     _busy: set[str] = field(default_factory=set[str])
@@ -374,6 +375,24 @@ class Torture:
                 await self.cluster.kill(node)
             await asyncio.sleep(fault.hold_s)
             await self.cluster.back(node)
+
+    async def mend_brokers(self) -> None:
+        """Start a broker again that cannot coordinate, as an operator would: it does not come to by itself.
+
+        Seen of Kafka 4.1.1 after a SIGKILL: a coordinator that had loaded a part of its log only, then failed to reload it.
+        """
+        if self._broker.locked():
+            return
+        async with self._broker:
+            for node, why in self.cluster.stuck().items():
+                self.mended.append(f"broker {node} did not load what it coordinates and was started again ({why})")
+                self.say(f"{self.now():7.1f} s  {self.mended[-1]}")
+                self.active.add(-node)
+                try:
+                    await self.cluster.leave(node)
+                    await self.cluster.back(node)
+                finally:
+                    self.active.discard(-node)
 
     async def _net(self, fault: Fault, entry: Entry) -> None:
         worker = None if fault.worker < 0 else self._from(fault.worker)[0]

@@ -65,7 +65,7 @@ def page(report: Report) -> str:
         "<figcaption>Above: each fault where it began, a bar until it was healed, thin until it was recovered from. Then "
         "the workers; below, source records done per second, and how many were still to be done.</figcaption></figure>"
         f"{_kinds(report)}{_faults(report.timeline.entries)}{_proof(report)}"
-        f"<h2>How it was made</h2><p>{'<br>'.join(escape(note) for note in report.notes)}</p>"
+        f"<h2>How it was made</h2><p>{'<br>'.join(escape(note) for note in (*report.notes, *report.mended))}</p>"
         f"<p class=dim>{escape(_again(report))}</p></body></html>\n"
     )
 

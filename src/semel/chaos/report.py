@@ -31,6 +31,7 @@ class Report:
     processed: int = 0
     bites: Bites = field(default_factory=Bites)
     findings: list[str] = field(default_factory=list[str])
+    mended: list[str] = field(default_factory=list[str])
     void: list[str] = field(default_factory=list[str])
     proved: Proved | None = None
     error: str = ""
@@ -80,6 +81,7 @@ class Report:
             "verdict": self.verdict,
             "void": self.void,
             "findings": self.all_findings[:FINDINGS_SHOWN],
+            "mended": self.mended,
             "proof": None if self.proved is None else self.proved.document,
             "ok": self.ok,
         }
@@ -109,6 +111,7 @@ def summary(report: Report) -> str:
         f"the engine counted {engine['aborts']} aborts, {engine['unknown']} commits without an answer, "
         f"{engine['fences']} fences, {engine['assignments']} assignments, {engine['duplicates']:,} duplicates",
     ]
+    lines += [f"  {sentence}" for sentence in report.mended]
     if report.proved is not None:
         lines += [f"proof: {line}" for line in report.proved.summary]
     lines += [f"  finding: {finding}" for finding in report.all_findings[:FINDINGS_SHOWN]]

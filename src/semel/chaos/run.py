@@ -330,6 +330,7 @@ class Run:
         self.report.processed = self.sight.processed
         self.report.events = {"published": self._load.published, "redelivered": redelivered, **counts}
         self.report.bites = self.sight.bites()
+        self.report.mended = self._torture.mended if self._torture is not None else []
         workers = self._all_workers()
         self.report.void = void_reasons(
             self.timeline.entries,
@@ -424,6 +425,8 @@ class Run:
             if self.now() >= next_sample:
                 next_sample = self.now() + SAMPLE_EVERY_S
                 self._sample()
+                if self._stage != "starting":
+                    self._beside(self._torture.mend_brokers())
                 self.display.show(self._shown())
             await asyncio.sleep(ASK_EVERY_S)
 
