@@ -13,9 +13,9 @@ import orjson
 
 from semel.port import TP
 from semel.state import positions
-from semel.state.marks import DEAD, unpack
 from semel.state.positions import Position
 from semel.testing.memory.batch import MemoryRecord
+from tests.simulation import records
 from tests.simulation.history import (
     Appended,
     Created,
@@ -92,9 +92,9 @@ class Case:
     def truth(self) -> list[tuple[Oracle, list[Effect]]]:
         """All of the source, and what must have come of it."""
         found: list[tuple[Oracle, list[Effect]]] = []
-        for p, records in enumerate(self.source):
+        for p, taken in enumerate(self.source):
             oracle = self.oracle(p)
-            found.append((oracle, [oracle.take(r) for r in records]))
+            found.append((oracle, [oracle.take(r) for r in taken]))
         return found
 
     @cached_property
@@ -261,8 +261,51 @@ def no_torn_epoch(case: Case) -> Found:
                 rows = {k: v for e in commit.effects for (name, k), v in e.rows.items() if name == table}
                 log = t.writes.get(TP(f"{case.app}-{table}-changelog", p), ())
                 wrote = {(r.key or b"").decode(): _json(r) for r in log}
-                if wrote != rows:
-                    found.append((f"{where} writes to {table} {_difference(wrote, rows)}", [str(t)]))
+                if wrote != rows or len(log) != len(rows):
+                    what = f"{where} writes {len(log)} rows of {len(rows)} to {table} {_difference(wrote, rows)}"
+                    found.append((what, [str(t)]))
+            exact = case.history.exact_time
+            marks = records.marks(t.writes.get(TP(f"{case.app}-dedup-changelog", p), ()), exact=exact)
+            wanted_marks = records.marks_of(commit.effects, exact=exact)
+            if marks != wanted_marks:
+                found.append((f"{where} writes the marks {_difference(marks, wanted_marks)} times", [str(t)]))
+    return found
+
+
+@law
+def records_are_their_events_own(case: Case) -> Found:
+    """Key, value, headers and timestamp of outputs and dead letters are those of their event, and say which it was."""
+    found: Found = []
+    for p, (_, effects) in enumerate(case.truth):
+        outputs = [records.written(r) for r in case.written(SINK, p)]
+        wanted = [records.output_of(e, case.app, SOURCE, p) for e in effects if e.output is not None]
+        letters = [records.letter(r) for r in case.written(f"{case.app}.dlq", p)]
+        dead = [records.letter_to(e, case.app, SOURCE, p, case.history.attempts) for e in effects if e.dead is not None]
+        for topic, there, should in ((SINK, outputs, wanted), (f"{case.app}.dlq", letters, dead)):
+            what = records.first_difference(there, should)
+            if what is not None:
+                found.append((f"{topic}[{p}] holds {what}", []))
+    return found
+
+
+@law
+def a_position_says_who_wrote_it(case: Case) -> Found:
+    """Its writer and generation are its transaction's, and it counts the outputs so far."""
+    found: Found = []
+    writers = {(e.producer_id, e.epoch): e.transactional_id for e in case.history.events if isinstance(e, Created)}
+    generations: dict[tuple[int, int], set[int]] = {}
+    for event in case.history.events:
+        if isinstance(event, OffsetsSent):
+            generations.setdefault((event.producer_id, event.epoch), set()).add(event.generation)
+    for p, commits in enumerate(case.commits):
+        for commit in commits:
+            who, position = (commit.transaction.producer_id, commit.transaction.epoch), commit.position
+            if position.writer != writers.get(who) or position.generation not in generations.get(who, ()):
+                what = f"[{p}]: written by {position.writer} of generation {position.generation}"
+                found.append((f"{what}, not by {writers.get(who)}", [str(commit.transaction)]))
+            sent = {SINK: commit.counts["out"]} if commit.counts["out"] else {}
+            if position.outputs != sent:
+                found.append((f"[{p}]: {position.outputs} outputs so far, not {sent}", [str(commit.transaction)]))
     return found
 
 
@@ -270,18 +313,16 @@ def no_torn_epoch(case: Case) -> Found:
 def tables_are_the_fold_of_the_input(case: Case) -> Found:
     """Changelogs, and the stores of those that run, hold the rows and marks that the source's records make."""
     found: Found = []
-    for p, (oracle, _) in enumerate(case.truth):
+    for p, (oracle, effects) in enumerate(case.truth):
         for table, rows in (("balances", oracle.balances), ("journals", oracle.journals)):
             folded = fold(case.written(f"{case.app}-{table}-changelog", p))
             if folded != rows:
                 found.append((f"the changelog of {table}[{p}] folds to {_difference(folded, rows)}", []))
-        marks: dict[str, tuple[int, bool]] = {}
-        for record in case.written(f"{case.app}-dedup-changelog", p):
-            mark = unpack(record.value or b"")
-            marks[(record.key or b"").decode()] = (mark.offset, mark.outcome == DEAD)
-        wanted = {i: (m.offset, m.dead) for i, m in oracle.marks.items()}
+        exact = case.history.exact_time
+        marks = records.marks(case.written(f"{case.app}-dedup-changelog", p), exact=exact)
+        wanted = records.marks_of(effects, exact=exact)
         if marks != wanted:
-            found.append((f"the changelog of marks [{p}] folds to {_difference(marks, wanted)}", []))
+            found.append((f"the changelog of marks [{p}] holds {_difference(marks, wanted)} times", []))
         for store in case.history.stores:
             if store.partition != p:
                 continue

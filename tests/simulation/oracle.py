@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import xxhash
 
+from semel.state.marks import DEAD, DONE, Mark
 from semel.state.positions import COUNTS
 from semel.testing.memory.batch import MemoryRecord
 from tests.unit.runtime.harness import Payment
@@ -19,12 +21,14 @@ IN_A_ROW = 3
 
 @dataclass(slots=True)
 class Effect:
-    """Of one record. `rows`: (table, key) -> the row after it."""
+    """Of one record. `rows`: (table, key) -> the row after it. `mark`: the one it leaves, where it takes effect."""
 
     offset: int
+    record: MemoryRecord
     id: str | None = None
     output: dict[str, Any] | None = None
     dead: str | None = None
+    mark: Mark | None = None
     rows: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
@@ -52,7 +56,7 @@ class Oracle:
 
     def take(self, record: MemoryRecord) -> Effect:
         self.counts["in"] += 1
-        effect = Effect(record.offset)
+        effect = Effect(record.offset, record)
         try:
             payment = Payment(**orjson.loads(record.value or b""))
         except (ValueError, TypeError):
@@ -78,6 +82,9 @@ class Oracle:
         self.stream, self.pending = stream, pending
         failed = payment.fails < 0 or payment.fails >= self._attempts
         self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
+        effect.mark = Mark(
+            record.offset, at, filed_at, xxhash.xxh3_64_intdigest(record.value or b""), DEAD if failed else DONE
+        )
         if failed:
             return self._bury(effect, "failed")
         if payment.amount < 0:

@@ -366,7 +366,9 @@ class Storm:
             await self.step(i)
             await world.clock.sleep(pauses.choice([0.0, 0.001, 0.005, 0.02, 0.1, 0.5]))
             if world.history.window_ms < 60_000 and pauses.random() < 0.03:
-                await world.clock.sleep(pauses.random() * 2 * world.history.window_ms / 1000)
+                await world.clock.sleep(pauses.random() * 3 * world.history.window_ms / 1000)
+                if self.may(f"step {i}/again", "redelivery: after the window"):
+                    world.pay_again_after_the_window(f"{i}")
         await self.calm()
 
     async def calm(self) -> None:

@@ -213,8 +213,9 @@ class Run:
                 self.names.discard("w2")
                 world.pay_many(4)
             case "expiry":
-                for _ in range(3):
+                for i in range(3):
                     await pause(2.5 * EXPIRY_S)
+                    world.pay_again_after_the_window(f"e{i}")
                     world.pay_many(8)
         await pause(0.8)
         self.quiet = True

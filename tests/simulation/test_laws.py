@@ -14,6 +14,7 @@ import pytest
 from semel.port import TP
 from semel.stages.sink import Out
 from semel.state import positions
+from semel.state.marks import unpack
 from semel.testing.clock import run_virtual
 from semel.testing.memory.batch import MemoryRecord
 from tests.simulation.history import (
@@ -31,6 +32,7 @@ from tests.simulation.laws import LAWS, judge
 from tests.simulation.world import SimulatedWorld
 
 SINK, POSITIONS, SOURCE = TP("settlements", 0), TP("payments-positions", 0), TP("payments", 0)
+LETTERS, MARKS = TP("payments.dlq", 0), TP("payments-dedup-changelog", 0)
 
 
 async def recorded(folder: Path) -> History:
@@ -100,7 +102,7 @@ def an_output_is_removed(h: History) -> None:
 
 
 def a_dead_letter_is_removed(h: History) -> None:
-    largest(h, TP("payments.dlq", 0)).pop()
+    largest(h, LETTERS).pop()
 
 
 def an_output_is_doubled(h: History) -> None:
@@ -233,6 +235,83 @@ def nobody_hears_of_a_note(h: History) -> None:
     h.notes["n1"] = None
 
 
+def an_output_has_another_key(h: History) -> None:
+    largest(h, SINK)[0].key = b"a99"
+
+
+def an_output_lacks_its_headers(h: History) -> None:
+    largest(h, SINK)[0].headers = ()
+
+
+def an_output_comes_of_another_event(h: History) -> None:
+    first, second = largest(h, SINK)[:2]
+    first.headers = second.headers
+
+
+def an_output_has_another_timestamp(h: History) -> None:
+    largest(h, SINK)[0].timestamp += 1
+
+
+def a_dead_letter_has_other_bytes(h: History) -> None:
+    largest(h, LETTERS)[0].value = b"other"
+
+
+def a_dead_letter_has_another_key(h: History) -> None:
+    largest(h, LETTERS)[0].key = b"other"
+
+
+def a_dead_letter_lacks_a_header(h: History) -> None:
+    letter = largest(h, LETTERS)[0]
+    letter.headers = tuple(header for header in letter.headers if header[0] != "semel.timestamp")
+
+
+def a_dead_letter_has_another_timestamp(h: History) -> None:
+    largest(h, LETTERS)[0].timestamp += 1
+
+
+def a_row_is_another(h: History) -> None:
+    largest(h, TP("payments-balances-changelog", 0))[0].value = b"12345678"
+
+
+def a_row_is_doubled(h: History) -> None:
+    rows = largest(h, TP("payments-balances-changelog", 0))
+    rows.append(copy.copy(rows[0]))
+
+
+def a_mark_is_doubled(h: History) -> None:
+    marks = largest(h, MARKS)
+    marks.append(copy.copy(marks[0]))
+
+
+def changed_mark(h: History, **changed: int) -> None:
+    record = largest(h, MARKS)[0]
+    record.value = unpack(record.value or b"")._replace(**changed).pack()
+
+
+def a_mark_is_filed_elsewhere(h: History) -> None:
+    changed_mark(h, filed_at=1_000)
+
+
+def a_mark_is_of_another_payload(h: History) -> None:
+    changed_mark(h, payload=1)
+
+
+def a_mark_is_of_another_time(h: History) -> None:
+    changed_mark(h, event_time=1_000)
+
+
+def a_position_is_of_another_generation(h: History) -> None:
+    put(largest(h, POSITIONS)[0], generation=77)
+
+
+def a_position_is_of_another_writer(h: History) -> None:
+    put(largest(h, POSITIONS)[0], writer="payments-w9")
+
+
+def a_position_counts_other_outputs(h: History) -> None:
+    put(largest(h, POSITIONS)[0], outputs={"settlements": 1_000})
+
+
 MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("no_loss", an_output_is_removed),
     ("no_loss", a_dead_letter_is_removed),
@@ -262,6 +341,24 @@ MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("an_output_without_an_event_counts_once", a_note_is_doubled),
     ("an_output_without_an_event_counts_once", a_note_is_lost),
     ("an_output_without_an_event_counts_once", nobody_hears_of_a_note),
+    ("records_are_their_events_own", an_output_has_another_key),
+    ("records_are_their_events_own", an_output_lacks_its_headers),
+    ("records_are_their_events_own", an_output_comes_of_another_event),
+    ("records_are_their_events_own", an_output_has_another_timestamp),
+    ("records_are_their_events_own", a_dead_letter_has_other_bytes),
+    ("records_are_their_events_own", a_dead_letter_has_another_key),
+    ("records_are_their_events_own", a_dead_letter_lacks_a_header),
+    ("records_are_their_events_own", a_dead_letter_has_another_timestamp),
+    ("no_torn_epoch", a_row_is_another),
+    ("no_torn_epoch", a_row_is_doubled),
+    ("no_torn_epoch", a_mark_is_doubled),
+    ("tables_are_the_fold_of_the_input", a_mark_is_doubled),
+    ("tables_are_the_fold_of_the_input", a_mark_is_filed_elsewhere),
+    ("tables_are_the_fold_of_the_input", a_mark_is_of_another_payload),
+    ("tables_are_the_fold_of_the_input", a_mark_is_of_another_time),
+    ("a_position_says_who_wrote_it", a_position_is_of_another_generation),
+    ("a_position_says_who_wrote_it", a_position_is_of_another_writer),
+    ("a_position_says_who_wrote_it", a_position_counts_other_outputs),
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 
-from semel import Dedup
+from semel import Dedup, lineage
 from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
 from semel.port import TP, RpcError, RpcLost
 from semel.runtime.task import TaskState
@@ -67,6 +67,9 @@ class SimulatedWorld(World):
         self._open_inputs = 0
         self.sent: list[dict[str, Any]] = []
         self.closed = False
+        self._written = 0
+        # When the last event of each partition was, in ms.
+        self.latest: dict[TP, int] = {}
         self.watch.on_task.append(self._task_runs)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -184,6 +187,34 @@ class SimulatedWorld(World):
 
     # -- input
 
+    def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
+        """Every third record has headers, among them the lineage that somebody further up gave it."""
+        key, tp = account.encode(), self.place(account)
+        raw = orjson.dumps(value) if isinstance(value, dict) else value
+        self._written += 1
+        trace = str(self._written).encode()
+        headers = [("trace", trace), (lineage.HEADER, b"upstream/orders/0/7/0/" + trace), ("empty", None)]
+        stamp = self.cluster.now_ms() if at_ms is None else at_ms
+        self.latest[tp] = max(stamp, self.latest.get(tp, 0))
+        return tp, self.cluster.write(
+            tp, [(key, raw)], timestamp=stamp, headers=headers if self._written % 3 == 0 else ()
+        )
+
+    def pay_again_after_the_window(self, name: str) -> None:
+        """An id again when its window is over, written at once with what ended it: mostly both are of one epoch.
+
+        Only after a pause, since events are stamped between the last one and now.
+        """
+        account = f"a{self.rng.randrange(8)}"
+        begun, window = self.latest.get(self.place(account), 0) + 1, self.history.window_ms
+        if begun + window + 1_000 >= self.cluster.now_ms():
+            return
+        event = {"id": f"{name}.again", "account": account, "amount": 3}
+        self.write(event, account, at_ms=begun)
+        for number, at_ms in enumerate((begun + window // 2, begun + window + 1_000)):
+            self.write({**event, "id": f"{name}.between.{number}"}, account, at_ms=at_ms)
+        self.write(event, account, at_ms=begun + window + 1_000)
+
     def pay_some(self, rng: random.Random, name: str, many: int) -> None:
         """Payments, with all that input can be: again, in conflict, unreadable, failing, filtered, slow, closing an account."""
         for number in range(many):
@@ -218,7 +249,7 @@ class SimulatedWorld(World):
             ids.append(f"x{self.numbers}")
             raw = orjson.dumps({"id": ids[-1], "account": account, "amount": self.rng.randrange(1, 100)})
             tp = self.place(account)
-            now = self.cluster.now_ms()
+            now = self.latest[tp] = self.cluster.now_ms()
             record = MemoryRecord(now, account.encode(), raw)
             sequence = touched.get(tp, 0)
             self.cluster.log(tp).append(Batch(producer, 0, sequence, 100 + len(raw), [record]), now)

@@ -1,0 +1,90 @@
+"""Records as they must stand in the logs: what an effect is to be there, to the byte, and what a log's records are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import orjson
+
+from semel import lineage
+from semel.state.marks import Mark, unpack
+from semel.testing.memory.batch import MemoryRecord
+from tests.simulation.oracle import Effect
+
+Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
+# What a letter says of its death that no law foretells: the words of the error, the moment, how often a refused one was sent.
+UNTOLD = ("semel.error", "semel.dead_at", "semel.attempts")
+
+
+class Written(NamedTuple):
+    """A record without its offset. `timestamp`: None where no law says it."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int | None
+
+
+def written(record: MemoryRecord) -> Written:
+    return Written(record.key, record.value, tuple((n, v) for n, v in record.headers), record.timestamp)
+
+
+def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
+    """Key, timestamp and headers of its event; the lineage put last, in the place of one from further up."""
+    source = effect.record
+    said = f"{app}/{topic}/{partition}/{effect.offset}/0/{effect.id}".encode()
+    headers = tuple((n, v) for n, v in source.headers if n != lineage.HEADER)
+    return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
+
+
+def letter_to(effect: Effect, app: str, topic: str, partition: int, attempts: int) -> Written:
+    """Its event as it came, and where from and why."""
+    source = effect.record
+    said = {
+        "semel.pipeline": app,
+        "semel.reason": effect.dead or "",
+        "semel.topic": topic,
+        "semel.partition": str(partition),
+        "semel.offset": str(effect.offset),
+        "semel.timestamp": str(source.timestamp),
+    }
+    if effect.dead != "refused":
+        said["semel.attempts"] = str(attempts if effect.dead == "failed" else 0)
+    return Written(
+        source.key, source.value, _told([*source.headers, *((n, v.encode()) for n, v in said.items())]), None
+    )
+
+
+def letter(record: MemoryRecord) -> Written:
+    """What of a dead letter can be foretold. Its timestamp is the moment that it says it died at."""
+    said = dict(record.headers)
+    untold = UNTOLD if said.get("semel.reason") == b"refused" else UNTOLD[:2]
+    stamped = str(record.timestamp).encode() == said.get("semel.dead_at") and "semel.error" in said
+    headers = _told((n, v) for n, v in record.headers if n not in untold)
+    return Written(record.key, record.value, headers, None if stamped else record.timestamp)
+
+
+def marks(records: Iterable[MemoryRecord], *, exact: bool) -> Counter[tuple[bytes, Mark]]:
+    """`exact`: what they are filed under counts."""
+    return Counter((r.key or b"", _mark(unpack(r.value or b""), exact)) for r in records)
+
+
+def marks_of(effects: Iterable[Effect], *, exact: bool) -> Counter[tuple[bytes, Mark]]:
+    return Counter(((e.id or "").encode(), _mark(e.mark, exact)) for e in effects if e.mark is not None)
+
+
+def first_difference(found: Sequence[Written], wanted: Sequence[Written]) -> str | None:
+    for a, b in zip(found, wanted, strict=False):
+        if a != b:
+            return f"{a}, not {b}"
+    return None if len(found) == len(wanted) else f"{len(found)} records, not {len(wanted)}"
+
+
+def _mark(mark: Mark, exact: bool) -> Mark:
+    return mark if exact else mark._replace(filed_at=0)
+
+
+def _told(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    return tuple(sorted(headers, key=lambda header: (header[0], header[1] or b"")))
