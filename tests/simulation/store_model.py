@@ -16,7 +16,7 @@ from semel.state.store import StoreError, after_prefix, bucket_prefix
 
 _PARTITION = Struct(">I")
 _NUMBERS = b"tables"
-_ROWS, _MARKS, _META = range(3)
+ROWS, MARKS, META = range(3)
 
 # (family, key, value or None)
 Change = tuple[int, bytes, bytes | None]
@@ -54,31 +54,40 @@ class Disk:
         return lost
 
 
+def meta_key(partition: int) -> bytes:
+    return _PARTITION.pack(partition)
+
+
+def table_numbers(disk: Disk) -> dict[str, int]:
+    found = disk.families[META].get(_NUMBERS)
+    return {} if found is None else orjson.loads(found)
+
+
 class ModelBatch:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self.changes: list[Change] = []
 
     def rows(self, prefix: bytes, changes: dict[bytes, bytes | None]) -> None:
-        self.changes += [(_ROWS, prefix + key, value) for key, value in changes.items()]
+        self.changes += [(ROWS, prefix + key, value) for key, value in changes.items()]
 
     def marks(self, prefix: bytes, changes: dict[bytes, bytes]) -> None:
-        self.changes += [(_MARKS, prefix + key, value) for key, value in changes.items()]
+        self.changes += [(MARKS, prefix + key, value) for key, value in changes.items()]
 
     def drop_bucket(self, partition: int, bucket: int) -> None:
-        self._delete(_MARKS, bucket_prefix(partition, bucket))
+        self._delete(MARKS, bucket_prefix(partition, bucket))
 
     def meta(self, partition: int, meta: dict[str, Any]) -> None:
-        self.changes.append((_META, _PARTITION.pack(partition), orjson.dumps(meta)))
+        self.changes.append((META, _PARTITION.pack(partition), orjson.dumps(meta)))
 
     def numbers(self, numbers: dict[str, int]) -> None:
-        self.changes.append((_META, _NUMBERS, orjson.dumps(numbers)))
+        self.changes.append((META, _NUMBERS, orjson.dumps(numbers)))
 
     def drop_partition(self, partition: int) -> None:
         prefix = _PARTITION.pack(partition)
-        self._delete(_ROWS, prefix)
-        self._delete(_MARKS, prefix)
-        self.changes.append((_META, prefix, None))
+        self._delete(ROWS, prefix)
+        self._delete(MARKS, prefix)
+        self.changes.append((META, prefix, None))
 
     def release(self) -> None:
         """Nothing is held on to."""
@@ -103,7 +112,7 @@ class ModelStore:
         self._open = False
 
     def reopen(self) -> None:
-        self.get_row = self._disk.families[_ROWS].get
+        self.get_row = self._disk.families[ROWS].get
         self._open = True
 
     def _family(self, number: int) -> dict[bytes, bytes]:
@@ -114,16 +123,16 @@ class ModelStore:
     # -- reading
 
     def get_marks(self, prefix: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
-        marks = self._family(_MARKS)
+        marks = self._family(MARKS)
         return [marks.get(prefix + i) for i in ids]
 
     def meta(self, partition: int) -> dict[str, Any] | None:
-        found = self._family(_META).get(_PARTITION.pack(partition))
+        found = self._family(META).get(_PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
 
     def table_numbers(self, names: Iterable[str]) -> dict[str, int]:
-        found = self._family(_META).get(_NUMBERS)
-        numbers: dict[str, int] = {} if found is None else orjson.loads(found)
+        self._family(META)
+        numbers = table_numbers(self._disk)
         fresh = sorted(set(names) - set(numbers))
         for name in fresh:
             numbers[name] = max(numbers.values(), default=0) + 1
@@ -135,11 +144,11 @@ class ModelStore:
 
     def scan_rows(self, prefix: bytes, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         upper = prefix + end if end is not None else after_prefix(prefix)
-        return self._scan(_ROWS, prefix, start, upper)
+        return self._scan(ROWS, prefix, start, upper)
 
     def scan_marks(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         prefix = _PARTITION.pack(partition)
-        return self._scan(_MARKS, prefix, b"", after_prefix(prefix))
+        return self._scan(MARKS, prefix, b"", after_prefix(prefix))
 
     def _scan(self, family: int, prefix: bytes, start: bytes, upper: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         lower, cut = prefix + start, len(prefix)

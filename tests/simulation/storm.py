@@ -24,6 +24,7 @@ from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, 
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
 from tests.simulation.laws import Violation, judge
+from tests.simulation.lies import LIES, can_lie, lie
 from tests.simulation.watch import Key
 from tests.simulation.world import TOPICS, SimulatedWorld, seeded
 from tests.unit.runtime.harness import APP, Worker
@@ -71,6 +72,7 @@ class Storm:
         self.fences = rng.random() < 0.15
         self.jumps = world.history.window_ms > 3_600_000 and rng.random() < 0.3
         self.note_taking = rng.random() < 0.4
+        self.lies = rng.random() < 0.4
         self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
         self.figures: Counter[str] = Counter()
         self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
@@ -78,6 +80,8 @@ class Storm:
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
         self._full: set[str] = set()
+        # Whose next commit of a note is not answered: whether it takes effect.
+        self._doubted: dict[str, bool] = {}
         world.on_start = self.begin
         world.on_death = self.bury
         world.excused = self.wild or self.fences or self.rate > 0
@@ -107,6 +111,8 @@ class Storm:
         if doomed is not None and n in doomed:
             self._die_of(call, n, arrives=doomed.pop(n))
         slow = delay(rng.random() * self.slow_s, rng.random() * self.slow_s)
+        if call.api == "EndTxn" and call.client in self._doubted and self._note_is_under_way(call.client):
+            return lose_answer() if self._doubted.pop(call.client) else lose_request()
         if rng.random() >= self.rate:
             return slow
         fault, words = self._fault(call, rng)
@@ -120,6 +126,11 @@ class Storm:
             if answer in (Answer.RECORD, Answer.TOPIC) or needs_a_person(RpcError(call.api, fault.code)):
                 self.world.excused = True
         return fault
+
+    def _note_is_under_way(self, client: str) -> bool:
+        worker = self.world.workers.get(client)
+        mine = any(w is worker and not told.done() for w, told in self.notes.values())
+        return mine and worker is not None and not worker.engine._epochs.carry
 
     def _fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
         match rng.randrange(6):
@@ -206,11 +217,21 @@ class Storm:
                 draw < 0.3 and machine in world.disks and self.may(f"{worker.client}/disk", f"lost power: of {machine}")
             ):
                 world.disks[machine].lose_power(rng.randrange(1, 6))
+            elif self.lies and draw < 0.6 and machine in world.disks:
+                self._lie(f"{worker.client}/disk", machine, rng)
         if machine != worker.name:
             return  # a twin does not come back
         world.loop.call_later(
             0.0 if self.quiet else pause, lambda: self._start(worker.name), context=world.cluster.context
         )
+
+    def _lie(self, name: str, machine: str, rng: random.Random) -> None:
+        """The store is of another life than its logs, in a way that the engine can tell (protocol rule 18)."""
+        disk, partition, kind = self.world.disks[machine], rng.randrange(self.world.partitions), rng.choice(LIES)
+        if can_lie(disk, self.world.cluster, APP, partition, kind) and self.may(
+            name, f"lying store: of {machine}, {kind.value}, of [{partition}]"
+        ):
+            lie(disk, self.world.cluster, APP, partition, kind)
 
     def _start(self, name: str) -> None:
         if self.world.closed or any(self.world.machines[w.client] == name for w in self.world.workers.values()):
@@ -275,6 +296,13 @@ class Storm:
         elif draw < 0.92:
             if self.note_taking and self.may(name, f"note: from {worker.client}"):
                 self._note(worker)
+                applied = rng.random() < 0.5
+                words = f"note in doubt: from {worker.client}, {'committed' if applied else 'not committed'}"
+                if rng.random() < 0.7 and self.may(f"{name}/doubt", words):
+                    # It has to live on: a note whose sender dies is owed nothing.
+                    worker.failpoints.hooks.clear()
+                    self._doomed.pop(worker.client, None)
+                    self._doubted[worker.client] = applied
         elif draw < 0.94:
             self._jump(name, worker, rng)
         elif draw < 0.95:
@@ -317,8 +345,10 @@ class Storm:
 
     def _compact(self, name: str, rng: random.Random) -> None:
         world = self.world
-        # Outputs in doubt are looked for among the positions; see rule 4, limit.
-        topics = [t for t in TOPICS if t != "dedup-changelog" and (t != "positions" or not self.note_taking)]
+        # Outputs in doubt, and whoever wrote a store, are looked for among the positions; see rules 4 and 18, limits.
+        topics = [
+            t for t in TOPICS if t != "dedup-changelog" and (t != "positions" or not (self.note_taking or self.lies))
+        ]
         topic, partition = f"{APP}-{rng.choice(topics)}", rng.randrange(world.partitions)
         if rng.random() < 0.2:
             # Only what was processed: a worker that still needs it says so and ends, by design.
