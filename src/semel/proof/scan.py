@@ -18,6 +18,8 @@ from semel.proof.logs import Logs
 from semel.proof.spool import Spool
 
 Read = Callable[[int], None]
+# As many as fit into the columns; semel never writes more.
+_DIGITS, _STEP_DIGITS = 19, 10
 
 
 class UnknownMark(SemelError):
@@ -100,7 +102,14 @@ class Scan:
                     continue
                 length = len(origin)
             assert value is not None
-            offset, step, _ = value[length:].split(b"/", 2)
+            offset, _, rest = value[length:].partition(b"/")
+            step, slash, _ = rest.partition(b"/")
+            if not (
+                slash and offset.isdigit() and step.isdigit() and len(offset) < _DIGITS and len(step) < _STEP_DIGITS
+            ):
+                # It has our name, and nothing that we write.
+                self._stranger(tp, record, again)
+                continue
             group.offsets.append(int(offset))
             group.steps.append(int(step))
             group.at.append(record.offset)
@@ -119,15 +128,17 @@ class Scan:
         return origin, group
 
     def _not_ours(self, tp: TP, record: Record, value: bytes | None, again: bool) -> None:
-        if again:
-            return
         said = None if value is None else lineage.parse(value)
-        if said is None:
-            self._stranger(tp, record)
+        if said is None or (said.app == self._plan.app and said.topic):
+            self._stranger(tp, record, again)
+        elif again:
+            return
         elif said.app == self._plan.app:
             self.sent += 1
 
-    def _stranger(self, tp: TP, record: Record) -> None:
+    def _stranger(self, tp: TP, record: Record, again: bool) -> None:
+        if again:
+            return
         self.strangers[tp] += 1
         seen = self.stranger_witnesses.setdefault(tp, [])
         if len(seen) < 3:
@@ -179,7 +190,9 @@ class Scan:
                     topic, partition, offset = (said.get(f"semel.{n}") for n in ("topic", "partition", "offset"))
                     if said.get("semel.pipeline") != app or not (topic and partition and offset):
                         continue
-                    source = TP(topic.decode(), int(partition))
+                    if not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
+                        continue
+                    source = TP(topic.decode(errors="replace"), int(partition))
                     rows.setdefault(source, []).append((int(offset), record.offset))
                 for source, found in rows.items():
                     self.letters += len(found)
