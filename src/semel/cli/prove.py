@@ -50,6 +50,10 @@ def prove(
         raise ConfigError(f"--since {since} is not before --until {until}; give the earlier one to --since")
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"--report {str(report)!r}: there is no directory {str(report.absolute().parent)!r}; make it")
+    if report is not None and report.is_dir():
+        raise ConfigError(
+            f"--report {str(report)!r} is a directory; name a file in it, as {str(report / 'proof.html')!r}"
+        )
     settings = Settings.load(config)
     plan = project.load(pipeline).plan()
 

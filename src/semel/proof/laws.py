@@ -143,7 +143,8 @@ def fates(
     _fill(found, keyed & (times + rule.window_ms < stream_ms), rule.late, Fate.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
-        found[keyed & unseen & (found == Fate.LOST)] = Fate.UNWITNESSED
+        # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
+        found[keyed & unseen & ((found == Fate.LOST) | (found == Fate.DROPPED))] = Fate.UNWITNESSED
     # Of one that was seen only, nobody knows whether it still protected.
     certain = protected & ~equal & ~(seen_only & (found == Fate.UNWITNESSED))
     _fill(found, certain, rule.conflict, Fate.LOST_CONFLICT)

@@ -351,8 +351,8 @@ class _Prover:
         records = sum(j.tally.records for j in judges.values())
         took_effect = None
         if self._rule is not None and whole_source:
-            least = sum(j.tally.done + j.tally.unwitnessed for j in judges.values())
-            took_effect = least, least + sum(j.tally.maybe for j in judges.values())
+            least = sum(j.tally.done for j in judges.values())
+            took_effect = least, least + sum(j.tally.unwitnessed + j.tally.maybe for j in judges.values())
         ledger = Ledger(
             # With several agents a record is taken in by each that has it among its sources.
             records=records if whole_source and agents == 1 else None,

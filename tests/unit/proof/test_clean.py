@@ -242,3 +242,22 @@ async def worker_done(history: History, app: str, source: str) -> None:
         )
 
     await world.until(done, what="the end")
+
+
+async def test_a_pipeline_that_drops_late_events_and_outlives_its_window_is_not_called_torn(
+    histories: Histories,
+) -> None:
+    rule = Dedup("id", window=timedelta(hours=1), late="drop")
+    history = histories(seed=1, pipeline={"dedup": rule}, partitions=1, commit_interval_ms=10)
+    world = history.world
+    worker = world.start()
+    now = int(world.clock.time() * 1000) - 30 * HOUR_MS
+    for number in range(60):
+        world.pay("a1", amount=6, at_ms=now + number * 600_000)
+        if number % 5 == 0:
+            await world.drained()
+    await world.drained()
+    await worker.stop()
+    assert history.log(MARKS, 0).log_start > 0
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
