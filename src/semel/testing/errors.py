@@ -23,8 +23,10 @@ class UnknownName(PipelineTesterError, KeyError):
         return str(self.args[0])
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> UnknownName:
+def unknown(what: str, name: object, known: Iterable[str], *, hint: str = "") -> UnknownName:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, 1)
     there = f"there is {', '.join(names)}" if names else "there is none"
-    return UnknownName(f"there is no {what} {name!r}; {there}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return UnknownName(
+        f"there is no {what} {name!r}; {there}" + (f"; did you mean {near[0]!r}?" if near else "") + hint
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+from semel.dedup import field_reader
 from semel.errors import DecodeError
 from semel.output import Output
 from semel.partitioner import partition_of
@@ -114,6 +116,28 @@ class SourceProducer:
             raise PipelineTesterError(
                 f"{key!r:.200} is no key of topic {self._topic.name!r}, which takes {codec.name}: {exc}"
             ) from exc
+
+
+def required_field(name: str) -> Callable[[Any], Any]:
+    """Reads a field as the rules of a `Dedup` do. PipelineTesterError where a value has none of this name.
+
+    An event without a dedup key is an event; a test that names a field of its own values means one that is there.
+    """
+    read = field_reader(name)
+
+    def required(value: Any) -> Any:
+        found = read(value)
+        if found is None and not (name in value if isinstance(value, dict) else hasattr(value, name)):
+            fields = cast("Iterable[Any]", value if isinstance(value, dict) else getattr(value, "__dict__", ()))
+            near = difflib.get_close_matches(name, map(str, fields), 1)
+            raise PipelineTesterError(
+                f"key={name!r}: {value!r:.200} has no such field"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + ". Name one that all values have, or give a function of a value, as key=lambda value: ..."
+            )
+        return found
+
+    return required
 
 
 def utc(at: datetime) -> datetime:

@@ -12,7 +12,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from semel.testing.consumer import ResultsConsumer
 from semel.testing.crash import Crash
 from semel.testing.deployment import Deployment
 from semel.testing.errors import NotSettled, PipelineTesterError, unknown
-from semel.testing.producer import Headers, SourceProducer, utc
+from semel.testing.producer import Headers, SourceProducer, required_field, utc
 from semel.testing.results import Counts, DeadLetter, TopicRecord, counts_of
 from semel.testing.tables import TableViews
 from semel.topic import Topic
@@ -152,10 +151,15 @@ class PipelineTester:
     def send_all(
         self, values: Iterable[Any], *, key: str | Callable[[Any], Any] | None = None, settle: bool = True
     ) -> list[TopicRecord]:
-        """Write many events before any is handled. `key`: the name of the field that is the key, or a function of a value."""
-        read = attrgetter(key) if isinstance(key, str) else key
+        """Write many events before any is handled.
+
+        `key`: the name of the field that is the key (an attribute, or an item of a dict), or a function of a value; events
+        have no key unless it is given. PipelineTesterError where a value has no such field: then none is written.
+        """
+        read = required_field(key) if isinstance(key, str) else key
+        keyed = [(value, None if read is None else read(value)) for value in values]
         self._ready()
-        sent = [self._source.send(value, None if read is None else read(value), (), None, None) for value in values]
+        sent = [self._source.send(value, found, (), None, None) for value, found in keyed]
         if settle:
             self.settle()
         return sent
@@ -194,17 +198,31 @@ class PipelineTester:
     def outputs(self, topic: str | Topic | None = None) -> list[TopicRecord]:
         """The committed results so far, of all topics or of one, as a read-committed consumer gets them.
 
-        In the order of their commits; within a commit each partition in its order, partitions woven by timestamp.
+        In the order of their commits; within a commit each partition in its order, partitions woven by timestamp. `topic`:
+        a Topic, or the name of the sink or of a topic that something was sent to (another name might be mistyped:
+        UnknownName).
         """
         self._ready()
         found = self._results.outputs()
         if topic is None:
             return list(found)
         name = topic.name if isinstance(topic, Topic) else topic
-        known = self._results.topics
-        if name not in known:
-            raise unknown("topic that results go to", name, known)
+        if name not in self._results.topics:
+            self._check_unused(topic)
         return [record for record in found if record.topic == name]
+
+    def _check_unused(self, topic: str | Topic) -> None:
+        """Of a topic that no result went to: results might have."""
+        if isinstance(topic, str):
+            raise unknown(
+                "topic that results go to", topic, self._results.topics,
+                hint="; where nothing was sent to a topic yet, give the Topic itself, as outputs(alerts)",
+            )  # fmt: skip
+        if topic.name == self.pipeline.source.name or topic.name in self.pipeline.plan_names():
+            raise PipelineTesterError(
+                f"{topic.name!r} is no topic that results go to: pipeline {self.pipeline.name!r} reads it or keeps its "
+                "own records there. Dead letters are in dead_letters(), rows in tables"
+            )
 
     def new_outputs(self) -> list[TopicRecord]:
         """The results that came since this was last called."""

@@ -119,6 +119,51 @@ def test_outputs_go_to_several_topics(tester_of: TesterOf) -> None:
     assert len(tester.outputs()) == 2
 
 
+def test_a_topic_that_nothing_was_sent_to_has_no_outputs(tester_of: TesterOf) -> None:
+    def alert(order: Order) -> Any:
+        return Output(order.amount, topic=LARGE) if order.amount > 100 else None
+
+    tester = tester_of(pipeline_of(alert))
+    assert tester.outputs(LARGE) == tester.outputs(ACCEPTED) == tester.outputs("accepted") == []
+    tester.send(Order("o1", "north", 5), key="north")
+    assert tester.outputs(LARGE) == []
+    # A name could be mistyped; what to do instead is said.
+    with pytest.raises(UnknownName, match=r"there is accepted; .*give the Topic itself"):
+        tester.outputs("large")
+    tester.send(Order("o2", "north", 500), key="north")
+    assert [output.value for output in tester.outputs("large")] == [500]
+    assert tester.outputs(LARGE) == tester.outputs("large")
+
+
+@pytest.mark.parametrize("topic", [SOURCE, Topic("orders-test.dlq"), Topic("orders-test-positions")])
+def test_a_topic_that_never_has_results_is_refused(tester_of: TesterOf, topic: Topic) -> None:
+    tester = tester_of(pipeline_of(passing))
+    with pytest.raises(PipelineTesterError, match=r"no topic that results go to.*dead_letters\(\)"):
+        tester.outputs(topic)
+
+
+def test_many_events_are_keyed_by_a_field_of_objects_and_of_dicts(tester_of: TesterOf) -> None:
+    of_objects = tester_of(pipeline_of(passing))
+    assert [r.key for r in of_objects.send_all([Order("o1", "north"), Order("o2", "south")], key="shop")] == [
+        "north",
+        "south",
+    ]
+    of_dicts = tester_of(Pipeline("dicts-test", source=Topic("orders"), agent=lambda order: order, sink=Topic("done")))
+    sent = of_dicts.send_all([{"id": "o1", "shop": "north"}, {"id": "o2", "shop": None}], key="shop")
+    assert [record.key for record in sent] == ["north", None]
+    assert len(of_dicts.outputs()) == 2
+
+
+def test_a_key_field_that_a_value_has_not_is_said_and_nothing_is_sent(tester_of: TesterOf) -> None:
+    tester = tester_of(pipeline_of(passing))
+    with pytest.raises(PipelineTesterError, match=r"key='shopp': Order\(.* has no such field; did you mean 'shop'"):
+        tester.send_all([Order("o1", "north")], key="shopp")
+    of_dicts = tester_of(Pipeline("dicts-test", source=Topic("orders"), agent=lambda order: None))
+    with pytest.raises(PipelineTesterError, match=r"key='shop': \{'id': 'o2'\} has no such field"):
+        of_dicts.send_all([{"id": "o1", "shop": "north"}, {"id": "o2"}], key="shop")
+    assert tester.counts.received == of_dicts.counts.received == 0
+
+
 def test_new_outputs_are_those_since_the_last_time(tester_of: TesterOf) -> None:
     tester = tester_of(pipeline_of(passing))
     tester.send(Order("o1", "north"))
