@@ -78,6 +78,13 @@ def test_an_output_has_its_source_records_key_headers_and_time(tester_of: Tester
     assert output.raw_value == b'{"id":"o1","shop":"north","amount":1}'
 
 
+def test_an_output_says_in_a_header_which_event_it_comes_from(tester_of: TesterOf) -> None:
+    tester = tester_of(pipeline_of(passing))
+    tester.send(Order("o1", "north"), headers={"trace": "t-1"}, partition=3)
+    [output] = tester.outputs()
+    assert output.headers == {"trace": b"t-1", "semel.lineage": b"orders-test/orders/3/0/0/o1"}
+
+
 def test_an_event_and_its_output_go_to_the_partition_of_their_key(tester_of: TesterOf) -> None:
     tester = tester_of(pipeline_of(passing), partitions=6)
     placed = {key: tester.send(Order(key, key), key=key).partition for key in ("a", "b", "north", "south")}
