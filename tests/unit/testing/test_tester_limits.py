@@ -1,0 +1,91 @@
+"""What is not promised (docs/exactly-once.md), shown: a pipeline that relies on it is found out by a test like these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.testing import PipelineTester
+
+TesterOf = Callable[..., PipelineTester]
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Order:
+    id: str
+    shop: str
+
+
+def pipeline_of(agent: Any, **declared: Any) -> Pipeline:
+    return Pipeline(
+        "limits-test",
+        source=Topic("orders", key=str, value=Order),
+        dedup=Dedup("id", window=timedelta(days=7)),
+        agent=agent,
+        sink=Topic("done", key=str, value=str),
+        **declared,
+    )
+
+
+def test_one_id_in_two_partitions_is_two_events(tester_of: TesterOf) -> None:
+    tester = tester_of(pipeline_of(lambda order: order.id), partitions=2)
+    tester.send(Order("o1", "north"), partition=0)
+    tester.send(Order("o1", "north"), partition=1)
+    tester.send(Order("o1", "north"), partition=1)
+    assert [output.value for output in tester.outputs()] == ["o1", "o1"]
+    assert (tester.counts.accepted, tester.counts.duplicates) == (2, 1)
+
+
+def test_one_id_under_two_keys_of_one_partition_is_one_event(tester_of: TesterOf) -> None:
+    tester = tester_of(pipeline_of(lambda order: order.id), partitions=1)
+    tester.send(Order("o1", "north"), key="north")
+    tester.send(Order("o1", "north"), key="south")
+    assert [output.key for output in tester.outputs()] == ["north"]
+    assert tester.counts.duplicates == 1
+
+
+def test_a_failed_attempt_is_undone_in_tables_and_not_in_local_variables(tester_of: TesterOf) -> None:
+    seen = Table("seen", key=str, value=int, default=int)
+
+    local: dict[str, int] = {}
+
+    def number(order: Order) -> str:
+        seen[order.shop] += 1
+        local[order.shop] = local.get(order.shop, 0) + 1
+        if order.id == "o1":
+            raise ConnectionError("the shop does not answer")
+        return f"{seen[order.shop]} by the table, {local[order.shop]} by the variable"
+
+    tester = tester_of(pipeline_of(number, tables=[seen], retry=Retry(attempts=1)))
+    tester.send(Order("o1", "north"), key="north")
+    tester.send(Order("o2", "north"), key="north")
+    assert [letter.value.id for letter in tester.dead_letters()] == ["o1"]
+    assert [output.value for output in tester.outputs()] == ["1 by the table, 2 by the variable"]
+
+
+def test_a_retry_holds_up_its_own_partition_and_is_overtaken_by_others(tester_of: TesterOf) -> None:
+    failed: list[str] = []
+
+    def handle(order: Order) -> str:
+        if order.shop == "closed":
+            raise Reject("closed on Sundays")
+        if order.id == "o1" and not failed:
+            failed.append(order.id)
+            raise ConnectionError("the shop does not answer")
+        return order.id
+
+    tester = tester_of(pipeline_of(handle, retry=Retry(attempts=2, first_delay=MINUTE, max_delay=MINUTE)), partitions=2)
+    tester.send(Order("o1", "north"), partition=0, settle=False)
+    tester.send(Order("o2", "north"), partition=0, settle=False)
+    tester.send(Order("o3", "south"), partition=1, settle=False)
+    tester.send(Order("o4", "closed"), partition=1, settle=False)
+    tester.advance_time(timedelta(seconds=1))
+    # The later events of the other partition are done: a result, and a dead letter.
+    assert [output.value for output in tester.outputs()] == ["o3"]
+    assert [letter.value.id for letter in tester.dead_letters()] == ["o4"]
+    tester.settle()
+    assert [output.value for output in tester.outputs()] == ["o3", "o1", "o2"]
