@@ -205,13 +205,15 @@ class Hand:
 
     def detach(self) -> list[tuple[Any, ...]]:
         """Take the unfinished event's writes out of the open epoch, to be put into the next (protocol rule 3)."""
-        taken = [(owner, key, raw, owner.open.get(raw, MISSING)) for owner, key, raw, _ in self.undo]
+        taken: list[tuple[Any, ...]] = []
         for owner, key, raw, before in reversed(self.undo):
+            taken.append((owner, key, raw, owner.open[raw]))
             owner.unset(key, raw, before)
         self.undo.clear()
+        taken.reverse()
         return taken
 
     def attach(self, taken: list[tuple[Any, ...]]) -> None:
         for owner, key, raw, now in taken:
             self.undo.append((owner, key, raw, owner.open.get(raw, MISSING)))
-            owner.open[raw] = now
+            owner.redo(raw, now)

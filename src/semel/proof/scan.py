@@ -19,7 +19,7 @@ from semel.proof.spool import Spool
 
 Read = Callable[[int], None]
 # As many as fit into the columns; semel never writes more.
-_DIGITS, _STEP_DIGITS = 19, 10
+_DIGITS, _STEP_DIGITS = 17, 10
 
 
 class UnknownMark(SemelError):

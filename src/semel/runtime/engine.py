@@ -270,6 +270,27 @@ class Engine:
                 lane.offer(cursor)
 
     def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
+        self._background.spawn(self._see_what_is_gone(tp, asked), "what is gone")
+
+    async def _see_what_is_gone(self, tp: TP, asked: int) -> None:
+        """Records that we are to read were deleted. Is the group past them, another worker has our tasks: rejoin."""
+        membership = self.membership
+        try:
+            done = (await self.broker.stable_offsets(self.app, [tp]))[tp]
+        except (RpcError, RpcLost) as exc:
+            log.info("what the group stands at in %s[%d]: %s", tp.topic, tp.partition, exc)
+            return
+        if membership is not self.membership:
+            return
+        if done > asked and self.group is not None:
+            log.warning(
+                "%s[%d]@%d is gone and the group stands at %d: this worker was replaced while it slept",
+                *tp,
+                asked,
+                done,
+            )
+            self.group.request_rejoin()
+            return
         self.fail(
             TopicChanged(
                 f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands: records were deleted, by "

@@ -133,11 +133,8 @@ class DedupFilter:
             payload = payload_of(value, record)
             raw = marks.open.get(key) or marks.sealed.get(key) or known.get(key)
             if raw is None or (verdict := judge(unpack(raw), record.offset, payload, stream, window)) is Verdict.FRESH:
-                before = marks.open.get(key, MISSING)
-                undo.append((marks, key, key, before))
-                if isinstance(before, bytes):
-                    marks.replaced[(key, before)] = None
-                marks.open[key] = pack(record.offset, at, filed, payload, DONE)
+                undo.append((marks, key, key, marks.open.get(key, MISSING)))
+                marks.mark(key, pack(record.offset, at, filed, payload, DONE))
             elif self._known(s, verdict, record, raw):
                 if now is None or min(at, wall) <= now + window:
                     # One event again is no second witness of a jump in time.
@@ -213,6 +210,4 @@ class DedupFilter:
         timed = move_time(task.stream, at, s.wall_ms, self._rule.window_ms)
         if timed.verdict is None:
             task.stream = timed.stream_time
-            if before := marks.open.get(key):
-                marks.replaced[(key, before)] = None
-            marks.open[key] = pack(record.offset, at, timed.filed_at, self._payload_of(value, record), DEAD)
+            marks.mark(key, pack(record.offset, at, timed.filed_at, self._payload_of(value, record), DEAD))

@@ -78,6 +78,15 @@ class Marks:
     def find_committed(self, key: bytes) -> bytes | None:
         return self.stored((key,)).get(key)
 
+    def mark(self, key: bytes, value: bytes) -> None:
+        """The mark of an event in the open epoch. One of the same id whose window ended within it is written, too."""
+        before = self.open.get(key)
+        if before is not None:
+            self.replaced[(key, before)] = None
+        self.open[key] = value
+
+    redo = mark
+
     def unset(self, key: bytes, raw: bytes, before: bytes | object) -> None:
         """The way back of one mark, as `Hand.undo` keeps it."""
         if isinstance(before, bytes):

@@ -191,6 +191,10 @@ class Rows:
             self.open[raw] = before
         self.hot.pop(key, None)
 
+    def redo(self, raw: bytes, now: bytes | None) -> None:
+        """What `unset` took back, once more."""
+        self.open[raw] = now
+
     # -- epochs
 
     @property

@@ -319,6 +319,32 @@ async def test_a_worker_that_was_thought_dead_twice_within_a_minute_keeps_its_na
     world.check()
 
 
+async def test_a_worker_that_slept_while_another_did_its_work_and_retention_took_it_is_no_trimmed_one(
+    world: World,
+) -> None:
+    first = world.start("w1", session_timeout_ms=6_000)
+    second = world.start("w2")
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
+    await world.until_running(first, second)
+    [task] = first.engine.tasks
+    world.cluster.faults.pause(first.client)
+    await world.until(lambda: owned(second) == [0, 1], within_s=60)
+    await world.until_running(second)
+    world.pay_many(40)
+    log = world.cluster.log(TP("payments", task))
+    await world.until(lambda: len(world.committed_positions()) == 2)
+    await world.until(lambda: world.committed_positions()[task].topics["payments"].next == log.end)
+    log.delete_before(log.end)
+    # It reads on before the group tells it.
+    world.cluster.faults.add("Heartbeat", delay(1.0), when=lambda call: call.client == first.client, times=3)
+    world.cluster.faults.resume(first.client)
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1], within_s=60)
+    await world.until_running(first, second)
+    assert not first.over
+    world.pay_many(10)
+    await world.drained()
+
+
 @pytest.mark.parametrize("address", ["", "http://elsewhere"], ids=["same address", "another address"])
 async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_error(
     world: World, address: str

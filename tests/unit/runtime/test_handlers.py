@@ -86,7 +86,7 @@ async def test_a_slow_event_is_waited_for_once_not_at_every_epoch(world: World) 
     before = world.clock.monotonic()
     for n in range(5):
         await worker.engine.carry(Out(TP("notes", 0), None, b"k", str(n).encode(), ()))
-    assert world.clock.monotonic() - before < 1.5
+    assert world.clock.monotonic() - before < 2
     await world.drained()
     world.check()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from semel.hand import Hand
 from semel.state.marks import DEAD, DONE, OUTCOMES, Mark, Marks, filed_at, pack, unpack
 from semel.state.overlay import MISSING
 from semel.state.store import Store
@@ -107,3 +108,26 @@ def test_a_mark_is_taken_back_to_what_was_there_before(marks: Marks) -> None:
     marks.unset(b"b", b"b", MISSING)
     marks.unset(b"c", b"c", MISSING)
     assert marks.open == {b"a": mark(0)}
+
+
+def test_marks_of_a_batch_that_is_left_out_of_an_epoch_are_all_in_the_next(marks: Marks) -> None:
+    """Seed 830115: of an id that came again after its window, within one batch, the first mark was not written."""
+    hand, first, again = Hand(), mark(0), mark(300, offset=3)
+    for value in (first, again):
+        hand.undo.append((marks, b"id", b"id", marks.open.get(b"id", MISSING)))
+        marks.mark(b"id", value)
+    taken = hand.detach()
+    assert marks.seal() == []
+    hand.attach(taken)
+    assert marks.find(b"id") == again
+    assert marks.seal() == [(b"id", first), (b"id", again)]
+
+
+def test_marks_of_a_batch_that_is_left_out_and_fails_leave_no_trace(marks: Marks) -> None:
+    hand = Hand()
+    for value in (mark(0), mark(300, offset=3)):
+        hand.undo.append((marks, b"id", b"id", marks.open.get(b"id", MISSING)))
+        marks.mark(b"id", value)
+    hand.attach(hand.detach())
+    hand.undo_all()
+    assert marks.seal() == []
