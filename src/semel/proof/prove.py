@@ -255,7 +255,54 @@ class _Prover:
                     f"{tp.topic}[{tp.partition}]: {judge.tally.unwitnessed:,} events are proven by the running counts alone: "
                     "their marks were trimmed after their window, and they have no outputs"
                 )
+        if not self._everything:
+            self._balance_range(judges, whole_outputs and not any(bare.values()))
+        self._judge_the_rest()
         self._judge_outputs(sum(bare.values()), whole_outputs)
+
+    def _balance_range(self, judges: dict[TP, Judge], whole_outputs: bool) -> None:
+        """The running counts are of the whole history. They say this much of a range: no more than all were filtered."""
+        if not any(end > start for start, end in self._range.values()):
+            tp = self._sources[0]
+            self._gaps.append(Gap(tp, *self._range[tp], "there is no event in the range that was asked for"))
+        if self._rule is None or not whole_outputs:
+            return
+        for tp, judge in judges.items():
+            silent = judge.tally.done - judge.tally.with_output
+            filtered = self._cut.positions[tp.partition].counts.get("filtered", 0)
+            if silent > filtered:
+                self._findings.add([Finding(
+                    Law.CONSERVATION,
+                    f"{silent:,} events of {tp.topic}[{tp.partition}] in the range took effect and have no output, and "
+                    f"only {filtered:,} were ever filtered there",
+                    (Witness(tp, self._range[tp][0], "the first event of the range"),),
+                )])  # fmt: skip
+            elif silent > 0:
+                self._notes.append(
+                    f"{tp.topic}[{tp.partition}]: {silent:,} events of the range have no output; whether they were filtered, "
+                    f"as {filtered:,} were in all, is the whole history's to say"
+                )
+
+    def _judge_the_rest(self) -> None:
+        """What speaks of events that no position has come to: it stands alone, or somebody made it up."""
+        for tp in sorted(self._spool.partitions() - set(self._sources)):
+            if self._closing.next(tp) >= 0:
+                continue  # it began while all was read
+            alone = [
+                Witness(self._scan.wheres[int(row["where"])], int(row["at"]), said)
+                for number in self._spool.blocks(tp)
+                for kind, said in (("outputs", "output"), ("letters", "dead letter"))
+                for row in self._spool.take(kind, tp, number, _KINDS[kind])
+            ]
+            if not alone:
+                continue
+            said = f"{len(alone):,} outputs and dead letters are of events of {tp.topic}[{tp.partition}], "
+            if tp.topic in self._plan.sources:
+                self._findings.add([Finding(
+                    Law.ATOMIC, f"{said}of which no position says that it was ever read", tuple(alone[:3])
+                )])  # fmt: skip
+            else:
+                self._gaps.append(Gap(tp, 0, 0, f"{said}which {self._plan.app} does not read now", len(alone)))
 
     async def _judge_partition(self, tp: TP, whole: Whole) -> Judge:
         start, end = self._range[tp]
@@ -439,6 +486,8 @@ class _Prover:
             "without_lineage": sum(self._scan.strangers.values()),
         }
         asked = [law for law in Law if law is not Law.FOLD]
+        if not self._everything and Law.CONSERVATION not in self._findings.counts:
+            asked.remove(Law.CONSERVATION)
         if self._rule is None:
             # Without marks, what became of a single event is the running counts' to say.
             asked = [law for law in asked if law is not Law.NO_LOSS or self._ledger_closed]

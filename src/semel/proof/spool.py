@@ -63,6 +63,10 @@ class Spool:
         """The numbers of the blocks that have rows of any kind."""
         return sorted({number for _, of, number in (*self._held, *self._files) if of == tp})
 
+    def partitions(self) -> set[TP]:
+        """Those of which rows are left."""
+        return {tp for _, tp, _ in (*self._held, *self._files)}
+
     def _flush(self) -> None:
         for place, parts in self._held.items():
             file = self._files.get(place)
