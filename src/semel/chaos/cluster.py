@@ -14,7 +14,12 @@ from semel.local.kafka import LocalKafka
 from semel.local.properties import HOST, Node
 
 # What a broker logs whose coordinator does not come up; it says NOT_COORDINATOR for good then, until it starts again.
-_NOT_LOADED = re.compile(r"Failed to load metadata from (__\w+-\d+) .* due to java\.lang\.(.*)")
+_NOT_LOADED = re.compile(
+    r"Failed to load metadata from (__\w+-\d+) .* due to java\.lang\.(.*)"
+    r"|Writing records to (__\w+-\d+) failed due to: (No in-memory snapshot .*)"
+)
+# What it logs when it has coordinated from a part of its log: members that it knew were those of long ago.
+_FORGOT = "is out of sync with the underlying log"
 
 _PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
 
@@ -38,6 +43,8 @@ class Cluster:
         self.away: set[int] = set()
         # How far each broker's log has been read.
         self._read: dict[int, int] = {}
+        self._stuck: dict[int, str] = {}
+        self._forgot: set[int] = set()
         self._stack = AsyncExitStack()
 
     def _properties(self, node: Node) -> Mapping[str, str]:
@@ -93,19 +100,33 @@ class Cluster:
         await asyncio.to_thread(self.kafka.stop_node, node)
 
     async def back(self, node: int) -> None:
+        self._stuck.pop(node, None)
+        self._forgot.discard(node)
         self._read[node] = self.kafka.log_path(node).stat().st_size
         await asyncio.to_thread(self.kafka.restart, node)
         self.away.discard(node)
 
     def stuck(self) -> dict[int, str]:
-        """Brokers that have failed, since they were asked last, to load what they coordinate, and why."""
-        found: dict[int, str] = {}
+        """Brokers that cannot coordinate, since this was asked last, and why."""
+        self._look()
+        found, self._stuck = self._stuck, {}
+        return found
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether a broker has coordinated from a part of its log, since it was started last."""
+        self._look()
+        return bool(self._forgot)
+
+    def _look(self) -> None:
         for node in set(self.nodes) - self.away:
             with self.kafka.log_path(node).open("rb") as said:
                 said.seek(self._read.get(node, 0))
                 new = said.read()
             whole = new.rfind(b"\n") + 1
             self._read[node] = self._read.get(node, 0) + whole
-            if failed := _NOT_LOADED.search(new[:whole].decode(errors="replace")):
-                found[node] = f"{failed[1]}: {failed[2]}"
-        return found
+            text = new[:whole].decode(errors="replace")
+            if failed := _NOT_LOADED.search(text):
+                self._stuck[node] = f"{failed[1] or failed[3]}: {failed[2] or failed[4]}"
+            if _FORGOT in text:
+                self._forgot.add(node)

@@ -443,7 +443,11 @@ class Torture:
         if worker.running or worker.expected_end or not self.idle(worker) or code is None:
             return
         worker.expected_end = True
-        if not (code == 3 and (self.active or self.cluster.away)):
+        if code == 4 and self.cluster.forgetful:
+            self.mended.append(
+                f"{worker.name} gave its name up (exit code 4): a broker had coordinated from a part of its log"
+            )
+        elif not (code == 3 and (self.active or self.cluster.away)):
             self._ended_by_itself(worker, code)
         self.gone(worker)
         await asyncio.sleep(0.5)

@@ -47,8 +47,9 @@ MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
 )
 
 
-# A member that is still there after so many session timeouts is no former self of ours.
-GHOST_SESSIONS = 1.5
+# A member that is still there after so many session timeouts is no former self of ours. (Each generation gives its members
+# a session anew, also those that did not ask for it.)
+GHOST_SESSIONS = 3
 
 
 class Owner(Protocol):

@@ -34,6 +34,22 @@ def test_a_broker_that_cannot_coordinate_is_told_by_its_log_once(tmp_path: Path)
     assert cluster.stuck() == {}
 
 
+def test_a_broker_that_coordinated_from_a_part_of_its_log_is_known_until_it_starts_again(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, brokers=1, version=jars.NEWEST, progress=print)
+    log = cluster.kafka.log_path(1)
+    log.parent.mkdir(parents=True)
+    log.write_text(AT + "starting\n")
+    assert not cluster.forgetful
+    with log.open("a") as said:
+        said.write(
+            AT + "The state machine of the coordinator __consumer_offsets-3 is out of sync with the underlying log. The last\n"
+            + AT + "Writing records to __consumer_offsets-3 failed due to: No in-memory snapshot for epoch 49154. Snapshot\n"
+        )  # fmt: skip
+    assert cluster.forgetful
+    assert cluster.forgetful
+    assert list(cluster.stuck().values()) == ["__consumer_offsets-3: No in-memory snapshot for epoch 49154. Snapshot"]
+
+
 def test_what_a_broker_said_that_is_away_is_read_when_it_is_back(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, brokers=1, version=jars.NEWEST, progress=print)
     log = cluster.kafka.log_path(1)

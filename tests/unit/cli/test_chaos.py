@@ -18,13 +18,13 @@ async def test_a_source_without_types_is_refused_with_the_ways_out(semel, tmp_pa
     assert not (tmp_path / ".semel").exists()
 
 
-async def test_an_app_is_refused(semel, tmp_path):
+async def test_an_app_without_an_agent_is_refused(semel, tmp_path):
     (tmp_path / "orders.py").write_text("from semel import App\napp = App('orders')\n")
 
     ran = await semel("chaos", "orders:app")
 
     assert ran.code == 2
-    assert "takes a Pipeline" in ran.err
+    assert "takes an App with one" in ran.err
 
 
 async def test_options_that_cannot_be_meant_are_refused(semel, tmp_path):

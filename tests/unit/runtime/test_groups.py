@@ -359,7 +359,7 @@ async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_
         world.clock, world.rng, instance="w1",
     )  # fmt: skip
     running = asyncio.create_task(twin.run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert isinstance(await first.gone(), InstanceTaken)
     world.pay_many(30)
     await world.drained()
@@ -392,7 +392,7 @@ async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: Wor
     await join_as("w1", world)
     if api in points:
         go.set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         error = await first.gone()
     assert isinstance(error, InstanceTaken) and "--instance" in str(error)
 
