@@ -15,13 +15,17 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class MemberInfo:
-    """What a member says of itself when it joins. `tasks`: what it ran last, so that it may keep it."""
+    """What a member says of itself when it joins.
+
+    `tasks`: what it ran last, so that it may keep it. `anew`: how often it joined again only to be heard.
+    """
 
     member_id: str
     topics: tuple[str, ...]
     instance: str = ""
     url: str = ""
     tasks: tuple[int, ...] = ()
+    anew: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ..
 
 
 def encode_member(info: MemberInfo) -> bytes:
-    return orjson.dumps({"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks})
+    said = {"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks, "anew": info.anew}
+    return orjson.dumps(said)
 
 
 def decode_member(member_id: str, raw: bytes) -> MemberInfo:
@@ -81,6 +86,7 @@ def decode_member(member_id: str, raw: bytes) -> MemberInfo:
         said.get("instance", ""),
         said.get("url", ""),
         tuple(said.get("tasks", ())),
+        said.get("anew", 0),
     )
 
 

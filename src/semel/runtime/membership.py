@@ -96,6 +96,7 @@ class GroupMember:
         self._topics = topics
         self._url = url
         self._fenced_since: float | None = None
+        self._anew = 0
         self._session_ms = session_timeout_ms
         self._rebalance_ms = rebalance_timeout_ms
         self._interval_s = min(session_timeout_ms / 10, 1000) / 1000
@@ -175,7 +176,7 @@ class GroupMember:
             return False
         self._rejoin.clear()
         await self._pass("group.before_join")
-        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks)
+        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks, self._anew)
         try:
             joined = await self._broker.join_group(
                 self._group,
@@ -206,10 +207,11 @@ class GroupMember:
         assignment = decode_assignment(raw)
         if any(owner == self._instance and url != self._url for owner, url in assignment.owners.values()):
             # A static member that came back is given the old assignment, and the others would look for it where it was.
-            # Joining again with the tasks we now know of is news to the coordinator, so all are asked to rejoin. (Leaving
+            # Joining again with something new to say is news to the coordinator, so all are asked to rejoin. (Leaving
             # first would do it too, but free our name: a worker that still runs under it would never learn it is fenced.)
             log.info("back under another address (%s): joining anew, so that the others learn it", self._url)
             self.tasks = assignment.tasks
+            self._anew += 1
             return False
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))

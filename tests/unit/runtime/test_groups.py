@@ -10,6 +10,7 @@ import pytest
 
 from semel.errors import InstanceTaken
 from semel.port import TP, Membership
+from semel.runtime.assignor import Assignment, decode_assignment, encode_assignment
 from semel.runtime.engine import Engine
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
@@ -316,6 +317,33 @@ async def test_a_worker_that_was_thought_dead_twice_within_a_minute_keeps_its_na
     world.pay_many(20)
     await world.drained()
     assert not first.over
+    world.check()
+
+
+async def test_a_worker_that_the_group_has_at_an_old_address_is_heard_though_it_said_all_before(world: World) -> None:
+    """Seed 903110: what a coordinator had written of it was all that it had to say, and it joined for ever."""
+    first = world.start("w1")
+    await world.until_running(first)
+    second = world.start("w2")
+    await world.until(lambda: [len(w.engine.tasks) for w in (first, second)] == [1, 1])
+    await world.until_running(first, second)
+    second.engine.group.request_rejoin()
+    await world.until(lambda: second.engine.stats["rebalances"] == 2)
+    group = world.cluster.groups.group(APP)
+    assert group is not None
+    [member] = [m for m in group.members.values() if m.instance_id == f"{APP}-w2"]
+    assert member.member_id != group.leader
+    old = decode_assignment(member.assignment)
+    there = {task: (owner, "http://elsewhere" if owner == "w2" else url) for task, (owner, url) in old.owners.items()}
+    member.assignment = encode_assignment(Assignment(old.tasks, old.partitions, there))
+    second.engine.group.request_rejoin()
+    await world.until(lambda: second.engine.stats["rebalances"] == 3)
+    await world.until_running(first, second)
+    assert {url for owner, url in first.engine.assignment.owners.values() if owner == "w2"} == {
+        f"http://{second.client}"
+    }
+    world.pay_many(10)
+    await world.drained()
     world.check()
 
 
