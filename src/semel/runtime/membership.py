@@ -279,7 +279,7 @@ class GroupMember:
         """The group knows our name under another member id. InstanceTaken, where that member lives.
 
         A coordinator that took over from one that died may know less than was answered: it then fences every worker of
-        the group by its own former self. Nobody heartbeats for that one; who outlives a session is another worker.
+        the group by its own former self. Nobody heartbeats for that one; who outlives `GHOST_SESSIONS` is another worker.
         """
         now = self._clock.monotonic()
         if self._fenced_since is None:
