@@ -11,6 +11,7 @@ import pytest
 from semel.screen import Lines, Picture, WorkerShown, workers_line
 
 ERASE_LINE = "\x1b[2K"
+MARK = "\x1e"
 
 
 def said(moment: str) -> str:
@@ -38,14 +39,17 @@ def test_a_line_that_says_nothing_new_does_not_come_again(capsys: pytest.Capture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """Standard error is one; gives what was written to it since the last call."""
     master, slave = pty.openpty()
-    os.set_blocking(master, False)
     with os.fdopen(slave, "w") as written, os.fdopen(master, "rb", buffering=0) as read, monkeypatch.context() as patch:
         patch.setenv("TERM", "xterm")
         patch.setattr(sys, "stderr", written)
 
         def taken() -> str:
-            written.flush()
-            return (read.read(1 << 16) or b"").decode()
+            # A terminal hands over in its own time what was written to it: read on until the mark behind it all is there.
+            print(end=MARK, file=written, flush=True)
+            had = ""
+            while not had.endswith(MARK):
+                had += read.read(1 << 16).decode()
+            return had.removesuffix(MARK)
 
         yield taken
 
