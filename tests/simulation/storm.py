@@ -282,8 +282,10 @@ class Storm:
                 world.loop.call_later(after, lambda: self._mend(worker), context=cluster.context)
         elif draw < 0.79:
             kind = rng.choice(["group", "transaction"])
-            if self.may(name, f"coordinator moved: {kind}"):
-                cluster.move_coordinator(kind, APP if kind == "group" else f"{APP}-{worker.name}")
+            behind_s = rng.choice([0.0, 0.2, 1.0, 3.0])
+            if self.may(name, f"coordinator moved: {kind}, {behind_s:g} s behind"):
+                coordinated = APP if kind == "group" else f"{APP}-{worker.name}"
+                cluster.move_coordinator(kind, coordinated, behind_s=behind_s)
         elif draw < 0.82:
             topic = rng.choice(sorted(cluster.topics()))
             tp = TP(topic, rng.randrange(len(cluster.topics()[topic].logs)))

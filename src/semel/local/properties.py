@@ -56,6 +56,9 @@ def _behaviour(brokers: int) -> dict[str, str]:
         # Creating internal partitions is most of what the first group and the first transaction wait for.
         "offsets.topic.num.partitions": "5",
         "offsets.topic.replication.factor": replicas,
+        # Compacted early, so that it is loaded at once: a load that takes as long as the old session of a killed broker
+        # can end another load than its own (docs/decisions/group-offsets-behind.md).
+        "offsets.topic.segment.bytes": "1048576",
         "transaction.state.log.num.partitions": "5",
         "transaction.state.log.replication.factor": replicas,
         "transaction.state.log.min.isr": in_sync,

@@ -13,6 +13,12 @@ from semel.state import positions
 from semel.state.positions import Position, TopicPosition
 
 
+def behind(partition: int, recorded: Position | None, group_offsets: Mapping[TP, int]) -> bool:
+    """Whether the group is before a recorded position: somebody moved it back, or its coordinator does not know better yet."""
+    topics = {} if recorded is None else recorded.topics
+    return any(0 <= group_offsets.get(TP(name, partition), -1) < at.next for name, at in topics.items())
+
+
 def decide(
     plan: Plan,
     partition: int,

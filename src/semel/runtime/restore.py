@@ -13,7 +13,7 @@ from typing import Any
 from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
-from semel.runtime.decide import check_logs, decide
+from semel.runtime.decide import behind, check_logs, decide
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.settings import EngineSettings
@@ -25,6 +25,9 @@ from semel.state.store import Store
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
+# How long a coordinator may answer with offsets of before its last commits (docs/decisions/group-offsets-behind.md).
+BEHIND_S = 5.0
+BEHIND_PAUSE_S = 0.2
 
 
 class Restorer:
@@ -93,6 +96,7 @@ class Restorer:
                 f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
                 "repeating it is safe"
             )
+        group_offsets = await self._caught_up(task, held.position, group_offsets)
         position = decide(
             self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt,
             holds_state=held.position is None and task.holds_state,
@@ -103,6 +107,16 @@ class Restorer:
         self._store.write(batch)
         await self._pass("restore.end")
         return position
+
+    async def _caught_up(
+        self, task: Task, position: Position | None, group_offsets: Mapping[TP, int]
+    ) -> Mapping[TP, int]:
+        """The group's offsets, asked for again for a while where they are behind the position."""
+        until = self._clock.monotonic() + BEHIND_S
+        while behind(task.partition, position, group_offsets) and self._clock.monotonic() < until:
+            await self._clock.sleep(BEHIND_PAUSE_S)
+            group_offsets = await self._logs.stable_offsets(task.source_tps())
+        return group_offsets
 
     async def _check_logs(
         self,

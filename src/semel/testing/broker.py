@@ -305,7 +305,7 @@ class MemoryBroker:
     async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
         def apply() -> dict[TP, int]:
             self._coordinator("group", group)
-            return self.cluster.groups.stable_offsets(group, tps)
+            return self.cluster.groups.answered_offsets(group, tps)
 
         return await self._connection.call("OffsetFetch", {"group": group, "tps": tps}, apply)
 

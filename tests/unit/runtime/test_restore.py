@@ -14,6 +14,7 @@ from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
 from semel.port import TP, Producer
 from semel.runtime.reset import reset
+from semel.runtime.restore import BEHIND_S
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import TaskState
 from semel.state import positions
@@ -263,6 +264,21 @@ async def test_a_group_that_somebody_moved_is_an_error_that_names_the_choices(wo
     # Moved back, it goes on where it was.
     await asyncio.sleep(15)
     world.move_group({TP("payments", 0): world.committed_positions()[0].topics["payments"].next})
+    world.pay_many(10)
+    world.start()
+    await world.drained()
+    world.check()
+
+
+async def test_a_coordinator_that_has_not_loaded_all_its_offsets_yet_is_asked_again(world: World) -> None:
+    await settled(world)
+    world.pay_many(300)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    world.cluster.move_coordinator("group", APP, behind_s=BEHIND_S / 2)
+    groups, tps = world.cluster.groups, [TP("payments", p) for p in (0, 1)]
+    assert groups.answered_offsets(APP, tps) != groups.stable_offsets(APP, tps), "it is not behind"
     world.pay_many(10)
     world.start()
     await world.drained()

@@ -143,15 +143,16 @@ class MemoryCluster:
         """Clients that still ask the old leader hear 6 (NOT_LEADER_OR_FOLLOWER)."""
         self._leaders[tp] = node
 
-    def move_coordinator(self, kind: str, name: str) -> None:
+    def move_coordinator(self, kind: str, name: str, *, behind_s: float = 0.0) -> None:
         """`kind` is "group" or "transaction". Every client hears 16 (NOT_COORDINATOR) once, waiting ones now.
 
-        A group is what its coordinator had written of it.
+        A group is what its coordinator had written of it; for `behind_s` it answers with offsets of long ago.
         """
         self._moves[kind, name] = self.coordinator_moves(kind, name) + 1
         group = self.groups.group(name) if kind == "group" else None
         if group is not None:
             group.reload()
+            self.groups.answer_former_offsets(name, behind_s)
 
     # -- what the client's side asks
 

@@ -13,14 +13,23 @@ from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timers
 
 
-class _Offsets:
-    """Offsets of one group. Each has the place of its record in the coordinator's log: the later one wins."""
+FORMER_COMMITS = 8
 
-    __slots__ = ("pending", "visible")
+
+class _Offsets:
+    """Offsets of one group. Each has the place of its record in the coordinator's log: the later one wins.
+
+    `former`: what was visible some commits ago; a coordinator answers with it before `answers_former_until`.
+    """
+
+    __slots__ = ("answers_former_until", "commits", "former", "pending", "visible")
 
     def __init__(self) -> None:
         self.visible: dict[TP, tuple[int, int]] = {}
         self.pending: dict[int, dict[TP, tuple[int, int]]] = {}
+        self.former: dict[TP, tuple[int, int]] = {}
+        self.commits = 0
+        self.answers_former_until = 0.0
 
 
 class GroupCoordinator:
@@ -117,6 +126,9 @@ class GroupCoordinator:
         for tp, entry in own.pending.pop(producer_id, {}).items():
             if commit and entry > own.visible.get(tp, (-1, -1)):
                 own.visible[tp] = entry
+        own.commits += commit
+        if own.commits % FORMER_COMMITS == 0:
+            own.former = dict(own.visible)
 
     def set_offsets(self, name: str, offsets: Mapping[TP, int]) -> None:
         """OffsetCommit of somebody who is not a member: only while there are none."""
@@ -128,6 +140,12 @@ class GroupCoordinator:
         for tp, offset in offsets.items():
             own.visible[tp] = (self._place(), offset)
 
+    def answered_offsets(self, name: str, tps: Sequence[TP]) -> dict[TP, int]:
+        own = self._of(name)
+        if self._timers.now() < own.answers_former_until:
+            return {tp: own.former[tp][1] if tp in own.former else -1 for tp in tps}
+        return self.stable_offsets(name, tps)
+
     def stable_offsets(self, name: str, tps: Sequence[TP]) -> dict[TP, int]:
         own = self._offsets.get(name)
         if own is None:
@@ -137,11 +155,15 @@ class GroupCoordinator:
                 raise Refused(88, f"a transaction holds an offset of {tp.topic}-{tp.partition}")
         return {tp: own.visible[tp][1] if tp in own.visible else -1 for tp in tps}
 
+    def answer_former_offsets(self, name: str, for_s: float) -> None:
+        """As a coordinator of Kafka 4.1.1 does that was killed: old offsets, nothing pending, until it has loaded all."""
+        self._of(name).answers_former_until = self._timers.now() + for_s
+
     def forget_topics(self, names: Iterable[str]) -> None:
         """Offsets of a deleted topic go with it."""
         gone = set(names)
         for own in self._offsets.values():
-            for store in (own.visible, *own.pending.values()):
+            for store in (own.visible, own.former, *own.pending.values()):
                 for tp in [tp for tp in store if tp.topic in gone]:
                     del store[tp]
 
