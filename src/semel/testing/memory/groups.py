@@ -12,7 +12,6 @@ from semel.testing.memory.member import JoinFuture, Member, SyncFuture
 from semel.testing.memory.refused import Refused
 from semel.testing.memory.timers import Timers
 
-
 FORMER_COMMITS = 8
 
 
