@@ -130,7 +130,9 @@ class Judge:
         say(laws.no_duplicate(tp, found, known, self._rule, self._wheres))
         tally.done += int(np.count_nonzero(found.marks["outcome"] == DONE))
         self._known = known
-        self._explain(found, known, laws.floor_at(found.unmarked["offset"], found.marks, floors, before))
+        offsets = found.unmarked["offset"]
+        floor = laws.floor_at(offsets, found.marks, floors, before)
+        self._explain(found, known, floor, laws.ceiling_at(offsets, found.marks, self._stream_ms))
         self._floor = int(floors[-1]) if len(floors) else before
         self._forget(self._rule)
 
@@ -141,21 +143,21 @@ class Judge:
         calm = self._calm - 3 * rule.window_ms
         self._known = self._known.protecting(max(self._floor - rule.window_ms, min(calm, self._stream_ms)))
 
-    def _explain(self, found: Stretch, known: Known, floor: NDArray[np.int64]) -> None:
+    def _explain(self, found: Stretch, known: Known, floor: NDArray[np.int64], ceiling: NDArray[np.int64]) -> None:
         rule = self._rule
         assert rule is not None
         if not len(found.unmarked):
             return
         if self._gone is not None:
-            self._known_by_sight(found, known, floor)
+            self._known_by_sight(found, known, floor, ceiling)
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(
-            found.unmarked, has_output, known, floor, rule, stream_ms=self._stream_ms, whole_letters=self._whole.letters
-        )
+        fate = laws.fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._whole.letters)
         self._count(found.unmarked, fate, has_output, known)
 
-    def _known_by_sight(self, found: Stretch, known: Known, floor: NDArray[np.int64]) -> None:
+    def _known_by_sight(
+        self, found: Stretch, known: Known, floor: NDArray[np.int64], ceiling: NDArray[np.int64]
+    ) -> None:
         """Where marks are gone, the first record of an id stands for its mark, as one that was filed late."""
         rule, gone, rows = self._rule, self._gone, found.unmarked
         assert rule is not None and gone is not None
@@ -177,8 +179,8 @@ class Judge:
             has_output,
             known,
             floor,
+            ceiling,
             rule,
-            stream_ms=self._stream_ms,
             gone=gone,
             whole_letters=self._whole.letters,
         )
@@ -205,7 +207,9 @@ class Judge:
 
     def _count(self, rows: Rows, fate: NDArray[np.uint8], has_output: NDArray[np.bool_], known: Known) -> None:
         tally = self.tally
-        tally.duplicates += int(np.count_nonzero(fate == Fate.DUPLICATE))
+        maybe = int(np.count_nonzero(fate == Fate.MAYBE_DUPLICATE))
+        tally.duplicates += int(np.count_nonzero(fate == Fate.DUPLICATE)) + maybe
+        tally.maybe += maybe
         tally.dropped += int(np.count_nonzero(fate == Fate.DROPPED))
         tally.unwitnessed += int(np.count_nonzero(fate == Fate.UNWITNESSED))
         self._gap(rows["offset"][fate == Fate.UNWITNESSED], _TRIMMED, of_marks=True)

@@ -51,19 +51,21 @@ class Fate(IntEnum):
     """What became of a record that no mark names."""
 
     DUPLICATE = 0
-    DROPPED = 1
-    PASSED = 2
-    UNWITNESSED = 3
+    # Or late, passed on and filtered.
+    MAYBE_DUPLICATE = 1
+    DROPPED = 2
+    PASSED = 3
+    UNWITNESSED = 4
     # Nothing but a dead letter could account for it, and dead letters were deleted.
-    UNLETTERED = 4
+    UNLETTERED = 5
     # From here on a law is broken.
-    LOST = 5
-    LOST_UNDECODABLE = 6
-    LOST_MISSING = 7
-    LOST_CONFLICT = 8
-    LOST_DEAD = 9
-    TORN = 10
-    DOUBLED = 11
+    LOST = 6
+    LOST_UNDECODABLE = 7
+    LOST_MISSING = 8
+    LOST_CONFLICT = 9
+    LOST_DEAD = 10
+    TORN = 11
+    DOUBLED = 12
 
 
 _SAID = {
@@ -103,6 +105,12 @@ def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) 
     return floors
 
 
+def ceiling_at(offsets: Offsets, marks: Rows, stream_ms: int) -> NDArray[np.int64]:
+    """What stream time was, at most, when the records at `offsets` were decided: no later mark is filed before it."""
+    least = np.minimum.accumulate(np.append(marks["filed"].astype(np.int64), stream_ms)[::-1])[::-1]
+    return least[np.searchsorted(marks["offset"], offsets, side="right")]
+
+
 def floor_at(offsets: Offsets, marks: Rows, floors: NDArray[np.int64], before_ms: int) -> NDArray[np.int64]:
     """What stream time was, at least, when the records at `offsets` were decided."""
     at = np.searchsorted(marks["offset"], offsets) - 1
@@ -117,15 +125,15 @@ def fates(
     has_output: NDArray[np.bool_],
     known: Known,
     floor: NDArray[np.int64],
+    ceiling: NDArray[np.int64],
     rule: Rule,
     *,
-    stream_ms: int,
     gone: Missing | None = None,
     whole_letters: bool = True,
 ) -> NDArray[np.uint8]:
     """What became of each record that is neither marked as done nor dead-lettered: a `Fate`.
 
-    `known`: the marks before it. `floor`: what stream time was at least. `stream_ms`: what it has come to.
+    `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most.
     """
     count = len(unmarked)
     ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
@@ -135,12 +143,14 @@ def fates(
     if len(rows):
         before = known.before(ids, offsets)
         first = rows[np.maximum(before, 0)]
-        protected = keyed & (before >= 0) & (floor <= first["filed"] + rule.window_ms)
+        until = first["filed"] + rule.window_ms
+        protected, over = keyed & (before >= 0) & (floor <= until), ceiling > until
         equal = first["payload"] == unmarked["payload"]
         dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
     else:
-        protected = equal = dead = seen_only = np.zeros(count, np.bool_)
-    _fill(found, keyed & (times + rule.window_ms < stream_ms), rule.late, Fate.LOST)
+        protected = over = equal = dead = seen_only = np.zeros(count, np.bool_)
+    late = keyed & (times + rule.window_ms < ceiling)
+    _fill(found, late, rule.late, Fate.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
         # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
@@ -150,6 +160,11 @@ def fates(
     _fill(found, certain, rule.conflict, Fate.LOST_CONFLICT)
     found[protected & equal & dead] = Fate.LOST_DEAD
     found[protected & equal & ~dead] = Fate.DUPLICATE
+    if rule.late == "pass":
+        # Late, and its first protected no more: for all that is known it may have been passed on.
+        either = protected & over & late
+        found[either] = Fate.PASSED
+        found[either & equal & ~dead & ~has_output] = Fate.MAYBE_DUPLICATE
     found[kinds == Kind.UNDECODABLE] = Fate.LOST_UNDECODABLE
     _fill(found, kinds == Kind.MISSING, rule.missing, Fate.LOST_MISSING)
     found[kinds == Kind.UNTIMED] = Fate.LOST_MISSING

@@ -28,7 +28,7 @@ Histories = Callable[..., History]
 HOUR_MS = 3_600_000
 
 
-def random_times(history: History, rule: Dedup, events: int = 400, *, part: int = 0, calm: int = 20) -> None:
+def random_times(history: History, rule: Dedup, events: int = 400, *, part: int = 0, calm: float = 20) -> None:
     """Redeliveries within the window and after it, late ones, quiet nights, a bad clock now and then."""
     rng, world, window = history.rng, history.world, rule.window_ms
     now = int(world.clock.time() * 1000) - 400 * window + part * 10 * window
@@ -69,6 +69,24 @@ async def test_whatever_happens_to_time_and_ids_a_run_is_clean(histories: Histor
     proof = await history.proof(block=[1 << 18, 32][seed % 2])
     assert proof.verdict is Verdict.CLEAN, proof.text()
     assert proof.counts["counted_duplicates"] == proof.counts["duplicates"] > 0
+    await worker.stop()
+
+
+@pytest.mark.parametrize("calm", [0.3, 0.7, 2, 5])
+@pytest.mark.parametrize("trim", [False, True], ids=["marks stay", "marks go"])
+@pytest.mark.parametrize("handling", ["quarantine", "pass", "drop"])
+@pytest.mark.parametrize("seed", range(100, 104))
+async def test_events_further_apart_than_the_window_and_those_that_are_late_for_it_are_never_called_wrong(
+    histories: Histories, seed: int, handling: Any, trim: bool, calm: float
+) -> None:
+    rule = Dedup("id", window=timedelta(hours=1), missing=handling, late=handling, conflict=handling)
+    history = histories(seed=seed, pipeline={"dedup": rule}, commit_interval_ms=[10, 1000][seed % 2])
+    history.world.settings["trim_marks"] = trim
+    random_times(history, rule, 200, calm=calm)
+    worker = history.world.start()
+    await history.world.drained()
+    proof = await history.proof(block=[1 << 18, 32][seed % 2])
+    assert proof.verdict is Verdict.CLEAN, proof.text()
     await worker.stop()
 
 
