@@ -22,6 +22,10 @@ _TRIMMED = (
     "whether they took effect"
 )
 _UNLETTERED = "nothing but a dead letter could account for them, and dead letters were deleted"
+_DROPPED = (
+    "nothing accounts for them, and the pipeline dropped events under an earlier declaration: whether it dropped these, "
+    "nobody can say"
+)
 
 
 @dataclass(slots=True)
@@ -50,7 +54,10 @@ class Whole:
 
 
 class Judge:
-    """`rule`: None without dedup. `wheres`: the partitions that rows number. `stream_ms`: what stream time has come to."""
+    """`rule`: None without dedup. `wheres`: the partitions that rows number. `stream_ms`: what stream time has come to.
+
+    `dropped_before`: events were dropped, which the rule of today does not.
+    """
 
     def __init__(
         self,
@@ -63,6 +70,7 @@ class Judge:
         from_the_beginning: bool = True,
         stream_ms: int | None = None,
         gone: Missing | None = None,
+        dropped_before: bool = False,
     ) -> None:
         self.tp = tp
         self.tally = Tally()
@@ -75,6 +83,7 @@ class Judge:
         self._whole = whole
         self._stream_ms = 2**62 if stream_ms is None else stream_ms
         self._gone = gone
+        self._dropped_before = dropped_before
         self._known = Known()
         self._floor = NEVER
         self._begun = not from_the_beginning or gone is not None
@@ -152,7 +161,7 @@ class Judge:
             self._known_by_sight(found, known, floor, ceiling)
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._whole.letters)
+        fate = laws.fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._lettered)
         self._count(found.unmarked, fate, has_output, known)
 
     def _known_by_sight(
@@ -182,7 +191,7 @@ class Judge:
             ceiling,
             rule,
             gone=gone,
-            whole_letters=self._whole.letters,
+            whole_letters=self._lettered,
         )
         if len(known):
             first_of = known.before(rows["id"], rows["offset"])
@@ -193,6 +202,11 @@ class Judge:
             fate[again & (fate == Fate.DOUBLED)] = Fate.PASSED
         self._count(rows, fate, has_output, known)
         self._known = known
+
+    @property
+    def _lettered(self) -> bool:
+        """Whether all that is neither done nor a duplicate is in the dead letters."""
+        return self._whole.letters and not self._dropped_before
 
     def _calm_times(self, rows: Rows) -> NDArray[np.int64]:
         """For each row: the greatest median of event times so far."""
@@ -213,7 +227,7 @@ class Judge:
         tally.dropped += int(np.count_nonzero(fate == Fate.DROPPED))
         tally.unwitnessed += int(np.count_nonzero(fate == Fate.UNWITNESSED))
         self._gap(rows["offset"][fate == Fate.UNWITNESSED], _TRIMMED, of_marks=True)
-        self._gap(rows["offset"][fate == Fate.UNLETTERED], _UNLETTERED)
+        self._gap(rows["offset"][fate == Fate.UNLETTERED], _DROPPED if self._dropped_before else _UNLETTERED)
         effect = fate == Fate.PASSED
         tally.done += int(np.count_nonzero(effect & has_output))
         tally.maybe += int(np.count_nonzero(effect & ~has_output))

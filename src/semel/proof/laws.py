@@ -56,7 +56,7 @@ class Fate(IntEnum):
     DROPPED = 2
     PASSED = 3
     UNWITNESSED = 4
-    # Nothing but a dead letter could account for it, and dead letters were deleted.
+    # Nothing accounts for it, and what could may be gone.
     UNLETTERED = 5
     # From here on a law is broken.
     LOST = 6

@@ -308,9 +308,12 @@ class _Prover:
         start, end = self._range[tp]
         cut, closing = self._cut.by_agent(tp), self._closing.next(tp)
         position = self._cut.positions[tp.partition]
+        rule = self._rule
+        drops = rule is not None and "drop" in (rule.missing, rule.conflict, rule.late)
         judge = Judge(
-            tp, self._rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=start == self._first(tp),
+            tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=start == self._first(tp),
             stream_ms=position.stream_time.ms, gone=self._marks_gone(tp, start),
+            dropped_before=position.counts.get("dropped", 0) > 0 and not drops,
         )  # fmt: skip
         source = None
         if self._plan.dedup is not None:

@@ -48,6 +48,26 @@ async def test_events_of_which_nothing_but_a_deleted_dead_letter_can_tell_are_un
     assert {gap.tp: gap.events for gap in proof.gaps} == {TP(LETTERS, 0): 0, TP(SOURCE, 0): 3}
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_was_dropped_before_the_declaration_changed_is_unprovable(histories: Histories, seed: int) -> None:
+    history = histories(seed=seed, pipeline={"dedup": Dedup("id", window=timedelta(hours=1), missing="drop")})
+    world = history.world
+    world.pay_many(50)
+    world.write({"id": "", "account": "a1", "amount": 3}, "a1")
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    world.pipeline.dedup = Dedup("id", window=timedelta(hours=1))
+    world.write({"id": "", "account": "a1", "amount": 4}, "a1")
+    worker = world.start()
+    await world.drained()
+    proof = await history.proof()
+    assert (proof.verdict, broken(proof)) == (Verdict.UNPROVABLE, set()), proof.text()
+    [gap] = proof.gaps
+    assert gap.events == 1 and "under an earlier declaration" in gap.sentence
+    await worker.stop()
+
+
 async def test_a_compacted_sink_proves_nothing_of_what_is_missing(histories: Histories) -> None:
     history = await histories(seed=2, partitions=1).filled()
     history.cluster.alter_topic(SINK, {"cleanup.policy": "compact"})
