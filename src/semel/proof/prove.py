@@ -7,6 +7,7 @@ was read must lie below these. At last the source, a stretch at a time.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -104,6 +105,7 @@ class _Prover:
         await self._look()
         await self._scan_what_was_written()
         self._phase = "positions"
+        self._closing = copy.deepcopy(self._cut)
         await self._closing.read(self._logs, self._plan, self._position_tps(), self._findings, self._read)
         await self._judge()
         await self._name_witnesses()

@@ -208,6 +208,7 @@ async def test_a_fenced_worker_that_writes_between_two_records_of_another_is_fou
     write("payments-w2", 70, 2)
     proof = await history.proof()
     assert broken(proof) == {Law.FENCED}, proof.text()
+    assert proof.found[Law.FENCED] == 1, "what is read twice is found once"
 
 
 @every_time
