@@ -1,13 +1,17 @@
-"""Topics that change under an app: grown, made anew, trimmed, missing, moved by hand; and aborted transactions."""
+"""Topics that change under an app: compacted, grown, made anew, trimmed, missing, moved by hand; and aborted transactions."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from semel.local import jars
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
 from tests.broker.ledger import Ledger
@@ -17,7 +21,7 @@ from tests.broker.workers import WorkerProcess
 
 pytestmark = pytest.mark.broker
 
-REFUSAL = 1
+REFUSAL, UNPROVABLE = 1, 5
 
 
 async def refuses(worker: WorkerProcess, *words: str) -> None:
@@ -65,6 +69,54 @@ async def test_an_open_transaction_in_the_source_holds_back_its_partition_only(l
         assert metadata.partition not in {line.partition for line in settled}
         await producer.commit_transaction()
     await ledger.settle(worker)
+
+
+# -- compacted
+
+
+@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
+@pytest.mark.parametrize("killed", [False, True], ids=["frozen meanwhile", "killed before"])
+async def test_what_compaction_leaves_of_an_input_takes_effect_once(
+    own_kafka: Callable[..., LocalKafka], tmp_path: Path, killed: bool
+) -> None:
+    """Events vanish ahead of the worker, and with them the very offset at which it goes on, and behind it, too."""
+    kafka = own_kafka(properties={"log.cleaner.backoff.ms": "100"})
+    kafka.start()
+    ledger = Ledger(kafka.bootstrap, "cleaned", tmp_path, partitions=2)
+    fed = [
+        payments(seed, count, accounts=400, redeliver=0) for seed, count in ((141, 2_000), (142, 4_000), (143, 1_000))
+    ]
+    # Many segments, and a log that is never dirty enough, until it shall be.
+    rolling = {"cleanup.policy": "compact", "segment.ms": "200"}
+    try:
+        await logs.create(kafka.bootstrap, ledger.source, 2, {**rolling, "min.cleanable.dirty.ratio": "1.0"})
+        worker = ledger.worker(SEMEL_SESSION_TIMEOUT_MS="60000").start()
+        await ledger.feed(fed[0], per_s=2_000)
+        await ledger.drained()
+        worker.kill9() if killed else worker.freeze()
+        await ledger.feed(fed[1], per_s=2_000)
+        await logs.configure(kafka.bootstrap, ledger.source, {**rolling, "min.cleanable.dirty.ratio": "0.0"})
+        async with asyncio.timeout(60):
+            while len(await logs.read(kafka.bootstrap, ledger.source)) > 2_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        worker.start() if killed else worker.thaw()
+        await ledger.feed(fed[2], per_s=2_000)
+        await ledger.drained()
+        events = {event["id"]: event for message in chain(*fed) for event in [json.loads(message.value or b"")]}
+        left = {json.loads(line.value or b"")["id"] for line in await logs.read(kafka.bootstrap, ledger.source)}
+        settled = [json.loads(line.value or b"")["id"] for line in await logs.read(kafka.bootstrap, ledger.sink)]
+        assert len(settled) == len(set(settled)), "an event took effect twice"
+        assert left <= set(settled), "an event that is there took no effect"
+        assert len(events.keys() - set(settled)) > 500, "nothing vanished that was not read"
+        await worker.ready()
+        balances = Counter[str]()
+        for ident in settled:
+            balances[events[ident]["account"]] += events[ident]["amount"]
+        assert await worker.rows("balances") == balances
+        code, said = await ledger.command("prove")
+        assert (code, "compaction removes events from the source" in said) == (UNPROVABLE, True), said
+    finally:
+        await ledger.close()
 
 
 # -- grown
