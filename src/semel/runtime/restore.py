@@ -96,7 +96,9 @@ class Restorer:
                 f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
                 "repeating it is safe"
             )
-        group_offsets = await self._caught_up(task, held.position, group_offsets)
+        if behind(task.partition, held.position, group_offsets) and await self._changes(task, group_offsets):
+            # What was committed meanwhile is in the logs, too: all of it again, in the order of the rule.
+            return await self.restore(task, topics)
         position = decide(
             self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt,
             holds_state=held.position is None and task.holds_state,
@@ -108,15 +110,14 @@ class Restorer:
         await self._pass("restore.end")
         return position
 
-    async def _caught_up(
-        self, task: Task, position: Position | None, group_offsets: Mapping[TP, int]
-    ) -> Mapping[TP, int]:
-        """The group's offsets, asked for again for a while where they are behind the position."""
+    async def _changes(self, task: Task, group_offsets: Mapping[TP, int]) -> bool:
+        """Whether the group's offsets become others within a while."""
         until = self._clock.monotonic() + BEHIND_S
-        while behind(task.partition, position, group_offsets) and self._clock.monotonic() < until:
+        while self._clock.monotonic() < until:
             await self._clock.sleep(BEHIND_PAUSE_S)
-            group_offsets = await self._logs.stable_offsets(task.source_tps())
-        return group_offsets
+            if await self._logs.stable_offsets(task.source_tps()) != group_offsets:
+                return True
+        return False
 
     async def _check_logs(
         self,
@@ -191,10 +192,8 @@ class Restorer:
         return True
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:
-        fetched = await self._logs.fetch(tp, offset)
-        if fetched is None or fetched.error or not fetched.records or fetched.records[0].offset != offset:
-            return None
-        return fetched.records[0]
+        fetched = await self._logs.read(tp, offset, offset + 1).chunk()
+        return next((r for r in fetched.records if r.offset == offset), None) if fetched is not None else None
 
     # -- reading a log
 

@@ -210,8 +210,9 @@ async def reset_all(world: World) -> None:
 
 
 @pytest.mark.parametrize("restored_between", [False, True], ids=["since its commit", "since a restore"])
+@pytest.mark.parametrize("unanswered", [False, True], ids=["", "when it is asked again"])
 async def test_a_store_whose_position_record_is_another_ones_is_rebuilt(
-    world: World, caplog: pytest.LogCaptureFixture, restored_between: bool
+    world: World, caplog: pytest.LogCaptureFixture, restored_between: bool, unanswered: bool
 ) -> None:
     world.pay("a1", 1)
     p, _ = world.write(orjson.dumps({"id": "x", "account": "a1", "amount": 1}), "a1")
@@ -228,6 +229,8 @@ async def test_a_store_whose_position_record_is_another_ones_is_rebuilt(
     found = positions.decode(record.value or b"", "")
     # At the very offset there stands what another writer committed after an unclean election.
     record.value = positions.moved(found, writer="payments-w9", epoch=77).encode()
+    if unanswered:
+        world.cluster.faults.add("Fetch", refuse(6), times=2)
     worker = world.start()
     await world.until_running(worker)
     assert REBUILT in caplog.text and "payments-w9" in caplog.text
