@@ -140,8 +140,9 @@ class GroupCoordinator:
             own.visible[tp] = (self._place(), offset)
 
     def answered_offsets(self, name: str, tps: Sequence[TP]) -> dict[TP, int]:
-        own = self._of(name)
-        if self._timers.now() < own.answers_former_until:
+        """What a client is told: `stable_offsets`, but for a while after the coordinator moved."""
+        own = self._offsets.get(name)
+        if own is not None and self._timers.now() < own.answers_former_until:
             return {tp: own.former[tp][1] if tp in own.former else -1 for tp in tps}
         return self.stable_offsets(name, tps)
 
