@@ -28,8 +28,13 @@ class Lineage(NamedTuple):
 
 def prefix(app: str, agent: str, topic: str, partition: int) -> bytes:
     """What is the same for all events of a partition. `agent`: empty where the app has one only."""
-    writer = f"{app}:{agent.replace('/', '_')}" if agent else app
+    writer = f"{app}:{signed(agent)}" if agent else app
     return f"{writer}/{topic}/{partition}/".encode()
+
+
+def signed(agent: str) -> str:
+    """An agent's name as it stands in the header."""
+    return agent.replace("/", "_")
 
 
 def sent(app: str) -> bytes:

@@ -101,13 +101,14 @@ class Recovery:
 
 @dataclass
 class History:
-    """`app`: group and prefix of its topics. `window_ms`, `bucket_ms`: of its dedup.
+    """`app`: group and prefix of its topics. `agent`: its name. `window_ms`, `bucket_ms`: of its dedup.
 
     `exact_time`: stream time is a function of the records alone, since nobody's clock was turned back.
     `refusals`: a broker was made to refuse records, so that events may have been dead-lettered as refused.
     """
 
     app: str
+    agent: str
     partitions: int
     attempts: int
     window_ms: int

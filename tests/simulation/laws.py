@@ -280,7 +280,7 @@ def records_are_their_events_own(case: Case) -> Found:
         outputs = [records.written(r) for r in case.written(SINK, p)]
         wanted = [records.output_of(e, case.app, SOURCE, p) for e in effects if e.output is not None]
         letters = [records.letter(r) for r in case.written(f"{case.app}.dlq", p)]
-        dead = [records.letter_to(e, case.app, SOURCE, p, case.history.attempts) for e in effects if e.dead is not None]
+        dead = [records.letter_to(e, case.history, SOURCE, p) for e in effects if e.dead is not None]
         for topic, there, should in ((SINK, outputs, wanted), (f"{case.app}.dlq", letters, dead)):
             what = records.first_difference(there, should)
             if what is not None:

@@ -11,6 +11,7 @@ import orjson
 from semel import lineage
 from semel.state.marks import Mark, unpack
 from semel.testing.memory.batch import MemoryRecord
+from tests.simulation.history import History
 from tests.simulation.oracle import Effect
 
 Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
@@ -39,11 +40,12 @@ def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
     return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
 
 
-def letter_to(effect: Effect, app: str, topic: str, partition: int, attempts: int) -> Written:
+def letter_to(effect: Effect, history: History, topic: str, partition: int) -> Written:
     """Its event as it came, and where from and why."""
     source = effect.record
     said = {
-        "semel.pipeline": app,
+        "semel.pipeline": history.app,
+        "semel.agent": history.agent,
         "semel.reason": effect.dead or "",
         "semel.topic": topic,
         "semel.partition": str(partition),
@@ -51,7 +53,7 @@ def letter_to(effect: Effect, app: str, topic: str, partition: int, attempts: in
         "semel.timestamp": str(source.timestamp),
     }
     if effect.dead != "refused":
-        said["semel.attempts"] = str(attempts if effect.dead == "failed" else 0)
+        said["semel.attempts"] = str(history.attempts if effect.dead == "failed" else 0)
     return Written(
         source.key, source.value, _told([*source.headers, *((n, v.encode()) for n, v in said.items())]), None
     )

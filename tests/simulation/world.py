@@ -53,7 +53,8 @@ class SimulatedWorld(World):
         self.machine = ""
         self.disks: dict[str, Disk] = {}
         self.clocks: dict[str, VirtualClock] = {}
-        self.history = History(APP, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms)
+        [agent] = self.pipeline.plan().agents
+        self.history = History(APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms)
         self.machines: dict[str, str] = {}
         self.crashes = 0
         self.idle_kills = 0

@@ -165,7 +165,7 @@ def test_every_header_of_a_dead_letter_is_in_the_reference() -> None:
 
     out = dead_letter(
         DeadLetters("app.dlq", 1, 5_000), TP("t", 0), Large(),
-        pipeline="app", reason="failed", error="e", attempts=1, now_ms=3,
+        pipeline="app", agent="a", reason="failed", error="e", attempts=1, now_ms=3,
     )  # fmt: skip
     named = {n for row in rows("reference.md", "## Dead letters") for n in re.findall(r"`(semel\.\w+)`", row[0])}
     assert {name for name, _ in out.headers} == named

@@ -44,7 +44,8 @@ def subject(target: str, loaded: Pipeline | App) -> Subject:
         named = ", ".join(sorted(agent.name for agent in plan.agents)) or "none"
         raise ConfigError(
             f"{target}: the agents of app {plan.app!r} that read topics are {named}; semel chaos takes an App with one, since "
-            "a dead letter does not say which agent gave its event up. Put the others into apps of their own"
+            "the running counts of several are one sum, in which an event that one of them lost is not seen. Put the "
+            "others into apps of their own"
         )
     sources = plan.sources
     if len(sources) != 1:

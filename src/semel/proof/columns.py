@@ -62,10 +62,10 @@ def in_order(outputs: Rows, before: tuple[int, int]) -> bool:
     return not ((offset[1:] < offset[:-1]) | ((offset[1:] == offset[:-1]) & (step[1:] < step[:-1]))).any()
 
 
-def letters_of(offsets: Sequence[int], at: Sequence[int], where: int) -> Rows:
+def letters_of(offsets: Sequence[int], agents: Sequence[int], at: Sequence[int], where: int) -> Rows:
     """Dead letters of events at `offsets`; they stand at the offsets `at` of the partition numbered `where`."""
     rows = np.empty(len(offsets), LETTER)
-    rows["offset"], rows["at"], rows["where"] = offsets, at, where
+    rows["offset"], rows["agent"], rows["at"], rows["where"] = offsets, agents, at, where
     return rows
 
 

@@ -20,8 +20,8 @@ Offsets = NDArray[np.int64]
 MARK = np.dtype([("offset", "<i8"), ("id", "<u8"), ("filed", "<i8"), ("payload", "<u8"), ("outcome", "u1")])
 # An output of the record at `offset`: it stands at `at` in the output partition numbered `where`.
 OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
-# A dead letter of the record at `offset`; it stands at `at` in the dead-letter partition numbered `where`.
-LETTER = np.dtype([("offset", "<i8"), ("where", "<u4"), ("at", "<i8")])
+# A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.
+LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
 # A source record of which no mark says that it took effect. `kind`: a `Kind`.
 UNMARKED = np.dtype([("offset", "<i8"), ("id", "<u8"), ("payload", "<u8"), ("time", "<i8"), ("kind", "u1")])
 

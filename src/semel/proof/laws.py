@@ -213,8 +213,9 @@ def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wher
             f"output {step} of the event at {_place(tp, offset)} is there twice",
             (Witness(tp, offset, "the event"), _output(one, wheres), _output(other, wheres)),
         )
-    letters = np.sort(stretch.letters, order=["offset", "at"])
-    for i in np.flatnonzero(letters["offset"][1:] == letters["offset"][:-1]).tolist():
+    letters = np.sort(stretch.letters, order=["offset", "agent", "at"])
+    given_up = events_of(letters)
+    for i in np.flatnonzero(given_up[1:] == given_up[:-1]).tolist():
         offset = int(letters[i]["offset"])
         yield Finding(
             Law.NO_DUPLICATE,
@@ -224,14 +225,15 @@ def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wher
 
 
 def in_order(outputs: Rows) -> tuple[Rows, NDArray[np.int64]]:
-    """Outputs by event and step, and beside each a number that is its event's, as its agent handled it."""
+    """Outputs by event and step, and beside each the number of `events_of`."""
     event = events_of(outputs)
     order = np.lexsort((outputs["step"], event))
     return outputs[order], event[order]
 
 
-def events_of(outputs: Rows) -> NDArray[np.int64]:
-    return (outputs["offset"] << 8) | outputs["agent"]
+def events_of(rows: Rows) -> NDArray[np.int64]:
+    """For each output or dead letter a number that is its event's, as its agent handled it."""
+    return (rows["offset"] << 8) | rows["agent"]
 
 
 def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterator[Finding]:
@@ -337,7 +339,8 @@ def atomicity(
     done = marks["offset"][marks["outcome"] == DONE]
     for offset in done[among(done, lettered)].tolist():
         yield _torn(tp, offset, "took effect, and it is in the dead letters")
-    for offset in sorted(set(outputs["offset"][among(outputs["offset"], lettered)].tolist())):
+    both = among(events_of(outputs), np.sort(events_of(letters)))
+    for offset in sorted(set(outputs["offset"][both].tolist())):
         yield _torn(tp, offset, "has outputs, and it is in the dead letters")
     dead = marks["offset"][marks["outcome"] == DEAD]
     for offset in dead[~among(dead, lettered)].tolist() if whole_letters else ():

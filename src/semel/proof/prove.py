@@ -516,7 +516,7 @@ class _Prover:
 def _cut_out(rows: dict[str, Rows], low: int, high: int, cuts: list[int], effects: bool = True) -> Stretch:
     stretch = Stretch(low, high, np.empty(0, np.int64), marks=_between(rows["marks"], low, high))
     if effects:
-        stretch.letters = _between(rows["letters"], low, high)
+        stretch.letters = _below(_between(rows["letters"], low, high), cuts)
         stretch.outputs = _below(_between(rows["outputs"], low, high), cuts)
     return stretch
 
@@ -525,8 +525,8 @@ def _between(rows: Rows, low: int, high: int) -> Rows:
     return rows[(rows["offset"] >= low) & (rows["offset"] < high)]
 
 
-def _below(outputs: Rows, cuts: list[int]) -> Rows:
-    """Outputs below what their agent had come to."""
-    if len(set(cuts)) <= 1 or not len(outputs):
-        return outputs
-    return outputs[outputs["offset"] < np.array(cuts, np.int64)[outputs["agent"]]]
+def _below(rows: Rows, cuts: list[int]) -> Rows:
+    """Outputs or dead letters below what their agent had come to."""
+    if len(set(cuts)) <= 1 or not len(rows):
+        return rows
+    return rows[rows["offset"] < np.array(cuts, np.int64)[rows["agent"]]]

@@ -61,11 +61,14 @@ class Scan:
         self._spool = spool
         self._findings = findings
         self._read = read
-        self._agents = {a.name.replace("/", "_"): i for i, a in enumerate(plan.agents)}
+        self._agents = {lineage.signed(a.name): i for i, a in enumerate(plan.agents)}
 
     def _number(self, tp: TP) -> int:
         self.wheres.append(tp)
         return len(self.wheres) - 1
+
+    def _agent(self, name: str) -> int:
+        return self._agents.get(lineage.signed(name), 0)
 
     # -- outputs
 
@@ -124,7 +127,7 @@ class Scan:
         origin = b"/".join(value.split(b"/", 3)[:3]) + b"/"
         group = groups.get(origin)
         if group is None:
-            group = groups[origin] = Group(TP(said.topic, said.partition), self._agents.get(said.agent, 0))
+            group = groups[origin] = Group(TP(said.topic, said.partition), self._agent(said.agent))
         return origin, group
 
     def _not_ours(self, tp: TP, record: Record, value: bytes | None, again: bool) -> None:
@@ -184,7 +187,7 @@ class Scan:
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 self.gone[tp] += piece.missing
-                rows: dict[TP, list[tuple[int, int]]] = {}
+                rows: dict[TP, list[tuple[int, int, int]]] = {}
                 for record in piece.records:
                     said = dict(record.headers)
                     topic, partition, offset = (said.get(f"semel.{n}") for n in ("topic", "partition", "offset"))
@@ -193,9 +196,10 @@ class Scan:
                     if not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
                         continue
                     source = TP(topic.decode(errors="replace"), int(partition))
-                    rows.setdefault(source, []).append((int(offset), record.offset))
+                    agent = self._agent((said.get("semel.agent") or b"").decode(errors="replace"))
+                    rows.setdefault(source, []).append((int(offset), agent, record.offset))
                 for source, found in rows.items():
                     self.letters += len(found)
-                    offsets, at = zip(*found, strict=True)
-                    self._spool.add("letters", source, letters_of(offsets, at, where))
+                    offsets, agents, at = zip(*found, strict=True)
+                    self._spool.add("letters", source, letters_of(offsets, agents, at, where))
                 self._read(piece.next - piece.start)

@@ -44,8 +44,8 @@ class Aside:
                 "%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error
             )
         letter = dead_letter(
-            host.dead_letters, tp, record, pipeline=host.app, reason=reason, error=error, attempts=attempts,
-            now_ms=int(host.clock.time() * 1000),
+            host.dead_letters, tp, record, pipeline=host.app, agent=s.cursor.agent.name, reason=reason, error=error,
+            attempts=attempts, now_ms=int(host.clock.time() * 1000),
         )  # fmt: skip
         self.done(s, "dead", letter)
 

@@ -173,6 +173,7 @@ def dead_letter(
     record: Record,
     *,
     pipeline: str,
+    agent: str,
     reason: str,
     error: str,
     attempts: int,
@@ -185,6 +186,7 @@ def dead_letter(
     """
     said = {
         "semel.pipeline": pipeline,
+        "semel.agent": agent,
         "semel.reason": reason,
         "semel.error": error.encode(errors="backslashreplace")[:2000].decode(errors="ignore"),
         "semel.attempts": str(attempts),

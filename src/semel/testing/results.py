@@ -43,12 +43,14 @@ class DeadLetter(TopicRecord):
     """A record of the source that could not be done; topic, position, time, key, value and headers are the source record's.
 
     `reason`: "failed", "rejected", "undecodable", "conflict", ... (the reference has them all). `error`: the exception, or
-    what was wrong. `attempts`: how often the agent tried. `value`: the bytes where they cannot be decoded.
+    what was wrong. `attempts`: how often the agent tried. `value`: the bytes where they cannot be decoded. `agent`: whose
+    event it was.
     """
 
     reason: str
     error: str
     attempts: int
+    agent: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,7 @@ def letter_of(source: Topic, letter: Record) -> DeadLetter:
         ours["semel.reason"],
         ours["semel.error"],
         int(ours["semel.attempts"]),
+        ours["semel.agent"],
     )
 
 

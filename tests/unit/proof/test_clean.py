@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from semel import Dedup, Topic
+from semel import Dedup, Reject, Topic
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.proof import Gap, NothingToProve, Verdict, prove
 from semel.runtime.engine import Engine
@@ -202,12 +202,22 @@ async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
     world = World(tmp_path, seed=4)
     world.clock, sink = clock, Topic("settlements", key=str, value=Settlement)
     source = Topic(SOURCE, key=str, value=Payment)
+
+    def at_least(amount: int) -> Callable[[Payment], Settlement]:
+        def check(payment: Payment) -> Settlement:
+            if payment.amount < amount:
+                raise Reject(f"{payment.amount} is less than {amount}")
+            return Settlement(payment.id, payment.account, payment.amount)
+
+        return check
+
     agents = [
-        AgentPlan(name, (source,), AgentKind.FUNCTION, lambda p: Settlement(p.id, p.account, p.amount), sink=sink)
-        for name in ("settle", "audit")
+        AgentPlan(name, (source,), AgentKind.FUNCTION, at_least(amount), sink=sink)
+        for name, amount in (("settle", 20), ("audit", 40))
     ]
     plan = Plan("payments", agents=agents, outputs=[sink])
-    world.pay_many(60, trouble=False)
+    for number in range(60):
+        world.pay(amount=number)
     store = Store(tmp_path / "db", cache_mb=2, buffer_mb=2)
     engine = Engine(
         plan, EngineSettings(), MemoryBroker(world.cluster, "w"), store, clock, random.Random(1), instance="w"
@@ -222,7 +232,8 @@ async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
     await broker.start()
     proof = await prove(broker, plan, clock)
     assert proof.verdict is Verdict.CLEAN, proof.text()
-    assert proof.counts["outputs"] == 120
+    assert proof.counts["outputs"] == 40 + 20
+    assert proof.counts["dead_letters"] == 20 + 40
 
 
 async def test_only_the_events_of_the_time_asked_for_are_judged(histories: Histories) -> None:

@@ -156,6 +156,7 @@ def buried(record: Given, *, error: str = "ValueError: no", letters: DeadLetters
         TP("payments", 3),
         record,
         pipeline="p",
+        agent="settle",
         reason="failed",
         error=error,
         attempts=5,
@@ -171,6 +172,7 @@ def test_a_dead_letter_has_the_records_bytes_and_says_where_from_and_why() -> No
     said = dict(out.headers[2:])
     assert said == {
         "semel.pipeline": b"p",
+        "semel.agent": b"settle",
         "semel.reason": b"failed",
         "semel.error": b"ValueError: no",
         "semel.attempts": b"5",
