@@ -7,7 +7,6 @@ some decisions left out: that is how a failure is shrunk.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -15,11 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from semel.errors import CommitError, SemelError
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
 from semel.stages.answers import Answer, answer_of, needs_a_person
-from semel.stages.sink import Out
 from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
@@ -75,7 +72,6 @@ class Storm:
         self.lies = rng.random() < 0.4
         self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
         self.figures: Counter[str] = Counter()
-        self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
         self.inputs: list[Callable[[bool], None]] = []
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
@@ -129,7 +125,7 @@ class Storm:
 
     def _note_is_under_way(self, client: str) -> bool:
         worker = self.world.workers.get(client)
-        mine = any(w is worker and not told.done() for w, told in self.notes.values())
+        mine = any(sender is worker for sender in self.world.unanswered())
         return mine and worker is not None and not worker.engine._epochs.carry
 
     def _fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
@@ -297,7 +293,7 @@ class Storm:
             self._fail_disk(name, worker, rng)
         elif draw < 0.92:
             if self.note_taking and self.may(name, f"note: from {worker.client}"):
-                self._note(worker)
+                world.note(worker)
                 applied = rng.random() < 0.5
                 words = f"note in doubt: from {worker.client}, {'committed' if applied else 'not committed'}"
                 if rng.random() < 0.7 and self.may(f"{name}/doubt", words):
@@ -378,17 +374,10 @@ class Storm:
             self.world.history.exact_time = False
             worker.clock.jump(self.world.clock.time() + off - worker.clock.time())
 
-    def _note(self, worker: Worker) -> None:
-        """An output without an event; its sender is of this worker's process."""
-        text = f"n{len(self.notes)}"
-        with contextlib.suppress(CommitError, SemelError):
-            self.notes[text] = worker, worker.engine.carry(Out(TP("notes", 0), None, b"k", text.encode(), ()))
-
     # -- the run
 
     async def run(self) -> None:
         world = self.world
-        world.cluster.create_topic("notes", 1)
         for name in self.names:
             self._start(name)
         pauses = seeded(self.seed, "pauses")
@@ -421,18 +410,10 @@ class Storm:
             if not any(w.name == name for w in world.workers.values()):
                 self._start(name)
         await world.rest()
-        # An output that nobody can fence is given up when a commit could have taken as long.
-        until = world.loop.time() + 10
-        while world.loop.time() < until and any(not told.done() and not w.killed for w, told in self.notes.values()):
-            await world.clock.sleep(0.5)
 
     def outcome(self) -> Outcome:
         world = self.world
         history = world.judged()
-        for text, (worker, told) in self.notes.items():
-            # Who sent it died with its worker, and waits for nothing. (What is left of a worker here goes on draining.)
-            if told.done() or not worker.killed:
-                history.notes[text] = told.exception() is None if told.done() else None
         violations = judge(history)
         violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
         violations += [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]

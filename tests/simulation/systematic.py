@@ -23,7 +23,7 @@ from tests.simulation.storm import ALL_CODES, Outcome
 from tests.simulation.world import SimulatedWorld, seeded
 from tests.unit.runtime.harness import Worker
 
-WORKLOADS = ("steady", "pair", "restore", "orphan", "expiry")
+WORKLOADS = ("steady", "pair", "restore", "orphan", "expiry", "notes")
 APIS = tuple(BROKER_SAYS)
 # The workload in which a request is made at all, where that is not the plain one.
 ASKED_IN = {"LeaveGroup": "pair", "DeleteRecords": "expiry", "DescribeProducers": "orphan", "DescribeGroups": "orphan"}
@@ -38,6 +38,7 @@ OFTEN = (
     "EndTxn",
     "Heartbeat",
 )
+TRANSACTION = ("AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit", "EndTxn")
 NETWORK_S = 0.002
 EXPIRY_S = 20.0
 
@@ -170,6 +171,10 @@ class Run:
             lambda: self.world.crash(worker, where, arrives=kill.arrives), context=self.world.cluster.context
         )
 
+    def _note(self) -> None:
+        for worker in self.world.alive():
+            self.world.note(worker)
+
     async def run(self) -> None:
         world, pause = self.world, self.world.clock.sleep
         world.pay_many(12)
@@ -212,6 +217,14 @@ class Run:
                 await pause(8)
                 self.names.discard("w2")
                 world.pay_many(4)
+            case "notes":
+                # Beside events, and alone.
+                for _ in range(2):
+                    world.pay_many(4)
+                    self._note()
+                    await pause(0.4)
+                    self._note()
+                    await pause(0.4)
             case "expiry":
                 for i in range(3):
                     await pause(2.5 * EXPIRY_S)
@@ -286,6 +299,12 @@ def answers() -> Iterator[Case]:
 
     First what a broker says, then what none does.
     """
+    for api in TRANSACTION:
+        # Of outputs without an event: beside events in the second transaction, alone in the third.
+        for nth in (2, 3):
+            for code in sorted(BROKER_SAYS[api]):
+                for applied in (False, True):
+                    yield Case("notes", (), Answered(api, code, applied, nth))
     for real in (True, False):
         for api in APIS:
             for nth in (1, 2) if api in OFTEN else (1,):

@@ -100,7 +100,6 @@ def test_who_sent_an_output_and_died_with_its_worker_is_owed_no_answer_and_other
         try:
             storm = Storm(world, 1, Choices(frozenset()), crashes=0)
             storm.quiet = True
-            world.cluster.create_topic("notes", 1)
             worker = world.boot("w1")
             await world.until_running(worker)
             reached, _ = worker.hold_at("commit.after_store")
@@ -109,9 +108,9 @@ def test_who_sent_an_output_and_died_with_its_worker_is_owed_no_answer_and_other
             # Its last commit waits for the one under way.
             worker.engine.stop()
             await world.clock.sleep(0.01)
-            storm._note(worker)
+            world.note(worker)
             world.crash(worker, "commit.after_store")
-            _, told = storm.notes["n0"]
+            _, told = world.notes["n0"]
             assert not told.done()
             assert [v for v in storm.outcome().violations if "n0" in v.what] == []
             # Of a worker that lives, the same silence is a finding.

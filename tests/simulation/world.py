@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import random
@@ -19,6 +20,7 @@ from semel import Dedup, lineage
 from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
 from semel.port import TP, RpcError, RpcLost
 from semel.runtime.task import TaskState
+from semel.stages.sink import Out
 from semel.state.store import Store, StoreError
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.memory.batch import Batch, MemoryRecord
@@ -30,9 +32,12 @@ from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Worker, World
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
 # gone, a session, a transaction's timeout, and the restore after all of them.
 REST_S = 120.0
+# An output that nobody can fence is given up when a commit could have taken as long.
+NOTE_S = 10.0
 # Nobody moved offsets, changed a topic or a declaration: no made-up answer may make a worker say so.
 NEVER = (PositionConflict, ShapeChanged, TopicChanged)
 READS = ("get_marks", "meta")
+NOTES = "notes"
 TOPICS = ("balances-changelog", "journals-changelog", "dedup-changelog", "positions")
 
 
@@ -71,7 +76,9 @@ class SimulatedWorld(World):
         self._written = 0
         # When the last event of each partition was, in ms.
         self.latest: dict[TP, int] = {}
+        self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
         self.watch.on_task.append(self._task_runs)
+        self.cluster.create_topic(NOTES, 1)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What asyncio would write on the log: something went wrong, and nobody looked at it."""
@@ -186,6 +193,18 @@ class SimulatedWorld(World):
         for recovery in self._waiting.pop(partition, ()):
             recovery.ended = self.loop.time()
 
+    # -- outputs without an event
+
+    def note(self, worker: Worker) -> None:
+        """An output without an event; its sender is of this worker's process."""
+        text = f"n{len(self.notes)}"
+        with contextlib.suppress(SemelError):
+            self.notes[text] = worker, worker.engine.carry(Out(TP(NOTES, 0), None, b"k", text.encode(), ()))
+
+    def unanswered(self) -> list[Worker]:
+        """Who waits for an answer to a note. A sender that died with its worker waits for nothing."""
+        return [worker for worker, told in self.notes.values() if not told.done() and not worker.killed]
+
     # -- input
 
     def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
@@ -288,6 +307,9 @@ class SimulatedWorld(World):
                 self._see_stores()
         # Late markers, late answers: what was lost for good is known by now.
         await asyncio.sleep(0.5)
+        until = self.loop.time() + NOTE_S
+        while self.unanswered() and self.loop.time() < until:
+            await self.clock.sleep(0.5)
 
     async def _until_at_rest(self, what: str) -> bool:
         recovery = Recovery(what, self.loop.time(), None, REST_S)
@@ -308,6 +330,10 @@ class SimulatedWorld(World):
 
     def judged(self) -> History:
         self.history.events = self.recorder.events
+        for text, (worker, told) in self.notes.items():
+            # What is left of a worker that was killed goes on draining here, and may have been told.
+            if told.done() or not worker.killed:
+                self.history.notes[text] = told.exception() is None if told.done() else None
         return self.history
 
     async def close(self) -> None:
