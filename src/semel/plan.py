@@ -71,6 +71,13 @@ class Plan:
     def sources(self) -> dict[str, Topic]:
         return {topic.name: topic for agent in self.agents for topic in agent.sources}
 
+    @property
+    def readers(self) -> frozenset[str]:
+        """Who takes events in: source topics, and by whom where there are several agents."""
+        if len(self.agents) == 1:
+            return frozenset(self.sources)
+        return frozenset(f"{topic.name} by {agent.name}" for agent in self.agents for topic in agent.sources)
+
     # -- names on Kafka
 
     @property

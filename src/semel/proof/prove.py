@@ -138,6 +138,13 @@ class _Prover:
         for position in self._cut.positions.values():
             if position.shape and position.shape != shape:
                 check_shape(plan.app, position.shape, shape)
+        others = {name for position in self._cut.positions.values() for name in position.readers} - plan.readers
+        if others:
+            raise NothingToProve(
+                f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "
+                "marks are of those, too: they cannot be held against the topics that it reads now. Run `semel reset` to begin "
+                "anew, or give what was changed a name of its own"
+            )
         outputs: set[str] = {t.name for t in plan.outputs if t.name not in plan.sources}
         outputs |= {topic for position in self._cut.positions.values() for topic in position.outputs}
         self._topics |= await self._logs.asked(lambda: self._broker.topics(sorted(outputs)))

@@ -64,9 +64,9 @@ def decide(
             decided[name] = TopicPosition(info.id, info.partitions, offset, first=offset)
         else:
             decided[name] = TopicPosition(info.id, info.partitions, -1)
-    if recorded is None:
-        return Position(decided, shape=shape)
-    return positions.moved(recorded, topics=decided, shape=shape)
+    recorded = recorded or Position({})
+    readers = tuple(sorted({*recorded.readers, *plan.readers}))
+    return positions.moved(recorded, topics=decided, shape=shape, readers=readers)
 
 
 def check_logs(

@@ -150,7 +150,8 @@ class Task:
             first = before.first if before is not None else -1
             topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first)
         return Position(
-            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs)
+            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs),
+            self.committed.readers,
         )  # fmt: skip
 
     def source_tps(self) -> list[TP]:

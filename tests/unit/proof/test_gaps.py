@@ -9,10 +9,12 @@ import pytest
 
 from semel import Dedup, Topic
 from semel.errors import SemelError, ShapeChanged
+from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
 from semel.proof import Law, NothingToProve, Proof, Verdict
 from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken
 from tests.unit.proof.test_clean import random_times
+from tests.unit.runtime.harness import Payment
 
 Histories = Callable[..., History]
 
@@ -118,6 +120,44 @@ async def test_a_source_that_was_made_anew_is_named(histories: Histories) -> Non
     history.cluster.create_topic(SOURCE, 2)
     with pytest.raises(NothingToProve, match="created again"):
         await history.proof()
+
+
+async def test_a_pipeline_whose_source_is_another_topic_now_is_refused(histories: Histories) -> None:
+    history = await histories(seed=12).filled(40)
+    world = history.world
+    world.cluster.create_topic("orders", 2)
+    world.pipeline.source = Topic("orders", key=str, value=Payment)
+    with pytest.raises(NothingToProve, match="took in events of payments under an earlier declaration"):
+        await history.proof()
+    worker = world.start()
+    await world.until_running(worker)
+    world.cluster.write(TP("orders", 0), [(b"a1", b'{"id": "o1", "account": "a1", "amount": 3}')])
+    while "orders" not in world.committed_positions()[0].topics:
+        await world.clock.sleep(0.05)
+    await worker.stop()
+    # Its counts go on, so that the old declaration does not explain them any more, either.
+    for topic, other in ((Topic(SOURCE, key=str, value=Payment), "orders"), (world.pipeline.source, SOURCE)):
+        world.pipeline.source = topic
+        with pytest.raises(NothingToProve, match=f"took in events of {other} under"):
+            await history.proof()
+
+
+@pytest.mark.parametrize(("before", "after", "named"), [
+    (["settle"], ["check"], None),
+    (["settle"], ["settle", "audit"], "payments"),
+    (["settle", "audit"], ["settle"], "payments by audit, payments by settle"),
+    (["settle", "audit"], ["settle", "audit", "notify"], None),
+    (["settle", "audit"], ["settle", "check"], "payments by audit"),
+])  # fmt: skip
+def test_who_took_events_in_is_told_apart_where_counts_would_be(
+    before: list[str], after: list[str], named: str | None
+) -> None:
+    source = Topic(SOURCE, key=str, value=Payment)
+
+    def readers(names: list[str]) -> frozenset[str]:
+        return Plan("p", [AgentPlan(name, (source,), AgentKind.FUNCTION, print) for name in names]).readers
+
+    assert ", ".join(sorted(readers(before) - readers(after))) == (named or "")
 
 
 async def test_a_pipeline_that_never_ran_is_named(histories: Histories) -> None:
