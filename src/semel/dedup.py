@@ -125,6 +125,12 @@ class Dedup:
         pick = compare if callable(compare) else _picker(_fields(compare))
         return lambda value, record: xxhash.xxh3_64_intdigest(_canonical(pick(value)))
 
+    @property
+    def passes(self) -> frozenset[str]:
+        """Of which events it says that they take effect all the same: "missing", "conflict", "late"."""
+        declared = {"missing": self.missing, "conflict": self.conflict, "late": self.late}
+        return frozenset(name for name, handling in declared.items() if handling == "pass")
+
     def shape(self) -> dict[str, Any]:
         """What the stored marks depend on: a change of it is a change of state (protocol rule 24)."""
         described = self.key if isinstance(self.key, (str, HeaderKey, ContentKey)) else "callable"

@@ -43,6 +43,7 @@ recorded = st.builds(
     shape=st.text(max_size=40),
     logs=st.dictionaries(names, st.text("0123456789abcdef", min_size=32, max_size=32), max_size=3),
     readers=st.lists(names, max_size=3).map(tuple),
+    passed=st.lists(st.sampled_from(["missing", "conflict", "late"]), unique=True).map(tuple),
 )
 
 
@@ -67,7 +68,7 @@ def test_a_record_of_another_version_is_refused_by_name(position: Position, vers
 def test_a_record_that_lacks_a_field_is_refused(position: Position, data: st.DataObject) -> None:
     found = position.to_json()
     # A record from before these were recorded has none.
-    del found[data.draw(st.sampled_from(sorted(set(found) - {"shape", "logs", "outputs", "readers"})))]
+    del found[data.draw(st.sampled_from(sorted(set(found) - {"shape", "logs", "outputs", "readers", "passed"})))]
     with pytest.raises(RecoveryError):
         positions.decode(orjson.dumps(found), "here")
 

@@ -95,6 +95,7 @@ class _Prover:
         self._ends: dict[TP, int] = {}
         self._range: dict[TP, tuple[int, int]] = {}
         self._ledger_closed = False
+        self._missing: dict[str, int] = {}
         dedup = plan.dedup
         self._rule = None
         if dedup is not None:
@@ -148,6 +149,7 @@ class _Prover:
         outputs: set[str] = {t.name for t in plan.outputs if t.name not in plan.sources}
         outputs |= {topic for position in self._cut.positions.values() for topic in position.outputs}
         self._topics |= await self._logs.asked(lambda: self._broker.topics(sorted(outputs)))
+        self._see_missing()
         self._outputs = [
             TP(n, p) for n in sorted(outputs & self._topics.keys()) for p in range(self._topics[n].partitions)
         ]
@@ -167,6 +169,15 @@ class _Prover:
         await self._find_range()
         self._total = self._done + sum(self._ends[tp] - self._from(tp) for tp in written)
         self._total += sum(end - start for start, end in self._range.values())
+
+    def _see_missing(self) -> None:
+        """Topics that outputs went to and that are there no more."""
+        written: Counter[str] = Counter()
+        for position in self._cut.positions.values():
+            written.update(position.outputs)
+        self._missing = {topic: n for topic, n in sorted(written.items()) if n and topic not in self._topics}
+        for topic, n in self._missing.items():
+            self._gaps.append(Gap(TP(topic, 0), 0, 0, f"the topic is deleted; {n:,} outputs went there", n))
 
     def _tps(self, *names: str) -> list[TP]:
         return [TP(n, p) for n in names if n in self._topics for p in range(self._topics[n].partitions)]
@@ -241,7 +252,7 @@ class _Prover:
 
     async def _judge(self) -> None:
         self._phase = "events"
-        whole_outputs = all(self._whole(tp) for tp in self._outputs)
+        whole_outputs = not self._missing and all(self._whole(tp) for tp in self._outputs)
         whole_letters = all(self._whole(tp) for tp in self._tps(self._plan.dead_letter_topic))
         bare = self._without_lineage()
         judges: dict[TP, Judge] = {}
@@ -319,6 +330,9 @@ class _Prover:
         position = self._cut.positions[tp.partition]
         rule = self._rule
         drops = rule is not None and "drop" in (rule.missing, rule.conflict, rule.late)
+        if rule is not None:
+            # What an earlier declaration let pass took effect without a mark, and still has its outputs.
+            rule = rule._replace(**dict.fromkeys(position.passed, "pass"))
         judge = Judge(
             tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=start == self._first(tp),
             stream_ms=position.stream_time.ms, gone=self._marks_gone(tp, start),

@@ -65,8 +65,13 @@ def decide(
         else:
             decided[name] = TopicPosition(info.id, info.partitions, -1)
     recorded = recorded or Position({})
-    readers = tuple(sorted({*recorded.readers, *plan.readers}))
-    return positions.moved(recorded, topics=decided, shape=shape, readers=readers)
+    return positions.moved(
+        recorded,
+        topics=decided,
+        shape=shape,
+        readers=tuple(sorted({*recorded.readers, *plan.readers})),
+        passed=tuple(sorted({*recorded.passed, *(plan.dedup.passes if plan.dedup is not None else ())})),
+    )
 
 
 def check_logs(

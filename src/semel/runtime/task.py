@@ -151,7 +151,7 @@ class Task:
             topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first)
         return Position(
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs),
-            self.committed.readers,
+            self.committed.readers, self.committed.passed,
         )  # fmt: skip
 
     def source_tps(self) -> list[TP]:

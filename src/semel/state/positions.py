@@ -3,7 +3,7 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`,
-`readers`) may be absent; a reader of the same version passes over what it does not know.
+`readers`, `passed`) may be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ class Position:
     """Where a task stands. `generation`, `writer`, `epoch` say who wrote the record; `at_ms` when, by its wall clock.
 
     `logs`: the ids of the topics that hold the rows and marks that go with it; empty where they were not noted.
-    `outputs`: how many outputs with lineage went to each topic since the task began. `readers`: whose events the counts and
-    marks are of, as `Plan.readers` names them, also such that are declared no more; empty where they were not noted.
+    `outputs`: how many outputs with lineage went to each topic since the task began.
+    `readers`: whose events the counts and marks are of, as `Plan.readers` names them, also such that are declared no more.
+    `passed`: which of `missing`, `conflict` and `late` was ever declared as "pass", so that events took effect without a
+    mark. Both are empty where they were not noted.
     """
 
     topics: dict[str, TopicPosition]
@@ -69,6 +71,7 @@ class Position:
     logs: dict[str, str] = field(default_factory=dict[str, str])
     outputs: dict[str, int] = field(default_factory=dict[str, int])
     readers: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -98,6 +101,7 @@ class Position:
             "logs": self.logs,
             "outputs": self.outputs,
             "readers": self.readers,
+            "passed": self.passed,
         }
 
     @property
@@ -142,6 +146,7 @@ def from_json(found: dict[str, Any]) -> Position:
         logs=dict(found.get("logs", {})),
         outputs=dict(found.get("outputs", {})),
         readers=tuple(found.get("readers", ())),
+        passed=tuple(found.get("passed", ())),
     )
 
 

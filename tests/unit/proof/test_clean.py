@@ -197,6 +197,29 @@ async def test_a_chained_pipeline_says_its_own_lineage(histories: Histories) -> 
     await worker.stop()
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("before", "after"), [
+    ("quarantine", "pass"), ("quarantine", "drop"), ("pass", "quarantine"), ("pass", "drop"), ("drop", "pass"),
+])  # fmt: skip
+@pytest.mark.parametrize("which", ["missing", "conflict", "late"])
+async def test_what_was_handled_as_declared_then_is_right_under_another_declaration(
+    histories: Histories, which: str, before: Any, after: Any, seed: int
+) -> None:
+    def declared(handling: str) -> Dedup:
+        handled: dict[str, Any] = {which: handling}
+        return Dedup("id", window=timedelta(hours=1), **handled)
+
+    history = histories(seed=seed, pipeline={"dedup": declared(before)}, partitions=1, commit_interval_ms=10)
+    for part, handling in enumerate((before, after)):
+        rule = history.world.pipeline.dedup = declared(handling)
+        random_times(history, rule, 200, part=part)
+        worker = history.world.start()
+        await history.world.drained()
+        await worker.stop()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
 async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
     clock = VirtualClock()
     world = World(tmp_path, seed=4)

@@ -36,6 +36,18 @@ async def test_events_deleted_from_the_source_are_unprovable(histories: Historie
     assert Law.NO_DUPLICATE in broken(await history.proof())
 
 
+async def test_a_sink_that_was_deleted_is_named_with_what_went_there(histories: Histories) -> None:
+    history = await histories(seed=2).filled(60)
+    there = (await history.proof()).counts["outputs"]
+    history.cluster.delete_topics([SINK])
+    proof = await history.proof()
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    [gap] = proof.gaps
+    assert (gap.tp.topic, gap.events, gap.sentence) == (
+        SINK, there, f"the topic is deleted; {there} outputs went there",
+    )  # fmt: skip
+
+
 async def test_outputs_that_were_deleted_are_unprovable(histories: Histories) -> None:
     history = await histories(seed=1, partitions=1).filled(300)
     history.log(SINK, 0).delete_before(3)
