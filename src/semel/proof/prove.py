@@ -30,7 +30,7 @@ from semel.proof.logs import Logs
 from semel.proof.proof import Part, Progress, Proof
 from semel.proof.scan import Scan
 from semel.proof.spool import BLOCK, Spool
-from semel.runtime.decide import check_shape
+from semel.runtime.decide import check_log_ids, check_shape
 from semel.state.marks import DONE
 
 __all__ = ["NothingToProve", "prove"]
@@ -135,17 +135,7 @@ class _Prover:
         await self._cut.read(self._logs, plan, self._position_tps(), self._findings, self._read)
         if not self._cut.positions:
             raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
-        shape = plan.shape()
-        for position in self._cut.positions.values():
-            if position.shape and position.shape != shape:
-                check_shape(plan.app, position.shape, shape)
-        others = {name for position in self._cut.positions.values() for name in position.readers} - plan.readers
-        if others:
-            raise NothingToProve(
-                f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "
-                "marks are of those, too: they cannot be held against the topics that it reads now. Run `semel reset` to begin "
-                "anew, or give what was changed a name of its own"
-            )
+        self._check_declaration()
         outputs: set[str] = {t.name for t in plan.outputs if t.name not in plan.sources}
         outputs |= {topic for position in self._cut.positions.values() for topic in position.outputs}
         self._topics |= await self._logs.asked(lambda: self._broker.topics(sorted(outputs)))
@@ -170,14 +160,36 @@ class _Prover:
         self._total = self._done + sum(self._ends[tp] - self._from(tp) for tp in written)
         self._total += sum(end - start for start, end in self._range.values())
 
+    def _check_declaration(self) -> None:
+        """Whether counts and marks are what the declaration of today reads and makes. ShapeChanged, TopicChanged, too."""
+        plan, shape, marks = self._plan, self._plan.shape(), self._plan.marks_topic
+        others: set[str] = set()
+        for position in self._cut.positions.values():
+            if position.shape and position.shape != shape:
+                check_shape(plan.app, position.shape, shape)
+            others |= set(position.readers) - plan.readers
+            if marks in position.logs:
+                if marks not in self._topics:
+                    raise NothingToProve(
+                        f"topic {marks!r} is deleted: nothing says which events of {plan.app!r} took effect. Its workers will "
+                        "not run either; `semel reset` begins anew"
+                    )
+                check_log_ids(plan.app, {marks: position.logs[marks]}, self._topics)
+        if others:
+            raise NothingToProve(
+                f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "
+                "marks are of those, too: they cannot be held against the topics that it reads now. Run `semel reset` to begin "
+                "anew, or give what was changed a name of its own"
+            )
+
     def _see_missing(self) -> None:
-        """Topics that outputs went to and that are there no more."""
+        """Topics that outputs and dead letters went to and that are there no more."""
         written: Counter[str] = Counter()
         for position in self._cut.positions.values():
-            written.update(position.outputs)
+            written.update({**position.outputs, self._plan.dead_letter_topic: position.counts.get("dead", 0)})
         self._missing = {topic: n for topic, n in sorted(written.items()) if n and topic not in self._topics}
         for topic, n in self._missing.items():
-            self._gaps.append(Gap(TP(topic, 0), 0, 0, f"the topic is deleted; {n:,} outputs went there", n))
+            self._gaps.append(Gap(TP(topic, 0), 0, 0, f"the topic is deleted; {n:,} records went there", n))
 
     def _tps(self, *names: str) -> list[TP]:
         return [TP(n, p) for n in names if n in self._topics for p in range(self._topics[n].partitions)]
@@ -252,8 +264,9 @@ class _Prover:
 
     async def _judge(self) -> None:
         self._phase = "events"
-        whole_outputs = not self._missing and all(self._whole(tp) for tp in self._outputs)
-        whole_letters = all(self._whole(tp) for tp in self._tps(self._plan.dead_letter_topic))
+        dead_letters = self._plan.dead_letter_topic
+        whole_outputs = not (self._missing.keys() - {dead_letters}) and all(self._whole(tp) for tp in self._outputs)
+        whole_letters = dead_letters not in self._missing and all(self._whole(tp) for tp in self._tps(dead_letters))
         bare = self._without_lineage()
         judges: dict[TP, Judge] = {}
         for tp in self._sources:

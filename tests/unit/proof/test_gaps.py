@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from semel import Dedup, Topic
-from semel.errors import SemelError, ShapeChanged
+from semel.errors import SemelError, ShapeChanged, TopicChanged
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
 from semel.proof import Law, NothingToProve, Proof, Verdict
@@ -36,16 +36,17 @@ async def test_events_deleted_from_the_source_are_unprovable(histories: Historie
     assert Law.NO_DUPLICATE in broken(await history.proof())
 
 
-async def test_a_sink_that_was_deleted_is_named_with_what_went_there(histories: Histories) -> None:
+@pytest.mark.parametrize(("topic", "what"), [(SINK, "outputs"), (LETTERS, "dead_letters")])
+async def test_a_topic_that_was_deleted_is_named_with_what_went_there(
+    histories: Histories, topic: str, what: str
+) -> None:
     history = await histories(seed=2).filled(60)
-    there = (await history.proof()).counts["outputs"]
-    history.cluster.delete_topics([SINK])
+    there = (await history.proof()).counts[what]
+    history.cluster.delete_topics([topic])
     proof = await history.proof()
     assert proof.verdict is Verdict.UNPROVABLE, proof.text()
-    [gap] = proof.gaps
-    assert (gap.tp.topic, gap.events, gap.sentence) == (
-        SINK, there, f"the topic is deleted; {there} outputs went there",
-    )  # fmt: skip
+    [gap] = [gap for gap in proof.gaps if gap.tp.topic == topic]
+    assert (gap.events, gap.sentence) == (there, f"the topic is deleted; {there} records went there")
 
 
 async def test_outputs_that_were_deleted_are_unprovable(histories: Histories) -> None:
@@ -170,6 +171,16 @@ def test_who_took_events_in_is_told_apart_where_counts_would_be(
         return Plan("p", [AgentPlan(name, (source,), AgentKind.FUNCTION, print) for name in names]).readers
 
     assert ", ".join(sorted(readers(before) - readers(after))) == (named or "")
+
+
+async def test_marks_that_were_deleted_are_named_and_those_made_anew_are_not_believed(histories: Histories) -> None:
+    history = await histories(seed=13).filled(40)
+    history.cluster.delete_topics([MARKS])
+    with pytest.raises(NothingToProve, match=r"topic 'payments-dedup-changelog' is deleted.*`semel reset`"):
+        await history.proof()
+    history.cluster.create_topic(MARKS, 2)
+    with pytest.raises(TopicChanged, match="deleted and created again"):
+        await history.proof()
 
 
 async def test_a_pipeline_that_never_ran_is_named(histories: Histories) -> None:
