@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, Record, TopicInfo
+from semel.port import TP, Broker, Clock, Record
 from semel.proof import laws
 from semel.proof.columns import Source, offsets_of
 from semel.proof.cut import Cut, NothingToProve
@@ -30,7 +30,7 @@ from semel.proof.logs import Logs
 from semel.proof.proof import Part, Progress, Proof
 from semel.proof.scan import Scan
 from semel.proof.spool import BLOCK, Spool
-from semel.runtime.decide import check_log_ids, check_shape
+from semel.proof.survey import Survey
 from semel.state.marks import DONE
 
 __all__ = ["NothingToProve", "prove"]
@@ -83,19 +83,13 @@ class _Prover:
         self._phase, self._done, self._total = "positions", 0, 0
         self._logs = Logs(broker, clock)
         self._findings = Findings()
-        self._gaps: list[Gap] = []
+        self._there = Survey(broker, self._logs, plan, since_ms, until_ms)
+        self._gaps = self._there.gaps
         self._notes: list[str] = []
         self._parts: list[Part] = []
-        self._cut = Cut()
         self._closing = Cut()
         self._scan = Scan(plan, self._logs, spool, self._findings, self._read)
-        self._topics: dict[str, TopicInfo] = {}
-        self._configs: dict[str, dict[str, str]] = {}
-        self._starts: dict[TP, int] = {}
-        self._ends: dict[TP, int] = {}
-        self._range: dict[TP, tuple[int, int]] = {}
         self._ledger_closed = False
-        self._missing: dict[str, int] = {}
         dedup = plan.dedup
         self._rule = None
         if dedup is not None:
@@ -103,11 +97,13 @@ class _Prover:
 
     async def run(self) -> Proof:
         started = self._clock.monotonic()
-        await self._look()
+        there = self._there
+        await there.look(self._findings, self._read)
+        self._total = self._done + there.offsets
         await self._scan_what_was_written()
         self._phase = "positions"
-        self._closing = copy.deepcopy(self._cut)
-        await self._closing.read(self._logs, self._plan, self._position_tps(), self._findings, self._read)
+        self._closing = copy.deepcopy(there.cut)
+        await self._closing.read(self._logs, self._plan, there.position_tps, self._findings, self._read)
         await self._judge()
         await self._name_witnesses()
         return self._proof(self._clock.monotonic() - started)
@@ -116,166 +112,43 @@ class _Prover:
         self._done += offsets
         self._progress(Progress(self._phase, self._done, max(self._total, self._done)))
 
-    # -- what there is
-
-    async def _look(self) -> None:
-        """Topics, positions, and from where to where each log is to be read."""
-        plan = self._plan
-        names = [*plan.sources, *plan.logs, plan.dead_letter_topic]
-        self._topics = await self._logs.asked(lambda: self._broker.topics(names))
-        missing = [name for name in plan.sources if name not in self._topics]
-        if missing:
-            raise NothingToProve(
-                f"source topic {', '.join(missing)} of {plan.app!r} does not exist on this broker; see the `broker` setting"
-            )
-        if plan.positions_topic not in self._topics:
-            raise NothingToProve(
-                f"{plan.app!r} has never run here: there is no topic {plan.positions_topic!r}; run it, then prove"
-            )
-        await self._cut.read(self._logs, plan, self._position_tps(), self._findings, self._read)
-        if not self._cut.positions:
-            raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
-        self._check_declaration()
-        outputs: set[str] = {t.name for t in plan.outputs if t.name not in plan.sources}
-        outputs |= {topic for position in self._cut.positions.values() for topic in position.outputs}
-        self._topics |= await self._logs.asked(lambda: self._broker.topics(sorted(outputs)))
-        self._see_missing()
-        self._outputs = [
-            TP(n, p) for n in sorted(outputs & self._topics.keys()) for p in range(self._topics[n].partitions)
-        ]
-        self._sources = [tp for tp in self._tps(*plan.sources) if self._cut.next(tp) >= 0]
-        for tp in self._sources:
-            recorded = self._cut.positions[tp.partition].topics[tp.topic]
-            if recorded.id != self._topics[tp.topic].id:
-                raise NothingToProve(
-                    f"topic {tp.topic!r} was deleted and created again since {plan.app!r} read it: what its positions and "
-                    "marks speak of is gone. Run `semel reset` to start on the new topic"
-                )
-        wanted = sorted({*plan.sources, *outputs, plan.dead_letter_topic} & self._topics.keys())
-        self._configs = await self._logs.asked(lambda: self._broker.topic_configs(wanted))
-        written = [*self._outputs, *self._tps(plan.marks_topic, plan.dead_letter_topic)]
-        self._starts = await self._logs.starts([*written, *self._sources])
-        self._ends = await self._logs.ends(written)
-        await self._find_range()
-        self._total = self._done + sum(self._ends[tp] - self._from(tp) for tp in written)
-        self._total += sum(end - start for start, end in self._range.values())
-
-    def _check_declaration(self) -> None:
-        """Whether counts and marks are what the declaration of today reads and makes. ShapeChanged, TopicChanged, too."""
-        plan, shape, marks = self._plan, self._plan.shape(), self._plan.marks_topic
-        others: set[str] = set()
-        for position in self._cut.positions.values():
-            if position.shape and position.shape != shape:
-                check_shape(plan.app, position.shape, shape)
-            others |= set(position.readers) - plan.readers
-            if marks in position.logs:
-                if marks not in self._topics:
-                    raise NothingToProve(
-                        f"topic {marks!r} is deleted: nothing says which events of {plan.app!r} took effect. Its workers will "
-                        "not run either; `semel reset` begins anew"
-                    )
-                check_log_ids(plan.app, {marks: position.logs[marks]}, self._topics)
-        if others:
-            raise NothingToProve(
-                f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "
-                "marks are of those, too: they cannot be held against the topics that it reads now. Run `semel reset` to begin "
-                "anew, or give what was changed a name of its own"
-            )
-
-    def _see_missing(self) -> None:
-        """Topics that outputs and dead letters went to and that are there no more."""
-        written: Counter[str] = Counter()
-        for position in self._cut.positions.values():
-            written.update({**position.outputs, self._plan.dead_letter_topic: position.counts.get("dead", 0)})
-        self._missing = {topic: n for topic, n in sorted(written.items()) if n and topic not in self._topics}
-        for topic, n in self._missing.items():
-            self._gaps.append(Gap(TP(topic, 0), 0, 0, f"the topic is deleted; {n:,} records went there", n))
-
-    def _tps(self, *names: str) -> list[TP]:
-        return [TP(n, p) for n in names if n in self._topics for p in range(self._topics[n].partitions)]
-
-    def _position_tps(self) -> list[TP]:
-        return self._tps(self._plan.positions_topic)
-
-    def _from(self, tp: TP) -> int:
-        """Where a log begins for us: behind what an earlier life of the pipeline, before a reset, left in it."""
-        return max(self._starts[tp], self._began(tp))
-
-    def _began(self, tp: TP) -> int:
-        """Where the last reset left a topic; 0 where there was none, or the topic is another one now."""
-        began = self._cut.began.get((tp.topic, self._topics[tp.topic].id), [])
-        return began[tp.partition] if tp.partition < len(began) else 0
-
-    def _first(self, tp: TP) -> int:
-        """Where the task began; -1 where that was not recorded."""
-        return self._cut.positions[tp.partition].topics[tp.topic].first
-
-    async def _find_range(self) -> None:
-        since = await self._logs.at_time(self._sources, self._since) if self._since is not None else {}
-        until = await self._logs.at_time(self._sources, self._until) if self._until is not None else {}
-        for tp in self._sources:
-            cut, first = self._cut.next(tp), self._first(tp)
-            begin = max(self._starts[tp], first)
-            if tp in since:
-                begin = max(begin, since[tp] if since[tp] >= 0 else cut)
-            end = cut if until.get(tp, -1) < 0 else min(cut, until[tp])
-            self._range[tp] = begin, max(begin, end)
-            if self._since is None and first < 0 and self._starts[tp] > 0:
-                self._gaps.append(Gap(tp, 0, self._starts[tp], "where the task began was not recorded by its version"))
-            elif self._compacted(tp.topic):
-                self._gaps.append(Gap(
-                    tp, begin, max(begin, end), "compaction removes events from the source, so that nobody can say whether "
-                    "all of them were read",
-                ))  # fmt: skip
-            elif self._since is None and first < self._starts[tp]:
-                self._gaps.append(Gap(
-                    tp, first, self._starts[tp], "retention deleted these events from the source",
-                    self._starts[tp] - first,
-                ))  # fmt: skip
-
-    @property
-    def _everything(self) -> bool:
-        return self._since is None and self._until is None
-
-    def _compacted(self, topic: str) -> bool:
-        return "compact" in self._configs.get(topic, {}).get("cleanup.policy", "")
-
-    def _whole(self, tp: TP) -> bool:
-        """Nothing was deleted from a log since it began for us."""
-        return self._starts[tp] <= self._began(tp) and not self._compacted(tp.topic) and not self._scan.gone[tp]
-
     # -- what was written
 
     async def _scan_what_was_written(self) -> None:
-        plan, scan = self._plan, self._scan
+        plan, scan, there = self._plan, self._scan, self._there
         self._phase = "outputs"
-        for tp in self._outputs:
-            await scan.outputs_in(tp, self._from(tp), self._ends[tp])
+        for tp in there.outputs:
+            await scan.outputs_in(tp, there.begins(tp), there.ends[tp])
         if self._rule is not None:
             self._phase = "marks"
             [source] = plan.sources
-            for tp in self._tps(plan.marks_topic):
-                await scan.marks_in(tp, TP(source, tp.partition), self._starts[tp], self._ends[tp])
+            for tp in there.tps(plan.marks_topic):
+                await scan.marks_in(tp, TP(source, tp.partition), there.starts[tp], there.ends[tp])
         self._phase = "dead letters"
-        for tp in self._tps(plan.dead_letter_topic):
-            await scan.letters_in(tp, self._from(tp), self._ends[tp])
+        for tp in there.tps(plan.dead_letter_topic):
+            await scan.letters_in(tp, there.begins(tp), there.ends[tp])
+
+    def _whole(self, tp: TP) -> bool:
+        """Nothing was deleted from a log since it began for us."""
+        return self._there.untouched(tp) and not self._scan.gone[tp]
 
     # -- judging
 
     async def _judge(self) -> None:
+        there = self._there
         self._phase = "events"
         dead_letters = self._plan.dead_letter_topic
-        whole_outputs = not (self._missing.keys() - {dead_letters}) and all(self._whole(tp) for tp in self._outputs)
-        whole_letters = dead_letters not in self._missing and all(self._whole(tp) for tp in self._tps(dead_letters))
+        whole_outputs = not there.missing.keys() - {dead_letters} and all(map(self._whole, there.outputs))
+        whole_letters = dead_letters not in there.missing and all(map(self._whole, there.tps(dead_letters)))
         bare = self._without_lineage()
         judges: dict[TP, Judge] = {}
-        for tp in self._sources:
-            whole = Whole(not self._compacted(tp.topic), whole_outputs, whole_letters)
+        for tp in there.sources:
+            whole = Whole(not there.compacted(tp.topic), whole_outputs, whole_letters)
             judges[tp] = await self._judge_partition(tp, whole)
         closed: list[bool] = []
-        for task, position in sorted(self._cut.positions.items()):
+        for task, position in sorted(there.cut.positions.items()):
             mine = {tp: judge for tp, judge in judges.items() if tp.partition == task}
-            if position.topics and self._everything:
+            if position.topics and there.everything:
                 closed.append(self._close(task, mine, whole_outputs and not bare[task], whole_letters))
         self._ledger_closed = bool(closed) and all(closed)
         for tp, judge in judges.items():
@@ -288,27 +161,28 @@ class _Prover:
                     f"{tp.topic}[{tp.partition}]: {judge.tally.unwitnessed:,} events are proven by the running counts alone: "
                     "their marks were trimmed after their window, and they have no outputs"
                 )
-        if not self._everything:
+        if not there.everything:
             self._balance_range(judges, whole_outputs and not any(bare.values()))
         self._judge_the_rest()
         self._judge_outputs(sum(bare.values()), whole_outputs)
 
     def _balance_range(self, judges: dict[TP, Judge], whole_outputs: bool) -> None:
         """The running counts are of the whole history. They say this much of a range: no more than all were filtered."""
-        if not any(end > start for start, end in self._range.values()):
-            tp = self._sources[0]
-            self._gaps.append(Gap(tp, *self._range[tp], "there is no event in the range that was asked for"))
+        there = self._there
+        if not any(end > start for start, end in there.range.values()):
+            tp = there.sources[0]
+            self._gaps.append(Gap(tp, *there.range[tp], "there is no event in the range that was asked for"))
         if self._rule is None or not whole_outputs:
             return
         for tp, judge in judges.items():
             silent = judge.tally.done - judge.tally.with_output
-            filtered = self._cut.positions[tp.partition].counts.get("filtered", 0)
+            filtered = there.cut.positions[tp.partition].counts.get("filtered", 0)
             if silent > filtered:
                 self._findings.add([Finding(
                     Law.CONSERVATION,
                     f"{silent:,} events of {tp.topic}[{tp.partition}] in the range took effect and have no output, and "
                     f"only {filtered:,} were ever filtered there",
-                    (Witness(tp, self._range[tp][0], "the first event of the range"),),
+                    (Witness(tp, there.range[tp][0], "the first event of the range"),),
                 )])  # fmt: skip
             elif silent > 0:
                 self._notes.append(
@@ -318,7 +192,7 @@ class _Prover:
 
     def _judge_the_rest(self) -> None:
         """What speaks of events that no position has come to: it stands alone, or somebody made it up."""
-        for tp in sorted(self._spool.partitions() - set(self._sources)):
+        for tp in sorted(self._spool.partitions() - set(self._there.sources)):
             if self._closing.next(tp) >= 0:
                 continue  # it began while all was read
             alone = [
@@ -338,17 +212,18 @@ class _Prover:
                 self._gaps.append(Gap(tp, 0, 0, f"{said}which {self._plan.app} does not read now", len(alone)))
 
     async def _judge_partition(self, tp: TP, whole: Whole) -> Judge:
-        start, end = self._range[tp]
-        cut, closing = self._cut.by_agent(tp), self._closing.next(tp)
-        position = self._cut.positions[tp.partition]
+        there = self._there
+        start, end = there.range[tp]
+        cut, closing = there.cut.by_agent(tp), self._closing.next(tp)
+        position = there.cut.positions[tp.partition]
         rule = self._rule
         drops = rule is not None and "drop" in (rule.missing, rule.conflict, rule.late)
         if rule is not None:
             # What an earlier declaration let pass took effect without a mark, and still has its outputs.
             rule = rule._replace(**dict.fromkeys(position.passed, "pass"))
         judge = Judge(
-            tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=start == self._first(tp),
-            stream_ms=position.stream_time.ms, gone=self._marks_gone(tp, start),
+            tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=there.from_the_first(tp),
+            stream_ms=position.stream_time.ms, gone=self._marks_gone(tp),
             dropped_before=position.counts.get("dropped", 0) > 0 and not drops,
         )  # fmt: skip
         source = None
@@ -364,7 +239,7 @@ class _Prover:
             low, high = max(start, number * size), min(end, (number + 1) * size)
             cuts = [cut.get(a.name, cut[""]) for a in self._plan.agents]
             if number * size < start:
-                judge.pass_by(_cut_out(rows, number * size, min(start, (number + 1) * size), cuts, self._everything))
+                judge.pass_by(_cut_out(rows, number * size, min(start, (number + 1) * size), cuts, there.everything))
             if low >= high:
                 continue
             stretch = _cut_out(rows, low, high, cuts)
@@ -380,11 +255,11 @@ class _Prover:
         ))  # fmt: skip
         return judge
 
-    def _marks_gone(self, tp: TP, start: int) -> Missing | None:
+    def _marks_gone(self, tp: TP) -> Missing | None:
         if self._rule is None or not self._scan.marks_gone.get(tp):
             return None
         before, filed = self._scan.first_mark.get(tp, (2**61, 2**61))
-        return Missing(before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, start == self._first(tp))
+        return Missing(before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, self._there.from_the_first(tp))
 
     async def _read_source(self, tp: TP, stretch: Stretch, source: Source | None) -> list[Record]:
         """The committed records of a stretch, with the columns of those that nothing names; some that are named."""
@@ -420,15 +295,15 @@ class _Prover:
         """By task: outputs that were written without lineage."""
         return {
             task: position.counts.get("out", 0) - sum(position.outputs.values())
-            for task, position in self._cut.positions.items()
+            for task, position in self._there.cut.positions.items()
         }
 
     def _close(self, task: int, judges: dict[TP, Judge], whole_outputs: bool, whole_letters: bool) -> bool:
         """Whether the running counts close over what was found. Findings where they contradict it."""
-        position, before = self._cut.positions[task], sum(self._findings.counts.values())
+        there = self._there
+        position, before = there.cut.positions[task], sum(self._findings.counts.values())
         whole_source = all(
-            not self._compacted(tp.topic) and self._starts[tp] <= self._first(tp) and self._range[tp][0] == self._first(tp)
-            for tp in judges
+            there.from_the_first(tp) and not there.compacted(tp.topic) for tp in judges
         ) and not any(gap.tp in judges for gap in self._gaps)  # fmt: skip
         outputs: Counter[str] = Counter()
         for judge in judges.values():
@@ -451,6 +326,7 @@ class _Prover:
         return whole_source and agents == 1 and sum(self._findings.counts.values()) == before
 
     def _judge_outputs(self, bare: int, whole: bool) -> None:
+        there = self._there
         sinks = {a.sink.name for a in self._plan.agents if a.sink is not None}
         for topic, tps in groupby(sorted(self._scan.strangers), key=lambda tp: tp.topic):
             strangers = list(tps)
@@ -464,22 +340,22 @@ class _Prover:
                 tuple(w for tp in strangers for w in self._scan.stranger_witnesses[tp])[:3],
             )])  # fmt: skip
         if bare > 0:
-            for tp in self._outputs:
+            for tp in there.outputs:
                 self._gaps.append(Gap(
-                    tp, self._from(tp), self._ends[tp], f"{bare:,} outputs of {self._plan.app} were written without lineage "
-                    "(`lineage = false`, or by an older version), so that outputs cannot be told from others",
+                    tp, there.begins(tp), there.ends[tp], f"{bare:,} outputs of {self._plan.app} were written without "
+                    "lineage (`lineage = false`, or by an older version), so that outputs cannot be told from others",
                 ))  # fmt: skip
         elif not whole:
-            for tp in self._outputs:
+            for tp in there.outputs:
                 if not self._whole(tp):
-                    compacted = self._compacted(tp.topic)
+                    compacted = there.compacted(tp.topic)
                     self._gaps.append(Gap(
-                        tp, 0, self._starts[tp], "compaction removes outputs from it" if compacted else
+                        tp, 0, there.starts[tp], "compaction removes outputs from it" if compacted else
                         "outputs were deleted from it, so that nobody can say whether all of them were there",
                     ))  # fmt: skip
-        for tp in self._tps(self._plan.dead_letter_topic):
+        for tp in there.tps(self._plan.dead_letter_topic):
             if not self._whole(tp):
-                self._gaps.append(Gap(tp, 0, self._starts[tp], "dead letters were deleted from it"))
+                self._gaps.append(Gap(tp, 0, there.starts[tp], "dead letters were deleted from it"))
         if self._scan.sent:
             self._notes.append(f"{self._scan.sent:,} outputs were sent without an event")
 
@@ -492,7 +368,7 @@ class _Prover:
             named: list[Witness] = []
             for witness in finding.witnesses:
                 record = None
-                if witness.tp.topic in self._plan.sources and witness.offset >= self._starts.get(witness.tp, 0):
+                if witness.tp.topic in self._plan.sources and witness.offset >= self._there.starts.get(witness.tp, 0):
                     record = await self._record_at(witness.tp, witness.offset)
                 if record is not None:
                     topic = self._plan.sources[witness.tp.topic]
@@ -511,8 +387,9 @@ class _Prover:
         return None
 
     def _proof(self, seconds: float) -> Proof:
+        there = self._there
         counts: Counter[str] = Counter()
-        for position in self._cut.positions.values():
+        for position in there.cut.positions.values():
             counts.update(position.counts)
         looked_at = {
             "records": sum(p.records for p in self._parts),
@@ -521,11 +398,11 @@ class _Prover:
             "marks": self._scan.marks,
             "dead_letters": sum(p.dead_letters for p in self._parts),
             "duplicates": sum(p.duplicates for p in self._parts),
-            "positions": self._cut.records,
+            "positions": there.cut.records,
             "without_lineage": sum(self._scan.strangers.values()),
         }
         asked = [law for law in Law if law is not Law.FOLD]
-        if not self._everything and Law.CONSERVATION not in self._findings.counts:
+        if not there.everything and Law.CONSERVATION not in self._findings.counts:
             asked.remove(Law.CONSERVATION)
         if self._rule is None:
             # Without marks, what became of a single event is the running counts' to say.
