@@ -62,10 +62,18 @@ def in_order(outputs: Rows, before: tuple[int, int]) -> bool:
     return not ((offset[1:] < offset[:-1]) | ((offset[1:] == offset[:-1]) & (step[1:] < step[:-1]))).any()
 
 
-def letters_of(offsets: Sequence[int], agents: Sequence[int], at: Sequence[int], where: int) -> Rows:
+def content_of(record: Record) -> int:
+    """A hash of key and value; never 0."""
+    key = b"-" if record.key is None else b"%d:%b" % (len(record.key), record.key)
+    return xxhash.xxh3_64_intdigest(key + (b"-" if record.value is None else b"+" + record.value)) or 1
+
+
+def letters_of(
+    offsets: Sequence[int], agents: Sequence[int], at: Sequence[int], contents: Sequence[int], where: int
+) -> Rows:
     """Dead letters of events at `offsets`; they stand at the offsets `at` of the partition numbered `where`."""
     rows = np.empty(len(offsets), LETTER)
-    rows["offset"], rows["agent"], rows["at"], rows["where"] = offsets, agents, at, where
+    rows["offset"], rows["agent"], rows["at"], rows["content"], rows["where"] = offsets, agents, at, contents, where
     return rows
 
 

@@ -21,7 +21,8 @@ MARK = np.dtype([("offset", "<i8"), ("id", "<u8"), ("filed", "<i8"), ("payload",
 # An output of the record at `offset`: it stands at `at` in the output partition numbered `where`.
 OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
 # A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.
-LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
+# `content`: a hash of its key and value; 0 where the value was left out.
+LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8"), ("content", "<u8")])
 # A source record of which no mark says that it took effect. `kind`: a `Kind`.
 UNMARKED = np.dtype([("offset", "<i8"), ("id", "<u8"), ("payload", "<u8"), ("time", "<i8"), ("kind", "u1")])
 
@@ -57,8 +58,8 @@ class Stretch:
     """Everything recorded about the records of one source partition between two offsets, `start` and `end` (exclusive).
 
     `records`: the offsets that are there, of committed records; `unmarked`: those of them that are neither marked DONE nor
-    dead-lettered (of a pipeline without dedup: none, there are no marks). What stood below `gone` was deleted before it
-    could be read.
+    dead-lettered (of a pipeline without dedup: none, there are no marks). `contents`: by offset, of those that are
+    dead-lettered. What stood below `gone` was deleted before it could be read.
     """
 
     start: int
@@ -68,6 +69,7 @@ class Stretch:
     letters: Rows = field(default_factory=lambda: empty(LETTER))
     outputs: Rows = field(default_factory=lambda: empty(OUTPUT))
     unmarked: Rows = field(default_factory=lambda: empty(UNMARKED))
+    contents: dict[int, int] = field(default_factory=dict[int, int])
     gone: int = 0
 
 

@@ -342,6 +342,17 @@ def atomicity(
     both = among(events_of(outputs), np.sort(events_of(letters)))
     for offset in sorted(set(outputs["offset"][both].tolist())):
         yield _torn(tp, offset, "has outputs, and it is in the dead letters")
+    for letter in letters[letters["content"] != 0]:
+        offset = int(letter["offset"])
+        if stretch.contents.get(offset, int(letter["content"])) != int(letter["content"]):
+            yield Finding(
+                Law.ATOMIC,
+                f"the dead letter of the event at {_place(tp, offset)} has another key or value than the event",
+                (
+                    Witness(tp, offset, "the event"),
+                    Witness(wheres[int(letter["where"])], int(letter["at"]), "dead letter"),
+                ),
+            )
     dead = marks["offset"][marks["outcome"] == DEAD]
     for offset in dead[~among(dead, lettered)].tolist() if whole_letters else ():
         yield Finding(

@@ -20,7 +20,7 @@ import numpy as np
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Record
 from semel.proof import laws
-from semel.proof.columns import Source, offsets_of
+from semel.proof.columns import Source, content_of, offsets_of
 from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Finding, Findings, Gap, Law, Witness
 from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Rows, Stretch, among, empty
@@ -266,6 +266,7 @@ class _Prover:
         done = np.sort(np.concatenate((
             stretch.marks["offset"][stretch.marks["outcome"] == DONE], stretch.letters["offset"],
         )))  # fmt: skip
+        lettered = np.sort(stretch.letters["offset"])
         offsets: list[Rows] = []
         unmarked: list[Rows] = []
         sample: list[Record] = []
@@ -279,6 +280,8 @@ class _Prover:
                     ))  # fmt: skip
                 there = offsets_of(piece.records)
                 offsets.append(there)
+                for i in np.flatnonzero(among(there, lettered)).tolist():
+                    stretch.contents[piece.records[i].offset] = content_of(piece.records[i])
                 if source is not None and len(there):
                     named = among(there, done)
                     unmarked.append(source.unmarked([piece.records[i] for i in np.flatnonzero(~named).tolist()]))

@@ -11,7 +11,7 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import in_order, letters_of, marks_of, outputs_of
+from semel.proof.columns import content_of, in_order, letters_of, marks_of, outputs_of
 from semel.proof.findings import Findings, Witness
 from semel.proof.laws import Placed
 from semel.proof.logs import Logs
@@ -187,7 +187,7 @@ class Scan:
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 self.gone[tp] += piece.missing
-                rows: dict[TP, list[tuple[int, int, int]]] = {}
+                rows: dict[TP, list[tuple[int, int, int, int]]] = {}
                 for record in piece.records:
                     said = dict(record.headers)
                     topic, partition, offset = (said.get(f"semel.{n}") for n in ("topic", "partition", "offset"))
@@ -197,9 +197,10 @@ class Scan:
                         continue
                     source = TP(topic.decode(errors="replace"), int(partition))
                     agent = self._agent((said.get("semel.agent") or b"").decode(errors="replace"))
-                    rows.setdefault(source, []).append((int(offset), agent, record.offset))
+                    content = 0 if "semel.left_out" in said else content_of(record)
+                    rows.setdefault(source, []).append((int(offset), agent, record.offset, content))
                 for source, found in rows.items():
                     self.letters += len(found)
-                    offsets, agents, at = zip(*found, strict=True)
-                    self._spool.add("letters", source, letters_of(offsets, agents, at, where))
+                    offsets, agents, at, contents = zip(*found, strict=True)
+                    self._spool.add("letters", source, letters_of(offsets, agents, at, contents, where))
                 self._read(piece.next - piece.start)

@@ -21,7 +21,7 @@ from semel.state.store import Store
 from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
 from tests.simulation.storm import brewed
-from tests.unit.proof.rig import MARKS, SINK, SOURCE, History, chained
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained
 from tests.unit.runtime.harness import Payment, Settlement, World
 
 Histories = Callable[..., History]
@@ -216,6 +216,20 @@ async def test_what_was_handled_as_declared_then_is_right_under_another_declarat
         worker = history.world.start()
         await history.world.drained()
         await worker.stop()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+async def test_a_dead_letter_whose_value_did_not_fit_is_clean(histories: Histories) -> None:
+    history = histories(seed=14, partitions=1)
+    history.cluster.create_topic(LETTERS, 1, {"max.message.bytes": "6000"})
+    history.world.write(b"no JSON " * 1000, "a1")
+    history.world.write(b"nor this", "a1")
+    worker = history.world.start()
+    await history.world.drained()
+    await worker.stop()
+    letters = [record for _, record in history.entries(LETTERS)]
+    assert [record.value for record in letters] == [None, b"nor this"]
     proof = await history.proof()
     assert proof.verdict is Verdict.CLEAN, proof.text()
 

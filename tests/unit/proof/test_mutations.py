@@ -227,6 +227,18 @@ async def test_a_dead_letter_that_is_there_twice_is_doubled(histories: Histories
 
 
 @every_time
+@pytest.mark.parametrize("what", ["key", "value"])
+async def test_a_dead_letter_that_is_not_as_its_event_came_is_torn(histories: Histories, seed: int, what: str) -> None:
+    history = await histories(seed=seed).filled(300)
+    _, record = history.some(LETTERS)
+    setattr(record, what, (getattr(record, what) or b"") + b" ")
+    proof = await history.proof()
+    assert broken(proof) == {Law.ATOMIC}, proof.text()
+    [finding] = proof.findings
+    assert [w.offset for w in finding.witnesses if w.tp.topic == LETTERS] == [record.offset]
+
+
+@every_time
 @pytest.mark.parametrize("what", ["mark", "output"])
 async def test_what_lies_beyond_the_position_is_torn_off(histories: Histories, seed: int, what: str) -> None:
     history = await histories(seed=seed).filled()
