@@ -16,6 +16,9 @@ from pathlib import Path
 # caller's thread may end long before the process does. This one stays until the interpreter leaves.
 _parent = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-kafka-parent")
 
+# The signal is sent for a death after it was asked for: whoever was orphaned before that leaves by itself.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
@@ -71,7 +74,7 @@ def launch(
     """
     guard = shutil.which("setpriv")
     if not detached and guard is not None:
-        command = [guard, "--pdeathsig", "KILL", *command]
+        command = [guard, "--pdeathsig", "KILL", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *command]
     process = _parent.submit(_open, command, log, environment).result()
     # The process is known by its pid from here on, in whichever process asks; nobody waits on the Popen object.
     process.returncode = 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,9 @@ def test_a_process_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None
     end(started, grace_s=5)
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (Linux)")
-@pytest.mark.parametrize("detached", [False, True])
-def test_only_a_detached_process_outlives_a_killed_owner(tmp_path: Path, detached: bool) -> None:
+def launched_by_one_that_is_killed(
+    tmp_path: Path, *, detached: bool, environment: Mapping[str, str] | None = None
+) -> ProcessId:
     owner = f"""
 import os, signal
 from pathlib import Path
@@ -86,9 +87,26 @@ process = launch({SLEEP!r}, Path({str(tmp_path / "log")!r}), detached={detached}
 print(process.pid, process.started, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    told = subprocess.run([sys.executable, "-c", owner], capture_output=True, text=True, timeout=60, check=False).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", owner], capture_output=True, text=True, timeout=60, check=False, env=environment
+    ).stdout
     pid, started = told.split()
-    process = ProcessId(int(pid), started)
+    return ProcessId(int(pid), started)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (Linux)")
+def test_a_process_whose_owner_was_killed_before_it_could_ask_for_the_signal_leaves_by_itself(tmp_path: Path) -> None:
+    slow = tmp_path / "setpriv"
+    slow.write_text(f'#!/bin/sh\nsleep 0.5\nexec {shutil.which("setpriv")} "$@"\n')
+    slow.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    wait_until_gone(launched_by_one_that_is_killed(tmp_path, detached=False, environment=environment))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (Linux)")
+@pytest.mark.parametrize("detached", [False, True])
+def test_only_a_detached_process_outlives_a_killed_owner(tmp_path: Path, detached: bool) -> None:
+    process = launched_by_one_that_is_killed(tmp_path, detached=detached)
     if detached:
         time.sleep(0.2)
         assert process.alive
