@@ -42,7 +42,7 @@ class Ledger:
         self.partitions = partitions
         self.replicas = replicas
         self.workers: list[WorkerProcess] = []
-        self._target = target
+        self.target = target
         self._settling = False
         self._feeding: list[asyncio.Task[None]] = []
 
@@ -80,7 +80,7 @@ class Ledger:
     ) -> WorkerProcess:
         """A worker, not started. Another `state` is another machine's disk."""
         made = WorkerProcess(
-            self._target,
+            self.target,
             instance=instance,
             bootstrap=bootstrap or self.bootstrap,
             state_dir=self.directory / state,
@@ -95,7 +95,7 @@ class Ledger:
         running = await asyncio.create_subprocess_exec(
             SEMEL,
             name,
-            self._target,
+            self.target,
             *arguments,
             cwd=PROJECT,
             env={**os.environ, "SEMEL_BROKER": self.bootstrap, "PIPELINE": self.name, **SETTINGS},

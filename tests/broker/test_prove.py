@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semel import lineage
+from semel.local.kafka import LocalKafka
 from tests.broker import logs
+from tests.broker.conftest import MakeLedger
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
 from tests.broker.truth import payments
@@ -26,7 +29,7 @@ CLEAN, VIOLATED, UNREACHABLE, UNPROVABLE = 0, 1, 3, 5
 async def prove(ledger: Ledger, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
     running = await asyncio.create_subprocess_exec(
-        SEMEL, "prove", "ledger", *arguments, cwd=PROJECT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        SEMEL, "prove", ledger.target, *arguments, cwd=PROJECT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "SEMEL_BROKER": ledger.bootstrap, "PIPELINE": ledger.name, **environment},
     )  # fmt: skip
     out, err = await running.communicate()
@@ -107,6 +110,35 @@ async def test_outputs_without_lineage_are_unprovable(ledger41: Ledger) -> None:
     code, proof = await document(ledger41)
     assert (code, proof["verdict"]) == (UNPROVABLE, "unprovable")
     assert "lineage" in proof["unprovable"][0]["sentence"]
+
+
+async def test_two_agents_that_give_up_the_same_events_are_told_apart_and_a_copied_letter_is_found(
+    kafka: LocalKafka, make_ledger: MakeLedger
+) -> None:
+    clerks = await make_ledger(kafka, target="clerks:app")
+    events = payments(4, 1_500)
+    feeding = clerks.feed_beside(events, per_s=1_500)
+    worker = clerks.worker().start()
+    await clerks.until_done(300)
+    worker.kill9()
+    worker.start()
+    await feeding
+    await clerks.drained()
+    assert await worker.stopped() == 0
+    amounts = [json.loads(event.value or b"")["amount"] for event in events]
+    settled, audited = (sum(amount > least for amount in amounts) for least in (100, 50))
+    letters = await logs.read(clerks.bootstrap, clerks.dead_letter_topic)
+    assert Counter(letter.header("semel.agent") for letter in letters) == {
+        "clerks.settle": len(events) - settled,
+        "clerks.audit": len(events) - audited,
+    }
+    code, proof = await document(clerks)
+    assert (code, proof["findings"]) == (CLEAN, []), proof
+    assert proof["counts"]["outputs"] == settled + audited
+    copy = Message(letters[0].key, letters[0].value, letters[0].headers, partition=letters[0].partition)
+    await logs.send(clerks.bootstrap, clerks.dead_letter_topic, [copy])
+    code, proof = await document(clerks)
+    assert (code, proof["laws"]["no-duplicate"]) == (VIOLATED, 1), proof
 
 
 async def test_what_cannot_be_asked_is_said_in_a_sentence(ledger41: Ledger) -> None:
