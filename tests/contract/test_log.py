@@ -53,13 +53,17 @@ async def test_more_replicas_than_brokers_are_refused(rig: Rig, broker: Broker) 
 
 async def test_configs_are_those_given_and_the_defaults(rig: Rig, broker: Broker) -> None:
     name = await rig.topic(broker, cleanup_policy="compact", max_message_bytes="4321")
-    missing = rig.name("missing")
-    found = await broker.topic_configs([name, missing])
+    found = await broker.topic_configs([name])
     assert set(found) == {name}
     assert found[name]["cleanup.policy"] == "compact"
     assert found[name]["max.message.bytes"] == "4321"
     assert found[name]["message.timestamp.type"] == "CreateTime"
     assert found[name]["delete.retention.ms"] == "86400000"
+
+
+async def test_configs_of_a_topic_that_is_not_known_are_refused(rig: Rig, broker: Broker) -> None:
+    name = await rig.topic(broker)
+    assert await code_of(broker.topic_configs([name, rig.name("missing")])) == 3
 
 
 async def test_a_record_comes_back_as_it_was_written(rig: Rig, broker: Broker) -> None:

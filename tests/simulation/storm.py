@@ -85,6 +85,9 @@ class Storm:
         slow = rng.choice([0.0, 0.0, 0.05, 3.0])
         markers = seeded(seed, "markers")
         world.cluster.faults.marker_delay_s = lambda: 0.0 if self.quiet else markers.random() * slow
+        behind = rng.choice([0.0, 0.0, 0.05, 1.0])
+        metadata = seeded(seed, "metadata")
+        world.cluster.faults.metadata_delay_s = lambda: 0.0 if self.quiet else metadata.random() * behind
 
     def may(self, name: str, words: str) -> bool:
         if not self.choices.allows(name, self.world.loop.time(), words):

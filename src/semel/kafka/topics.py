@@ -45,16 +45,14 @@ class TopicCalls(Calls):
         await self._show(names, False, deadline)
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Every setting in force, defaults included; a topic that does not exist is absent."""
         deadline = self._client.deadline()
         call = apis.DESCRIBE_CONFIGS([(_TOPIC_RESOURCE, name, None) for name in names], False)
         _, resources = await looked_up(call.api.name, self._client.ask_any(call, deadline))
-        found: dict[str, dict[str, str]] = {}
-        for code, text, _, name, configs in resources:
-            if code != _UNKNOWN_TOPIC:
-                self._check_topics(call.api.name, [(name, code, text)])
-                found[name] = {key: value for key, value, *_ in configs if value is not None}
-        return found
+        self._check_topics(call.api.name, [(name, code, text) for code, text, _, name, _ in resources])
+        return {
+            name: {key: value for key, value, *_ in configs if value is not None}
+            for _, _, _, name, configs in resources
+        }
 
     async def delete_records(self, before: Mapping[TP, int]) -> None:
         deadline = self._client.deadline()

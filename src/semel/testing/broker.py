@@ -102,8 +102,13 @@ class MemoryBroker:
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         def apply() -> dict[str, dict[str, str]]:
-            topics = self.cluster.topics()
-            return {name: dict(topics[name].configs) for name in names if name in topics}
+            found: dict[str, dict[str, str]] = {}
+            for name in names:
+                topic = self.cluster.known_topic(name)
+                if topic is None:
+                    raise Refused(3, f"topic {name}")
+                found[name] = dict(topic.configs)
+            return found
 
         return await self._connection.call("DescribeConfigs", {"names": names}, apply)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+
 import pytest
 
+from semel.errors import TopicChanged
 from semel.plan import Plan
 from semel.port import TP, TopicSpec
 from semel.runtime.view import EngineView
@@ -63,3 +67,40 @@ async def test_what_somebody_writes_into_a_changelog_is_a_row_after_the_next_res
     found = EngineView(second.engine).get("balances", "a1", partition)
     assert found is not None
     assert found.value == 1000
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_topics_that_only_some_brokers_know_yet_are_asked_for_until_all_do(world: World, seed: int) -> None:
+    """Two workers start at once on a cluster of which one broker has just come back: each answer may be its."""
+    draws = random.Random(seed)
+    world.cluster.faults.metadata_delay_s = lambda: draws.choice([0.0, 0.0, 0.3])
+    world.pay("a1", 10)
+    workers = [world.start("w1"), world.start("w2")]
+    await world.until_running(*workers)
+    await world.drained()
+    # Dead letters hold what the source may hold: its limit was known when their topic was made.
+    dead_letters = world.cluster.topics()[workers[0].engine.plan.dead_letter_topic]
+    source = world.cluster.topics()["payments"]
+    assert int(dead_letters.configs["max.message.bytes"]) > int(source.configs["max.message.bytes"])
+
+
+async def test_a_log_of_another_size_is_refused_though_a_broker_did_not_know_it_at_first(world: World) -> None:
+    await world.clock.sleep(10.0)
+    log = f"{APP}-balances-changelog"
+    world.cluster.create_topic(log, world.partitions + 1)
+    behind_s = 5.0
+    world.cluster.faults.metadata_delay_s = lambda: behind_s
+
+    def listen(call: Call) -> None:
+        nonlocal behind_s
+        if call.api == "CreateTopics":
+            behind_s = 0.0
+
+    world.cluster.faults.script(listen)
+    worker = world.start()
+    async with asyncio.timeout(60):
+        error = await worker.gone()
+    assert isinstance(error, TopicChanged)
+    assert str(error).startswith(
+        f"topic '{log}' has {world.partitions + 1} partitions, the source has {world.partitions}"
+    )

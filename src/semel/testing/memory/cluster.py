@@ -49,9 +49,10 @@ class ClusterSettings:
 
 
 class Topic:
-    def __init__(self, spec: TopicSpec, topic_id: str, journal: Journal | None) -> None:
+    def __init__(self, spec: TopicSpec, topic_id: str, created: float, journal: Journal | None) -> None:
         self.name = spec.name
         self.id = topic_id
+        self.created = created
         self.configs: dict[str, str] = {**TOPIC_DEFAULTS, **spec.configs}
         self.logs = [PartitionLog(self.configs, TP(spec.name, p), journal) for p in range(spec.partitions)]
 
@@ -173,8 +174,13 @@ class MemoryCluster:
         return self._topics
 
     def topic_info(self, name: str) -> TopicInfo | None:
-        topic = self._topics.get(name)
+        topic = self.known_topic(name)
         return None if topic is None else TopicInfo(name, topic.id, len(topic.logs))
+
+    def known_topic(self, name: str) -> Topic | None:
+        """None also where the broker that happens to be asked has not heard of it yet: brokers learn of topics one by one."""
+        topic = self._topics.get(name)
+        return topic if topic is None or self.timers.now() >= topic.created + self.faults.metadata_delay_s() else None
 
     def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         for spec in specs:
@@ -184,7 +190,8 @@ class MemoryCluster:
                 raise Refused(37, f"{spec.name}: {spec.partitions} partitions")
             if not 1 <= spec.replication_factor <= self.settings.brokers:
                 raise Refused(38, f"{spec.name}: replication factor {spec.replication_factor}")
-            self._topics[spec.name] = Topic(spec, f"{self.rng.getrandbits(128):032x}", self._journal)
+            topic_id = f"{self.rng.getrandbits(128):032x}"
+            self._topics[spec.name] = Topic(spec, topic_id, self.timers.now(), self._journal)
             for partition in range(spec.partitions):
                 self._leaders[TP(spec.name, partition)] = partition % self.settings.brokers
 

@@ -145,6 +145,8 @@ class Faults:
         self._calls = 0
         self.marker_delay_s: Callable[[], float] = lambda: 0.0
         """How long EndTxn's markers take to be written after its answer."""
+        self.metadata_delay_s: Callable[[], float] = lambda: 0.0
+        """How old a topic must be for the broker that is asked about it to know it; asked for each question."""
 
     def script(self, script: Script) -> None:
         self._scripts.append(script)
