@@ -156,9 +156,17 @@ class EngineView:
         engine = self._engine
         if pipeline != engine.app or engine.plan.dedup is None:
             return None
+        if engine.plan.sources and engine.membership is None:
+            raise NotOwned
         key = event_id.encode()
-        for task in engine.tasks.values():
-            if task.marks is None or task.state is not TaskState.RUNNING:
+        not_yet: Restoring | None = None
+        for partition in engine.assignment.tasks:
+            try:
+                task = self._task(partition)
+            except Restoring as progress:
+                not_yet = progress
+                continue
+            if task.marks is None:
                 continue
             raw = task.marks.find_committed(key)
             if raw is None:
@@ -177,13 +185,15 @@ class EngineView:
                 "outcome": OUTCOMES.get(mark.outcome, str(mark.outcome)),
                 "expires": expires,
             }
+        if not_yet is not None:
+            raise not_yet
         return None
 
     # -- health
 
     def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         engine = self._engine
-        restoring = [t.partition for t in engine.tasks.values() if t.state is TaskState.RESTORING]
+        restoring = [p for p in engine.assignment.tasks if not self._runs(p)]
         said: dict[str, Any] = {}
         if engine.waiting_for:
             said["waiting_for"] = engine.waiting_for
@@ -192,11 +202,17 @@ class EngineView:
         if engine.membership is None and engine.plan.sources:
             said["group"] = "not assigned yet"
         if restoring:
-            said["restoring"] = {str(p): self._progress(engine.tasks[p]) for p in restoring}
+            said["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not said, said or {"tasks": sorted(engine.tasks)}
 
-    def _progress(self, task: Task) -> dict[str, Any]:
-        return {"done": task.restored, "total": task.to_restore, "eta_seconds": self._eta(task)}
+    def _runs(self, partition: int) -> bool:
+        # What was assigned is no task yet while the writer is made.
+        task = self._engine.tasks.get(partition)
+        return task is not None and task.state is TaskState.RUNNING
+
+    def _progress(self, partition: int) -> dict[str, Any]:
+        at = self._restoring(partition)
+        return {"done": at.done, "total": at.total, "eta_seconds": at.eta_seconds}
 
     def liveness(self) -> tuple[bool, Mapping[str, Any]]:
         return True, {
@@ -217,12 +233,18 @@ class EngineView:
         raise KeyError(table)
 
     def _task(self, partition: int) -> Task:
+        engine = self._engine
+        if partition not in engine.assignment.tasks:
+            raise NotOwned(partition)
+        if not self._runs(partition):
+            raise self._restoring(partition)
+        return engine.tasks[partition]
+
+    def _restoring(self, partition: int) -> Restoring:
         task = self._engine.tasks.get(partition)
         if task is None:
-            raise NotOwned(partition)
-        if task.state is TaskState.RESTORING:
-            raise Restoring(partition, task.restored, task.to_restore, self._eta(task))
-        return task
+            return Restoring(partition, 0, 0, None)
+        return Restoring(partition, task.restored, task.to_restore, self._eta(task))
 
     def _eta(self, task: Task) -> float | None:
         spent = self._engine.clock.monotonic() - task.restoring_since

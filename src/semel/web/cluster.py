@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from semel.web.answer import Refusal
-from semel.web.owner import Peers, workers
+from semel.web.owner import Peers, moving, workers
 from semel.web.paths import dedup_path
 from semel.web.view import NotOwned, Restoring, WorkerView
 
@@ -83,7 +83,7 @@ class Overview:
         if known:
             return known[0] | ({"others": known[1:]} if len(known) > 1 else {})
         for failure in failures:
-            raise failure
+            raise moving() if isinstance(failure, NotOwned) else failure
         raise Refusal(404, f"pipeline {pipeline!r} knows nothing of this id", pipeline=pipeline, id=event_id)
 
     async def _gather(self, urls: Sequence[str], path: str, authorization: str | None) -> list[Any]:

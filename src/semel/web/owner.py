@@ -119,7 +119,12 @@ async def ask(
     try:
         return await _ask_once(view, wanted, here, there)
     except NotOwned:
-        raise Refusal(503, "the partition is moving between workers", retry_after_s=1) from None
+        raise moving() from None
+
+
+def moving() -> Refusal:
+    """503: nobody can say just now."""
+    return Refusal(503, "the partition is moving between workers", retry_after_s=1)
 
 
 async def _ask_once(

@@ -106,7 +106,8 @@ class WorkerView(Protocol):
         ...
 
     def dedup(self, pipeline: str, event_id: str) -> dict[str, Any] | None:
-        """What is known of an id on the partitions held here, as the contract's /dedup answers; None if nothing."""
+        """What is known of an id on the partitions held here, as the contract's /dedup answers; None if nothing.
+        Restoring, NotOwned where nothing is found and not every partition could be asked."""
         ...
 
     def readiness(self) -> tuple[bool, Mapping[str, Any]]:

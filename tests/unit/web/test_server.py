@@ -10,7 +10,7 @@ from semel.config import Settings
 from semel.errors import ConfigError
 from semel.web.paths import dedup_path
 from semel.web.server import WebServer
-from semel.web.view import Restoring
+from semel.web.view import NotOwned, Restoring
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
@@ -101,6 +101,20 @@ async def test_an_id_is_not_called_unknown_while_a_worker_cannot_say(start, grou
         assert (await worker.get("/dedup/shop/other")).json["restoring"]["total"] == 9
     await second.server.stop()
     assert (await first.get("/dedup/shop/other")).status == 503
+
+
+async def test_an_id_is_not_called_unknown_while_its_partition_moves(start, group, keyed, monkeypatch):
+    first, second = await start(group(t=keyed({})), "a", "b")
+
+    def moves(*_):
+        raise NotOwned
+
+    monkeypatch.setattr(second.view, "dedup", moves)
+
+    for worker in (first, second):
+        answer = await worker.get("/dedup/shop/other")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.json["error"] == "the partition is moving between workers"
 
 
 async def test_pipelines_health_and_metrics_are_the_worker_s_own(start, group, keyed):
