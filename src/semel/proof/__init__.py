@@ -14,5 +14,18 @@ from semel.proof.findings import Finding, Gap, Law, Verdict, Witness
 from semel.proof.html import html
 from semel.proof.proof import Progress, Proof
 from semel.proof.prove import NothingToProve, prove
+from semel.proof.recording import Recording
 
-__all__ = ["Finding", "Gap", "Law", "NothingToProve", "Progress", "Proof", "Verdict", "Witness", "html", "prove"]
+__all__ = [
+    "Finding",
+    "Gap",
+    "Law",
+    "NothingToProve",
+    "Progress",
+    "Proof",
+    "Recording",
+    "Verdict",
+    "Witness",
+    "html",
+    "prove",
+]

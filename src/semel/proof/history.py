@@ -59,7 +59,8 @@ class Stretch:
 
     `records`: the offsets that are there, of committed records; `unmarked`: those of them that are neither marked DONE nor
     dead-lettered (of a pipeline without dedup: none, there are no marks). `contents`: by offset, of those that are
-    dead-lettered. What stood below `gone` was deleted before it could be read.
+    dead-lettered. What stood below `gone` was deleted before it could be read. `unread`: offsets of records that compaction
+    may have taken before they were read.
     """
 
     start: int
@@ -71,6 +72,15 @@ class Stretch:
     unmarked: Rows = field(default_factory=lambda: empty(UNMARKED))
     contents: dict[int, int] = field(default_factory=dict[int, int])
     gone: int = 0
+    unread: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def silent(self) -> Offsets:
+        """Those of `unread` that led to nothing: whether they were read, nobody can say."""
+        if not len(self.unread):
+            return self.unread
+        told = np.sort(np.concatenate((self.marks["offset"], self.letters["offset"], self.outputs["offset"])))
+        return self.unread[~among(self.unread, told)]
 
 
 class Known:

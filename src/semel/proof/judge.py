@@ -30,7 +30,10 @@ _DROPPED = (
 
 @dataclass(slots=True)
 class Tally:
-    """What was found of a source partition. `maybe`: events that took effect unless they were dropped or duplicates."""
+    """What was found of a source partition. `maybe`: events that took effect unless they were dropped or duplicates.
+
+    `unread`: those of its `records` that led to nothing and may have been compacted away before they were read.
+    """
 
     records: int = 0
     done: int = 0
@@ -40,6 +43,7 @@ class Tally:
     letters: int = 0
     lost: int = 0
     unwitnessed: int = 0
+    unread: int = 0
     with_output: int = 0
     outputs: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -122,13 +126,14 @@ class Judge:
         found.marks = found.marks[np.argsort(found.marks["offset"], kind="stable")]
         tp, tally, whole, say = self.tp, self.tally, self._whole, self._findings.add
         tally.records += len(found.records)
+        tally.unread += len(found.silent)
         self._count_effects(found)
         say(laws.atomicity(
             tp, found, self._wheres, whole_source=whole.source, whole_outputs=whole.outputs, whole_letters=whole.letters
         ))  # fmt: skip
         if self._rule is None:
             say(laws.no_duplicate(tp, found, self._known, None, self._wheres))
-            tally.done += len(found.records) - distinct(np.sort(found.letters["offset"]))
+            tally.done += len(found.records) - len(found.silent) - distinct(np.sort(found.letters["offset"]))
             return
         before = self._floor
         if not self._begun and len(found.marks):
@@ -162,7 +167,7 @@ class Judge:
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
         fate = laws.fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._lettered)
-        self._count(found.unmarked, fate, has_output, known)
+        self._count(found, fate, has_output, known)
 
     def _known_by_sight(
         self, found: Stretch, known: Known, floor: NDArray[np.int64], ceiling: NDArray[np.int64]
@@ -200,7 +205,7 @@ class Judge:
             again = (first_of >= 0) & (there["outcome"] == TRIMMED)
             self.tally.maybe += int(np.count_nonzero(again & ((fate == Fate.DUPLICATE) | (fate == Fate.DROPPED))))
             fate[again & (fate == Fate.DOUBLED)] = Fate.PASSED
-        self._count(rows, fate, has_output, known)
+        self._count(found, fate, has_output, known)
         self._known = known
 
     @property
@@ -219,8 +224,13 @@ class Judge:
             calm[begin : begin + _CALM] = self._calm
         return calm
 
-    def _count(self, rows: Rows, fate: NDArray[np.uint8], has_output: NDArray[np.bool_], known: Known) -> None:
-        tally = self.tally
+    def _count(self, found: Stretch, fate: NDArray[np.uint8], has_output: NDArray[np.bool_], known: Known) -> None:
+        tally, rows = self.tally, found.unmarked
+        silent = among(rows["offset"], found.silent)
+        # If it was read, it may have taken effect in silence.
+        could = (fate == Fate.PASSED) | (fate == Fate.UNWITNESSED) | (fate == Fate.MAYBE_DUPLICATE)
+        tally.maybe += int(np.count_nonzero(silent & could))
+        fate[silent] = Fate.UNREAD
         maybe = int(np.count_nonzero(fate == Fate.MAYBE_DUPLICATE))
         tally.duplicates += int(np.count_nonzero(fate == Fate.DUPLICATE)) + maybe
         tally.maybe += maybe

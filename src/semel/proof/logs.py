@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from semel.errors import SemelError
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
+from semel.proof.recording import Recording, merged
 from semel.stages.answers import needs_a_person
 
 T = TypeVar("T")
@@ -33,9 +34,12 @@ class Piece(NamedTuple):
 
 
 class Logs:
-    def __init__(self, broker: Broker, clock: Clock) -> None:
+    """`recording`: what was kept of logs whose records compaction took; it is read as if it were still there."""
+
+    def __init__(self, broker: Broker, clock: Clock, recording: Recording | None = None) -> None:
         self._broker = broker
         self._clock = clock
+        self._recording = recording
 
     async def asked(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to a request, asked again while brokers come and go. RpcLost, RpcError."""
@@ -81,6 +85,8 @@ class Logs:
                 records = found.records
                 if records and records[-1].offset >= end:
                     records = [r for r in records if r.offset < end]
+                if self._recording is not None:
+                    records = merged(records, self._recording.between(tp, at, min(after, end)))
                 yield Piece(records, at, min(after, end))
                 at = after
         finally:

@@ -28,6 +28,7 @@ from semel.proof.judge import Judge, Whole
 from semel.proof.laws import Ledger, Missing, Rule
 from semel.proof.logs import Logs
 from semel.proof.proof import Part, Progress, Proof
+from semel.proof.recording import Recording
 from semel.proof.scan import Scan
 from semel.proof.spool import BLOCK, Spool
 from semel.proof.survey import Survey
@@ -49,6 +50,7 @@ async def prove(
     until_ms: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     block: int = BLOCK,
+    recording: Recording | None = None,
 ) -> Proof:
     """Hold what `plan`'s topics say against the laws.
 
@@ -56,11 +58,14 @@ async def prove(
     the other, in ms since 1970. Memory is that of the marks of one window of one partition, and of a stretch of `block`
     events; what does not fit meanwhile goes to files in the temporary directory, about 60 bytes an event.
 
+    `recording`: what was kept of the source, where it was compacted for a while and is not any more.
+
     NothingToProve, ShapeChanged, other SemelErrors where the topics cannot be understood; RpcLost where no broker answers.
     """
     with tempfile.TemporaryDirectory(prefix="semel-prove-") as folder:
         spool = Spool(Path(folder), block=block)
-        return await _Prover(broker, plan, clock, spool, since_ms, until_ms, progress or (lambda _: None)).run()
+        prover = _Prover(broker, plan, clock, spool, since_ms, until_ms, progress or (lambda _: None), recording)
+        return await prover.run()
 
 
 class _Prover:
@@ -73,6 +78,7 @@ class _Prover:
         since_ms: int | None,
         until_ms: int | None,
         progress: Callable[[Progress], None],
+        recording: Recording | None,
     ) -> None:
         self._broker = broker
         self._plan = plan
@@ -81,7 +87,8 @@ class _Prover:
         self._since, self._until = since_ms, until_ms
         self._progress = progress
         self._phase, self._done, self._total = "positions", 0, 0
-        self._logs = Logs(broker, clock)
+        self._recording = recording
+        self._logs = Logs(broker, clock, recording)
         self._findings = Findings()
         self._there = Survey(broker, self._logs, plan, since_ms, until_ms)
         self._gaps = self._there.gaps
@@ -90,6 +97,7 @@ class _Prover:
         self._closing = Cut()
         self._scan = Scan(plan, self._logs, spool, self._findings, self._read)
         self._ledger_closed = False
+        self._unread = 0
         dedup = plan.dedup
         self._rule = None
         if dedup is not None:
@@ -249,6 +257,7 @@ class _Prover:
                 checked = True
             judge.stretch(stretch)
         tally = judge.tally
+        self._unread += tally.unread
         self._parts.append(Part(
             tp, start, end, tally.records, tally.done + tally.unwitnessed, tally.duplicates, tally.letters,
             sum(tally.outputs.values()),
@@ -267,6 +276,8 @@ class _Prover:
             stretch.marks["offset"][stretch.marks["outcome"] == DONE], stretch.letters["offset"],
         )))  # fmt: skip
         lettered = np.sort(stretch.letters["offset"])
+        if self._recording is not None:
+            stretch.unread = self._recording.unread(tp, stretch.start, stretch.end)
         offsets: list[Rows] = []
         unmarked: list[Rows] = []
         sample: list[Record] = []
@@ -312,7 +323,8 @@ class _Prover:
         for judge in judges.values():
             outputs.update(judge.tally.outputs)
         agents = len(self._plan.agents)
-        records = sum(j.tally.records for j in judges.values())
+        most = sum(j.tally.records for j in judges.values())
+        records = most - sum(j.tally.unread for j in judges.values()), most
         took_effect = None
         if self._rule is not None and whole_source:
             least = sum(j.tally.done for j in judges.values())
@@ -404,6 +416,12 @@ class _Prover:
             "positions": there.cut.records,
             "without_lineage": sum(self._scan.strangers.values()),
         }
+        if self._recording is not None:
+            looked_at["unread"] = self._unread
+        if self._unread:
+            self._notes.append(
+                f"{self._unread:,} events that led to nothing may have been compacted away before they were read"
+            )
         asked = [law for law in Law if law is not Law.FOLD]
         if not there.everything and Law.CONSERVATION not in self._findings.counts:
             asked.remove(Law.CONSERVATION)
