@@ -90,16 +90,58 @@ async def test_a_pipeline_keeps_its_laws_under_every_kind_of_fault(
     faults = found["faults"]
     assert faults["total"] == 24
     assert faults["bit"] >= 12
-    assert {"kill", "failpoint", "zombie", "term", "broker-kill", "net", "rebalance", "clock"} <= faults["kinds"].keys()
+    assert {"kill", "failpoint", "zombie", "term", "broker-kill", "net", "rebalance", "clock", "compact"} <= faults[
+        "kinds"
+    ].keys()
     assert found["recoveries"]["count"] >= 12
     assert found["events"]["redelivered"] > 100
     assert found["engine"]["duplicates"] > 0
-    assert found["proof"]["counts"]["records"] == found["proof"]["counts"]["counted_in"] > 1000
+    counts = found["proof"]["counts"]
+    assert counts["records"] - counts["unread"] <= counts["counted_in"] <= counts["records"]
+    assert counts["counted_in"] > 1000
     page = (project / "chaos.html").read_text()
     assert page.count("<svg") == 1
     assert "http://" not in page.replace("http://www.w3.org", "")
     figures.record("chaos, 24 faults: recovery in the median, s", found["recoveries"]["p50_s"])
     figures.record("chaos, 24 faults: recovery at most, s", found["recoveries"]["max_s"])
+
+
+async def test_a_pipeline_keeps_its_laws_while_its_input_is_compacted(start: Start, project: Path, seed: int) -> None:
+    """Behind the workers and ahead of them; what went is judged by what the run kept, and the topic lacks it."""
+    process = start("pipelines.payments", "--faults", "compact,4", "--seed", str(seed), "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), (seed, said)
+    events, counts = found["events"], found["proof"]["counts"]
+    assert found["faults"]["kinds"]["compact"]["bit"] >= 2
+    assert counts["records"] == events["published"] + events.get("resent", 0)
+    assert events["compacted"] >= events["unread"] >= counts["unread"]
+    assert events["compacted"] > 0
+    assert counts["records"] - counts["unread"] <= counts["counted_in"] <= counts["records"]
+
+
+KEYLESS = """
+from semel import Pipeline, Topic
+
+async def agent(stream):
+    async for event in stream:
+        yield event
+
+pipeline = Pipeline("keyless", source=Topic("keyless", value=str), agent=agent, sink=Topic("copies", value=str))
+
+def chaos_events(rng):
+    while True:
+        yield None, f"event-{rng.random()}"
+"""
+
+
+async def test_an_input_that_no_compacted_topic_can_hold_is_left_as_it_is(start: Start, project: Path) -> None:
+    (project / "keyless.py").write_text(KEYLESS)
+    process = start("keyless", "--faults", "compact,kill,4", "--seed", "1", "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert "records without a key, which a compacted topic does not hold" in said
+    assert (process.returncode, found["verdict"], found["events"]["compacted"]) == (0, "clean", 0), said
 
 
 async def test_a_result_that_is_there_twice_is_found_and_its_law_named(start: Start, project: Path) -> None:

@@ -57,6 +57,8 @@ class Cluster:
             "listener.security.protocol.map": _PROTOCOLS,
             # Recorded events may be old, and what comes of them has their time: the proof is to find it all the same.
             "log.retention.ms": "-1",
+            # Where the input is compacted, it is at once.
+            "log.cleaner.backoff.ms": "200",
         }
 
     @property

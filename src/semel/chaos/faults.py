@@ -6,11 +6,12 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from semel.chaos import disks
 from semel.chaos.cluster import Cluster
+from semel.chaos.compaction import Compaction
 from semel.chaos.load import Load
 from semel.chaos.plan import Fault
 from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
@@ -19,6 +20,8 @@ from semel.chaos.stalls import Stalling
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import WorkerProcess
 from semel.errors import SemelError
+from semel.port import RpcError, RpcLost
+from semel.proof.logs import Unreadable
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
@@ -49,6 +52,7 @@ class Torture:
     guest: Callable[[int], WorkerProcess]
     sight: Sight
     load: Load
+    compaction: Compaction
     timeline: Timeline
     now: Callable[[], float]
     say: Callable[[str], None]
@@ -60,6 +64,7 @@ class Torture:
     _busy: set[str] = field(default_factory=set[str])
     _broker: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rebalancing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _compacting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # -- one fault, from its beginning to the recovery
 
@@ -77,6 +82,7 @@ class Torture:
             "disk-full": self._disk_full,
             "disk-slow": self._disk_slow,
             "clock": self._clock,
+            "compact": self._compact,
         }
         self.active.add(fault.number)
         try:
@@ -133,6 +139,17 @@ class Torture:
         finally:
             self._busy.discard(chosen.name)
 
+    @asynccontextmanager
+    async def _victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[WorkerProcess]]:
+        """The worker that is claimed by that number; `everyone`: and all others that no fault has in hand."""
+        async with self._claimed(index) as first:
+            others = [worker for worker in self.workers if everyone and self.idle(worker)]
+            self._busy.update(worker.name for worker in others)
+            try:
+                yield [first, *others]
+            finally:
+                self._busy.difference_update(worker.name for worker in others)
+
     def _from(self, index: int) -> list[WorkerProcess]:
         index %= len(self.workers)
         return [*self.workers[index:], *self.workers[:index]]
@@ -159,23 +176,26 @@ class Torture:
             await worker.kill9()
             self.gone(worker)
 
+    def _freeze(self, worker: WorkerProcess) -> None:
+        worker.freeze()
+        self.sight.gone(worker.name)
+        self.timeline.turn(worker.name, self.now(), "frozen")
+
+    def _thaw(self, worker: WorkerProcess) -> None:
+        worker.thaw()
+        self.sight.meet(worker.name, worker.url, worker.pid)
+        self.timeline.turn(worker.name, self.now(), "starting")
+
     async def _kill(self, fault: Fault, entry: Entry) -> None:
-        async with self._claimed(fault.worker) as first:
-            victims = [first]
-            if fault.variant == "SIGKILL to all":
-                victims += [w for w in self.workers if self.idle(w)]
-            self._busy.update(w.name for w in victims)
-            try:
-                self._begins(entry, ", ".join(w.name for w in victims))
-                entry.bit = any(self.sight.holds(w.name) for w in victims)
-                await self._kill9(victims)
-                await asyncio.sleep(fault.hold_s)
-                for worker in victims:
-                    if fault.fresh_disk:
-                        worker.lose_disk()
-                    self.start(worker)
-            finally:
-                self._busy.difference_update(w.name for w in victims[1:])
+        async with self._victims(fault.worker, everyone=fault.variant == "SIGKILL to all") as victims:
+            self._begins(entry, ", ".join(w.name for w in victims))
+            entry.bit = any(self.sight.holds(w.name) for w in victims)
+            await self._kill9(victims)
+            await asyncio.sleep(fault.hold_s)
+            for worker in victims:
+                if fault.fresh_disk:
+                    worker.lose_disk()
+                self.start(worker)
 
     async def _failpoint(self, fault: Fault, entry: Entry) -> None:
         async with self._claimed(fault.worker) as worker:
@@ -208,14 +228,10 @@ class Torture:
                 await self._holding(worker, ARMED_S)
             self._begins(entry, worker.name)
             entry.bit = bool(self.sight.holds(worker.name))
-            worker.freeze()
-            self.sight.gone(worker.name)
-            self.timeline.turn(worker.name, self.now(), "frozen")
+            self._freeze(worker)
             if fault.variant != "replaced while frozen":
                 await asyncio.sleep(fault.hold_s)
-                worker.thaw()
-                self.sight.meet(worker.name, worker.url, worker.pid)
-                self.timeline.turn(worker.name, self.now(), "starting")
+                self._thaw(worker)
                 return
             # It has to find out by itself that it is not wanted any more.
             worker.expected_end = True
@@ -422,6 +438,36 @@ class Torture:
                     troubles = [lasting.enter_context(proxy.trouble(_trouble(fault, client))) for proxy in proxies]
                     await asyncio.sleep(fault.hold_s)
                 entry.bit = any(trouble.touched for trouble in troubles)
+
+    # -- the input
+
+    async def _compact(self, fault: Fault, entry: Entry) -> None:
+        """Compaction takes events behind the workers; where they are frozen or down, also such as nobody has read."""
+        async with self._compacting, AsyncExitStack() as claims:
+            kept_off: list[WorkerProcess] = []
+            if fault.hold_s:
+                kept_off = await claims.enter_async_context(self._victims(fault.worker, everyone=True))
+            self._begins(entry, ", ".join(w.name for w in kept_off) or "the input")
+            if self.load.keyless:
+                entry.note = "the input has records without a key, which a compacted topic does not hold"
+                return
+            frozen = fault.variant == "while they are frozen"
+            if frozen:
+                for worker in kept_off:
+                    self._freeze(worker)
+            else:
+                await self._kill9(kept_off)
+            try:
+                await asyncio.sleep(fault.hold_s)
+                async with self._broker:
+                    await self.compaction.prepare()
+                taken = await self.compaction.strike()
+                entry.bit, entry.note = taken.gone > 0, str(taken)
+            except (RpcError, RpcLost, Unreadable) as error:
+                entry.note = f"the input could not be kept for the proof, and so was not compacted: {error}"
+            finally:
+                for worker in kept_off:
+                    (self._thaw if frozen else self.start)(worker)
 
     # -- the end
 

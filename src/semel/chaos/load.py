@@ -32,7 +32,8 @@ class Load:
     """Sends deliveries to the topic until `stop`, or until there are no more; `counts` by kind of delivery.
 
     `counts["resent"]`: sent again because nobody answered; `counts["aborted"]`: in transactions that were aborted.
-    `ends`: partition -> the offset after the last record that is certainly there. `done` is set at the end.
+    `keyless`: whether any had no key, which a compacted topic does not hold. `ends`: partition -> the offset after the last
+    record that is certainly there. `done` is set at the end.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Load:
         self._stopping = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.ends: dict[int, int] = {}
+        self.keyless = False
         self.done = asyncio.Event()
 
     @property
@@ -165,6 +167,7 @@ class Load:
         return writer
 
     def _out(self, delivery: Delivery) -> Out:
+        self.keyless = self.keyless or delivery.key is None
         partition = (
             partition_of(delivery.key, self._partitions)
             if delivery.key is not None

@@ -26,6 +26,7 @@ Kind = Literal[
     "disk-full",
     "disk-slow",
     "clock",
+    "compact",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -33,7 +34,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
+    "compact": 1,
 }  # fmt: skip
+
+# While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
+Compacted = Literal["while they run", "while they are frozen", "while they are down"]
+COMPACTED: tuple[Compacted, ...] = get_args(Compacted)
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
 STEPS = tuple(name for name in NAMES if name != "abort.before_end")
@@ -171,6 +177,9 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
             variant = rng.choice(("jumps by", "jumps by", "found off at a start by"))
             offset_ms = rng.choice((-1, 1)) * rng.choice((2_000, 60_000, 600_000))
             hold_s = rng.uniform(1, 4)
+        case "compact":
+            variant = rng.choice(COMPACTED)
+            hold_s = 0.0 if variant == "while they run" else rng.uniform(0.5, 3)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)
 
 

@@ -26,8 +26,10 @@ class Proved:
     html: str = ""
 
 
-async def prove(broker: KafkaBroker, plan: Plan, progress: Callable[[str], None]) -> Proved:
-    """RpcLost where no broker answers; SemelError where the topics cannot be understood."""
+async def prove(broker: KafkaBroker, plan: Plan, recording: proof.Recording, progress: Callable[[str], None]) -> Proved:
+    """`recording`: what the run kept of its input. RpcLost where no broker answers; SemelError where the topics cannot be
+    understood.
+    """
     told = time.monotonic()
 
     def tell(how_far: proof.Progress) -> None:
@@ -36,7 +38,7 @@ async def prove(broker: KafkaBroker, plan: Plan, progress: Callable[[str], None]
             told = time.monotonic()
             progress(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
 
-    found = await proof.prove(broker, plan, SystemClock(), progress=tell)
+    found = await proof.prove(broker, plan, SystemClock(), progress=tell, recording=recording)
     document = found.to_json()
     findings = tuple(
         f"{finding['law']}: {finding['sentence']}"

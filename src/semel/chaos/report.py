@@ -108,6 +108,7 @@ def summary(report: Report) -> str:
         f"{events.get('published', 0):,} records published, {events.get('redelivered', 0):,} of them redelivered, "
         f"{events.get('conflict', 0):,} in conflict, {events.get('undecodable', 0):,} undecodable; "
         f"{events.get('aborted', 0):,} more in aborted transactions",
+        *_compacted(events),
         f"the engine counted {engine['aborts']} aborts, {engine['unknown']} commits without an answer, "
         f"{engine['fences']} fences, {engine['assignments']} assignments, {engine['duplicates']:,} duplicates",
     ]
@@ -120,6 +121,11 @@ def summary(report: Report) -> str:
     lines += [f"  void: {reason}; run it longer, or with more kinds of faults" for reason in report.void]
     lines.append(f"{report.verdict}, seed {report.seed}")
     return "\n".join(lines)
+
+
+def _compacted(events: Mapping[str, int]) -> list[str]:
+    gone, unread = events.get("compacted", 0), events.get("unread", 0)
+    return [f"{gone:,} were compacted away, {unread:,} of them before they were known to be read"] if gone else []
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from semel.chaos import disks
 from semel.chaos.cluster import Cluster
+from semel.chaos.compaction import PLAIN, Compaction, Taken
 from semel.chaos.events import Input, deliveries
 from semel.chaos.faults import Torture
+from semel.chaos.kept import KeptSource
 from semel.chaos.load import Load
 from semel.chaos.page import write
 from semel.chaos.plan import Fault, Kind, Shape, possible, schedule
@@ -133,6 +135,7 @@ class Run:
         self._cluster: Cluster | None = None
         self._broker: KafkaBroker | None = None
         self._views: Views | None = None
+        self._kept: KeptSource | None = None
         self._load: Load | None = None
         self._torture: Torture | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,7 +202,8 @@ class Run:
         await self._broker.start()
         source = self.asked.subject.source
         replicas = min(3, self.asked.brokers)
-        await self._broker.create_topics([TopicSpec(source.name, self.partitions, replicas, {"retention.ms": "-1"})])
+        await self._broker.create_topics([TopicSpec(source.name, self.partitions, replicas, PLAIN)])
+        self._kept = KeptSource(self.folder / "input.sqlite", source.name)
         self._views = Views()
         stream = deliveries(self.asked.source, self.asked.seed, now_ms)
         self._load = Load(self._broker, source.name, self.partitions, stream, rate=self._rate(), seed=self.asked.seed)
@@ -214,6 +218,9 @@ class Run:
             guest=lambda number: self._guest_processes[number],
             sight=self.sight,
             load=self._load,
+            compaction=Compaction(
+                self._broker, cluster, self._kept, self.partitions, lambda: self.sight.watch.positions
+            ),
             timeline=self.timeline,
             now=self.now,
             say=say,
@@ -328,7 +335,11 @@ class Run:
         redelivered = sum(counts.get(kind, 0) for kind in kinds) + counts.get("resent", 0)
         self.report.seconds = self.now()
         self.report.processed = self.sight.processed
-        self.report.events = {"published": self._load.published, "redelivered": redelivered, **counts}
+        taken = self._torture.compaction.taken if self._torture is not None else Taken()
+        self.report.events = {
+            "published": self._load.published, "redelivered": redelivered, **counts, "compacted": taken.gone,
+            "unread": taken.unread,
+        }  # fmt: skip
         self.report.bites = self.sight.bites()
         self.report.mended = self._torture.mended if self._torture is not None else []
         workers = self._all_workers()
@@ -343,7 +354,7 @@ class Run:
     # -- the proof
 
     async def _prove(self) -> None:
-        assert self._torture is not None and self._broker is not None and self._views is not None
+        assert self._torture is not None and self._broker is not None and self._kept is not None
         self._stage = "proving"
         self.display.say("the load is done and every fault healed; rows against changelogs, then the proof")
         with self._as_finding("the tables could not be read"):
@@ -356,7 +367,7 @@ class Run:
                 self.report.findings.append(f"{worker.name} did not end within 40 s of SIGTERM after the run")
                 await worker.kill9()
         with self._as_finding("there is no proof"):
-            self.report.proved = await prove(self._broker, self.asked.subject.plan, self.display.say)
+            self.report.proved = await prove(self._broker, self.asked.subject.plan, self._kept, self.display.say)
 
     async def _compare(self) -> list[str]:
         """Any worker answers for all, but the last one to come back may just be joining, and partitions move for that."""
@@ -489,6 +500,8 @@ class Run:
             await self._views.close()
         if self._broker is not None:
             await self._broker.close()
+        if self._kept is not None:
+            self._kept.close()
         if self._cluster is not None:
             await self._cluster.__aexit__()
         if self._held.held:

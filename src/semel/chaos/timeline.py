@@ -9,7 +9,7 @@ from math import ceil
 from typing import Literal
 
 # Kinds that hit a process, and count as met where it held partitions, or was seen to suffer.
-SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow", "clock")
+SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow", "clock", "compact")
 
 # A guest that has left is away; that is no fault.
 Phase = Literal["starting", "running", "frozen", "dead", "away"]

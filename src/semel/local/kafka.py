@@ -136,6 +136,11 @@ class LocalKafka:
         """What the broker printed: warnings and errors."""
         return self._node_dir(node) / "broker.log"
 
+    def active_segment(self, topic: str, partition: int) -> int:
+        """The first offset of the segment that is written to; of several replicas the last one's. 0 where there is none."""
+        folders = (self._node_dir(node.id) / "data" / f"{topic}-{partition}" for node in self.nodes)
+        return max((int(segment.stem) for folder in folders for segment in folder.glob("*.log")), default=0)
+
     # -- starting and stopping
 
     def start(self, timeout_s: float = 60.0) -> None:

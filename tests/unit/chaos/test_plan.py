@@ -105,5 +105,12 @@ def test_clocks_jump_in_both_directions_while_workers_run_and_between_two_lives(
     }  # fmt: skip
 
 
+def test_the_input_is_compacted_behind_running_workers_and_ahead_of_frozen_and_dead_ones() -> None:
+    found = {fault.variant: fault.hold_s for fault in faults(4, 50, ("compact",))}
+    assert {variant: hold_s > 0 for variant, hold_s in found.items()} == {
+        "while they run": False, "while they are frozen": True, "while they are down": True,
+    }  # fmt: skip
+
+
 def test_a_slow_disk_is_met_by_running_and_by_starting_workers() -> None:
     assert len({fault.variant for fault in faults(4, 50, ("disk-slow",))}) == 2

@@ -116,3 +116,9 @@ def test_a_run_without_anything_still_has_a_page() -> None:
 def test_each_kind_of_fault_has_a_colour_of_its_own() -> None:
     assert COLOURS.keys() == set(KINDS)
     assert len(set(COLOURS.values())) == len(KINDS)
+
+
+def test_what_compaction_took_is_said_where_it_took_something() -> None:
+    assert "compacted" not in summary(report())
+    made = report(events={"published": 9_000, "compacted": 2_500, "unread": 1_200})
+    assert "2,500 were compacted away, 1,200 of them before they were known to be read" in summary(made)

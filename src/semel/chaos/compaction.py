@@ -1,0 +1,181 @@
+"""Compaction of the run's input: on for as long as the brokers need, over events that were kept for the proof before.
+
+A broker compacts what lies before the segment that it writes to. So the run has it begin a new segment, keeps what lies
+before, and only then asks for compaction; what comes meanwhile goes to the new segment, which nothing touches.
+"""
+
+# pyright: reportMissingTypeStubs=false
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, NamedTuple, cast
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, for_code
+
+from semel.chaos.cluster import Cluster
+from semel.chaos.kept import KeptSource
+from semel.errors import SemelError
+from semel.port import TP, Broker, Record, RpcError, RpcLost
+from semel.proof.logs import Logs, Unreadable
+from semel.runtime.clock import SystemClock
+
+PLAIN: Mapping[str, str] = {"retention.ms": "-1"}
+_ROLLING = {**PLAIN, "segment.ms": "1"}
+_COMPACTED = {**PLAIN, "cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.0"}
+
+# The load writes to each partition several times a second.
+ROLL_S = 3.0
+# Brokers hear of a setting at once; where one is busy, not much later.
+APPLIED_S = 0.5
+CLEANED_S = 15.0
+CONFIGURED_S = 60.0
+LOOK_S = 0.2
+
+
+class Taken(NamedTuple):
+    """What compaction took: `gone` events of `there`, `unread` of which lay beyond the last known position."""
+
+    there: int = 0
+    gone: int = 0
+    unread: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.gone:,} of {self.there:,} events compacted away, {self.unread:,} of them unread"
+
+
+class Compaction:
+    """`positions`: partition -> the offset below which everything is known to be read and committed. `taken`: by all so far."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        cluster: Cluster,
+        kept: KeptSource,
+        partitions: int,
+        positions: Callable[[], Mapping[int, int]],
+    ) -> None:
+        self._broker = broker
+        self._cluster = cluster
+        self._kept = kept
+        self._partitions = partitions
+        self._positions = positions
+        self._logs = Logs(broker, SystemClock())
+        self.taken = Taken()
+        # Partition -> offset -> key, of the events before the segment that is written to.
+        self._before: dict[int, dict[int, bytes | None]] = {}
+
+    async def prepare(self) -> None:
+        """Begin new segments and keep what lies before. No broker may be away. Unreadable, RpcError, RpcLost."""
+        self._before = {}
+        bases = self._bases()
+        await self._configure(_ROLLING)
+        deadline = time.monotonic() + ROLL_S
+        while time.monotonic() < deadline and any(self._bases()[p] == base for p, base in bases.items()):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+        await self._configure(PLAIN)
+        bases = {}
+        while bases != self._bases():
+            bases = self._bases()
+            await asyncio.sleep(APPLIED_S)
+        for partition, base in bases.items():
+            new: list[Record] = []
+            first = self._kept.upto.get(partition, 0)
+            before = self._before[partition] = dict[int, bytes | None]()
+            async for record in self._committed(partition, base):
+                before[record.offset] = record.key
+                if record.offset >= first:
+                    new.append(record)
+            self._kept.keep(partition, new, max(first, base))
+
+    async def strike(self) -> Taken:
+        """Compaction on, until all is gone that a later event of its key stands for, and off again."""
+        read = dict(self._positions())
+        surplus = {partition: superseded(before) for partition, before in self._before.items()}
+        unread = {p: {at for at in offsets if at >= read.get(p, 0)} for p, offsets in surplus.items()}
+        for partition, offsets in unread.items():
+            self._kept.may_be_unread(partition, offsets)
+        left = dict(self._before)
+        try:
+            await self._configure(_COMPACTED)
+            deadline = time.monotonic() + CLEANED_S
+            while time.monotonic() < deadline and any(surplus[p] & there.keys() for p, there in left.items()):
+                await asyncio.sleep(LOOK_S)
+                left = await self._left(left)
+        finally:
+            await self._configure(PLAIN)
+        if any(base > self._kept.upto[partition] for partition, base in self._bases().items()):
+            # Settings reach a broker in their order: it began no segment after it had heard of compaction.
+            raise SemelError(
+                f"a broker began a segment of {self._kept.topic!r} more than {APPLIED_S:g} s after it was asked not to, and "
+                "compacted events that this run had not kept: there can be no proof. Run it again"
+            )
+        left = await self._left(left)
+        gone = {partition: before.keys() - left[partition].keys() for partition, before in self._before.items()}
+        taken = Taken(
+            there=sum(map(len, self._before.values())),
+            gone=sum(map(len, gone.values())),
+            unread=sum(len(unread[partition] & offsets) for partition, offsets in gone.items()),
+        )
+        self.taken = Taken(*map(sum, zip(self.taken, taken, strict=True)))
+        return taken
+
+    # -- inside
+
+    def _bases(self) -> dict[int, int]:
+        topic = self._kept.topic
+        return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._partitions)}
+
+    async def _left(self, before: dict[int, dict[int, bytes | None]]) -> dict[int, dict[int, bytes | None]]:
+        """What is there of it now; what was there at the last look where no broker answers."""
+        try:
+            return {
+                partition: {r.offset: r.key async for r in self._committed(partition, self._kept.upto[partition])}
+                for partition in before
+            }
+        except (RpcError, RpcLost, Unreadable):
+            return before
+
+    async def _committed(self, partition: int, end: int) -> AsyncGenerator[Record]:
+        async with aclosing(self._logs.read(TP(self._kept.topic, partition), 0, end)) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    yield record
+
+    async def _configure(self, settings: Mapping[str, str]) -> None:
+        """Set these of the topic, and nothing else. Brokers may come and go; SemelError after a minute of that."""
+        deadline = time.monotonic() + CONFIGURED_S
+        while True:
+            try:
+                await self._altered(settings)
+            except (KafkaError, OSError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise SemelError(
+                        f"topic {self._kept.topic!r} could not be configured for {CONFIGURED_S:g} s ({error!r}); its brokers' "
+                        "logs lie beside this run's"
+                    ) from error
+                await asyncio.sleep(LOOK_S)
+            else:
+                return
+
+    async def _altered(self, settings: Mapping[str, str]) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._cluster.bootstrap, request_timeout_ms=4000)
+        try:
+            await admin.start()
+            topic = ConfigResource(ConfigResourceType.TOPIC, self._kept.topic, dict(settings))
+            for answer in cast("list[Any]", await admin.alter_configs([topic])):
+                for code, message, *_ in answer.resources:
+                    if code:
+                        raise for_code(code)(message)
+        finally:
+            await admin.close()
+
+
+def superseded(records: Mapping[int, bytes | None]) -> set[int]:
+    """The offsets (given with their keys) of which compaction keeps none: a later one has the same key."""
+    last = {key: offset for offset, key in sorted(records.items())}
+    return records.keys() - set[int](last.values())

@@ -1,0 +1,75 @@
+"""What a run keeps of its input before compaction takes it: for the proof, which cannot do without it. A file, not memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from semel.port import TP, Record
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRecord:
+    """A `semel.port.Record` of which nothing else is left."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+class KeptSource:
+    """A `semel.proof.Recording` of one topic, in a new file. `upto`: partition -> the offset up to which it has every record."""
+
+    def __init__(self, file: Path, topic: str) -> None:
+        self.topic = topic
+        self.upto: dict[int, int] = {}
+        self._unread: dict[int, set[int]] = {}
+        file.unlink(missing_ok=True)
+        self._db = sqlite3.connect(file)
+        self._db.execute(
+            "CREATE TABLE record (part INT, at INT, stamp INT, key BLOB, value BLOB, headers BLOB, PRIMARY KEY (part, at)) "
+            "WITHOUT ROWID"
+        )
+
+    def keep(self, partition: int, records: Iterable[Record], upto: int) -> None:
+        """Everything from where it had come to up to that offset."""
+        rows = ((partition, r.offset, r.timestamp, r.key, r.value, _packed(r)) for r in records)
+        with self._db:
+            self._db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self.upto[partition] = upto
+
+    def may_be_unread(self, partition: int, offsets: Iterable[int]) -> None:
+        """Of these nobody knows whether they were read before they went."""
+        self._unread.setdefault(partition, set()).update(offsets)
+
+    def between(self, tp: TP, start: int, end: int) -> list[Record]:
+        if tp.topic != self.topic:
+            return []
+        rows = self._db.execute(
+            "SELECT at, stamp, key, value, headers FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at",
+            (tp.partition, start, end),
+        )
+        return [KeptRecord(at, stamp, key, value, _unpacked(headers)) for at, stamp, key, value, headers in rows]
+
+    def unread(self, tp: TP, start: int, end: int) -> NDArray[np.int64]:
+        there = self._unread.get(tp.partition, set[int]()) if tp.topic == self.topic else set[int]()
+        return np.array(sorted(offset for offset in there if start <= offset < end), np.int64)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _packed(record: Record) -> bytes:
+    return orjson.dumps([(name, None if value is None else value.hex()) for name, value in record.headers])
+
+
+def _unpacked(headers: bytes) -> tuple[tuple[str, bytes | None], ...]:
+    return tuple((name, None if value is None else bytes.fromhex(value)) for name, value in orjson.loads(headers))
