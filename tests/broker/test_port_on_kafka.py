@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 
 from semel.kafka import KafkaBroker, Security
+from semel.kafka.admin import set_topic_configs
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.port import EARLIEST, LATEST, TP, Membership, RpcError, RpcLost, TopicSpec
@@ -313,6 +314,25 @@ async def test_a_batch_sent_twice_is_acknowledged_and_stored_once(rig: Rig, brok
     await writer.end(commit=True)
     await rig.until(lambda: _stable(broker, tp))
     assert await rig.values(broker, tp) == [b"once"]
+
+
+async def test_a_topic_keeps_nothing_of_what_was_set_before_by_tools(
+    rig: Rig, broker: KafkaBroker, any_kafka: LocalKafka
+) -> None:
+    topic = await rig.topic(broker, retention_ms="60000")
+    by_default = (await broker.topic_configs([topic]))[topic] | {"retention.ms": "604800000"}
+    for configs in ({"cleanup.policy": "compact"}, {"segment.ms": "1", "retention.ms": "-1"}, {}):
+        await set_topic_configs(any_kafka.bootstrap, topic, configs)
+        await rig.until(lambda wanted=configs: _configured(broker, topic, by_default | wanted))
+    with pytest.raises(RpcError) as refused:
+        await set_topic_configs(any_kafka.bootstrap, topic, {"cleanup.policy": "compress"})
+    assert (refused.value.api, refused.value.code) == ("AlterConfigs", 40)
+    with pytest.raises(RpcLost):
+        await set_topic_configs(f"127.0.0.1:{ports.choose(1)[0]}", topic, {})
+
+
+async def _configured(broker: KafkaBroker, topic: str, wanted: dict[str, str]) -> bool:
+    return (await broker.topic_configs([topic]))[topic] == wanted
 
 
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])

@@ -4,22 +4,18 @@ A broker compacts what lies before the segment that it writes to. So the run has
 before, and only then asks for compaction; what comes meanwhile goes to the new segment, which nothing touches.
 """
 
-# pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, NamedTuple, cast
-
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from typing import NamedTuple
 
 from semel.chaos.cluster import Cluster
 from semel.chaos.kept import KeptSource
 from semel.errors import SemelError
+from semel.kafka.admin import set_topic_configs
 from semel.port import TP, Broker, Record, RpcError, RpcLost
 from semel.proof.logs import Logs, Unreadable
 from semel.runtime.clock import SystemClock
@@ -151,28 +147,16 @@ class Compaction:
         deadline = time.monotonic() + CONFIGURED_S
         while True:
             try:
-                await self._altered(settings)
-            except (KafkaError, OSError, TimeoutError) as error:
+                await set_topic_configs(self._cluster.bootstrap, self._kept.topic, settings)
+            except (RpcError, RpcLost) as error:
                 if time.monotonic() > deadline:
                     raise SemelError(
-                        f"topic {self._kept.topic!r} could not be configured for {CONFIGURED_S:g} s ({error!r}); its brokers' "
+                        f"topic {self._kept.topic!r} could not be configured for {CONFIGURED_S:g} s ({error}); its brokers' "
                         "logs lie beside this run's"
                     ) from error
                 await asyncio.sleep(LOOK_S)
             else:
                 return
-
-    async def _altered(self, settings: Mapping[str, str]) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._cluster.bootstrap, request_timeout_ms=4000)
-        try:
-            await admin.start()
-            topic = ConfigResource(ConfigResourceType.TOPIC, self._kept.topic, dict(settings))
-            for answer in cast("list[Any]", await admin.alter_configs([topic])):
-                for code, message, *_ in answer.resources:
-                    if code:
-                        raise for_code(code)(message)
-        finally:
-            await admin.close()
 
 
 def superseded(records: Mapping[int, bytes | None]) -> set[int]:
