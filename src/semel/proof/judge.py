@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from semel.port import TP
 from semel.proof import laws
+from semel.proof.fates import NEVER, TRIMMED, Fate, Missing, Rule, ceiling_at, fates, floor_at, stream_floor
 from semel.proof.findings import Findings, Gap
 from semel.proof.history import MARK, Kind, Known, Offsets, Rows, Stretch, among, distinct
-from semel.proof.laws import NEVER, TRIMMED, Fate, Missing, Rule
 from semel.state.marks import DONE
 
 # Event times go up and down a little; their median over so many records is a clock that no single one can move.
@@ -108,7 +108,7 @@ class Judge:
             before = self._floor
             if not self._begun:
                 before, self._begun = int(marks[0]["filed"]), True
-            self._floor = int(laws.stream_floor(marks, marks["offset"], before, self._rule.window_ms)[-1])
+            self._floor = int(stream_floor(marks, marks["offset"], before, self._rule.window_ms)[-1])
             self._known = known
             self._forget(self._rule)
 
@@ -139,14 +139,14 @@ class Judge:
         if not self._begun and len(found.marks):
             # The first event of a task sets its stream time.
             before, self._begun = int(found.marks[0]["filed"]), True
-        floors = laws.stream_floor(found.marks, found.records, before, self._rule.window_ms)
+        floors = stream_floor(found.marks, found.records, before, self._rule.window_ms)
         known = self._known.later(found.marks)
         say(laws.no_duplicate(tp, found, known, self._rule, self._wheres))
         tally.done += int(np.count_nonzero(found.marks["outcome"] == DONE))
         self._known = known
         offsets = found.unmarked["offset"]
-        floor = laws.floor_at(offsets, found.marks, floors, before)
-        self._explain(found, known, floor, laws.ceiling_at(offsets, found.marks, self._stream_ms))
+        floor = floor_at(offsets, found.marks, floors, before)
+        self._explain(found, known, floor, ceiling_at(offsets, found.marks, self._stream_ms))
         self._floor = int(floors[-1]) if len(floors) else before
         self._forget(self._rule)
 
@@ -166,7 +166,7 @@ class Judge:
             self._known_by_sight(found, known, floor, ceiling)
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._lettered)
+        fate = fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._lettered)
         self._count(found, fate, has_output, known)
 
     def _known_by_sight(
@@ -188,7 +188,7 @@ class Judge:
         new = known.before(rows["id"][candidates], rows["offset"][candidates]) < 0
         known = known.later(sights[candidates[new]])
         has_output = among(rows["offset"], np.sort(found.outputs["offset"]))
-        fate = laws.fates(
+        fate = fates(
             rows,
             has_output,
             known,

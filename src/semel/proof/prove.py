@@ -22,10 +22,11 @@ from semel.port import TP, Broker, Clock, Record
 from semel.proof import laws
 from semel.proof.columns import Source, content_of, offsets_of
 from semel.proof.cut import Cut, NothingToProve
+from semel.proof.fates import Missing, Rule
 from semel.proof.findings import Finding, Findings, Gap, Law, Witness
 from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Rows, Stretch, among, empty
 from semel.proof.judge import Judge, Whole
-from semel.proof.laws import Ledger, Missing, Rule
+from semel.proof.laws import Ledger
 from semel.proof.logs import Logs
 from semel.proof.proof import Part, Progress, Proof
 from semel.proof.recording import Recording

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel.port import TP
+from semel.proof.fates import NEVER, stream_floor
 from semel.proof.findings import Law
 from semel.proof.history import MARK, OUTPUT, Known, among, distinct
-from semel.proof.laws import NEVER, stream_floor, table_is_fold
+from semel.proof.laws import table_is_fold
 from semel.proof.spool import Spool
 from semel.stages.dedup import Verdict, judge, move_time
 from semel.state.marks import DONE, Mark

@@ -1,0 +1,170 @@
+"""What became of each record that no mark names: pure, over columns of a recorded history.
+
+Nothing here decides again what the engine decided. When an event was filed is read from its mark; stream time between
+two marks is known within bounds (`stream_floor`), and where the bounds leave room, the engine is believed.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semel.proof.history import Kind, Known, Offsets, Rows
+from semel.state.marks import DEAD
+
+# The outcome of a mark that was trimmed: its record is there, what became of it is not.
+TRIMMED = 2
+NEVER = -(2**62)
+# So many in a row make stream time jump (protocol rule 20).
+IN_A_ROW = 3
+
+
+class Rule(NamedTuple):
+    """What a dedup declaration says, as far as judging needs it."""
+
+    window_ms: int
+    bucket_ms: int
+    missing: str = "quarantine"
+    conflict: str = "quarantine"
+    late: str = "quarantine"
+
+
+class Missing(NamedTuple):
+    """Marks that are gone: below source offset `before`, of events filed before `filed_before`.
+
+    `first_seen`: whether the source is there from where the task began, so that each of those events can be seen.
+    """
+
+    before: int
+    filed_before: int
+    first_seen: bool
+
+
+class Fate(IntEnum):
+    """What became of a record that no mark names."""
+
+    DUPLICATE = 0
+    # Or late, passed on and filtered.
+    MAYBE_DUPLICATE = 1
+    DROPPED = 2
+    PASSED = 3
+    UNWITNESSED = 4
+    # Nothing accounts for it, and what could may be gone.
+    UNLETTERED = 5
+    # Compaction may have taken it before it was read.
+    UNREAD = 6
+    # From here on a law is broken.
+    LOST = 7
+    LOST_UNDECODABLE = 8
+    LOST_MISSING = 9
+    LOST_CONFLICT = 10
+    LOST_DEAD = 11
+    TORN = 12
+    DOUBLED = 13
+
+
+# -- stream time, from below
+
+
+def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) -> NDArray[np.int64]:
+    """For each mark (in order of offset): what stream time was after it, at least.
+
+    A mark filed within a window of what stream time was moved it there. One filed further ahead may have waited for
+    others; only three records in a row are certain to have moved it.
+    """
+    filed = marks["filed"].astype(np.int64)
+    highest = np.maximum.accumulate(np.concatenate((np.array([before_ms], np.int64), filed)))
+    if not len(filed) or (filed <= highest[:-1] + window_ms).all():
+        return highest[1:]
+    floors = np.empty(len(filed), np.int64)
+    place = np.searchsorted(records, marks["offset"])
+    now, row, last = before_ms, [0][:0], -2
+    for i, (at, where) in enumerate(zip(filed.tolist(), place.tolist(), strict=True)):
+        row = [*row[1 - IN_A_ROW :], at] if where == last + 1 else [at]
+        if at <= now + window_ms:
+            now = max(now, at)
+        elif len(row) == IN_A_ROW:
+            # All of them waited, and moved it as far as the smallest; or one of them did not have to.
+            now = max(now, min(row))
+        last = where
+        floors[i] = now
+    return floors
+
+
+def ceiling_at(offsets: Offsets, marks: Rows, stream_ms: int) -> NDArray[np.int64]:
+    """What stream time was, at most, when the records at `offsets` were decided: no later mark is filed before it."""
+    least = np.minimum.accumulate(np.append(marks["filed"].astype(np.int64), stream_ms)[::-1])[::-1]
+    return least[np.searchsorted(marks["offset"], offsets, side="right")]
+
+
+def floor_at(offsets: Offsets, marks: Rows, floors: NDArray[np.int64], before_ms: int) -> NDArray[np.int64]:
+    """What stream time was, at least, when the records at `offsets` were decided."""
+    at = np.searchsorted(marks["offset"], offsets) - 1
+    return np.where(at >= 0, floors[np.maximum(at, 0)] if len(floors) else before_ms, before_ms)
+
+
+# -- what became of it
+
+
+def fates(
+    unmarked: Rows,
+    has_output: NDArray[np.bool_],
+    known: Known,
+    floor: NDArray[np.int64],
+    ceiling: NDArray[np.int64],
+    rule: Rule,
+    *,
+    gone: Missing | None = None,
+    whole_letters: bool = True,
+) -> NDArray[np.uint8]:
+    """What became of each record that is neither marked as done nor dead-lettered: a `Fate`.
+
+    `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most.
+    """
+    count = len(unmarked)
+    ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
+    found = np.full(count, Fate.LOST, np.uint8)
+    keyed = kinds == Kind.KEYED
+    rows = known.rows
+    if len(rows):
+        before = known.before(ids, offsets)
+        first = rows[np.maximum(before, 0)]
+        until = first["filed"] + rule.window_ms
+        protected, over = keyed & (before >= 0) & (floor <= until), ceiling > until
+        equal = first["payload"] == unmarked["payload"]
+        dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
+    else:
+        protected = over = equal = dead = seen_only = np.zeros(count, np.bool_)
+    late = keyed & (times + rule.window_ms < ceiling)
+    _fill(found, late, rule.late, Fate.LOST)
+    if gone is not None:
+        unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
+        # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
+        found[keyed & unseen & ((found == Fate.LOST) | (found == Fate.DROPPED))] = Fate.UNWITNESSED
+    # Of one that was seen only, nobody knows whether it still protected.
+    certain = protected & ~equal & ~(seen_only & (found == Fate.UNWITNESSED))
+    _fill(found, certain, rule.conflict, Fate.LOST_CONFLICT)
+    found[protected & equal & dead] = Fate.LOST_DEAD
+    found[protected & equal & ~dead] = Fate.DUPLICATE
+    if rule.late == "pass":
+        # Late, and its first protected no more: for all that is known it may have been passed on.
+        either = protected & over & late
+        found[either] = Fate.PASSED
+        found[either & equal & ~dead & ~has_output] = Fate.MAYBE_DUPLICATE
+    found[kinds == Kind.UNDECODABLE] = Fate.LOST_UNDECODABLE
+    _fill(found, kinds == Kind.MISSING, rule.missing, Fate.LOST_MISSING)
+    found[kinds == Kind.UNTIMED] = Fate.LOST_MISSING
+    # An output is a witness of its own.
+    found[has_output & (found == Fate.DUPLICATE)] = Fate.DOUBLED
+    found[has_output & (found == Fate.UNWITNESSED)] = Fate.PASSED
+    found[has_output & ((found == Fate.DROPPED) | ((found >= Fate.LOST) & (found <= Fate.LOST_DEAD)))] = Fate.TORN
+    if not whole_letters:
+        found[(found >= Fate.LOST) & (found <= Fate.LOST_DEAD)] = Fate.UNLETTERED
+    return found
+
+
+def _fill(found: NDArray[np.uint8], where: NDArray[np.bool_], handling: str, quarantined: Fate) -> None:
+    found[where] = {"drop": Fate.DROPPED, "pass": Fate.PASSED}.get(handling, quarantined)
