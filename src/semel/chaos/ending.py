@@ -1,0 +1,96 @@
+"""What a run found, into its report: whether its faults bit, whether rows are what changelogs say, and the proof."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from semel.chaos.kept import KeptSource
+from semel.chaos.prover import prove
+from semel.chaos.report import Report
+from semel.chaos.subject import Subject
+from semel.chaos.tables import compare
+from semel.chaos.timeline import void_reasons
+from semel.chaos.torture import TERM_S, Torture
+from semel.errors import SemelError
+from semel.kafka import KafkaBroker
+from semel.plan import Plan
+from semel.port import RpcError, RpcLost
+from semel.up.workers import Views
+
+# A worker that still joins is a session away from its partitions at most, and a restore.
+TABLES_S = 30.0
+ASK_EVERY_S = 0.2
+# Deliveries of an event that was sent before, by how it came to that.
+REDELIVERED = ("immediate", "late", "burst", "disordered", "resent")
+
+
+def conclude(report: Report, on: Torture, *, deduped: bool) -> None:
+    """The counts of the run, and whether it is void; before the proof, which may not come about."""
+    counts = dict(on.load.counts)
+    redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
+    taken = on.compaction.taken
+    report.seconds = on.now()
+    report.processed = on.sight.processed
+    report.events = {
+        "published": on.load.published, "redelivered": redelivered, **counts, "compacted": taken.gone,
+        "unread": taken.unread,
+    }  # fmt: skip
+    report.bites = on.sight.bites()
+    report.mended = on.mended
+    report.void = void_reasons(
+        on.timeline.entries,
+        report.bites,
+        starts=sum(worker.starts for worker in on.everyone),
+        redelivered=redelivered,
+        deduped=deduped,
+    )
+
+
+async def judge(
+    report: Report,
+    on: Torture,
+    subject: Subject,
+    broker: KafkaBroker,
+    kept: KeptSource,
+    views: Views,
+    say: Callable[[str], None],
+) -> None:
+    """Ends the workers between the look at their tables and the proof. What keeps the run from its verdict is a finding."""
+    with _as_finding(report, "the tables could not be read"):
+        report.findings += await _compare(on, subject.plan, broker, views)
+    for worker in on.workers:
+        worker.expected_end = True
+        worker.send(signal.SIGTERM)
+    for worker in on.workers:
+        if await worker.ended(TERM_S) is None:
+            report.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
+            await worker.kill9()
+    with _as_finding(report, "there is no proof"):
+        report.proved = await prove(broker, subject.plan, kept, say)
+
+
+async def _compare(on: Torture, plan: Plan, broker: KafkaBroker, views: Views) -> list[str]:
+    """Any worker answers for all, but the last one to come back may just be joining, and partitions move for that."""
+    until = time.monotonic() + TABLES_S
+    for worker in itertools.cycle(on.workers):
+        try:
+            return await compare(plan, broker, views, worker.url)
+        except SemelError:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(ASK_EVERY_S)
+    raise AssertionError("a run has workers")
+
+
+@contextmanager
+def _as_finding(report: Report, what: str) -> Generator[None]:
+    """What keeps the run from its verdict is said with everything else."""
+    try:
+        yield
+    except (SemelError, RpcError, RpcLost) as error:
+        report.findings.append(f"{what}: {error}")

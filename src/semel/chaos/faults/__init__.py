@@ -1,0 +1,40 @@
+"""Faults, carried out: each does its harm to brokers, connections or worker processes, and ends it again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from semel.chaos.faults.brokers import broker_away, compact, rebalance
+from semel.chaos.faults.net import net
+from semel.chaos.faults.processes import clock, failpoint, kill, term, zombie
+from semel.chaos.faults.state import disk_full, disk_slow
+from semel.chaos.plan import Fault, Kind
+from semel.chaos.timeline import Entry
+from semel.chaos.torture import Torture
+
+_HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
+    "kill": kill,
+    "failpoint": failpoint,
+    "zombie": zombie,
+    "term": term,
+    "broker-kill": broker_away,
+    "leader": broker_away,
+    "net": net,
+    "rebalance": rebalance,
+    "disk-full": disk_full,
+    "disk-slow": disk_slow,
+    "clock": clock,
+    "compact": compact,
+}
+
+
+async def inflict(on: Torture, fault: Fault) -> None:
+    """One fault, from its beginning to the recovery."""
+    entry = Entry(fault.number, fault.kind, str(fault), "", on.now())
+    on.active.add(fault.number)
+    try:
+        await _HARM[fault.kind](on, fault, entry)
+    finally:
+        on.active.discard(fault.number)
+    entry.healed_s = on.now()
+    await on.recovered(entry)

@@ -1,0 +1,67 @@
+"""What happens to connections and to single exchanges, by the proxies that stand before the brokers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+from semel.chaos.plan import Fault
+from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
+from semel.chaos.timeline import Entry
+from semel.chaos.torture import Torture
+from semel.errors import SemelError
+
+# A request of the kind that is to be lost comes with every commit.
+EXCHANGE_S = 8.0
+
+
+async def net(on: Torture, fault: Fault, entry: Entry) -> None:
+    worker = None if fault.worker < 0 else on.in_turn(fault.worker)[0]
+    client = f"{on.app}-{worker.name}" if worker else ""
+    on.begins(entry, worker.name if worker else "all workers")
+    proxies = on.cluster.proxies
+    match fault.variant:
+        case "cut":
+            entry.bit = sum(proxy.cut(client) for proxy in proxies) > 0
+        case "half-close":
+            side = Side.ANSWERS if fault.number % 2 else Side.REQUESTS
+            entry.bit = sum(proxy.half_close(client, side) for proxy in proxies) > 0
+        case "lose request" | "lose answer":
+            lose = Lose.REQUEST if fault.variant == "lose request" else Lose.ANSWER
+            nth, ends = fault.nth, list[Rule]()
+            if fault.step == "InitProducerId":
+                # A writer is taken only where one was lost.
+                nth, ends = 1, [proxy.lose(END_TXN, Lose.REQUEST, client=client) for proxy in proxies]
+            rules = [proxy.lose(APIS[fault.step], lose, nth=nth, client=client) for proxy in proxies]
+            entry.bit = await _any_done(rules, EXCHANGE_S)
+            for proxy in proxies:
+                for rule in (*rules, *ends):
+                    proxy.forget(rule)
+            entry.note = "" if entry.bit else "there was no such exchange"
+        case _:
+            with ExitStack() as lasting:
+                troubles = [lasting.enter_context(proxy.trouble(_trouble(fault, client))) for proxy in proxies]
+                await asyncio.sleep(fault.hold_s)
+            entry.bit = any(trouble.touched for trouble in troubles)
+
+
+def _trouble(fault: Fault, client: str) -> Trouble:
+    match fault.variant:
+        case "delay":
+            return Trouble(client, delay_s=fault.offset_ms / 1000)
+        case "silent requests":
+            return Trouble(client, silent=Side.REQUESTS)
+        case "silent answers":
+            return Trouble(client, silent=Side.ANSWERS)
+        case "refuse":
+            return Trouble(client, refuses=True)
+        case other:
+            raise SemelError(f"there is no fault of connections called {other!r}")
+
+
+async def _any_done(rules: list[Rule], within_s: float) -> bool:
+    waiting = [asyncio.ensure_future(rule.done.wait()) for rule in rules]
+    done, pending = await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    return bool(done)

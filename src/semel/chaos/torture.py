@@ -1,0 +1,236 @@
+"""What a run hurts, and what every fault needs for it: whom it may take, how it is seen, when it is recovered from."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from semel.chaos import disks
+from semel.chaos.cluster import Cluster
+from semel.chaos.compaction import Compaction
+from semel.chaos.load import Load
+from semel.chaos.sight import Sight
+from semel.chaos.timeline import Entry, Timeline
+from semel.chaos.workers import WorkerProcess
+
+TERM_S = 40.0
+# With nothing going wrong any more; a session, a transaction and a restore on a busy machine are far below it.
+RECOVERY_S = 90.0
+LOOK_S = 0.05
+
+
+@dataclass
+class Torture:
+    """What there is to be hurt, and what was seen of it.
+
+    `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
+    excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `at_brokers`,
+    `at_group`, `at_input`: held by the one fault that has them in hand.
+    """
+
+    app: str
+    cluster: Cluster
+    workers: list[WorkerProcess]
+    guest: Callable[[int], WorkerProcess]
+    sight: Sight
+    load: Load
+    compaction: Compaction
+    timeline: Timeline
+    now: Callable[[], float]
+    say: Callable[[str], None]
+    findings: list[str] = field(default_factory=list[str])
+    mended: list[str] = field(default_factory=list[str])
+    active: set[int] = field(default_factory=set[int])
+    guests: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
+    at_brokers: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_group: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_input: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _busy: set[str] = field(default_factory=set[str])
+
+    @property
+    def everyone(self) -> list[WorkerProcess]:
+        return [*self.workers, *self.guests]
+
+    # -- one fault, from its beginning to the recovery
+
+    def begins(self, entry: Entry, whom: str) -> None:
+        """It was waited for until here: whom it is to hit was busy with another fault."""
+        entry.at_s, entry.whom = self.now(), whom
+        self.timeline.entries.append(entry)
+        self.say(f"{entry.at_s:7.1f} s  #{entry.number} {entry.what} → {whom}")
+
+    async def recovered(self, entry: Entry) -> None:
+        """Until every partition runs and commits go on; a finding where it does not, with nothing else going wrong."""
+        healed = time.monotonic()
+        processed = self.sight.processed
+        quiet_s, looked = 0.0, healed
+        while True:
+            if self.sight.whole_since(healed) and (
+                self.sight.processed > processed or self.sight.behind(self.load.ends) == 0
+            ):
+                entry.recovered_s = self.now()
+                took = entry.recovery_s or 0.0
+                self.say(f"{self.now():7.1f} s  #{entry.number} recovered {took:.1f} s after its end{_so(entry)}")
+                return
+            await asyncio.sleep(LOOK_S)
+            before, looked = looked, time.monotonic()
+            quiet_s = 0.0 if self.active else quiet_s + looked - before
+            if quiet_s > RECOVERY_S:
+                entry.note = entry.note or "never recovered"
+                self.findings.append(
+                    f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
+                    "partitions run and commit: " + "; ".join(self.sight.trouble()[:8])
+                )
+                return
+
+    # -- whom
+
+    @asynccontextmanager
+    async def claimed(self, index: int) -> AsyncGenerator[WorkerProcess]:
+        """The worker of that number, or the next that no other fault has in hand; waits while all are."""
+        while True:
+            idle = [w for w in self.in_turn(index) if w.name not in self._busy]
+            if idle:
+                break
+            await asyncio.sleep(LOOK_S)
+        chosen = idle[0]
+        self._busy.add(chosen.name)
+        try:
+            yield chosen
+        finally:
+            self._busy.discard(chosen.name)
+
+    @asynccontextmanager
+    async def victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[WorkerProcess]]:
+        """The worker that is claimed by that number; `everyone`: and all others that no fault has in hand."""
+        async with self.claimed(index) as first:
+            others = [worker for worker in self.workers if everyone and self.idle(worker)]
+            self._busy.update(worker.name for worker in others)
+            try:
+                yield [first, *others]
+            finally:
+                self._busy.difference_update(worker.name for worker in others)
+
+    def in_turn(self, index: int) -> list[WorkerProcess]:
+        index %= len(self.workers)
+        return [*self.workers[index:], *self.workers[:index]]
+
+    def idle(self, worker: WorkerProcess) -> bool:
+        return worker.name not in self._busy
+
+    # -- processes
+
+    def start(self, worker: WorkerProcess, *, failpoint: str = "") -> None:
+        worker.start(failpoint=failpoint)
+        self.sight.meet(worker.name, worker.url, worker.pid)
+        self.timeline.turn(worker.name, self.now(), "starting")
+
+    def gone(self, worker: WorkerProcess) -> None:
+        self.sight.gone(worker.name)
+        self.timeline.turn(worker.name, self.now(), "dead")
+
+    async def kill9(self, workers: Iterable[WorkerProcess]) -> None:
+        for worker in workers:
+            worker.expected_end = True
+            worker.send(signal.SIGKILL)
+        for worker in workers:
+            await worker.kill9()
+            self.gone(worker)
+
+    def freeze(self, worker: WorkerProcess) -> None:
+        worker.freeze()
+        self.sight.gone(worker.name)
+        self.timeline.turn(worker.name, self.now(), "frozen")
+
+    def thaw(self, worker: WorkerProcess) -> None:
+        worker.thaw()
+        self.sight.meet(worker.name, worker.url, worker.pid)
+        self.timeline.turn(worker.name, self.now(), "starting")
+
+    async def holding(self, worker: WorkerProcess, within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline and worker.running:
+            if self.sight.holds(worker.name):
+                return True
+            await asyncio.sleep(LOOK_S)
+        return False
+
+    def ended_by_itself(self, worker: WorkerProcess, code: int) -> None:
+        self.findings.append(f"{worker.name} ended by itself with exit code {code}; its log ends:\n{worker.log_end()}")
+
+    # -- the group
+
+    def invite(self, number: int) -> WorkerProcess:
+        guest = self.guest(number)
+        self.guests.append(guest)
+        self.start(guest)
+        return guest
+
+    async def dismiss(self, guests: list[WorkerProcess], *, kill: bool) -> None:
+        for guest in guests:
+            if kill or await guest.term(TERM_S) is None:
+                await guest.kill9()
+            self.sight.forget(guest.name)
+            self.timeline.turn(guest.name, self.now(), "away")
+            self.guests.remove(guest)
+
+    # -- brokers
+
+    async def mend_brokers(self) -> None:
+        """Start a broker again that cannot coordinate, as an operator would: it does not come to by itself.
+
+        Seen of Kafka 4.1.1 after a SIGKILL: a coordinator that had loaded a part of its log only, then failed to reload it.
+        """
+        if self.at_brokers.locked():
+            return
+        async with self.at_brokers:
+            for node, why in self.cluster.stuck().items():
+                self.mended.append(f"broker {node} did not load what it coordinates and was started again ({why})")
+                self.say(f"{self.now():7.1f} s  {self.mended[-1]}")
+                self.active.add(-node)
+                try:
+                    await self.cluster.leave(node)
+                    await self.cluster.back(node)
+                finally:
+                    self.active.discard(-node)
+
+    # -- the end
+
+    def heal(self) -> None:
+        """Whatever a fault that was interrupted left behind."""
+        for worker in self.everyone:
+            if worker.frozen:
+                worker.thaw()
+            if worker.state_dir.is_mount():
+                disks.free(worker.state_dir)
+            worker.set_clock(0)
+
+    async def supervise(self, worker: WorkerProcess) -> None:
+        """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.
+
+        One that says it cannot reach its broker (exit code 3) while brokers or connections are troubled is right.
+        """
+        code = worker.exit_code
+        if worker.running or worker.expected_end or not self.idle(worker) or code is None:
+            return
+        worker.expected_end = True
+        if code == 4 and self.cluster.forgetful:
+            self.mended.append(
+                f"{worker.name} gave its name up (exit code 4): a broker had coordinated from a part of its log"
+            )
+        elif not (code == 3 and (self.active or self.cluster.away)):
+            self.ended_by_itself(worker, code)
+        self.gone(worker)
+        await asyncio.sleep(0.5)
+        if not worker.running and self.idle(worker):
+            self.start(worker)
+
+
+def _so(entry: Entry) -> str:
+    said = [] if entry.bit else ["it met nothing at work"]
+    said += [entry.note] if entry.note else []
+    return f" ({'; '.join(said)})" if said else ""

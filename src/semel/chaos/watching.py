@@ -1,0 +1,100 @@
+"""Asks every worker of a run how it is, again and again: what they say, what is drawn of it, and who must be mended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from semel.chaos.show import Display, Shown, WorkerShown
+from semel.chaos.timeline import Sample, percentile, rates
+from semel.chaos.torture import Torture
+from semel.chaos.workers import WorkerProcess
+from semel.up.workers import Views
+
+ASK_EVERY_S = 0.2
+SAMPLE_EVERY_S = 0.5
+RATE_OVER_S = 3.0
+
+
+class Watching:
+    """`stage`: how far the run is, as it is shown. `beside` runs work that must not fail unseen; `goal` is shown."""
+
+    def __init__(
+        self,
+        torture: Torture,
+        views: Views,
+        display: Display,
+        *,
+        goal: str,
+        beside: Callable[[Awaitable[None]], object],
+    ) -> None:
+        self.stage = "starting"
+        self._torture = torture
+        self._views = views
+        self._display = display
+        self._goal = goal
+        self._beside = beside
+        self._asking: set[int] = set()
+
+    async def go(self) -> None:
+        """Without end. Before the chaos a worker that ends is not started again, and no broker is."""
+        next_sample = 0.0
+        while True:
+            for worker in self._torture.everyone:
+                if worker.running and not worker.frozen and worker.pid not in self._asking:
+                    self._beside(self._ask(worker))
+                elif not worker.running and not worker.expected_end and self.stage != "starting":
+                    self._beside(self._torture.supervise(worker))
+            now = self._torture.now()
+            if now >= next_sample:
+                next_sample = now + SAMPLE_EVERY_S
+                self._sample(now)
+                if self.stage != "starting":
+                    self._beside(self._torture.mend_brokers())
+                self._display.show(self._shown(now))
+            await asyncio.sleep(ASK_EVERY_S)
+
+    async def _ask(self, worker: WorkerProcess) -> None:
+        pid, asked = worker.pid, time.monotonic()
+        self._asking.add(pid)
+        try:
+            document = await self._views.pipeline(worker.url)
+        finally:
+            self._asking.discard(pid)
+        # An answer that was on its way when its worker was killed or frozen says what no longer holds.
+        known = any(w is worker for w in self._torture.everyone)
+        if document is None or not known or worker.pid != pid or not worker.running or worker.frozen:
+            return
+        self._torture.sight.hear(worker.name, pid, document, asked)
+        states = {task["state"] for task in document["tasks"]}
+        self._torture.timeline.turn(
+            worker.name, self._torture.now(), "running" if states == {"running"} else "starting"
+        )
+
+    def _sample(self, now: float) -> None:
+        load, sight = self._torture.load, self._torture.sight
+        self._torture.timeline.samples.append(Sample(now, load.published, sight.processed, sight.behind(load.ends)))
+
+    def _shown(self, now: float) -> Shown:
+        on = self._torture
+        recent = rates(on.timeline.samples[-20:], RATE_OVER_S)
+        return Shown(
+            seconds=now,
+            goal=self._goal,
+            stage=self.stage,
+            published=on.load.published,
+            lag=on.sight.behind(on.load.ends),
+            rate=recent[-1][1] if recent else 0.0,
+            faults=on.timeline.by_kind(),
+            active=len(on.active),
+            recovery_p50_s=percentile(on.timeline.recoveries(), 0.5),
+            findings=len(on.findings),
+            workers=tuple(self._worker_shown(w) for w in on.everyone),
+        )
+
+    def _worker_shown(self, worker: WorkerProcess) -> WorkerShown:
+        seen = self._torture.sight.watch.workers.get(worker.name)
+        tasks = seen.tasks if seen is not None else {}
+        phase = "frozen" if worker.frozen else "dead" if not worker.running else "running" if tasks else "starting"
+        return WorkerShown(worker.name, phase, worker.pid, tasks)
