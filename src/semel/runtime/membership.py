@@ -50,6 +50,8 @@ MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
 # A member that is still there after so many session timeouts is no former self of ours. (Each generation gives its members
 # a session anew, also those that did not ask for it.)
 GHOST_SESSIONS = 3
+# The same refusal of every attempt to join is said this often.
+SAY_EVERY_S = 5.0
 
 
 class Owner(Protocol):
@@ -96,6 +98,7 @@ class GroupMember:
         self._topics = topics
         self._url = url
         self._fenced_since: float | None = None
+        self._said = ("", 0.0)
         self._anew = 0
         self._session_ms = session_timeout_ms
         self._rebalance_ms = rebalance_timeout_ms
@@ -270,10 +273,17 @@ class GroupMember:
                     "and keep session_timeout_ms between the broker's group.min.session.timeout.ms and "
                     "group.max.session.timeout.ms"
                 ) from exc
-        log.info("joining the group: %s", exc)
+        self._say(str(exc))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()
+
+    def _say(self, refusal: str) -> None:
+        said, at = self._said
+        now = self._clock.monotonic()
+        if refusal != said or now - at >= SAY_EVERY_S:
+            self._said = (refusal, now)
+            log.info("joining the group: %s", refusal)
 
     async def _learn_whose_name_it_is(self, fenced: RpcError) -> None:
         """The group knows our name under another member id. InstanceTaken, where that member lives.

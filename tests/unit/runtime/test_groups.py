@@ -425,6 +425,20 @@ async def test_wherever_it_hears_that_its_name_is_taken_a_worker_ends(world: Wor
     assert isinstance(error, InstanceTaken) and "--instance" in str(error)
 
 
+async def test_a_worker_that_is_refused_for_long_says_why_every_few_seconds_not_at_each_attempt(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    with caplog.at_level("INFO", logger="semel"):
+        await join_as("w1", world)
+        began = world.clock.monotonic()
+        async with asyncio.timeout(90):
+            await first.gone()
+    said = sum("joining the group" in line for line in caplog.messages)
+    assert 2 <= said <= 1 + (world.clock.monotonic() - began) / 5
+
+
 async def join_as(name: str, world: World) -> None:
     """Another process joins under a worker's name, and lives on."""
     stranger = MemoryBroker(world.cluster, "stranger")
