@@ -17,7 +17,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -37,6 +36,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from semel.address import worker_url
 from semel.errors import ConfigError
 from semel.timeouts import TIMEOUTS, derive_timeouts
 
@@ -204,10 +204,12 @@ class Settings(BaseSettings):
     @field_validator("web_url")
     @classmethod
     def _web_url(cls, value: str) -> str:
-        url = urlsplit(value)
-        if value and (url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc):
-            raise ConfigError("web_url must look like http://host:port, without user or password; correct it")
-        return value.rstrip("/")
+        url = worker_url(value)
+        if url is None:
+            raise ConfigError(
+                "web_url must look like http://host:port, without user, password, query or fragment; correct it"
+            )
+        return url
 
     @model_validator(mode="after")
     def _derive(self) -> Self:

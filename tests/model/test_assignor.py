@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semel.runtime.assignor import (
     Assignment,
+    Malformed,
     MemberInfo,
     assign,
     decode_assignment,
@@ -105,6 +108,8 @@ def test_where_two_say_they_ran_a_task_the_first_by_instance_keeps_it() -> None:
 
 
 texts = st.text(max_size=20)
+names = texts.map(lambda text: "".join(filter(str.isprintable, text)))
+urls = st.sampled_from(["", "http://w1:6066", "https://[::1]:7/behind/a/proxy"])
 
 
 @settings(print_blob=True)
@@ -113,8 +118,8 @@ texts = st.text(max_size=20)
         MemberInfo,
         texts,
         st.lists(texts, max_size=3).map(tuple),
-        texts,
-        texts,
+        names,
+        urls,
         st.lists(st.integers(0, 1000), max_size=5).map(tuple),
     )
 )
@@ -128,10 +133,45 @@ def test_a_member_is_read_as_it_was_written(info: MemberInfo) -> None:
     st.builds(
         Assignment,
         st.lists(st.integers(0, 1000), max_size=5).map(tuple),
-        st.dictionaries(texts, st.integers(1, 1000), max_size=3),
-        st.dictionaries(st.integers(0, 1000), st.tuples(texts, texts), max_size=3),
+        st.dictionaries(texts, st.integers(1, 1000), max_size=3).map(lambda counts: counts | {"in": 1001}),
+        st.dictionaries(st.integers(0, 1000), st.tuples(names, urls), max_size=3),
     )
 )
 def test_an_assignment_is_read_as_it_was_written(assignment: Assignment) -> None:
     assert decode_assignment(encode_assignment(assignment)) == assignment
     assert decode_assignment(b"") == Assignment(())
+
+
+FOREIGN = [
+    b"{not json", b"[1]", b"null", b"7", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"tasks":[0', b" " * (1 << 20) + b"{}",
+    b'{"topics":null,"instance":null,"url":null,"tasks":null}', b'{"tasks":["x"]}', b'{"tasks":[1.5]}', b'{"tasks":5}',
+    b'{"tasks":[true]}', b'{"instance":7}', b'{"url":5}', b'{"topics":"in"}', b'{"anew":"x"}', b'{"instance":"a\\nERROR b"}',
+    b'{"instance":"' + b"x" * 300 + b'"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", FOREIGN, ids=lambda raw: repr(raw[:24]))
+def test_what_no_worker_would_say_of_itself_is_malformed_and_nothing_else(raw: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_member("m", raw)
+
+
+@pytest.mark.parametrize("said", [
+    {"tasks": [5], "partitions": {"in": 5}}, {"tasks": [-1], "partitions": {"in": 5}}, {"tasks": [0]},
+    {"partitions": {"in": 0}}, {"partitions": {"in": "4"}}, {"partitions": 4}, {"owners": {"x": ["a", ""]}},
+    {"owners": {"0": ["a"]}}, {"owners": {"0": "ab"}}, {"owners": {"0": ["a\nb", ""]}}, {"tasks": None}, [], 0,
+], ids=repr)  # fmt: skip
+def test_what_no_leader_would_assign_is_malformed_and_nothing_else(said: object) -> None:
+    with pytest.raises(Malformed):
+        decode_assignment(orjson.dumps(said))
+
+
+@pytest.mark.parametrize("url", [
+    "file:///etc/passwd", "javascript:alert(1)", "http://", "http://x\r\nSet-Cookie: evil=1", "http://u:p@h", "//h:1",
+    "http://h/latest/meta-data?x=", "http://h/#", "http://h:port", "http://h\\@other", 'http://h"onload="x', "http://ä",
+    "http://h/" + "x" * 1000,
+])  # fmt: skip
+def test_a_url_that_is_none_of_a_worker_is_no_address(url: str) -> None:
+    assert decode_member("m", encode_member(MemberInfo("m", (), "w1", url))).url == ""
+    owned = decode_assignment(encode_assignment(Assignment((0,), {"in": 1}, {0: ("w1", url)})))
+    assert owned.owners == {0: ("w1", "")}

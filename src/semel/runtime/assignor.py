@@ -6,11 +6,16 @@ and tables stay together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
+import msgspec
 import orjson
+
+from semel.address import worker_url
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +78,44 @@ def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ..
 # -- on the wire: JSON; the broker's envelope around it is the client's business
 
 
+class Malformed(ValueError):
+    """What a member or the leader sent is none of ours: another program uses the group's name, or it is hostile."""
+
+
+# A member that ran 100,000 tasks says so in less.
+BYTES_MAX = 1 << 20
+# The longest name that Kafka takes as a group instance id is shorter.
+INSTANCE_CHARACTERS_MAX = 255
+
+
+class _Member(msgspec.Struct):
+    topics: tuple[str, ...] = ()
+    instance: str = ""
+    url: str = ""
+    tasks: tuple[int, ...] = ()
+    anew: int = 0
+
+
+class _Assignment(msgspec.Struct):
+    tasks: tuple[int, ...] = ()
+    partitions: dict[str, int] = {}
+    owners: dict[int, tuple[str, str]] = {}
+
+
+_read_member = msgspec.json.Decoder(_Member).decode
+_read_assignment = msgspec.json.Decoder(_Assignment).decode
+
+
 def encode_member(info: MemberInfo) -> bytes:
     said = {"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks, "anew": info.anew}
     return orjson.dumps(said)
 
 
 def decode_member(member_id: str, raw: bytes) -> MemberInfo:
-    said: dict[str, Any] = orjson.loads(raw) if raw else {}
-    return MemberInfo(
-        member_id,
-        tuple(said.get("topics", ())),
-        said.get("instance", ""),
-        said.get("url", ""),
-        tuple(said.get("tasks", ())),
-        said.get("anew", 0),
-    )
+    """Malformed where a worker of ours would not have said it. A URL that is none is no address."""
+    said = _read(_read_member, raw) if raw else _Member()
+    _check_instance(said.instance)
+    return MemberInfo(member_id, said.topics, said.instance, worker_url(said.url) or "", said.tasks, said.anew)
 
 
 def encode_assignment(assignment: Assignment) -> bytes:
@@ -101,10 +129,26 @@ def encode_assignment(assignment: Assignment) -> bytes:
 
 
 def decode_assignment(raw: bytes) -> Assignment:
-    """An empty answer is an empty assignment."""
-    said: dict[str, Any] = orjson.loads(raw) if raw else {}
-    return Assignment(
-        tuple(said.get("tasks", ())),
-        said.get("partitions", {}),
-        {int(task): (owner[0], owner[1]) for task, owner in said.get("owners", {}).items()},
-    )
+    """Malformed as for a member. An empty answer is an empty assignment."""
+    said = _read(_read_assignment, raw) if raw else _Assignment()
+    most = max(said.partitions.values(), default=0)
+    if any(not 0 <= task < most for task in said.tasks) or min(said.partitions.values(), default=1) < 1:
+        raise Malformed("a task that is no partition")
+    for instance, _ in said.owners.values():
+        _check_instance(instance)
+    owners = {task: (instance, worker_url(url) or "") for task, (instance, url) in said.owners.items()}
+    return Assignment(said.tasks, said.partitions, owners)
+
+
+def _read(decode: Callable[[bytes], T], raw: bytes) -> T:
+    if len(raw) > BYTES_MAX:
+        raise Malformed(f"{len(raw):,} bytes")
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as wrong:
+        raise Malformed(str(wrong)) from wrong
+
+
+def _check_instance(name: str) -> None:
+    if len(name) > INSTANCE_CHARACTERS_MAX or not name.isprintable():
+        raise Malformed(f"an instance called {name!r:.80}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from enum import Enum
 from typing import Protocol
 
+from semel.address import worker_url
 from semel.errors import ConfigError, InstanceTaken
 from semel.port import Broker, Clock, MemberIdRequired, Membership, RpcError, RpcLost
 from semel.runtime.assignor import (
     Assignment,
+    Malformed,
     MemberInfo,
     assign,
     decode_assignment,
@@ -52,6 +55,13 @@ MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
 GHOST_SESSIONS = 3
 # The same refusal of every attempt to join is said this often.
 SAY_EVERY_S = 5.0
+# A leader that still calls us by another address then is hostile; it costs the views, not the work.
+ANEW_MAX = 5
+# A leader that is none of ours may leave meanwhile.
+MALFORMED_PAUSE_S = 1.0
+# One that comes back under a new id each time makes no more lines than this.
+STRANGER_EVERY_S = 60.0
+STRANGER = "is another program a member of this group? Its name is the pipeline's and must be used by its workers alone"
 
 
 class Owner(Protocol):
@@ -96,10 +106,13 @@ class GroupMember:
         self._instance = instance
         self._instance_id = instance_id
         self._topics = topics
-        self._url = url
+        # As the others will read it, so that we know it again.
+        self._url = worker_url(url) or ""
         self._fenced_since: float | None = None
         self._said = ("", 0.0)
+        self._stranger_at = -STRANGER_EVERY_S
         self._anew = 0
+        self._in_a_row = 0
         self._session_ms = session_timeout_ms
         self._rebalance_ms = rebalance_timeout_ms
         self._interval_s = min(session_timeout_ms / 10, 1000) / 1000
@@ -200,22 +213,30 @@ class GroupMember:
         await self._pass("group.after_join")
         decided: dict[str, bytes] = {}
         if joined.is_leader:
-            members = [decode_member(m.member_id, m.metadata) for m in joined.members]
+            members = self._workers((m.member_id, m.metadata) for m in joined.members)
             shares = assign(members, max(partitions.values(), default=0))
             owners = {task: (m.instance, m.url) for m in members for task in shares[m.member_id]}
             for m in members:
                 decided[m.member_id] = encode_assignment(Assignment(shares[m.member_id], partitions, owners))
         raw = await self._broker.sync_group(membership, decided)
         await self._pass("group.after_sync")
-        assignment = decode_assignment(raw)
-        if any(owner == self._instance and url != self._url for owner, url in assignment.owners.values()):
+        try:
+            assignment = decode_assignment(raw)
+        except Malformed as wrong:
+            self._say(f"what the leader of group {self._group!r} assigns is not semel's ({_cut(wrong)}); {STRANGER}")
+            await self._clock.sleep(MALFORMED_PAUSE_S)
+            return False
+        ours = [assignment.owners.get(task, (self._instance, self._url)) for task in assignment.tasks]
+        if any(owner != (self._instance, self._url) for owner in ours) and self._in_a_row < ANEW_MAX:
             # A static member that came back is given the old assignment, and the others would look for it where it was.
             # Joining again with something new to say is news to the coordinator, so all are asked to rejoin. (Leaving
             # first would do it too, but free our name: a worker that still runs under it would never learn it is fenced.)
             log.info("back under another address (%s): joining anew, so that the others learn it", self._url)
             self.tasks = assignment.tasks
             self._anew += 1
+            self._in_a_row += 1
             return False
+        self._in_a_row = 0
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))
         self.last_answer_at = self._clock.monotonic()
@@ -278,6 +299,22 @@ class GroupMember:
             async with asyncio.timeout(pause):
                 await self._stopping.wait()
 
+    def _workers(self, joined: Iterable[tuple[str, bytes]]) -> list[MemberInfo]:
+        """The members that are workers of ours; nothing is assigned to the others."""
+        members: list[MemberInfo] = []
+        for member_id, metadata in joined:
+            try:
+                members.append(decode_member(member_id, metadata))
+            except Malformed as wrong:
+                now = self._clock.monotonic()
+                if now - self._stranger_at >= STRANGER_EVERY_S:
+                    self._stranger_at = now
+                    log.warning(
+                        "member %r of group %r is no worker of semel (%s) and gets no task; %s",
+                        member_id[:80], self._group, _cut(wrong), STRANGER,
+                    )  # fmt: skip
+        return members
+
     def _say(self, refusal: str) -> None:
         said, at = self._said
         now = self._clock.monotonic()
@@ -310,3 +347,8 @@ class GroupMember:
                 f"another worker runs as instance {self._instance!r} of {self._group!r}; stop it, or start this one with "
                 "another --instance"
             ) from fenced
+
+
+def _cut(wrong: Malformed) -> str:
+    """What was found wrong may hold what the member wrote: on one line, and short."""
+    return repr(str(wrong))[1:-1][:200]

@@ -161,7 +161,7 @@ class Worker:
         self.failpoints = Failpoints()
         self.engine = Engine(
             world.plan(),
-            EngineSettings(**{"web_url": f"http://{self.client}", **world.settings, **settings}),
+            EngineSettings(**{"web_url": f"http://{name}.{number}", **world.settings, **settings}),
             MemoryBroker(world.cluster, self.client),
             self.store,
             self.clock,

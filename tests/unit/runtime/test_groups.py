@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from semel.errors import InstanceTaken
-from semel.port import TP, Membership
-from semel.runtime.assignor import Assignment, decode_assignment, encode_assignment
+from semel.port import TP, MemberIdRequired, Membership
+from semel.runtime.assignor import Assignment, MemberInfo, decode_assignment, encode_assignment, encode_member
 from semel.runtime.engine import Engine
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
@@ -340,7 +340,7 @@ async def test_a_worker_that_the_group_has_at_an_old_address_is_heard_though_it_
     await world.until(lambda: second.engine.stats["rebalances"] == 3)
     await world.until_running(first, second)
     assert {url for owner, url in first.engine.assignment.owners.values() if owner == "w2"} == {
-        f"http://{second.client}"
+        second.engine.settings.web_url
     }
     world.pay_many(10)
     await world.drained()
@@ -595,3 +595,77 @@ async def test_a_store_that_cannot_be_read_blames_no_event(world: World) -> None
     await world.drained()
     assert left == 0
     world.check()
+
+
+# ---------------------------------------------------------------------- members that are none of ours
+
+
+async def join_with(world: World, broker: MemoryBroker, metadata: bytes, decide: bytes | None = None) -> bool:
+    """Join the group with these bytes; what a leader assigns to everybody is `decide`. True where it led."""
+    member_id = ""
+    await broker.start()
+    while True:
+        try:
+            joined = await broker.join_group(
+                APP, member_id, None, metadata,
+                session_timeout_ms=30_000, rebalance_timeout_ms=60_000, topics=("payments",),
+            )  # fmt: skip
+        except MemberIdRequired as exc:
+            member_id = exc.member_id
+            continue
+        membership = Membership(APP, joined.generation, joined.member_id, None)
+        shares = {} if decide is None else {m.member_id: decide for m in joined.members}
+        await broker.sync_group(membership, shares if joined.is_leader else {})
+        return joined.is_leader
+
+
+@pytest.mark.parametrize("metadata", [
+    b"{not json", b"[1]", b"null", b"\xff", b"[" * 50_000, b'{"topics":null,"instance":null,"url":null,"tasks":null}',
+    b'{"topics":[],"instance":7,"url":"","tasks":["x"],"anew":0}', b'{"url":5}', b"1" * (2 << 20),
+], ids=lambda raw: repr(raw[:20]))  # fmt: skip
+async def test_a_member_that_is_no_worker_gets_no_task_and_the_leader_goes_on(
+    world: World, metadata: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = world.start("w1")
+    await world.until_running(worker)
+    world.pay_many(20)
+    stranger = MemoryBroker(world.cluster, "stranger")
+    assert not await join_with(world, stranger, metadata)
+    await world.until(lambda: worker.engine.stats["rebalances"] == 2)
+    await world.until_running(worker)
+    world.pay_many(20)
+    await world.drained()
+    assert owned(worker) == [0, 1]
+    said = [r.getMessage() for r in caplog.records if "no worker of semel" in r.getMessage()]
+    assert len(said) == 1 and APP in said[0] and len(said[0]) < 600 and "\n" not in said[0]
+    world.check()
+
+
+@pytest.mark.parametrize("decided", [b"{not json", b"[1]", b'{"tasks":[7],"partitions":{"payments":2}}',
+                                     b'{"tasks":["x"]}', b'{"owners":{"0":null}}'], ids=repr)  # fmt: skip
+async def test_a_leader_that_is_no_worker_is_waited_out(
+    world: World, decided: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = MemoryBroker(world.cluster, "stranger")
+    assert await join_with(world, stranger, b"{}", decided)
+    worker = world.start("w1")
+    rejoined = asyncio.create_task(join_with(world, stranger, b"{}", decided))
+    assert await rejoined
+    await asyncio.sleep(20)
+    assert not worker.over and not owned(worker)
+    said = [r for r in caplog.records if "is not semel's" in r.getMessage()]
+    assert 1 <= len(said) <= 6
+    # The stranger's session ends.
+    await world.until(lambda: owned(worker) == [0, 1], within_s=120)
+    world.pay_many(20)
+    await world.drained()
+    world.check()
+
+
+async def test_a_member_that_takes_a_worker_s_name_does_not_keep_it_from_its_work(world: World) -> None:
+    worker = world.start("w1")
+    await world.until_running(worker)
+    liar = encode_member(MemberInfo("", ("payments",), "w1", "http://elsewhere", (), 0))
+    assert not await join_with(world, MemoryBroker(world.cluster, "liar"), liar)
+    await world.until(lambda: len(owned(worker)) == 1, within_s=20)
+    await world.until_running(worker)
