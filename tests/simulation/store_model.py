@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from struct import Struct
 from typing import Any
 
@@ -27,12 +28,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.families: tuple[dict[bytes, bytes], dict[bytes, bytes], dict[bytes, bytes]] = ({}, {}, {})
+        # (family, key) of what cannot be read any more; whoever writes it again lays the new value over the damage.
+        self.rotten: set[tuple[int, bytes]] = set()
         self._undo: list[list[Change]] = []
 
     def apply(self, changes: Iterable[Change]) -> None:
         undo: list[Change] = []
         for family, key, value in changes:
             rows = self.families[family]
+            self.rotten.discard((family, key))
             undo.append((family, key, rows.get(key)))
             if value is None:
                 rows.pop(key, None)
@@ -52,6 +56,20 @@ class Disk:
                     self.families[family][key] = value
             lost += 1
         return lost
+
+    def rot(self, rng: Random, keys: int) -> int:
+        """Some blocks change while nobody looks: what they hold can be neither read nor passed over. How many keys."""
+        there = sorted((family, key) for family, rows in enumerate(self.families) for key in rows)
+        damaged = rng.sample(there, min(keys, len(there)))
+        self.rotten.update(damaged)
+        return len(damaged)
+
+    def clear(self) -> None:
+        """All of it is thrown away."""
+        for rows in self.families:
+            rows.clear()
+        self.rotten.clear()
+        self._undo.clear()
 
 
 def meta_key(partition: int) -> bytes:
@@ -111,9 +129,19 @@ class ModelStore:
         self.get_row: Callable[[bytes], bytes | None] = _closed
         self._open = False
 
-    def reopen(self) -> None:
-        self.get_row = self._disk.families[ROWS].get
+    def reopen(self, *, empty: bool = False) -> None:
+        if empty:
+            self._disk.clear()
+        self.get_row = self._get_row
         self._open = True
+
+    def _get_row(self, key: bytes) -> bytes | None:
+        return self._read(ROWS, key)
+
+    def _read(self, family: int, key: bytes) -> bytes | None:
+        if (family, key) in self._disk.rotten:
+            raise StoreError("Corruption: block checksum mismatch", damaged=True)
+        return self._family(family).get(key)
 
     def _family(self, number: int) -> dict[bytes, bytes]:
         if not self._open:
@@ -123,15 +151,15 @@ class ModelStore:
     # -- reading
 
     def get_marks(self, prefix: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
-        marks = self._family(MARKS)
-        return [marks.get(prefix + i) for i in ids]
+        self._family(MARKS)
+        return [self._read(MARKS, prefix + i) for i in ids]
 
     def meta(self, partition: int) -> dict[str, Any] | None:
-        found = self._family(META).get(_PARTITION.pack(partition))
+        found = self._read(META, _PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
 
     def table_numbers(self, names: Iterable[str]) -> dict[str, int]:
-        self._family(META)
+        self._read(META, _NUMBERS)
         numbers = table_numbers(self._disk)
         fresh = sorted(set(names) - set(numbers))
         for name in fresh:
@@ -154,6 +182,7 @@ class ModelStore:
         lower, cut = prefix + start, len(prefix)
         found = sorted((k, v) for k, v in self._family(family).items() if k >= lower and (upper is None or k < upper))
         for key, value in found:
+            self._read(family, key)
             yield key[cut:], value
 
     def rows_estimate(self, prefix: bytes, limit: int = 10_000) -> int:

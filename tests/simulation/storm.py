@@ -207,6 +207,7 @@ class Storm:
     def bury(self, worker: Worker) -> None:
         """It has ended: what becomes of its disk, and when it comes back."""
         world, machine = self.world, self.world.machines[worker.client]
+        self.figures["stores made anew"] += int(worker.engine.stats["rebuilds"])
         rng = seeded(self.seed, "death", worker.client)
         draw, pause = rng.random(), rng.choice([0.0, 0.0, 0.01, 0.1, 1.0, 11.0])
         if not self.quiet:
@@ -361,7 +362,13 @@ class Storm:
             world.cluster.compact(TP(topic, partition))
 
     def _fail_disk(self, name: str, worker: Worker, rng: random.Random) -> None:
-        times, reads = rng.randrange(1, 4), rng.random() < 0.4
+        times, reads, damaged = rng.randrange(1, 4), rng.random() < 0.4, rng.random() < 0.3
+        disk = self.world.disks.get(self.world.machines[worker.client])
+        if damaged and disk is not None:
+            # Found by whatever reads it first: a handler, a restore, the next process.
+            if self.may(name, f"disk damaged: of {worker.client}"):
+                self.figures["damaged keys"] += disk.rot(rng, rng.choice([1, 5, 50]))
+            return
         if worker.client in self._full:
             return
         if reads and self.may(name, f"disk unreadable: of {worker.client}, {times} times"):
@@ -429,6 +436,7 @@ class Storm:
         n["redeliveries"] = world.recorder.counted("duplicates", "conflicts")
         n["handled again"] = sum(times - 1 for times in Counter(world.work.handled).values())
         n["records in"] = sum(world.recorder.source_ends.values())
+        n["stores made anew"] += sum(int(w.engine.stats["rebuilds"]) for w in world.workers.values())
         n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
                        world.loop.time())  # fmt: skip

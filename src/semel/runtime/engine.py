@@ -97,7 +97,7 @@ class Engine:
         # -- what others look at
         self.waiting_for = "starting"
         self.stats: dict[str, float] = dict.fromkeys(
-            ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims"), 0
+            ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
         )
         self._rate = Rate(clock)
         self._epochs = Epochs(

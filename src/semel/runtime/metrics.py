@@ -36,6 +36,7 @@ _ENGINE = {
     "recoveries": ("semel_commit_recoveries", "Times the engine started over after a failed commit"),
     "left_out": ("semel_agent_left_out", "Events left out of an epoch because their handler took too long"),
     "trims": ("semel_dedup_trims", "Times expired marks were deleted from the marks changelog"),
+    "rebuilds": ("semel_store_rebuilds", "Times the local copy of the state was damaged and made anew"),
 }
 
 

@@ -63,6 +63,8 @@ class Recovery:
         self._fenced_at: list[float] = []
         self.paused_by = ""
         self.mending = False
+        # What the store holds is to be thrown away.
+        self._damaged = False
 
     # -- a commit
 
@@ -116,14 +118,23 @@ class Recovery:
     def store_failed(self, exc: StoreError) -> None:
         """The disk refuses what Kafka has: nothing is lost, but nothing can go on until the store can be used again."""
         self._worker.drop_everything()
+        self._note_damage(exc)
         if self.mending:
             return
         self.mending = True
         self.paused_by = str(exc)
         # As text: whoever keeps the error keeps its frames, and with them handles that RocksDB must be rid of.
-        log.error("%s; free some space or mend the disk. Until the store can be written work stands still, nothing is lost",
-                  self.paused_by)  # fmt: skip
+        if not exc.damaged:
+            log.error("%s; free some space or mend the disk. Until the store can be written work stands still, nothing is "
+                      "lost", self.paused_by)  # fmt: skip
         self._background.spawn(self._mend_store(), "mend the store")
+
+    def _note_damage(self, exc: Exception) -> None:
+        if isinstance(exc, StoreError) and exc.damaged and not self._damaged:
+            self._damaged = True
+            self._worker.stats["rebuilds"] += 1
+            log.error("%s; this copy is damaged: it is thrown away and made anew from the changelogs, nothing is lost. Where "
+                      "that happens again, replace the disk", str(exc))  # fmt: skip
 
     async def _mend_store(self) -> None:
         while True:
@@ -131,13 +142,14 @@ class Recovery:
             # Nothing may be reading or writing it meanwhile.
             await self._worker.stop_taking_over()
             try:
-                self._store.reopen()
+                self._store.reopen(empty=self._damaged)
                 self._store.check_writable()
                 break
             except (StoreError, SemelError) as exc:
+                self._note_damage(exc)
                 self.paused_by = str(exc)
                 log.warning("the store cannot be written yet: %s", self.paused_by)
-        self.mending = False
+        self.mending = self._damaged = False
         self.paused_by = ""
         log.info("the store takes writes again")
         self._worker.start_over()

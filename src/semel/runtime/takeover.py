@@ -53,7 +53,6 @@ class TakeOver:
         self._restorer = restorer
         self._pass = failpoints
         self._transactional_id = transactional_id
-        self._table_numbers: dict[str, int] = {}
 
     async def writer(self) -> Writer:
         """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
@@ -107,13 +106,13 @@ class TakeOver:
         """A task of `tasks`, not restored yet. StoreError."""
         task = Task(partition)
         plan, known = self._plan, self._topics.known
-        if not self._table_numbers:
-            self._table_numbers = self._store.table_numbers(t.name for t in plan.tables)
+        # Asked each time: a store that was made anew since may number them otherwise.
+        numbers = self._store.table_numbers(t.name for t in plan.tables)
         for table in plan.tables:
             task.tables[table.name] = Rows(
                 table.name,
                 partition,
-                self._table_numbers[table.name],
+                numbers[table.name],
                 self._store,
                 table.key,
                 table.value,

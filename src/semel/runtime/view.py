@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +16,7 @@ from semel.plan import TablePlan
 from semel.runtime.metrics import exposition
 from semel.runtime.task import Task, TaskState
 from semel.state.marks import OUTCOMES, unpack
-from semel.state.store import after_prefix
+from semel.state.store import StoreError, after_prefix
 from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ class EngineView:
     # -- tables
 
     def tables(self) -> Sequence[TableInfo]:
-        tasks = self._engine.tasks.values()
+        tasks = list(self._engine.tasks.values())
         found: list[TableInfo] = []
         for plan in self._engine.plan.tables:
-            estimates = [t.tables[plan.name].estimate() for t in tasks if t.state is TaskState.RUNNING]
+            estimates: list[int] = []
+            for task in tasks:
+                if task.state is TaskState.RUNNING:
+                    with self._reading(task.partition):
+                        estimates.append(task.tables[plan.name].estimate())
             rows = -1 if any(e < 0 for e in estimates) else sum(estimates)
             found.append(
                 TableInfo(plan.name, self.app_id, plan.keyed, plan.merge is not None, len(self._engine.tasks), rows)
@@ -63,7 +68,8 @@ class EngineView:
     def get(self, table: str, key: Any, partition: int) -> TableRow | None:
         plan, task = self._plan(table), self._task(partition)
         raw = plan.key.encode(key)
-        found = task.tables[table].committed(raw)
+        with self._reading(partition):
+            found = task.tables[table].committed(raw)
         return None if found is None else TableRow(key, _plain(plan, found), partition, raw)
 
     def merge(self, table: str, values: Sequence[Any]) -> Any:
@@ -99,10 +105,11 @@ class EngineView:
         if after is not None:
             begin = max(begin, after + b"\x00")
         found: list[TableRow] = []
-        for raw, value in rows.scan(begin, stop):
-            if len(found) == limit:
-                return Page(tuple(found), found[-1].raw)
-            found.append(TableRow(plan.key.decode(raw), _plain(plan, value), partition, raw))
+        with self._reading(partition):
+            for raw, value in rows.scan(begin, stop):
+                if len(found) == limit:
+                    return Page(tuple(found), found[-1].raw)
+                found.append(TableRow(plan.key.decode(raw), _plain(plan, value), partition, raw))
         return Page(tuple(found), None)
 
     # -- what runs
@@ -168,7 +175,8 @@ class EngineView:
                 continue
             if task.marks is None:
                 continue
-            raw = task.marks.find_committed(key)
+            with self._reading(partition):
+                raw = task.marks.find_committed(key)
             if raw is None:
                 continue
             mark = unpack(raw)
@@ -204,6 +212,15 @@ class EngineView:
         if restoring:
             said["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not said, said or {"tasks": sorted(engine.tasks)}
+
+    @contextmanager
+    def _reading(self, partition: int) -> Generator[None]:
+        """A read of the store that a view asks for. Restoring where it cannot be read: the engine mends it."""
+        try:
+            yield
+        except StoreError as exc:
+            self._engine.store_failed(exc)
+            raise self._restoring(partition) from None
 
     def _runs(self, partition: int) -> bool:
         # What was assigned is no task yet while the writer is made.

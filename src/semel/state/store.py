@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from rocksdict import (
 
 from semel.errors import StateDirectoryError
 
+log = logging.getLogger("semel.store")
+
 _ROW = Struct(">IH")
 _BUCKET = Struct(">Iq")
 _PARTITION = Struct(">I")
@@ -39,10 +42,19 @@ _PARTITION = Struct(">I")
 _NUMBERS, _CHECK = b"tables", b"writable"
 _FAMILIES = ("rows", "marks", "meta")
 _MIB = 1 << 20
+# How RocksDB and the system say that what stands on the disk is not what was written, or cannot be read at all.
+_DAMAGE = ("Corruption", "Input/output error")
 
 
 class StoreError(Exception):
-    """RocksDB refused: a full or broken disk, mostly. The store must be opened again."""
+    """RocksDB refused: a full or broken disk, mostly. The store must be opened again.
+
+    `damaged`: what it holds cannot be relied on any more; opening it again is no help, it must be made anew.
+    """
+
+    def __init__(self, said: str, *, damaged: bool = False) -> None:
+        super().__init__(said)
+        self.damaged = damaged
 
 
 class StoreBatch:
@@ -104,18 +116,33 @@ class Store:
             self._db = self._connect()
         except Exception as exc:
             if "Corruption" not in str(exc):
-                raise StateDirectoryError(
-                    f"the state in {self.path} cannot be opened ({exc}); free some space or make it writable, "
-                    "or remove it: it is rebuilt from the changelogs"
-                ) from exc
+                raise self._not_opened(exc) from exc
             # Committed state lives in the changelogs; a broken local copy is only a copy.
-            shutil.rmtree(self.path)
-            self._db = self._connect()
+            log.warning("the state in %s is damaged (%s): it is rebuilt from the changelogs", self.path, exc)
+            self._remove()
+            try:
+                self._db = self._connect()
+            except Exception as again:
+                raise self._not_opened(again) from again
         db = self._db
         self._families = {name: db.get_column_family(name) for name in _FAMILIES}
         self._handles = {name: db.get_column_family_handle(name) for name in _FAMILIES}
         self.get_row = self._families["rows"].get
         self._get_mark: Any = self._families["marks"].get
+
+    def _remove(self) -> None:
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            raise self._not_opened(exc) from exc
+
+    def _not_opened(self, exc: Exception) -> StateDirectoryError:
+        return StateDirectoryError(
+            f"the state in {self.path} cannot be opened ({exc}); free some space or make it writable, "
+            "or remove it: it is rebuilt from the changelogs"
+        )
 
     def _connect(self) -> Rdict:
         cache = Cache(self._cache_mb * _MIB)
@@ -161,12 +188,14 @@ class Store:
         except Exception as exc:
             raise self.failed("close", exc) from exc
 
-    def reopen(self) -> None:
-        """Close and open again, after a StoreError."""
+    def reopen(self, *, empty: bool = False) -> None:
+        """Close and open again, after a StoreError; `empty`: without anything of what it held, because it is damaged."""
         with contextlib.suppress(StoreError):
             self.close()
         # The error's own frames may still hold handles of the old one, and with them RocksDB's lock.
         gc.collect()
+        if empty:
+            self._remove()
         self._open()
 
     # -- reading
@@ -178,13 +207,18 @@ class Store:
             raise self.failed("read from", exc) from exc
 
     def meta(self, partition: int) -> dict[str, Any] | None:
-        found = self._family("meta").get(_PARTITION.pack(partition))
+        found = self._get_meta(_PARTITION.pack(partition))
         return None if found is None else orjson.loads(found)
+
+    def _get_meta(self, key: bytes) -> Any:
+        try:
+            return self._family("meta").get(key)
+        except Exception as exc:
+            raise self.failed("read from", exc) from exc
 
     def table_numbers(self, names: Iterable[str]) -> dict[str, int]:
         """The numbers that rows of these tables are kept under. A table keeps its number for good; StoreError."""
-        family = self._families["meta"]
-        found = family.get(_NUMBERS)
+        found = self._get_meta(_NUMBERS)
         numbers: dict[str, int] = {} if found is None else orjson.loads(found)
         fresh = sorted(set(names) - set(numbers))
         for name in fresh:
@@ -198,7 +232,7 @@ class Store:
     def scan_rows(self, prefix: bytes, start: bytes = b"", end: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows of one table and partition in key order: `start` inclusive, `end` exclusive.
 
-        All of one moment, that of the first step.
+        All of one moment, that of the first step. StoreError where not all of them can be read.
         """
         return self._scan("rows", prefix, start, end)
 
@@ -212,8 +246,16 @@ class Store:
         if upper is not None:
             options.set_iterate_upper_bound(upper)
         cut = len(prefix)
-        for key, value in self._family(family).items(from_key=prefix + start, read_opt=options):
-            yield key[cut:], value  # pyright: ignore[reportIndexIssue,reportReturnType]
+        rows: Any = self._family(family).iter(options)
+        try:
+            rows.seek(prefix + start)
+            while rows.valid():
+                yield rows.key()[cut:], rows.value()
+                rows.next()
+            # An iterator that meets a damaged block ends, as one that is at the end does.
+            rows.status()
+        except Exception as exc:
+            raise self.failed("read from", exc) from exc
 
     def _family(self, name: str) -> Rdict:
         return self._families.get(name) or _closed()
@@ -248,7 +290,12 @@ class Store:
             batch.release()
 
     def failed(self, what: str, exc: Exception) -> StoreError:
-        return exc if isinstance(exc, StoreError) else StoreError(f"RocksDB could not {what} {self.path}: {exc}")
+        if isinstance(exc, StoreError):
+            return exc
+        said = str(exc)
+        return StoreError(
+            f"RocksDB could not {what} {self.path}: {said}", damaged=any(word in said for word in _DAMAGE)
+        )
 
 
 def row_prefix(partition: int, table_number: int) -> bytes:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from semel.errors import StateDirectoryError
 from semel.state.store import Store, StoreError, after_prefix, bucket_prefix, row_prefix
+from tests.unit.rot import damage
 
 MARK = bytes(33)
 
@@ -211,3 +215,77 @@ def test_a_disk_that_takes_no_writes_raises_a_store_error_until_it_is_mended(tmp
 )
 def test_after_prefix_is_the_first_key_beyond_it(prefix: bytes, after: bytes | None) -> None:
     assert after_prefix(prefix) == after
+
+
+@pytest.fixture
+def rotten(tmp_path: Path) -> Iterator[Store]:
+    """What it holds was damaged while it was closed."""
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    batch = store.batch()
+    batch.rows(row_prefix(0, 1), {b"%05d" % n: bytes(100) for n in range(2_000)})
+    batch.marks(bucket_prefix(0, 1), {b"%05d" % n: MARK for n in range(2_000)})
+    batch.meta(0, {"next": 5})
+    store.write(batch)
+    store.table_numbers(["t"])
+    store.close()
+    for family in ("rows", "marks", "meta"):
+        assert damage(tmp_path / "db", family)
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    yield store
+    with contextlib.suppress(StoreError):
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda s: s.get_marks(bucket_prefix(0, 1), [b"00001", b"00002"]), id="marks"),
+        pytest.param(lambda s: list(s.scan_rows(row_prefix(0, 1))), id="a scan of rows"),
+        pytest.param(lambda s: list(s.scan_marks(0)), id="a scan of marks"),
+        pytest.param(lambda s: s.rows_estimate(row_prefix(0, 1)), id="a count of rows"),
+        pytest.param(lambda s: s.meta(0), id="what a task stands at"),
+        pytest.param(lambda s: s.table_numbers(["t"]), id="the numbers of tables"),
+    ],
+)
+def test_whatever_reads_a_damaged_block_says_that_the_store_is_damaged(
+    rotten: Store, read: Callable[[Store], object]
+) -> None:
+    with pytest.raises(StoreError, match="Corruption") as said:
+        read(rotten)
+    assert said.value.damaged
+
+
+def test_a_scan_gives_the_rows_before_the_damage_and_never_ends_as_if_there_were_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    rng = random.Random(0)
+    put(store, 0, 1, {b"%05d" % n: rng.randbytes(100) for n in range(2_000)})
+    store.close()
+    assert damage(tmp_path / "db", "rows", at=100_000) == 1
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    found: list[bytes] = []
+    with pytest.raises(StoreError, match="Corruption"):
+        for key, _ in store.scan_rows(row_prefix(0, 1)):
+            found.append(key)
+    assert 0 < len(found) < 1_500
+    assert found == [b"%05d" % n for n in range(len(found))]
+    store.close()
+
+
+def test_a_damaged_store_is_made_anew_empty_and_takes_what_it_is_given(rotten: Store) -> None:
+    rotten.reopen()
+    with pytest.raises(StoreError):
+        rows_in(rotten, 0, 1)
+    rotten.reopen(empty=True)
+    rotten.check_writable()
+    assert rows_in(rotten, 0, 1) == {}
+    assert rotten.meta(0) is None
+    assert rotten.table_numbers(["other"]) == {"other": 1}
+    put(rotten, 0, 1, {b"a": b"1"})
+    assert rows_in(rotten, 0, 1) == {b"a": b"1"}
+
+
+def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db", cache_mb=4, buffer_mb=4)
+    assert not store.failed("write to", Exception("IO error: No space left on device: While appending")).damaged
+    assert store.failed("read from", Exception("IO error: Input/output error: While pread")).damaged
+    store.close()
