@@ -165,6 +165,10 @@ class OpenTransaction(NamedTuple):
     start_offset: int
 
 
+# What a record says that names no time. Brokers never refuse it; where a topic has LogAppendTime they put their own.
+NO_TIMESTAMP = -1
+
+
 class BatchBuilder(Protocol):
     """Records on their way into one batch of one partition (magic 2)."""
 

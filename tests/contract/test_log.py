@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from semel.port import EARLIEST, LATEST, TP, Broker, TopicSpec
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, TopicSpec
 from tests.contract.rig import Rig, code_of
 
 
@@ -309,6 +309,29 @@ async def test_a_timestamp_beyond_the_topics_limit_is_refused(rig: Rig, broker: 
         batch = writer.batch(b"v", timestamp=wrong, base=0)
         assert await code_of(broker.produce(writer.producer, {tp: batch})) == 32
     assert await writer.send(tp, b"v", timestamp=now) == 0
+
+
+@pytest.mark.parametrize("compacted", [True, False], ids=["compacted", "deleted"])
+@pytest.mark.parametrize("kind", ["CreateTime", "LogAppendTime"])
+async def test_a_record_that_says_no_time_is_never_refused_for_it(
+    rig: Rig, broker: Broker, kind: str, compacted: bool
+) -> None:
+    """Whatever the topic's limits; with LogAppendTime the broker's time is the record's, whatever it says."""
+    tp = await rig.partition(
+        broker, message_timestamp_after_max_ms="1", message_timestamp_before_max_ms="1", message_timestamp_type=kind,
+        cleanup_policy="compact" if compacted else "delete",
+    )  # fmt: skip
+    writer = await rig.writer(broker)
+    before = int(rig.clock.time() * 1000)
+    await writer.begin([tp])
+    await writer.send(tp, b"v", b"w", timestamp=NO_TIMESTAMP)
+    await writer.end(commit=True)
+    await rig.until(lambda: _readable(rig, broker, tp))
+    stamps = {r.timestamp for r in (await rig.fetch(broker, tp, 0)).records}
+    if kind == "CreateTime":
+        assert stamps == {NO_TIMESTAMP}
+    else:
+        assert all(before - 1 <= stamp <= rig.clock.time() * 1000 + 1 for stamp in stamps)
 
 
 async def test_a_compacted_topic_takes_no_record_without_a_key(rig: Rig, broker: Broker) -> None:

@@ -60,10 +60,10 @@ def letter_to(effect: Effect, history: History, topic: str, partition: int) -> W
 
 
 def letter(record: MemoryRecord) -> Written:
-    """What of a dead letter can be foretold. Its timestamp is the moment that it says it died at."""
+    """What of a dead letter can be foretold. Its timestamp is the moment at which the broker got it."""
     said = dict(record.headers)
     untold = UNTOLD if said.get("semel.reason") == b"refused" else UNTOLD[:2]
-    stamped = str(record.timestamp).encode() == said.get("semel.dead_at") and "semel.error" in said
+    stamped = record.timestamp > 0 and "semel.error" in said and "semel.dead_at" in said
     headers = _told((n, v) for n, v in record.headers if n not in untold)
     return Written(record.key, record.value, headers, None if stamped else record.timestamp)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from semel.plan import Plan
-from semel.port import TP
+from semel.port import NO_TIMESTAMP, TP
 from semel.runtime.task import Task, task_meta
 from semel.stages.commit import Sealed, by_partition
 from semel.stages.sink import Out
@@ -21,6 +21,7 @@ def seal(
 
     `tasks`: those touched; each gets a position record and the fence of its offsets, moved or not (rule 9). An app without
     source topics leaves a position record without positions: the epoch's name, so that it can be found again.
+    Records of the state carry no time of ours: a broker would refuse them where our clock is ahead of its own.
     """
     records = by_partition(outs)
     offsets: dict[TP, int] = {}
@@ -30,21 +31,21 @@ def seal(
         p = task.partition
         for rows in task.touched_rows:
             tp = TP(plan.changelog(rows.name), p)
-            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in rows.seal().items()]
+            records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in rows.seal().items()]
         if task.marks is not None and task.marks.open:
             tp = TP(plan.marks_topic, p)
-            records[tp] = [Out(tp, now_ms, key, value, ()) for key, value in task.marks.seal()]
+            records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in task.marks.seal()]
         logs = {name: task.logs[name]["id"] for name in state_logs}
         position = task.position(generation, writer, number, now_ms, plan.shape(), logs)
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
-        records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
+        records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]
         for topic, at in position.topics.items():
             offsets[TP(topic, p)] = at.next
     if not plan.sources:
         tp = TP(plan.positions_topic, 0)
         position = Position({}, generation=generation, writer=writer, epoch=number, at_ms=now_ms)
-        records[tp] = [Out(tp, now_ms, positions.KEY, position.encode(), ())]
+        records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]
     return Sealed(number, records, offsets, now_ms)
 
 

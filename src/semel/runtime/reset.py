@@ -14,7 +14,7 @@ import orjson
 
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, TopicInfo
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, TopicInfo
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
@@ -85,7 +85,7 @@ async def reset(
         await _write(
             writer,
             1,
-            [Out(TP(known.name, p), now_ms, positions.RESETTING_KEY, told, ()) for p in range(known.partitions)],
+            [Out(TP(known.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ()) for p in range(known.partitions)],
         )
     doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
     if known is not None and known.partitions != tasks:
@@ -110,9 +110,9 @@ async def reset(
         }
         position = Position(at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs)
         tp = TP(plan.positions_topic, task)
-        outs.append(Out(tp, now_ms, positions.KEY, position.encode(), ()))
-        outs.append(Out(tp, now_ms, positions.BEGAN_KEY, began, ()))
-        outs.append(Out(tp, now_ms, positions.RESETTING_KEY, None, ()))
+        outs.append(Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
+        outs.append(Out(tp, NO_TIMESTAMP, positions.BEGAN_KEY, began, ()))
+        outs.append(Out(tp, NO_TIMESTAMP, positions.RESETTING_KEY, None, ()))
     await _write(writer, 2, outs)
     return offsets
 

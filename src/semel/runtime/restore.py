@@ -150,7 +150,8 @@ class Restorer:
         starts: Mapping[TP, int],
         ends: Mapping[TP, int],
     ) -> str | None:
-        age_ms = int(self._clock.time() * 1000) - int(meta.get("at", 0))
+        # A time that is still to come was written by a wrong clock: nobody knows how long ago that was.
+        age_ms = abs(int(self._clock.time() * 1000) - int(meta.get("at", 0)))
         for name in self._plan.logs:
             tp = TP(name, task.partition)
             if name not in known:

@@ -18,6 +18,8 @@ log = logging.getLogger("semel.topics")
 # Room for the headers semel appends to a dead letter, and for the key beside a row.
 HEADROOM_BYTES = 65_536
 _KEEP = {"retention.ms": "-1", "retention.bytes": "-1"}
+# What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
+_STAMPED = {"message.timestamp.type": "LogAppendTime"}
 
 
 class Topics:
@@ -82,9 +84,9 @@ class Topics:
                 kept = {"cleanup.policy": "delete", **_KEEP, "segment.bytes": str(16 << 20)}
             else:
                 kept = {"cleanup.policy": "compact"}
-            specs.append(TopicSpec(name, tasks, factor, {**kept, **safe, "max.message.bytes": room}))
+            specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
-            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, {**_KEEP, **safe, "max.message.bytes": room}))
+            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}))
         for name, topic in outputs.items():
             if name not in found:
                 # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be

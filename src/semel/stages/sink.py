@@ -9,7 +9,7 @@ from semel import lineage
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
-from semel.port import TP, Record
+from semel.port import NO_TIMESTAMP, TP, Record
 from semel.topic import Topic
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -181,7 +181,8 @@ def dead_letter(
 ) -> Out:
     """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
 
-    In the dead-letter topic's partition of the same number, stamped now: a bad timestamp may be the very reason. A
+    In the dead-letter topic's partition of the same number, stamped by the broker: a bad timestamp may be the very
+    reason, and our own clock may be the one that is wrong. A
     value that does not fit the topic is left out, and a header says so; it still stands at its source position.
     """
     said = {
@@ -203,4 +204,4 @@ def dead_letter(
         said["semel.left_out"] = f"a value of {len(value)} bytes does not fit the dead-letter topic"
         value = None
     headers = [*record.headers, *((name, text.encode()) for name, text in said.items())]
-    return Out(TP(letters.topic, source.partition % letters.partitions), now_ms, record.key, value, headers)
+    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, record.key, value, headers)

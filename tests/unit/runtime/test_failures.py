@@ -276,6 +276,45 @@ async def test_a_clock_that_is_behind_by_less_than_an_hour_costs_nothing(
     assert not said(caplog, "probably behind")
 
 
+async def test_a_clock_that_is_ahead_by_hours_costs_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind(world, monkeypatch, -7)
+    for n in range(60):
+        world.pay(f"a{n % 8}", 1, fails=-1 if n % 20 == 3 else 0)
+    worker = world.start()
+    await world.drained()
+
+    assert [reason for reason, *_ in dead(world)] == ["failed"] * 3
+    assert worker.engine.stats["recoveries"] == 0
+    now_ms = world.cluster.now_ms()
+    written = [f"{APP}.dlq", f"{APP}-positions", f"{APP}-dedup-changelog", f"{APP}-balances-changelog"]
+    stamps = {r.timestamp for topic in written for log in world.cluster.committed(topic) for r in log}
+    assert stamps and all(now_ms - 3_600_000 < stamp <= now_ms for stamp in stamps), "the time is the broker's"
+    world.check()
+
+
+@pytest.mark.parametrize("old", ["topics of an earlier version", "topics of one's own"])
+async def test_state_topics_that_keep_the_writers_time_take_what_a_clock_that_is_ahead_writes(
+    world: World, old: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = world.start()
+    world.pay("a1", 1)
+    await world.drained()
+    await worker.stop()
+    names = [f"{APP}.dlq", f"{APP}-positions", f"{APP}-dedup-changelog", f"{APP}-balances-changelog"]
+    for name in names if old == "topics of an earlier version" else names[:1]:
+        world.cluster.alter_topic(name, {"message.timestamp.type": "CreateTime"})
+    behind(world, monkeypatch, -7)
+    world.pay("a1", 1, fails=-1)
+    world.pay("a1", 1)
+    world.start()
+    await world.drained()
+
+    assert [reason for reason, *_ in dead(world)] == ["failed"]
+    world.check()
+
+
 @pytest.mark.parametrize("far", ["on one partition", "between events that are in time"])
 async def test_a_producer_whose_clock_is_ahead_does_not_put_ours_in_doubt(
     world: World, far: str, caplog: pytest.LogCaptureFixture

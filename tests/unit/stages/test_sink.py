@@ -11,7 +11,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
-from semel.port import TP
+from semel.port import NO_TIMESTAMP, TP
 from semel.stages.sink import DeadLetters, Destination, Out, TopicLimits, dead_letter, limits_from
 from semel.topic import Topic
 
@@ -167,7 +167,7 @@ def buried(record: Given, *, error: str = "ValueError: no", letters: DeadLetters
 def test_a_dead_letter_has_the_records_bytes_and_says_where_from_and_why() -> None:
     record = Given(value=b"\xff\x00")
     out = buried(record)
-    assert (out.tp, out.timestamp, out.key, out.value) == (TP("p.dlq", 3), NOW, record.key, record.value)
+    assert (out.tp, out.timestamp, out.key, out.value) == (TP("p.dlq", 3), NO_TIMESTAMP, record.key, record.value)
     assert tuple(out.headers[:2]) == tuple(record.headers)
     said = dict(out.headers[2:])
     assert said == {

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 
-from semel.port import TP, Fetched, Record
+from semel.port import NO_TIMESTAMP, TP, Fetched, Record
 from semel.testing.memory.batch import BATCH_OVERHEAD, NO_PRODUCER, Batch, MemoryRecord
 from semel.testing.memory.journal import Journal
 from semel.testing.memory.refused import Refused
@@ -142,6 +142,7 @@ class PartitionLog:
                 return duplicate
         if state is None or state.epoch != batch.epoch:
             state = self._producers[batch.producer_id] = _ProducerState(batch.epoch)
+        self._stamp(batch.records, now_ms)
         entry = self._add(batch.producer_id, OPEN, batch.records, batch.size, now_ms)
         state.recent.append((batch.base_sequence, batch.last_sequence, entry.base_offset))
         self._open.setdefault(batch.producer_id, []).append(entry)
@@ -154,6 +155,7 @@ class PartitionLog:
         """Append records outside any transaction: how a test's input gets in."""
         batch = Batch(NO_PRODUCER, -1, -1, size, records)
         self._check_batch(batch, now_ms)
+        self._stamp(records, now_ms)
         base = self._add(NO_PRODUCER, COMMITTED, records, size, now_ms).base_offset
         if self._journal is not None:
             self._journal.appended(self._tp, NO_PRODUCER, -1, records)
@@ -211,7 +213,7 @@ class PartitionLog:
             entry.records = [
                 r
                 for r in entry.records
-                if kept and last[r.key] == r.offset and (r.value is not None or r.timestamp > old_ms)
+                if kept and last[r.key] == r.offset and (r.value is not None or entry.timestamp > old_ms)
             ]
             if not entry.records:
                 entry.size = BATCH_OVERHEAD
@@ -241,13 +243,20 @@ class PartitionLog:
             yield entries[i]
 
     def _add(self, producer_id: int, outcome: str, records: list[MemoryRecord], size: int, now_ms: int) -> Entry:
-        timestamp = max((record.timestamp for record in records), default=now_ms)
+        timestamp = max((record.timestamp for record in records), default=NO_TIMESTAMP)
+        if timestamp == NO_TIMESTAMP:
+            timestamp = now_ms
         entry = Entry(self.end, producer_id, outcome, records, size=size, timestamp=timestamp)
         for i, record in enumerate(records):
             record.offset = self.end + i
         self._entries.append(entry)
         self.end = entry.last_offset + 1
         return entry
+
+    def _stamp(self, records: list[MemoryRecord], now_ms: int) -> None:
+        if self.configs["message.timestamp.type"] == "LogAppendTime":
+            for record in records:
+                record.timestamp = now_ms
 
     def _check_batch(self, batch: Batch, now_ms: int) -> None:
         if not batch.records:
@@ -257,7 +266,8 @@ class PartitionLog:
         late = now_ms + int(self.configs["message.timestamp.after.max.ms"])
         early = now_ms - int(self.configs["message.timestamp.before.max.ms"])
         for record in batch.records:
-            if not early <= record.timestamp <= late:
+            stamped = record.timestamp != NO_TIMESTAMP and self.configs["message.timestamp.type"] == "CreateTime"
+            if stamped and not early <= record.timestamp <= late:
                 raise Refused(32, f"timestamp {record.timestamp} is out of range, the broker's time is {now_ms}")
             if record.key is None and "compact" in self.configs["cleanup.policy"]:
                 raise Refused(87, "a record without a key in a compacted topic")
