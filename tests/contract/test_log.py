@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, TopicSpec
 from tests.contract.rig import Rig, code_of
 

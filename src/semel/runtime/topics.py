@@ -86,7 +86,8 @@ class Topics:
                 kept = {"cleanup.policy": "compact"}
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
-            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}))
+            kept = {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}
+            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, kept))
         for name, topic in outputs.items():
             if name not in found:
                 # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be
