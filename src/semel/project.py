@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from semel.errors import ConfigError, SemelError
 
 if TYPE_CHECKING:
+    from semel.config import Settings
     from semel.pipeline import Pipeline
 
 FOLDERS = ("pipelines", "agents", "tables", "config")
@@ -53,6 +54,14 @@ def load(target: str, directory: Path | None = None) -> Pipeline | Any:
     if not _runs(value):
         raise ConfigError(f"{module_name}:{name} is {_a(value)}, not a Pipeline or an App of semel{_hint(value)}")
     return value
+
+
+def settings_of(loaded: Any, settings: Settings) -> Settings:
+    """`settings`, and below them what a `semel.App` was declared with: its broker, its credentials, ... ConfigError."""
+    if not _is_app(loaded, "semel"):
+        return settings
+    loaded.use(settings)
+    return loaded.semel_settings
 
 
 def _import(module_name: str, where: Path) -> ModuleType:

@@ -54,8 +54,9 @@ def prove(
         raise ConfigError(
             f"--report {str(report)!r} is a directory; name a file in it, as {str(report / 'proof.html')!r}"
         )
-    settings = Settings.load(config)
-    plan = project.load(pipeline).plan()
+    loaded = project.load(pipeline)
+    settings = project.settings_of(loaded, Settings.load(config))
+    plan = loaded.plan()
 
     async def work() -> Proof:
         broker = kafka_broker(settings, client_id=f"{plan.app}-prove")

@@ -35,8 +35,9 @@ def reset(
     from semel.runtime.reset import target_of
 
     target = target_of(to)
-    settings = Settings.load(config)
-    plan = project.load(pipeline).plan()
+    loaded = project.load(pipeline)
+    settings = project.settings_of(loaded, Settings.load(config))
+    plan = loaded.plan()
 
     async def work() -> dict[str, int]:
         broker = kafka_broker(settings, client_id=f"{plan.app}-reset")

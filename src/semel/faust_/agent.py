@@ -53,16 +53,15 @@ class Agent(faust.Agent):
 
     def bind(self, lane: Lane) -> None:
         self.lane = lane
-        if lane.plan.kind is AgentKind.STREAM:
-            lane.make_stream = self._make_stream
         if self.declared is None:
+            # The agent of a Pipeline gets the engine's own stream, as in PipelineTester.
+            lane.make_stream = self._make_stream
             lane.on_result = self._deliver
 
     def _make_stream(self) -> Any:
         stream: Any = self.stream()
         stream.lane = self.lane
-        if self.declared is None:
-            stream.add_processor(self._maybe_unwrap_reply_request)
+        stream.add_processor(self._maybe_unwrap_reply_request)
         return stream
 
     async def _deliver(self, value: Any) -> None:

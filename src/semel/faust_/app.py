@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from faust.types import TopicT
 from semel.config import Settings
 from semel.errors import DeclarationError, StateDirectoryError
 from semel.faust_.agent import Agent
+from semel.faust_.settings import FORCED, as_semels, check, client_id_of, not_in_memory, pristine, say_moot, start_of
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
@@ -37,7 +39,6 @@ from semel.topic import Topic as SemelTopic
 log = logging.getLogger("semel.app")
 
 _OURS = frozenset(Settings.model_fields) - {"broker", "faust"}
-_IGNORED = ("processing_guarantee", "producer_threaded", "stream_publish_on_commit")
 
 
 class Boot(BootStrategy):
@@ -57,19 +58,21 @@ class App(faust.App):
 
     BootStrategy = Boot
 
-    def __init__(self, id: str, *, settings: Settings | None = None, start: Start = "earliest", **options: Any) -> None:
+    def __init__(
+        self, id: str, *, settings: Settings | None = None, start: Start | None = None, **options: Any
+    ) -> None:
         given = {name: options.pop(name) for name in list(options) if name in _OURS}
         if "datadir" in options:
             given.setdefault("state_dir", options["datadir"])
-        if options.get("broker"):
-            given["broker"] = _bootstrap(options["broker"])
-        if options.get("broker_session_timeout"):
-            given.setdefault("session_timeout_ms", int(float(options["broker_session_timeout"]) * 1000))
-        store = options.pop("store", None)
-        if store is not None and str(store).startswith("memory"):
-            raise DeclarationError(f"store={str(store)!r} would forget everything at a restart; leave it out: RocksDB")
-        self.semel_settings = settings or Settings.load(**given)
-        self._start: Start = start
+        broker = options.pop("broker", None) or options.pop("url", None)
+        if broker:
+            given["broker"] = _bootstrap(broker)
+        not_in_memory("", options.get("store"))
+        self._given = given
+        self._base = settings or Settings.load(**given)
+        self.semel_settings = self._base
+        self._id = id
+        self._start: Start | None = start
         self._pipelines: list[Pipeline] = []
         self.instance: str | None = options.pop("consumer_group_instance_id", None) or None
         self.adopt = False
@@ -78,27 +81,54 @@ class App(faust.App):
         # True where somebody else (`semel worker`) watches `engine_failure` and says what happened.
         self.supervised = False
         self._stopping_engine = False
-        for name in _IGNORED:
-            options.pop(name, None)
-        merged: dict[str, Any] = {
+        self._options = options
+        super().__init__(id, **self._as_fausts(self._base))
+        _ = self.conf  # what is refused is refused where it is declared
+
+    # -- its settings
+
+    def _as_fausts(self, settings: Settings) -> dict[str, Any]:
+        """What Faust's own settings are made of."""
+        # 0 means any free port to semel's own views; Faust, which serves none of them, does not take it.
+        port = settings.web_port or Settings.model_fields["web_port"].default
+        return {
             "Agent": Agent,
             "Stream": Stream,
             "Table": Table,
             "TableManager": TableManager,
             "Topic": Topic,
-            "topic_disable_leader": True,
-            "stream_wait_empty": False,
-            **self.semel_settings.faust,
-            **options,
-            "broker": f"{SCHEME}://{self.semel_settings.bootstrap}",
-            "processing_guarantee": "at_least_once",
-            "store": "rocksdb://",
+            "datadir": str(settings.state_dir / self._id),
+            "web_port": port,
+            **settings.faust,
+            **self._options,
+            "broker": f"{SCHEME}://{settings.bootstrap}",
         }
-        merged.setdefault("datadir", str(self.semel_settings.state_dir / id))
-        # 0 means any free port to semel's own views; Faust, which serves none of them, does not take it.
-        merged.setdefault("web_port", self.semel_settings.web_port or Settings.model_fields["web_port"].default)
-        super().__init__(id, **merged)
-        self._declared_port = int(self.conf.web_port)
+
+    def _load_settings(self, *, silent: bool = False) -> Any:
+        """As Faust does; what semel refuses is refused, and Faust's own data plane stays out, whoever asks for it."""
+        conf: Any = super()._load_settings(silent=silent)
+        not_in_memory("", None if conf.store == pristine().store else conf.store)
+        if any(url.scheme != SCHEME for url in conf.broker):
+            # Faust's variable BROKER_URL, or a configuration module, says where the broker is.
+            if "SEMEL_BROKER" not in os.environ:
+                self._base = self._base.replace(broker=_bootstrap(conf.broker))
+            object.__setattr__(conf, "broker", f"{SCHEME}://{self._base.bootstrap}")
+        check(conf)
+        for name, value in FORCED.items():
+            object.__setattr__(conf, name, value)
+        self._declared_web = (int(conf.web_port), str(conf.web_bind), str(conf.web_host))
+        self.semel_settings = as_semels(conf, self._base)
+        conf._accessed.clear()  # Faust warns whoever sets what was read before, and only semel has
+        return conf
+
+    def use(self, settings: Settings) -> None:
+        """`settings`, as a command loaded them, above what the app was declared with. ConfigError."""
+        declared = self._base
+        kept = {name: getattr(declared, name) for name in declared.model_fields_set - settings.model_fields_set}
+        self._base = settings.replace(**kept) if kept else settings
+        self._default_options = (self._id, self._as_fausts(self._base))
+        self._conf = None
+        _ = self.conf
 
     # -- what runs
 
@@ -117,7 +147,8 @@ class App(faust.App):
     def plan(self) -> Plan:
         """What the engine is to run: every agent on a topic, every table, every topic that may be sent to."""
         agents = [a for a in self.agents.values() if isinstance(a, Agent) and a.on_topic]
-        plan = Plan(self.conf.id, start=self._start)
+        check(self.conf)
+        plan = Plan(self.conf.id, start=self._start or start_of(self.conf) or "earliest")
         plan.agents = [agent.plan() for agent in agents]
         plan.tables = [table.plan() for table in self.tables.values() if isinstance(table, Table)]
         for pipeline in self._pipelines:
@@ -161,14 +192,13 @@ class App(faust.App):
     async def run_engine(self) -> None:
         """Build the engine from what is declared, bind its lanes to the agents, and run it. Raises why it cannot go on."""
         plan = self.plan()
-        settings = self.semel_settings
-        if self.conf.web_port != self._declared_port:
-            # `faust worker --web-port` says so later than the settings.
-            settings = settings.replace(web_port=int(self.conf.web_port))
+        settings = self._settings_at_start()
+        say_moot(self.conf)
         self.host = await open_engine(
             plan,
             settings,
             instance=self.instance,
+            client_id=client_id_of(self.conf),
             adopt=self.adopt,
             pages=own_pages(self) if self._web_wanted else None,
         )
@@ -184,6 +214,21 @@ class App(faust.App):
         finally:
             if not self._stopping_engine and self.engine_failure is None:
                 log.debug("the engine ended")
+
+    def _settings_at_start(self) -> Settings:
+        """What `app.conf` says by now, and `faust worker`, which says so later than everything else."""
+        conf: Any = self.conf
+        settings = as_semels(conf, self._base)
+        port, bind, host = self._declared_web
+        later: dict[str, Any] = {}
+        if int(conf.web_port) != port:
+            later["web_port"] = int(conf.web_port)
+        if str(conf.web_bind) != bind:
+            later["web_bind"] = str(conf.web_bind)
+        if str(conf.web_host) != host:
+            later["web_url"] = f"http://{conf.web_host}:{int(conf.web_port)}"
+        self.semel_settings = settings.replace(**later) if later else settings
+        return self.semel_settings
 
     async def stop_engine(self) -> None:
         """Drain, commit and stop, within drain_timeout_ms."""
@@ -225,7 +270,8 @@ class App(faust.App):
 
 def app_of(pipeline: Pipeline, settings: Settings) -> App:
     """The app that runs one pipeline; its id is the pipeline's name."""
-    app = App(pipeline.name, settings=settings, start=pipeline.start, autodiscover=False)
+    # Faust's variables (BROKER_URL, APP_STORE, ...) are meant for Faust's apps.
+    app = App(pipeline.name, settings=settings, start=pipeline.start, autodiscover=False, env={})
     app.add_pipeline(pipeline)
     return app
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import faust
 import faust.streams
 from faust.events import Event as FaustEvent
+from faust.exceptions import Skip
 from faust.types import TP as FaustTP
 from faust.types import TopicT
 from faust.types.tuples import ConsumerMessage
@@ -72,10 +73,14 @@ class Stream(faust.Stream):
         assert lane is not None
         self._follow(lane)
         async for value in LaneStream(lane):
-            for process in self._processors:
-                value = process(value)
-                if inspect.isawaitable(value):
-                    value = await value
+            try:
+                for process in self._processors:
+                    value = process(value)
+                    if inspect.isawaitable(value):
+                        value = await value
+            except Skip:
+                # `stream.filter()` does not want it: asking for the next one is what ends an event.
+                continue
             self._held = (lane.hand.record, value)
             yield value
 

@@ -15,6 +15,7 @@ from faust.tables.table import Table as FaustTable
 
 from semel.errors import DeclarationError, OutsideEvent
 from semel.faust_.codec import key_codec, value_codec
+from semel.faust_.settings import not_in_memory
 from semel.hand import in_hand
 from semel.plan import TablePlan
 from semel.state.overlay import MISSING
@@ -27,11 +28,7 @@ class Table(FaustTable):
     def __init__(
         self, app: Any, *, name: str | None = None, store: Any = None, window: Any = None, **kwargs: Any
     ) -> None:
-        if store is not None and str(store).startswith("memory"):
-            raise DeclarationError(
-                f"table {name!r}: store={str(store)!r} would forget dedup marks and rows at a restart; leave store= out, "
-                "rows are kept in RocksDB"
-            )
+        not_in_memory(f"table {name!r}: ", store)
         if name in RESERVED:
             raise DeclarationError(f"table name {name!r} is reserved ({', '.join(sorted(RESERVED))}); choose another")
         if window is not None or kwargs.get("is_global"):

@@ -20,7 +20,8 @@ from faust.transport.drivers import TRANSPORTS
 from faust.types import TP
 from mode import Service
 
-SCHEME = "semel"
+from semel.faust_.settings import SCHEME
+
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
 
 

@@ -105,11 +105,18 @@ def kafka_broker(settings: Settings, *, client_id: str) -> Broker:
 
 
 async def open_engine(
-    plan: Plan, settings: Settings, *, instance: str | None, adopt: bool = False, pages: Sequence[Route] | None = ()
+    plan: Plan,
+    settings: Settings,
+    *,
+    instance: str | None,
+    client_id: str | None = None,
+    adopt: bool = False,
+    pages: Sequence[Route] | None = (),
 ) -> EngineHost:
     """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken.
 
-    `pages`: the application's own, beside the web views; None: no web server at all.
+    `client_id`: what brokers know the connections by, else `{app}-{instance}`. `pages`: the application's own, beside the
+    web views; None: no web server at all.
     """
     if settings.standbys:
         log.warning(
@@ -122,7 +129,7 @@ async def open_engine(
     except BaseException:
         directory.release()
         raise
-    broker = kafka_broker(settings, client_id=f"{plan.app}-{name}")
+    broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}")
     engine = Engine(
         plan,
         engine_settings(settings, adopt=adopt),

@@ -9,6 +9,7 @@ import logging
 import signal
 from typing import Any
 
+from semel import project
 from semel.config import Settings
 from semel.errors import SemelError
 from semel.pipeline import Pipeline
@@ -21,9 +22,8 @@ def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: 
     """Run a `Pipeline` or a `semel.App` until it is told to end. Returns what else ended it, said on the log."""
     from semel.faust_.app import app_of
 
+    settings = project.settings_of(target, settings)
     app = app_of(target, settings) if isinstance(target, Pipeline) else target
-    if not isinstance(target, Pipeline):
-        app.semel_settings = settings
     app.instance = instance or app.instance
     app.adopt = adopt
     app.supervised = True

@@ -1,0 +1,50 @@
+"""What an agent's stream gives, and what becomes of each event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import semel
+from semel import Pipeline, Topic
+from semel.faust_.app import app_of
+from tests.unit.faust_.harness import Stage
+
+
+async def test_what_filter_does_not_want_is_done_without_a_result(stage: Stage) -> None:
+    stage.topic("numbers")
+    app = stage.app()
+    out = app.topic("even")
+
+    @app.agent(app.topic("numbers", value_type=int))
+    async def even(stream: Any) -> None:
+        async for number in stream.filter(lambda n: n % 2 == 0):
+            await out.send(value=number)
+
+    stage.send("numbers", *range(6))
+    await stage.start(app)
+    await stage.done(app, 6)
+    assert stage.read("even") == [0, 2, 4]
+    assert stage.counts(app)["filtered"] == 3
+    assert stage.read("shop.dlq") == []
+
+
+async def test_the_agent_of_a_pipeline_gets_semels_own_events(stage: Stage) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    async def look(stream: Any) -> Any:
+        async for event in stream.events():
+            assert isinstance(event, semel.Event)
+            seen.append((event.timestamp, event.topic, event.partition, event.offset, event.key, event.headers))
+            yield event.value
+
+    stage.topic("payments")
+    pipeline = Pipeline("pay", source=Topic("payments"), agent=look, sink=Topic("out"))
+    stage.send("payments", {"n": 1}, key="a")
+    app = app_of(pipeline, stage.settings(web_port=0))
+    app.conf.web_enabled = False
+    await stage.start(app)
+    await stage.done(app, 1)
+    [(timestamp, *where)] = seen
+    assert timestamp > 0
+    assert where == ["payments", 0, 0, "a", {}]
+    assert stage.read("out") == [{"n": 1}]
