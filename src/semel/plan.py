@@ -80,6 +80,14 @@ class Plan:
 
     # -- names on Kafka
 
+    def transactional_id(self, instance: str) -> str:
+        """No two apps share one: what comes after the last dash is the instance, whose own dashes are slashes here."""
+        return f"{self.app}-{instance.replace('-', '/')}"
+
+    def is_writer(self, transactional_id: str) -> bool:
+        """Whether a writer of this app has that id."""
+        return transactional_id.rpartition("-")[0] == self.app
+
     @property
     def positions_topic(self) -> str:
         return f"{self.app}-positions"
@@ -105,6 +113,11 @@ class Plan:
     def logs(self) -> list[str]:
         """The topics that hold state, positions last."""
         return [*self.state_logs, self.positions_topic]
+
+    @property
+    def own_topics(self) -> frozenset[str]:
+        """What the engine writes for itself; nobody else may."""
+        return frozenset((*self.logs, self.marks_topic, self.dead_letter_topic))
 
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""

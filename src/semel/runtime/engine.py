@@ -68,7 +68,7 @@ class Engine:
         self.clock = clock
         self.randomness = randomness
         self.dead_letters = DeadLetters(plan.dead_letter_topic, 1, 1 << 20)
-        self.transactional_id = f"{plan.app}-{instance}"
+        self.transactional_id = plan.transactional_id(instance)
         self._pass = failpoints or Failpoints()
         self.topics = Topics(broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting)
         self.lanes = [Lane(self, agent) for agent in plan.agents]
@@ -86,7 +86,7 @@ class Engine:
         self._turn = asyncio.Lock()
         self.open_for_work = False
         self._restorer = Restorer(
-            broker, clock, randomness, self._pass, store, plan, settings, own_id=self.transactional_id
+            broker, clock, randomness, self._pass, store, plan, settings, self.topics, own_id=self.transactional_id
         )
         self._takeover = TakeOver(
             plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
@@ -137,7 +137,7 @@ class Engine:
             self,
             group=self.app,
             instance=self.instance,
-            instance_id=self.transactional_id,
+            instance_id=f"{self.app}-{self.instance}",
             topics=tuple(self.plan.sources),
             url=s.web_url,
             session_timeout_ms=s.session_timeout_ms,

@@ -115,11 +115,13 @@ class LogReader:
         except (RpcError, RpcLost) as exc:
             log.debug("looking for the holder of %s: %s", tps, exc)
             return
-        living = {m.instance_id for m in group.members if m.instance_id}
+        prefix = f"{self._plan.app}-"
+        instances = [m.instance_id.removeprefix(prefix) for m in group.members if m.instance_id]
+        living = {self._plan.transactional_id(instance) for instance in instances}
         for tp, transactions in found.items():
             for transaction in transactions:
                 name = transaction.transactional_id
-                if name is None or name == self._own_id or not name.startswith(f"{self._plan.app}-") or name in living:
+                if name is None or name == self._own_id or not self._plan.is_writer(name) or name in living:
                     continue
                 log.info("%s[%d] is held by the open transaction of %s, gone from the group: fencing it",
                          tp.topic, tp.partition, name)  # fmt: skip

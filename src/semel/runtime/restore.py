@@ -18,6 +18,7 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
+from semel.runtime.topics import Topics
 from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
@@ -42,9 +43,11 @@ class Restorer:
         store: Store,
         plan: Plan,
         settings: EngineSettings,
+        topics: Topics,
         *,
         own_id: str,
     ) -> None:
+        self._topics = topics
         self._clock = clock
         self._pass = failpoints
         self._store = store
@@ -63,6 +66,7 @@ class Restorer:
         group_offsets = await self._logs.stable_offsets(sources) if sources else {}
         await self._pass("restore.after_offsets")
         logs = [TP(name, task.partition) for name in self._plan.logs]
+        began_ms, began_at = self._now_ms(), self._clock.monotonic()
         ends = await self._logs.ends(logs)
         starts = await self._logs.starts(logs)
         await self._pass("restore.after_ends")
@@ -79,6 +83,8 @@ class Restorer:
                 batch.drop_partition(task.partition)
                 self._store.write(batch)
                 known, position = {}, None
+        # What it holds is of then until all is read: a restore that is broken off leaves no younger a store.
+        task.as_of_ms = int(meta.get("at", 0)) if known else began_ms
         if task.marks is not None:
             task.marks.buckets = {int(b): o for b, o in meta.get("buckets", {}).items()} if known else {}
         at = {tp: max(int(known.get(tp.topic, {"next": 0})["next"]), starts[tp]) for tp in logs}
@@ -91,6 +97,7 @@ class Restorer:
         for tp in logs:
             # Positions come last, so that a store never says it is further than its rows are.
             await self._read(task, tp, at[tp], ends[tp], held)
+        self._warn_of_short_tombstones(task, logs, self._clock.monotonic() - began_at)
         if held.resetting:
             raise RecoveryError(
                 f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
@@ -105,10 +112,26 @@ class Restorer:
         )  # fmt: skip
         task.stamp_offset = held.offset
         batch = self._store.batch()
-        batch.meta(task.partition, task_meta(task, held.position, int(self._clock.time() * 1000)))
+        batch.meta(task.partition, task_meta(task, held.position, began_ms))
         self._store.write(batch)
         await self._pass("restore.end")
         return position
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000)
+
+    def _warn_of_short_tombstones(self, task: Task, logs: list[TP], took_s: float) -> None:
+        for name in (tp.topic for tp in logs if tp.topic not in (self._plan.marks_topic, self._plan.positions_topic)):
+            kept_s = self._topics.tombstones_ms(name) / 1000
+            if took_s > kept_s and task.restored:
+                log.warning(
+                    "task %d: its restore took %.1f s, and %s keeps tombstones for %.1f s only: rows that were deleted may be "
+                    "back. Set delete.retention.ms of the topic to a day",
+                    task.partition,
+                    took_s,
+                    name,
+                    kept_s,
+                )
 
     async def _changes(self, task: Task, group_offsets: Mapping[TP, int]) -> bool:
         """Whether the group's offsets become others within a while."""
@@ -151,7 +174,7 @@ class Restorer:
         ends: Mapping[TP, int],
     ) -> str | None:
         # A time that is still to come was written by a wrong clock: nobody knows how long ago that was.
-        age_ms = abs(int(self._clock.time() * 1000) - int(meta.get("at", 0)))
+        age_ms = abs(self._now_ms() - int(meta.get("at", 0)))
         for name in self._plan.logs:
             tp = TP(name, task.partition)
             if name not in known:
@@ -165,10 +188,10 @@ class Restorer:
                 # Marks are trimmed from the front on purpose: only expired ones are missing (rule 21).
                 if at < starts[tp]:
                     return f"it is at {at} of {name}, below the start {starts[tp]}"
-                if (
-                    at < ends[tp]
-                    and age_ms > self._settings.rebuild_age_ms
-                    and not await self._only_markers(tp, at, ends[tp])
+                # Every commit leaves one offset behind its records, which ends it. More may have been a tombstone,
+                # compacted away since: then nothing is there to be read of it.
+                if ends[tp] - at > 1 and age_ms > min(
+                    self._settings.rebuild_age_ms, self._topics.tombstones_ms(name) // 2
                 ):
                     return f"it is {age_ms // 1000} s old: tombstones of {name} may be gone"
         offset = int(meta.get("stamp", -1))
@@ -180,17 +203,6 @@ class Restorer:
                 if there.stamp != position.stamp:
                     return f"{tp.topic}@{offset} was written by {there.stamp}, not by {position.stamp}"
         return None
-
-    async def _only_markers(self, tp: TP, at: int, end: int) -> bool:
-        """Whether nothing was written since but what ends transactions: every commit leaves one behind its records."""
-        while at < end:
-            fetched = await self._logs.fetch(tp, at)
-            if fetched is None:
-                continue
-            if fetched.error or fetched.records or fetched.next_offset == at:
-                return False
-            at = fetched.next_offset
-        return True
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:
         fetched = await self._logs.read(tp, offset, offset + 1).chunk()
@@ -227,7 +239,7 @@ class Restorer:
             batch.rows(rows.prefix, {r.key: r.value for r in fetched.records if r.key is not None})
         # Until the end the old position stays beside newer rows, and neither is used.
         task.logs[tp.topic]["next"] = fetched.next_offset
-        batch.meta(task.partition, task_meta(task, held.stored, int(self._clock.time() * 1000)))
+        batch.meta(task.partition, task_meta(task, held.stored, task.as_of_ms))
         self._store.write(batch)
 
     async def committed(self, tp: TP, since: int, stamp: tuple[str, int, int]) -> bool:

@@ -24,7 +24,7 @@ class EngineSettings:
     adopt: bool = False
     # Static members come back to their place; leaving would move their tasks at every restart.
     leave_on_stop: bool = False
-    # Half of Kafka's default delete.retention.ms of one day: tombstones are there for that long at least (rule 18).
+    # A store older than this, or than half its changelog's delete.retention.ms, is rebuilt: tombstones may be gone (rule 18).
     rebuild_age_ms: int = 43_200_000
     trim_marks: bool = True
     lineage: bool = True

@@ -107,6 +107,8 @@ class Task:
         self.restored = 0
         self.to_restore = 0
         self.restoring_since = 0.0
+        # While it is restored: the time, by the wall clock, that what its store holds is of.
+        self.as_of_ms = 0
         self.why = ""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from semel.errors import TopicChanged
+from semel.errors import OutputRefused, TopicChanged
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime.decide import source_resized
@@ -83,7 +83,7 @@ class Topics:
             if name == plan.marks_topic:
                 kept = {"cleanup.policy": "delete", **_KEEP, "segment.bytes": str(16 << 20)}
             else:
-                kept = {"cleanup.policy": "compact"}
+                kept = {"cleanup.policy": "compact", "delete.retention.ms": "86400000"}
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
             kept = {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}
@@ -124,6 +124,11 @@ class Topics:
         """A topic first named by an `Output`: created if missing, as a sink is."""
         known = self.destinations.get(topic.name)
         if known is None:
+            if topic.name in self._plan.own_topics:
+                raise OutputRefused(
+                    f"output to {topic.name!r}: {self._plan.app!r} keeps its own state or dead letters there, which a foreign "
+                    "record would damage; choose another topic"
+                )
             self._plan.outputs.append(topic)
             await self._persist(lambda: self._own(tasks))
             known = self.destinations[topic.name]
@@ -150,6 +155,10 @@ class Topics:
     def max_bytes(self, topic: str) -> int:
         """What a record's value may have in this topic."""
         return limits_from(self.configs.get(topic, {})).max_bytes - 1024
+
+    def tombstones_ms(self, topic: str) -> int:
+        """For how long at least the topic's compaction keeps a deletion."""
+        return int(self.configs.get(topic, {}).get("delete.retention.ms", "86400000"))
 
     def max_batch_bytes(self, topic: str) -> int:
         """What a batch of records may have in this topic."""

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from semel.errors import InstanceTaken
+from semel.plan import Plan
 from semel.port import TP, MemberIdRequired, Membership
 from semel.runtime.assignor import Assignment, MemberInfo, decode_assignment, encode_assignment, encode_member
 from semel.runtime.engine import Engine
@@ -520,6 +521,18 @@ async def test_a_worker_that_comes_back_while_a_coordinator_dies_keeps_the_name_
     await world.drained()
     assert not again.over
     world.check()
+
+
+@pytest.mark.parametrize("app", ["pay", "pay-eu", "pay-", "pay-eu-"])
+@pytest.mark.parametrize("instance", ["w1", "eu-w1", "-w1", "eu", "eu--w1"])
+def test_no_two_apps_and_instances_share_a_transactional_id(app: str, instance: str) -> None:
+    own = Plan(app).transactional_id(instance)
+    assert Plan(app).is_writer(own)
+    for other in ("pay", "pay-eu", "pay-", "pay-eu-"):
+        for name in ("w1", "eu-w1", "-w1", "eu", "eu--w1"):
+            if (other, name) != (app, instance):
+                assert Plan(other).transactional_id(name) != own
+        assert Plan(other).is_writer(own) == (other == app)
 
 
 # ---------------------------------------------------------------------- a disk that is full

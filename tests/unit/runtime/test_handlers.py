@@ -343,6 +343,27 @@ async def test_an_event_time_or_payload_that_cannot_be_read_costs_one_event(worl
     assert sorted(reason for _, reason in dead) == ["failed", "missing"]
 
 
+@pytest.mark.parametrize("own", ["positions", "balances-changelog", "dedup-changelog"])
+async def test_an_output_to_a_topic_that_semel_keeps_its_state_in_is_refused(world: World, own: str) -> None:
+    foreign = Topic(f"{APP}-{own}", key=str, value=str)
+
+    def make(tables: Any) -> Any:
+        async def settle(payments: Any) -> Any:
+            async for payment in payments:
+                yield Output(payment.id, topic=foreign)
+
+        return settle
+
+    world.pipeline = payments_pipeline(world.work, make=make)
+    world.pay("a1", 1)
+    world.start()
+    await world.drained()
+    assert [reason for _, reason in all_dead(world)] == ["failed"]
+    [letter] = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+    assert foreign.name in dict(letter.headers)["semel.error"].decode()
+    assert not any(r.key == b"a1" for log in world.cluster.committed(foreign.name) for r in log)
+
+
 async def test_an_output_to_another_topic_is_in_the_same_epoch(world: World) -> None:
     audit = Topic("audit", key=str, value=str, partitions=1)
 

@@ -485,6 +485,52 @@ async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_comp
     assert all(len(at.logs) == 3 for at in world.committed_positions().values())
 
 
+async def test_a_deletion_is_remembered_by_a_store_that_is_older_than_its_changelogs_tombstones(world: World) -> None:
+    """A changelog of somebody else's making, or of a broker whose default is short."""
+    changelog = f"{APP}-balances-changelog"
+    world.cluster.create_topic(
+        changelog, world.partitions, {"cleanup.policy": "compact", "delete.retention.ms": "60000"}
+    )
+    world.pay("a1", 10)
+    world.pay("a2", 20)
+    await (await settled_by(world)).stop()
+    await asyncio.sleep(1)
+    other = world.start("w2")
+    await world.until_running(other, within_s=120)
+    world.pay("a1", -10)
+    await world.drained()
+    for _ in range(3):
+        await asyncio.sleep(61)
+        for p in range(world.partitions):
+            world.cluster.compact(TP(changelog, p))
+    assert not any(r.key == b"a1" for log in world.cluster.committed(changelog) for r in log)
+    await other.stop()
+    worker = world.start("w1")
+    await world.until_running(worker, within_s=120)
+    rows = {k.decode(): int(v) for t in worker.engine.tasks.values() for k, v in t.tables["balances"].scan()}
+    assert rows == {"a2": 20}
+
+
+async def test_a_store_whose_restore_was_broken_off_is_no_younger_for_it(world: World) -> None:
+    await settled(world, 200)
+    store = world.open_store("w1")
+    at = {p: (store.meta(p) or {})["at"] for p in range(world.partitions)}
+    store.close()
+    other = world.start("w2")
+    world.pay_many(100)
+    await world.drained()
+    await other.stop()
+    await asyncio.sleep(3600)
+    worker = world.start("w1")
+    reached = worker.kill_at("restore.chunk", nth=3)
+    await world.until(reached.is_set)
+    # A store whose owner is killed writes no more; what it had written says of when its rows are.
+    await worker.gone()
+    store = world.open_store("w1")
+    assert {p: (store.meta(p) or {})["at"] for p in range(world.partitions)} == at
+    store.close()
+
+
 # ---------------------------------------------------------------------- declarations that change (rule 24)
 
 
@@ -538,6 +584,42 @@ async def test_a_table_that_is_new_starts_empty_beside_rows_that_stay_what_they_
     world.pay("a1", 5)
     await world.drained()
     assert {k.decode(): int(v) for t in tasks for k, v in t.tables["accounts"].scan()} == {"a1": 1}
+
+
+async def test_tables_keep_their_rows_where_a_store_is_opened_again_and_is_empty(world: World) -> None:
+    world.pipeline = declared()
+    for n in range(8):
+        world.pay(f"a{n}", 10 + n)
+    await (await settled_by(world)).stop()
+    # By name it comes before the other, by its number behind it.
+    world.pipeline = declared(extra="accounts")
+    worker = await settled_by(world)
+    worker.fail_writes(1)
+    world.pay("a0", 1)
+    await world.until(lambda: "no space" in worker.engine.paused_by)
+    worker.store.close()
+    shutil.rmtree(worker.store.path)
+    await world.until(lambda: not worker.engine.paused_by)
+    world.pay("a1", 1)
+    await world.drained()
+    for n in range(2):
+        tasks = worker.engine.tasks.values()
+        rows = {
+            name: {k.decode(): int(v) for t in tasks for k, v in t.tables[name].scan()}
+            for name in ("balances", "accounts")
+        }
+        assert rows["balances"] == {f"a{n}": 10 + n + (n < 2) for n in range(8)}, n
+        assert rows["accounts"] == {"a0": 1, "a1": 1}, n
+        await worker.stop()
+        worker = await settled_by(world)
+
+
+async def settled_by(world: World) -> Worker:
+    """A new worker that has done everything."""
+    worker = world.start()
+    await world.until_running(worker)
+    await world.drained()
+    return worker
 
 
 async def test_a_reset_that_was_broken_off_keeps_workers_from_starting(world: World) -> None:
