@@ -358,6 +358,7 @@ _SERVICE_VARIABLE = re.compile(
 )
 # Read by others than the settings: failpoints, the local Kafka's cache, the tests.
 _ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
+_SECURITY = f"{PREFIX}BROKER_SECURITY"
 _warned: set[str] = set()
 
 
@@ -387,9 +388,19 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _of_security(name: str) -> bool:
+    """Whether an unknown variable was probably meant for `[broker_security]`: it must not end in plaintext."""
+    table, _, inner = name.partition("__")
+    alone = name.removeprefix(PREFIX).lower() in BrokerSecurity.model_fields
+    words = set(name.split("_"))
+    alike = difflib.SequenceMatcher(None, table, _SECURITY).ratio() >= 0.8 if inner else name.startswith(_SECURITY)
+    return alone or alike or bool(words & {"SECURITY", "SASL", "SSL", "TLS"})
+
+
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    """A warning for each variable that is no setting. ConfigError for one that was to secure the connection."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    inside = {f"{PREFIX}BROKER_SECURITY__{name.upper()}" for name in BrokerSecurity.model_fields}
+    inside = {f"{_SECURITY}__{name.upper()}" for name in BrokerSecurity.model_fields}
     of_services: dict[str, list[str]] = {}
     for variable in sorted(environ):
         name = variable.upper()
@@ -401,6 +412,11 @@ def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
         else:
             near = difflib.get_close_matches(name, known | inside, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else "the settings are listed in the reference"
+            if _of_security(name) or (near and near[0] in {_SECURITY, *inside}):
+                raise ConfigError(
+                    f"{variable} is not a setting of semel, and looks like one of [broker_security], without which the "
+                    f"connection may be less secure than you mean: {hint}; correct or remove it"
+                )
             _warn_once(name, f"{variable} is not a setting of semel and is ignored; {hint}")
     for service, variables in of_services.items():
         more = f" and {len(variables) - 1} more like it" if len(variables) > 1 else ""

@@ -180,17 +180,64 @@ def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_warning_each(mon
     assert "enableServiceLinks: false" in kafka
 
 
-def test_a_mistyped_variable_of_a_table_is_a_warning_as_any_other(monkeypatch, caplog):
-    monkeypatch.setenv("SEMEL_BROKER_SECURITY__PROTOCOL", "SSL")
-    monkeypatch.setenv("SEMEL_BROKER_SECURITY__USERNAM", "u")
+@pytest.mark.parametrize("build", [Settings, Settings.load])
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SEMEL_BROKER_SECURITY__PROTOCL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_BROKER_SECURITY__USERNAM", "SEMEL_BROKER_SECURITY__USERNAME"),
+        ("semel_broker_security__protcol", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_BROKER_SECURITY_PROTOCOL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_BROKER_SECURTY__PROTOCOL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_BROKERSECURITY__PROTOCOL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_SECURITY__PROTOCOL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
+        ("SEMEL_BROKER_SECURITY__X", "SEMEL_BROKER_SECURITY"),
+        ("SEMEL_BROKER_SECURTY", "SEMEL_BROKER_SECURITY"),
+        ("SEMEL_SASL_MECHANISM", ""),
+        ("SEMEL_PASSWORD", ""),
+        ("SEMEL_SSL_CA", ""),
+    ],
+)
+def test_a_mistyped_variable_that_was_to_secure_the_connection_is_refused(build, variable, meant, monkeypatch):
+    monkeypatch.setenv(variable, "SASL_SSL")
+
+    with pytest.raises(ConfigError, match=f"{variable} is not a setting of semel, and looks like one of") as refused:
+        build()
+
+    assert (f"did you mean {meant}?" if meant else "listed in the reference; correct or remove it") in str(
+        refused.value
+    )
+    assert "SASL_SSL" not in str(refused.value)
+
+
+def test_a_table_that_was_to_secure_the_connection_is_refused_under_another_name(tmp_path):
+    for text in (
+        "[broker_securty]",
+        "[security]",
+        "[Broker_Security]",
+        "[broker_security]\nprotcol='SSL'",
+        "[broker.security]",
+    ):
+        path = toml(tmp_path / "x.toml", text if "=" in text else f"{text}\nprotocol = 'SSL'")
+        with pytest.raises(ConfigError):
+            Settings.load(path)
+
+
+def test_what_kubernetes_sets_for_a_service_that_is_called_like_a_table_is_a_warning(monkeypatch, caplog):
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SEMEL_BROKER_SECURITY_PORT", "tcp://10.0.0.1:9092")
+
+    assert Settings().broker_security.protocol == "PLAINTEXT"
+    assert "set by Kubernetes for the Service semel-broker-security" in caplog.text
+
+
+def test_a_mistyped_variable_of_another_setting_is_a_warning(monkeypatch, caplog):
     monkeypatch.setenv("SEMEL_WEB_PORT__X", "1")
 
     for build in (Settings, Settings.load):
-        assert build().broker_security.protocol == "SSL"
+        build()
 
-    table, scalar = (r.getMessage() for r in caplog.records)
-    assert table.startswith("SEMEL_BROKER_SECURITY__USERNAM is not a setting")
-    assert "did you mean SEMEL_BROKER_SECURITY__USERNAME?" in table
+    [scalar] = (r.getMessage() for r in caplog.records)
     assert scalar.startswith("SEMEL_WEB_PORT__X is not a setting")
 
 

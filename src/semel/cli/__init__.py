@@ -13,6 +13,7 @@ from semel.cli.prove import prove
 from semel.cli.reset import reset
 from semel.cli.up import up
 from semel.cli.worker import worker
+from semel.folding import folded
 
 # Plain help and errors: one line that a log or a person can take, and no start-up spent on drawing.
 app = typer.Typer(
@@ -56,5 +57,7 @@ def main() -> None:
         code = exits.code_of(error)
         if code is None:
             raise
-        typer.echo(f"semel: {error}", err=True)
+        # A second line, as of another program's output, is indented: none passes for one of a log.
+        said = "\n    ".join(folded(line) for line in str(error).splitlines())
+        typer.echo(f"semel: {said}", err=True)
         sys.exit(code)

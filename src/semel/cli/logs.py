@@ -6,6 +6,29 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
+
+from semel.folding import folded
+
+
+class Lines(logging.Formatter):
+    """One line a record, whatever its text holds; a traceback is indented below it, so that none of it looks like one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return folded(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {folded(line)}" for line in text.split("\n"))
 
 
 class JsonLines(logging.Formatter):
@@ -26,5 +49,5 @@ class JsonLines(logging.Formatter):
 def configure(*, as_json: bool) -> None:
     """Send all logging, from INFO on, to one place."""
     handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(JsonLines() if as_json else Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

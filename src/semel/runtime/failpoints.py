@@ -3,15 +3,21 @@
 Unarmed they cost a look into a dictionary. Armed by `SEMEL_FAILPOINT=name[:action[:nth]]` in the environment: `kill`
 (SIGKILL to this process, the default), `stop` (SIGSTOP) or `exit` (an ordinary exit with code 3) at the nth time the
 point is passed.
+
+This and `SEMEL_CLOCK_OFFSET_MS` are for tests, whose brokers run on the same machine: a worker of any other is refused.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from semel.errors import ConfigError
+
+log = logging.getLogger("semel.worker")
 
 NAMES = (
     "begin.before_init",
@@ -38,6 +44,35 @@ NAMES = (
     "group.after_join",
     "group.after_sync",
 )
+
+
+# What breaks a worker on purpose, and what it does.
+SWITCHES = {
+    "SEMEL_FAILPOINT": "this worker ends or stops on purpose",
+    "SEMEL_CLOCK_OFFSET_MS": "this worker's clock is wrong on purpose",
+}
+
+
+def check_switches(environ: Mapping[str, str], bootstrap: str) -> None:
+    """Says of each switch that is set what it does. ConfigError where a broker is not on this machine."""
+    for name, does in SWITCHES.items():
+        if not environ.get(name):
+            continue
+        far = [address for address in bootstrap.split(",") if not _is_here(address)]
+        if far:
+            raise ConfigError(
+                f"{name} is set: {does}. That is for tests with brokers on this machine (127.0.0.1, localhost), and "
+                f"broker {far[0]} is not; unset {name}"
+            )
+        log.warning("%s=%s is set: %s. Unset it anywhere but in tests", name, environ[name], does)
+
+
+def _is_here(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in ("localhost", "localhost.localdomain")
 
 
 class Failpoints:

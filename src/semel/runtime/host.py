@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from semel.plan import Plan
 from semel.port import Broker
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
-from semel.runtime.failpoints import Failpoints
+from semel.runtime.failpoints import Failpoints, check_switches
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state.directory import StateDirectory, first_free_instance
@@ -113,7 +114,7 @@ async def open_engine(
     adopt: bool = False,
     pages: Sequence[Route] | None = (),
 ) -> EngineHost:
-    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken.
+    """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken, ConfigError.
 
     `client_id`: what brokers know the connections by, else `{app}-{instance}`. `pages`: the application's own, beside the
     web views; None: no web server at all.
@@ -123,6 +124,7 @@ async def open_engine(
             "standbys = %d has no effect yet: no standby is kept; a takeover restores from the changelog",
             settings.standbys,
         )
+    check_switches(os.environ, settings.bootstrap)
     name, directory = own_directory(settings, plan.app, instance)
     try:
         store = Store(directory.database)

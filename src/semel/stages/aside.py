@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from semel.folding import folded
 from semel.port import Record
 from semel.stages.host import Host
 from semel.stages.sink import Out, dead_letter
@@ -41,7 +42,12 @@ class Aside:
         host, tp = self._host, s.cursor.tp
         if self._throttle.may_say(reason, host.clock.monotonic()):
             log.warning(
-                "%s[%d]@%d goes to the dead letters (%s): %s", tp.topic, tp.partition, record.offset, reason, error
+                "%s[%d]@%d goes to the dead letters (%s): %s",
+                tp.topic,
+                tp.partition,
+                record.offset,
+                reason,
+                folded(error),
             )
         letter = dead_letter(
             host.dead_letters, tp, record, pipeline=host.app, agent=s.cursor.agent.name, reason=reason, error=error,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from semel.folding import folded
 from semel.port import TP, Record
 
 log = logging.getLogger("semel.agent")
@@ -83,7 +84,7 @@ def _event(tp: TP, record: Record) -> str:
 
 def _line(exc: BaseException) -> str:
     """One line, whatever the message holds."""
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:ERROR_CHARACTERS]}"
+    return f"{type(exc).__name__}: {folded(' '.join(str(exc).split()))[:ERROR_CHARACTERS]}"
 
 
 def _place(exc: BaseException) -> str:

@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 class StateDirectory:
-    """`{state_dir}/{app}/{instance}`, held by a lock for as long as this object lives.
+    """`{state_dir}/{app}/{instance}`, held by a lock for as long as this object lives. Its user's alone (0700).
 
     Errors: StateDirectoryError where it cannot be written, or belongs to another app or format version;
     InstanceTaken where another process of this machine holds it.
@@ -25,8 +25,8 @@ class StateDirectory:
     def __init__(self, path: Path, app: str, instance: str) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+            _make_private(path)
+            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
             raise StateDirectoryError(
                 f"the state directory {path} cannot be used ({exc.strerror}); make it writable for this user, "
@@ -105,6 +105,15 @@ class StateDirectory:
             ) from exc
 
 
+def _make_private(path: Path) -> None:
+    """A directory for this user alone, as are those above it that are not there yet; rows of every table lie in it."""
+    for part in reversed((path, *path.parents)):
+        if not part.exists():
+            part.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
+
+
 def first_free_instance(state_dir: Path, app: str) -> str | None:
     """The first instance directory of this app, by name, that no process of this machine holds; None if there is none."""
     root = state_dir / app
@@ -112,7 +121,7 @@ def first_free_instance(state_dir: Path, app: str) -> str | None:
         return None
     for path in sorted(p for p in root.iterdir() if (p / "OWNER.json").is_file()):
         try:
-            fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             continue
         try:

@@ -84,3 +84,40 @@ def test_json_logs_hold_one_object_a_line_with_the_traceback_inside(capsys):
     assert (line["level"], line["logger"], line["message"]) == ("error", "semel.x", "it failed")
     assert line["traceback"].endswith("ValueError: two\nlines")
     assert err == ""
+
+
+FORGED = "x\n2026-11-26 00:00:00,000 ERROR   forged\r\x1b[2J\u2028\ud800"
+
+
+def test_text_from_outside_cannot_begin_a_line_of_the_log(capsys):
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure(as_json=False)
+        logging.getLogger("semel.x").warning("of an event: %s", FORGED)
+        try:
+            raise ValueError(FORGED)
+        except ValueError:
+            logging.getLogger("somebody.else").exception("it failed: %s", FORGED, stack_info=True)
+    finally:
+        root.handlers[:], root.level = before
+
+    lines = capsys.readouterr().err.split("\n")
+    own = [line for line in lines if line and not line.startswith("    ")]
+    assert [line[24:31].strip() for line in own] == ["WARNING", "ERROR"], "each record is one line"
+    assert own[0].endswith(r"of an event: x\n2026-11-26 00:00:00,000 ERROR   forged\r\x1b[2J\u2028\ud800")
+    assert all(line.isprintable() for line in lines)
+    assert any("ValueError: x" in line for line in lines), "the traceback is there, below it"
+
+
+def test_an_error_with_text_from_outside_is_indented_below_its_first_line(monkeypatch, capsys):
+    def fails():
+        raise ConfigError(FORGED)
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit):
+        cli.main()
+
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first == "semel: x"
+    assert more and all(line.startswith("    ") for line in more)

@@ -13,7 +13,7 @@ import pytest
 
 import semel
 from semel.errors import ConfigError
-from semel.runtime.failpoints import NAMES, Failpoints
+from semel.runtime.failpoints import NAMES, SWITCHES, Failpoints, check_switches
 
 PASSING = """
 import asyncio
@@ -89,3 +89,25 @@ async def test_a_hook_is_awaited_each_time_its_point_is_passed() -> None:
 def test_every_point_that_is_passed_has_a_name_in_the_list_and_every_name_is_passed() -> None:
     source = "".join(p.read_text() for p in Path(semel.__file__).parent.rglob("*.py") if p.name != "failpoints.py")
     assert set(re.findall(r'pass(?:ing)?\("([a-z_.]+)"\)', source)) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize(
+    "bootstrap", ["kafka.example:9092", "10.0.0.1:9092", "localhost:1,kafka:2", "[2001:db8::1]:9092"]
+)
+def test_a_worker_of_brokers_elsewhere_refuses_what_breaks_it_on_purpose(name: str, bootstrap: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is set: .* on purpose.* is not; unset {name}"):
+        check_switches({name: "commit.after_end"}, bootstrap)
+    check_switches({name: ""}, bootstrap)
+    check_switches({}, bootstrap)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("bootstrap", ["localhost:9092", "127.0.0.1:1,127.0.0.2:2", "[::1]:9092"])
+def test_a_worker_of_brokers_on_this_machine_says_aloud_what_breaks_it_on_purpose(
+    name: str, bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_switches({name: "commit.after_end:stop"}, bootstrap)
+    [said] = caplog.records
+    assert said.levelname == "WARNING"
+    assert said.getMessage().startswith(f"{name}=commit.after_end:stop is set: this worker")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,26 @@ def test_a_directory_is_made_and_found_again_by_its_owner(path: Path) -> None:
     assert again.database == path / "db"
     again.release()
     again.release()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_directory_is_for_its_user_alone(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        made(path)
+    finally:
+        os.umask(before)
+    for part in (path, path.parent, path.parent.parent):
+        assert part.stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o077 == 0 for file in path.iterdir() if file.name == "LOCK")
+
+
+def test_a_directory_of_an_earlier_version_becomes_its_users_alone_and_what_is_above_it_stays(path: Path) -> None:
+    path.mkdir(parents=True)
+    path.parent.chmod(0o755)
+    path.chmod(0o755)
+    made(path)
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o700, 0o755)
 
 
 def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:

@@ -1,0 +1,10 @@
+"""Folding: text from outside (events, paths, brokers, user code) put on one line, so that it cannot pass for another."""
+
+from __future__ import annotations
+
+
+def folded(text: str) -> str:
+    """`text` with everything that does not print (line ends, escape sequences, lone surrogates) as `\\n`, `\\x1b`, ..."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
