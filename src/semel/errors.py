@@ -73,6 +73,14 @@ class InstanceTaken(CommitError):
     """Another live worker runs under this instance name; exit code 4."""
 
 
+def described(exc: BaseException) -> str:
+    """Kind and message of an error that other people's code raised; its message may be code, too, and fail."""
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except Exception as again:
+        return f"{type(exc).__name__} (its message cannot be read: {type(again).__name__})"
+
+
 # -- recovering
 
 

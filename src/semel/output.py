@@ -45,16 +45,20 @@ class Output:
         self.timestamp_ms = timestamp_ms
 
     def header_list(self) -> list[tuple[str, bytes | None]] | None:
-        """The headers as Kafka has them; None where the source's are kept. TypeError for what is no header."""
+        """The headers as Kafka has them; None where the source's are kept. TypeError or ValueError for what is no header."""
         if self.headers is None:
             return None
         pairs = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
-        return [_header(name, value) for name, value in pairs]
+        return [header(name, value) for name, value in pairs]
 
 
-def _header(name: Any, value: Any) -> tuple[str, bytes | None]:
+def header(name: Any, value: Any) -> tuple[str, bytes | None]:
+    """A header as Kafka has it. TypeError for what is no header, UnicodeEncodeError for a text that UTF-8 has not."""
     if isinstance(value, str):
         value = value.encode()
     if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
         raise TypeError(f"header {name!r}: {value!r:.80}; names are str, values bytes, str or None")
-    return name, value
+    if not name.isascii():
+        name.encode()
+    # What is written to Kafka is the text itself, also of a member of a StrEnum.
+    return name if type(name) is str else str.__str__(name), value

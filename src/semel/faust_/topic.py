@@ -13,8 +13,9 @@ import faust
 from faust.types.tuples import TP, FutureMessage, RecordMetadata
 
 from semel import lineage
-from semel.errors import CommitError, StaleIncarnation
+from semel.errors import CommitError, OutputRefused, StaleIncarnation
 from semel.hand import in_hand, refuse_waiting_for_commit
+from semel.output import header
 from semel.stages.sink import Out
 from semel.topic import Topic as SemelTopic
 
@@ -63,7 +64,10 @@ class Topic(faust.Topic):
         open_headers: Any = dict(headers.items() if isinstance(headers, Mapping) else headers or ())
         raw_key, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
         raw_value, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
-        pairs = [(k, v.encode() if isinstance(v, str) else v) for k, v in (open_headers or {}).items()]
+        try:
+            pairs = [header(k, v) for k, v in (open_headers or {}).items()]
+        except (TypeError, ValueError) as exc:
+            raise OutputRefused(f"send to {name!r}: {exc}") from exc
         engine = app.engine
         destination = engine.topics.destinations.get(name) if engine is not None else None
         if engine is None or destination is None:
@@ -77,6 +81,8 @@ class Topic(faust.Topic):
             raise StaleIncarnation("the event in hand was given up")
         now_ms = int(engine.clock.time() * 1000)
         stamp = now_ms if timestamp is None else int(timestamp * 1000)
+        if not 0 <= stamp < 2**63:
+            raise OutputRefused(f"send to {name!r}: timestamp={timestamp!r}; give seconds since 1970")
         home = hand.task.partition if within and hand is not None else 0
         if within and hand is not None:
             origin = hand.lineage()

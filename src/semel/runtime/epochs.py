@@ -23,7 +23,7 @@ from semel.runtime.suspects import Suspects
 from semel.runtime.task import Task, TaskState
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
-from semel.stages.commit import CommitFailed, Sealed, Writer
+from semel.stages.commit import CommitFailed, Sealed, Unwritable, Writer
 from semel.stages.sink import Out
 from semel.state.positions import TopicPosition
 from semel.state.store import Store
@@ -217,7 +217,8 @@ class Epochs:
                 InDoubt(carried, tp, since, (self._transactional_id, sealed.number, sealed.at_ms))
             )
         elif self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
-            carry.fail(carried, f"the broker refuses it: {exc.cause}")
+            by = "it is refused" if isinstance(exc.cause, Unwritable) else "the broker refuses it"
+            carry.fail(carried, f"{by}: {exc.cause}")
         else:
             self.carry.put_back(carried)
 

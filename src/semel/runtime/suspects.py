@@ -1,4 +1,4 @@
-"""Who is to blame for a record that the broker refuses: epochs of one event until the culprit is alone (rule 2)."""
+"""Who is to blame for a record that is refused, by the broker or by its batch: epochs of one event find it (rule 2)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from semel.port import TP
 from semel.stages.agent import Lane
+from semel.stages.commit import Unwritable
 
 log = logging.getLogger("semel.engine")
 
@@ -49,9 +50,10 @@ class Suspects:
         if not before:
             return True
         ends = True
+        by = "" if isinstance(cause, Unwritable) else " by the broker"
         for tp, agent, offset in self._here:
             condemned = self.condemned(tp, agent)
             ends = ends and offset not in condemned
-            condemned[offset] = f"its writes were refused by the broker: {cause}"
-            log.warning("%s[%d]@%d is to blame for what the broker refuses: %s", tp.topic, tp.partition, offset, cause)
+            condemned[offset] = f"its writes were refused{by}: {cause}"
+            log.warning("%s[%d]@%d is to blame for what was refused%s: %s", tp.topic, tp.partition, offset, by, cause)
         return ends

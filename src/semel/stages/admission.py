@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from semel.dedup import Dedup
+from semel.errors import described
 from semel.hand import Hand
 from semel.plan import AgentPlan
 from semel.port import Record
@@ -109,7 +110,7 @@ class DedupFilter:
                     if not -_FAR_MS < at < _FAR_MS:
                         raise ValueError(f"{at} ms is no time")
                 except Exception as exc:
-                    why = f"the event time cannot be read: {type(exc).__name__}: {exc}"
+                    why = f"the event time cannot be read: {described(exc)}"
                     aside.quarantine(s, record, "missing", why)
                     continue
             now = task.stream_ms
@@ -161,7 +162,7 @@ class DedupFilter:
         try:
             return self._id_of(value, record)
         except Exception as exc:
-            return f"the dedup key cannot be read: {type(exc).__name__}: {exc}"
+            return f"the dedup key cannot be read: {described(exc)}"
 
     def _untimely(
         self, s: Slice, verdict: Verdict, key: bytes, at_ms: int, record: Record, value: Any, marks: Marks

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from semel.errors import HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation, WrongPartition
+from semel.errors import HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation, WrongPartition, described
 from semel.event import Event
 from semel.hand import Hand, Steps
 from semel.output import Output
@@ -346,7 +346,7 @@ class Lane:
             if marked:
                 self._admission.mark_dead(s, record)
             reason = "rejected" if isinstance(exc, Reject) else "failed"
-            self._aside.quarantine(s, record, reason, f"{type(exc).__name__}: {exc}", s.cursor.attempts)
+            self._aside.quarantine(s, record, reason, described(exc), s.cursor.attempts)
             s.index += 1
         self.release()
 

@@ -61,6 +61,10 @@ class CommitFailed(Exception):
         return f"{self.answer.name}: {self.cause}"
 
 
+class Unwritable(Exception):
+    """A record that cannot be put into a batch: no broker was asked, and no asking again helps."""
+
+
 @dataclass(slots=True)
 class Sealed:
     """An epoch ready to be sent: `records` by partition, `offsets` for every task it holds a record of, moved or not."""
@@ -158,11 +162,17 @@ class Writer:
             raise CommitFailed(Answer.ABORT, CommitError("its writer was given up before it was sent"))
         if membership is not None and (membership.generation < 0 or not membership.member_id):
             raise AssertionError("an unfenced commit was asked for")
+        try:
+            rounds = self._encoded(epoch.records, self.producer)
+        except Unwritable as exc:
+            self.dead = True
+            epoch.step(EpochState.ABORTING)
+            raise CommitFailed(Answer.RECORD, exc) from exc
         epoch.step(EpochState.COMMITTING)
         self.transaction_open_since = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                await self._commit(epoch, membership, self.producer)
+                await self._commit(epoch, rounds, membership, self.producer)
         except (RpcError, RpcLost, TimeoutError) as exc:
             self.dead = True
             answer = Answer.UNKNOWN if isinstance(exc, TimeoutError) else answer_of(exc)
@@ -181,7 +191,9 @@ class Writer:
         epoch.step(EpochState.DONE)
         self.transaction_open_since = None
 
-    async def _commit(self, epoch: Sealed, membership: Membership | None, producer: Producer) -> None:
+    async def _commit(
+        self, epoch: Sealed, rounds: Sequence[dict[TP, bytes]], membership: Membership | None, producer: Producer
+    ) -> None:
         broker, clock, passing = self._broker, self._clock, self._pass
         until = clock.monotonic() + self._commit_timeout_s
         await passing("commit.before_partitions")
@@ -192,7 +204,7 @@ class Writer:
         if membership is not None:
             await ask(clock, lambda: broker.add_offsets(producer, membership.group), until=until)
             await passing("commit.after_offsets_added")
-        for batches in self._encoded(epoch.records, producer):
+        for batches in rounds:
             # Every record is acknowledged before the offsets are sent: the two verify the transaction on the broker and
             # would get in each other's way (KIP-890).
             for tp, offset in (await ask(clock, _produce(broker, producer, batches), until=until)).items():
@@ -207,7 +219,7 @@ class Writer:
         await passing("commit.after_end")
 
     def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:
-        """Batches in rounds: one batch a partition in a round, requests of bounded size."""
+        """Batches in rounds: one batch a partition in a round, requests of bounded size. Unwritable."""
         rounds: list[dict[TP, bytes]] = []
         sizes: list[int] = []
 
@@ -227,12 +239,15 @@ class Writer:
             # A broker holds a topic's max.message.bytes against the whole batch.
             size = min(BATCH_BYTES, self._max_batch_bytes(tp.topic))
             builder = self._broker.batch_builder(size)
-            for out in outs:
-                if not builder.append(out.timestamp, out.key, out.value, out.headers):
-                    nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
-                    builder = self._broker.batch_builder(size)
-                    builder.append(out.timestamp, out.key, out.value, out.headers)
-            add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+            try:
+                for out in outs:
+                    if not builder.append(out.timestamp, out.key, out.value, out.headers):
+                        nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+                        builder = self._broker.batch_builder(size)
+                        builder.append(out.timestamp, out.key, out.value, out.headers)
+                add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+            except Exception as exc:
+                raise Unwritable(f"a record for {tp.topic!r} cannot be encoded ({type(exc).__name__}: {exc})") from exc
         return rounds
 
     def _next_sequence(self, tp: TP, count: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from semel.errors import described
 from semel.folding import folded
 from semel.port import TP, Record
 
@@ -84,7 +85,7 @@ def _event(tp: TP, record: Record) -> str:
 
 def _line(exc: BaseException) -> str:
     """One line, whatever the message holds."""
-    return f"{type(exc).__name__}: {folded(' '.join(str(exc).split()))[:ERROR_CHARACTERS]}"
+    return folded(" ".join(described(exc).split()))[: ERROR_CHARACTERS + len(type(exc).__name__) + 2]
 
 
 def _place(exc: BaseException) -> str:

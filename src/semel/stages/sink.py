@@ -118,6 +118,10 @@ class Destination:
         partition: int | None = None,
         origin: tuple[str, bytes] | None = None,
     ) -> Out:
+        if key.__class__ is not bytes and key is not None:
+            key = self._as_bytes("key", key)
+        if value.__class__ is not bytes and value is not None:
+            value = self._as_bytes("value", value)
         limits = self.limits
         size = (len(key) if key else 0) + (len(value) if value else 0) + _OVERHEAD_BYTES
         if headers:
@@ -158,6 +162,15 @@ class Destination:
             tp = self._tps[self.partition_of(key)]
         return Out(tp, timestamp, key, value, headers)
 
+    def _as_bytes(self, what: str, given: Any) -> bytes:
+        """What a codec of somebody else's gave where bytes are to be."""
+        if isinstance(given, (bytes, bytearray, memoryview)):
+            return bytes(given)  # pyright: ignore[reportUnknownArgumentType]
+        raise OutputRefused(
+            f"output to {self.topic.name!r}, {what}: its codec gave {given!r:.80}, a {type(given).__name__}; "
+            "Codec.encode returns bytes"
+        )
+
 
 class DeadLetters(NamedTuple):
     """The dead-letter topic as it is: one of the user's may have fewer partitions, or take less, than ours would."""
@@ -197,11 +210,20 @@ def dead_letter(
         "semel.timestamp": str(record.timestamp),
         "semel.dead_at": str(now_ms),
     }
-    value = record.value
-    size = len(record.key or b"") + len(value or b"") + 4096
-    size += sum(len(name) * 4 + len(content or b"") + 10 for name, content in record.headers)
-    if value is not None and size > letters.max_bytes:
-        said["semel.left_out"] = f"a value of {len(value)} bytes does not fit the dead-letter topic"
+    key, value, headers = record.key, record.value, record.headers
+    room = letters.max_bytes - 4096
+    of_headers = sum(len(name) * 4 + len(content or b"") + 10 for name, content in headers)
+    left_out: list[str] = []
+    if value is not None and len(key or b"") + of_headers + len(value) > room:
+        left_out.append(f"a value of {len(value)} bytes")
         value = None
-    headers = [*record.headers, *((name, text.encode()) for name, text in said.items())]
-    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, record.key, value, headers)
+    if len(key or b"") + of_headers > room:
+        left_out.append(f"{len(headers)} headers of about {of_headers} bytes")
+        headers, of_headers = (), 0
+    if key is not None and len(key) > room:
+        left_out.append(f"a key of {len(key)} bytes")
+        key = None
+    if left_out:
+        said["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
+    written = [*headers, *((name, text.encode()) for name, text in said.items())]
+    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from semel.codec import Codec
-from semel.errors import DecodeError
+from semel.errors import DecodeError, described
 from semel.port import Record
 
 
@@ -29,9 +29,9 @@ def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
                 raise DecodeError(f"the value is null; the topic declares {codec.name}")
             return decode(record.value)
         except DecodeError as exc:
-            return Undecodable(exc)
+            return Undecodable(exc if type(exc) is DecodeError else DecodeError(described(exc)))
         except Exception as exc:
-            return Undecodable(DecodeError(f"{type(exc).__name__}: {exc}"))
+            return Undecodable(DecodeError(described(exc)))
 
     def many(records: Sequence[Record]) -> list[Any]:
         try:

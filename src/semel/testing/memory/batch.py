@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -73,6 +74,18 @@ def record_size(
     return size + _varint_size(size)
 
 
+def _check(timestamp: Any, key: Any, value: Any, headers: Any) -> None:
+    """As the builder of Kafka's own batches refuses what is not bytes, or no text, or no time."""
+    for given in (key, value):
+        if given is not None and not isinstance(given, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a bytes-like object is required, not {type(given).__name__!r}")
+    for name, content in headers:
+        if type(name) is not str or not (content is None or isinstance(content, bytes)):
+            raise TypeError(f"a header is a str and bytes, not {name!r} and {content!r:.80}")
+    if not -(2**63) <= timestamp < 2**63:
+        raise OverflowError("a timestamp is a number of 64 bits")
+
+
 class MemoryBatchBuilder:
     """The port's `BatchBuilder`, filled by the rules of Kafka's own size."""
 
@@ -92,6 +105,7 @@ class MemoryBatchBuilder:
     ) -> bool:
         if timestamp is None:
             timestamp = self._now_ms()
+        _check(timestamp, key, value, headers)
         records = self._records
         base = records[0].timestamp if records else timestamp
         size = record_size(len(records), timestamp - base, key, value, headers)
