@@ -1,7 +1,7 @@
 """Which broker a request goes to, and what its failure makes stale.
 
-Every method of the port is one logical request with one deadline: looking up a leader or a coordinator
-and opening a connection spend the same budget as waiting for the answer.
+Every method of the port is one logical request with one deadline, in loop time: looking up a leader or a
+coordinator and opening a connection spend the same budget as waiting for the answer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from semel import looptime
 from semel.kafka import apis
 from semel.kafka.cluster import Cluster, Kind, addresses
 from semel.kafka.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
@@ -45,7 +46,7 @@ class Client:
         await asyncio.gather(*(connections.close() for connections in self._connections.values()))
 
     def deadline(self, extra_ms: int = 0) -> float:
-        return asyncio.get_running_loop().time() + (self.rpc_timeout_ms + extra_ms) / 1000
+        return looptime.now() + (self.rpc_timeout_ms + extra_ms) / 1000
 
     # -- asking
 
@@ -71,12 +72,11 @@ class Client:
 
     async def ask_any(self, call: Call, deadline: float) -> Answer:
         """Ask whichever broker answers first: those connected, then those known, then the bootstrap addresses."""
-        loop = asyncio.get_running_loop()
         reasons: list[str] = []
         candidates = self._candidates()
         for left, address in zip(range(len(candidates) - 1, -1, -1), candidates, strict=True):
             # One that hangs may take half of what is left, so that the next still has its turn.
-            now = loop.time()
+            now = looptime.now()
             until = deadline if left == 0 else now + (deadline - now) / 2
             try:
                 answer = await self._connections_to(address).ask(call, until)
@@ -103,7 +103,7 @@ class Client:
         tps = list(tps)
         missing = {tp.topic for tp in tps if self.cluster.leader(tp) is None}
         if missing:
-            async with asyncio.timeout_at(deadline), self._lookup:
+            async with looptime.timeout_at(deadline), self._lookup:
                 # Somebody else's look while we waited may have found them.
                 missing = {tp.topic for tp in tps if self.cluster.leader(tp) is None}
                 if missing:

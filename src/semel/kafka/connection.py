@@ -14,6 +14,7 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from semel import looptime
 from semel.kafka import apis
 from semel.kafka.codes import describe
 from semel.kafka.wire import Answer, Call, Versions
@@ -56,12 +57,12 @@ class Connections:
         return any(socket.connected() for socket in (*self._idle, *self._busy))
 
     async def ask(self, call: Call, deadline: float) -> Answer:
-        """Send once and wait for the answer until `deadline` (the loop's time). RpcLost; RpcError from logging in."""
+        """Send once and wait for the answer until `deadline` (loop time). RpcLost; RpcError from logging in."""
         name = call.api.name
         socket = self._take_idle()
         if socket is None:
             try:
-                async with asyncio.timeout_at(deadline):
+                async with looptime.timeout_at(deadline):
                     socket = await self._open(name)
             except TimeoutError:
                 raise RpcLost(name, f"{self.address}: no connection in time", sent=False) from None
@@ -70,7 +71,7 @@ class Connections:
         try:
             reply = socket.send(call)
             sent = True
-            async with asyncio.timeout_at(deadline):
+            async with looptime.timeout_at(deadline):
                 answer = await reply
         except TimeoutError:
             self._hang_up(socket)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from semel import looptime
 from semel.kafka import apis
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up
 from semel.kafka.wire import Answer
@@ -106,8 +107,7 @@ class TopicCalls(Calls):
         )
 
     async def _show(self, names: Sequence[str], there: bool, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        while loop.time() + _POLL_S < deadline:
+        while looptime.now() + _POLL_S < deadline:
             try:
                 found = await self._topics(names, deadline)
             except (RpcError, RpcLost):

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 
-from semel import lineage
+from semel import lineage, looptime
 from semel.errors import SemelError, TopicChanged
 from semel.plan import AgentPlan, Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
@@ -40,6 +40,9 @@ log = logging.getLogger("semel.engine")
 
 # Restores running side by side: they share one loop and one disk.
 RESTORES = 8
+# After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
+# the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
+LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
 # A broker that restarts is back by then; after that a person should know, now and then.
 PATIENT_S, REMIND_S = 10.0, 60.0
 
@@ -84,6 +87,8 @@ class Engine:
         self.epoch_outputs: list[Out] = []
         self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
+        self._catching_up = asyncio.Lock()
+        self._owed_s = 0.0
         self.open_for_work = False
         self._restorer = Restorer(
             broker, clock, randomness, self._pass, store, plan, settings, self.topics, own_id=self.transactional_id
@@ -237,6 +242,35 @@ class Engine:
             self._epochs.committing or self._epochs.has_work() or any(lane.slice is not None for lane in self.lanes)
         )
 
+    async def catch_up(self, held_s: float) -> None:
+        """Nothing ran for so long: let what waited for it run before the next event, within bounds.
+
+        In loop time, and all lanes wait for it, so that some that hold the loop in turns cannot use it up between them.
+        """
+        self._owed_s += held_s
+        time = looptime.running()
+        time.begin()
+        try:
+            async with self._catching_up:
+                held_s, self._owed_s = self._owed_s, 0.0
+                began = time.now()
+                least, most = began + min(held_s * LEAST_SHARE, LEAST_S), began + held_s * MOST_SHARE
+                while (now := time.now()) < most and (now < least or self._is_behind()):
+                    await self.clock.sleep(0.002)
+        finally:
+            time.end()
+
+    @property
+    def catching_up(self) -> bool:
+        return self._owed_s > 0 or self._catching_up.locked()
+
+    def _is_behind(self) -> bool:
+        return (
+            self._epochs.behind
+            or (self.group is not None and self.group.behind)
+            or (self._taking_over is not None and not self._taking_over.done())
+        )
+
     def finished(self) -> None:
         self._epochs.changed.set()
 
@@ -364,10 +398,9 @@ class Engine:
         await self.stop_taking_over()
         if not lost and self.open_for_work:
             try:
-                async with asyncio.timeout(self.settings.revoke_timeout_ms / 1000):
-                    async with self._turn:
-                        self.open_for_work = False
-                        await self._epochs.commit()
+                async with looptime.timeout(self.settings.revoke_timeout_ms / 1000), self._turn:
+                    self.open_for_work = False
+                    await self._epochs.commit()
             except (TimeoutError, CommitFailed) as exc:
                 log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
                 self.stats["aborts"] += 1

@@ -105,6 +105,12 @@ class Epochs:
     def _idle(self) -> bool:
         return all(lane.waiting for lane in self._worker.lanes)
 
+    @property
+    def behind(self) -> bool:
+        """An epoch is being committed, or should have been cut by now."""
+        since, interval = self._since, self._settings.commit_interval_ms / 1000
+        return self.committing or (since is not None and self._clock.monotonic() - since >= interval)
+
     async def due(self) -> None:
         """Until an epoch should be cut: as soon as there is nothing else to do, at the latest after the commit interval."""
         interval = self._settings.commit_interval_ms / 1000

@@ -123,6 +123,7 @@ class GroupMember:
         self.state = MemberState.UNASSIGNED
         self.membership: Membership | None = None
         self.tasks: tuple[int, ...] = ()
+        # When the last request was sent that the group has answered: the session counts from there.
         self.last_answer_at = 0.0
 
     # -- asked for from outside
@@ -132,6 +133,12 @@ class GroupMember:
         if self.state is MemberState.ASSIGNED:
             self._step(MemberState.FENCED)
         self._rejoin.set()
+
+    @property
+    def behind(self) -> bool:
+        """A heartbeat is due, or on its way."""
+        waits = self.state is MemberState.ASSIGNED
+        return waits and self._clock.monotonic() - self.last_answer_at >= self._interval_s
 
     async def leave(self) -> None:
         """Leave at once, so that others need not wait for the session to end. Best effort."""
@@ -257,9 +264,10 @@ class GroupMember:
                     waiting.cancel()
             if self._stopping.is_set() or self._rejoin.is_set():
                 return
+            asked_at = self._clock.monotonic()
             try:
                 await self._broker.heartbeat(self.membership)
-                self.last_answer_at = self._clock.monotonic()
+                self.last_answer_at = asked_at
             except RpcError as exc:
                 if exc.code == 27:
                     return

@@ -12,6 +12,7 @@ from typing import Literal
 
 import orjson
 
+from semel import looptime
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, TopicInfo
@@ -74,7 +75,7 @@ async def reset(
         timeout_ms=settings.transaction_timeout_ms,
         commit_timeout_ms=settings.commit_timeout_ms,
     )
-    await writer.init(until=clock.monotonic() + settings.commit_timeout_ms / 1000)
+    await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
     now_ms = int(clock.time() * 1000)
     known = found.get(plan.positions_topic)
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)

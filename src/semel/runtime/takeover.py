@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from semel import looptime
 from semel.errors import CommitError, TopicChanged
 from semel.partitioner import KeyPartitions
 from semel.plan import Plan, TablePlan
@@ -68,7 +69,7 @@ class TakeOver:
                 max_batch_bytes=self._topics.max_batch_bytes,
             )
             try:
-                await writer.init(until=self._clock.monotonic() + settings.commit_timeout_ms / 1000)
+                await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
                 return writer
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):

@@ -33,6 +33,9 @@ from semel.topic import Topic
 SLICE_RECORDS = 256
 # A body that never lets go of the event loop keeps heartbeats and commits waiting; lanes let go this often.
 TURN_S = 0.004
+# An agent that held the loop for longer has not let go of it that often: commits, heartbeats and answers get a share of the
+# time before its next event.
+HELD_S = 0.05
 
 
 class Lane:
@@ -58,6 +61,9 @@ class Lane:
         self.sink: Destination | None = None
         self.make_stream: Callable[[], Any] | None = None
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
+        # When the running step of the body began, and for how long steps before it held the loop.
+        self._stepped_at = 0.0
+        self._held_s = 0.0
         self._aside = Aside(host)
         self._failures = Failures()
         self._wall_clock = WallClock()
@@ -78,8 +84,8 @@ class Lane:
         self._leave(hand)
         while True:
             self._check_run(hand)
-            if self.host.gate_closed:
-                await self.host.gate()
+            if self.host.gate_closed or self.host.catching_up:
+                await (self.host.gate() if self.host.gate_closed else self.host.catch_up(0.0))
                 continue
             taken, soonest = self._take()
             if taken is not None:
@@ -199,12 +205,35 @@ class Lane:
         host = self.host
         if host.clock.monotonic() > turn_ends:
             host.finished()
-            await asyncio.sleep(0)
+            await self.let_go()
             turn_ends = host.clock.monotonic() + TURN_S
-        if host.gate_closed:
-            await host.gate()
+        while host.gate_closed or host.catching_up:
+            await (host.gate() if host.gate_closed else host.catch_up(0.0))
         self._check_run(hand)
         return turn_ends
+
+    def step_begins(self) -> None:
+        """The body runs from here to `step_ends`, and nothing else does."""
+        self._stepped_at = self.host.clock.monotonic()
+
+    def step_ends(self) -> None:
+        now = self.host.clock.monotonic()
+        held_s = now - self._stepped_at
+        self._stepped_at = now
+        if held_s > HELD_S:
+            self._held_s += held_s
+
+    async def let_go(self) -> None:
+        """Let others run: for a turn of the loop, or longer where this lane has held it."""
+        self.step_ends()
+        await self.give_back()
+
+    async def give_back(self) -> None:
+        held_s, self._held_s = self._held_s, 0.0
+        if held_s:
+            await self.host.catch_up(held_s)
+        else:
+            await asyncio.sleep(0)
 
     def end_slice(self, hand: Hand) -> None:
         self._check_run(hand)

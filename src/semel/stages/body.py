@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Generator
 from functools import partial
 from typing import Any
 
@@ -28,13 +29,14 @@ async def run(lane: Lane) -> None:
         while not lane.closed:
             lane.over.clear()
             hand = lane.hand
-            body = asyncio.create_task(_one_run(lane, hand), name=f"agent {lane.plan.name}")
+            body = asyncio.create_task(_Steps(lane, _one_run(lane, hand)), name=f"agent {lane.plan.name}")
             over = asyncio.create_task(lane.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
             over.cancel()
             await _cancelled(body, LEAVE_S)
             if lane.hand is not hand or not body.done():
                 continue
+            await lane.give_back()
             error = None if body.cancelled() else body.exception()
             if isinstance(error, StaleIncarnation):
                 continue
@@ -68,6 +70,34 @@ async def _cancelled(body: asyncio.Task[None], wait_s: float) -> None:
         await asyncio.wait({body}, timeout=wait_s)
     if body.done() and not body.cancelled():
         body.exception()  # looked at, whatever it is: a body that is over has nobody else to tell
+
+
+class _Steps(Coroutine[Any, Any, None]):
+    """A body, whose lane is told when each step of it begins and ends: between the two the loop is held."""
+
+    def __init__(self, lane: Lane, body: Coroutine[Any, Any, None]) -> None:
+        self._lane = lane
+        self._body = body
+
+    def send(self, value: Any) -> Any:
+        self._lane.step_begins()
+        try:
+            return self._body.send(value)
+        finally:
+            self._lane.step_ends()
+
+    def throw(self, *exc: Any) -> Any:
+        self._lane.step_begins()
+        try:
+            return self._body.throw(*exc)
+        finally:
+            self._lane.step_ends()
+
+    def close(self) -> None:
+        self._body.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._body.__await__()
 
 
 async def _one_run(lane: Lane, hand: Hand) -> None:
@@ -133,4 +163,4 @@ async def _run_function(lane: Lane, hand: Hand) -> None:
                 turn_ends = await lane.pause(hand, turn_ends)
         else:
             lane.end_slice(hand)
-        await asyncio.sleep(0)
+        await lane.let_go()

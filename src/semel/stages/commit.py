@@ -7,13 +7,13 @@ useless: it is dropped and a new one taken, so that a request that got lost can 
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
+from semel import looptime
 from semel.errors import CommitError
 from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLost
 from semel.runtime.failpoints import Failpoints
@@ -94,7 +94,7 @@ def by_partition(outs: Sequence[Out]) -> dict[TP, list[Out]]:
 async def ask(
     clock: Clock, request: Callable[[], Awaitable[T]], *, until: float, retry_ms: float = 1.0, wait_ms: float = 20.0
 ) -> T:
-    """Send a request until it is answered for good or the bound (`until`, monotonic) is over.
+    """Send a request until it is answered for good or the bound (`until`, loop time) is over.
 
     Raises the last `RpcError` or `RpcLost`. Only answers that certainly had no effect, or that idempotence makes safe to
     ask for again, are asked again (see `answers`).
@@ -105,7 +105,7 @@ async def ask(
             return await request()
         except (RpcError, RpcLost) as exc:
             answer = answer_of(exc)
-            if answer not in (Answer.RETRY, Answer.WAIT) or clock.monotonic() >= until:
+            if answer not in (Answer.RETRY, Answer.WAIT) or looptime.now() >= until:
                 raise
             if answer is Answer.RETRY:
                 await clock.sleep(retry_ms / 1000)
@@ -171,7 +171,7 @@ class Writer:
         epoch.step(EpochState.COMMITTING)
         self.transaction_open_since = self._clock.monotonic()
         try:
-            async with asyncio.timeout(self._commit_timeout_s):
+            async with looptime.timeout(self._commit_timeout_s):
                 await self._commit(epoch, rounds, membership, self.producer)
         except (RpcError, RpcLost, TimeoutError) as exc:
             self.dead = True
@@ -195,7 +195,7 @@ class Writer:
         self, epoch: Sealed, rounds: Sequence[dict[TP, bytes]], membership: Membership | None, producer: Producer
     ) -> None:
         broker, clock, passing = self._broker, self._clock, self._pass
-        until = clock.monotonic() + self._commit_timeout_s
+        until = looptime.now() + self._commit_timeout_s
         await passing("commit.before_partitions")
         if epoch.records:
             tps = list(epoch.records)

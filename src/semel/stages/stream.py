@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ class LaneStream:
                 if monotonic() > turn_ends or host.gate_closed:
                     turn_ends = await lane.pause(hand, turn_ends)
             lane.end_slice(hand)
-            await asyncio.sleep(0)
+            await lane.let_go()
 
     async def events(self) -> AsyncIterator[Event]:
         """The same events with key, headers, timestamp and position."""
@@ -87,4 +86,4 @@ class LaneStream:
                 yield Batch(hand, [value for value, _ in found], [record for _, record in found])
             lane.complete(hand)
             lane.end_slice(hand)
-            await asyncio.sleep(0)
+            await lane.let_go()

@@ -1,0 +1,143 @@
+"""Handlers that hold the event loop: nothing else runs meanwhile, and yet commits and the group's session go on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semel.plan import AgentKind, AgentPlan
+from semel.testing.broker import Call, Fault, delay
+from semel.testing.clock import VirtualLoop
+from tests.unit.runtime.harness import Worker, World, payments_pipeline
+
+STYLES = ["stream", "coroutine", "batches"]
+SESSION_MS = 6_000
+
+
+def hold(seconds: float) -> None:
+    """As `time.sleep` does: the clock goes on, and the loop does not."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.advance(seconds)
+
+
+def holding(world: World, seconds: Any) -> None:
+    """Each payment's handler holds the loop; `seconds`: a number, or a function of the payment."""
+
+    async def before(payment: Any) -> None:
+        hold(seconds(payment) if callable(seconds) else seconds)
+
+    world.work.before = before
+
+
+def there_and_back(world: World, rtt_s: float = 0.004) -> None:
+    """Every call takes a while, each way a timer of its own, as packets do."""
+    rng = random.Random(1)
+
+    def script(call: Call) -> Fault:
+        return delay(rtt_s / 2 * (1 + rng.random()), rtt_s / 2 * (1 + rng.random()))
+
+    world.cluster.faults.script(script)
+
+
+def settled(world: World) -> int:
+    return sum(len(log) for log in world.cluster.committed("settlements"))
+
+
+def stats(worker: Worker) -> dict[str, float]:
+    return {name: worker.engine.stats[name] for name in ("aborts", "unknown", "fences", "rebalances")}
+
+
+CALM = {"aborts": 0, "unknown": 0, "fences": 0, "rebalances": 1}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("held_s", [0.4, 0.5, 1.5, 3.0, 5.0])
+async def test_a_handler_that_blocks_at_every_event_commits_steadily_and_repeats_nothing(
+    world: World, style: str, held_s: float
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding(world, held_s)
+    # One partition each time, so that a batch holds few of them; the backlog grows while they are worked through.
+    for n in range(30):
+        world.pay(f"a{n % 8}", 1)
+        if style == "batches":
+            await world.clock.sleep(0.3)
+    if style != "batches":
+        await world.until(lambda: settled(world) >= 5, within_s=6 * held_s + 3, what="a commit")
+    await world.drained(within_s=30 * held_s * 2 + 10)
+    assert set(Counter(world.work.handled).values()) == {1}
+    assert stats(worker) == CALM
+    world.check()
+
+
+async def test_a_commit_that_a_handler_falls_into_is_heard_when_the_loop_runs_again(world: World) -> None:
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=10_000)
+    await world.until_running(worker)
+    # Fast events keep commits under way; now and then one blocks, longer than a commit may take.
+    holding(world, lambda payment: 8.0 if payment.amount == 50 else 0.0)
+    for n in range(200):
+        world.pay(f"a{n % 8}", 50 if n % 40 == 39 else 1)
+        await world.clock.sleep(0.005)
+    await world.drained(within_s=120)
+    assert set(Counter(world.work.handled).values()) == {1}
+    assert stats(worker) == CALM
+    world.check()
+
+
+async def test_an_agent_that_awaits_waits_for_nobody_else(world: World) -> None:
+    """What is kept for commits is taken from those who hold the loop, not from those who let go of it."""
+    there_and_back(world, 0.05)
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(20):
+        world.pay("a1", 1, sleep_ms=100)
+    began = world.clock.monotonic()
+    await world.until(lambda: len(world.work.handled) == 20)
+    assert world.clock.monotonic() - began < 20 * 0.1 + 0.2
+    await world.drained()
+
+
+async def test_a_slow_network_gets_its_share_of_the_time_between_two_events_that_block(world: World) -> None:
+    there_and_back(world, 0.05)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding(world, 1.0)
+    for n in range(12):
+        world.pay(f"a{n % 8}", 1)
+    await world.until(lambda: settled(world) > 0)
+    # Seven exchanges of 75 ms each are more than half a second; a twentieth of the time would take ten events.
+    assert len(world.work.handled) <= 4
+    await world.drained()
+    assert stats(worker) == CALM
+    world.check()
+
+
+async def test_agents_that_block_in_turns_do_not_use_up_each_others_share(tmp_path: Path) -> None:
+    """While one lets others run, the next one holds the loop: six of them for longer than the session."""
+    world = World(tmp_path, partitions=8)
+    try:
+        there_and_back(world, 0.05)
+        plan = world.pipeline.plan()
+        for n in range(5):
+            plan.agents.append(AgentPlan(f"twin{n}", plan.agents[0].sources, AgentKind.FUNCTION, lambda _: hold(2.0)))
+        world.plan = lambda: plan  # type: ignore[method-assign]
+        worker = world.start(session_timeout_ms=SESSION_MS)
+        await world.until_running(worker)
+        holding(world, 2.0)
+        for n in range(9):
+            world.pay(f"b{n}", 1)
+        await world.until(lambda: settled(world) >= 3, within_s=100)
+        await world.drained(within_s=600)
+        assert stats(worker) == CALM
+    finally:
+        await world.close()
