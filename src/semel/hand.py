@@ -7,12 +7,15 @@ fails leaves no trace; outputs wait until the event ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
 
 from semel import lineage
-from semel.errors import HandlingError, OutsideEvent, StaleIncarnation
+from semel.errors import HandlingError, OutputRefused, OutsideEvent, StaleIncarnation
 from semel.state.overlay import MISSING, Rows
+from semel.state.store import StoreError
 
 in_hand: ContextVar[Hand | None] = ContextVar("semel_in_hand", default=None)
 # The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
@@ -45,48 +48,53 @@ class Live:
 
 
 class Steps:
-    """Outputs of a batch, each said to come from the furthest record that the batch's loop has reached.
+    """The outputs of a batch by the record that each comes from.
 
-    `ids`: the dedup ids of its records, by offset. `events`: how many of them have outputs.
+    `ids`: the dedup ids of its records, by offset; `counts`: how many outputs each has; `offsets`: whose each output is.
     """
 
-    __slots__ = ("events", "furthest", "ids", "step")
+    __slots__ = ("counts", "ids", "offsets")
 
     def __init__(self, ids: dict[int, Any]) -> None:
         self.ids = ids
-        self.furthest = -1
-        self.step = 0
-        self.events = 0
+        self.counts: dict[int, int] = {}
+        self.offsets: list[int] = []
 
-    @property
-    def id(self) -> bytes:
-        found = self.ids.get(self.furthest)
-        return found if type(found) is bytes else b""
+    def taken(self, offset: int) -> None:
+        self.counts[offset] = self.counts.get(offset, 0) + 1
+        self.offsets.append(offset)
 
-    def reach(self, offset: int) -> None:
-        """Never back: outputs stand in the order of the events they are said to come from, however the batch is read."""
-        if offset > self.furthest:
-            self.furthest, self.step = offset, 0
+    def in_order(self, outputs: list[Any]) -> list[Any]:
+        """The outputs in the order of their events, whatever the order in which the agent gave them."""
+        return [out for _, out in sorted(zip(self.offsets, outputs, strict=True), key=_first)]
 
-    def taken(self) -> None:
-        self.events += self.step == 0
-        self.step += 1
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
 
 
 class Hand:
     """What a lane has in hand.
 
     `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the hand's
-    incarnation is over (protocol rule 5). `id`: the dedup id of `record`. `origin`: what the lineage of its partition's
-    outputs begins with, None where they get none. `steps`: of a batch, how many outputs each of its records has so far.
+    incarnation is over (protocol rule 5). `record`: of the event; of a batch, the one its loop is at, else None. `id`: its
+    dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
+    outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
+    belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
+    `thread`: the one that the agent runs in.
     """
 
     __slots__ = (
-        "alive", "event", "holding", "id", "live", "origin", "outputs", "record", "steps", "tables", "task", "undo"
+        "alive", "batch", "entered", "event", "holding", "id", "live", "origin", "outputs", "record", "steps",
+        "store_failed", "tables", "task", "thread", "told", "undo",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
         self.alive = True
+        self.entered = self.told = False
+        self.store_failed = store_failed
+        self.thread = get_ident()
+        self.batch: Sequence[tuple[Any, Any]] = ()
         self.holding = False
         self.event = 0
         self.task: Any = None
@@ -113,6 +121,11 @@ class Hand:
     # -- tables
 
     def rows(self, name: str) -> Rows:
+        if get_ident() != self.thread:
+            raise OutsideEvent(
+                f"table {name!r} was used in another thread than its agent's, where it would race with the commit; read what the "
+                "thread needs before it starts, have it return what is to be written, and write that after the await"
+            )
         if not self.alive:
             raise StaleIncarnation("the event in hand was given up: its partition moved, or its epoch was aborted")
         if not self.holding or event_number.get() != self.event:
@@ -129,6 +142,15 @@ class Hand:
 
     def read(self, rows: Rows, key: Any, default: Any) -> Any:
         """The value, or MISSING. `default`: makes the value of a missing row, so that its changes in place are seen."""
+        try:
+            return self._read(rows, key, default)
+        except StoreError as exc:
+            # The agent may take it for a missing row; by then the event must be void.
+            if self.store_failed is not None:
+                self.store_failed(exc)
+            raise
+
+    def _read(self, rows: Rows, key: Any, default: Any) -> Any:
         if rows.immutable:
             found = rows.hot.get(key, MISSING)
             if found is MISSING or (rows.numeric_key is not None and type(key) is not rows.numeric_key):
@@ -165,23 +187,32 @@ class Hand:
 
     # -- outputs
 
-    def lineage(self) -> tuple[str, bytes] | None:
-        """The header that the next output is to carry."""
-        origin, steps = self.origin, self.steps
+    def lineage(self, record: Any) -> tuple[str, bytes] | None:
+        """The header that the next output of this record is to carry."""
+        origin, steps, offset = self.origin, self.steps, record.offset
         if origin is None:
             return None
         if steps is None:
-            id = self.id
-            said = b"%b%d/%d/%b" % (origin, self.record.offset, len(self.outputs), id if type(id) is bytes else b"")
+            id, step = self.id, len(self.outputs)
         else:
-            steps.reach(self.record.offset)
-            said = b"%b%d/%d/%b" % (origin, steps.furthest, steps.step, steps.id)
-        return lineage.HEADER, said
+            id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
+        return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
 
-    def emit(self, out: Any) -> None:
+    def record_of(self, whose: Any) -> Any:
+        """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
+        among = self.batch or ((MISSING, self.record),)
+        found = [r for v, r in among if whose is v or whose is r or getattr(whose, "record", None) is r]
+        if len(found) != 1:
+            raise OutputRefused(
+                f"Output(of={whose!r:.80}) names {'no event' if not found else f'{len(found)} events'} in hand; give one of the "
+                "batch's values, of its events or of its records"
+            )
+        return found[0]
+
+    def emit(self, out: Any, record: Any) -> None:
         self.outputs.append(out)
         if self.steps is not None:
-            self.steps.taken()
+            self.steps.taken(record.offset)
 
     # -- the write set
 

@@ -21,11 +21,12 @@ class Output:
 
     By default an output keeps its source record's key, headers and timestamp, hence its order. `key`: another
     key (encoded by the topic's key type, bytes as they are; None for no key). `headers`: instead of the source's.
-    `topic`: instead of the pipeline's sink. `timestamp_ms`: since 1970. `Output(None)` is a tombstone.
+    `topic`: instead of the pipeline's sink. `timestamp_ms`: since 1970. `of`: whose result it is, where the agent has a
+    batch in hand: a value of the batch, or one of its `events` or `records`. `Output(None)` is a tombstone.
     TypeError where `topic` is no `Topic`, a name for instance.
     """
 
-    __slots__ = ("headers", "key", "timestamp_ms", "topic", "value")
+    __slots__ = ("headers", "key", "of", "timestamp_ms", "topic", "value")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Output:
         headers: Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]] | None = None,
         topic: Topic | None = None,
         timestamp_ms: int | None = None,
+        of: Any = None,
     ) -> None:
         if topic is not None and not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Output(topic={topic!r:.80}): give a semel.Topic, declared once beside the pipeline")
@@ -43,6 +45,7 @@ class Output:
         self.headers = headers
         self.topic = topic
         self.timestamp_ms = timestamp_ms
+        self.of = of
 
     def header_list(self) -> list[tuple[str, bytes | None]] | None:
         """The headers as Kafka has them; None where the source's are kept. TypeError or ValueError for what is no header."""

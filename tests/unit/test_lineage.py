@@ -27,8 +27,8 @@ def hand_at(offset: int, id: Any = b"p17", origin: bytes | None = b"payments/src
     return hand
 
 
-def step_of(hand: Hand) -> tuple[int, int]:
-    found = lineage.parse((hand.lineage() or ("", b""))[1])
+def step_of(hand: Hand, record: Any = None) -> tuple[int, int]:
+    found = lineage.parse((hand.lineage(record or hand.record) or ("", b""))[1])
     assert found is not None
     return found.offset, found.step
 
@@ -65,21 +65,24 @@ def test_the_header_is_found_wherever_it_stands() -> None:
 def test_an_output_keeps_its_sources_headers_and_replaces_its_lineage_by_its_own() -> None:
     source = MemoryRecord(NOW, b"k", b"{}", (("trace", b"t"), (HEADER, b"upstream/x/0/1/0/")), 42)
     hand = hand_at(42)
-    out = sink().record({}, source, 3, NOW, hand.lineage())
+    out = sink().record({}, source, 3, NOW, hand.lineage(hand.record))
     assert list(out.headers) == [("trace", b"t"), (HEADER, b"payments/src/3/42/0/p17")]
-    given = sink().record(Output({}, headers={"a": b"1", HEADER: b"made up"}), source, 3, NOW, hand.lineage())
+    given = sink().record(
+        Output({}, headers={"a": b"1", HEADER: b"made up"}), source, 3, NOW, hand.lineage(hand.record)
+    )
     assert list(given.headers) == [("a", b"1"), (HEADER, b"payments/src/3/42/0/p17")]
 
 
 def test_without_lineage_headers_stay_as_they_are() -> None:
     source = MemoryRecord(NOW, b"k", b"{}", (("trace", b"t"),), 42)
-    assert hand_at(42, origin=None).lineage() is None
+    assert hand_at(42, origin=None).lineage(hand_at(42).record) is None
     assert sink().record({}, source, 3, NOW, None).headers == (("trace", b"t"),)
 
 
 def test_the_size_of_an_output_includes_its_lineage() -> None:
     source = MemoryRecord(NOW, b"k", b"{}", (), 42)
-    header = hand_at(42, id=b"i" * 200).lineage()
+    hand = hand_at(42, id=b"i" * 200)
+    header = hand.lineage(hand.record)
     assert sink(300).record({}, source, 3, NOW, None)
     with pytest.raises(OutputRefused, match=r"max.message.bytes=300"):
         sink(300).record({}, source, 3, NOW, header)
@@ -88,21 +91,21 @@ def test_the_size_of_an_output_includes_its_lineage() -> None:
 def test_steps_number_the_outputs_of_an_event_and_refused_ones_leave_no_gap() -> None:
     hand = hand_at(42)
     assert step_of(hand) == (42, 0)
-    hand.emit("first")
+    hand.emit("first", hand.record)
     assert step_of(hand) == (42, 1)
     assert step_of(hand) == (42, 1)
-    hand.emit("second")
+    hand.emit("second", hand.record)
     assert step_of(hand) == (42, 2)
 
 
-def test_a_batchs_outputs_stand_in_order_however_the_batch_is_read() -> None:
+def test_a_batchs_outputs_stand_in_the_order_of_their_events_however_the_batch_is_read() -> None:
     hand = hand_at(1)
     hand.steps = Steps({1: b"a", 3: b"c", 9: None})
     said: list[tuple[int, int]] = []
     for offset in (1, 1, 3, 9, 1, 3):
-        hand.record = MemoryRecord(NOW, b"k", b"{}", (), offset)
-        said.append(step_of(hand))
-        hand.emit(offset)
-    assert said == [(1, 0), (1, 1), (3, 0), (9, 0), (9, 1), (9, 2)]
-    assert said == sorted(said)
-    assert hand.steps.events == 3
+        record = MemoryRecord(NOW, b"k", b"{}", (), offset)
+        said.append(step_of(hand, record))
+        hand.emit(said[-1], record)
+    assert said == [(1, 0), (1, 1), (3, 0), (9, 0), (1, 2), (3, 1)]
+    assert hand.steps.in_order(hand.outputs) == sorted(said)
+    assert len(hand.steps.counts) == 3

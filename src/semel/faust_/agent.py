@@ -17,6 +17,7 @@ from faust.types import TopicT
 
 from semel.errors import DeclarationError
 from semel.faust_.codec import source_of
+from semel.hand import Hand
 from semel.plan import AgentKind, AgentPlan
 from semel.stages.agent import Lane
 
@@ -58,9 +59,9 @@ class Agent(faust.Agent):
             lane.make_stream = self._make_stream
             lane.on_result = self._deliver
 
-    def _make_stream(self) -> Any:
+    def _make_stream(self, hand: Hand) -> Any:
         stream: Any = self.stream()
-        stream.lane = self.lane
+        stream.lane, stream.hand = self.lane, hand
         stream.add_processor(self._maybe_unwrap_reply_request)
         return stream
 

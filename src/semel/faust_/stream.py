@@ -48,6 +48,8 @@ class Stream(faust.Stream):
     """A stock Stream where its channel is not a topic; else one fed by a lane of the engine."""
 
     lane: Lane | None = None
+    # Of the run that the stream was made for; set with the lane.
+    hand: Any = None
     _value: Any = None
     _held: Any = None
 
@@ -65,14 +67,14 @@ class Stream(faust.Stream):
 
     async def _values(self, lane: Lane) -> AsyncIterator[Any]:
         self._follow(lane)
-        async for value in LaneStream(lane):
+        async for value in LaneStream(lane, self.hand):
             yield value
 
     async def _processed(self) -> AsyncIterator[Any]:
         lane = self.lane
         assert lane is not None
         self._follow(lane)
-        async for value in LaneStream(lane):
+        async for value in LaneStream(lane, self.hand):
             try:
                 for process in self._processors:
                     value = process(value)
@@ -102,7 +104,7 @@ class Stream(faust.Stream):
         if self.lane is None:
             raise DeclarationError("batches() needs a stream of a topic; this one reads an in-memory channel")
         self._follow(self.lane)
-        return LaneStream(self.lane).batches()
+        return LaneStream(self.lane, self.hand).batches()
 
     # -- the current event
 

@@ -85,8 +85,11 @@ class Topic(faust.Topic):
             raise OutputRefused(f"send to {name!r}: timestamp={timestamp!r}; give seconds since 1970")
         home = hand.task.partition if within and hand is not None else 0
         if within and hand is not None:
-            origin = hand.lineage()
+            # What is sent names its key and headers itself; only its lineage asks which event of a batch it is from.
+            record = hand.batch[-1][1] if hand.record is None else hand.record
+            origin = hand.lineage(record)
         else:
+            record = None
             origin = (lineage.HEADER, lineage.sent(engine.app)) if engine.settings.lineage else None
         out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition, origin)
         pending = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
@@ -95,7 +98,7 @@ class Topic(faust.Topic):
         message = Sent(pending)
         metadata = RecordMetadata(name, out.tp.partition, TP(*out.tp), -1, stamp / 1000, 0)
         if within and hand is not None:
-            hand.emit(out)
+            hand.emit(out, record)
             message.set_result(metadata)
             return message
         committed: asyncio.Future[None] = engine.carry(out)

@@ -55,7 +55,7 @@ class Barrier:
         for lane in awaited:
             self.left_out += 1
             s = lane.slice
-            where = f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{lane.hand.record.offset}" if s is not None else "?"
+            where = f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{s.record.offset}" if s is not None else "?"
             log.warning(
                 "agent %s has been handling %s for over %d ms; it is left out of the epochs until it is done",
                 lane.plan.name, where, self._timeout_ms,

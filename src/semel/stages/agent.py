@@ -22,6 +22,7 @@ from semel.port import TP, Record
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.stages.admission import Admission
 from semel.stages.aside import Aside
+from semel.stages.driven import Forsaken
 from semel.stages.failures import Failures
 from semel.stages.host import Host
 from semel.stages.sink import Destination
@@ -49,7 +50,7 @@ class Lane:
     def __init__(self, host: Host, plan: AgentPlan) -> None:
         self.host = host
         self.plan = plan
-        self.hand = Hand()
+        self.hand = Hand(self._store_failed)
         self.slice: Slice | None = None
         self.ready: deque[Cursor] = deque()
         self.wake = asyncio.Event()
@@ -59,7 +60,9 @@ class Lane:
         self.over = asyncio.Event()
         self.alone: tuple[TP, int] | None = None
         self.sink: Destination | None = None
-        self.make_stream: Callable[[], Any] | None = None
+        self.make_stream: Callable[[Hand], Any] | None = None
+        # The error of the running body that has been counted as a failed attempt already.
+        self.heard: BaseException | None = None
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         # When the running step of the body began, and for how long steps before it held the loop.
         self._stepped_at = 0.0
@@ -81,7 +84,6 @@ class Lane:
 
     async def next_slice(self, hand: Hand) -> Slice:
         """The next slice for the run that `hand` belongs to. StaleIncarnation where that run is over."""
-        self._leave(hand)
         while True:
             self._check_run(hand)
             if self.host.gate_closed or self.host.catching_up:
@@ -101,15 +103,31 @@ class Lane:
             finally:
                 self.waiting = False
 
-    def _leave(self, hand: Hand) -> None:
-        """A body that began to iterate anew is done with the event it still had in hand."""
-        if self.hand is hand and self.slice is not None:
-            if hand.holding:
-                self.complete(hand)
-            self.release()
+    async def enter(self, hand: Hand) -> None:
+        """A body begins to iterate, perhaps anew. Raises where it has left its loop with an event in hand.
+
+        That event has failed: an exception that was swallowed around the loop and a `break` look alike from here, and an
+        event is done only when its code is. A body that swallows the end of its run as well is forsaken.
+        """
+        if hand.entered:
+            await asyncio.sleep(0)
+        hand.entered = True
+        if self.hand is not hand or self.closed:
+            if hand.told:
+                await Forsaken()
+            hand.told = True
+        self._check_run(hand)
+        if hand.holding:
+            left = HandlingError(
+                f"agent {self.plan.name!r} left its loop over the stream with this event in hand, and began another loop; "
+                "catch what an event may raise inside the loop, or let it out of the agent"
+            )
+            self.failed_unheard(left, hand)
+            raise left
+        self.release()
 
     def _check_run(self, hand: Hand) -> None:
-        if self.hand is not hand:
+        if self.hand is not hand or self.closed:
             raise StaleIncarnation("this stream belongs to a run that is over")
 
     def _take(self) -> tuple[Slice | None, float | None]:
@@ -192,6 +210,7 @@ class Lane:
             found.append((value, record))
             ids[record.offset] = hand.id
         hand.steps = Steps(ids)
+        hand.batch = found
         s.batch.events = len(found)
         s.index = s.start
         return found
@@ -240,12 +259,17 @@ class Lane:
         self.release()
         self.host.finished()
 
+    @property
+    def at_record(self) -> bool:
+        """It is at a record of its slice that is not done."""
+        return self.slice is not None and self.slice.index < self.slice.end
+
     def event_in_hand(self) -> Event | None:
         s = self.slice
         if s is None or not self.hand.holding:
             return None
         record = self.hand.record
-        return self.event(self._admission.value(s, record), record, s.cursor.tp)
+        return None if record is None else self.event(self._admission.value(s, record), record, s.cursor.tp)
 
     def event(self, value: Any, record: Record, tp: TP) -> Event:
         return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
@@ -264,17 +288,26 @@ class Lane:
         s = self.slice
         if s is None or not hand.holding:
             raise OutsideEvent("a result was yielded where no event is in hand; yield inside the loop over the stream")
-        destination = self.sink
-        if type(result) is Output and result.topic is not None:
-            destination = self.host.destination(result.topic)
-            if destination is None:
-                return self._open_and_emit(hand, result, result.topic)
+        destination, record = self.sink, hand.record
+        if type(result) is Output:
+            if result.of is not None:
+                record = hand.record_of(result.of)
+            if result.topic is not None:
+                destination = self.host.destination(result.topic)
+                if destination is None:
+                    return self._open_and_emit(hand, result, result.topic)
         if destination is None:
             raise OutputRefused(
                 f"agent {self.plan.name!r} returned a result, and {self.host.app!r} has no sink; give the pipeline a "
                 "sink=Topic(...), or the result a topic: Output(value, topic=...)"
             )
-        hand.emit(destination.record(result, hand.record, hand.task.partition, s.wall_ms, hand.lineage()))
+        if record is None:
+            raise OutputRefused(
+                f"agent {self.plan.name!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
+                "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
+            )
+        out = destination.record(result, record, hand.task.partition, s.wall_ms, hand.lineage(record))
+        hand.emit(out, record)
         return None
 
     async def _open_and_emit(self, hand: Hand, result: Any, topic: Topic) -> None:
@@ -329,15 +362,16 @@ class Lane:
         results, steps = hand.outputs, hand.steps
         task = s.cursor.task
         task.counts["out"] += len(results)
-        task.counts["filtered"] += batch.events - (steps.events if steps is not None else 0)
+        task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
         if hand.origin is not None:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         self.host.epoch_outputs += batch.letters
-        self.host.epoch_outputs += results
+        self.host.epoch_outputs += results if steps is None else steps.in_order(results)
         results.clear()
         hand.undo.clear()
         hand.holding = False
+        hand.batch = ()
         s.batch = None
         s.index = s.end
         for name, count in batch.counts.items():
@@ -347,6 +381,14 @@ class Lane:
         self.host.finished()
 
     # ------------------------------------------------------------------ failing
+
+    def _store_failed(self, exc: StoreError) -> None:
+        self.host.store_failed(exc)
+
+    def failed_unheard(self, exc: Exception, hand: Hand) -> None:
+        """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
+        self.heard = exc
+        self.failed(exc, hand)
 
     def failed(self, exc: BaseException, hand: Hand) -> None:
         """The event in hand failed: undo it, then decide whether it is tried again."""
@@ -422,7 +464,7 @@ class Lane:
         """The incarnation is over: whatever is in hand is void, and so is the body that holds it."""
         self.hand.alive = False
         self.hand.undo.clear()
-        self.hand = Hand()
+        self.hand = Hand(self._store_failed)
         self.slice = None
         self.alone = None
         for cursor in self.ready:
@@ -432,6 +474,7 @@ class Lane:
 
     def close(self) -> None:
         self.closed = True
+        self.hand.alive = False
         self.over.set()
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import logging
-from collections.abc import Coroutine, Generator
 from functools import partial
+from pathlib import Path
+from threading import get_ident
 from typing import Any
 
-from semel.errors import HandlingError, StaleIncarnation
+from semel.errors import HandlingError
 from semel.hand import Hand, in_hand
 from semel.plan import AgentKind
 from semel.stages.agent import TURN_S, Lane
+from semel.stages.driven import Driven
 from semel.stages.stream import LaneStream
 
 log = logging.getLogger("semel.agent")
@@ -19,34 +23,49 @@ log = logging.getLogger("semel.agent")
 # A body that its incarnation has left behind may take this long to notice; the next one does not wait longer.
 LEAVE_S = 0.2
 CLOSE_S = 0.5
+_NOT_THE_AGENTS = (str(Path(asyncio.__file__).parent), str(Path(__file__).parents[1]))
 
 
 async def run(lane: Lane) -> None:
-    """Until the lane is closed: a body that failed, that returned or whose incarnation is over is followed by another."""
+    """Until the lane is closed: a body that failed, that returned or whose incarnation is over is followed by another.
+
+    Whatever a body ends with while its run is alive is the failure of what it had in hand, and nothing else: a cancellation
+    that the engine did not ask for, SystemExit, an error of another run. What it returns with is done.
+    """
     idle_failures = 0
-    body: asyncio.Task[None] | None = None
+    body: asyncio.Task[Any] | None = None
+    driven: Driven | None = None
+    # Bodies that did not end with their run. They may still be cleaning up.
+    left_behind: dict[asyncio.Task[Any], Driven] = {}
     try:
         while not lane.closed:
             lane.over.clear()
+            lane.heard = None
             hand = lane.hand
-            body = asyncio.create_task(_Steps(lane, _one_run(lane, hand)), name=f"agent {lane.plan.name}")
+            driven = Driven(_one_run(lane, hand), lane.step_begins, lane.step_ends)
+            body = asyncio.create_task(driven, name=f"agent {lane.plan.name}")
             over = asyncio.create_task(lane.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
             over.cancel()
+            ended = body.done()
             await _cancelled(body, LEAVE_S)
-            if lane.hand is not hand or not body.done():
+            if not body.done():
+                left_behind[body] = driven
+                body.add_done_callback(lambda done: left_behind.pop(done, None))
+            if not body.done() or driven.forsaken:
+                _say_left_behind(lane, driven)
+            if lane.hand is not hand or not ended:
                 continue
             await lane.give_back()
-            error = None if body.cancelled() else body.exception()
-            if isinstance(error, StaleIncarnation):
-                continue
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            if lane.slice is not None and error is not None:
+            error = _error_of(body, lane)
+            if lane.heard is not None and lane.slice is None:
+                idle_failures = 0
+            elif error is not None and lane.at_record:
                 idle_failures = 0
                 lane.failed(error, hand)
             elif hand.holding:
                 # It returned with an event in hand: that event is done.
+                idle_failures = 0
                 try:
                     lane.complete(hand)
                     lane.release()
@@ -62,9 +81,15 @@ async def run(lane: Lane) -> None:
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)
+            if not body.done() and driven is not None:
+                _say_left_behind(lane, driven)
+                left_behind[body] = driven
+        for zombie, driving in list(left_behind.items()):
+            driving.left = True
+            await _cancelled(zombie, CLOSE_S)
 
 
-async def _cancelled(body: asyncio.Task[None], wait_s: float) -> None:
+async def _cancelled(body: asyncio.Task[Any], wait_s: float) -> None:
     if not body.done():
         body.cancel()
         await asyncio.wait({body}, timeout=wait_s)
@@ -72,48 +97,67 @@ async def _cancelled(body: asyncio.Task[None], wait_s: float) -> None:
         body.exception()  # looked at, whatever it is: a body that is over has nobody else to tell
 
 
-class _Steps(Coroutine[Any, Any, None]):
-    """A body, whose lane is told when each step of it begins and ends: between the two the loop is held."""
-
-    def __init__(self, lane: Lane, body: Coroutine[Any, Any, None]) -> None:
-        self._lane = lane
-        self._body = body
-
-    def send(self, value: Any) -> Any:
-        self._lane.step_begins()
-        try:
-            return self._body.send(value)
-        finally:
-            self._lane.step_ends()
-
-    def throw(self, *exc: Any) -> Any:
-        self._lane.step_begins()
-        try:
-            return self._body.throw(*exc)
-        finally:
-            self._lane.step_ends()
-
-    def close(self) -> None:
-        self._body.close()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._body.__await__()
+def _error_of(body: asyncio.Task[Any], lane: Lane) -> BaseException | None:
+    """What a body that is done failed with, if it did."""
+    try:
+        returned = body.result()
+    except BaseException as exc:
+        return exc
+    if type(returned) is _Exit:
+        return returned.error
+    if returned is None:
+        return None
+    return HandlingError(
+        f"agent {lane.plan.name!r} iterates over its stream and returned {returned!r:.80}, which goes nowhere; yield results "
+        "inside the loop"
+    )
 
 
-async def _one_run(lane: Lane, hand: Hand) -> None:
+def _say_left_behind(lane: Lane, driven: Driven) -> None:
+    log.warning(
+        "agent %s does not end when its run does: its code swallows CancelledError or waits in a way that cannot be cancelled, "
+        "at %s. It is left behind, and nothing that it does counts", lane.plan.name, place(driven.coroutine),
+    )  # fmt: skip
+
+
+def place(coroutine: Any) -> str:
+    """Where an agent's code stands: its innermost frame that is neither the engine's nor asyncio's."""
+    at = coroutine
+    where = "an unknown place"
+    while at is not None:
+        frame = getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None) or getattr(at, "gi_frame", None)
+        if frame is not None and not frame.f_code.co_filename.startswith(_NOT_THE_AGENTS):
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+        at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
+        if type(at).__name__ == "async_generator_asend":
+            # It does not name its generator.
+            at = next((found for found in gc.get_referents(at) if inspect.isasyncgen(found)), None)
+    return where
+
+
+class _Exit:
+    """What asyncio would not keep in a task, but raise out of the loop: SystemExit and KeyboardInterrupt."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _one_run(lane: Lane, hand: Hand) -> Any:
     in_hand.set(hand)
-    if lane.plan.kind is AgentKind.STREAM:
-        await _run_stream(lane, hand)
-    else:
-        await _run_function(lane, hand)
+    hand.thread = get_ident()
+    try:
+        if lane.plan.kind is AgentKind.STREAM:
+            return await _run_stream(lane, hand)
+        return await _run_function(lane, hand)
+    except (SystemExit, KeyboardInterrupt) as exc:
+        return _Exit(exc)
 
 
-async def _run_stream(lane: Lane, hand: Hand) -> None:
+async def _run_stream(lane: Lane, hand: Hand) -> Any:
     """A generator's results are emitted where it yields them; what is refused is raised there."""
-    running = lane.plan.run(LaneStream(lane) if lane.make_stream is None else lane.make_stream())
+    running = lane.plan.run(LaneStream(lane, hand) if lane.make_stream is None else lane.make_stream(hand))
     if not hasattr(running, "__anext__"):
-        await running
-        return
+        return await running
     step = running.__anext__
     throw = getattr(running, "athrow", None)
     deliver = lane.on_result or partial(lane.emit, hand)
@@ -131,11 +175,15 @@ async def _run_stream(lane: Lane, hand: Hand) -> None:
                         raise
                     found = await throw(exc)
     except StopAsyncIteration:
-        return
+        return None
     finally:
         close = getattr(running, "aclose", None)
         if close is not None:
-            await close()
+            # A generator that yields once more instead of ending has nothing more to say.
+            try:
+                await close()
+            except RuntimeError as exc:
+                log.debug("agent %s: %s", lane.plan.name, exc)
 
 
 async def _run_function(lane: Lane, hand: Hand) -> None:

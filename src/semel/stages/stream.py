@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from semel.event import Event
 from semel.hand import Hand
-from semel.port import Record
+from semel.port import TP, Record
 from semel.stages.agent import TURN_S, Lane
+
+Found = Sequence[tuple[Any, Record]]
 
 
 class Batch(Sequence[Any]):
     """Fresh events of one partition, handled as one: its write set is one, and a failure undoes all of it.
 
-    Iterating moves the event in hand along, so that a result yielded inside the loop keeps its own event's key.
+    A result is that of the event which a loop over the batch is at. Where no loop is at one, nobody knows whose it is, and
+    it is refused; `Output(value, of=...)` says it: one of the batch's values, of its `events` or of its `records`.
     """
 
-    __slots__ = ("_event", "_hand", "_records", "_values")
+    __slots__ = ("_event", "_hand", "_make_event", "_tp", "_values", "records")
 
-    def __init__(self, hand: Hand, values: list[Any], records: list[Record]) -> None:
+    def __init__(self, hand: Hand, tp: TP, make_event: Callable[[Any, Record, TP], Event], found: Found) -> None:
         self._hand = hand
         self._event = hand.event
-        self._values = values
-        self._records = records
+        self._tp = tp
+        self._make_event = make_event
+        self._values = [value for value, _ in found]
+        self.records = [record for _, record in found]
+        hand.record = self.records[0] if len(found) == 1 else None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -32,38 +38,55 @@ class Batch(Sequence[Any]):
         return self._values[index]
 
     def __iter__(self) -> Iterator[Any]:
-        hand, event = self._hand, self._event
-        for value, record in zip(self._values, self._records, strict=True):
-            # A batch that was kept may be looked at again when another one is in hand.
-            if hand.event == event:
-                hand.record = record
-            yield value
+        hand, number = self._hand, self._event
+        # Where one loop runs inside another, the outer one goes on from where it was.
+        before = hand.record if hand.event == number else None
+        try:
+            for value, record in zip(self._values, self.records, strict=True):
+                # A batch that was kept may be looked at again when another one is in hand.
+                if hand.event == number:
+                    hand.record = record
+                yield value
+        finally:
+            if hand.event == number:
+                hand.record = before
 
     @property
-    def records(self) -> list[Record]:
-        return self._records
+    def events(self) -> list[Event]:
+        """The events with key, headers, timestamp and position."""
+        return [self._make_event(v, r, self._tp) for v, r in zip(self._values, self.records, strict=True)]
 
 
 class LaneStream:
-    """The stream a plain semel agent receives. Asking for the next event finishes the one before."""
+    """The stream a plain semel agent receives. Asking for the next event finishes the one before.
 
-    def __init__(self, lane: Lane) -> None:
+    It belongs to the run it was made for: where that is over, iterating raises StaleIncarnation. An error of the engine that
+    comes out of it has been counted as a failed attempt before, whatever the agent does with it (protocol rule 5).
+    """
+
+    def __init__(self, lane: Lane, hand: Hand) -> None:
         self._lane = lane
+        self._hand = hand
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        lane = self._lane
-        hand, host = lane.hand, lane.host
+        lane, hand = self._lane, self._hand
+        host = lane.host
         monotonic, begin, finish = host.clock.monotonic, lane.begin, lane.finish
+        await lane.enter(hand)
         while True:
             s = await lane.next_slice(hand)
             turn_ends = monotonic() + TURN_S
-            for value in lane.admit(s, hand):
-                begin(hand)
-                yield value
-                finish(hand)
-                if monotonic() > turn_ends or host.gate_closed:
-                    turn_ends = await lane.pause(hand, turn_ends)
-            lane.end_slice(hand)
+            try:
+                for value in lane.admit(s, hand):
+                    begin(hand)
+                    yield value
+                    finish(hand)
+                    if monotonic() > turn_ends or host.gate_closed:
+                        turn_ends = await lane.pause(hand, turn_ends)
+                lane.end_slice(hand)
+            except Exception as exc:
+                lane.failed_unheard(exc, hand)
+                raise
             await lane.let_go()
 
     async def events(self) -> AsyncIterator[Event]:
@@ -71,19 +94,22 @@ class LaneStream:
         async for value in self:
             s = self._lane.slice
             assert s is not None
-            yield self._lane.event(value, self._lane.hand.record, s.cursor.tp)
+            yield self._lane.event(value, self._hand.record, s.cursor.tp)
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The events as `Batch`es, each a unit of work."""
-        lane = self._lane
-        hand = lane.hand
+        lane, hand = self._lane, self._hand
+        await lane.enter(hand)
         while True:
             s = await lane.next_slice(hand)
-            found = lane.admit_batch(s, hand)
-            lane.begin(hand)
-            if found:
-                hand.record = found[0][1]
-                yield Batch(hand, [value for value, _ in found], [record for _, record in found])
-            lane.complete(hand)
-            lane.end_slice(hand)
+            try:
+                found = lane.admit_batch(s, hand)
+                lane.begin(hand)
+                if found:
+                    yield Batch(hand, s.cursor.tp, lane.event, found)
+                lane.complete(hand)
+                lane.end_slice(hand)
+            except Exception as exc:
+                lane.failed_unheard(exc, hand)
+                raise
             await lane.let_go()

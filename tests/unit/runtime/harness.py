@@ -69,6 +69,8 @@ class Work:
         self.failures: dict[str, int] = {}
         self.handled: list[str] = []
         self.before: Callable[[Payment], Awaitable[None]] | None = None
+        # What a failing event fails with.
+        self.error: Callable[[str], BaseException] = RuntimeError
 
     async def attempt(self, payment: Payment) -> None:
         self.handled.append(payment.id)
@@ -81,7 +83,7 @@ class Work:
         if payment.fails:
             seen = self.failures[payment.id] = self.failures.get(payment.id, 0) + 1
             if payment.fails < 0 or seen <= payment.fails:
-                raise RuntimeError(f"attempt {seen} at {payment.id}")
+                raise self.error(f"attempt {seen} at {payment.id}")
 
 
 def payments_pipeline(
@@ -125,6 +127,10 @@ def payments_pipeline(
         await work.attempt(payment)
         return book(payment)
 
+    def settle_at_once(payment: Payment) -> Settlement | None:
+        work.handled.append(payment.id)
+        return book(payment)
+
     async def settle_batches(payments: Any) -> Any:
         async for batch in payments.batches():
             for payment in batch:
@@ -133,7 +139,8 @@ def payments_pipeline(
                 if settled is not None:
                     yield settled
 
-    agent = {"stream": settle, "coroutine": settle_one, "batches": settle_batches}[style]
+    agents = {"stream": settle, "coroutine": settle_one, "batches": settle_batches, "function": settle_at_once}
+    agent = agents[style]
     if make is not None:
         agent = make((balances, journals))
     return Pipeline(

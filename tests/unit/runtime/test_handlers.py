@@ -165,31 +165,6 @@ async def test_a_handler_that_turns_its_cancellation_into_an_error_does_not_stea
     world.check()
 
 
-async def test_a_body_that_breaks_off_and_iterates_anew_is_done_with_its_event(world: World) -> None:
-    work = world.work
-
-    def make(tables: Any) -> Any:
-        balances, journals = tables
-
-        async def settle(payments: Any) -> Any:
-            while True:
-                async for payment in payments:
-                    await work.attempt(payment)
-                    balances[payment.account] += payment.amount
-                    journals[payment.account].append(payment.id)
-                    yield Settlement(payment.id, payment.account, balances[payment.account])
-                    break
-
-        return settle
-
-    world.pipeline = payments_pipeline(work, make=make)
-    for n in range(19):
-        world.pay(f"a{n % 5}", n + 1)
-    world.start()
-    await world.drained()
-    world.check()
-
-
 @pytest.mark.parametrize("unit", ["event", "batch"])
 async def test_a_body_that_returns_is_done_with_what_it_has_in_hand_and_starts_again(world: World, unit: str) -> None:
     work = world.work

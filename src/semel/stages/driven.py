@@ -1,0 +1,70 @@
+"""Driven: an agent's code, resumed step by step, and not any more where it swallows its end.
+
+A task cannot be ended from outside while its coroutine catches everything. It can be left suspended: whoever drives it
+does not go on. `finally` blocks of such code never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from semel.errors import StaleIncarnation
+
+# Suspended for ever. Nobody may collect them: that would close them, which is one more thing that they swallow.
+_LEFT: list[Coroutine[Any, Any, Any]] = []
+
+
+class Forsaken:
+    """Awaited by code that is never to be woken again."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield self
+
+
+class Driven(Coroutine[Any, Any, Any]):
+    """A coroutine that ends as its inner one does, or with StaleIncarnation where that awaits `Forsaken` or is left.
+
+    `begins`, `ends`: called around each step, between which the loop is held. `left`: set by whoever wants it left where it
+    stands at its next cancellation; `forsaken`: it asked for that itself.
+    """
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], begins: Callable[[], None], ends: Callable[[], None]
+    ) -> None:
+        self.coroutine = coroutine
+        self.left = self.forsaken = False
+        self._begins = begins
+        self._ends = ends
+
+    def send(self, value: Any) -> Any:
+        self._begins()
+        try:
+            return self._unless_forsaken(self.coroutine.send(value))
+        finally:
+            self._ends()
+
+    def throw(self, *exc: Any) -> Any:
+        if self.left:
+            _LEFT.append(self.coroutine)
+            raise StaleIncarnation("the agent's code did not end with its run")
+        self._begins()
+        try:
+            # Without the frames of whoever cancels, so that the innermost one of the traceback is the agent's.
+            error = exc[0].with_traceback(None) if isinstance(exc[0], BaseException) else exc[0]
+            return self._unless_forsaken(self.coroutine.throw(error))
+        finally:
+            self._ends()
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.coroutine.__await__()
+
+    def _unless_forsaken(self, waits_for: Any) -> Any:
+        if type(waits_for) is Forsaken:
+            self.forsaken = True
+            _LEFT.append(self.coroutine)
+            raise StaleIncarnation("the agent's code swallowed the end of its run")
+        return waits_for
