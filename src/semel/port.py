@@ -80,6 +80,20 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
+class TooLarge(NamedTuple):
+    """Stands for a record that was not read: decompressed, its batch holds more than anybody should have to keep.
+
+    Only its place is known, and a time of its batch; `why` says what stood in the way.
+    """
+
+    offset: int
+    timestamp: int
+    why: str
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
 @dataclass(slots=True)
 class Fetched:
     """What one partition answered to a fetch.
@@ -87,8 +101,9 @@ class Fetched:
     `records` never contains control records, nor (read committed) records of aborted or open
     transactions, nor records below the offset asked for. `next_offset` is the position after
     everything looked at, control and aborted batches included: equal to the offset asked for
-    when nothing was there. Offsets of -1 are unknown. `error` is a Kafka error code, 0 for none
-    (1 = offset out of range; `log_start` and `high_watermark` are filled in where known).
+    when nothing was there. It may lie within a batch whose rest is for the next fetch. Offsets of
+    -1 are unknown. `error` is a Kafka error code, 0 for none (1 = offset out of range; `log_start` and
+    `high_watermark` are filled in where known).
     """
 
     records: list[Record]

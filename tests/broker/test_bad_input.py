@@ -6,9 +6,11 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
@@ -119,6 +121,29 @@ async def test_a_value_without_its_dedup_key_is_dead_lettered(picky: Ledger) -> 
     bad = Message(b"account-0", event(""), HEADERS)
     found = await outcome(picky, bad, settled=200)
     the_dead(found, "missing", bad, "no dedup key")
+
+
+async def test_a_record_that_a_few_kilobytes_stand_for_is_dead_lettered_and_costs_little(picky: Ledger) -> None:
+    """200 MB of it, compressed to a few kB by whoever may write to the source."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=picky.bootstrap, compression_type="zstd", max_request_size=1 << 30, acks="all"
+    )
+    await producer.start()
+    try:
+        await producer.send_and_wait(picky.source, b'"' + b"0" * (200 << 20) + b'"', b"account-0")
+    finally:
+        await producer.stop()
+    worker = picky.worker().start()
+    await picky.feed(payments(131, 100, redeliver=0))
+    await picky.drained()
+    [dead] = await logs.read(picky.bootstrap, picky.dead_letter_topic)
+    assert (dead.value, dead.header("semel.reason"), dead.header("semel.offset")) == (None, "undecodable", "0")
+    assert "larger than 32 MiB" in dead.header("semel.left_out")
+    assert len(await logs.read(picky.bootstrap, picky.sink)) == 100
+    status = Path(f"/proc/{worker.pid}/status").read_text()  # noqa: ASYNC240
+    peak_mb = int(status.partition("VmHWM:")[2].split()[0]) // 1024
+    assert peak_mb < 500, "what is decompressed is bounded"
+    assert await worker.stopped() == 0
 
 
 async def test_a_value_of_five_megabytes_takes_effect_or_is_dead_lettered_whole(

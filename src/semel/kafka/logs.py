@@ -9,7 +9,7 @@ from semel.kafka import apis, records
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, partitions_by_topic
 from semel.kafka.codes import STALE_METADATA
 from semel.kafka.wire import Answer
-from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost
+from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost, TooLarge
 
 _CONSUMER = -1
 _NO_SESSION, _FINAL_EPOCH = 0, -1
@@ -32,7 +32,8 @@ class LogCalls(Calls):
         partition_max_bytes: int,
         purpose: str = "source",
     ) -> dict[TP, Fetched]:
-        """`purpose` changes nothing here: every call that waits has a connection to itself."""
+        """`purpose`: only the readers of events, "source" and "proof", know what a `TooLarge` is; to others its batch is
+        corrupt. Every call that waits has a connection to itself."""
         rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, partition_max_bytes) for tp, offset in wants.items()}
         call = apis.FETCH(
             _CONSUMER,
@@ -62,6 +63,8 @@ class LogCalls(Calls):
                     rows_read, position, error = records.read(
                         data, asked, aborted=(aborted or ()) if committed else None
                     )
+                    if purpose == "restore" and any(type(row) is TooLarge for row in rows_read):
+                        rows_read, position, error = [], asked, records.CORRUPT_MESSAGE
                     found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error)
         return found
 

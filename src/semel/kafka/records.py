@@ -1,14 +1,14 @@
 """Record batches: building the ones we send, reading the ones a fetch brought.
 
 Both directions stand on aiokafka's C codecs. Per record, reading does no Python at all unless the
-fetch began in the middle of a batch.
+fetch began in the middle of a batch, or a batch holds more than is read at once.
 """
 
 # pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from aiokafka import codec
@@ -18,8 +18,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from semel.errors import ConfigError
-from semel.kafka.tolerant import read_batch
-from semel.port import Producer, Record
+from semel.kafka.decompression import bound_of, decompressed
+from semel.kafka.tolerant import read_batch, read_each
+from semel.port import Producer, Record, TooLarge
 
 CORRUPT_MESSAGE = 2
 UNSUPPORTED_COMPRESSION_TYPE = 76
@@ -28,6 +29,15 @@ _CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _MAGIC = 2
 _LOG_OVERHEAD = 12
 _BATCH_LENGTH = struct.Struct(">i")
+_ATTRIBUTES = struct.Struct(">h")
+_COUNT = struct.Struct(">i")
+_LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT, _COUNT_AT, _HEADER_BYTES = 8, 16, 21, 57, 61
+_COMPRESSION_BITS = 0x07
+
+# What one read hands on of one partition, compressed batches decompressed: several times what a fetch asks for. Both
+# bounds are passed by one batch, or one record, at most; the rest is for the next fetch.
+ENOUGH_BYTES = 16 << 20
+ENOUGH_RECORDS = 100_000
 
 
 def codec_number(compression: str | None) -> int:
@@ -84,9 +94,12 @@ def read(
     reads uncommitted. Control records are left out either way. A batch cut off at the end is not looked at.
     A batch that cannot be read ends the set: what stood before it is returned, and only where nothing did
     is its code (2 corrupt, 76 unknown compression) the answer.
+
+    What a few compressed bytes stand for is bounded: past `ENOUGH_BYTES` or `ENOUGH_RECORDS` the position is where the
+    next read goes on, if need be within a batch; records beyond `decompression.bound_of` a batch are `TooLarge`.
     """
     records: list[Record] = []
-    position = offset
+    position, taken = offset, 0
     if not data:
         return records, position, 0
     transactions = _AbortedTransactions(aborted or ())
@@ -96,15 +109,19 @@ def read(
         while batches.has_next():
             # Typed as one of two classes by aiokafka; the legacy one (magic 0 and 1) has no producer.
             batch: Any = batches.next_batch()
-            start, at = at, at + _LOG_OVERHEAD + _BATCH_LENGTH.unpack_from(data, at + 8)[0]
+            start, at = at, at + _LOG_OVERHEAD + _BATCH_LENGTH.unpack_from(data, at + _LENGTH_AT)[0]
             if not batch.validate_crc():
                 raise CorruptRecordException
             if not transactions.hide(batch) and not batch.is_control_batch:
-                found = _records(batch, data, start, at)
-                if found and found[0].offset < offset:
-                    found = [record for record in found if record.offset >= offset]
+                content = _Content(batch, memoryview(data)[start:at])
+                found = content.records(offset, ENOUGH_RECORDS - len(records), ENOUGH_BYTES - taken)
                 records += found
+                taken += content.size
+                if content.left:
+                    return records, found[-1].offset + 1, 0
             position = max(position, batch.next_offset)
+            if taken >= ENOUGH_BYTES or len(records) >= ENOUGH_RECORDS:
+                break
     except UnsupportedCodecError:
         return records, position, 0 if position > offset else UNSUPPORTED_COMPRESSION_TYPE
     except (CorruptRecordException, ValueError, IndexError):
@@ -112,11 +129,80 @@ def read(
     return records, position, 0
 
 
-def _records(batch: Any, data: bytes, start: int, end: int) -> list[Record]:
-    try:
-        return cast("list[Record]", list(batch))
-    except UnicodeDecodeError:
-        return cast("list[Record]", read_batch(data[start:end], batch))
+class _Content:
+    """The records of one batch, decompressed. `size`: its bytes then; `left`: it holds more than were asked for."""
+
+    def __init__(self, batch: Any, data: memoryview) -> None:
+        self._batch: Any = batch
+        self._whole = True
+        self.left = False
+        compressed = data[_MAGIC_AT] == _MAGIC and batch.compression_type
+        if compressed:
+            body, self._whole = decompressed(data[_HEADER_BYTES:], compressed, bound_of(len(data)))
+            plain = _uncompressed(data, body)
+            self._batch, data = MemoryRecords(plain).next_batch(), memoryview(plain)
+        self._data = data
+        self._compressed = bool(compressed)
+        self.size = len(data)
+
+    def records(self, offset: int, most: int, most_bytes: int) -> list[Record]:
+        """Those from `offset` on, one at least; `most` of them, where they come of few bytes."""
+        if self._whole and (not self._compressed or (self.size <= most_bytes and self._count <= most)):
+            try:
+                found: list[Record] = list(self._batch)
+            except UnicodeDecodeError:
+                found = cast("list[Record]", read_batch(self._data, self._batch))
+            return found if found and found[0].offset >= offset else [r for r in found if r.offset >= offset]
+        return self._some(offset, most, most_bytes)
+
+    @property
+    def _count(self) -> int:
+        return _COUNT.unpack_from(self._data, _COUNT_AT)[0]
+
+    def _some(self, offset: int, most: int, most_bytes: int) -> list[Record]:
+        found: list[Record] = []
+        size = 0
+        for record in self._each():
+            if record.offset < offset:
+                continue
+            if len(found) >= most or (found and size >= most_bytes):
+                self.left = True
+                break
+            found.append(record)
+            size += len(record.key or b"") + len(record.value or b"")
+        self.size = size
+        return found
+
+    def _each(self) -> Iterator[Record]:
+        """All there is of it: what the bytes hold, then a `TooLarge` for each record that they do not."""
+        number, last = 0, self._batch.base_offset - 1
+        if self._whole:
+            try:
+                for record in self._batch:
+                    last = record.offset
+                    yield record
+                return
+            except UnicodeDecodeError:
+                yield from (cast("Record", r) for r in read_each(self._data, self._batch) if r.offset > last)
+                return
+        try:
+            for record in read_each(self._data, self._batch):
+                number, last = number + 1, record.offset
+                yield cast("Record", record)
+        except (ValueError, IndexError):
+            pass
+        why = f"decompressed, its batch is larger than {bound_of(0) >> 20} MiB; nothing of this record was read"
+        for nth in range(self._count - number):
+            yield TooLarge(last + 1 + nth, self._batch.max_timestamp, why)
+
+
+def _uncompressed(data: memoryview, body: bytes) -> bytes:
+    """The batch as it was before it was compressed; its checksum is that of what it was."""
+    plain = bytearray(data[:_HEADER_BYTES])
+    (attributes,) = _ATTRIBUTES.unpack_from(plain, _ATTRIBUTES_AT)
+    _ATTRIBUTES.pack_into(plain, _ATTRIBUTES_AT, attributes & ~_COMPRESSION_BITS)
+    _BATCH_LENGTH.pack_into(plain, _LENGTH_AT, _HEADER_BYTES + len(body) - _LOG_OVERHEAD)
+    return bytes(plain) + body
 
 
 class _AbortedTransactions:

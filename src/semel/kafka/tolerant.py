@@ -1,4 +1,5 @@
-"""A record batch read in Python, for the one thing aiokafka's C codec refuses: header names that are not UTF-8.
+"""A record batch read in Python, for what aiokafka's C codec does not do: header names that are not UTF-8, and the
+beginning of a batch whose rest is not there.
 
 Kafka says header names are UTF-8, but no broker checks it, and some clients send any bytes. Refusing such
 a batch would stop its partition for ever.
@@ -8,10 +9,9 @@ a batch would stop its partition for ever.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from aiokafka import codec
 from aiokafka.record.util import decode_varint
 
 _FIRST_TIMESTAMP = struct.Struct(">q")
@@ -19,13 +19,6 @@ _HEADER_BYTES = 61
 _TIMESTAMPS_AT = 27
 _MAX_TIMESTAMP_AT = 35
 _COUNT_AT = 57
-
-_DECODE: dict[int, Callable[[bytes], Any]] = {
-    1: codec.gzip_decode,
-    2: codec.snappy_decode,
-    3: codec.lz4_decode,
-    4: codec.zstd_decode,
-}
 
 
 class TolerantRecord(NamedTuple):
@@ -36,16 +29,19 @@ class TolerantRecord(NamedTuple):
     headers: list[tuple[str, bytes | None]]
 
 
-def read_batch(data: bytes, batch: Any) -> list[TolerantRecord]:
-    """The records of the one batch in `data`, which `batch` describes. A header name's odd bytes become `\\xNN`."""
+def read_batch(data: memoryview, batch: Any) -> list[TolerantRecord]:
+    """The records of the one batch in `data`, not compressed, which `batch` describes. Odd bytes of a header's name
+    become `\\xNN`."""
+    return list(read_each(data, batch))
+
+
+def read_each(data: memoryview, batch: Any) -> Iterator[TolerantRecord]:
+    """The same one by one. ValueError or IndexError at the first that is not all there."""
     (first_timestamp,) = _FIRST_TIMESTAMP.unpack_from(data, _TIMESTAMPS_AT)
     (max_timestamp,) = _FIRST_TIMESTAMP.unpack_from(data, _MAX_TIMESTAMP_AT)
     (count,) = struct.unpack_from(">i", data, _COUNT_AT)
-    body = data[_HEADER_BYTES:]
-    if batch.compression_type:
-        body = _DECODE[batch.compression_type](body)
-    reader = _Reader(bytearray(body))
-    records: list[TolerantRecord] = []
+    reader = _Reader(bytearray(data[_HEADER_BYTES:]))
+    appended = batch.timestamp_type == 1
     for _ in range(count):
         reader.varint()  # length
         reader.at += 1  # attributes
@@ -53,9 +49,7 @@ def read_batch(data: bytes, batch: Any) -> list[TolerantRecord]:
         offset = batch.base_offset + reader.varint()
         key, value = reader.field(), reader.field()
         headers = [(reader.name(), reader.field()) for _ in range(reader.varint())]
-        appended = batch.timestamp_type == 1
-        records.append(TolerantRecord(offset, max_timestamp if appended else timestamp, key, value, headers))
-    return records
+        yield TolerantRecord(offset, max_timestamp if appended else timestamp, key, value, headers)
 
 
 class _Reader:

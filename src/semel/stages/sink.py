@@ -9,7 +9,7 @@ from semel import lineage
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
-from semel.port import NO_TIMESTAMP, TP, Record
+from semel.port import NO_TIMESTAMP, TP, Record, TooLarge
 from semel.topic import Topic
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -225,5 +225,7 @@ def dead_letter(
         key = None
     if left_out:
         said["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
+    if isinstance(record, TooLarge):
+        said["semel.left_out"] = record.why
     written = [*headers, *((name, text.encode()) for name, text in said.items())]
     return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written)

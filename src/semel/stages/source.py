@@ -7,7 +7,7 @@ from typing import Any
 
 from semel.codec import Codec
 from semel.errors import DecodeError, described
-from semel.port import Record
+from semel.port import Record, TooLarge
 
 
 class Undecodable:
@@ -19,6 +19,13 @@ class Undecodable:
         self.error = error
 
 
+def _nothing(record: Record, codec: Codec[Any]) -> str:
+    """Why there is no value."""
+    if isinstance(record, TooLarge):
+        return record.why
+    return f"the value is null; the topic declares {codec.name}"
+
+
 def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
     """Records -> values; an `Undecodable` for each that does not fit. Never raises for a record."""
     decode = codec.decode
@@ -26,7 +33,7 @@ def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
     def one(record: Record) -> Any:
         try:
             if record.value is None:
-                raise DecodeError(f"the value is null; the topic declares {codec.name}")
+                raise DecodeError(_nothing(record, codec))
             return decode(record.value)
         except DecodeError as exc:
             return Undecodable(exc if type(exc) is DecodeError else DecodeError(described(exc)))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import random
 import struct
+import tracemalloc
 
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -8,9 +10,9 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from semel.errors import ConfigError
-from semel.kafka import records
+from semel.kafka import decompression, records
 from semel.kafka.records import Batch, codec_number
-from semel.port import Producer
+from semel.port import Producer, TooLarge
 
 ABORT, COMMIT = 0, 1
 CONTROL = 0x20
@@ -202,3 +204,102 @@ def test_an_unknown_compression_is_refused_by_name() -> None:
     assert codec_number(None) == codec_number("none") == 0
     with pytest.raises(ConfigError, match="'brotli' is unknown; use one of none, gzip, snappy, lz4, zstd"):
         codec_number("brotli")
+
+
+# -- a few bytes that stand for many
+
+
+def packed(compression: str, *values: bytes, base_offset: int = 0) -> bytes:
+    building = DefaultRecordBatchBuilder(2, codec_number(compression), 0, -1, -1, -1, 1 << 31)
+    for i, value in enumerate(values):
+        assert building.append(i, 1000, b"k", value, []) is not None
+    return sealed(building.build(), base_offset)
+
+
+@pytest.fixture
+def small_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch may hold a million bytes."""
+    monkeypatch.setattr(decompression, "BOUND_BYTES", 1_000_000)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_record_beyond_the_bound_is_never_decompressed_whole(compression: str, small_bound: None) -> None:
+    bomb = packed(compression, b"small", b"0" * 30_000_000, b"behind it")
+    tracemalloc.start()
+    try:
+        found, position, error = records.read(batch(0, 2) + sealed(bomb, 2), 0, aborted=())
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (offsets(found), position, error) == ([0, 1, 2, 3, 4], 5, 0)
+    assert found[2].value == b"small"
+    assert [type(r) is TooLarge for r in found] == [False, False, False, True, True]
+    assert (found[3].key, found[3].value, found[3].timestamp) == (None, None, 1000)
+    assert most < 20_000_000
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_batch_that_grows_by_no_more_than_it_may_is_read_whole(compression: str, small_bound: None) -> None:
+    values = [random.Random(n).randbytes(300_000) for n in range(5)]
+    found, position, error = records.read(packed(compression, *values), 0, aborted=())
+    assert ([r.value for r in found], position, error) == (values, 5, 0), "compressed it is no smaller"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_damaged_batch_is_damaged_and_no_bomb(compression: str) -> None:
+    whole = packed(compression, b"0" * 10_000)
+    damaged = bytearray(whole)
+    damaged[61:] = bytes(len(damaged) - 61)
+    assert records.read(sealed(damaged, 0), 0, aborted=()) == ([], 0, records.CORRUPT_MESSAGE)
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["", "with odd header names"])
+def test_what_holds_more_than_enough_is_read_in_parts_and_nothing_is_passed_over(
+    odd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ENOUGH_BYTES", 5_000)
+    monkeypatch.setattr(records, "ENOUGH_RECORDS", 30)
+    building = DefaultRecordBatchBuilder(2, codec_number("zstd"), 0, -1, -1, -1, 1 << 20)
+    for i in range(100):
+        building.append(i, 1000, b"k", b"v" * (i % 7) * 100, [("h", b"x")])
+    log = batch(0, 5) + sealed(building.build(), 5) + batch(105, 5) + packed("gzip", *[b""] * 70, base_offset=110)
+    if odd:
+        real = records.MemoryRecords
+
+        class Refusing:
+            def __init__(self, data: bytes) -> None:
+                self._real = real(data)
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(self._real, name)
+
+            def next_batch(self) -> object:
+                return RefusesNames(self._real.next_batch())
+
+        monkeypatch.setattr(records, "MemoryRecords", Refusing)
+    seen: list[int] = []
+    position, reads = 0, 0
+    while position < 180:
+        found, after, error = records.read(log, position, aborted=())
+        assert error == 0 and after > position
+        assert len(found) <= 30 + 5
+        seen += offsets(found)
+        position, reads = after, reads + 1
+    assert seen == list(range(180))
+    assert reads >= 8
+
+
+class RefusesNames:
+    """A batch whose tenth record's header name the C codec refuses."""
+
+    def __init__(self, batch: object) -> None:
+        self._batch = batch
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> object:
+        for number, record in enumerate(self._batch):
+            if number == 9:
+                b"\xff".decode()
+            yield record

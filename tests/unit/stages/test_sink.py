@@ -11,7 +11,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
-from semel.port import NO_TIMESTAMP, TP
+from semel.port import NO_TIMESTAMP, TP, TooLarge
 from semel.stages.sink import DeadLetters, Destination, Out, TopicLimits, dead_letter, limits_from
 from semel.topic import Topic
 
@@ -187,6 +187,13 @@ def test_a_dead_letter_has_the_records_bytes_and_says_where_from_and_why() -> No
 def test_a_dead_letter_of_a_record_without_key_and_value_stays_so() -> None:
     out = buried(Given(key=None, value=None, headers=()))
     assert (out.key, out.value) == (None, None)
+
+
+def test_a_dead_letter_of_a_record_that_was_too_large_to_read_says_what_is_left_out() -> None:
+    out = buried(TooLarge(7, NOW, "its batch is larger than 64 MiB"))
+    assert (out.key, out.value) == (None, None)
+    assert dict(out.headers)["semel.left_out"] == b"its batch is larger than 64 MiB"
+    assert dict(out.headers)["semel.offset"] == b"7"
 
 
 @pytest.mark.parametrize("error", ["x" * 10_000, "ł" * 10_000, "\ud800" * 10_000, "a\ud800\u0000b"])
