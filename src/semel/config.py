@@ -45,6 +45,8 @@ log = logging.getLogger("semel.config")
 DEFAULT_FILE = Path("config/local.toml")
 DEFAULT_BROKER_PORT = 9092
 PREFIX = "SEMEL_"
+# 64 bits in hex: by trying, not in a lifetime.
+TOKEN_CHARACTERS_MIN = 16
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -215,12 +217,21 @@ class Settings(BaseSettings):
     def _derive(self) -> Self:
         given = {name: cast(int, getattr(self, name)) for name in TIMEOUTS if name in self.model_fields_set}
         derived: dict[str, object] = dict(derive_timeouts(given))
-        derived["web_token"] = _secret("web_token", self.web_token, self.web_token_file)
-        if not _is_loopback(self.web_bind) and derived["web_token"] is None and not self.web_open:
+        token = _secret("web_token", self.web_token, self.web_token_file)
+        derived["web_token"] = token
+        if not is_loopback(self.web_bind) and token is None and not self.web_open:
             raise ConfigError(
                 f"web_bind = {self.web_bind!r} lets other machines read every table; "
                 "set web_token (or web_token_file), or web_open = true if that is meant"
             )
+        if token is not None and len(token.get_secret_value()) < TOKEN_CHARACTERS_MIN:
+            short = (
+                f"web_token is shorter than {TOKEN_CHARACTERS_MIN} characters, so that whoever reaches the port can find it "
+                "by trying; make one with: openssl rand -hex 32"
+            )
+            if not is_loopback(self.web_bind):
+                raise ConfigError(short)
+            _warn_once("web_token", short)
         if not self.web_url and self.web_port:
             derived["web_url"] = default_web_url(self.web_bind, self.web_port)
         for name, value in derived.items():
@@ -255,7 +266,7 @@ def default_web_url(bind: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _is_loopback(bind: str) -> bool:
+def is_loopback(bind: str) -> bool:
     try:
         return ipaddress.ip_address(bind).is_loopback
     except ValueError:
@@ -336,7 +347,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _secret(name: str, value: SecretStr | None, file: Path | None) -> SecretStr | None:
     if file is None:
-        return value if value is not None and value.get_secret_value() else None
+        given = value.get_secret_value() if value is not None else ""
+        if given and not given.strip():
+            raise ConfigError(f"{name} is blank; write the secret into it")
+        return value if given else None
     if value is not None:
         raise ConfigError(f"{name} and {name}_file are both set; keep one")
     try:

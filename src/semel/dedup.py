@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from math import isnan
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
+from uuid import UUID
 
 import msgspec
 import orjson
@@ -18,6 +21,8 @@ Handling = Literal["quarantine", "pass", "drop"]
 _HANDLINGS = ("quarantine", "pass", "drop")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+# What the key of an id that is no str begins with.
+_BYTES, _OTHER = b"\x00b", b"\x00j"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,13 @@ def header(*names: str) -> HeaderKey:
 def content_hash(*fields: str) -> ContentKey:
     """The dedup key is a hash over these fields of the value; over the whole value where none is named."""
     return ContentKey(fields)
+
+
+class Ids(NamedTuple):
+    """Keys that may be meant, and beginnings of keys of which only the first parts were given."""
+
+    keys: Sequence[bytes]
+    beginnings: Sequence[bytes]
 
 
 class Dedup:
@@ -117,6 +129,40 @@ class Dedup:
 
         return by_value
 
+    def ids(self, written: Sequence[str]) -> Ids:
+        """The keys that a person may mean who writes an id as these parts of a path, whatever its type is: as text, as
+        JSON (`5`, `"5"`, `[1,"x"]`), as a UUID, as bytes in hex; each part of several headers for itself."""
+        text = "/".join(written)
+        if isinstance(self.key, HeaderKey):
+            names = len(self.key.names)
+            if names == 1:
+                return Ids(_header_readings(text), ())
+            parts = _string_list(text) or [*written[: names - 1], "/".join(written[names - 1 :])][: len(written)]
+            together = [_joined(read) for read in product(*map(_header_readings, parts))]
+            return Ids(together, ()) if len(parts) == names else Ids((), together)
+        if isinstance(self.key, ContentKey):
+            return Ids(_hex(text), ())
+        readings: list[Any] = [text, text.encode(), *_hex(text)]
+        with suppress(msgspec.MsgspecError, RecursionError):
+            readings.append(msgspec.json.decode(text))
+        with suppress(ValueError):
+            readings.append(UUID(text))
+        found = [*map(key_bytes, readings), _OTHER + _canonical(text)]
+        return Ids(list(dict.fromkeys(key for key in found if key)), ())
+
+    def shown(self, key: bytes) -> Any:
+        """The id of a key, as JSON: what `ids` reads back."""
+        if isinstance(self.key, HeaderKey):
+            parts = [key] if len(self.key.names) == 1 else _split(key)
+            shown = [_readable(part) for part in parts]
+            return shown[0] if len(self.key.names) == 1 else shown
+        if isinstance(self.key, ContentKey):
+            return key.hex()
+        if key.startswith(_OTHER):
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                return msgspec.json.decode(key[len(_OTHER) :])
+        return _readable(key.removeprefix(_BYTES))
+
     def payload_reader(self) -> Callable[[Any, Any], int]:
         """(value, record) -> 64-bit hash of what must agree between an event and its redelivery."""
         compare = self.compare
@@ -176,10 +222,51 @@ def _header_reader(names: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]
             return None
         if len(parts) == 1:
             return parts[0]
-        # Lengths keep ("a", "bc") apart from ("ab", "c").
-        return b"".join(len(part or b"").to_bytes(4, "big") + (part or b"") for part in parts)
+        return _joined([part or b"" for part in parts])
 
     return read
+
+
+def _joined(parts: Sequence[bytes]) -> bytes:
+    # Lengths keep ("a", "bc") apart from ("ab", "c").
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def _split(joined: bytes) -> list[bytes]:
+    parts: list[bytes] = []
+    while joined:
+        end = 4 + int.from_bytes(joined[:4], "big")
+        parts.append(joined[4:end])
+        joined = joined[end:]
+    return parts
+
+
+def _header_readings(text: str) -> list[bytes]:
+    readings = [text.encode(), *_hex(text)]
+    with suppress(ValueError):
+        readings.append(UUID(text).bytes)
+    return readings
+
+
+def _hex(text: str) -> list[bytes]:
+    try:
+        return [bytes.fromhex(text)] if text else []
+    except ValueError:
+        return []
+
+
+def _string_list(text: str) -> list[str] | None:
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _readable(part: bytes) -> str:
+    try:
+        return part.decode()
+    except UnicodeDecodeError:
+        return part.hex()
 
 
 def _content_reader(fields: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]:
@@ -200,8 +287,8 @@ def key_bytes(found: Any) -> bytes:
     if isinstance(found, str):
         return found.encode()
     if isinstance(found, bytes):
-        return b"\x00b" + found
-    return b"\x00j" + _canonical(found)
+        return _BYTES + found
+    return _OTHER + _canonical(found)
 
 
 def _canonical(value: Any) -> bytes:

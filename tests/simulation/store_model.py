@@ -178,16 +178,16 @@ class ModelStore:
         prefix = _PARTITION.pack(partition)
         return self._scan(MARKS, prefix, b"", after_prefix(prefix))
 
+    def scan_ids(self, prefix: bytes, beginning: bytes) -> Iterator[tuple[bytes, bytes]]:
+        end = after_prefix(beginning)
+        return self._scan(MARKS, prefix, beginning, prefix + end if end is not None else after_prefix(prefix))
+
     def _scan(self, family: int, prefix: bytes, start: bytes, upper: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         lower, cut = prefix + start, len(prefix)
         found = sorted((k, v) for k, v in self._family(family).items() if k >= lower and (upper is None or k < upper))
         for key, value in found:
             self._read(family, key)
             yield key[cut:], value
-
-    def rows_estimate(self, prefix: bytes, limit: int = 10_000) -> int:
-        count = sum(1 for _ in self.scan_rows(prefix))
-        return count if count <= limit else -1
 
     # -- writing
 

@@ -383,7 +383,7 @@ def test_a_bind_that_others_reach_needs_a_token_or_the_word_open(bind):
         Settings(web_bind=bind)
 
     assert Settings(web_bind=bind, web_open=True).web_bind == bind
-    assert Settings(web_bind=bind, web_token="t").web_bind == bind
+    assert Settings(web_bind=bind, web_token="t" * 16).web_bind == bind
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -394,6 +394,22 @@ def test_a_loopback_bind_needs_no_token(bind):
 def test_an_empty_token_is_no_token():
     with pytest.raises(ConfigError, match="web_token"):
         Settings(web_bind="0.0.0.0", web_token="")
+
+
+@pytest.mark.parametrize("token", ["x", "s3cr3t", "t" * 15])
+def test_a_token_that_can_be_found_by_trying_is_refused_where_others_can_try(token, caplog, monkeypatch):
+    monkeypatch.setattr("semel.config._warned", set())
+    with pytest.raises(ConfigError, match=r"web_token is shorter than 16 characters.*openssl rand") as refused:
+        Settings(web_bind="0.0.0.0", web_token=token)
+    assert repr(token) not in str(refused.value)
+    assert Settings(web_token=token).web_token is not None
+    assert "shorter than 16" in caplog.text
+
+
+@pytest.mark.parametrize("token", [" ", "\t" * 20])
+def test_a_token_of_blanks_is_none(token):
+    with pytest.raises(ConfigError, match="web_token is blank"):
+        Settings(web_token=token)
 
 
 def test_the_web_url_follows_bind_and_port_and_one_that_is_set_wins(monkeypatch):

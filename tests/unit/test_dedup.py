@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -245,3 +246,61 @@ def test_the_fields_that_a_rule_names_are_known() -> None:
     assert Dedup("id", window=WEEK, time="at", compare=("a", "b")).fields() == ["id", "at", "a", "b"]
     assert Dedup(content_hash("x", "y"), window=WEEK, compare="z").fields() == ["x", "y", "z"]
     assert Dedup(header("id"), window=WEEK, time=lambda v: 0, compare=lambda v: 0).fields() == []
+
+
+# -- an id as a person writes it
+
+
+UUID_ID = UUID("6a3f9f0e-6f0b-4f52-9d0a-0d6a55f2a001")
+
+
+@pytest.mark.parametrize(("event_id", "written"), [
+    ("o-1", "o-1"), ("5", "5"), ("5", '"5"'), (5, "5"), (2**70, str(2**70)), (-3, "-3"), (1.5, "1.5"), (True, "true"),
+    (UUID_ID, str(UUID_ID)), (UUID_ID, str(UUID_ID).upper()), (str(UUID_ID), str(UUID_ID)), (b"\xff\x00", "ff00"), (b"ab", "ab"),
+    ("a/b", "a/b"), ("ü", "ü"), ([1, "x"], '[1, "x"]'), ({"b": 2, "a": 1}, '{"a": 1, "b": 2}'),
+    (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"), (Decimal("1.50"), "1.50"), ("[" * 5000, "[" * 5000),
+], ids=repr)  # fmt: skip
+def test_an_id_of_any_type_is_found_as_it_is_written(event_id: Any, written: str) -> None:
+    rule = Dedup("id", window=WEEK)
+    key = rule.key_reader()({"id": event_id}, Given())
+    assert key in rule.ids(written.split("/")).keys
+    shown = rule.shown(key)
+    again = shown if isinstance(shown, str) else json.dumps(shown)
+    assert key in rule.ids([again]).keys
+
+
+@pytest.mark.parametrize("written", ["", "\x00", "[" * 100_000, "nan", "1e999", "{", "9" * 5000])
+def test_whatever_is_written_as_an_id_is_read_as_something(written: str) -> None:
+    for key in ("id", header("a"), header("a", "b"), content_hash("x")):
+        Dedup(key, window=WEEK).ids([written])
+
+
+def headers_key(rule: Dedup, **headers: bytes) -> bytes:
+    key = rule.key_reader()({}, Given(headers=list(headers.items())))
+    assert key is not None
+    return key
+
+
+@pytest.mark.parametrize("source", ["shop", "https://shop/eu", "", "a b"])
+def test_an_id_of_several_headers_is_found_by_its_parts(source: str) -> None:
+    rule = Dedup(header("ce_id", "ce_source"), window=WEEK)
+    key = headers_key(rule, ce_id=b"e1", ce_source=source.encode() or b"x")
+    source = source or "x"
+    for written in (["e1", source], ["e1", *source.split("/")], [json.dumps(["e1", source])]):
+        assert key in rule.ids(written).keys
+    assert any(key.startswith(beginning) for beginning in rule.ids(["e1"]).beginnings)
+    assert not any(key.startswith(beginning) for beginning in rule.ids(["e"]).beginnings)
+    assert rule.shown(key) == ["e1", source]
+
+
+def test_a_header_of_bytes_is_found_as_uuid_or_hex() -> None:
+    rule = Dedup(header("id"), window=WEEK)
+    key = headers_key(rule, id=UUID_ID.bytes)
+    assert key in rule.ids([str(UUID_ID)]).keys
+    assert key in rule.ids([rule.shown(key)]).keys
+
+
+def test_a_content_hash_is_found_in_hex() -> None:
+    rule = Dedup(content_hash("a"), window=WEEK)
+    key = rule.key_reader()({"a": 1}, Given())
+    assert key is not None and key in rule.ids([rule.shown(key)]).keys

@@ -21,6 +21,7 @@ from semel.port import TP
 from semel.runtime import metrics
 from semel.runtime.failpoints import NAMES
 from semel.runtime.membership import MEMBER_STEPS
+from semel.runtime.progress import Histogram
 from semel.stages import answers
 from semel.stages.answers import Answer
 from semel.stages.commit import EPOCH_STEPS
@@ -138,7 +139,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
     class NoEngine:
         app = "app"
         tasks: dict[int, Any] = {}  # noqa: RUF012
-        commit_seconds: list[float] = []  # noqa: RUF012
+        commit_histogram = Histogram()
 
         def __getattr__(self, name: str) -> Any:
             return _Zeros() if name == "stats" else dict

@@ -14,9 +14,10 @@ from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
 from semel.runtime.barrier import Barrier
-from semel.runtime.carry import Carried, CarryOver, Followers, InDoubt
+from semel.runtime.carry import Carried, CarryOver, InDoubt
 from semel.runtime.decide import check_log_ids, check_topic
 from semel.runtime.failpoints import Failpoints
+from semel.runtime.progress import Histogram
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.suspects import Suspects
@@ -72,7 +73,6 @@ class Epochs:
         self._transactional_id = transactional_id
         self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
         self.carry = CarryOver(settings.carry_over_limit)
-        self._followers = Followers(())
         self.suspects = Suspects()
         # Something happened that may make an epoch due.
         self.changed = asyncio.Event()
@@ -83,6 +83,7 @@ class Epochs:
         self._since: float | None = None
         self._trimming: set[asyncio.Task[None]] = set()
         self.commit_seconds: deque[float] = deque(maxlen=1000)
+        self.commit_histogram = Histogram()
         self.on_committed: list[Callable[[], None]] = []
 
     async def close(self) -> None:
@@ -190,7 +191,6 @@ class Epochs:
         self.number += 1
         outs, self._worker.epoch_outputs = self._worker.epoch_outputs, []
         outs.extend(c.out for c in carried)
-        self._followers = Followers(lane.hand for lane in self._worker.lanes if lane.on_result is not None)
         self.suspects.sealed(self._worker.lanes)
         self._worker.stats["left_out"] = self._barrier.left_out
         return epoch.seal(
@@ -207,27 +207,26 @@ class Epochs:
             started = self._clock.monotonic()
             await writer.commit(sealed, membership)
         except BaseException as exc:
-            self._not_committed(sealed, carried, exc)
+            if carried:
+                self._not_committed(sealed, carried, exc)
             raise
-        self.commit_seconds.append(self._clock.monotonic() - started)
+        took = self._clock.monotonic() - started
+        self.commit_seconds.append(took)
+        self.commit_histogram.add(took)
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         carry.committed(carried)
-        self.carry.release(self._followers.let_go(committed=True))
         self._worker.stats["commits"] += 1
         self.suspects.committed()
 
     def _not_committed(self, sealed: Sealed, carried: list[Carried], exc: BaseException) -> None:
-        if sealed.ending and (carried or self._followers.possible):
+        if sealed.ending:
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
             task = self._worker.tasks.get(tp.partition)
             since = int(task.logs[tp.topic]["next"]) if task is not None else 0
-            stamp = (self._transactional_id, sealed.number, sealed.at_ms)
-            self.carry.in_doubt.append(InDoubt(carried, tp, since, stamp, self._followers))
-            return
-        self._followers.let_go(committed=False)
-        if not carried:
-            return
-        if self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
+            self.carry.in_doubt.append(
+                InDoubt(carried, tp, since, (self._transactional_id, sealed.number, sealed.at_ms))
+            )
+        elif self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
             by = "it is refused" if isinstance(exc.cause, Unwritable) else "the broker refuses it"
             carry.fail(carried, f"{by}: {exc.cause}")
         else:
@@ -298,4 +297,3 @@ class Epochs:
                 carry.committed(doubt.outs)
             else:
                 self.carry.put_back(doubt.outs)
-            self.carry.release(doubt.followers.let_go(committed=known))

@@ -6,10 +6,11 @@ Names follow the flow: source, dedup, agent, sink, commit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from semel.runtime.task import TaskState
@@ -70,10 +71,11 @@ class EngineCollector(Collector):
             left.add_metric(labels, max(0, task.to_restore - task.restored))
         yield running
         yield left
-        commits = SummaryMetricFamily(
-            "semel_commit_seconds", "From seal to committed, of the latest commits", labels=["pipeline"]
-        )
-        commits.add_metric([app], len(engine.commit_seconds), sum(engine.commit_seconds))
+        commits = HistogramMetricFamily("semel_commit_seconds", "From seal to committed", labels=["pipeline"])
+        histogram = engine.commit_histogram
+        totals = list(accumulate(histogram.counts))
+        bounds = [*map(str, histogram.bounds), "+Inf"]
+        commits.add_metric([app], list(zip(bounds, totals, strict=True)), histogram.sum)
         yield commits
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 
 from semel.port import TP, Clock
 from semel.runtime.intake import Feed
@@ -36,3 +37,20 @@ class Rate:
             self._last = max(0, done - self._done) / passed if self._at else 0.0
             self._at, self._done = now, done
         return self._last
+
+
+# From a commit on an idle machine to the longest that `commit_timeout_ms` usually allows.
+COMMIT_BOUNDS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Histogram:
+    """How many values were at most each of `bounds`, ascending; the last count is of those above all. Never falls."""
+
+    def __init__(self, bounds: Sequence[float] = COMMIT_BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value

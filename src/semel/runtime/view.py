@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from semel.codec import Codec
-from semel.errors import DecodeError
+from semel.errors import DecodeError, HandlingError
 from semel.partitioner import partition_of
 from semel.plan import TablePlan
 from semel.runtime.metrics import exposition
 from semel.runtime.task import Task, TaskState
-from semel.state.marks import OUTCOMES, unpack
+from semel.state.marks import OUTCOMES, Mark, unpack
 from semel.state.store import StoreError, after_prefix
 from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
 
 if TYPE_CHECKING:
     from semel.runtime.engine import Engine
+
+
+# Written as text, so that the store's order is not theirs: "10" stands before "2".
+_NUMBERS = (int, float)
+# Rows of one call: a millisecond or two where each is read, and none is in the range asked for.
+_LOOKED_AT_MAX = 1_000
 
 
 class EngineView:
@@ -35,19 +41,24 @@ class EngineView:
     # -- tables
 
     def tables(self) -> Sequence[TableInfo]:
-        tasks = list(self._engine.tasks.values())
-        found: list[TableInfo] = []
-        for plan in self._engine.plan.tables:
-            estimates: list[int] = []
-            for task in tasks:
-                if task.state is TaskState.RUNNING:
-                    with self._reading(task.partition):
-                        estimates.append(task.tables[plan.name].estimate())
-            rows = -1 if any(e < 0 for e in estimates) else sum(estimates)
-            found.append(
-                TableInfo(plan.name, self.app_id, plan.keyed, plan.merge is not None, len(self._engine.tasks), rows)
-            )
-        return found
+        held = len(self._engine.tasks)
+        return [
+            TableInfo(plan.name, self.app_id, plan.keyed, plan.merge is not None, held, plan.key.type in _NUMBERS)
+            for plan in self._engine.plan.tables
+        ]
+
+    def held(self) -> Sequence[int]:
+        return sorted(p for p, t in self._engine.tasks.items() if t.state is TaskState.RUNNING)
+
+    def count(self, table: str, partition: int, after: bytes | None, limit: int) -> tuple[int, bytes | None]:
+        rows = self._task(partition).tables[table]
+        count, last = 0, b""
+        with self._reading(partition):
+            for raw, _ in rows.scan(b"" if after is None else after + b"\x00"):
+                if count == limit:
+                    return count, last
+                count, last = count + 1, raw
+        return count, None
 
     def key(self, table: str, text: str) -> Any:
         return _key_of(self._plan(table).key, text)
@@ -70,16 +81,22 @@ class EngineView:
         raw = plan.key.encode(key)
         with self._reading(partition):
             found = task.tables[table].committed(raw)
-        return None if found is None else TableRow(key, _plain(plan, found), partition, raw)
+        return None if found is None else _row(plan, key, found, partition, raw)
 
-    def merge(self, table: str, values: Sequence[Any]) -> Any:
+    def merge(self, table: str, stored: Sequence[bytes]) -> Any:
         plan = self._plan(table)
         assert plan.merge is not None
-        parts = [plan.value.decode(msgspec.json.encode(v)) for v in values]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = plan.merge(whole, part)
-        return msgspec.json.decode(plan.value.encode(whole))
+        if len(stored) == 1:
+            return _plain(plan, stored[0])
+        try:
+            whole, *parts = map(plan.value.decode, stored)
+            for part in parts:
+                whole = plan.merge(whole, part)
+            return _plain(plan, plan.value.encode(whole))
+        except Exception as exc:
+            raise HandlingError(
+                f"merge= of table {table!r} does not take the parts of this row: {type(exc).__name__}: {exc!s:.200}"
+            ) from exc
 
     def scan(
         self,
@@ -91,25 +108,36 @@ class EngineView:
         end: str | None = None,
         after: bytes | None = None,
         limit: int = 100,
+        bytes_max: int = 1 << 18,
     ) -> Page:
         plan, rows = self._plan(table), self._task(partition).tables[table]
         begin, stop = b"", None
         if prefix:
             begin = prefix.encode()
             stop = after_prefix(begin)
-        if start is not None:
-            begin = max(begin, plan.key.encode(_key_of(plan.key, start)))
-        if end is not None:
-            bound = plan.key.encode(_key_of(plan.key, end))
-            stop = bound if stop is None else min(stop, bound)
+        low = None if start is None else _key_of(plan.key, start)
+        high = None if end is None else _key_of(plan.key, end)
+        numeric = plan.key.type in _NUMBERS
+        if not numeric:
+            if low is not None:
+                begin = max(begin, plan.key.encode(low))
+            if high is not None:
+                bound = plan.key.encode(high)
+                stop = bound if stop is None else min(stop, bound)
         if after is not None:
             begin = max(begin, after + b"\x00")
         found: list[TableRow] = []
+        size, looked_at, last = 0, 0, b""
         with self._reading(partition):
             for raw, value in rows.scan(begin, stop):
-                if len(found) == limit:
-                    return Page(tuple(found), found[-1].raw)
-                found.append(TableRow(plan.key.decode(raw), _plain(plan, value), partition, raw))
+                if len(found) == limit or size >= bytes_max or looked_at == _LOOKED_AT_MAX:
+                    return Page(tuple(found), last)
+                looked_at, last = looked_at + 1, raw
+                key = plan.key.decode(raw)
+                if numeric and ((low is not None and key < low) or (high is not None and key >= high)):
+                    continue
+                size += len(raw) + len(value)
+                found.append(_row(plan, key, value, partition, raw))
         return Page(tuple(found), None)
 
     # -- what runs
@@ -159,13 +187,17 @@ class EngineView:
             }
         ]
 
-    def dedup(self, pipeline: str, event_id: str) -> dict[str, Any] | None:
+    def dedup(self, pipeline: str, written: Sequence[str]) -> list[dict[str, Any]]:
         engine = self._engine
-        if pipeline != engine.app or engine.plan.dedup is None:
-            return None
+        rule = engine.plan.dedup
+        if pipeline != engine.app:
+            raise KeyError(f"there is no pipeline {pipeline[:200]!r} here; this worker runs {engine.app!r}")
+        if rule is None:
+            raise KeyError(f"pipeline {engine.app!r} has no dedup rule, so no id is known to it")
         if engine.plan.sources and engine.membership is None:
             raise NotOwned
-        key = event_id.encode()
+        ids = rule.ids(written)
+        found: list[dict[str, Any]] = []
         not_yet: Restoring | None = None
         for partition in engine.assignment.tasks:
             try:
@@ -173,29 +205,31 @@ class EngineView:
             except Restoring as progress:
                 not_yet = progress
                 continue
-            if task.marks is None:
-                continue
-            with self._reading(partition):
-                raw = task.marks.find_committed(key)
-            if raw is None:
-                continue
-            mark = unpack(raw)
-            expires = mark.filed_at + task.marks.window_ms
-            now = task.committed.stream_time.ms or 0
-            return {
-                "verdict": "known" if now <= expires else "expired",
-                "first": {
-                    "topic": next(iter(task.topics)),
-                    "partition": task.partition,
-                    "offset": mark.offset,
-                    "time": mark.event_time,
-                },
-                "outcome": OUTCOMES.get(mark.outcome, str(mark.outcome)),
-                "expires": expires,
-            }
-        if not_yet is not None:
+            if task.marks is not None:
+                with self._reading(partition):
+                    known = task.marks.find_readings(ids)
+                found += [self._mark(task, task.marks.window_ms, key, unpack(raw)) for key, raw in known]
+        if not found and not_yet is not None:
             raise not_yet
-        return None
+        return found
+
+    def _mark(self, task: Task, window_ms: int, key: bytes, mark: Mark) -> dict[str, Any]:
+        rule = self._engine.plan.dedup
+        assert rule is not None
+        expires = mark.filed_at + window_ms
+        now = task.committed.stream_time.ms or 0
+        return {
+            "verdict": "known" if now <= expires else "expired",
+            "first": {
+                "topic": next(iter(task.topics)),
+                "partition": task.partition,
+                "offset": mark.offset,
+                "time": mark.event_time,
+            },
+            "outcome": OUTCOMES.get(mark.outcome, str(mark.outcome)),
+            "expires": expires,
+            "id": rule.shown(key),
+        }
 
     # -- health
 
@@ -268,6 +302,12 @@ class EngineView:
         if not task.restored or spent <= 0:
             return None
         return round(max(0, task.to_restore - task.restored) * spent / task.restored, 1)
+
+
+def _row(plan: TablePlan, key: Any, stored: bytes, partition: int, raw: bytes) -> TableRow:
+    if plan.merge is not None:
+        return TableRow(key, None, partition, raw, stored)
+    return TableRow(key, _plain(plan, stored), partition, raw)
 
 
 def _plain(plan: TablePlan, raw: bytes) -> Any:

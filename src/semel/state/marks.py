@@ -8,13 +8,16 @@ comparing times, never by what has been removed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
+from semel.dedup import Ids
 from semel.state.store import Store, StoreBatch, bucket_prefix
 
 _MARK = Struct(">qqqQB")
 
+READINGS_MAX = 100  # a page of a person
 DONE, DEAD = 0, 1
 OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered"}
 
@@ -77,6 +80,15 @@ class Marks:
 
     def find_committed(self, key: bytes) -> bytes | None:
         return self.stored((key,)).get(key)
+
+    def find_readings(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+        """The committed marks of what may be meant, and of keys that begin so: at most `READINGS_MAX` of them."""
+        found = self.stored(ids.keys)
+        for bucket in sorted(self.buckets):
+            for beginning in ids.beginnings:
+                marks = self.store.scan_ids(bucket_prefix(self.partition, bucket), beginning)
+                found.update(islice(marks, READINGS_MAX - len(found)))
+        return list(found.items())
 
     def mark(self, key: bytes, value: bytes) -> None:
         """The mark of an event in the open epoch. One of the same id whose window ended within it is written, too."""

@@ -161,9 +161,6 @@ class Rows:
         """Committed rows as raw keys and values, in key order, `start` inclusive, `end` exclusive."""
         return self._store.scan_rows(self._prefix, start, end)
 
-    def estimate(self) -> int:
-        return self._store.rows_estimate(self._prefix)
-
     # -- writing: the caller keeps the way back
 
     def encode(self, key: Any, raw: bytes, value: Any) -> bytes:

@@ -240,6 +240,10 @@ class Store:
         """(8 bytes of bucket + id, mark) in order."""
         return self._scan("marks", _PARTITION.pack(partition), b"", None)
 
+    def scan_ids(self, prefix: bytes, beginning: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(id, mark) of one bucket, of the ids that begin so, in order."""
+        return self._scan("marks", prefix, beginning, after_prefix(beginning))
+
     def _scan(self, family: str, prefix: bytes, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         options = ReadOptions()
         upper = prefix + end if end is not None else after_prefix(prefix)
@@ -259,15 +263,6 @@ class Store:
 
     def _family(self, name: str) -> Rdict:
         return self._families.get(name) or _closed()
-
-    def rows_estimate(self, prefix: bytes, limit: int = 10_000) -> int:
-        """The number of rows, exactly up to `limit`, then -1."""
-        count = 0
-        for _ in self.scan_rows(prefix):
-            count += 1
-            if count > limit:
-                return -1
-        return count
 
     # -- writing
 

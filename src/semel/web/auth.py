@@ -1,7 +1,8 @@
-"""Who may read: everybody on loopback or where `web_open` says so, else holders of `web_token`.
+"""Who may read: everybody on loopback or where `web_open` says so, else holders of `web_token` and the group's workers.
 
-The token comes as `Authorization: Bearer TOKEN`, or as the password of Basic, which browsers can ask for.
-Liveness and readiness answer without it, for orchestrators that send no header, and then without details.
+The token comes as `Authorization: Bearer TOKEN`, or as the password of Basic, which browsers can ask for; a worker
+signs what it asks (`semel.web.trust`). Liveness and readiness answer without it, for orchestrators that send no header,
+and then without details.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from semel.config import is_loopback
 from semel.web.answer import Refusal
+from semel.web.trust import NONCE_CHARACTERS, SCHEME, TICKET_PATH, GroupKey, Tickets, equal
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+HOP = "X-Semel-Hop"
+PROOF = "X-Semel-Proof"
+OPEN_PATHS = frozenset({"/livez", "/readyz", TICKET_PATH})
 CHALLENGE = 'Bearer realm="semel", Basic realm="semel", charset="UTF-8"'
 
 
@@ -34,17 +41,51 @@ def presented(authorization: str | None) -> bytes | None:
             return None
 
 
-class Guard:
-    """Knows `token`; None lets everybody in."""
+class Names:
+    """The names a server answers to. On the loopback they are its own, so that no page of another site can read it under
+    a name of that site's that leads here; elsewhere any will do."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, bind: str, web_url: str) -> None:
+        named = urlsplit(web_url).hostname if web_url else None
+        own = {"localhost", "127.0.0.1", "::1", bind.lower(), *([named] if named else [])}
+        self._own = own if is_loopback(bind) else None
+
+    def know(self, host: str | None) -> bool:
+        """`host`: the header. Without one it is no browser."""
+        if self._own is None or not host:
+            return True
+        try:
+            name = urlsplit(f"//{host.strip()}").hostname or ""
+        except ValueError:
+            return False
+        return name.removesuffix(".") in self._own
+
+
+class Guard:
+    """Knows `token`; None lets everybody in. `key` and `url` (this worker's own) are what other workers prove."""
+
+    def __init__(self, token: str | None, key: GroupKey, url: Callable[[], str]) -> None:
         self._expected = None if token is None else token.encode()
+        self._key = key
+        self._url = url
+        self.tickets = Tickets()
 
     def admits(self, request: web.Request) -> bool:
         if self._expected is None:
             return True
-        given = presented(request.headers.get("Authorization"))
-        return given is not None and hmac.compare_digest(given, self._expected)
+        authorization = request.headers.get("Authorization")
+        given = presented(authorization)
+        if given is not None:
+            return hmac.compare_digest(given, self._expected)
+        return self._is_worker(request, authorization or "")
+
+    def _is_worker(self, request: web.Request, authorization: str) -> bool:
+        scheme, _, credentials = authorization.partition(" ")
+        ticket, _, mac = credentials.partition(":")
+        if scheme.lower() != SCHEME or not self.tickets.good(ticket):
+            return False
+        nonce = request.headers.get(HOP, "")
+        return equal(mac, self._key.of_request(self._url(), request.raw_path, ticket, nonce))
 
     @property
     def middleware(self) -> Middleware:
@@ -57,3 +98,19 @@ class Guard:
             return await handler(request)
 
         return refuse
+
+    @property
+    def signing(self) -> Middleware:
+        """Proves to a worker that asked that the answer is of this one."""
+
+        @web.middleware
+        async def sign(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            nonce = request.headers.get(HOP, "")
+            if len(nonce) == NONCE_CHARACTERS and isinstance(response, web.Response):
+                body = response.body
+                if isinstance(body, bytes) and (request.path in OPEN_PATHS or self.admits(request)):
+                    response.headers[PROOF] = self._key.of_answer(self._url(), nonce, response.status, body)
+            return response
+
+        return sign

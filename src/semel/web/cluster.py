@@ -4,12 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from semel.web.answer import Refusal
+from semel.web.budget import Budget
 from semel.web.owner import Peers, moving, workers
 from semel.web.paths import dedup_path
-from semel.web.view import NotOwned, Restoring, WorkerView
+from semel.web.view import NotOwned, Restoring, TableInfo, WorkerView
+
+T = TypeVar("T")
+
+COUNT_CHUNK = 2_000  # rows counted at once: a millisecond or two
+COUNT_MAX = 10_000  # of a partition; more are not counted,
+COUNT_TABLE_MAX = 100_000  # nor of a table on one worker: a tenth of a second
+
+
+class Held(msgspec.Struct):
+    """What one worker holds of a table. `rows`: None where they are too many to count, or being restored."""
+
+    table: str
+    pipeline: str
+    partitions: int
+    rows: int | None
+    merged: bool = False
+
+
+class First(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: int
+    time: int
+
+
+class Mark(msgspec.Struct):
+    """`id`: as which type the id of the URL is known, as JSON."""
+
+    verdict: str
+    first: First
+    outcome: str
+    expires: int
+    id: Any = None
+
+
+class Marks(msgspec.Struct):
+    marks: list[Mark]
 
 
 class Tables(NamedTuple):
@@ -24,83 +64,108 @@ class Tables(NamedTuple):
 
 
 class Overview:
-    """Answers of all workers put together. `authorization` is passed on to them."""
+    """Answers of all workers put together."""
 
-    def __init__(self, view: WorkerView, peers: Peers) -> None:
+    def __init__(self, view: WorkerView, peers: Peers, budget: Budget) -> None:
         self._view = view
         self._peers = peers
+        self._budget = budget
 
-    def held_tables(self) -> list[dict[str, Any]]:
+    async def held_tables(self) -> list[Held]:
         """The tables with what this worker holds of them: partial rows where they are `merged`."""
         return [
-            {
-                "table": info.table,
-                "pipeline": info.pipeline,
-                "partitions": info.partitions,
-                "rows": info.rows if info.rows >= 0 else None,
-                **({"merged": True} if info.merged else {}),
-            }
+            Held(info.table, info.pipeline, info.partitions, await self._count(info), info.merged)
             for info in self._view.tables()
         ]
 
-    async def tables(self, authorization: str | None) -> Tables:
+    async def _count(self, info: TableInfo) -> int | None:
+        total = 0
+        for partition in self._view.held():
+            rows, after = 0, None
+            while True:
+                try:
+                    counted, after = await self._budget.run(self._view.count, info.table, partition, after, COUNT_CHUNK)
+                except (Restoring, NotOwned):
+                    return None
+                rows += counted
+                if rows > COUNT_MAX or total + rows > COUNT_TABLE_MAX:
+                    return None
+                if after is None:
+                    break
+            total += rows
+        return total
+
+    async def tables(self) -> Tables:
         """Every table with its partitions and rows over all workers. An answer is better than none: a worker that
         does not reply leaves `rows` unknown."""
         others = [url for url in workers(self._view) if url is not None]
-        answers = await self._gather(others, "/tables", authorization)
+        answers = await self._gather(others, "/tables", list[Held])
         unreachable = [url for url, answer in zip(others, answers, strict=True) if isinstance(answer, Exception)]
-        found = {info["table"]: info for info in self.held_tables()}
+        found = {info.table: info for info in await self.held_tables()}
         for answer in answers:
-            held: list[dict[str, Any]] = [] if isinstance(answer, Exception) else answer
-            for theirs in held:
-                mine = found.setdefault(theirs["table"], {**theirs, "partitions": 0, "rows": 0})
-                mine["partitions"] += theirs["partitions"]
-                known: list[int | None] = [mine["rows"], theirs["rows"]]
-                mine["rows"] = None if None in known else sum(count or 0 for count in known)
-        if unreachable:
-            for info in found.values():
-                info["rows"] = None
-        for info in found.values():
-            if info.pop("merged", False) and info["partitions"] != 1:
-                info["partial"] = True
-        return Tables([found[name] for name in sorted(found)], unreachable)
+            for theirs in [] if isinstance(answer, Exception) else answer:
+                mine = found.get(theirs.table)
+                if mine is None:  # of another version of the application
+                    continue
+                mine.partitions += theirs.partitions
+                mine.rows = None if mine.rows is None or theirs.rows is None else mine.rows + theirs.rows
+        return Tables([self._shown(found[name], known=not unreachable) for name in sorted(found)], unreachable)
 
-    async def dedup(self, pipeline: str, event_id: str, authorization: str | None) -> dict[str, Any]:
+    def _shown(self, info: Held, *, known: bool) -> dict[str, Any]:
+        return {
+            "table": info.table,
+            "pipeline": info.pipeline,
+            "partitions": info.partitions,
+            "rows": info.rows if known else None,
+            **({"partial": True} if info.merged and info.partitions != 1 else {}),
+        }
+
+    async def dedup(self, pipeline: str, written: Sequence[str]) -> dict[str, Any]:
         """What is known of an id: the earliest mark, others of the same id in `others`.
 
-        Refusal 404 where no worker knows it; where one cannot say, its refusal or Restoring instead, since
-        "unknown" would then be a guess.
+        Refusal 404 where no worker knows it, or there is no such pipeline; where one cannot say, its refusal or
+        Restoring instead, since "unknown" would then be a guess.
         """
-        others = [url for url in workers(self._view) if url is not None]
-        answers = await self._gather(others, dedup_path(pipeline, event_id), authorization)
-        failures = [answer for answer in answers if isinstance(answer, Exception)]
-        marks = [answer["mark"] for answer in answers if not isinstance(answer, Exception)]
+        failures: list[Exception] = []
         try:
-            marks.append(self._view.dedup(pipeline, event_id))
+            marks = await self.held_marks(pipeline, written)
         except (Restoring, NotOwned) as not_now:
             failures.append(not_now)
-        known = sorted((mark for mark in marks if mark is not None), key=_age)
-        if known:
-            return known[0] | ({"others": known[1:]} if len(known) > 1 else {})
+            marks = []
+        others = [url for url in workers(self._view) if url is not None]
+        for answer in await self._gather(others, dedup_path(pipeline, written), Marks):
+            if isinstance(answer, Exception):
+                failures.append(answer)
+            else:
+                marks += answer.marks
+        if marks:
+            first, *later = (msgspec.to_builtins(mark) for mark in sorted(marks, key=_age))
+            return first | ({"others": later} if later else {})
         for failure in failures:
             raise moving() if isinstance(failure, NotOwned) else failure
-        raise Refusal(404, f"pipeline {pipeline!r} knows nothing of this id", pipeline=pipeline, id=event_id)
+        raise Refusal(404, f"pipeline {pipeline!r} knows nothing of this id", pipeline=pipeline, id="/".join(written))
 
-    async def _gather(self, urls: Sequence[str], path: str, authorization: str | None) -> list[Any]:
+    async def held_marks(self, pipeline: str, written: Sequence[str]) -> list[Mark]:
+        """Refusal 404 where the pipeline has none, or is none; Restoring, NotOwned."""
+        try:
+            found = await self._budget.run(self._view.dedup, pipeline, written)
+        except KeyError as unknown:
+            raise Refusal(404, str(unknown.args[0]), pipeline=pipeline) from None
+        return msgspec.convert(found, list[Mark])
+
+    async def _gather(self, urls: Sequence[str], path: str, shape: type[T]) -> list[T | Exception]:
         """An answer, or the exception, of each."""
-        asked = (self._peers.get(url, path, authorization) for url in urls)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, Refusal | Restoring | NotOwned):
-                raise answer
-        return list(answers)
+        asked = (self._peers.get(url, path, shape) for url in urls)
+        answers: list[T | Exception] = []
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, Refusal | Restoring | NotOwned):
+                    raise answer
+                answers.append(answer)
+            else:
+                answers.append(answer)
+        return answers
 
 
-def _age(mark: dict[str, Any]) -> tuple[str, str, int, int]:
-    first: dict[str, Any] = mark.get("first") or {}
-    return (
-        str(first.get("time", "")),
-        str(first.get("topic", "")),
-        int(first.get("partition", 0)),
-        int(first.get("offset", 0)),
-    )
+def _age(mark: Mark) -> tuple[int, str, int, int]:
+    return mark.first.time, mark.first.topic, mark.first.partition, mark.first.offset

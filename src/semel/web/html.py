@@ -125,7 +125,7 @@ def tables(infos: Sequence[Mapping[str, Any]]) -> str:
         (
             _table_link(info["table"]),
             f"<bdi>{escape(info['pipeline'])}</bdi>",
-            str(info["partitions"]),
+            escape(str(info["partitions"])),
             _rows(info),
         )
         for info in infos
@@ -140,12 +140,13 @@ def _rows(info: Mapping[str, Any]) -> str:
     return f"{info['rows']:,}{partial}"
 
 
-def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: str | None) -> str:
+def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: str | None, numeric: bool = False) -> str:
+    """`numeric`: the keys are numbers, and the order of the rows is not theirs."""
     lines = [
         (
             _row_link(table, row["key"]),
             f"<code>{escape(_cut(_text(row['value'])))}</code>",
-            ", ".join(map(str, row.get("partitions") or [row["partition"]])),
+            escape(", ".join(map(str, row.get("partitions") or [row["partition"]]))),
         )
         for row in found["rows"]
     ]
@@ -154,7 +155,8 @@ def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: st
         "</label> <button>show</button></form>"
     )
     more = f'<p><a href="{escape(next_page)}">next page</a></p>' if next_page else ""
-    return page(table, search, _table(("key", "value", "partition"), lines), more)
+    order = "<p>Rows stand in the order of their keys as text: 10 before 2.</p>" if numeric else ""
+    return page(table, search, order, _table(("key", "value", "partition"), lines), more)
 
 
 def pipelines(found: Sequence[Mapping[str, Any]]) -> str:
@@ -227,7 +229,7 @@ def _trouble(found: Mapping[str, Any]) -> str:
 
 def _stage(name: str, what: Sequence[str], numbers: Sequence[tuple[str, Any]]) -> str:
     lines = "".join(f"<dt>{escape(label)}</dt><dd>{_number(value)}</dd>" for label, value in numbers)
-    return f"<li><h2>{name}</h2><p><bdi>{escape(', '.join(what))}</bdi></p><dl>{lines}</dl></li>"
+    return f"<li><h2>{escape(name)}</h2><p><bdi>{escape(', '.join(what))}</bdi></p><dl>{lines}</dl></li>"
 
 
 def _state(task: Mapping[str, Any]) -> str:
@@ -237,7 +239,7 @@ def _state(task: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}"
+    return "–" if value is None else escape(f"{value:,}")
 
 
 def _time(ms: int | None) -> str:

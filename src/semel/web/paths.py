@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
 
@@ -32,5 +32,6 @@ def row_path(table: str, key: str) -> str:
     return f"/tables/{quote_key(table)}/{quote_key(key)}"
 
 
-def dedup_path(pipeline: str, event_id: str) -> str:
-    return f"/dedup/{quote_key(pipeline)}/{quote_key(event_id)}"
+def dedup_path(pipeline: str, written: Sequence[str]) -> str:
+    """`written`: the id, or each part of one of several headers."""
+    return f"/dedup/{quote_key(pipeline)}/{'/'.join(map(quote_key, written))}"

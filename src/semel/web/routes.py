@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from semel.errors import DecodeError
 from semel.web import html
 from semel.web.answer import HEADERS, Refusal, dumps, respond, restoring
-from semel.web.auth import CHALLENGE, Guard
+from semel.web.auth import CHALLENGE, HOP, Guard
+from semel.web.budget import Budget
 from semel.web.cluster import Overview
-from semel.web.owner import HOP
 from semel.web.paths import query, table_path, unquote_key
+from semel.web.quiet import Seldom, folded
 from semel.web.rows import Rows
-from semel.web.scan import LIMIT_DEFAULT, LIMIT_MAX, PageToken, Scan
+from semel.web.scan import LIMIT_DEFAULT, LIMIT_MAX, PageToken, Scan, size_of
+from semel.web.trust import TICKET_PATH
 from semel.web.view import NotOwned, Restoring, WorkerView
 
 log = logging.getLogger("semel.web")
+_failures = Seldom()
 
-PARTITIONS_MAX = 100_000  # a list longer than that is no list of partitions
+ECHO_CHARACTERS_MAX = 200  # of what a request said, in what it is answered
 
 
 class Routes:
-    def __init__(self, view: WorkerView, rows: Rows, overview: Overview, guard: Guard) -> None:
+    def __init__(self, view: WorkerView, rows: Rows, overview: Overview, guard: Guard, budget: Budget) -> None:
         self._view = view
         self._guard = guard
         self._rows = rows
         self._overview = overview
+        self._budget = budget
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         router.add_get("/", self.index)
@@ -42,6 +47,7 @@ class Routes:
         router.add_get("/livez", self.livez)
         router.add_get("/readyz", self.readyz)
         router.add_get("/metrics", self.metrics)
+        router.add_get(TICKET_PATH, self.ticket)
 
     async def index(self, request: web.Request) -> web.Response:
         view = self._view
@@ -50,21 +56,20 @@ class Routes:
             "instance": view.instance,
             "views": ["/tables", "/pipelines", "/livez", "/readyz", "/metrics"],
         }
-        return respond(
-            request, document, lambda: html.index(view.app_id, view.instance, view.pipelines(), view.owners())
-        )
+        pipelines, owners = await self._budget.run(view.pipelines), view.owners()
+        return await self._respond(request, document, lambda: html.index(view.app_id, view.instance, pipelines, owners))
 
     async def tables(self, request: web.Request) -> web.Response:
         _parameters(request, frozenset())
         if _is_hop(request):
-            return _wire(self._overview.held_tables())
-        found = await self._overview.tables(_authorization(request))
+            return await self._wire(msgspec.to_builtins(await self._overview.held_tables()))
+        found = await self._overview.tables()
         headers = {"X-Semel-Unreachable": ",".join(found.unreachable)} if found.unreachable else {}
-        return respond(request, found.tables, lambda: html.tables(found.tables), headers=headers)
+        return await self._respond(request, found.tables, lambda: html.tables(found.tables), headers=headers)
 
     async def table(self, request: web.Request) -> web.Response:
         table = _segments(request)[1]
-        parameters = _parameters(request, {"prefix", "from", "to", "limit", "page"})
+        parameters = self._hop_parameters(request, {"prefix", "from", "to", "limit", "page"})
         scan = Scan(
             table,
             prefix=parameters.values.get("prefix"),
@@ -74,47 +79,78 @@ class Routes:
             page=_page(parameters.values.get("page")),
         )
         if parameters.partitions is not None:
-            return _wire(self._rows.held_slices(scan, parameters.partitions))
-        found = await self._rows.page(scan, _authorization(request))
+            return await self._wire(await self._rows.held_slices(scan, parameters.partitions))
+        found = await self._rows.page(scan)
         next_page = None
         if found["next"] is not None:
             asked = parameters.values | {"page": found["next"]}
             next_page = table_path(table) + query(asked.items())
-        return respond(request, found, lambda: html.rows(table, found, next_page, scan.prefix))
+        numeric = self._rows.table(table).numeric
+        return await self._respond(request, found, lambda: html.rows(table, found, next_page, scan.prefix, numeric))
 
     async def row(self, request: web.Request) -> web.Response:
         _, table, key = _segments(request)
-        parameters = _parameters(request, frozenset())
+        parameters = self._hop_parameters(request, frozenset())
         if parameters.partitions is not None:
-            return _wire(self._rows.held_rows(table, key, parameters.partitions))
-        found = await self._rows.one(table, key, _authorization(request))
-        return respond(request, found, lambda: html.document(f"{table} / {key}", found))
+            return await self._wire(await self._rows.held_rows(table, key, parameters.partitions))
+        found = await self._rows.one(table, key)
+        return await self._respond(request, found, lambda: html.document(f"{table} / {key}", found))
 
     async def pipelines(self, request: web.Request) -> web.Response:
-        found = self._view.pipelines()
-        return respond(request, found, lambda: html.pipelines(found))
+        found = await self._budget.run(self._view.pipelines)
+        return await self._respond(request, found, lambda: html.pipelines(found))
 
     async def dedup(self, request: web.Request) -> web.Response:
-        _, pipeline, event_id = _segments(request)
+        _, pipeline, *written = _segments(request, None)
         _parameters(request, frozenset())
         if _is_hop(request):
-            return _wire({"mark": self._view.dedup(pipeline, event_id)})
-        found = await self._overview.dedup(pipeline, event_id, _authorization(request))
-        return respond(request, found, lambda: html.document(f"{pipeline} / {event_id}", found))
+            marks = await self._overview.held_marks(pipeline, written)
+            return await self._wire({"marks": msgspec.to_builtins(marks)})
+        found = await self._overview.dedup(pipeline, written)
+        return await self._respond(request, found, lambda: html.document(f"{pipeline} / {'/'.join(written)}", found))
 
     async def livez(self, request: web.Request) -> web.Response:
-        return self._health(request, *self._view.liveness())
+        return await self._health(request, *self._view.liveness())
 
     async def readyz(self, request: web.Request) -> web.Response:
-        return self._health(request, *self._view.readiness())
+        return await self._health(request, *self._view.readiness())
 
     async def metrics(self, request: web.Request) -> web.Response:
         exposition = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(body=self._view.metrics(), headers={**HEADERS, **exposition})
+        body = await self._budget.run(self._view.metrics)
+        return web.Response(body=body, headers={**HEADERS, **exposition})
 
-    def _health(self, request: web.Request, ok: bool, detail: Mapping[str, Any]) -> web.Response:
+    async def ticket(self, request: web.Request) -> web.Response:
+        return await self._wire({"ticket": self._guard.tickets.give()})
+
+    # -- inside
+
+    async def _health(self, request: web.Request, ok: bool, detail: Mapping[str, Any]) -> web.Response:
         document: dict[str, Any] = {"ok": ok, **(detail if self._guard.admits(request) else {})}
         return respond(request, document, lambda: html.document(request.path, document), status=200 if ok else 503)
+
+    async def _respond(
+        self, request: web.Request, document: Any, page: Callable[[], str], headers: Mapping[str, str] | None = None
+    ) -> web.Response:
+        return await self._budget.make(lambda: respond(request, document, page, headers=headers), size_of(document))
+
+    async def _wire(self, document: Any) -> web.Response:
+        body = await self._budget.make(lambda: dumps(document), size_of(document))
+        return web.Response(body=body, content_type="application/json", headers=HEADERS)
+
+    def _hop_parameters(self, request: web.Request, known: frozenset[str] | set[str]) -> Parameters:
+        """With the partitions that another worker asks for, each once."""
+        values = _parameters(request, known | {"partitions"} if _is_hop(request) else known)
+        text = values.pop("partitions", None)
+        if text is None:
+            return Parameters(values, None)
+        parts = text.split(",")
+        if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+            raise Refusal(400, "partitions must be numbers with commas between")
+        asked = list(map(int, parts))
+        if len(set(asked)) < len(asked):
+            raise Refusal(400, "partitions must be named once each")
+        return Parameters(values, asked)
 
 
 @web.middleware
@@ -128,14 +164,20 @@ async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse
         refusal = restoring(progress)
     except NotOwned:
         refusal = Refusal(421, "this worker does not hold the partition", retry_after_s=1)
-    except DecodeError as wrong:
+    except (DecodeError, RecursionError) as wrong:
         refusal = Refusal(400, str(wrong))
     except web.HTTPException as error:
         if error.status < 400:
             raise
         refusal = Refusal(error.status, error.reason)
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
+    except Exception as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        due, kept_back = _failures.due((type(error), last and last.tb_frame.f_code, last and last.tb_lineno))
+        if due:
+            more = f" ({kept_back} more like it since)" if kept_back else ""
+            log.exception("%s %s failed%s", request.method, folded(request.raw_path), more)
         refusal = Refusal(500, "the worker failed to answer; its log says why")
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
     if refusal.status == 401:
@@ -154,25 +196,16 @@ class Parameters(NamedTuple):
     partitions: list[int] | None
 
 
-def _parameters(request: web.Request, known: frozenset[str] | set[str]) -> Parameters:
+def _parameters(request: web.Request, known: frozenset[str] | set[str]) -> dict[str, str]:
     values: dict[str, str] = {}
-    allowed = known | {"partitions"} if _is_hop(request) else known
     for name, value in request.query.items():
-        if name not in allowed:
-            expected = f"; known are {', '.join(sorted(known))}" if known else ""
-            raise Refusal(400, f"unknown parameter {name!r}{expected}")
+        if name not in known:
+            expected = f"; known are {', '.join(sorted(known - {'partitions'}))}" if known else ""
+            raise Refusal(400, f"unknown parameter {name[:ECHO_CHARACTERS_MAX]!r}{expected}")
         if name in values:
             raise Refusal(400, f"parameter {name!r} is given twice")
         values[name] = value
-    held = values.pop("partitions", None)
-    return Parameters(values, None if held is None else _partitions(held))
-
-
-def _partitions(text: str) -> list[int]:
-    parts = text.split(",")
-    if len(parts) > PARTITIONS_MAX or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise Refusal(400, "partitions must be numbers with commas between")
-    return [int(part) for part in parts]
+    return values
 
 
 def _limit(text: str | None, most: int) -> int:
@@ -190,9 +223,9 @@ def _page(text: str | None) -> PageToken | None:
         raise Refusal(400, f"page: {malformed}") from malformed
 
 
-def _segments(request: web.Request) -> list[str]:
+def _segments(request: web.Request, splits: int | None = 3) -> list[str]:
     """The path's view, name and key, decoded here: the framework's decoding cannot tell %2F from a slash."""
-    raw = request.rel_url.raw_path.split("/", 3)[1:]
+    raw = request.rel_url.raw_path.split("/", -1 if splits is None else splits)[1:]
     try:
         return [unquote_key(segment) for segment in raw]
     except UnicodeDecodeError as malformed:
@@ -201,11 +234,3 @@ def _segments(request: web.Request) -> list[str]:
 
 def _is_hop(request: web.Request) -> bool:
     return HOP in request.headers
-
-
-def _authorization(request: web.Request) -> str | None:
-    return request.headers.get("Authorization")
-
-
-def _wire(document: Any) -> web.Response:
-    return web.Response(body=dumps(document), content_type="application/json", headers=HEADERS)

@@ -18,14 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
+from semel.web.budget import Budget
 from semel.web.view import TableRow, WorkerView
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000  # rows of a page: a second's work of a browser or a script, a millisecond of the worker
 PAGE_BYTES_MAX = 4 << 20  # of decoded rows held for one page; one row always fits
-CHUNK_ROWS = 200  # rows read at once, so that large rows are noticed before many are in memory
+CHUNK_ROWS = 100  # rows read at once: a fraction of a millisecond
+CHUNK_BYTES_MAX = 256 << 10  # read at once: a millisecond or two; one row always fits
+LOOKED_AT_MAX = 50  # chunks read for one page at most, whatever they hold: numbers within a range may be rare
 
 ALL_PARTITIONS = -1
 
@@ -71,11 +74,12 @@ class Scan:
 
 
 class Slice(NamedTuple):
-    """A partition's rows, in raw key order. `more`: there are further ones behind the last."""
+    """A partition's rows, in raw key order. `more`: there may be further ones behind the raw key `last`."""
 
     partition: int
     rows: Sequence[TableRow]
     more: bool
+    last: bytes
 
 
 class RowPage(NamedTuple):
@@ -83,14 +87,15 @@ class RowPage(NamedTuple):
     next: PageToken | None
 
 
-def read_slice(view: WorkerView, scan: Scan, partition: int, bytes_max: int) -> Slice:
+async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: int, bytes_max: int) -> Slice:
     """At most `scan.limit` rows of a partition held here. Restoring, NotOwned."""
     page = scan.page
     after = page.raw if page is not None and page.partition in (partition, ALL_PARTITIONS) else None
     rows: list[TableRow] = []
     size = 0
-    while True:
-        found = view.scan(
+    for _ in range(LOOKED_AT_MAX):
+        found = await budget.run(
+            view.scan,
             scan.table,
             partition,
             prefix=scan.prefix,
@@ -98,23 +103,25 @@ def read_slice(view: WorkerView, scan: Scan, partition: int, bytes_max: int) -> 
             end=scan.end,
             after=after,
             limit=min(CHUNK_ROWS, scan.limit - len(rows)),
+            bytes_max=CHUNK_BYTES_MAX,
         )
         for position, row in enumerate(found.rows):
             rows.append(row)
-            size += _row_size(row)
+            size += row_size(row)
             if size >= bytes_max:
-                return Slice(partition, rows, found.next is not None or position + 1 < len(found.rows))
+                return Slice(partition, rows, found.next is not None or position + 1 < len(found.rows), row.raw)
         after = found.next
         if after is None or len(rows) >= scan.limit:
-            return Slice(partition, rows, after is not None)
+            break
+    return Slice(partition, rows, after is not None, after or b"")
 
 
-def read_in_order(view: WorkerView, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
+async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
     """Slices of the partitions held here, ascending, until `scan.limit` rows or a page's bytes are reached."""
     slices: list[Slice] = []
     left = scan.limit
     for partition in sorted(partitions):
-        found = read_slice(view, scan.at_most(left), partition, PAGE_BYTES_MAX)
+        found = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
         slices.append(found)
         left -= len(found.rows)
         if found.more or left <= 0:
@@ -122,47 +129,64 @@ def read_in_order(view: WorkerView, scan: Scan, partitions: Sequence[int]) -> li
     return slices
 
 
-def read_each(view: WorkerView, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
+async def read_each(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
     """A slice of every one of the partitions, each up to `scan.limit` rows."""
     share = PAGE_BYTES_MAX // max(1, len(partitions))
-    return [read_slice(view, scan, partition, share) for partition in sorted(partitions)]
+    return [await read_slice(view, budget, scan, partition, share) for partition in sorted(partitions)]
 
 
-def in_order(slices: Mapping[int, Slice], partitions: Sequence[int], limit: int) -> tuple[list[TableRow], bool]:
-    """Rows of ascending `partitions` as far as they are known, at most `limit`; True where that is not their end."""
+class Taken(NamedTuple):
+    """`next`: where to go on within the partitions asked for; None at their end. `whole`: False where the answer for one
+    of them is missing, and there is no row to go on from."""
+
+    rows: list[TableRow]
+    next: PageToken | None
+    whole: bool = True
+
+
+def in_order(slices: Mapping[int, Slice], partitions: Sequence[int], limit: int) -> Taken:
+    """Rows of ascending `partitions` as far as they are known, at most `limit`."""
     rows: list[TableRow] = []
     size = 0
     for partition in partitions:
         found = slices.get(partition)
         if found is None or size >= PAGE_BYTES_MAX:
-            return rows[:limit], True
+            break
         rows.extend(found.rows)
-        size += sum(map(_row_size, found.rows))
-        if found.more or len(rows) > limit:
-            return rows[:limit], True
-    return rows, False
+        if len(rows) > limit:
+            break
+        size += sum(map(row_size, found.rows))
+        if found.more:
+            return Taken(rows, PageToken(partition, found.last))
+    else:
+        return Taken(rows, None)
+    del rows[limit:]
+    return Taken(rows, PageToken(rows[-1].partition, rows[-1].raw)) if rows else Taken(rows, None, whole=False)
 
 
 def combined(slices: Sequence[Slice]) -> tuple[list[list[TableRow]], PageToken | None]:
     """Rows of equal keys over all partitions, in raw key order, and how far they are complete (None: to the end)."""
-    horizon = min((found.rows[-1].raw for found in slices if found.more), default=None)
+    horizon = min((found.last for found in slices if found.more), default=None)
     merged = heapq.merge(*(found.rows for found in slices), key=attrgetter("raw"))
     groups = [list(rows) for raw, rows in groupby(merged, key=attrgetter("raw")) if horizon is None or raw <= horizon]
     return groups, None if horizon is None else PageToken(ALL_PARTITIONS, horizon)
 
 
-def _row_size(row: TableRow) -> int:
-    return len(row.raw) + _size(row.value)
+def row_size(row: TableRow) -> int:
+    return len(row.raw) + len(row.stored) + size_of(row.value)
 
 
-def _size(value: object) -> int:
+def size_of(value: object) -> int:
     """Roughly the bytes a plain JSON shape takes, without encoding it."""
-    match value:
-        case str():
-            return len(value) + 2
-        case dict():
-            return sum(_size(name) + _size(inner) for name, inner in value.items())  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-        case list():
-            return sum(_size(inner) for inner in value)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-        case _:
-            return 8
+    size, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, dict):
+            waiting += cast("dict[object, object]", part).keys()
+            waiting += cast("dict[object, object]", part).values()
+        elif isinstance(part, list):
+            waiting += cast("list[object]", part)
+        size += 8
+    return size

@@ -12,23 +12,26 @@ from typing import Any, NamedTuple, Protocol
 class TableInfo(NamedTuple):
     """`merged`: the table has `merge=`, so its rows are combined over all partitions.
     `keyed`: a row belongs to the partition its key hashes to (a `semel.Table`); False for `app.Table`.
-    `partitions` and `rows` count what this worker holds (rows: an estimate, -1 if unknown)."""
+    `numeric`: its keys are numbers, whose order is not that of the rows.
+    `partitions` counts what this worker holds."""
 
     table: str
     pipeline: str
     keyed: bool
     merged: bool
     partitions: int
-    rows: int
+    numeric: bool = False
 
 
 class TableRow(NamedTuple):
-    """`raw`: the key's bytes as the store orders them; paging goes by it, also across workers."""
+    """`raw`: the key's bytes as the store orders them; paging goes by it, also across workers.
+    `stored`: the value's bytes, where the table is merged; `value` is None then, until `WorkerView.merge` makes it."""
 
     key: Any
     value: Any
     partition: int
     raw: bytes
+    stored: bytes = b""
 
 
 class Page(NamedTuple):
@@ -58,7 +61,7 @@ class NotOwned(Exception):
 
 
 class WorkerView(Protocol):
-    """Implemented by the engine."""
+    """Implemented by the engine. Each call takes a few milliseconds at most: it keeps the pipeline waiting."""
 
     app_id: str
     instance: str
@@ -74,6 +77,10 @@ class WorkerView(Protocol):
         """The partition that `key` hashes to; None where the table is not keyed or merged: ask every owner."""
         ...
 
+    def held(self) -> Sequence[int]:
+        """The partitions that run here."""
+        ...
+
     def owners(self) -> Sequence[Owner]:
         """Every partition of the app with the worker that holds it, ordered; empty before the first assignment."""
         ...
@@ -82,8 +89,9 @@ class WorkerView(Protocol):
         """The committed row here. Restoring, NotOwned."""
         ...
 
-    def merge(self, table: str, values: Sequence[Any]) -> Any:
-        """Combine the partial values of one key of a `merge=` table (plain JSON shapes in and out)."""
+    def merge(self, table: str, stored: Sequence[bytes]) -> Any:
+        """Combine the partial values of one key of a `merge=` table, as they are stored, to a plain JSON shape.
+        HandlingError where merge= does not take them."""
         ...
 
     def scan(
@@ -96,17 +104,26 @@ class WorkerView(Protocol):
         end: str | None = None,
         after: bytes | None = None,
         limit: int = 100,
+        bytes_max: int = 1 << 18,
     ) -> Page:
-        """Committed rows of one partition in raw key order, from `start` inclusive to `end` exclusive,
-        beginning after the raw key `after`. Restoring, NotOwned."""
+        """Committed rows of one partition in raw key order, those from `start` inclusive to `end` exclusive,
+        beginning after the raw key `after`: at most `limit`, at least one, and no more once they take `bytes_max`.
+        Numbers are compared as such. A page without rows whose `next` is set looked at many and found none.
+        Restoring, NotOwned."""
+        ...
+
+    def count(self, table: str, partition: int, after: bytes | None, limit: int) -> tuple[int, bytes | None]:
+        """How many rows stand after the raw key `after`, up to `limit`, and the last one's key where there are more.
+        Restoring, NotOwned."""
         ...
 
     def pipelines(self) -> list[dict[str, Any]]:
         """For /pipelines: graph, rates, lag, states; plain JSON."""
         ...
 
-    def dedup(self, pipeline: str, event_id: str) -> dict[str, Any] | None:
-        """What is known of an id on the partitions held here, as the contract's /dedup answers; None if nothing.
+    def dedup(self, pipeline: str, written: Sequence[str]) -> list[dict[str, Any]]:
+        """What is known of an id on the partitions held here, as the contract's /dedup answers, one mark each; the id
+        as the parts of its path. KeyError, with words: no such pipeline, or one without a dedup rule.
         Restoring, NotOwned where nothing is found and not every partition could be asked."""
         ...
 

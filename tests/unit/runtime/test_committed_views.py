@@ -14,13 +14,13 @@ from tests.unit.runtime.harness import APP, World
 def shown(view: EngineView, partition: int) -> dict[str, Any]:
     row = view.get("balances", "a1", partition)
     page = view.scan("balances", partition)
-    known = view.dedup(APP, "second")
+    known = view.dedup(APP, ["second"])
     [pipeline] = view.pipelines()
     [at] = [task["position"]["payments"] for task in pipeline["tasks"] if task["partition"] == partition]
     return {
         "row": None if row is None else row.value,
         "rows": {found.key: found.value for found in page.rows},
-        "second is known": known is not None,
+        "second is known": known != [],
         "position": at,
         "done": pipeline["counts"]["in"],
     }

@@ -54,18 +54,18 @@ async def test_a_known_id_is_never_called_unknown_while_its_marks_are_restored(w
     answers = 0
     for view in looks(worker):
         try:
-            assert view.dedup(APP, "first") is not None
+            assert view.dedup(APP, ["first"])
         except (Restoring, NotOwned):
             answers += 1
         await world.clock.sleep(0.001)
     assert answers
-    known = view.dedup(APP, "first")
+    [known] = view.dedup(APP, ["first"])
     assert known is not None and known["verdict"] == "known"
-    assert view.dedup(APP, "nobody's") is None
+    assert view.dedup(APP, ["nobody's"]) == []
 
 
 async def test_an_id_is_not_called_unknown_by_a_worker_that_is_not_assigned_yet(world: World) -> None:
     worker = world.start()
     with pytest.raises(NotOwned):
-        EngineView(worker.engine).dedup(APP, "first")
+        EngineView(worker.engine).dedup(APP, ["first"])
     await world.until_running(worker)

@@ -55,12 +55,6 @@ def test_a_scan_sees_the_rows_of_the_moment_it_began(store: Store) -> None:
     assert [first, *scan] == [(b"a", b"1"), (b"b", b"1")]
 
 
-def test_rows_are_counted_up_to_a_limit(store: Store) -> None:
-    put(store, 0, 1, {bytes([n]): b"" for n in range(10)})
-    assert store.rows_estimate(row_prefix(0, 1), limit=10) == 10
-    assert store.rows_estimate(row_prefix(0, 1), limit=9) == -1
-
-
 def test_a_partition_is_forgotten_whole_and_no_other_is(store: Store) -> None:
     batch = store.batch()
     for partition in (6, 7, 8):
@@ -242,7 +236,7 @@ def rotten(tmp_path: Path) -> Iterator[Store]:
         pytest.param(lambda s: s.get_marks(bucket_prefix(0, 1), [b"00001", b"00002"]), id="marks"),
         pytest.param(lambda s: list(s.scan_rows(row_prefix(0, 1))), id="a scan of rows"),
         pytest.param(lambda s: list(s.scan_marks(0)), id="a scan of marks"),
-        pytest.param(lambda s: s.rows_estimate(row_prefix(0, 1)), id="a count of rows"),
+        pytest.param(lambda s: list(s.scan_ids(bucket_prefix(0, 1), b"0")), id="a scan of ids"),
         pytest.param(lambda s: s.meta(0), id="what a task stands at"),
         pytest.param(lambda s: s.table_numbers(["t"]), id="the numbers of tables"),
     ],

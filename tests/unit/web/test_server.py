@@ -11,6 +11,7 @@ from semel.errors import ConfigError
 from semel.web.paths import dedup_path
 from semel.web.server import WebServer
 from semel.web.view import NotOwned, Restoring
+from tests.unit.web.workers import HeldView
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
@@ -20,7 +21,8 @@ def mark(time, partition=0):
         "verdict": "accepted",
         "first": {"topic": "t", "partition": partition, "offset": 7, "time": time},
         "outcome": "done",
-        "expires": "2026-02-01T00:00:00Z",
+        "expires": 2_000,
+        "id": "as it is",
     }
 
 
@@ -73,22 +75,22 @@ async def test_a_worker_that_does_not_answer_leaves_the_rows_unknown(start, grou
 async def test_an_id_is_looked_up_on_every_worker_and_the_earliest_mark_wins(start, group, keyed):
     shop = group(t=keyed({}))
     shop.marks = {
-        "a": {"id/1": mark("2026-01-02"), "here": mark("2026-01-01")},
-        "b": {"id/1": mark("2026-01-01", 1)},
+        "a": {"id/1": mark(2), "here": mark(1)},
+        "b": {"id/1": mark(1, 1)},
     }
     workers = await start(shop, "a", "b")
 
     for worker in workers:
-        found = (await worker.get(dedup_path("shop", "id/1"))).json
-        assert found == mark("2026-01-01", 1) | {"others": [mark("2026-01-02")]}
-        assert (await worker.get("/dedup/shop/here")).json == mark("2026-01-01")
+        found = (await worker.get(dedup_path("shop", ["id/1"]))).json
+        assert found == mark(1, 1) | {"others": [mark(2)]}
+        assert (await worker.get("/dedup/shop/here")).json == mark(1)
         assert (await worker.get("/dedup/shop/unknown")).status == 404
         assert (await worker.get("/dedup/other/here")).status == 404
 
 
 async def test_an_id_is_not_called_unknown_while_a_worker_cannot_say(start, group, keyed, monkeypatch):
     shop = group(t=keyed({}))
-    shop.marks = {"a": {"known": mark("2026-01-01")}}
+    shop.marks = {"a": {"known": mark(1)}}
     first, second = await start(shop, "a", "b")
 
     def restoring(*_):
@@ -164,7 +166,7 @@ async def test_nothing_a_key_or_value_holds_becomes_markup(start, group, table_d
         **{evil: table_data({0: {evil: {evil: evil}}}), "t": table_data({0: {evil: evil}})},
         partitions=1,
     )
-    shop.marks = {"a": {evil: mark(evil)}}
+    shop.marks = {"a": {evil: mark(1) | {"id": evil, "verdict": evil}}}
     (worker,) = await start(shop, "a")
     from semel.web.paths import quote_key, row_path, table_path
 
@@ -176,7 +178,7 @@ async def test_nothing_a_key_or_value_holds_becomes_markup(start, group, table_d
         row_path("t", evil),
         row_path("t", "gone" + evil),
         row_path("gone" + evil, "k"),
-        dedup_path("shop", evil),
+        dedup_path("shop", [evil]),
         "/tables/t?" + quote_key(evil) + "=1",
     ):
         answer = await worker.get(path, Accept=BROWSER)
@@ -214,7 +216,7 @@ def basic(password):
     return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
 
 
-async def test_a_token_is_asked_for_and_passed_on_to_the_owner(start, group, keyed):
+async def test_a_token_is_asked_for_and_the_owner_is_asked_by_the_worker_itself(start, group, keyed):
     shop = group(t=keyed({f"k{n}": n for n in range(8)}))
     workers = await start(shop, "a", "b", web_token="s:3cret")
 
@@ -256,6 +258,54 @@ async def test_a_hop_without_the_token_is_refused(start, group, keyed):
     assert (await worker.get("/tables/t?partitions=0", X_Semel_Hop="1")).status == 401
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:6066", "127.0.0.1.evil.example", "localhost.evil", "[::2]", "[", "::"]
+)
+async def test_a_name_that_is_not_the_loopback_s_is_refused_there(host, start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a")
+
+    for path in ("/", "/tables/t/k", "/tables", "/livez", "/ticket", "/nowhere"):
+        answer = await worker.get(path, Host=host)
+        assert answer.status == 403
+        assert "localhost" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "localhost.", "127.0.0.1:6066", "[::1]:6066", "ledger.example"]
+)
+async def test_the_loopback_s_own_names_and_that_of_web_url_are_answered(host, start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a", web_url="https://ledger.example/w1")
+    url = f"http://127.0.0.1:{worker.server.port}/tables/t/k"
+
+    async with worker._client.get(url, headers={"Host": host}) as response:
+        assert response.status == 200
+
+
+async def test_a_worker_that_others_may_reach_answers_to_any_name(start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a", web_bind="0.0.0.0", web_open=True)
+    async with worker._client.get(
+        f"http://127.0.0.1:{worker.server.port}/tables/t/k", headers={"Host": "w1.svc"}
+    ) as found:
+        assert found.status == 200
+
+
+@pytest.mark.parametrize("asked", ["0,0", "0,1,2,3," * 1000 + "0", "0,1,2,3,0", "x", "-1", "0,,1", "1" * 40])
+async def test_partitions_are_named_once_each_and_a_page_is_one(asked, start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a")
+
+    for path in ("/tables/t", "/tables/t/k"):
+        answer = await worker.get(f"{path}?partitions={asked}", X_Semel_Hop="1")
+        assert answer.status == 400
+        assert len(answer.text) < 300
+
+
+async def test_partitions_that_are_not_there_are_not_held(start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a")
+
+    every = ",".join(map(str, range(8000)))
+    assert (await worker.get(f"/tables/t?partitions={every}", X_Semel_Hop="1")).status == 421
+
+
 # -- the server itself
 
 
@@ -270,7 +320,7 @@ async def test_a_port_that_is_taken_is_named_with_the_way_out(start, group, keye
 
 
 async def test_an_address_that_is_not_ours_is_named(group, keyed):
-    server = WebServer(None, Settings(web_bind="192.0.2.1", web_open=True))
+    server = WebServer(HeldView(group(t=keyed({})), "a"), Settings(web_bind="192.0.2.1", web_open=True))
 
     with pytest.raises(ConfigError, match=r"web_bind = '192\.0\.2\.1'.*cannot listen"):
         await server.start()
@@ -337,8 +387,11 @@ async def test_an_owner_that_hangs_is_given_up(start, group, keyed, monkeypatch)
     assert "in time" in answer.json["error"]
 
 
-@pytest.mark.parametrize("reply", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull", b""])
-async def test_an_owner_that_answers_nonsense_is_503(reply, start, group, keyed):
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [(b"nonsense\r\n\r\n", 503), (b"", 503), (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull", 502)],
+)
+async def test_an_owner_that_answers_nonsense_is_said_to(reply, status, start, group, keyed):
     async def serve(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(reply)
@@ -351,4 +404,4 @@ async def test_an_owner_that_answers_nonsense_is_503(reply, start, group, keyed)
     shop.holder = dict.fromkeys(range(4), "b")
 
     async with odd:
-        assert (await worker.get("/tables/t/k")).status == 503
+        assert (await worker.get("/tables/t/k")).status == status

@@ -12,6 +12,7 @@ from yarl import URL
 
 from semel.config import Settings
 from semel.errors import DecodeError
+from semel.web.scan import row_size
 from semel.web.server import WebServer
 from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
 
@@ -59,14 +60,7 @@ class HeldView:
 
     def tables(self):
         return [
-            TableInfo(
-                name,
-                "shop",
-                data.keyed,
-                data.merged,
-                len(self.held()),
-                sum(len(data.rows.get(p, {})) for p in self.held()),
-            )
+            TableInfo(name, "shop", data.keyed, data.merged, len(self.held()), data.read in (int, float))
             for name, data in self.group.tables.items()
         ]
 
@@ -97,32 +91,46 @@ class HeldView:
     def get(self, table, key, partition):
         self._check(partition)
         rows = self.group.tables[table].rows.get(partition, {})
-        return TableRow(key, rows[key], partition, raw_of(key)) if key in rows else None
+        return self._row(table, key, rows[key], partition) if key in rows else None
 
-    def merge(self, table, values):
-        return sum(values)
+    def _row(self, table, key, value, partition):
+        if self.group.tables[table].merged:
+            return TableRow(key, None, partition, raw_of(key), json.dumps(value).encode())
+        return TableRow(key, value, partition, raw_of(key))
 
-    def scan(self, table, partition, *, prefix=None, start=None, end=None, after=None, limit=100):
+    def merge(self, table, stored):
+        return sum(map(json.loads, stored))
+
+    def count(self, table, partition, after, limit):
+        page = self.scan(table, partition, after=after, limit=limit)
+        return len(page.rows), page.next
+
+    def scan(self, table, partition, *, prefix=None, start=None, end=None, after=None, limit=100, bytes_max=1 << 18):
         self._check(partition)
         self.scans += 1
         data = self.group.tables[table]
         low = None if start is None else raw_of(self.key(table, start))
         high = None if end is None else raw_of(self.key(table, end))
         rows = [
-            TableRow(key, value, partition, raw_of(key))
+            self._row(table, key, value, partition)
             for key, value in sorted(data.rows.get(partition, {}).items(), key=lambda row: raw_of(row[0]))
             if (prefix is None or str(key).startswith(prefix))
             and (low is None or raw_of(key) >= low)
             and (high is None or raw_of(key) < high)
             and (after is None or raw_of(key) > after)
         ]
+        fit = next((n for n in range(1, len(rows)) if sum(map(row_size, rows[:n])) >= bytes_max), len(rows))
+        limit = min(limit, fit)
         return Page(tuple(rows[:limit]), rows[limit - 1].raw if len(rows) > limit else None)
 
     def pipelines(self):
         return [{"name": "shop", "instance": self.instance}]
 
-    def dedup(self, pipeline, event_id):
-        return self.group.marks.get(self.instance, {}).get(event_id) if pipeline == "shop" else None
+    def dedup(self, pipeline, written):
+        if pipeline != "shop":
+            raise KeyError(f"there is no pipeline {pipeline!r} here")
+        found = self.group.marks.get(self.instance, {}).get("/".join(written))
+        return [] if found is None else [found]
 
     def readiness(self):
         return self.ready, {"partitions": len(self.held())}
