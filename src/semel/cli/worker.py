@@ -54,4 +54,6 @@ def worker(
 
     from semel.runtime.worker import run
 
-    raise typer.Exit(exits.code_after(run(target, settings, instance=instance, adopt=adopt)))
+    raise typer.Exit(
+        exits.code_after(run(target, settings, instance=instance, adopt=adopt, exit_code=exits.code_after))
+    )

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from semel import project
@@ -14,12 +15,28 @@ from semel.config import Settings
 from semel.errors import SemelError
 from semel.pipeline import Pipeline
 from semel.port import RpcLost
+from semel.runtime.deadline import Deadline, Threads, leave
+from semel.stages.body import place
 
 log = logging.getLogger("semel.worker")
 
+# How long what does not end by itself is waited for, at each of three places.
+CLOSE_S = 2.0
 
-def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: bool = False) -> BaseException | None:
-    """Run a `Pipeline` or a `semel.App` until it is told to end. Returns what else ended it, said on the log."""
+
+def run(
+    target: Any,
+    settings: Settings,
+    *,
+    instance: str | None = None,
+    adopt: bool = False,
+    exit_code: Callable[[BaseException | None], int] = bool,
+) -> BaseException | None:
+    """Run a `Pipeline` or a `semel.App` until it is told to end. Returns what else ended it, said on the log.
+
+    Told to end by SIGTERM or SIGINT, it does so within drain_timeout_ms and a few seconds, whatever the program's code does:
+    a process that cannot return is ended with `exit_code` of its failure, and 1 where it stands still.
+    """
     from semel.faust_.app import app_of
 
     settings = project.settings_of(target, settings)
@@ -33,18 +50,70 @@ def run(target: Any, settings: Settings, *, instance: str | None = None, adopt: 
     # Batches allocate many objects that live for an epoch; the default collects every 700 of them.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    deadline = Deadline(settings.drain_timeout_ms / 1000 + CLOSE_S, code=1)
+    loop, threads = asyncio.new_event_loop(), Threads()
+    asyncio.set_event_loop(loop)
+    loop.set_default_executor(threads)
     try:
-        return asyncio.run(_serve(app))
-    except KeyboardInterrupt as interrupted:
-        return interrupted
+        failure = _until_served(loop, app, deadline)
+        _end_tasks(loop)
+    finally:
+        deadline.stop()
+        asyncio.set_event_loop(None)
+        loop.close()
+    if busy := threads.busy(CLOSE_S):
+        log.warning(
+            "a thread that the program's code started still runs %s; the process ends without it", ", ".join(busy)
+        )
+        leave(exit_code(failure))
+    return failure
 
 
-async def _serve(app: Any) -> BaseException | None:
+def _until_served(loop: asyncio.AbstractEventLoop, app: Any, deadline: Deadline) -> BaseException | None:
+    """Run the app to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
     stop = asyncio.Event()
+
+    def told(*_: Any) -> None:
+        # Not by way of the loop: it may be the one that stands still.
+        deadline.start()
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}
+    serving = loop.create_task(_serve(app, stop), name="serve")
+    raised: BaseException | None = None
+    try:
+        while True:
+            try:
+                return loop.run_until_complete(serving) or raised
+            except (SystemExit, KeyboardInterrupt) as exc:
+                if serving.done():
+                    return exc
+                raised = exc
+                log.error("a task or callback of the program raised %r; the worker stops. An agent's own %s is a failed "
+                          "attempt of its event", exc, type(exc).__name__, exc_info=exc)  # fmt: skip
+                deadline.start()
+                stop.set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs, and wait for it no longer than a moment: code may swallow its cancellation."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        _, left = loop.run_until_complete(asyncio.wait(left, timeout=CLOSE_S))
+    for task in left:
+        log.warning("task %s does not end when it is cancelled, at %s; it is left behind", task.get_name(),
+                    place(task.get_coro()))  # fmt: skip
+    if not left:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+async def _serve(app: Any, stop: asyncio.Event) -> BaseException | None:
     failure: BaseException | None = None
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     starting = asyncio.create_task(app.start(), name="app")
     told = asyncio.create_task(stop.wait(), name="stop")
     try:
@@ -60,11 +129,11 @@ async def _serve(app: Any) -> BaseException | None:
     finally:
         told.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(app.semel_settings.drain_timeout_ms / 1000 + 5):
+            async with asyncio.timeout(app.semel_settings.drain_timeout_ms / 1000):
                 await app.stop_engine()
         starting.cancel()
         with contextlib.suppress(BaseException):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(CLOSE_S):
                 await app.stop()
     return failure
 

@@ -6,6 +6,8 @@ does not go on. `finally` blocks of such code never run.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -13,6 +15,14 @@ from semel.errors import StaleIncarnation
 
 # Suspended for ever. Nobody may collect them: that would close them, which is one more thing that they swallow.
 _LEFT: list[Coroutine[Any, Any, Any]] = []
+
+
+@atexit.register
+def _close_what_is_left() -> None:
+    # While there are still modules that it may need for that.
+    for coroutine in _LEFT:
+        with contextlib.suppress(BaseException):
+            coroutine.close()
 
 
 class Forsaken:

@@ -25,7 +25,7 @@ def started(monkeypatch, tmp_path):
     """What `semel.runtime.worker.run` was called with; it ends with `started["failure"]`."""
     calls = {"failure": None}
 
-    def run(target, settings, *, instance, adopt):
+    def run(target, settings, *, instance, adopt, exit_code):
         calls.update(target=target, settings=settings, instance=instance, adopt=adopt)
         return calls["failure"]
 
