@@ -5,8 +5,6 @@ A message names the thing, the value and the next step.
 
 from __future__ import annotations
 
-import asyncio
-
 
 class SemelError(Exception):
     """The root of the family."""
@@ -77,7 +75,7 @@ class InstanceTaken(CommitError):
 
 def described(exc: BaseException) -> str:
     """Kind and message of an error that other people's code raised; its message may be code, too, and fail."""
-    if isinstance(exc, asyncio.CancelledError) and not exc.args:
+    if type(exc).__name__ == "CancelledError" and not exc.args:
         return "CancelledError: what was awaited, or who awaited it, was cancelled by something else than the engine"
     try:
         return f"{type(exc).__name__}: {exc}"
