@@ -100,6 +100,10 @@ class Timeout:
         self._time.end()
         return await self._inner.__aexit__(kind, exc, trace)
 
+    def extend(self, seconds: float) -> None:
+        """Wait longer by so much."""
+        self._when += seconds
+
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         left = self._when - self._time.now()

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from semel.throttles import Throttles
+
 EARLIEST = -2
 LATEST = -1
 
@@ -205,7 +207,13 @@ class BatchBuilder(Protocol):
 
 
 class Broker(Protocol):
-    """A Kafka cluster, as the engine sees it."""
+    """A Kafka cluster, as the engine sees it.
+
+    `throttles`: what brokers ask this client to wait; each method waits for it before it asks, its own bound not counted.
+    """
+
+    @property
+    def throttles(self) -> Throttles: ...
 
     async def start(self) -> None:
         """Connect. RpcLost(sent=False) where no broker answers."""

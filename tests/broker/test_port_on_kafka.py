@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from aiokafka.protocol.types import Boolean, Float64, Int16, Int32, Schema, String
 
 from semel.kafka import KafkaBroker, Security
 from semel.kafka.admin import set_topic_configs
+from semel.kafka.wire import Api, array
 from semel.local import ports
 from semel.local.kafka import LocalKafka
-from semel.port import EARLIEST, LATEST, TP, Membership, RpcError, RpcLost, TopicSpec
+from semel.port import EARLIEST, LATEST, TP, Membership, Producer, RpcError, RpcLost, TopicSpec
 from semel.testing.clock import VirtualClock
 from tests.contract.rig import FENCED, Rig, code_of
 
@@ -472,6 +474,85 @@ async def test_holders_are_named_wherever_leader_and_coordinator_are(
     await client.close()
 
 
+# -- quotas
+
+ALTER_QUOTAS = Api(
+    "AlterClientQuotas",
+    49,
+    0,
+    Schema(
+        (
+            "entries",
+            array(
+                ("entity", array(("type", String("utf-8")), ("name", String("utf-8")))),
+                ("ops", array(("key", String("utf-8")), ("value", Float64), ("remove", Boolean))),
+            ),
+        ),
+        ("validate_only", Boolean),
+    ),
+    Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "entries",
+            array(
+                ("error_code", Int16),
+                ("error_message", String("utf-8")),
+                ("entity", array(("type", String("utf-8")), ("name", String("utf-8")))),
+            ),
+        ),
+    ),
+)
+
+
+async def test_a_producers_quota_is_waited_for_and_holds_up_nothing_else(kafka: LocalKafka, topic_prefix: str) -> None:
+    admin = KafkaBroker(kafka.bootstrap)
+    await admin.start()
+    name = f"throttled-{topic_prefix}"
+    quota = ALTER_QUOTAS([([("client-id", name)], [("producer_byte_rate", 20_000.0, False)])], False)
+    [[code, text, _]] = (await admin._client.ask_any(quota, admin._client.deadline()))[1]
+    assert code == 0, text
+    await admin.close()
+    rig = rig_for(kafka.bootstrap, topic_prefix)
+    client = KafkaBroker(kafka.bootstrap, client_id=name, rpc_timeout_ms=2_000)
+    await client.start()
+    tp = await eventually(lambda: rig.partition(client))
+    value = random.Random(0).randbytes(100_000)
+
+    async def write(sequence: int, producer: Producer) -> float:
+        building = client.batch_builder(200_000)
+        building.append(None, b"k", value, [])
+        await client.add_partitions(producer, [tp])
+        began = time.monotonic()
+        await client.produce(producer, {tp: building.build(producer, sequence)})
+        took = time.monotonic() - began
+        await client.end_txn(producer, commit=True)
+        return took
+
+    producer = await client.init_producer_id(rig.name("writer"), 30_000)
+
+    async def first() -> float:
+        # The broker hears of a quota a little later than its controller.
+        for sequence in range(10):
+            await write(sequence, producer)
+            if client.throttles.answers["Produce"]:
+                return sequence + 1
+            await asyncio.sleep(0.3)
+        raise AssertionError("no answer said to wait")
+
+    sequence = int(await first())
+    wait = client.throttles.wait_s("Produce")
+    assert wait > 2.5, "longer than a request may take"
+    began = time.monotonic()
+    await client.broker_count()
+    await client.topics([tp.topic])
+    assert time.monotonic() - began < 1, "what is not throttled does not wait"
+    took = await write(sequence, producer)
+    assert took > wait - 1
+    await rig.until(lambda: _stable(client, tp))
+    assert len(await rig.values(client, tp)) == sequence + 1
+    await client.close()
+
+
 # -- security
 
 
@@ -510,6 +591,7 @@ async def test_tls_and_passwords_reach_every_connection(
             "listener.name.tls.ssl.client.auth": "required",
             "sasl.enabled.mechanisms": "PLAIN",
             "listener.name.login.plain.sasl.jaas.config": f'{login} username="b" password="b" user_semel="secret";',
+            "listener.name.login.connections.max.reauth.ms": "2000",
         }
     )
     secured.start()
@@ -531,6 +613,18 @@ async def test_tls_and_passwords_reach_every_connection(
     )
     await works(tls_port, Security("SSL", ca_file=str(certificate), cert_file=str(certificate), key_file=key))
     await works(sasl_port, login_with("secret"))
+
+    # A login that ends is renewed before the broker cuts the connection: no request is lost to it.
+    client = KafkaBroker(f"127.0.0.1:{sasl_port}", rpc_timeout_ms=5_000, security=login_with("secret"))
+    await client.start()
+    until = time.monotonic() + 7
+    while time.monotonic() < until:
+        await client.broker_count()
+        await asyncio.sleep(0.05)
+    # Longer than a login lasts, and nothing asked meanwhile.
+    await asyncio.sleep(3)
+    await client.broker_count()
+    await client.close()
 
     async def refused(port: int, security: Security) -> RpcError | RpcLost:
         client = KafkaBroker(f"127.0.0.1:{port}", rpc_timeout_ms=5_000, security=security)

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -73,6 +73,8 @@ class Storm:
         self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
         self.figures: Counter[str] = Counter()
         self.inputs: list[Callable[[bool], None]] = []
+        self.throttling = seeded(seed, "quota").choice([0.0, 0.0, 0.0, 0.02, 0.1])
+        self._throttles: dict[str, random.Random] = {}
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
         self._full: set[str] = set()
@@ -110,6 +112,14 @@ class Storm:
         if doomed is not None and n in doomed:
             self._die_of(call, n, arrives=doomed.pop(n))
         slow = delay(rng.random() * self.slow_s, rng.random() * self.slow_s)
+        if self.throttling and call.api not in GROUP_APIS:
+            throttles = self._throttles.setdefault(call.client, seeded(self.seed, "throttles", call.client))
+            if throttles.random() < self.throttling and self.may(
+                f"{call.client}/{n}/throttle", f"throttle: {call.api} of {call.client}"
+            ):
+                # Longer than a request, a commit and a transaction may take, now and then.
+                slow = replace(slow, throttle_s=throttles.choice([0.05, 0.5, 0.5, 3.0, 9.0]))
+                self.figures["throttled seconds"] += int(slow.throttle_s)
         if call.api == "EndTxn" and call.client in self._doubted and self._note_is_under_way(call.client):
             return lose_answer() if self._doubted.pop(call.client) else lose_request()
         if rng.random() >= self.rate:

@@ -8,7 +8,7 @@ import re
 import subprocess
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from semel.stages.answers import Answer
 from semel.stages.commit import EPOCH_STEPS
 from semel.stages.sink import DeadLetters, dead_letter
 from semel.table import RESERVED
+from semel.throttles import Throttles
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -140,6 +141,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
         app = "app"
         tasks: dict[int, Any] = {}  # noqa: RUF012
         commit_histogram = Histogram()
+        broker = SimpleNamespace(throttles=Throttles(lambda: 0.0))
 
         def __getattr__(self, name: str) -> Any:
             return _Zeros() if name == "stats" else dict

@@ -10,6 +10,7 @@ from semel.kafka.security import Security
 from semel.kafka.topics import TopicCalls
 from semel.kafka.transactions import TransactionCalls
 from semel.port import Broker
+from semel.throttles import Throttles
 
 
 class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls, Broker):
@@ -32,6 +33,10 @@ class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls, Broker):
         self._codec = codec_number(compression)
         self._rebalance_timeouts_ms = {}
         self._client = Client(bootstrap, client_id=client_id, rpc_timeout_ms=rpc_timeout_ms, security=security)
+
+    @property
+    def throttles(self) -> Throttles:
+        return self._client.throttles
 
     async def start(self) -> None:
         """Connect. RpcLost(sent=False) where no broker answers, RpcError 35 where it is too old, 58 for a bad login."""

@@ -20,6 +20,7 @@ from semel.kafka.connection import Address, Connections
 from semel.kafka.security import Security
 from semel.kafka.wire import Answer, Call
 from semel.port import TP, RpcError, RpcLost
+from semel.throttles import Throttles
 
 _NO_TOPIC_ID = bytes(16)
 
@@ -30,6 +31,7 @@ class Client:
     def __init__(self, bootstrap: str, *, client_id: str, rpc_timeout_ms: int, security: Security | None) -> None:
         self.rpc_timeout_ms = rpc_timeout_ms
         self.cluster = Cluster()
+        self.throttles = Throttles(lambda: asyncio.get_running_loop().time())
         self._bootstrap = addresses(bootstrap)
         self._client_id = client_id
         self._options = (security or Security()).connection_options()
@@ -154,7 +156,9 @@ class Client:
     def _connections_to(self, address: Address) -> Connections:
         connections = self._connections.get(address)
         if connections is None:
-            connections = Connections(address, self._client_id, self._options, closed=self._closed)
+            connections = Connections(
+                address, self._client_id, self._options, throttles=self.throttles, closed=self._closed
+            )
             self._connections[address] = connections
         return connections
 

@@ -13,19 +13,41 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from semel import looptime
 from semel.kafka import apis
 from semel.kafka.codes import describe
 from semel.kafka.wire import Answer, Call, Versions
 from semel.port import RpcError, RpcLost
+from semel.throttles import Throttles
 
 _UNSUPPORTED_VERSION = 35
 _MAX_IDLE_MS = 540_000  # below the broker's connections.max.idle.ms of 10 minutes, so that we hang up, not it
 _UNBOUNDED_MS = 86_400_000  # aiokafka's own timer; ours is the deadline of each call
 
+# Of the time for which a broker takes a login (KIP-368): past all of it, it cuts the connection.
+_LOGIN_SHARE = 0.85
+
 # aiokafka's connection has no types: here it becomes one.
-_connect: Any = conn.create_conn  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+_Base: Any = conn.AIOKafkaConnection
+
+
+class _Socket(_Base):
+    """`login_ends`: the loop's time after which the broker wants another login; None: never."""
+
+    login_ends: float | None = None
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        reply = _Base.send(self, request, expect_response)
+        return self._logged_in(reply) if isinstance(request, SaslAuthenticateRequest) else reply
+
+    async def _logged_in(self, reply: Any) -> Any:
+        answer = await reply
+        lifetime_ms = getattr(answer, "session_lifetime_ms", 0)
+        if lifetime_ms > 0:
+            self.login_ends = asyncio.get_running_loop().time() + lifetime_ms / 1000 * _LOGIN_SHARE
+        return answer
 
 
 class Address(NamedTuple):
@@ -41,24 +63,44 @@ class Connections:
 
     A broker answers the requests of a connection in order, so that a long poll would hold up whatever came
     behind it: a call takes an idle connection, or opens one. One that got no answer, be it lost, late or
-    cancelled, is closed: a late answer cannot arrive. Nothing is sent twice.
+    cancelled, is closed: a late answer cannot arrive. Nothing is sent twice. One whose login ends soon is closed
+    once it is idle, and the next logs in anew.
+
+    A request waits for as long as the broker said in its last answer to one of its kind (KIP-219); the connection
+    that brought that answer is not used until then.
     """
 
-    def __init__(self, address: Address, client_id: str, options: dict[str, Any], *, closed: bool = False) -> None:
+    def __init__(
+        self,
+        address: Address,
+        client_id: str,
+        options: dict[str, Any],
+        *,
+        throttles: Throttles,
+        closed: bool = False,
+    ) -> None:
         self.address = address
         self._client_id = client_id
         self._options = options
+        self._throttles = throttles
         self._idle: list[Any] = []
+        self._muted: list[tuple[float, Any]] = []
         self._busy: set[Any] = set()
         self._closed = closed
 
     @property
     def any_open(self) -> bool:
-        return any(socket.connected() for socket in (*self._idle, *self._busy))
+        return any(socket.connected() for socket in (*self._idle, *self._busy, *(s for _, s in self._muted)))
 
     async def ask(self, call: Call, deadline: float) -> Answer:
-        """Send once and wait for the answer until `deadline` (loop time). RpcLost; RpcError from logging in."""
-        name = call.api.name
+        """Send once and wait for the answer until `deadline` (loop time). RpcLost; RpcError from logging in.
+
+        What the broker asks to wait before comes on top.
+        """
+        name, loop = call.api.name, asyncio.get_running_loop()
+        while (wait := self._throttles.wait_s(name, self.address)) > 0:
+            await asyncio.sleep(wait)
+            deadline += wait
         socket = self._take_idle()
         if socket is None:
             try:
@@ -86,19 +128,28 @@ class Connections:
             raise
         finally:
             self._busy.discard(socket)
-        self._idle.append(socket)
+        throttle_ms = call.api.throttle_ms(answer)
+        if throttle_ms > 0:
+            self._throttles.heard(name, self.address, throttle_ms)
+            self._muted.append((loop.time() + throttle_ms / 1000, socket))
+        else:
+            self._idle.append(socket)
         return answer
 
     async def close(self) -> None:
         self._closed = True
-        closing = self._hang_up(*self._idle, *self._busy)
+        closing = self._hang_up(*self._idle, *self._busy, *(socket for _, socket in self._muted))
         if closing:
             await asyncio.wait(closing, timeout=1)
 
     def _take_idle(self) -> Any:
+        now = asyncio.get_running_loop().time()
+        if self._muted:
+            self._idle += [socket for until, socket in self._muted if until <= now]
+            self._muted = [(until, socket) for until, socket in self._muted if until > now]
         while self._idle:
             socket = self._idle.pop()
-            if socket.connected():
+            if socket.connected() and (socket.login_ends is None or now < socket.login_ends):
                 return socket
             self._hang_up(socket)
         return None
@@ -107,7 +158,7 @@ class Connections:
         if self._closed:
             raise RpcLost(api, "the client is closed", sent=False)
         try:
-            socket = await _connect(
+            socket = _Socket(
                 self.address.host,
                 self.address.port,
                 client_id=self._client_id,
@@ -115,6 +166,7 @@ class Connections:
                 max_idle_ms=_MAX_IDLE_MS,
                 **self._options,
             )
+            await socket.connect()
         except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
             raise _refused_login(error) from error
         except TimeoutError:

@@ -78,6 +78,12 @@ class Api:
     def flexible(self) -> bool:
         return isinstance(self.request, TaggedSchema)
 
+    def throttle_ms(self, answer: Answer) -> int:
+        """How long the broker asks to wait (KIP-219)."""
+        # It stands first, but for Produce.
+        names = self.response.names
+        return answer[names.index("throttle_time_ms")] if "throttle_time_ms" in names else 0
+
     def decode(self, data: BytesIO) -> Answer:
         return Answer(self.response.decode(data))
 

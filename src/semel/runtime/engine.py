@@ -236,7 +236,7 @@ class Engine:
         return self._epochs.suspects.cautious > 0
 
     def may_take(self) -> bool:
-        if not self.open_for_work or self.paused_by:
+        if not self.open_for_work or self.paused_by or self._epochs.throttled_s() > 0:
             return False
         # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
         return not self._epochs.suspects.cautious or not (

@@ -24,7 +24,7 @@ from semel.runtime.suspects import Suspects
 from semel.runtime.task import Task, TaskState
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
-from semel.stages.commit import CommitFailed, Sealed, Unwritable, Writer
+from semel.stages.commit import CommitFailed, Sealed, Throttled, Unwritable, Writer
 from semel.stages.sink import Out
 from semel.state.positions import TopicPosition
 from semel.state.store import Store
@@ -33,6 +33,8 @@ log = logging.getLogger("semel.engine")
 
 # The sources' identity is checked before a commit at most this often (rule 17).
 TOPIC_CHECK_S = 1.0
+# While brokers throttle, this often it is seen whether there is still anything to commit.
+THROTTLE_LOOK_S = 0.5
 
 
 class Worker(Protocol):
@@ -81,6 +83,8 @@ class Epochs:
         self.committing = False
         self.topics_checked_at = 0.0
         self._since: float | None = None
+        # Shorter than what is set while brokers throttle what an epoch of that length writes.
+        self._interval_s = settings.commit_interval_ms / 1000
         self._trimming: set[asyncio.Task[None]] = set()
         self.commit_seconds: deque[float] = deque(maxlen=1000)
         self.commit_histogram = Histogram()
@@ -111,11 +115,15 @@ class Epochs:
     def behind(self) -> bool:
         """An epoch is being committed, or should have been cut by now."""
         since, interval = self._since, self._settings.commit_interval_ms / 1000
-        return self.committing or (since is not None and self._clock.monotonic() - since >= interval)
+        late = since is not None and self._clock.monotonic() - since >= interval
+        return self.committing or (late and not self.throttled_s())
+
+    def throttled_s(self) -> float:
+        """How long brokers take no records of this client: no event begins, and no transaction, until they do."""
+        return self._broker.throttles.wait_s("Produce")
 
     async def due(self) -> None:
         """Until an epoch should be cut: as soon as there is nothing else to do, at the latest after the commit interval."""
-        interval = self._settings.commit_interval_ms / 1000
         while True:
             if not self.has_work():
                 self._since = None
@@ -126,10 +134,14 @@ class Epochs:
                 if not self._worker.tasks:
                     self.carry.expire(self._clock.monotonic() - self._settings.commit_timeout_ms / 1000)
                 continue
+            if (wait := self.throttled_s()) > 0:
+                # Here, where nothing is held, and not within the transaction, whose time runs.
+                await self._clock.sleep(min(wait, THROTTLE_LOOK_S))
+                continue
             now = self._clock.monotonic()
             if self._since is None:
                 self._since = now
-            left = self._since + interval - now
+            left = self._since + self._interval_s - now
             if left <= 0 or self._idle() or self.suspects.cautious:
                 return
             self.changed.clear()
@@ -209,10 +221,13 @@ class Epochs:
         except BaseException as exc:
             if carried:
                 self._not_committed(sealed, carried, exc)
+            if isinstance(exc, CommitFailed) and isinstance(exc.cause, Throttled):
+                self._interval_s = self._interval_s / 4 if self._interval_s > 0.001 else 0.0
             raise
         took = self._clock.monotonic() - started
         self.commit_seconds.append(took)
         self.commit_histogram.add(took)
+        self._interval_s = min(self._settings.commit_interval_ms / 1000, max(self._interval_s * 1.5, 0.001))
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         carry.committed(carried)
         self._worker.stats["commits"] += 1

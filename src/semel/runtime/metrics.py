@@ -71,6 +71,16 @@ class EngineCollector(Collector):
             left.add_metric(labels, max(0, task.to_restore - task.restored))
         yield running
         yield left
+        told = CounterMetricFamily("semel_broker_throttles", "Answers in which a broker asked to wait before the next request",
+                                   labels=["pipeline", "request"])  # fmt: skip
+        waited = CounterMetricFamily("semel_broker_throttled_seconds", "For how long brokers asked to wait",
+                                     labels=["pipeline", "request"])  # fmt: skip
+        throttles = engine.broker.throttles
+        for request, count in throttles.answers.items():
+            told.add_metric([app, request], count)
+            waited.add_metric([app, request], throttles.seconds[request])
+        yield told
+        yield waited
         commits = HistogramMetricFamily("semel_commit_seconds", "From seal to committed", labels=["pipeline"])
         histogram = engine.commit_histogram
         totals = list(accumulate(histogram.counts))

@@ -184,6 +184,7 @@ class EngineView:
                 "owners": {str(task): owner[0] for task, owner in engine.assignment.owners.items()},
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
+                "throttled_s": round(engine.broker.throttles.wait_s("Produce"), 1),
             }
         ]
 

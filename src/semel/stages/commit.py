@@ -65,6 +65,10 @@ class Unwritable(Exception):
     """A record that cannot be put into a batch: no broker was asked, and no asking again helps."""
 
 
+class Throttled(Exception):
+    """Brokers ask to wait for longer than a transaction may last."""
+
+
 @dataclass(slots=True)
 class Sealed:
     """An epoch ready to be sent: `records` by partition, `offsets` for every task it holds a record of, moved or not."""
@@ -89,6 +93,31 @@ def by_partition(outs: Sequence[Out]) -> dict[TP, list[Out]]:
     for out in outs:
         grouped[out.tp].append(out)
     return dict(grouped)
+
+
+# Of its timeout, what a transaction may take where brokers ask to wait: the rest is for its end, and for its way there.
+_TRANSACTION_SHARE = 0.8
+
+
+class _Bound:
+    """How long a commit may take: commit_timeout_ms, and what brokers ask to wait, within the transaction's own timeout."""
+
+    def __init__(self, broker: Broker, timeout: looptime.Timeout, until: float, limit: float) -> None:
+        self._throttles = broker.throttles
+        self._timeout = timeout
+        self.until = until
+        self._limit = limit
+
+    def wait_for(self, api: str) -> None:
+        """This request will wait: count that in. Throttled."""
+        wait = self._throttles.wait_s(api)
+        if wait <= 0:
+            return
+        if looptime.now() + wait > self._limit:
+            raise Throttled(f"{api} is throttled for {wait:.1f} s, which is longer than the transaction may last; it is begun "
+                            "anew, smaller, when the brokers take it")  # fmt: skip
+        self.until += wait
+        self._timeout.extend(wait)
 
 
 async def ask(
@@ -171,8 +200,15 @@ class Writer:
         epoch.step(EpochState.COMMITTING)
         self.transaction_open_since = self._clock.monotonic()
         try:
-            async with looptime.timeout(self._commit_timeout_s):
-                await self._commit(epoch, rounds, membership, self.producer)
+            async with looptime.timeout(self._commit_timeout_s) as timeout:
+                now = looptime.now()
+                limit = now + max(self._commit_timeout_s, self._timeout_ms / 1000 * _TRANSACTION_SHARE)
+                bound = _Bound(self._broker, timeout, now + self._commit_timeout_s, limit)
+                await self._commit(epoch, rounds, membership, self.producer, bound)
+        except Throttled as exc:
+            self.dead = True
+            epoch.step(EpochState.ABORTING)
+            raise CommitFailed(Answer.ABORT, exc) from exc
         except (RpcError, RpcLost, TimeoutError) as exc:
             self.dead = True
             answer = Answer.UNKNOWN if isinstance(exc, TimeoutError) else answer_of(exc)
@@ -192,30 +228,42 @@ class Writer:
         self.transaction_open_since = None
 
     async def _commit(
-        self, epoch: Sealed, rounds: Sequence[dict[TP, bytes]], membership: Membership | None, producer: Producer
+        self,
+        epoch: Sealed,
+        rounds: Sequence[dict[TP, bytes]],
+        membership: Membership | None,
+        producer: Producer,
+        bound: _Bound,
     ) -> None:
         broker, clock, passing = self._broker, self._clock, self._pass
-        until = looptime.now() + self._commit_timeout_s
+
+        async def asked(api: str, request: Callable[[], Awaitable[T]]) -> T:
+            bound.wait_for(api)
+            return await ask(clock, request, until=bound.until)
+
+        # Nothing is sent, and no transaction begun, if its records cannot follow.
+        bound.wait_for("Produce")
         await passing("commit.before_partitions")
         if epoch.records:
             tps = list(epoch.records)
-            await ask(clock, lambda: broker.add_partitions(producer, tps), until=until)
+            await asked("AddPartitionsToTxn", lambda: broker.add_partitions(producer, tps))
             await passing("commit.after_partitions")
         if membership is not None:
-            await ask(clock, lambda: broker.add_offsets(producer, membership.group), until=until)
+            await asked("AddOffsetsToTxn", lambda: broker.add_offsets(producer, membership.group))
             await passing("commit.after_offsets_added")
         for batches in rounds:
             # Every record is acknowledged before the offsets are sent: the two verify the transaction on the broker and
             # would get in each other's way (KIP-890).
-            for tp, offset in (await ask(clock, _produce(broker, producer, batches), until=until)).items():
+            for tp, offset in (await asked("Produce", _produce(broker, producer, batches))).items():
                 epoch.base_offsets.setdefault(tp, offset)
         await passing("commit.after_produce")
         if membership is not None:
             offsets = epoch.offsets
-            await ask(clock, lambda: broker.commit_offsets(producer, membership, offsets), until=until)
+            await asked("TxnOffsetCommit", lambda: broker.commit_offsets(producer, membership, offsets))
             await passing("commit.after_offsets")
+        bound.wait_for("EndTxn")
         epoch.ending = True
-        await ask(clock, lambda: broker.end_txn(producer, commit=True), until=until)
+        await ask(clock, lambda: broker.end_txn(producer, commit=True), until=bound.until)
         await passing("commit.after_end")
 
     def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:

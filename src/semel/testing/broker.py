@@ -25,16 +25,19 @@ from semel.testing.memory.faults import (
     Call,
     Fault,
     Faults,
+    Quota,
     RandomFaults,
     Rule,
     delay,
     lose_answer,
     lose_request,
     refuse,
+    throttle,
     unsent,
 )
 from semel.testing.memory.log import PartitionLog
 from semel.testing.memory.refused import Refused
+from semel.throttles import Throttles
 
 __all__ = [
     "Call",
@@ -44,12 +47,14 @@ __all__ = [
     "MemoryBroker",
     "MemoryCluster",
     "MemoryRecord",
+    "Quota",
     "RandomFaults",
     "Rule",
     "delay",
     "lose_answer",
     "lose_request",
     "refuse",
+    "throttle",
     "unsent",
 ]
 
@@ -69,6 +74,10 @@ class MemoryBroker:
         self._leaders: dict[TP, int] = {}
         self._coordinators: dict[tuple[str, str], int] = {}
         self._rebalance_s: dict[str, float] = {}
+
+    @property
+    def throttles(self) -> Throttles:
+        return self._connection.throttles
 
     async def start(self) -> None:
         await self._connection.open()

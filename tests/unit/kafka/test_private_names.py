@@ -42,7 +42,7 @@ def test_the_builder_takes_its_arguments_in_this_order() -> None:
 
 
 def test_the_connection_takes_these_keywords() -> None:
-    names = set(inspect.signature(conn.create_conn).parameters)
+    names = set(inspect.signature(conn.AIOKafkaConnection).parameters)
     assert names >= {
         "host",
         "port",

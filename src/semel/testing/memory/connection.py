@@ -11,6 +11,7 @@ from semel.testing.memory.cluster import MemoryCluster
 from semel.testing.memory.faults import Fault, Link
 from semel.testing.memory.log import PartitionLog
 from semel.testing.memory.refused import Refused
+from semel.throttles import Throttles
 
 # Error codes after which a client looks leaders, or a coordinator, up afresh.
 STALE_METADATA = frozenset({3, 5, 6, 9, 74, 100})
@@ -31,6 +32,7 @@ class Connection:
         self._forget = forget
         self._link = cluster.faults.link(name)
         self._open = False
+        self.throttles = Throttles(cluster.timers.now)
 
     async def open(self) -> None:
         await self.call("ApiVersions", {}, lambda: None)
@@ -44,6 +46,8 @@ class Connection:
         cluster, link = self._cluster, self._link
         if not self._open and api != "ApiVersions":
             raise RpcLost(api, "the client is not started", sent=False)
+        while (wait_s := self.throttles.wait_s(api)) > 0:
+            await cluster.clock.sleep(wait_s)
         if link.paused is not None:
             await link.gate()
         fault = cluster.faults.next_call(self._name, api, args)[1] or _NO_FAULT
@@ -70,6 +74,7 @@ class Connection:
             raise RpcLost(api, "timed out")
         if fault.lost:
             raise RpcLost(api, "the answer is lost")
+        self.throttles.heard(api, "in memory", int(fault.throttle_s * 1000))
         if fault.code:
             raise self._error(api, Refused(fault.code, "injected"))
         return cast("T", result)

@@ -40,6 +40,8 @@ class Fault:
     """There is no answer: `RpcLost`."""
     sent: bool = True
     """What a lost call says of itself."""
+    throttle_s: float = 0.0
+    """The answer asks the client to wait before its next request of this kind."""
 
 
 def refuse(code: int, *, applied: bool = False) -> Fault:
@@ -64,6 +66,11 @@ def unsent() -> Fault:
 
 def delay(there_s: float = 0.0, back_s: float = 0.0) -> Fault:
     return Fault(delay_s=there_s, answer_delay_s=back_s)
+
+
+def throttle(seconds: float) -> Fault:
+    """The request takes effect, and the next of its kind is to wait."""
+    return Fault(throttle_s=seconds)
 
 
 Script: TypeAlias = Callable[[Call], Fault | None]
@@ -110,6 +117,37 @@ class RandomFaults:
             return None
         self.hits += 1
         return self._rng.choice(self._ways)
+
+
+class Quota:
+    """A script: each client may produce so many bytes a second. What is over it, it is told to wait for after the answer.
+
+    Who does not wait is not heard until then, as on the connection that a broker has muted. `waits`: how long clients were
+    told to wait, each time; `early`: how often one asked all the same.
+    """
+
+    def __init__(self, now: Callable[[], float], bytes_per_s: float, *, burst_s: float = 1.0) -> None:
+        self._now = now
+        self._bytes_per_s = bytes_per_s
+        self._burst_s = burst_s
+        self._paid_until: dict[str, float] = {}
+        self.waits: list[float] = []
+        self.early = 0
+
+    def __call__(self, call: Call) -> Fault | None:
+        if call.api != "Produce":
+            return None
+        now = self._now()
+        paid = self._paid_until.get(call.client, 0.0)
+        if paid - now > 0.01:
+            self.early += 1
+            return delay(paid - now)
+        size = sum(map(len, call.args["batches"].values()))
+        paid = self._paid_until[call.client] = max(paid, now - self._burst_s) + size / self._bytes_per_s
+        if paid <= now:
+            return None
+        self.waits.append(paid - now)
+        return throttle(paid - now)
 
 
 class Link:
