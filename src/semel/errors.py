@@ -51,6 +51,17 @@ class Reject(SemelError):
     """Raised by an agent: this event goes straight to the dead letters, without retries."""
 
 
+class SessionLost(SemelError):
+    """Handling an event blocked the event loop for longer than the group's session: it was handled for nobody."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(
+            f"its handler blocked the event loop for longer than session_timeout_ms, {times} times: each time the group gave the "
+            "partition away and nothing of it counted; await what takes long, run it in a thread (asyncio.to_thread), or "
+            "raise session_timeout_ms"
+        )
+
+
 class StaleIncarnation(BaseException):
     """Work of an incarnation that is over tried to write (protocol rule 5).
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ async def test_a_handler_that_blocks_half_a_second_each_commits_steadily_and_run
         if done != seen[-1]:
             seen.append(done)
     # Never more than a few events between two commits.
-    assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 8, seen
+    assert max(b - a for a, b in pairwise(seen)) <= 8, seen
     assert set(Counter(runs.read_text().split()).values()) == {1}
     settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(settled, key=int) == [str(n) for n in range(EVENTS)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from semel import lineage, looptime
 from semel.errors import SemelError, TopicChanged
@@ -26,7 +27,7 @@ from semel.runtime.recovery import Recovery
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.takeover import TakeOver
-from semel.runtime.task import Cursor, Task, TaskState
+from semel.runtime.task import Attempts, Cursor, Task, TaskState
 from semel.runtime.topics import Topics
 from semel.stages import body
 from semel.stages.agent import Lane
@@ -89,6 +90,9 @@ class Engine:
         self._turn = asyncio.Lock()
         self._catching_up = asyncio.Lock()
         self._owed_s = 0.0
+        self._attempts: dict[tuple[TP, str], Attempts] = {}
+        # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
+        self.awake: Callable[[float], bool] = lambda held_s: True
         self.open_for_work = False
         self._restorer = Restorer(
             broker, clock, randomness, self._pass, store, plan, settings, self.topics, own_id=self.transactional_id
@@ -264,6 +268,14 @@ class Engine:
     @property
     def catching_up(self) -> bool:
         return self._owed_s > 0 or self._catching_up.locked()
+
+    def session_is_over(self, held_s: float) -> bool:
+        """An agent has just held the loop for so long: whether the group has given this worker up meanwhile."""
+        return self.group is not None and self.group.silent and self.awake(held_s)
+
+    def attempts(self, tp: TP, agent: str) -> Attempts:
+        """Those that a source partition's events have had, whoever owned it since."""
+        return self._attempts.setdefault((tp, agent), Attempts())
 
     def _is_behind(self) -> bool:
         return (
@@ -459,7 +471,9 @@ class Engine:
             await self._epochs.settle_doubts(self._restorer)
             mine = self.assignment.tasks
             try:
-                self.tasks = {p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned) for p in mine}
+                self.tasks = {
+                    p: self._takeover.task(p, len(mine), self._epochs.suspects.condemned, self.attempts) for p in mine
+                }
             except StoreError as exc:
                 # A new store notes first which table is which; a disk may be full by then.
                 self.store_failed(exc)

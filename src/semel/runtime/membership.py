@@ -140,6 +140,12 @@ class GroupMember:
         waits = self.state is MemberState.ASSIGNED
         return waits and self._clock.monotonic() - self.last_answer_at >= self._interval_s
 
+    @property
+    def silent(self) -> bool:
+        """The group has heard nothing of us for the session timeout."""
+        joined = self.state is MemberState.ASSIGNED
+        return joined and self._clock.monotonic() - self.last_answer_at > self._session_ms / 1000
+
     async def leave(self) -> None:
         """Leave at once, so that others need not wait for the session to end. Best effort."""
         self._stopping.set()

@@ -13,7 +13,7 @@ from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, T
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
-from semel.runtime.task import Cursor, Task
+from semel.runtime.task import Attempts, Cursor, Task
 from semel.runtime.topics import Topics
 from semel.stages.answers import needs_a_person
 from semel.stages.commit import Writer
@@ -103,7 +103,13 @@ class TakeOver:
                 until = self._clock.monotonic() + MISSING_S
             await self._clock.sleep(0.1)
 
-    def task(self, partition: int, tasks: int, condemned: Callable[[TP, str], dict[int, str]]) -> Task:
+    def task(
+        self,
+        partition: int,
+        tasks: int,
+        condemned: Callable[[TP, str], dict[int, str]],
+        attempts: Callable[[TP, str], Attempts],
+    ) -> Task:
         """A task of `tasks`, not restored yet. StoreError."""
         task = Task(partition)
         plan, known = self._plan, self._topics.known
@@ -131,7 +137,8 @@ class TakeOver:
                 task.topics[name] = (info.id, info.partitions)
                 for agent in plan.agents:
                     if any(t.name == name for t in agent.sources):
-                        cursor = Cursor(task, TP(name, partition), agent)
+                        tp = TP(name, partition)
+                        cursor = Cursor(task, tp, agent, attempts(tp, agent.name))
                         cursor.condemned = condemned(cursor.tp, agent.name)
                         task.cursors[(name, agent.name)] = cursor
         return task

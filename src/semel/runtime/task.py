@@ -32,11 +32,45 @@ class Chunk:
         self.next_offset = next_offset
 
 
+class Attempts:
+    """How often the event at `offset` of a source partition has failed for an agent; -1: none has.
+
+    It outlives cursors and tasks: an epoch that is dropped and an assignment do not begin the count anew. `lost`: how many of
+    them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one.
+    """
+
+    __slots__ = ("count", "isolate_until", "lost", "offset")
+
+    def __init__(self) -> None:
+        self.offset = -1
+        self.count = 0
+        self.lost = 0
+        self.isolate_until = -1
+
+    def failed(self, offset: int) -> int:
+        """One more failed attempt; how many there were."""
+        if self.offset != offset:
+            self.offset, self.count, self.lost = offset, 0, 0
+        self.count += 1
+        return self.count
+
+    def given_up(self) -> None:
+        """It goes to the dead letters. If that is not committed it has its attempts again, unless they cost sessions."""
+        if not self.lost:
+            self.offset = -1
+
+    def lost_session(self, offset: int) -> int:
+        self.failed(offset)
+        self.lost += 1
+        self.isolate_until = max(self.isolate_until, offset)
+        return self.count
+
+
 class Cursor:
     """How far one agent has come in one source partition.
 
     `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
-    `due`: when the record at `position` may be tried again; `attempts`: how often the one at `failed_at` has failed.
+    `due`: when the record at `position` may be tried again.
     """
 
     __slots__ = (
@@ -45,8 +79,6 @@ class Cursor:
         "buffered",
         "condemned",
         "due",
-        "failed_at",
-        "isolate_until",
         "position",
         "queue",
         "queued",
@@ -54,7 +86,7 @@ class Cursor:
         "tp",
     )
 
-    def __init__(self, task: Task, tp: TP, agent: AgentPlan) -> None:
+    def __init__(self, task: Task, tp: TP, agent: AgentPlan, attempts: Attempts | None = None) -> None:
         self.task = task
         self.tp = tp
         self.agent = agent
@@ -62,9 +94,7 @@ class Cursor:
         self.queue: deque[Chunk] = deque()
         self.buffered = 0
         self.due = 0.0
-        self.failed_at = -1
-        self.attempts = 0
-        self.isolate_until = -1
+        self.attempts = attempts or Attempts()
         self.condemned: dict[int, str] = {}
         self.queued = False
 
@@ -73,8 +103,6 @@ class Cursor:
         self.queue.clear()
         self.buffered = 0
         self.due = 0.0
-        self.failed_at = -1
-        self.isolate_until = -1
 
     def push(self, chunk: Chunk) -> None:
         self.queue.append(chunk)

@@ -13,7 +13,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from semel.errors import HandlingError, OutputRefused, OutsideEvent, Reject, StaleIncarnation, WrongPartition, described
+from semel.errors import (
+    HandlingError,
+    OutputRefused,
+    OutsideEvent,
+    Reject,
+    SessionLost,
+    StaleIncarnation,
+    WrongPartition,
+    described,
+)
 from semel.event import Event
 from semel.hand import Hand, Steps
 from semel.output import Output
@@ -65,8 +74,11 @@ class Lane:
         self.heard: BaseException | None = None
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         # When the running step of the body began, and for how long steps before it held the loop.
-        self._stepped_at = 0.0
+        self._stepped_at: float | None = None
+        self._stepping: Hand | None = None
         self._held_s = 0.0
+        # The event whose loss of the session has been counted.
+        self._charged: tuple[Hand, int] | None = None
         self._aside = Aside(host)
         self._failures = Failures()
         self._wall_clock = WallClock()
@@ -91,6 +103,9 @@ class Lane:
                 continue
             taken, soonest = self._take()
             if taken is not None:
+                if self._is_given_up(taken):
+                    self._give_up(taken, hand)
+                    continue
                 return taken
             self.wake.clear()
             self.waiting = True
@@ -153,7 +168,7 @@ class Lane:
     def _hold(self, cursor: Cursor) -> Slice:
         task, chunk = cursor.task, cursor.queue[0]
         limit = SLICE_RECORDS
-        if self.host.cautious() or (chunk.records and cursor.position <= cursor.isolate_until):
+        if self.host.cautious() or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
         end = min(chunk.start + limit, len(chunk.records))
         self.slice = s = Slice(cursor, chunk, end, int(self.host.clock.time() * 1000))
@@ -231,20 +246,28 @@ class Lane:
         self._check_run(hand)
         return turn_ends
 
-    def step_begins(self) -> None:
-        """The body runs from here to `step_ends`, and nothing else does."""
-        self._stepped_at = self.host.clock.monotonic()
+    def step_begins(self, hand: Hand) -> None:
+        """The body of this hand runs from here to `step_ends`, and nothing else does."""
+        self._stepping, self._stepped_at = hand, self.host.clock.monotonic()
 
     def step_ends(self) -> None:
+        self._look_at_the_clock()
+        self._stepped_at = None
+
+    def _look_at_the_clock(self) -> None:
+        """How long has this step held the loop? Called while what did it is still in hand."""
+        if self._stepped_at is None:
+            return
         now = self.host.clock.monotonic()
-        held_s = now - self._stepped_at
-        self._stepped_at = now
+        held_s, self._stepped_at = now - self._stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
+            if self._stepping is self.hand and self.host.session_is_over(held_s):
+                self._count_lost_session()
 
     async def let_go(self) -> None:
         """Let others run: for a turn of the loop, or longer where this lane has held it."""
-        self.step_ends()
+        self._look_at_the_clock()
         await self.give_back()
 
     async def give_back(self) -> None:
@@ -258,6 +281,17 @@ class Lane:
         self._check_run(hand)
         self.release()
         self.host.finished()
+
+    @property
+    def where(self) -> str:
+        """The record that the agent is at, for people; a thread may ask, too."""
+        s, record = self.slice, self.hand.record
+        if s is None:
+            return "no record"
+        if record is None or s.index < s.end:
+            record = s.chunk.records[min(s.index, s.end - 1)]
+        more = f" and {s.end - s.start - 1} more" if s.batch is not None and s.end - s.start > 1 else ""
+        return f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{record.offset} (key {record.key!r:.80}){more}"
 
     @property
     def at_record(self) -> bool:
@@ -359,6 +393,7 @@ class Lane:
         if not hand.alive:
             raise StaleIncarnation("the batch's epoch is over")
         hand.write_back()
+        self._look_at_the_clock()
         results, steps = hand.outputs, hand.steps
         task = s.cursor.task
         task.counts["out"] += len(results)
@@ -382,6 +417,39 @@ class Lane:
 
     # ------------------------------------------------------------------ failing
 
+    def _count_lost_session(self) -> None:
+        """What is in hand, or was until just now, cost the worker its place: nothing of it will be committed."""
+        s, hand = self.slice, self.hand
+        if s is None or self._charged == (hand, hand.event):
+            return
+        self._charged = hand, hand.event
+        attempts = s.cursor.attempts
+        if s.batch is not None and s.end - s.start > 1:
+            attempts.isolate_until = s.chunk.records[s.end - 1].offset
+            return
+        record = s.record if hand.holding or s.batch is not None else hand.record
+        if record is not None:
+            self._failures.lost_session(
+                s.cursor.tp, record, attempts.lost_session(record.offset), self.plan.retry.attempts
+            )
+
+    def _is_given_up(self, s: Slice) -> bool:
+        """It holds one event, and that has cost its last session."""
+        attempts = s.cursor.attempts
+        return (
+            attempts.lost > 0
+            and attempts.count >= self.plan.retry.attempts
+            and s.end - s.start == 1
+            and s.record.offset == attempts.offset
+        )
+
+    def _give_up(self, s: Slice, hand: Hand) -> None:
+        for _ in self._admission.values(s, hand):
+            hand.begin()
+            self.failed(SessionLost(s.cursor.attempts.lost), hand)
+            return
+        self.release()
+
     def _store_failed(self, exc: StoreError) -> None:
         self.host.store_failed(exc)
 
@@ -395,6 +463,7 @@ class Lane:
         s = self.slice
         if s is None or not hand.alive:
             return
+        self._look_at_the_clock()
         if isinstance(exc, StoreError):
             # Not the event's fault: it is handled again when the store can be read.
             self.host.store_failed(exc)
@@ -410,35 +479,35 @@ class Lane:
             s.index = s.start
         if batch is not None and s.end - s.start > 1:
             # One of them did it: go through them one by one.
-            s.cursor.isolate_until = s.chunk.records[s.end - 1].offset
+            s.cursor.attempts.isolate_until = s.chunk.records[s.end - 1].offset
             self._failures.split(s.cursor.tp, s.end - s.start, exc, self.host.clock.monotonic())
         elif not self._tried_again(s, exc):
             record = s.record
             if marked:
                 self._admission.mark_dead(s, record)
             reason = "rejected" if isinstance(exc, Reject) else "failed"
-            self._aside.quarantine(s, record, reason, described(exc), s.cursor.attempts)
+            self._aside.quarantine(s, record, reason, described(exc), s.cursor.attempts.count)
+            s.cursor.attempts.given_up()
             s.index += 1
         self.release()
 
     def _tried_again(self, s: Slice, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
         cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.host.clock.monotonic()
-        if cursor.failed_at != record.offset:
-            cursor.failed_at, cursor.attempts = record.offset, 0
-        cursor.attempts += 1
+        counted = self._charged == (self.hand, self.hand.event) or isinstance(exc, SessionLost)
+        attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
         delay = None
         if not _hopeless(exc):
-            delay = retry.delay_s(exc, cursor.attempts, self.host.randomness.random())
+            delay = retry.delay_s(exc, attempts, self.host.randomness.random())
         if delay is None:
             if not isinstance(exc, Reject):
-                self._failures.given_up(cursor.tp, record, exc, cursor.attempts, retry.attempts, now)
+                self._failures.given_up(cursor.tp, record, exc, attempts, retry.attempts, now)
             if isinstance(exc, OutputRefused):
                 self._wall_clock.refused(s, record.timestamp, now)
             return False
         self.alone = None
         cursor.due = now + delay
-        self._failures.retried(cursor.tp, record, exc, cursor.attempts, retry.attempts, delay, now)
+        self._failures.retried(cursor.tp, record, exc, attempts, retry.attempts, delay, now)
         return True
 
     # ------------------------------------------------------------------ epochs

@@ -42,7 +42,7 @@ async def run(lane: Lane) -> None:
             lane.over.clear()
             lane.heard = None
             hand = lane.hand
-            driven = Driven(_one_run(lane, hand), lane.step_begins, lane.step_ends)
+            driven = Driven(_one_run(lane, hand), partial(lane.step_begins, hand), lane.step_ends)
             body = asyncio.create_task(driven, name=f"agent {lane.plan.name}")
             over = asyncio.create_task(lane.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,7 +56,6 @@ async def run(lane: Lane) -> None:
                 _say_left_behind(lane, driven)
             if lane.hand is not hand or not ended:
                 continue
-            await lane.give_back()
             error = _error_of(body, lane)
             if lane.heard is not None and lane.slice is None:
                 idle_failures = 0
@@ -78,6 +77,7 @@ async def run(lane: Lane) -> None:
                 log.error("agent %s ended without an event in hand; it starts again in %.1f s", lane.plan.name, pause,
                           exc_info=error)  # fmt: skip
                 await lane.host.clock.sleep(pause)
+            await lane.give_back()
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)

@@ -57,6 +57,11 @@ class Failures:
             log.warning("%s failed for good (attempt %d of %d): %s",
                         _event(tp, record), attempt, attempts, _line(exc), exc_info=exc)  # fmt: skip
 
+    def lost_session(self, tp: TP, record: Record, attempt: int, attempts: int) -> None:
+        """It held the loop until the session was over. Each costs a session, so there are never many."""
+        log.warning("%s held the event loop for longer than the session timeout: the group gives the partition away, and "
+                    "this was attempt %d of %d", _event(tp, record), attempt, attempts)  # fmt: skip
+
     def split(self, tp: TP, events: int, exc: BaseException, now_s: float) -> None:
         """A batch failed, and its events are gone through one by one."""
         if self._may_say(_Alike("in a batch", type(exc).__name__, _place(exc)), now_s):

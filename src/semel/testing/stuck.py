@@ -27,7 +27,7 @@ def progress(workers: Iterable[Worker]) -> object:
                     p,
                     t.state,
                     {**t.committed.topics},
-                    [(c.position, c.failed_at, c.attempts) for c in t.cursors.values()],
+                    [(c.position, c.attempts.offset, c.attempts.count) for c in t.cursors.values()],
                 )
                 for p, t in worker.engine.tasks.items()
             ],
@@ -61,8 +61,8 @@ def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], c
             waiting.append("it is no member of the group")
         said += [f"worker {worker.name}: {why}" for why in waiting]
         said += [
-            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.failed_at} failed {cursor.attempts} times; it is tried again "
-            f"in {cursor.due - clock.monotonic():.1f} s"
+            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.attempts.offset} failed {cursor.attempts.count} times; it is "
+            f"tried again in {cursor.due - clock.monotonic():.1f} s"
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()

@@ -13,7 +13,7 @@ import pytest
 from semel.plan import AgentKind, AgentPlan
 from semel.testing.broker import Call, Fault, delay
 from semel.testing.clock import VirtualLoop
-from tests.unit.runtime.harness import Worker, World, payments_pipeline
+from tests.unit.runtime.harness import APP, ATTEMPTS, Worker, World, payments_pipeline
 
 STYLES = ["stream", "coroutine", "batches"]
 SESSION_MS = 6_000
@@ -141,3 +141,76 @@ async def test_agents_that_block_in_turns_do_not_use_up_each_others_share(tmp_pa
         assert stats(worker) == CALM
     finally:
         await world.close()
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_an_event_that_blocks_for_longer_than_the_session_is_dead_lettered_after_its_attempts(
+    world: World, style: str
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding(world, lambda payment: 9.0 if payment.id == "slow" else 0.0)
+    world.pay("a1", 1)
+    world.pay("a1", 2, id="slow")
+    for n in range(20):
+        world.pay(f"a{n % 8}", 1)
+    await world.drained(within_s=120)
+    # In a batch it takes one more session to find out which of them it is.
+    assert world.work.handled.count("slow") == ATTEMPTS + (style == "batches")
+    letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+    assert [dict(r.headers)["semel.reason"] for r in letters] == [b"failed"]
+    assert dict(letters[0].headers)["semel.attempts"] == str(ATTEMPTS).encode()
+    assert b"session_timeout_ms" in (dict(letters[0].headers)["semel.error"] or b"")
+    assert settled(world) == 21
+    # A redelivery follows it there, and costs nobody a session.
+    world.pay("a1", 2, id="slow")
+    await world.drained()
+    assert world.work.handled.count("slow") == ATTEMPTS + (style == "batches")
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_a_run_that_costs_the_session_and_then_fails_is_one_attempt(world: World, style: str) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding(world, lambda payment: 9.0 if payment.id == "slow" else 0.0)
+    world.pay("a1", 2, id="slow", fails=-1)
+    await world.drained(within_s=120)
+    assert world.work.handled.count("slow") == ATTEMPTS
+    world.check()
+
+
+async def test_a_process_that_was_stopped_as_a_whole_blames_no_event(world: World) -> None:
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    worker.engine.awake = lambda held_s: False
+    await world.until_running(worker)
+    frozen = 0
+
+    def seconds(payment: Any) -> float:
+        nonlocal frozen
+        frozen += payment.id == "here"
+        return 9.0 if payment.id == "here" and frozen <= 5 else 0.0
+
+    holding(world, seconds)
+    world.pay("a1", 2, id="here")
+    await world.drained(within_s=120)
+    assert frozen == 6
+    world.check()
+
+
+async def test_attempts_are_not_counted_anew_after_a_rebalance(world: World) -> None:
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    world.pay("a1", 2, id="bad", fails=-1)
+    await world.until(lambda: len(world.work.handled) == ATTEMPTS - 1)
+    assert worker.engine.group is not None
+    worker.engine.group.request_rejoin()
+    await world.drained()
+    assert worker.engine.stats["rebalances"] == 2
+    assert len(world.work.handled) == ATTEMPTS
+    world.check()
