@@ -306,9 +306,7 @@ class EngineView:
 
 
 def _row(plan: TablePlan, key: Any, stored: bytes, partition: int, raw: bytes) -> TableRow:
-    if plan.merge is not None:
-        return TableRow(key, None, partition, raw, stored)
-    return TableRow(key, _plain(plan, stored), partition, raw)
+    return TableRow(key, _plain(plan, stored) if plan.merge is None else stored, partition, raw)
 
 
 def _plain(plan: TablePlan, raw: bytes) -> Any:

@@ -43,7 +43,7 @@ class _Row(msgspec.Struct):
     value: Any
     partition: int
     raw: bytes
-    stored: bytes = b""
+    stored: bytes | None = None
 
 
 class _Slice(msgspec.Struct):
@@ -219,7 +219,7 @@ class Rows:
 
     async def _merged_row(self, table: str, rows: Sequence[TableRow]) -> dict[str, Any]:
         try:
-            value = await self._budget.run(self._view.merge, table, [row.stored for row in rows])
+            value = await self._budget.run(self._view.merge, table, [row.value for row in rows])
         except HandlingError as wrong:
             raise Refusal(500, str(wrong), table=table, key=rows[0].key) from wrong
         return {
@@ -243,7 +243,7 @@ def _public(row: TableRow) -> dict[str, Any]:
 
 
 def _wire(row: TableRow) -> dict[str, Any]:
-    stored = {"stored": _text(row.stored)} if row.stored else {}
+    stored = {"value": None, "stored": _text(row.value)} if isinstance(row.value, bytes) else {}
     return _public(row) | {"raw": _text(row.raw)} | stored
 
 
@@ -251,4 +251,6 @@ def _rows(url: str, answered: Sequence[_Row], held: Sequence[int]) -> list[Table
     """Refusal 502 where a row stands in a partition that was not asked for."""
     if not {row.partition for row in answered} <= set(held):
         raise odd(url)
-    return [TableRow(row.key, row.value, row.partition, row.raw, row.stored) for row in answered]
+    return [
+        TableRow(row.key, row.value if row.stored is None else row.stored, row.partition, row.raw) for row in answered
+    ]

@@ -173,7 +173,7 @@ def combined(slices: Sequence[Slice]) -> tuple[list[list[TableRow]], PageToken |
 
 
 def row_size(row: TableRow) -> int:
-    return len(row.raw) + len(row.stored) + size_of(row.value)
+    return len(row.raw) + size_of(row.value)
 
 
 def size_of(value: object) -> int:
@@ -181,7 +181,7 @@ def size_of(value: object) -> int:
     size, waiting = 0, [value]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, str):
+        if isinstance(part, str | bytes):
             size += len(part)
         elif isinstance(part, dict):
             waiting += cast("dict[object, object]", part).keys()

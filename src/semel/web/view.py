@@ -25,13 +25,12 @@ class TableInfo(NamedTuple):
 
 class TableRow(NamedTuple):
     """`raw`: the key's bytes as the store orders them; paging goes by it, also across workers.
-    `stored`: the value's bytes, where the table is merged; `value` is None then, until `WorkerView.merge` makes it."""
+    `value`: a plain JSON shape; of a merged table the bytes that are stored, of which `WorkerView.merge` makes one."""
 
     key: Any
     value: Any
     partition: int
     raw: bytes
-    stored: bytes = b""
 
 
 class Page(NamedTuple):

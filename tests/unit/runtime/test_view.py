@@ -58,9 +58,9 @@ def test_parts_of_text_and_bytes_are_merged_as_what_they_are() -> None:
         for partition, tag in enumerate(("red", '"blue')):
             tester.send({"key": "x", "tags": tag, "raws": tag}, partition=partition)
         rows = [view.get("tags", "x", partition) for partition in (0, 1)]
-        assert view.merge("tags", [row.stored for row in rows if row]) == 'red,"blue'
-        assert view.merge("raws", [rows[0].stored if rows[0] else b""]) == "red"
-        assert view.scan("tags", 1).rows[0].stored == b'"blue'
+        assert view.merge("tags", [row.value for row in rows if row]) == 'red,"blue'
+        assert view.merge("raws", [rows[0].value if rows[0] else b""]) == "red"
+        assert view.scan("tags", 1).rows[0].value == b'"blue'
 
 
 def test_bytes_that_are_no_text_are_merged_before_they_are_shown_as_hex() -> None:

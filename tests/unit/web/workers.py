@@ -95,7 +95,7 @@ class HeldView:
 
     def _row(self, table, key, value, partition):
         if self.group.tables[table].merged:
-            return TableRow(key, None, partition, raw_of(key), json.dumps(value).encode())
+            value = json.dumps(value).encode()
         return TableRow(key, value, partition, raw_of(key))
 
     def merge(self, table, stored):
