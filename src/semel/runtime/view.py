@@ -326,12 +326,16 @@ def _plain(plan: TablePlan, raw: bytes) -> Any:
 
 
 def _key_of(codec: Codec[Any], text: str) -> Any:
-    """A key as typed by a person: JSON types by their JSON, text as it stands."""
+    """A key as typed by a person: JSON types by their JSON, text as it stands. DecodeError where there can be no row of it."""
     if codec.type is str:
         return text
     try:
-        return codec.decode(text.encode())
+        key = codec.decode(text.encode())
+        codec.encode(key)
+        return key
     except DecodeError:
         if codec.type is bytes:
             return text.encode()
         raise
+    except (TypeError, RecursionError):
+        raise DecodeError(f"not a {codec.name} that can be a key: {text:.80}") from None

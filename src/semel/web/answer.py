@@ -26,6 +26,9 @@ HEADERS = {
 }
 
 
+TOO_DEEP = "what is stored is nested too deeply to be shown"
+
+
 class Refusal(Exception):
     """An answer other than the one asked for: status, a sentence, and what a program may want to know."""
 
@@ -60,8 +63,11 @@ def dumps(document: Any) -> bytes:
     try:
         return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError:
-        # Lone surrogates and integers past 64 bits: rare, legal in a table, and no reason to fail.
-        return json.dumps(document, default=str).encode()
+        # Lone surrogates, integers past 64 bits, 254 levels: rare, legal in a table, and no reason to fail.
+        try:
+            return json.dumps(document, default=str).encode()
+        except RecursionError:
+            raise Refusal(500, TOO_DEEP) from None
 
 
 def prefers_html(accept: str) -> bool:

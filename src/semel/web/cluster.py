@@ -143,7 +143,9 @@ class Overview:
             return first | ({"others": later} if later else {})
         for failure in failures:
             raise moving() if isinstance(failure, NotOwned) else failure
-        raise Refusal(404, f"pipeline {pipeline!r} knows nothing of this id", pipeline=pipeline, id="/".join(written))
+        raise Refusal(
+            404, f"pipeline {pipeline!r} knows nothing of this id", pipeline=pipeline, id="/".join(written)[:1000]
+        )
 
     async def held_marks(self, pipeline: str, written: Sequence[str]) -> list[Mark]:
         """Refusal 404 where the pipeline has none, or is none; Restoring, NotOwned."""

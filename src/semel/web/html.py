@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from semel.web.answer import TOO_DEEP
 from semel.web.paths import row_path, table_path
 from semel.web.view import Owner
 
@@ -284,7 +285,10 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    except RecursionError:
+        return TOO_DEEP
 
 
 def _cut(text: str) -> str:

@@ -53,6 +53,10 @@ class _Answer(NamedTuple):
     body: bytes
 
 
+class _TooLarge(Exception):
+    """More than any answer of a worker takes."""
+
+
 class Peers:
     """HTTP client of the other workers. Close it."""
 
@@ -107,6 +111,8 @@ class Peers:
             async with self._client().get(target, headers=headers, allow_redirects=False) as response:
                 body = await _body(response, most)
                 status, proof = response.status, response.headers.get(PROOF, "")
+        except _TooLarge:
+            raise odd(url) from None
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as lost:
             reason = "no answer in time" if isinstance(lost, TimeoutError) else type(lost).__name__
             raise Refusal(503, f"worker {url} does not answer: {reason}", retry_after_s=1, worker=url) from lost
@@ -144,7 +150,7 @@ async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
     async for chunk in response.content.iter_chunked(1 << 16):
         body += chunk
         if len(body) > most:
-            raise ValueError("answer too large")
+            raise _TooLarge
     return bytes(body)
 
 

@@ -164,7 +164,7 @@ async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse
         refusal = restoring(progress)
     except NotOwned:
         refusal = Refusal(421, "this worker does not hold the partition", retry_after_s=1)
-    except (DecodeError, RecursionError) as wrong:
+    except DecodeError as wrong:
         refusal = Refusal(400, str(wrong))
     except web.HTTPException as error:
         if error.status < 400:

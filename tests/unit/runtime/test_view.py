@@ -12,7 +12,7 @@ import pytest
 from semel import Dedup, Pipeline, Table, Topic
 from semel.codec import codec_for
 from semel.dedup import header
-from semel.errors import HandlingError
+from semel.errors import DecodeError, HandlingError
 from semel.plan import TablePlan
 from semel.runtime import view as view_module
 from semel.runtime.view import EngineView, _plain
@@ -208,3 +208,15 @@ def test_the_time_of_commits_is_a_histogram_that_never_falls() -> None:
         assert after['semel_commit_seconds_bucket{le="10.0",pipeline="p"}'] == count - 1
         assert all(after[name] >= value for name, value in before.items())
         assert sum("_bucket" in name for name in after) == 12
+
+
+@pytest.mark.parametrize("levels", [1, 100, 300, 900, 20_000, 200_000])
+def test_a_key_that_is_nested_too_deeply_is_no_key(levels: int) -> None:
+    t = Table("t", key=tuple[Any, ...], value=int, merge=lambda a, b: a + b)
+    with viewed(pipeline_of(t)) as (_, view):
+        text = "[" * levels + "]" * levels
+        try:
+            key = view.key("t", text)
+        except DecodeError:
+            return
+        assert view.get("t", key, 0) is None

@@ -306,6 +306,27 @@ async def test_partitions_that_are_not_there_are_not_held(start, group, keyed):
     assert (await worker.get(f"/tables/t?partitions={every}", X_Semel_Hop="1")).status == 421
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [100, 300, 5000])
+async def test_what_is_nested_deeply_is_shown_or_said_to_be(levels, start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": nested(levels)})), "a")
+
+    for path in ("/tables/t/k", "/tables/t"):
+        answer = await worker.get(path)
+        page = await worker.get(path, Accept="text/html")
+        if levels == 5000:
+            assert (answer.status, page.status) == (500, 200)
+            assert "nested too deeply" in answer.json["error"] and "nested too deeply" in page.text
+        else:
+            assert (answer.status, page.status) == (200, 200)
+
+
 # -- the server itself
 
 

@@ -277,4 +277,4 @@ async def test_an_answer_without_end_is_given_up(victim, monkeypatch):
     monkeypatch.setattr("semel.web.owner.ANSWER_BYTES_MAX", 1000)
     async with lying(lambda path: (200, b"[" + b"1," * 5000 + b"1]"), GroupKey("shop", TOKEN)) as liar:
         worker = await victim(liar.url)
-        assert (await asked(worker, "/tables/t/k1")).status == 503
+        assert (await asked(worker, "/tables/t/k1")).status == 502
