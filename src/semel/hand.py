@@ -7,8 +7,10 @@ fails leaves no trace; outputs wait until the event ends.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from enum import Enum
 from threading import get_ident
 from typing import Any
 
@@ -73,6 +75,65 @@ def _first(pair: tuple[int, Any]) -> int:
     return pair[0]
 
 
+# The numbers of failed attempts that are kept, 8 bytes each and more: what a task may be outlived by and still be known.
+FAILED_ATTEMPTS = 10_000
+
+
+class Fate(Enum):
+    """What became of an event that code is from which has outlived it."""
+
+    OPEN = "done, in the open epoch"
+    SEALED = "done, its epoch has no answer yet"
+    COMMITTED = "committed"
+    VOID = "undone"
+
+
+class Attempts:
+    """What became of the events that a hand has held, by their numbers.
+
+    `sealed`, `committed`: the last number in an epoch that was cut, that was committed. `after`: outputs that wait for the
+    answer of the epoch in between, None where there is none on its way. `told`: what to call when an event is committed.
+    """
+
+    __slots__ = ("_failed", "_failures", "_forgotten", "after", "committed", "sealed", "told")
+
+    def __init__(self) -> None:
+        self.sealed = self.committed = self._forgotten = 0
+        self.after: list[Any] | None = None
+        self.told: list[tuple[int, Callable[[], None]]] = []
+        self._failures: deque[int] = deque()
+        self._failed: set[int] = set()
+
+    def failed(self, number: int) -> None:
+        if self.told:
+            self.told = [(event, tell) for event, tell in self.told if event != number]
+        self._failures.append(number)
+        self._failed.add(number)
+        if len(self._failures) > FAILED_ATTEMPTS:
+            self._forgotten = self._failures.popleft()
+            self._failed.discard(self._forgotten)
+
+    def commit(self, number: int) -> None:
+        """All up to this one that have not failed are committed."""
+        self.committed = max(self.committed, number)
+        if self.told:
+            told, self.told = self.told, []
+            for event, tell in told:
+                if event <= number:
+                    tell()
+                else:
+                    self.told.append((event, tell))
+
+    def fate(self, number: int, *, alive: bool) -> Fate:
+        if number in self._failed or number <= self._forgotten:
+            return Fate.VOID
+        if number <= self.committed:
+            return Fate.COMMITTED
+        if number <= self.sealed:
+            return Fate.VOID if self.after is None else Fate.SEALED
+        return Fate.OPEN if alive else Fate.VOID
+
+
 class Hand:
     """What a lane has in hand.
 
@@ -85,7 +146,7 @@ class Hand:
     """
 
     __slots__ = (
-        "alive", "batch", "entered", "event", "holding", "id", "live", "origin", "outputs", "record", "steps",
+        "alive", "attempts", "batch", "entered", "event", "holding", "id", "live", "origin", "outputs", "record", "steps",
         "store_failed", "tables", "task", "thread", "told", "undo",
     )  # fmt: skip
 
@@ -95,6 +156,7 @@ class Hand:
         self.store_failed = store_failed
         self.thread = get_ident()
         self.batch: Sequence[tuple[Any, Any]] = ()
+        self.attempts = Attempts()
         self.holding = False
         self.event = 0
         self.task: Any = None
@@ -228,6 +290,7 @@ class Hand:
 
     def undo_all(self) -> None:
         """The event leaves no trace."""
+        self.attempts.failed(self.event)
         for owner, key, raw, before in reversed(self.undo):
             owner.unset(key, raw, before)
         self.undo.clear()

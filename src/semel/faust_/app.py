@@ -18,16 +18,16 @@ from typing import Any, NoReturn
 
 import faust
 from faust.app.base import BootStrategy
-from faust.types import TopicT
 
 from semel.config import Settings
-from semel.errors import DeclarationError, StateDirectoryError
+from semel.errors import DeclarationError, StaleIncarnation, StateDirectoryError
 from semel.faust_.agent import Agent
 from semel.faust_.settings import FORCED, as_semels, check, client_id_of, not_in_memory, pristine, say_moot, start_of
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
 from semel.faust_.transport import SCHEME
+from semel.hand import event_number
 from semel.pipeline import Pipeline
 from semel.plan import Plan, Start
 from semel.port import RpcError, RpcLost, TopicSpec
@@ -166,8 +166,8 @@ class App(faust.App):
         sources = plan.sources
         for agent in agents:
             for sink in getattr(agent, "_sinks", ()):
-                for name in getattr(sink, "topics", ()) if isinstance(sink, TopicT) else ():
-                    plan.outputs.append(_opaque(name))
+                if isinstance(sink, Topic):
+                    plan.outputs.append(sink.as_output())
         plan.outputs += [_opaque(name) for name in sources if name not in {t.name for t in plan.outputs} and agents
                          and not self._pipelines]  # fmt: skip
         return plan
@@ -176,6 +176,10 @@ class App(faust.App):
         """The worker that runs task 0: there is at most one, and the group fences it."""
         task = self.engine.tasks.get(0) if self.engine is not None else None
         return task is not None and task.state is TaskState.RUNNING
+
+    def add_future(self, coro: Any) -> Any:
+        """As Faust does. Work of an event that is undone ends by itself, and not the worker: it is started again with it."""
+        return super().add_future(_of_its_event(coro) if event_number.get() else coro)
 
     def SetTable(self, name: str, *args: Any, **kwargs: Any) -> NoReturn:
         raise DeclarationError(f"table {name!r}: set tables do not run on semel yet; use app.Table(..., default=list)")
@@ -274,6 +278,14 @@ def app_of(pipeline: Pipeline, settings: Settings) -> App:
     app = App(pipeline.name, settings=settings, start=pipeline.start, autodiscover=False, env={})
     app.add_pipeline(pipeline)
     return app
+
+
+async def _of_its_event(coro: Any) -> Any:
+    try:
+        return await coro
+    except StaleIncarnation as exc:
+        log.info("a future ends without effect: %s", exc)
+        return None
 
 
 def _opaque(name: str) -> SemelTopic:

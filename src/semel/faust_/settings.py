@@ -299,6 +299,12 @@ def client_id_of(conf: Any) -> str | None:
     return None if said == pristine().broker_client_id else said
 
 
+def partitions_of(conf: Any) -> int | None:
+    """Of output topics that are created and say nothing themselves; None: as many as the source."""
+    said = int(conf.topic_partitions)
+    return None if said == pristine().topic_partitions else said
+
+
 _MECHANISMS = {
     SASLMechanism.PLAIN: "PLAIN",
     SASLMechanism.SCRAM_SHA_256: "SCRAM-SHA-256",

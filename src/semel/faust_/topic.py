@@ -6,18 +6,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 from collections.abc import Generator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import faust
 from faust.types.tuples import TP, FutureMessage, RecordMetadata
+from mode.utils.times import want_seconds
 
 from semel import lineage
-from semel.errors import CommitError, OutputRefused, StaleIncarnation
-from semel.hand import in_hand, refuse_waiting_for_commit
+from semel.errors import CommitError, DeclarationError, OutputRefused, StaleIncarnation
+from semel.faust_.settings import partitions_of
+from semel.hand import event_number, in_hand, refuse_waiting_for_commit
 from semel.output import header
 from semel.stages.sink import Out
 from semel.topic import Topic as SemelTopic
+
+log = logging.getLogger("semel.app")
 
 
 class Sent(FutureMessage):
@@ -34,6 +41,35 @@ class Topic(faust.Topic):
     their offsets when its epoch commits, and waiting for that inside the event would wait for itself. Outside one it
     resolves after the commit."""
 
+    def __init__(self, app: Any, **given: Any) -> None:
+        wanted, factor = given.get("replicas"), app.semel_settings.replication_factor
+        if wanted and wanted != factor:
+            raise DeclarationError(
+                f"topic {self._said(given)}: replicas={wanted} is not said of one topic on semel; set "
+                f"replication_factor={wanted}, which holds for every topic that semel creates"
+            )
+        if given.get("acks") is False:
+            raise DeclarationError(
+                f"topic {self._said(given)}: acks=False does not run on semel: positions commit with what their events did"
+            )
+        super().__init__(app, **given)
+
+    @staticmethod
+    def _said(given: Mapping[str, Any]) -> str:
+        return ", ".join(map(repr, given.get("topics") or ())) or repr(given.get("pattern"))
+
+    def as_output(self) -> SemelTopic:
+        """The topic as the engine creates it, where it is missing."""
+        conf: Any = cast("Any", self.app).conf
+        configs = {name: str(value) for name, value in (self.config or {}).items()}
+        cleanup = [name for name, on in (("compact", self.compacting), ("delete", self.deleting)) if on]
+        if cleanup:
+            configs.setdefault("cleanup.policy", ",".join(cleanup))
+        if self.retention:
+            configs.setdefault("retention.ms", str(int(want_seconds(self.retention) * 1000)))
+        partitions = self.partitions or partitions_of(conf)
+        return SemelTopic(self.get_topic_name(), key=bytes, value=bytes, partitions=partitions, configs=configs)
+
     async def send(self, *, key: Any = None, value: Any = None, partition: int | None = None,
                    timestamp: float | None = None, headers: Any = None, schema: Any = None, key_serializer: Any = None,
                    value_serializer: Any = None, callback: Any = None, force: bool = False) -> Any:  # fmt: skip
@@ -42,9 +78,7 @@ class Topic(faust.Topic):
         if engine is None:
             raise CommitError(f"nothing can be sent to {self.get_topic_name()!r} yet: the worker has not started")
         if engine.topics.destinations.get(self.get_topic_name()) is None:
-            await engine.open_destination(
-                SemelTopic(self.get_topic_name(), key=bytes, value=bytes, partitions=self.partitions)
-            )
+            await engine.open_destination(self.as_output())
         return self._hand_over(
             key, value, partition, timestamp, headers, schema, key_serializer, value_serializer, callback
         )
@@ -75,33 +109,41 @@ class Topic(faust.Topic):
                 f"send_soon to {name!r} before its partitions are known; use `await topic.send(...)`, or declare the topic "
                 "at module level so that the worker knows it at start"
             )
-        hand = in_hand.get()
-        within = hand is not None and hand.mine
-        if hand is not None and not hand.alive:
+        hand, number = in_hand.get(), event_number.get()
+        held = hand if hand is not None and hand.mine else None
+        if held is not None and not held.alive:
             raise StaleIncarnation("the event in hand was given up")
         now_ms = int(engine.clock.time() * 1000)
         stamp = now_ms if timestamp is None else int(timestamp * 1000)
         if not 0 <= stamp < 2**63:
             raise OutputRefused(f"send to {name!r}: timestamp={timestamp!r}; give seconds since 1970")
-        home = hand.task.partition if within and hand is not None else 0
-        if within and hand is not None:
+        record, home = None, 0
+        origin = (lineage.HEADER, lineage.sent(engine.app)) if engine.settings.lineage else None
+        if held is not None:
             # What is sent names its key and headers itself; only its lineage asks which event of a batch it is from.
-            record = hand.batch[-1][1] if hand.record is None else hand.record
-            origin = hand.lineage(record)
-        else:
-            record = None
-            origin = (lineage.HEADER, lineage.sent(engine.app)) if engine.settings.lineage else None
+            record = held.batch[-1][1] if held.record is None else held.record
+            home, origin = held.task.partition, held.lineage(record)
+        if partition is None and app.conf.producer_partitioner is not None:
+            every = list(range(destination.partitions))
+            partition = app.conf.producer_partitioner(raw_key, every, every)
         out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition, origin)
         pending = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
                                          schema=schema, key_serializer=key_serializer, value_serializer=value_serializer,
                                          callback=callback).message  # fmt: skip
         message = Sent(pending)
         metadata = RecordMetadata(name, out.tp.partition, TP(*out.tp), -1, stamp / 1000, 0)
-        if within and hand is not None:
-            hand.emit(out, record)
+        committed: asyncio.Future[None] | None = None
+        if held is not None:
+            held.emit(out, record)
+        elif hand is None or not number:
+            committed = engine.carry(out)
+        else:
+            committed = engine.follow(hand, number, out)
+        if committed is None:
             message.set_result(metadata)
+            if callback is not None and hand is not None:
+                hand.attempts.told.append((number, partial(self._tell, message)))
             return message
-        committed: asyncio.Future[None] = engine.carry(out)
 
         def settle(done: asyncio.Future[None]) -> None:
             if message.done() or done.cancelled():
@@ -109,16 +151,33 @@ class Topic(faust.Topic):
             failed = done.exception()
             if failed is not None:
                 message.set_exception(failed)
-            else:
-                message.set_result(metadata)
+                return
+            message.set_result(metadata)
+            if callback is not None:
+                self._tell(message)
 
         committed.add_done_callback(settle)
         return message
 
+    def _tell(self, message: FutureMessage) -> None:
+        """Faust's `callback=`, once what was sent is committed. An error in it is the caller's own, and is logged."""
+        said: Any = message.message.callback
+        try:
+            waiting = said(message)
+        except Exception:
+            log.exception("callback= of a message to %s", self.get_topic_name())
+            return
+        if inspect.isawaitable(waiting):
+            cast("Any", self.app).add_future(waiting)
+
     async def maybe_declare(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return
+        # Faust's conductor asks for its own topics before there is an engine, which sees to them.
+        app: Any = self.app
+        if app.engine is not None:
+            await self.declare()
 
     async def declare(self) -> None:
         app: Any = self.app
-        await app.create_topic(self.get_topic_name(), self.partitions or app.conf.topic_partitions, self.replicas or 0,
-                               dict(self.config or {}))  # fmt: skip
+        wanted = self.as_output()
+        factor = app.semel_settings.replication_factor or 0
+        await app.create_topic(wanted.name, wanted.partitions or app.conf.topic_partitions, factor, wanted.configs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semel.errors import CarryOverFull, CommitError
-from semel.hand import refuse_waiting_for_commit
+from semel.hand import Attempts, Hand, refuse_waiting_for_commit
 from semel.port import TP
 from semel.stages.sink import Out
 
@@ -34,17 +34,52 @@ class Carried:
         self.since = since
 
 
+class Followers:
+    """What tasks send that have outlived their event, while its epoch is on its way: it counts if that is committed.
+
+    Made when the epoch is cut, of the hands of agents whose tasks may send.
+    """
+
+    def __init__(self, hands: Iterable[Hand]) -> None:
+        self.outs: list[Carried] = []
+        self._sealed: list[tuple[Attempts, int]] = []
+        for hand in hands:
+            attempts = hand.attempts
+            attempts.sealed = hand.event - hand.holding
+            attempts.after = self.outs
+            self._sealed.append((attempts, attempts.sealed))
+
+    @property
+    def possible(self) -> bool:
+        """There are agents that may start tasks which send."""
+        return bool(self._sealed)
+
+    def let_go(self, *, committed: bool) -> list[Carried]:
+        """The epoch has its answer: what is to be sent now. What followed an epoch that is undone has failed."""
+        for attempts, number in self._sealed:
+            if committed:
+                attempts.commit(number)
+            if attempts.after is self.outs:
+                attempts.after = None
+        outs, self.outs = self.outs, []
+        if committed:
+            return outs
+        fail(outs, "the event it was sent for is undone, and will be handled again")
+        return []
+
+
 @dataclass(slots=True)
 class InDoubt:
     """Outputs of an epoch of which nobody knows whether it was committed.
 
-    If it was, a position record with `stamp` stands in the log `tp` at `since` or later.
+    If it was, a position record with `stamp` stands in the log `tp` at `since` or later. `followers`: what waits for it.
     """
 
     outs: list[Carried]
     tp: TP
     since: int
     stamp: tuple[str, int, int]
+    followers: Followers
 
 
 class CarryOver:
@@ -70,6 +105,20 @@ class CarryOver:
         self._waiting.append(Carried(out, done, now))
         return done
 
+    def follow(self, outs: list[Carried], out: Out, now: float) -> asyncio.Future[None]:
+        """As `add`, where an epoch that is on its way has to be committed first."""
+        if len(outs) >= self.limit:
+            raise CarryOverFull(f"{len(outs)} outputs wait for an epoch, the limit (carry_over_limit) is {self.limit}")
+        outs.append(Carried(out, done := Committed(), now))
+        return done
+
+    def release(self, outs: list[Carried]) -> None:
+        """They come next, in their order."""
+        if self._closed:
+            fail(outs, "the worker stopped before this was committed")
+        else:
+            self._waiting.extend(outs)
+
     def take(self, most: int | None = None) -> list[Carried]:
         waiting = self._waiting
         return [waiting.popleft() for _ in range(len(waiting) if most is None else min(most, len(waiting)))]
@@ -92,7 +141,8 @@ class CarryOver:
         self._closed = True
         fail(self.take(), "the worker stopped before this was committed")
         for doubtful in self.in_doubt:
-            fail(doubtful.outs, "the worker stopped before it was known whether this was committed")
+            unknown = "the worker stopped before it was known whether this was committed"
+            fail([*doubtful.outs, *doubtful.followers.outs], unknown)
         self.in_doubt.clear()
 
 

@@ -13,7 +13,8 @@ import logging
 from collections.abc import Callable
 
 from semel import lineage, looptime
-from semel.errors import SemelError, TopicChanged
+from semel.errors import SemelError, StaleIncarnation, TopicChanged
+from semel.hand import Fate, Hand
 from semel.plan import AgentPlan, Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
 from semel.runtime.assignor import Assignment
@@ -353,6 +354,24 @@ class Engine:
         done = self._epochs.carry.add(out, self.clock.monotonic())
         self._epochs.changed.set()
         return done
+
+    def follow(self, hand: Hand, number: int, out: Out) -> asyncio.Future[None] | None:
+        """An output of a task that has outlived the event it was started in. It counts if that event does: in its epoch
+        where that is open (None is answered), else in the next one after it. StaleIncarnation where the event is undone."""
+        match hand.attempts.fate(number, alive=hand.alive):
+            case Fate.VOID:
+                raise StaleIncarnation(
+                    "the event this was started in is undone: it failed, or its partition moved before its commit. Where it is "
+                    "handled again, this is started again"
+                )
+            case Fate.OPEN:
+                self.epoch_outputs.append(out)
+                return None
+            case Fate.SEALED:
+                assert hand.attempts.after is not None
+                return self._epochs.carry.follow(hand.attempts.after, out, self.clock.monotonic())
+            case Fate.COMMITTED:
+                return self.carry(out)
 
     async def _commit_loop(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
 from semel.runtime.barrier import Barrier
-from semel.runtime.carry import Carried, CarryOver, InDoubt
+from semel.runtime.carry import Carried, CarryOver, Followers, InDoubt
 from semel.runtime.decide import check_log_ids, check_topic
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.progress import Histogram
@@ -75,6 +75,7 @@ class Epochs:
         self._transactional_id = transactional_id
         self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
         self.carry = CarryOver(settings.carry_over_limit)
+        self._followers = Followers(())
         self.suspects = Suspects()
         # Something happened that may make an epoch due.
         self.changed = asyncio.Event()
@@ -203,6 +204,7 @@ class Epochs:
         self.number += 1
         outs, self._worker.epoch_outputs = self._worker.epoch_outputs, []
         outs.extend(c.out for c in carried)
+        self._followers = Followers(lane.hand for lane in self._worker.lanes if lane.on_result is not None)
         self.suspects.sealed(self._worker.lanes)
         self._worker.stats["left_out"] = self._barrier.left_out
         return epoch.seal(
@@ -219,8 +221,7 @@ class Epochs:
             started = self._clock.monotonic()
             await writer.commit(sealed, membership)
         except BaseException as exc:
-            if carried:
-                self._not_committed(sealed, carried, exc)
+            self._not_committed(sealed, carried, exc)
             if isinstance(exc, CommitFailed) and isinstance(exc.cause, Throttled):
                 self._interval_s = self._interval_s / 4 if self._interval_s > 0.001 else 0.0
             raise
@@ -230,18 +231,22 @@ class Epochs:
         self._interval_s = min(self._settings.commit_interval_ms / 1000, max(self._interval_s * 1.5, 0.001))
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         carry.committed(carried)
+        self.carry.release(self._followers.let_go(committed=True))
         self._worker.stats["commits"] += 1
         self.suspects.committed()
 
     def _not_committed(self, sealed: Sealed, carried: list[Carried], exc: BaseException) -> None:
-        if sealed.ending:
+        if sealed.ending and (carried or self._followers.possible):
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
             task = self._worker.tasks.get(tp.partition)
             since = int(task.logs[tp.topic]["next"]) if task is not None else 0
-            self.carry.in_doubt.append(
-                InDoubt(carried, tp, since, (self._transactional_id, sealed.number, sealed.at_ms))
-            )
-        elif self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
+            stamp = (self._transactional_id, sealed.number, sealed.at_ms)
+            self.carry.in_doubt.append(InDoubt(carried, tp, since, stamp, self._followers))
+            return
+        self._followers.let_go(committed=False)
+        if not carried:
+            return
+        if self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
             by = "it is refused" if isinstance(exc.cause, Unwritable) else "the broker refuses it"
             carry.fail(carried, f"{by}: {exc.cause}")
         else:
@@ -312,3 +317,4 @@ class Epochs:
                 carry.committed(doubt.outs)
             else:
                 self.carry.put_back(doubt.outs)
+            self.carry.release(doubt.followers.let_go(committed=known))
