@@ -24,6 +24,9 @@ in_hand: ContextVar[Hand | None] = ContextVar("semel_in_hand", default=None)
 # event still finds the hand, with another event in it, and is told apart by this.
 event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
 
+# What a row takes of a transaction beside its key and value.
+ROW_BYTES = 30
+
 
 def refuse_waiting_for_commit(what: str) -> None:
     """HandlingError where an event is in hand: its epoch does not commit before it ends (protocol rule 5)."""
@@ -142,12 +145,13 @@ class Hand:
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
     belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
-    `thread`: the one that the agent runs in.
+    `thread`: the one that the agent runs in. `bytes`: about how much the event in hand has written; `most_bytes`: how much
+    it may.
     """
 
     __slots__ = (
-        "alive", "attempts", "batch", "entered", "event", "holding", "id", "live", "origin", "outputs", "record", "steps",
-        "store_failed", "tables", "task", "thread", "told", "undo",
+        "alive", "attempts", "batch", "bytes", "entered", "event", "holding", "id", "live", "most_bytes", "origin", "outputs",
+        "record", "steps", "store_failed", "tables", "task", "thread", "told", "undo",
     )  # fmt: skip
 
     def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
@@ -158,6 +162,8 @@ class Hand:
         self.batch: Sequence[tuple[Any, Any]] = ()
         self.attempts = Attempts()
         self.holding = False
+        self.bytes = 0
+        self.most_bytes = 1 << 62
         self.event = 0
         self.task: Any = None
         self.tables: dict[str, Rows] = {}
@@ -172,6 +178,8 @@ class Hand:
     def begin(self) -> None:
         """An event is in hand from now on, for whatever runs in this context or is started from it."""
         self.holding = True
+        id = self.id
+        self.bytes = len(id) if type(id) is bytes else 0
         self.event = number = self.event + 1
         event_number.set(number)
 
@@ -239,6 +247,9 @@ class Hand:
     def write(self, rows: Rows, key: Any, value: Any) -> None:
         raw = rows.raw(key)
         encoded = None if value is MISSING else rows.encode(key, raw, value)
+        self.bytes += ROW_BYTES + len(raw) + (0 if encoded is None else len(encoded))
+        if self.bytes > self.most_bytes:
+            self.check_size()
         self.undo.append((rows, key, raw, rows.open.get(raw, MISSING)))
         rows.set(key, raw, encoded, value)
         if not rows.immutable:
@@ -259,6 +270,12 @@ class Hand:
         else:
             id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
         return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
+
+    def weigh(self, size: int) -> None:
+        """An output of so many bytes is about to be emitted. OutputRefused where it is too much for one event."""
+        self.bytes += size
+        if self.bytes > self.most_bytes:
+            self.check_size(size)
 
     def record_of(self, whose: Any) -> Any:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
@@ -284,9 +301,25 @@ class Hand:
             rows, raw = seen.rows, seen.raw
             encoded = rows.encode(seen.key, raw, seen.value)
             if encoded != seen.before:
+                self.bytes += ROW_BYTES + len(raw) + len(encoded)
+                if self.bytes > self.most_bytes:
+                    self.check_size()
                 self.undo.append((rows, seen.key, raw, rows.open.get(raw, MISSING)))
                 rows.set(seen.key, raw, encoded, seen.value)
         self.live.clear()
+
+    def check_size(self, coming: int = 0) -> None:
+        """OutputRefused where the event has written more than one may. `coming`: bytes that are about to be added."""
+        # A row that is written again and again is in the transaction once.
+        rows = {(id(owner), raw): owner.open.get(raw) for owner, _, raw, _ in self.undo}
+        held = coming + sum(out.size for out in self.outputs)
+        held += sum(ROW_BYTES + len(raw) + len(value or b"") for (_, raw), value in rows.items())
+        self.bytes = held
+        if held > self.most_bytes:
+            raise OutputRefused(
+                f"the results and rows of one event are over {self.most_bytes} bytes, which is what one transaction may "
+                "carry of one event; write less for an event, or raise memory_budget_bytes (a quarter of it, 64 MiB at most)"
+            )
 
     def undo_all(self) -> None:
         """The event leaves no trace."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from struct import Struct
 
 _words: dict[int, Callable[[bytes], tuple[int, ...]]] = {}
+# Longer keys are rare, and there are many lengths.
+_KEPT_WORDS = 256
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
 
@@ -16,7 +18,9 @@ def murmur2(data: bytes) -> int:
     words = length >> 2
     unpack = _words.get(words)
     if unpack is None:
-        unpack = _words[words] = Struct(f"<{words}I").unpack_from
+        unpack = Struct(f"<{words}I").unpack_from
+        if words <= _KEPT_WORDS:
+            _words[words] = unpack
     h = 0x9747B28C ^ length
     for k in unpack(data):
         k = (k * _M) & _MASK
@@ -37,23 +41,32 @@ def partition_of(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+# What a key takes in a dict beside its own bytes.
+_KEY_BYTES = 120
+
+
 class KeyPartitions:
     """Remembers the partitions of keys seen lately: hashing in Python costs a microsecond, keys repeat.
 
-    Bounded by `limit` keys (about 100 bytes each); past it the memory starts over.
+    Bounded by `limit` keys and by `limit_bytes`; past one of them the memory starts over. `bytes`: what it takes now.
     """
 
-    __slots__ = ("_known", "limit", "partitions")
+    __slots__ = ("_known", "bytes", "limit", "limit_bytes", "partitions")
 
-    def __init__(self, partitions: int, limit: int = 100_000) -> None:
+    def __init__(self, partitions: int, limit: int = 100_000, *, limit_bytes: int = 10 << 20) -> None:
         self.partitions = partitions
         self.limit = limit
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
         self._known: dict[bytes, int] = {}
 
     def __call__(self, key: bytes) -> int:
         found = self._known.get(key)
         if found is None:
-            if len(self._known) >= self.limit:
+            size = _KEY_BYTES + len(key)
+            if len(self._known) >= self.limit or self.bytes + size > self.limit_bytes:
                 self._known.clear()
+                self.bytes = 0
+            self.bytes += size
             found = self._known[key] = partition_of(key, self.partitions)
         return found

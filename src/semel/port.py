@@ -22,6 +22,8 @@ from typing import NamedTuple, Protocol
 
 from semel.throttles import Throttles
 
+# A record's objects beside its value: itself, its key, its place in a list. A header's: a pair, a name, bytes.
+_RECORD_BYTES, _HEADER_BYTES = 250, 150
 EARLIEST = -2
 LATEST = -1
 
@@ -105,7 +107,8 @@ class Fetched:
     everything looked at, control and aborted batches included: equal to the offset asked for
     when nothing was there. It may lie within a batch whose rest is for the next fetch. Offsets of
     -1 are unknown. `error` is a Kafka error code, 0 for none (1 = offset out of range; `log_start` and
-    `high_watermark` are filled in where known).
+    `high_watermark` are filled in where known). `size` is what the records take in memory, in bytes;
+    0 where nobody has looked.
     """
 
     records: list[Record]
@@ -114,6 +117,19 @@ class Fetched:
     last_stable_offset: int
     log_start: int
     error: int = 0
+    size: int = 0
+
+
+def record_bytes(records: Sequence[Record]) -> int:
+    """What records take in memory, the objects included."""
+    total = _RECORD_BYTES * len(records)
+    for record in records:
+        value, headers = record.value, record.headers
+        if value is not None:
+            total += len(value)
+        if headers:
+            total += sum(len(name) + len(content or b"") + _HEADER_BYTES for name, content in headers)
+    return total
 
 
 class TopicInfo(NamedTuple):

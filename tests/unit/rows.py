@@ -20,10 +20,12 @@ def rows_of(
     place: Callable[[bytes], int] | None = None,
     max_bytes: int = 1_000_000,
     limit: int = 50_000,
+    limit_bytes: int = 32 << 20,
 ) -> Rows:
     return Rows(
-        table.name, partition, number, store, table.key, table.value, place=place, max_bytes=max_bytes, limit=limit
-    )
+        table.name, partition, number, store, table.key, table.value, place=place, max_bytes=max_bytes, limit=limit,
+        limit_bytes=limit_bytes,
+    )  # fmt: skip
 
 
 def take_in_hand(*rows: Rows) -> Hand:

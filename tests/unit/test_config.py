@@ -41,6 +41,7 @@ def test_the_defaults_are_those_of_the_contract():
         "handler_timeout_ms": 5_000,
         "drain_timeout_ms": 30_000,
         "carry_over_limit": 10_000,
+        "memory_budget_bytes": None,
         "standbys": 0,
         "web_bind": "127.0.0.1",
         "web_port": 6066,

@@ -46,3 +46,12 @@ def test_remembered_partitions_are_right_and_bounded() -> None:
         key = str(n % 23).encode()
         assert place(key) == partition_of(key, 5)
         assert len(place._known) <= 10
+
+
+def test_what_is_remembered_of_keys_is_bounded_in_bytes() -> None:
+    place = KeyPartitions(5, limit_bytes=10_000)
+    for n in range(200):
+        key = b"%d" % n * 300
+        assert place(key) == partition_of(key, 5)
+        assert place.bytes <= 10_000
+    assert place.bytes > 0

@@ -507,6 +507,50 @@ def test_what_is_kept_at_hand_is_bounded_for_readers_and_for_writers(store: Stor
     assert table.get_many([f"w{n}" for n in range(100)]) == list(range(1, 101))
 
 
+def test_what_is_kept_at_hand_is_bounded_in_bytes(store: Store) -> None:
+    table = Table("t", key=str, value=str)
+    rows = rows_of(table, store, limit_bytes=100_000)
+    hand, most = take_in_hand(rows), 0
+    for n in range(200):
+        hand.begin()
+        table[f"w{n}"] = "x" * 1_000
+        table[f"w{n}"] += "y"
+        assert f"{n}" * 500 not in table
+        finish(hand)
+        kept = sum(map(len, rows.hot.values())) + sum(map(len, rows.hot))
+        assert kept <= rows.hot_bytes <= 110_000
+        most = max(most, len(rows.hot))
+    assert most > 10
+    hand.begin()
+    assert table.get_many([f"w{n}" for n in range(200)]) == ["x" * 1_000 + "y"] * 200
+
+
+def test_a_row_that_is_written_again_and_again_is_kept_at_hand_once(store: Store) -> None:
+    table = Table("t", key=str, value=str)
+    rows = rows_of(table, store, limit_bytes=100_000)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["small"] = "x"
+    for n in range(1_000):
+        table["large"] = "x" * 1_000 if n % 3 else "y"
+    assert set(rows.hot) == {"small", "large"}
+    assert rows.hot_bytes < 3_000
+    fail(hand)
+    assert rows.hot_bytes < 1_000
+
+
+def test_a_value_larger_than_the_room_for_all_is_not_kept_at_hand(store: Store) -> None:
+    table = Table("t", key=str, value=bytes)
+    rows = rows_of(table, store, limit_bytes=100_000)
+    hand = take_in_hand(rows)
+    hand.begin()
+    table["small"] = b"x"
+    table["large"] = b"x"
+    table["large"] = bytes(90_000)
+    assert set(rows.hot) == {"small"}
+    assert table["large"] == bytes(90_000)
+
+
 def test_the_shape_of_a_table_names_its_types() -> None:
     assert Table("t", key=str, value=list[int]).shape() == {"key": "str", "value": "list[int]", "merge": False}
     assert Table("t", merge=max).shape()["merge"] is True

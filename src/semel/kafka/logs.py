@@ -9,12 +9,14 @@ from semel.kafka import apis, records
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, partitions_by_topic
 from semel.kafka.codes import STALE_METADATA
 from semel.kafka.wire import Answer
-from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost, TooLarge
+from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost, TooLarge, record_bytes
 
 _CONSUMER = -1
 _NO_SESSION, _FINAL_EPOCH = 0, -1
 _UNKNOWN_EPOCH = -1
 _UNKNOWN_OFFSET = -1
+# How many times as large as it was on the wire a partition's part of an answer may become: beyond, batches are left unread.
+_DECOMPRESSED = 8
 
 
 class LogCalls(Calls):
@@ -51,6 +53,7 @@ class LogCalls(Calls):
         _, code, _, topics = await self._client.ask(node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
         found: dict[TP, Fetched] = {}
+        left = max_bytes
         for topic, partitions in topics:
             for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
                 tp = TP(topic, partition)
@@ -59,13 +62,19 @@ class LogCalls(Calls):
                     if error in STALE_METADATA:
                         self._client.cluster.forget_topic(topic)
                     found[tp] = Fetched([], asked, high_watermark, stable, log_start, error)
+                elif left <= 0:
+                    # What was compressed fills the answer: the others are asked for again.
+                    found[tp] = Fetched([], asked, high_watermark, stable, log_start)
                 else:
+                    most = min(left, partition_max_bytes * _DECOMPRESSED)
                     rows_read, position, error = records.read(
-                        data, asked, aborted=(aborted or ()) if committed else None
+                        data, asked, aborted=(aborted or ()) if committed else None, most_bytes=most
                     )
                     if purpose == "restore" and any(type(row) is TooLarge for row in rows_read):
                         rows_read, position, error = [], asked, records.CORRUPT_MESSAGE
-                    found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error)
+                    size = record_bytes(rows_read)
+                    left -= size
+                    found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error, size)
         return found
 
     async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:

@@ -87,6 +87,7 @@ def read(
     offset: int,
     *,
     aborted: Sequence[tuple[int, int]] | None,
+    most_bytes: int = ENOUGH_BYTES,
 ) -> tuple[list[Record], int, int]:
     """Records of a fetched record set from `offset` on, the position after them, and an error code or 0.
 
@@ -95,7 +96,7 @@ def read(
     A batch that cannot be read ends the set: what stood before it is returned, and only where nothing did
     is its code (2 corrupt, 76 unknown compression) the answer.
 
-    What a few compressed bytes stand for is bounded: past `ENOUGH_BYTES` or `ENOUGH_RECORDS` the position is where the
+    What a few compressed bytes stand for is bounded: past `most_bytes` or `ENOUGH_RECORDS` the position is where the
     next read goes on, if need be within a batch; records beyond `decompression.bound_of` a batch are `TooLarge`.
     """
     records: list[Record] = []
@@ -105,6 +106,7 @@ def read(
     transactions = _AbortedTransactions(aborted or ())
     batches = MemoryRecords(data)
     at = 0
+    enough = min(most_bytes, ENOUGH_BYTES)
     try:
         while batches.has_next():
             # Typed as one of two classes by aiokafka; the legacy one (magic 0 and 1) has no producer.
@@ -114,13 +116,13 @@ def read(
                 raise CorruptRecordException
             if not transactions.hide(batch) and not batch.is_control_batch:
                 content = _Content(batch, memoryview(data)[start:at])
-                found = content.records(offset, ENOUGH_RECORDS - len(records), ENOUGH_BYTES - taken)
+                found = content.records(offset, ENOUGH_RECORDS - len(records), enough - taken)
                 records += found
                 taken += content.size
                 if content.left:
                     return records, found[-1].offset + 1, 0
             position = max(position, batch.next_offset)
-            if taken >= ENOUGH_BYTES or len(records) >= ENOUGH_RECORDS:
+            if position > offset and (taken >= enough or len(records) >= ENOUGH_RECORDS):
                 break
     except UnsupportedCodecError:
         return records, position, 0 if position > offset else UNSUPPORTED_COMPRESSION_TYPE

@@ -83,8 +83,10 @@ class InDoubt:
 
 
 class CarryOver:
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_bytes: int) -> None:
         self.limit = limit
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
         self.in_doubt: list[InDoubt] = []
         self._waiting: deque[Carried] = deque()
         self._closed = False
@@ -93,7 +95,7 @@ class CarryOver:
         return bool(self._waiting)
 
     def add(self, out: Out, now: float) -> asyncio.Future[None]:
-        """CarryOverFull where too many wait; CommitError where the worker has stopped."""
+        """CarryOverFull where too many wait, or too many bytes; CommitError where the worker has stopped."""
         if self._closed:
             raise CommitError("the worker has stopped: nothing can be sent any more")
         if len(self._waiting) >= self.limit:
@@ -101,6 +103,9 @@ class CarryOver:
                 f"{len(self._waiting)} outputs without an event wait for their commit, the limit (carry_over_limit) is "
                 f"{self.limit}; await what app.send returns, and send slower"
             )
+        if self._waiting and self.bytes + out.size > self.limit_bytes:
+            raise self._too_many_bytes()
+        self.bytes += out.size
         done = Committed()
         self._waiting.append(Carried(out, done, now))
         return done
@@ -109,6 +114,8 @@ class CarryOver:
         """As `add`, where an epoch that is on its way has to be committed first."""
         if len(outs) >= self.limit:
             raise CarryOverFull(f"{len(outs)} outputs wait for an epoch, the limit (carry_over_limit) is {self.limit}")
+        if outs and self.bytes + out.size + sum(carried.out.size for carried in outs) > self.limit_bytes:
+            raise self._too_many_bytes()
         outs.append(Carried(out, done := Committed(), now))
         return done
 
@@ -118,20 +125,37 @@ class CarryOver:
             fail(outs, "the worker stopped before this was committed")
         else:
             self._waiting.extend(outs)
+            self.bytes += sum(carried.out.size for carried in outs)
 
-    def take(self, most: int | None = None) -> list[Carried]:
-        waiting = self._waiting
-        return [waiting.popleft() for _ in range(len(waiting) if most is None else min(most, len(waiting)))]
+    def _too_many_bytes(self) -> CarryOverFull:
+        return CarryOverFull(
+            f"outputs without an event of {self.bytes} bytes wait for their commit, and {self.limit_bytes} bytes of the "
+            "memory budget are for them; await what app.send returns, and send slower, or raise memory_budget_bytes"
+        )
+
+    def take(self, most: int | None = None, *, bytes_left: int | None = None) -> list[Carried]:
+        """The first of them: at most so many, and so many bytes, with one at least."""
+        waiting, taken = self._waiting, list[Carried]()
+        while waiting and (most is None or len(taken) < most):
+            size = waiting[0].out.size
+            if bytes_left is not None:
+                bytes_left -= size
+                if bytes_left < 0 and taken:
+                    break
+            self.bytes -= size
+            taken.append(waiting.popleft())
+        return taken
 
     def put_back(self, outs: list[Carried]) -> None:
         """They come first again, in their order."""
         self._waiting.extendleft(reversed(outs))
+        self.bytes += sum(carried.out.size for carried in outs)
 
     def expire(self, before: float) -> None:
         """Fail what waits since before a time: this worker owns nothing, so nothing can fence what it sends (rule 9)."""
         while self._waiting and self._waiting[0].since < before:
             fail(
-                [self._waiting.popleft()],
+                self.take(1),
                 "this worker owns no partition, so nothing can fence what it sends; send from a worker that does, or "
                 "write to the source topic",
             )

@@ -23,6 +23,7 @@ from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
 from semel.runtime.membership import GroupMember
+from semel.runtime.memory import shares
 from semel.runtime.progress import Rate, lag
 from semel.runtime.recovery import Recovery
 from semel.runtime.restore import Restorer
@@ -75,9 +76,15 @@ class Engine:
         self.dead_letters = DeadLetters(plan.dead_letter_topic, 1, 1 << 20)
         self.transactional_id = plan.transactional_id(instance)
         self._pass = failpoints or Failpoints()
-        self.topics = Topics(broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting)
+        self.shares = shares(settings.memory_budget_bytes)
+        self.topics = Topics(
+            broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting,
+            keys_bytes=self.shares.keys,
+        )  # fmt: skip
         self.lanes = [Lane(self, agent) for agent in plan.agents]
-        self.intake = Intake(broker, clock, offer=self._offer, trimmed=self._trimmed)
+        self.intake = Intake(
+            broker, clock, offer=self._offer, trimmed=self._trimmed, budget=self.shares.source, idle=self._idle
+        )
         self.tasks: dict[int, Task] = {}
         self.assignment = Assignment(())
         self.membership: Membership | None = None
@@ -87,6 +94,8 @@ class Engine:
         self.gate_closed = False
         self.landings = 0
         self.epoch_outputs: list[Out] = []
+        self.open_bytes = 0
+        self.epoch_bytes, self.event_bytes = self.shares.epoch, self.shares.event
         self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
         self._catching_up = asyncio.Lock()
@@ -115,6 +124,7 @@ class Engine:
         )
         self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
         self.gate = self._epochs.gate
+        self.full = self._epochs.full
         self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._epochs.commit_seconds
         self.commit_histogram = self._epochs.commit_histogram
@@ -231,6 +241,22 @@ class Engine:
         """Records between the committed position and the log's end, as of the last fetch."""
         return lag(self.tasks.values(), self.intake.feeds)
 
+    def budget_bytes(self) -> dict[str, int]:
+        """The memory budget, and the shares of it that `held_bytes` are of."""
+        share = self.shares
+        return {"all": share.budget, "source": share.source, "epoch": self.epoch_bytes, "rows": share.rows,
+                "keys": share.keys, "carry": share.carry}  # fmt: skip
+
+    def held_bytes(self) -> dict[str, int]:
+        """What of the memory budget is in use, by share."""
+        return {
+            "source": self.intake.held_bytes,
+            "epoch": self.open_bytes,
+            "rows": sum(rows.hot_bytes for task in self.tasks.values() for rows in task.tables.values()),
+            "keys": self.topics.keys_bytes,
+            "carry": self._epochs.carry.bytes,
+        }
+
     def rate(self) -> float:
         """Events a second since the last time this was asked for, at least a second ago; else as then."""
         return self._rate.of(self.tasks.values())
@@ -316,6 +342,9 @@ class Engine:
         for lane in self.lanes:
             if lane.plan is cursor.agent:
                 lane.offer(cursor)
+
+    def _idle(self, cursor: Cursor) -> bool:
+        return all(lane.waiting for lane in self.lanes if lane.plan is cursor.agent)
 
     def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
         self._background.spawn(self._see_what_is_gone(tp, asked), "what is gone")
@@ -409,6 +438,7 @@ class Engine:
         self.epoch_outputs = []
         for lane in self.lanes:
             lane.abandon()
+        self._epochs.dropped()
         for task in self.tasks.values():
             task.state = TaskState.RESTORING
             task.sealed_position = None

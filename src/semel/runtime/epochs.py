@@ -17,6 +17,7 @@ from semel.runtime.barrier import Barrier
 from semel.runtime.carry import Carried, CarryOver, Followers, InDoubt
 from semel.runtime.decide import check_log_ids, check_topic
 from semel.runtime.failpoints import Failpoints
+from semel.runtime.memory import shares
 from semel.runtime.progress import Histogram
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
@@ -24,13 +25,17 @@ from semel.runtime.suspects import Suspects
 from semel.runtime.task import Task, TaskState
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
-from semel.stages.commit import CommitFailed, Sealed, Throttled, Unwritable, Writer
+from semel.stages.commit import REQUEST_BYTES, CommitFailed, Sealed, Throttled, Unwritable, Writer
 from semel.stages.sink import Out
 from semel.state.positions import TopicPosition
 from semel.state.store import Store
 
 log = logging.getLogger("semel.engine")
 
+# No epoch is made smaller than this, whatever it takes to commit one: about one event of a usual size.
+EPOCH_LEAST_BYTES = 64 << 10
+# Brokers that take less within rpc_timeout_ms are out of order.
+REQUEST_LEAST_BYTES = 256 << 10
 # The sources' identity is checked before a commit at most this often (rule 17).
 TOPIC_CHECK_S = 1.0
 # While brokers throttle, this often it is seen whether there is still anything to commit.
@@ -47,6 +52,8 @@ class Worker(Protocol):
     gate_closed: bool
     landings: int
     epoch_outputs: list[Out]
+    open_bytes: int
+    epoch_bytes: int
     stats: dict[str, float]
 
 
@@ -74,7 +81,8 @@ class Epochs:
         self._pass = failpoints
         self._transactional_id = transactional_id
         self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
-        self.carry = CarryOver(settings.carry_over_limit)
+        self._share = shares(settings.memory_budget_bytes)
+        self.carry = CarryOver(settings.carry_over_limit, self._share.carry)
         self._followers = Followers(())
         self.suspects = Suspects()
         # Something happened that may make an epoch due.
@@ -82,6 +90,10 @@ class Epochs:
         self.gate = self._barrier.gate
         self.number = 0
         self.committing = False
+        # The open epoch is as large as one may be: no event begins before it is cut.
+        self._full = False
+        # Running events are waited for, or the epoch is being cut.
+        self._cutting = False
         self.topics_checked_at = 0.0
         self._since: float | None = None
         # Shorter than what is set while brokers throttle what an epoch of that length writes.
@@ -143,12 +155,56 @@ class Epochs:
             if self._since is None:
                 self._since = now
             left = self._since + self._interval_s - now
-            if left <= 0 or self._idle() or self.suspects.cautious:
+            if left <= 0 or self._full or self._idle() or self.suspects.cautious:
                 return
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self.changed.wait()
+
+    # -- how large
+
+    def full(self) -> None:
+        """Close the gate until the open epoch is cut: a transaction takes so many bytes in its time, and memory as well."""
+        if not self._full:
+            self._full = True
+            self._worker.gate_closed = True
+            self._barrier.close()
+            self.changed.set()
+
+    def dropped(self) -> None:
+        """What the open epoch held is given up."""
+        self._emptied()
+        if not self._cutting:
+            self._open_gate()
+
+    def _emptied(self) -> None:
+        self._worker.open_bytes = 0
+        self._full = False
+
+    def _open_gate(self) -> None:
+        self._worker.gate_closed = False
+        self._barrier.open()
+
+    def _fit(self, size: int, seconds: float) -> None:
+        """After an epoch of `size` bytes was committed in so many seconds: how large the next may be."""
+        worker, timeout = self._worker, self._settings.commit_timeout_ms / 1000
+        if seconds > timeout / 2:
+            worker.epoch_bytes = max(EPOCH_LEAST_BYTES, min(worker.epoch_bytes, int(size * timeout / seconds / 2)))
+        elif seconds < timeout / 4:
+            worker.epoch_bytes = min(self._share.epoch, worker.epoch_bytes * 2)
+
+    def _too_large(self, sealed: Sealed, writer: Writer) -> None:
+        """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
+        the brokers take what they can, that event is to blame."""
+        worker, least = self._worker, EPOCH_LEAST_BYTES
+        as_small_as_can_be = worker.epoch_bytes == least or self.suspects.cautious
+        worker.epoch_bytes = max(least, min(worker.epoch_bytes, sealed.size) // 4)
+        if as_small_as_can_be and sealed.size > least and 0 < writer.acknowledged < writer.to_send:
+            self.suspects.unfinished(
+                f"what it writes is too much for one transaction: of {writer.to_send} bytes the brokers took "
+                f"{writer.acknowledged} within commit_timeout_ms={self._settings.commit_timeout_ms}"
+            )
 
     # -- how
 
@@ -159,7 +215,7 @@ class Epochs:
             return False
         self.committing = True
         try:
-            self._worker.gate_closed = True
+            self._cutting = self._worker.gate_closed = True
             self._barrier.close()
             try:
                 busy = await self._barrier.quiesce()
@@ -169,8 +225,8 @@ class Epochs:
                 for put_back in attach:
                     put_back()
             finally:
-                self._worker.gate_closed = False
-                self._barrier.open()
+                self._cutting = self._full = False
+                self._open_gate()
             if sealed is None:
                 return False
             await self._commit(sealed, carried, writer, membership)
@@ -188,7 +244,7 @@ class Epochs:
         touched = [t for t in self._worker.tasks.values() if t.touched]
         carried: list[Carried] = []
         if not self.suspects.cautious:
-            carried = self.carry.take()
+            carried = self.carry.take(bytes_left=self._worker.epoch_bytes - self._worker.open_bytes)
         elif not touched:
             # While somebody is sought who is to blame, an epoch is one event's or one output's.
             carried = self.carry.take(1)
@@ -207,10 +263,13 @@ class Epochs:
         self._followers = Followers(lane.hand for lane in self._worker.lanes if lane.on_result is not None)
         self.suspects.sealed(self._worker.lanes)
         self._worker.stats["left_out"] = self._barrier.left_out
-        return epoch.seal(
+        sealed = epoch.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
             writer=self._transactional_id, now_ms=self._now_ms(),
-        ), carried  # fmt: skip
+        )  # fmt: skip
+        sealed.size = self._worker.open_bytes + sum(c.out.size for c in carried)
+        self._emptied()
+        return sealed, carried
 
     async def _commit(
         self, sealed: Sealed, carried: list[Carried], writer: Writer, membership: Membership | None
@@ -219,16 +278,20 @@ class Epochs:
             await self._pass("barrier.after_seal")
             await self._check_topics()
             started = self._clock.monotonic()
+            writer.request_bytes = min(REQUEST_BYTES, max(REQUEST_LEAST_BYTES, self._worker.epoch_bytes))
             await writer.commit(sealed, membership)
         except BaseException as exc:
             self._not_committed(sealed, carried, exc)
             if isinstance(exc, CommitFailed) and isinstance(exc.cause, Throttled):
                 self._interval_s = self._interval_s / 4 if self._interval_s > 0.001 else 0.0
+            if isinstance(exc, CommitFailed) and (exc.answer is Answer.UNKNOWN or isinstance(exc.cause, Throttled)):
+                self._too_large(sealed, writer)
             raise
         took = self._clock.monotonic() - started
         self.commit_seconds.append(took)
         self.commit_histogram.add(took)
         self._interval_s = min(self._settings.commit_interval_ms / 1000, max(self._interval_s * 1.5, 0.001))
+        self._fit(sealed.size, took)
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         carry.committed(carried)
         self.carry.release(self._followers.let_go(committed=True))

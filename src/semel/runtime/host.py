@@ -17,6 +17,7 @@ from semel.port import Broker
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints, check_switches
+from semel.runtime.memory import default_budget
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state.directory import StateDirectory, first_free_instance
@@ -68,7 +69,9 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
         "revoke_timeout_ms", "rebalance_timeout_ms", "handler_timeout_ms", "drain_timeout_ms", "carry_over_limit",
         "replication_factor", "web_url", "lineage",
     )  # fmt: skip
-    return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt)
+    budget = settings.memory_budget_bytes or default_budget()
+    log.info("memory budget: %d MiB", budget >> 20)
+    return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt, memory_budget_bytes=budget)
 
 
 def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[str, StateDirectory]:

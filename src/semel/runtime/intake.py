@@ -1,5 +1,8 @@
 """Intake: keeps every running task's cursors supplied, one long poll per leader, nothing fetched twice.
 
+What waits is bounded in bytes, for all partitions together and in equal shares. A broker's answer is bounded, too, and holds
+a batch that is larger than asked for only where it comes first: so who has waited longest is asked for first.
+
 A fetch carries its incarnation: an answer asked for before a seek is thrown away (protocol rule 5).
 """
 
@@ -10,22 +13,28 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 
-from semel.port import TP, Broker, Clock, Fetched, RpcError, RpcLost
+from semel.port import TP, Broker, Clock, Fetched, RpcError, RpcLost, record_bytes
 from semel.runtime.task import Chunk, Cursor
 
 log = logging.getLogger("semel.intake")
 
 # A partition is asked for again when fewer records than this wait: at 40,000 events/s and four partitions, half a second.
 LOW_RECORDS = 4_000
+# The same for large records: a partition's share is no more than twice this, however large the budget.
+LOW_BYTES = 4 << 20
 MAX_WAIT_MS = 250
 PARTITION_BYTES = 524_288
+# Where a compressed batch becomes many times as large, so little is asked for; a broker answers with a whole batch at least.
+PARTITION_LEAST_BYTES = 16_384
 REQUEST_BYTES = 16 << 20
+# Answers under way are of the budget: so many of the largest kind.
+REQUESTS = 8
 
 
 class Feed:
     """One source partition of a running task, and the cursors that read it."""
 
-    __slots__ = ("asked", "cursors", "high_watermark", "offset", "tp")
+    __slots__ = ("ask_bytes", "asked", "cursors", "high_watermark", "offset", "served", "tp")
 
     def __init__(self, tp: TP, offset: int, cursors: list[Cursor]) -> None:
         self.tp = tp
@@ -33,23 +42,39 @@ class Feed:
         self.cursors = cursors
         self.asked = False
         self.high_watermark = -1
+        # How much of it to ask for at once; when it was last answered for, as a number that grows.
+        self.ask_bytes = PARTITION_BYTES
+        self.served = 0
 
     @property
-    def hungry(self) -> bool:
-        return not self.asked and max(c.buffered for c in self.cursors) < LOW_RECORDS
+    def bytes(self) -> int:
+        """What waits, in memory. Cursors share records."""
+        return max(c.bytes for c in self.cursors)
 
-    def deliver(self, fetched: Fetched) -> None:
+    def hungry(self, low_bytes: int) -> bool:
+        return not self.asked and self.bytes <= low_bytes and max(c.buffered for c in self.cursors) < LOW_RECORDS
+
+    def deliver(self, fetched: Fetched, most_bytes: int) -> None:
+        """`most_bytes`: as much as it should be told at once, in memory; the next time less is asked for if this was more."""
         self.offset = fetched.next_offset
+        size = fetched.size or record_bytes(fetched.records)
+        if size > most_bytes:
+            self.ask_bytes = max(PARTITION_LEAST_BYTES, self.ask_bytes * most_bytes // size)
+        elif size < most_bytes // 4:
+            self.ask_bytes = min(PARTITION_BYTES, self.ask_bytes * 2)
         for cursor in self.cursors:
             records = fetched.records
             if records and records[0].offset < cursor.position:
                 # It is ahead of the others, or of what was asked for: done is done (rule 5).
                 records = [r for r in records if r.offset >= cursor.position]
-            cursor.push(Chunk(records, fetched.next_offset))
+            cursor.push(Chunk(records, fetched.next_offset, size))
 
 
 class Intake:
-    """`offer(cursor)`: there is something new. `trimmed(tp, asked, start)`: the log no longer has what we need."""
+    """`offer(cursor)`: there is something new. `trimmed(tp, asked, start)`: the log no longer has what we need.
+
+    `budget`: bytes of all that waits. `idle(cursor)`: the agent of the cursor has nothing to do.
+    """
 
     def __init__(
         self,
@@ -58,11 +83,21 @@ class Intake:
         *,
         offer: Callable[[Cursor], None],
         trimmed: Callable[[TP, int, Fetched], None],
+        budget: int,
+        idle: Callable[[Cursor], bool],
     ) -> None:
         self._broker = broker
         self._clock = clock
         self._offer = offer
         self._trimmed = trimmed
+        self._budget = budget
+        self._idle = idle
+        self._request_bytes = min(REQUEST_BYTES, budget // REQUESTS)
+        # What answers under way may bring.
+        self._reserved = 0
+        # Somebody waits for the others to use up what they have.
+        self._short = False
+        self._answers = 0
         self.feeds: dict[TP, Feed] = {}
         self._wake = asyncio.Event()
         self._polls: set[asyncio.Task[None]] = set()
@@ -78,22 +113,44 @@ class Intake:
 
     def consumed(self, cursor: Cursor) -> None:
         feed = self.feeds.get(cursor.tp)
-        if feed is not None and feed.hungry:
+        if feed is not None and (self._short or feed.hungry(self._low_bytes)):
             self._wake.set()
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits, of all partitions."""
+        return sum(feed.bytes for feed in self.feeds.values())
+
+    @property
+    def _low_bytes(self) -> int:
+        return min(LOW_BYTES, self._budget // max(1, len(self.feeds)) // 2)
+
+    def _choose(self) -> tuple[list[Feed], int]:
+        """Whom to ask for now, who has waited longest first, and how many bytes an answer may have."""
+        low = self._low_bytes
+        hungry = sorted((f for f in self.feeds.values() if f.hungry(low)), key=lambda f: f.served)
+        self._short = bool(hungry) and self._budget - self.held_bytes - self._reserved < self._request_bytes
+        if not self._short:
+            return hungry, self._request_bytes
+        self._later(0.1)
+        # What waits may do so for long, for a retry or a slow event: where an agent has nothing to do meanwhile, one of its
+        # partitions gets a batch.
+        starving = [f for f in hungry if not f.bytes and all(map(self._idle, f.cursors))]
+        return ([] if self._reserved else starving), PARTITION_LEAST_BYTES
 
     async def run(self) -> None:
         try:
             while True:
                 self._wake.clear()
-                hungry = [f for f in self.feeds.values() if f.hungry]
+                hungry, most = self._choose()
                 if hungry:
-                    await self._ask(hungry)
+                    await self._ask(hungry, most)
                 await self._wake.wait()
         finally:
             for poll in self._polls:
                 poll.cancel()
 
-    async def _ask(self, hungry: list[Feed]) -> None:
+    async def _ask(self, hungry: list[Feed], most: int) -> None:
         try:
             leaders = await self._broker.leaders([f.tp for f in hungry])
         except (RpcError, RpcLost) as exc:
@@ -109,7 +166,10 @@ class Intake:
         for node, feeds in by_node.items():
             for feed in feeds:
                 feed.asked = True
-            poll = asyncio.create_task(self._poll(node, feeds))
+            asks = max(PARTITION_LEAST_BYTES, min(self._low_bytes, *(f.ask_bytes for f in feeds)))
+            most_here = min(asks * len(feeds), most)
+            self._reserved += most_here
+            poll = asyncio.create_task(self._poll(node, feeds, asks, most_here))
             self._polls.add(poll)
             poll.add_done_callback(self._polls.discard)
 
@@ -122,12 +182,12 @@ class Intake:
         self._polls.add(waking)
         waking.add_done_callback(self._polls.discard)
 
-    async def _poll(self, node: int, feeds: list[Feed]) -> None:
+    async def _poll(self, node: int, feeds: list[Feed], asks: int, most: int) -> None:
         pause = 0.0
         try:
             answers = await self._broker.fetch(
-                node, {f.tp: f.offset for f in feeds}, committed=True, max_wait_ms=MAX_WAIT_MS, max_bytes=REQUEST_BYTES,
-                partition_max_bytes=PARTITION_BYTES, purpose="source",
+                node, {f.tp: f.offset for f in feeds}, committed=True, max_wait_ms=MAX_WAIT_MS,
+                max_bytes=most, partition_max_bytes=asks, purpose="source",
             )  # fmt: skip
             for feed in feeds:
                 answer = answers.get(feed.tp)
@@ -143,7 +203,9 @@ class Intake:
                     feed.high_watermark = answer.high_watermark
                     if answer.next_offset > feed.offset:
                         self.fetched_records += len(answer.records)
-                        feed.deliver(answer)
+                        self._answers += 1
+                        feed.served = self._answers
+                        feed.deliver(answer, max(PARTITION_BYTES, self._low_bytes))
                         for cursor in feed.cursors:
                             self._offer(cursor)
         except (RpcError, RpcLost) as exc:
@@ -153,6 +215,7 @@ class Intake:
             log.exception("what node %d answered to a fetch cannot be read; asking again", node)
             pause = 1.0
         finally:
+            self._reserved -= most
             for feed in feeds:
                 feed.asked = False
         if pause:

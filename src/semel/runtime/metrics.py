@@ -57,6 +57,15 @@ class EngineCollector(Collector):
             family = CounterMetricFamily(name, text, labels=["pipeline"])
             family.add_metric([app], engine.stats[stat])
             yield family
+        budget = GaugeMetricFamily("semel_memory_budget_bytes", "What grows with what comes in may take",
+                                   labels=["pipeline", "kind"])  # fmt: skip
+        for kind, size in engine.budget_bytes().items():
+            budget.add_metric([app, kind], size)
+        yield budget
+        held = GaugeMetricFamily("semel_memory_held_bytes", "What of the budget is in use", labels=["pipeline", "kind"])
+        for kind, size in engine.held_bytes().items():
+            held.add_metric([app, kind], size)
+        yield held
         lag = GaugeMetricFamily("semel_source_lag_records", "Records between position and log end",
                                 labels=["pipeline", "topic", "partition"])  # fmt: skip
         for (topic, partition), behind in engine.lag().items():

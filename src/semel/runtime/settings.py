@@ -19,6 +19,7 @@ class EngineSettings:
     handler_timeout_ms: int = 5_000
     drain_timeout_ms: int = 30_000
     carry_over_limit: int = 10_000
+    memory_budget_bytes: int = 256 << 20
     replication_factor: int | None = None
     web_url: str = ""
     adopt: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from semel.port import TP
@@ -13,6 +14,8 @@ log = logging.getLogger("semel.engine")
 
 # More than the events of one refused epoch, mostly; where it was less, the next refusal begins anew, further on.
 CAUTIOUS_EPOCHS = 2_000
+# A broker that stalls does so once or twice, not three times in the middle of the same event's writes.
+UNFINISHED_TRIES = 3
 
 
 class Suspects:
@@ -21,6 +24,8 @@ class Suspects:
     def __init__(self) -> None:
         self.cautious = 0
         self._here: list[tuple[TP, str, int]] = []
+        # How often the event's epoch got no answer in time although it was alone in it.
+        self._unfinished: Counter[tuple[TP, str, int]] = Counter()
         # source partition and agent -> offset -> why its event goes to the dead letters instead of the agent
         self._condemned: dict[tuple[TP, str], dict[int, str]] = {}
 
@@ -43,6 +48,23 @@ class Suspects:
             for tp, agent, offset in self._here:
                 self._condemned.get((tp, agent), {}).pop(offset, None)
         self._here = []
+        self._unfinished.clear()
+
+    def unfinished(self, why: str) -> None:
+        """The sealed epoch did not get through in its time, though brokers took a part of it. One event alone, tried often
+        enough, is to blame.
+        """
+        if not self.cautious:
+            self.cautious = CAUTIOUS_EPOCHS
+            return
+        for here in self._here:
+            self._unfinished[here] += 1
+            if self._unfinished[here] >= UNFINISHED_TRIES:
+                tp, agent, offset = here
+                self.condemned(tp, agent)[offset] = why
+                # It was found: what comes after it need not be looked at one by one.
+                self.cautious = 1
+                log.warning("%s[%d]@%d: %s", *tp, offset, why)
 
     def refused(self, cause: Exception) -> bool:
         """The sealed epoch was refused for a record in it. False: even the dead letter of its one event is refused."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from semel import looptime
 from semel.errors import CommitError, TopicChanged
-from semel.partitioner import KeyPartitions
 from semel.plan import Plan, TablePlan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
 from semel.runtime.failpoints import Failpoints
+from semel.runtime.memory import shares
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Attempts, Cursor, Task
@@ -25,7 +25,7 @@ from semel.state.store import Store
 
 log = logging.getLogger("semel.engine")
 
-# Decoded values kept at hand by all tables of a worker together.
+# Rows kept at hand by one table of one task: more are never seen again before they are forgotten.
 HOT_ROWS = 200_000
 # For so long metadata may lack a topic that was there: brokers come back with a part of it first.
 MISSING_S = 30.0
@@ -125,7 +125,8 @@ class TakeOver:
                 table.value,
                 place=self._place(table),
                 max_bytes=self._topics.max_bytes(plan.changelog(table.name)),
-                limit=max(1_000, HOT_ROWS // max(1, tasks * len(plan.tables))),
+                limit=HOT_ROWS,
+                limit_bytes=shares(self._settings.memory_budget_bytes).rows // max(1, tasks * len(plan.tables)),
             )
         dedup = plan.dedup
         if dedup is not None:
@@ -146,7 +147,7 @@ class TakeOver:
     def _place(self, table: TablePlan) -> Callable[[bytes], int] | None:
         if not table.keyed:
             return None
-        return KeyPartitions(max((self._topics.known[n].partitions for n in self._plan.sources), default=1))
+        return self._topics.place(max((self._topics.known[n].partitions for n in self._plan.sources), default=1))
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> None:
         """Bring the task's state and place up to what is committed; then it may run. RecoveryError, StoreError."""

@@ -22,14 +22,30 @@ class TaskState(Enum):
 
 
 class Chunk:
-    """Records fetched together. `next_offset`: the position when all of them are done."""
+    """Records fetched together, freed together. `next_offset`: the position when all of them are done.
 
-    __slots__ = ("next_offset", "records", "start")
+    `size`: what they take in memory, in bytes.
+    """
 
-    def __init__(self, records: list[Record], next_offset: int) -> None:
+    __slots__ = ("next_offset", "records", "size", "start")
+
+    def __init__(self, records: list[Record], next_offset: int, size: int = 0) -> None:
         self.records = records
         self.start = 0
         self.next_offset = next_offset
+        self.size = size
+
+    def end(self, most: int, most_bytes: int) -> int:
+        """Where a slice from `start` ends: so many records or bytes further, with one record at least."""
+        start, records = self.start, self.records
+        end = min(start + most, len(records))
+        if self.size > most_bytes:
+            left = most_bytes
+            for at in range(start, end):
+                left -= len(records[at].value or b"")
+                if left < 0:
+                    return max(at, start + 1)
+        return end
 
 
 class Attempts:
@@ -70,6 +86,7 @@ class Cursor:
     """How far one agent has come in one source partition.
 
     `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
+    `buffered` and `bytes`: how many records wait in `queue`, and what they take in memory.
     `due`: when the record at `position` may be tried again.
     """
 
@@ -77,6 +94,7 @@ class Cursor:
         "agent",
         "attempts",
         "buffered",
+        "bytes",
         "condemned",
         "due",
         "position",
@@ -93,6 +111,7 @@ class Cursor:
         self.position = 0
         self.queue: deque[Chunk] = deque()
         self.buffered = 0
+        self.bytes = 0
         self.due = 0.0
         self.attempts = attempts or Attempts()
         self.condemned: dict[int, str] = {}
@@ -102,11 +121,13 @@ class Cursor:
         self.position = offset
         self.queue.clear()
         self.buffered = 0
+        self.bytes = 0
         self.due = 0.0
 
     def push(self, chunk: Chunk) -> None:
         self.queue.append(chunk)
         self.buffered += len(chunk.records)
+        self.bytes += chunk.size
 
 
 class Task:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from semel.errors import OutputRefused, TopicChanged
+from semel.partitioner import KeyPartitions
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime.decide import source_resized
@@ -26,13 +27,23 @@ class Topics:
     """Metadata of every topic of the app, fresh when asked; creates what is missing of its own."""
 
     def __init__(
-        self, broker: Broker, clock: Clock, plan: Plan, *, replication_factor: int | None, say: Callable[[str], None]
+        self,
+        broker: Broker,
+        clock: Clock,
+        plan: Plan,
+        *,
+        replication_factor: int | None,
+        say: Callable[[str], None],
+        keys_bytes: int = 10 << 20,
     ) -> None:
         self._broker = broker
         self._clock = clock
         self._plan = plan
         self._replication_factor = replication_factor
         self._say = say
+        self._keys_bytes = keys_bytes
+        # Partition count -> where keys go; tables and sinks of all tasks share what is known.
+        self._places: dict[int, KeyPartitions] = {}
         self.known: dict[str, TopicInfo] = {}
         self.destinations: dict[str, Destination] = {}
         self.configs: dict[str, dict[str, str]] = {}
@@ -103,7 +114,9 @@ class Topics:
         self.known.update(found)
         self.configs = await self._broker.topic_configs([*plan.logs, plan.dead_letter_topic, *outputs])
         for name, topic in outputs.items():
-            self.destinations[name] = Destination(topic, found[name].partitions, limits_from(self.configs[name]))
+            partitions = found[name].partitions
+            limits = limits_from(self.configs[name])
+            self.destinations[name] = Destination(topic, partitions, limits, self.place(partitions))
 
     def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int) -> None:
         """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source."""
@@ -163,6 +176,20 @@ class Topics:
     def max_batch_bytes(self, topic: str) -> int:
         """What a batch of records may have in this topic."""
         return limits_from(self.configs.get(topic, {})).max_bytes
+
+    def place(self, partitions: int) -> KeyPartitions:
+        """Where keys go among so many partitions."""
+        found = self._places.get(partitions)
+        if found is None:
+            found = self._places[partitions] = KeyPartitions(partitions)
+            for place in self._places.values():
+                place.limit_bytes = self._keys_bytes // len(self._places)
+        return found
+
+    @property
+    def keys_bytes(self) -> int:
+        """What is known of where keys go takes so much."""
+        return sum(place.bytes for place in self._places.values())
 
     def partitions(self, names: Mapping[str, object]) -> dict[str, int]:
         return {name: self.known[name].partitions for name in names}

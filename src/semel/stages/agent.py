@@ -46,6 +46,10 @@ TURN_S = 0.004
 # An agent that held the loop for longer has not let go of it that often: commits, heartbeats and answers get a share of the
 # time before its next event.
 HELD_S = 0.05
+# What an event is counted as in its epoch beside what it writes: its dedup mark, mostly.
+EVENT_BYTES = 100
+# Records decoded at once, in bytes: a slice ends there, with one at least.
+SLICE_BYTES = 1 << 20
 
 
 class Lane:
@@ -79,6 +83,8 @@ class Lane:
         self._held_s = 0.0
         # The event whose loss of the session has been counted.
         self._charged: tuple[Hand, int] | None = None
+        # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
+        self._heavy = 0
         self._aside = Aside(host)
         self._failures = Failures()
         self._wall_clock = WallClock()
@@ -167,13 +173,14 @@ class Lane:
 
     def _hold(self, cursor: Cursor) -> Slice:
         task, chunk = cursor.task, cursor.queue[0]
-        limit = SLICE_RECORDS
+        limit = SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch_bytes // self._heavy))
         if self.host.cautious() or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
-        end = min(chunk.start + limit, len(chunk.records))
+        end = chunk.end(limit, SLICE_BYTES)
         self.slice = s = Slice(cursor, chunk, end, int(self.host.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.hand.task = task
+        self.hand.most_bytes = self.host.event_bytes
         self.hand.tables = task.tables
         self.hand.id = self.hand.steps = None
         self.hand.origin = self.host.origin(self.plan, cursor.tp)
@@ -202,6 +209,7 @@ class Lane:
         chunk.start = s.index
         if chunk.start >= len(chunk.records) and cursor.queue and cursor.queue[0] is chunk:
             cursor.queue.popleft()
+            cursor.bytes -= chunk.size
         if cursor.position != before:
             # Also where nothing but control records, or records of aborted transactions, were behind the last event.
             cursor.task.touched = True
@@ -341,6 +349,7 @@ class Lane:
                 "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
             )
         out = destination.record(result, record, hand.task.partition, s.wall_ms, hand.lineage(record))
+        hand.weigh(out.size)
         hand.emit(out, record)
         return None
 
@@ -384,6 +393,10 @@ class Lane:
         hand.undo.clear()
         hand.holding = False
         s.index += 1
+        host = self.host
+        host.open_bytes = held = host.open_bytes + hand.bytes + EVENT_BYTES
+        if held >= host.epoch_bytes:
+            host.full()
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
@@ -409,6 +422,11 @@ class Lane:
         hand.batch = ()
         s.batch = None
         s.index = s.end
+        self._heavy = max(hand.bytes // max(1, batch.events), self._heavy * 3 // 4)
+        host = self.host
+        host.open_bytes += hand.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
+        if host.open_bytes >= host.epoch_bytes:
+            host.full()
         for name, count in batch.counts.items():
             task.counts[name] += count
         task.counts["in"] += batch.events

@@ -32,11 +32,20 @@ class Aside:
         self.count(s, "in")
         self.count(s, name)
         if letter is not None:
-            letters = self._host.epoch_outputs if s.batch is None else s.batch.letters
-            letters.append(letter)
+            self._keep(s, letter)
         if s.batch is None:
             s.cursor.task.touched = True
             self._host.finished()
+
+    def _keep(self, s: Slice, letter: Out) -> None:
+        host = self._host
+        if s.batch is not None:
+            s.batch.letters.append(letter)
+            return
+        host.epoch_outputs.append(letter)
+        host.open_bytes += letter.size
+        if host.open_bytes >= host.epoch_bytes:
+            host.full()
 
     def quarantine(self, s: Slice, record: Record, reason: str, error: str, attempts: int = 0) -> None:
         host, tp = self._host, s.cursor.tp

@@ -161,6 +161,8 @@ async def _run_stream(lane: Lane, hand: Hand) -> Any:
     step = running.__anext__
     throw = getattr(running, "athrow", None)
     deliver = lane.on_result or partial(lane.emit, hand)
+    monotonic = lane.host.clock.monotonic
+    turn_ends = monotonic() + TURN_S
     try:
         while True:
             found = await step()
@@ -169,6 +171,10 @@ async def _run_stream(lane: Lane, hand: Hand) -> Any:
                     waiting = deliver(found)
                     if waiting is not None:
                         await waiting
+                    if monotonic() > turn_ends:
+                        # One event may have results without end.
+                        await asyncio.sleep(0)
+                        turn_ends = monotonic() + TURN_S
                     break
                 except HandlingError as exc:
                     if throw is None:

@@ -81,6 +81,8 @@ class Sealed:
     # The end of its transaction was asked for: from then on it may be committed, whatever is heard of it.
     ending: bool = False
     base_offsets: dict[TP, int] = field(default_factory=dict[TP, int])
+    # About how many bytes it is.
+    size: int = 0
 
     def step(self, to: EpochState) -> None:
         if (self.state, to) not in EPOCH_STEPS:
@@ -166,6 +168,10 @@ class Writer:
         self._max_batch_bytes = max_batch_bytes
         self.producer: Producer | None = None
         self._sequences: dict[TP, int] = defaultdict(int)
+        # How large a Produce request may be: one that is not answered within rpc_timeout_ms is lost.
+        self.request_bytes = REQUEST_BYTES
+        # Of the epoch being committed: bytes of batches, and how many of them brokers have.
+        self.to_send = self.acknowledged = 0
         self.dead = False
         self.transaction_open_since: float | None = None
 
@@ -251,11 +257,14 @@ class Writer:
         if membership is not None:
             await asked("AddOffsetsToTxn", lambda: broker.add_offsets(producer, membership.group))
             await passing("commit.after_offsets_added")
+        self.to_send = sum(len(batch) for batches in rounds for batch in batches.values())
+        self.acknowledged = 0
         for batches in rounds:
             # Every record is acknowledged before the offsets are sent: the two verify the transaction on the broker and
             # would get in each other's way (KIP-890).
             for tp, offset in (await asked("Produce", _produce(broker, producer, batches))).items():
                 epoch.base_offsets.setdefault(tp, offset)
+            self.acknowledged += sum(map(len, batches.values()))
         await passing("commit.after_produce")
         if membership is not None:
             offsets = epoch.offsets
@@ -272,7 +281,7 @@ class Writer:
         sizes: list[int] = []
 
         def add(nth: int, tp: TP, batch: bytes) -> int:
-            while nth < len(rounds) and sizes[nth] + len(batch) > REQUEST_BYTES:
+            while nth < len(rounds) and sizes[nth] + len(batch) > self.request_bytes:
                 nth += 1
             if nth >= len(rounds):
                 rounds.append({})
@@ -285,7 +294,7 @@ class Writer:
         for tp, outs in records.items():
             nth = 0
             # A broker holds a topic's max.message.bytes against the whole batch.
-            size = min(BATCH_BYTES, self._max_batch_bytes(tp.topic))
+            size = min(BATCH_BYTES, self.request_bytes, self._max_batch_bytes(tp.topic))
             builder = self._broker.batch_builder(size)
             try:
                 for out in outs:

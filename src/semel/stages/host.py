@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Host(Protocol):
     """`landings` counts the epochs whose rows and marks moved into the store.
 
+    `open_bytes`: what the open epoch holds; at `epoch_bytes` it is `full`, and lanes wait until it is cut. `event_bytes`: the
+    most that one event, or one batch, may write.
+
     `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
     """
 
@@ -29,7 +32,11 @@ class Host(Protocol):
     landings: int
     epoch_outputs: list[Out]
     dead_letters: DeadLetters
+    open_bytes: int
+    epoch_bytes: int
+    event_bytes: int
 
+    def full(self) -> None: ...
     def gate(self) -> Awaitable[Any]: ...
     def cautious(self) -> bool: ...
     def may_take(self) -> bool: ...

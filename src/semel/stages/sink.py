@@ -17,6 +17,8 @@ Headers = Sequence[tuple[str, bytes | None]]
 # A batch of one record costs up to 61 bytes of batch header plus the record's varints.
 _OVERHEAD_BYTES = 96
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
+# What an output takes beside key and value, with one header: mostly the lineage.
+_OUT_BYTES = 160
 
 
 class Out(NamedTuple):
@@ -27,6 +29,15 @@ class Out(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+    @property
+    def size(self) -> int:
+        """About what it takes of a transaction, in bytes."""
+        _, _, key, value, headers = self
+        size = _OUT_BYTES + len(key or b"") + len(value or b"")
+        if len(headers) > 1:
+            size += sum(len(name) + len(content or b"") + 10 for name, content in headers)
+        return size
 
 
 class TopicLimits(NamedTuple):
@@ -59,11 +70,13 @@ class Destination:
 
     __slots__ = ("_encode", "_key_encode", "_tps", "limits", "partition_of", "partitions", "topic")
 
-    def __init__(self, topic: Topic, partitions: int, limits: TopicLimits) -> None:
+    def __init__(
+        self, topic: Topic, partitions: int, limits: TopicLimits, partition_of: KeyPartitions | None = None
+    ) -> None:
         self.topic = topic
         self.partitions = partitions
         self.limits = limits
-        self.partition_of = KeyPartitions(partitions)
+        self.partition_of = KeyPartitions(partitions) if partition_of is None else partition_of
         self._encode = topic.value.encode
         self._key_encode = topic.key.encode
         self._tps = [TP(topic.name, p) for p in range(partitions)]

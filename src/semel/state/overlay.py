@@ -24,10 +24,19 @@ class _Missing:
 MISSING: Final = _Missing()
 
 
+# What a key at hand takes with a small value: itself as text and bytes, and its places in two dicts.
+KEY_BYTES = 340
+# Keys and values up to here are in that.
+SMALL_BYTES = 64
+# A decoded value takes more than its bytes.
+VALUE_FACTOR = 2
+
+
 class Rows:
     """The rows of table `name` that belong to one partition. `place` is None where a row lives where its event is.
 
-    `max_bytes`: what key and value together may take in the changelog. `limit`: how many keys are kept at hand.
+    `max_bytes`: what key and value together may take in the changelog. `limit`, `limit_bytes`: how many keys, with their
+    values, are kept at hand.
     """
 
     __slots__ = (
@@ -36,14 +45,18 @@ class Rows:
         "_encode_key",
         "_exact",
         "_exact_key",
+        "_heavy",
+        "_most",
         "_prefix",
         "_raw_key",
         "_raws",
         "_store",
+        "_weights",
         "hot",
         "immutable",
         "key_codec",
         "limit",
+        "limit_bytes",
         "max_bytes",
         "name",
         "numeric_key",
@@ -65,11 +78,13 @@ class Rows:
         place: Callable[[bytes], int] | None,
         max_bytes: int,
         limit: int = 50_000,
+        limit_bytes: int = 32 << 20,
     ) -> None:
         self.name = name
         self.partition = partition
         self.place = place
         self.limit = limit
+        self.limit_bytes = limit_bytes
         self.max_bytes = max_bytes
         self.immutable = value.immutable
         self.key_codec = key
@@ -88,6 +103,10 @@ class Rows:
         # 1, 1.0 and True are one key to Python; only one of them is a key of the table.
         self.numeric_key = self._exact_key if self._exact_key in (int, bool) else None
         self.hot: dict[Any, Any] = {}
+        # What large keys and values at hand take, and how much each; how many keys there is room for beside them.
+        self._heavy = 0
+        self._weights: dict[Any, int] = {}
+        self._most = min(limit, limit_bytes // KEY_BYTES)
         self.open: dict[bytes, bytes | None] = {}
         self.sealed: dict[bytes, bytes | None] = {}
 
@@ -114,11 +133,57 @@ class Rows:
                     "table merge= so that each partition keeps a partial row and the views combine them"
                 )
         if self._exact_key is not None or type(key) is str:
-            if len(self._raws) >= self.limit:
-                self._raws.clear()
-                self.hot.clear()
+            if len(raw) > SMALL_BYTES:
+                return self._keep_large_key(key, raw)
+            if len(self._raws) >= self._most:
+                self._forget()
             self._raws[key] = raw
         return raw
+
+    # -- at hand
+
+    @property
+    def hot_bytes(self) -> int:
+        """What keys and values at hand take, about."""
+        return len(self._raws) * KEY_BYTES + self._heavy
+
+    def _forget(self) -> None:
+        self._raws.clear()
+        self.hot.clear()
+        self._weights.clear()
+        self._heavy = 0
+        self._most = min(self.limit, self.limit_bytes // KEY_BYTES)
+
+    def _keep_large_key(self, key: Any, raw: bytes) -> bytes:
+        # As text, as bytes, and at times as the key of another dict.
+        self._weigh((raw,), len(raw) * 3)
+        self._raws[key] = raw
+        return raw
+
+    def _keep(self, key: Any, value: Any, size: int) -> None:
+        """Keep a value at hand that takes `size` bytes when encoded."""
+        if size > SMALL_BYTES:
+            if size * VALUE_FACTOR > self.limit_bytes // 4:
+                self._drop(key)
+                return
+            self._weigh(key, size * VALUE_FACTOR)
+        elif self._weights:
+            self._heavy -= self._weights.pop(key, 0)
+        self.hot[key] = value
+
+    def _weigh(self, key: Any, size: int) -> None:
+        more = size - self._weights.get(key, 0)
+        if self.hot_bytes + more > self.limit_bytes:
+            self._forget()
+            more = size
+        self._weights[key] = size
+        self._heavy += more
+        self._most = min(self.limit, (self.limit_bytes - self._heavy) // KEY_BYTES)
+
+    def _drop(self, key: Any) -> None:
+        self.hot.pop(key, None)
+        if self._weights:
+            self._heavy -= self._weights.pop(key, 0)
 
     # -- reading
 
@@ -137,7 +202,7 @@ class Rows:
             return MISSING
         found = self.decoded(key, stored)
         if self._exact_key is not None:
-            self.hot[key] = found
+            self._keep(key, found, len(stored))
         return found
 
     def decode(self, stored: bytes) -> Any:
@@ -186,10 +251,13 @@ class Rows:
 
     def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
         self.open[raw] = encoded
-        if type(value) is self._exact:
-            self.hot[key] = value
+        if type(value) is self._exact and encoded is not None:
+            if len(encoded) > SMALL_BYTES or self._weights:
+                self._keep(key, value, len(encoded))
+            else:
+                self.hot[key] = value
         elif self.immutable:
-            self.hot.pop(key, None)
+            self._drop(key)
 
     def unset(self, key: Any, raw: bytes, before: Any) -> None:
         """Back to what the open epoch held for this row before; MISSING: nothing."""
@@ -197,7 +265,7 @@ class Rows:
             self.open.pop(raw, None)
         else:
             self.open[raw] = before
-        self.hot.pop(key, None)
+        self._drop(key)
 
     def redo(self, raw: bytes, now: bytes | None) -> None:
         """What `unset` took back, once more."""
@@ -218,7 +286,7 @@ class Rows:
 
     def drop(self) -> None:
         self.open, self.sealed = {}, {}
-        self.hot.clear()
+        self._forget()
 
 
 def _plain_key(declared: Any) -> bool:

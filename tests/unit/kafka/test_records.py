@@ -303,3 +303,19 @@ class RefusesNames:
             if number == 9:
                 b"\xff".decode()
             yield record
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_batches_beyond_the_bytes_asked_for_are_left_for_the_next_time(compression: str | None) -> None:
+    data = b"".join(batch(n * 10, 10, compression=compression) for n in range(4))
+    position, seen = 0, list[int]()
+    while position < 40:
+        found, after, error = records.read(data, position, aborted=(), most_bytes=300)
+        assert error == 0 and position < after <= position + 20
+        seen += offsets(found)
+        position = after
+    assert seen == list(range(40))
+    assert records.read(data, 0, aborted=(), most_bytes=10_000)[1] == 40
+    assert records.read(data, 0, aborted=(), most_bytes=1)[1] in (1, 10), (
+        "one record of what was compressed, else a batch"
+    )
