@@ -243,8 +243,7 @@ async def test_a_duplicate_of_a_dead_event_follows_it(picky: Ledger) -> None:
     assert await worker.stopped() == 0
 
 
-async def test_an_event_that_takes_too_long_holds_up_its_own_partition_only(picky: Ledger) -> None:
-    """It is left out of the epochs that pass meanwhile, and goes into the one in which it ends."""
+async def test_an_event_that_takes_too_long_is_left_out_of_the_epochs_until_it_is_done(picky: Ledger) -> None:
     worker = picky.worker(SEMEL_HANDLER_TIMEOUT_MS="300").start()
     await worker.ready()
     await picky.feed([Message(b"account-0", event("before")), Message(b"account-0", event("slow", do="sleep"))])

@@ -22,6 +22,7 @@ from semel.runtime.background import Background
 from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.intake import Intake
+from semel.runtime.lingering import Lingering
 from semel.runtime.membership import GroupMember
 from semel.runtime.memory import shares
 from semel.runtime.progress import Rate, lag
@@ -111,6 +112,7 @@ class Engine:
             plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
             transactional_id=self.transactional_id,
         )  # fmt: skip
+        self.lingering = Lingering(self.lanes, clock, handler_timeout_ms=settings.handler_timeout_ms)
         self._taking_over: asyncio.Task[None] | None = None
         self._background = Background()
         # -- what others look at
@@ -138,6 +140,7 @@ class Engine:
             await self._connect()
             self._background.spawn(self.intake.run(), "intake")
             self._background.spawn(self._commit_loop(), "commits")
+            self._background.spawn(self.lingering.run(), "lingering events")
             for lane in self.lanes:
                 self._background.spawn(body.run(lane), f"lane {lane.plan.name}")
             if self.plan.sources:

@@ -20,6 +20,7 @@ from semel.runtime.failpoints import Failpoints, check_switches
 from semel.runtime.memory import default_budget
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
+from semel.runtime.watchdog import Watchdog
 from semel.state.directory import StateDirectory, first_free_instance
 from semel.state.store import Store, StoreError
 from semel.web.server import Route, WebServer
@@ -38,6 +39,8 @@ class EngineHost:
         self._directory = directory
         self._settings = settings
         self._web = WebServer(self.view, settings, pages) if pages is not None else None
+        self._watchdog = Watchdog(engine.lanes, session_timeout_ms=settings.session_timeout_ms)
+        engine.awake = self._watchdog.awake
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -45,8 +48,10 @@ class EngineHost:
             if self._web is not None:
                 await self._web.start()
                 self.engine.settings.web_url = self._settings.web_url or self._web.url
+            self._watchdog.start()
             await self.engine.run()
         finally:
+            self._watchdog.stop()
             with contextlib.suppress(Exception):
                 if self._web is not None:
                     await self._web.stop()

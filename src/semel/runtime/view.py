@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -184,6 +185,7 @@ class EngineView:
                 "owners": {str(task): owner[0] for task, owner in engine.assignment.owners.items()},
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
+                "in_hand": [asdict(found) for found in engine.lingering.in_hand()],
                 "throttled_s": round(engine.broker.throttles.wait_s("Produce"), 1),
             }
         ]
@@ -244,6 +246,8 @@ class EngineView:
             said["paused_by"] = engine.paused_by
         if engine.membership is None and engine.plan.sources:
             said["group"] = "not assigned yet"
+        if lingering := engine.lingering.unready():
+            said["in_hand"] = [asdict(found) for found in lingering]
         if restoring:
             said["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not said, said or {"tasks": sorted(engine.tasks)}

@@ -77,7 +77,8 @@ class Lane:
         # The error of the running body that has been counted as a failed attempt already.
         self.heard: BaseException | None = None
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
-        # When the running step of the body began, and for how long steps before it held the loop.
+        # `code`: the coroutine of the running body. When its running step began, and for how long steps before it held the loop.
+        self.code: Any = None
         self._stepped_at: float | None = None
         self._stepping: Hand | None = None
         self._held_s = 0.0

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -23,6 +24,7 @@ log = logging.getLogger("semel.agent")
 # A body that its incarnation has left behind may take this long to notice; the next one does not wait longer.
 LEAVE_S = 0.2
 CLOSE_S = 0.5
+_LIBRARY = str(Path(os.__file__).parent)
 _NOT_THE_AGENTS = (str(Path(asyncio.__file__).parent), str(Path(__file__).parents[1]))
 
 
@@ -43,6 +45,7 @@ async def run(lane: Lane) -> None:
             lane.heard = None
             hand = lane.hand
             driven = Driven(_one_run(lane, hand), partial(lane.step_begins, hand), lane.step_ends)
+            lane.code = driven.coroutine
             body = asyncio.create_task(driven, name=f"agent {lane.plan.name}")
             over = asyncio.create_task(lane.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,18 +124,20 @@ def _say_left_behind(lane: Lane, driven: Driven) -> None:
 
 
 def place(coroutine: Any) -> str:
-    """Where an agent's code stands: its innermost frame that is neither the engine's nor asyncio's."""
+    """Where an agent's code stands: its innermost frame that is no library's, else that is neither the engine's nor asyncio's."""
     at = coroutine
-    where = "an unknown place"
+    where = own = ""
     while at is not None:
         frame = getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None) or getattr(at, "gi_frame", None)
         if frame is not None and not frame.f_code.co_filename.startswith(_NOT_THE_AGENTS):
             where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+            if not frame.f_code.co_filename.startswith(_LIBRARY) and "site-packages" not in frame.f_code.co_filename:
+                own = where
         at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
         if type(at).__name__ == "async_generator_asend":
             # It does not name its generator.
             at = next((found for found in gc.get_referents(at) if inspect.isasyncgen(found)), None)
-    return where
+    return own or where or "an unknown place"
 
 
 class _Exit:

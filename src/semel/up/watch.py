@@ -98,6 +98,10 @@ class Watch:
                 if said := worker.document.get(key):
                     found.append(f"{worker.name} {key.replace('_', ' ')}: {said}")
             found += [
+                f"{worker.name} agent {e['agent']} at {e['record']} for {e['seconds']} s, waits at {e['waits_at']}"
+                for e in worker.document.get("in_hand", ())
+            ]
+            found += [
                 f"{worker.name} task {t['partition']}: {t['state']}, at {t['position']}, lag {t['lag']}, "
                 f"restored {t['restored']} of {t['to_restore']}"
                 for t in worker.document["tasks"]

@@ -225,6 +225,10 @@ def _pipeline(found: Mapping[str, Any]) -> str:
 def _trouble(found: Mapping[str, Any]) -> str:
     """Why nothing moves, in the worker's own words; nothing where it does."""
     why = [f"{said.replace('_', ' ')} {found[said]}" for said in ("waiting_for", "paused_by") if found[said]]
+    why += [
+        f"agent {event['agent']} has been at {event['record']} for {event['seconds']:.0f} s; it waits at {event['waits_at']}"
+        for event in found.get("in_hand", ())
+    ]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
 
 

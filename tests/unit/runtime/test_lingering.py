@@ -1,0 +1,105 @@
+"""Events that their agents do not finish: named while they last, on the page, and the worker is not ready."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from semel.runtime.view import EngineView
+from semel.web.html import _trouble
+from tests.unit.runtime.harness import World, payments_pipeline
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "it waits at" in r.getMessage()]
+
+
+@pytest.mark.parametrize("style", ["stream", "coroutine", "batches"])
+async def test_an_event_that_never_ends_is_named_with_agent_record_and_line(
+    world: World, caplog: pytest.LogCaptureFixture, style: str
+) -> None:
+    async def for_ever(payment: Any) -> None:
+        if payment.id == "stuck":
+            await asyncio.get_running_loop().create_future()
+
+    world.work.before = for_ever
+    world.pipeline = payments_pipeline(world.work, style=style)
+    worker = world.start()
+    await world.until_running(worker)
+    tp, offset = world.write({"id": "stuck", "account": "a1", "amount": 1}, "a1")
+    await world.clock.sleep(2)
+    (said,) = lines(caplog)
+    assert f"{tp.topic}[{tp.partition}]@{offset} (key b'a1')" in said
+    assert worker.engine.lanes[0].plan.name in said
+    assert __file__ in said
+    assert "(for_ever)" in said
+    # Again now and then, not at every look.
+    await world.clock.sleep(60)
+    assert len(lines(caplog)) == 2
+    await world.clock.sleep(600)
+    assert len(lines(caplog)) == 12
+
+
+async def test_an_event_that_takes_long_is_on_the_page_and_makes_the_worker_unready(world: World) -> None:
+    worker = world.start(handler_timeout_ms=2_000)
+    view = EngineView(worker.engine)
+    await world.until_running(worker)
+    world.pay("a1", 1, sleep_ms=20_000)
+    await world.clock.sleep(3)
+    ready, said = view.readiness()
+    assert ready, said
+    (found,) = view.pipelines()[0]["in_hand"]
+    assert found["record"].startswith("payments[")
+    assert 1 <= found["seconds"] <= 3
+    assert "it waits at" in _trouble(view.pipelines()[0])
+    await world.clock.sleep(4)
+    ready, said = view.readiness()
+    assert not ready
+    assert said["in_hand"][0]["record"] == found["record"]
+    assert view.liveness()[0]
+    await world.drained()
+    assert view.readiness()[0]
+    assert view.pipelines()[0]["in_hand"] == []
+    assert _trouble(view.pipelines()[0]) == ""
+
+
+async def test_events_that_wait_at_one_place_are_said_once_a_minute_with_their_number(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(40):
+        world.pay("a1", 1, sleep_ms=2_000)
+    await world.drained(within_s=120)
+    said = lines(caplog)
+    assert len(said) == 2
+    assert "more events waited there" in said[1]
+
+
+async def test_quick_events_are_not_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(20):
+        world.pay("a1", 1, sleep_ms=700)
+    await world.drained(within_s=120)
+    assert lines(caplog) == []
+
+
+async def test_an_event_that_takes_long_holds_up_its_agents_other_partitions(world: World) -> None:
+    """An agent is at one event at a time. Commits go on, and the others' events are done when it is."""
+    worker = world.start(handler_timeout_ms=500)
+    await world.until_running(worker)
+    accounts = {world.place(f"a{n}").partition: f"a{n}" for n in range(8)}
+    assert len(accounts) == 2
+    world.pay(accounts[0], 1, id="before")
+    world.pay(accounts[0], 1, id="slow", sleep_ms=30_000)
+    await world.until(lambda: "slow" in world.work.handled)
+    world.pay(accounts[1], 1, id="other")
+    await world.clock.sleep(20)
+    assert world.work.handled == ["before", "slow"]
+    assert sum(len(log) for log in world.cluster.committed("settlements")) == 1
+    await world.drained()
+    assert world.work.handled == ["before", "slow", "other"]
+    world.check()
