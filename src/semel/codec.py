@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Callable, Iterator
-from math import isfinite
 from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_origin, is_typeddict
 
 import msgspec
@@ -20,6 +19,7 @@ import orjson
 from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError
+from semel.exact import check_of, only_reading_tells
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ _everything = msgspec.json.Encoder(order="deterministic").encode
 class Codec(Generic[T]):
     """How values of `type` become bytes.
 
-    `encode` raises TypeError for a value that is not of the type; of a structure it looks at the outermost type only,
-    and leaves the rest to the type checker. `decode` looks at everything and raises DecodeError.
+    `encode` raises TypeError for a value that is not of the type, or would not come back as it went, wherever inside
+    (`semel.exact`). `decode` looks at everything and raises DecodeError.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times.
     """
 
@@ -79,7 +79,7 @@ def codec_for(declared: Any) -> Codec[Any]:
     for part in _parts(shape):
         if isinstance(part, shapes.CustomType):
             raise _impossible(declared, f"nothing is known of {part.cls.__name__}")
-    return Codec(declared, _writer(declared, shape), _reader(declared, reader.decode), _immutable(shape))
+    return Codec(declared, _writer(declared, shape, reader.decode), _reader(declared, reader.decode), _immutable(shape))
 
 
 def is_immutable(declared: Any) -> bool:
@@ -151,26 +151,28 @@ def _immutable(shape: shapes.Type) -> bool:
 # -- writing
 
 
-def _writer(declared: Any, shape: shapes.Type) -> Callable[[Any], bytes]:
+def _writer(declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]) -> Callable[[Any], bytes]:
     parts = list(_parts(shape))
-    untyped = any(isinstance(p, shapes.AnyType) for p in parts)
-    # JSON has no NaN; what would be read back as null, or not at all, is not written.
-    floats = untyped or any(isinstance(p, shapes.FloatType) for p in parts)
-    # Keys become strings in JSON. Where they are declared, they are read back as what they were.
-    keys = 0 if untyped else orjson.OPT_NON_STR_KEYS
     # orjson leaves out fields that begin with an underscore.
     hidden = any(f.name.startswith("_") for p in parts if isinstance(p, shapes.DataclassType) for f in p.fields)
     allowed = _classes(declared)
     exact = allowed[0] if allowed is not None and len(allowed) == 1 else None
+    inexact = check_of(declared, shape)
+    # Of these the class says it all; where nothing but JSON's own types can be inside, reading it again is the faster look.
+    plain = all(isinstance(p, (shapes.AnyType, shapes.DictType, shapes.ListType)) for p in parts)
+    check = None if exact in (int, bool) or plain else inexact
+    again = only_reading_tells(parts)
     name = _name(declared)
     dumps = orjson.dumps
 
     def encode(value: Any) -> bytes:
         if type(value) is not exact and allowed is not None:
-            if type(value) is int and float in allowed and int not in allowed:
+            if type(value) is int and float in allowed and int not in allowed and float(value) == value:
                 value = float(value)
             elif not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
                 raise TypeError(f"expected {name}, got {type(value).__name__}: {value!r:.120}")
+        if check is not None:
+            check(value)
         if hidden:
             raw = thorough(value)
         else:
@@ -178,20 +180,27 @@ def _writer(declared: Any, shape: shapes.Type) -> Callable[[Any], bytes]:
                 raw = dumps(value)
             except TypeError:
                 raw = thorough(value)
-        if floats and raw.find(b"null") >= 0 and not _finite(value):
-            raise TypeError(f"NaN and infinity do not fit in JSON: {value!r:.120}")
+        if plain or again:
+            try:
+                same = read(raw) == value or not plain
+            except Exception as exc:
+                raise TypeError(f"it could not be read again: {exc}") from exc
+            if not same:
+                inexact(value)
+                raise TypeError(f"{value!r:.120} would be read back as another value")
         return raw
 
     def thorough(value: Any) -> bytes:
+        if plain:
+            inexact(value)
         try:
             if not hidden:
                 try:
-                    return dumps(value, _plain, keys)
+                    # Keys become strings in JSON; where they are no strings they are declared, and read back as they were.
+                    return dumps(value, _plain, orjson.OPT_NON_STR_KEYS)
                 except orjson.JSONEncodeError as exc:
                     if "64-bit" not in str(exc):
                         raise
-            if untyped and not _str_keyed(value):
-                raise TypeError("keys of a dict must be str where their type is not declared")
             try:
                 return _everything(value)
             except TypeError:
@@ -231,27 +240,6 @@ def _plain(value: Any) -> Any:
     return found
 
 
-def _inside(value: Any) -> Iterator[Any]:
-    """The keys and values of a value, all the way down."""
-    waiting = [msgspec.to_builtins(value)]
-    while waiting:
-        part = waiting.pop()
-        yield part
-        if isinstance(part, dict):
-            waiting += cast("dict[Any, Any]", part).values()
-        elif isinstance(part, (list, tuple, set, frozenset)):
-            waiting += cast("list[Any]", part)
-
-
-def _finite(value: Any) -> bool:
-    return all(isfinite(part) for part in _inside(value) if isinstance(part, float))
-
-
-def _str_keyed(value: Any) -> bool:
-    dicts = (cast("dict[Any, Any]", part) for part in _inside(value) if isinstance(part, dict))
-    return all(isinstance(key, str) for found in dicts for key in found)
-
-
 def _bytes_out(value: bytes) -> bytes:
     if not isinstance(value, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected bytes, got {type(value).__name__}: {value!r:.120}")
@@ -278,6 +266,9 @@ def _reader(declared: Any, read: Callable[[bytes], Any]) -> Callable[[bytes], An
             return read(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise DecodeError(f"not a {name}: {exc}") from exc
+        except Exception as exc:
+            # A `__post_init__` may raise anything, and what is nested deep enough a RecursionError.
+            raise DecodeError(f"not a {name}: {type(exc).__name__}: {exc}") from exc
 
     return decode
 

@@ -106,7 +106,7 @@ class Dedup:
         def by_value(value: Any, record: Any) -> bytes | None:
             found = read(value)
             if type(found) is str:
-                return found.encode() or None
+                return key_bytes(found) or None
             absent = found is None or found == b"" or (isinstance(found, float) and isnan(found))
             return None if absent else key_bytes(found)
 
@@ -216,7 +216,10 @@ def _picker(fields: tuple[str, ...]) -> Callable[[Any], Any]:
 
 def _header_reader(names: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]:
     def read(value: Any, record: Any) -> bytes | None:
-        headers: dict[str, bytes | None] = dict(record.headers)
+        headers: dict[str, bytes | None] = {}
+        for name, content in record.headers:
+            if name in names and headers.setdefault(name, content) != content:
+                raise ValueError(f"header {name!r} stands twice, with two values")
         parts = [headers.get(name) for name in names]
         if any(part is None or part == b"" for part in parts):
             return None
@@ -285,7 +288,8 @@ def _content_reader(fields: tuple[str, ...]) -> Callable[[Any, Any], bytes | Non
 def key_bytes(found: Any) -> bytes:
     """A dedup key as bytes; ids of different types never meet (a str "5" is not the int 5)."""
     if isinstance(found, str):
-        return found.encode()
+        raw = found.encode()
+        return raw if raw[:1] != b"\x00" else b"\x00s" + raw
     if isinstance(found, bytes):
         return _BYTES + found
     return _OTHER + _canonical(found)

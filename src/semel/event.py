@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from semel.hand import in_hand
+from semel.output import Headers
 from semel.port import Record
 
 
 class Event:
     """A record and its value.
 
-    `key` is of the type that the source declares (None: no key; DecodeError where it is none); `headers` a dict;
-    `timestamp` in ms; (`topic`, `partition`, `offset`) is its position. `record` is what it was made of.
+    `key` is of the type that the source declares (None: no key; DecodeError where it is none); `headers` a dict that also
+    has those of one name (`Headers`); `timestamp` in ms; (`topic`, `partition`, `offset`) is its position. `record` is what
+    it was made of.
     """
 
     __slots__ = ("_read_key", "partition", "record", "topic", "value")
@@ -38,8 +40,8 @@ class Event:
         return raw if raw is None or self._read_key is None else self._read_key(raw)
 
     @property
-    def headers(self) -> dict[str, bytes | None]:
-        return dict(self.record.headers)
+    def headers(self) -> Headers:
+        return Headers(self.record.headers)
 
     @property
     def timestamp(self) -> int:

@@ -244,6 +244,13 @@ class Hand:
             self.live[(rows.name, raw)] = Live(rows, key, raw, value, rows.encode(key, raw, value), False)
         return value
 
+    def has(self, rows: Rows, key: Any) -> bool:
+        """Whether there is such a row, readable or not."""
+        raw = rows.raw(key)
+        if (rows.name, raw) in self.live:
+            return self.read(rows, key, None) is not MISSING
+        return rows.load(raw) is not None
+
     def write(self, rows: Rows, key: Any, value: Any) -> None:
         raw = rows.raw(key)
         encoded = None if value is MISSING else rows.encode(key, raw, value)

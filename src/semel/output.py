@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from semel.topic import Topic
+
+
+class Headers(dict[str, bytes | None]):
+    """A record's headers by name: of several with one name the last, as Kafka's own clients say.
+
+    `pairs`: all of them as they came; `all(name)`: every value of a name. As `Output(headers=…)` it hands on `pairs`.
+    """
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: Sequence[tuple[str, bytes | None]]) -> None:
+        super().__init__(pairs)
+        self.pairs = tuple(pairs)
+
+    def all(self, name: str) -> list[bytes | None]:
+        return [value for n, value in self.pairs if n == name]
 
 
 class _SourceKey:
@@ -51,8 +67,14 @@ class Output:
         """The headers as Kafka has them; None where the source's are kept. TypeError or ValueError for what is no header."""
         if self.headers is None:
             return None
-        pairs = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
-        return [header(name, value) for name, value in pairs]
+        return [header(name, value) for name, value in pairs_of(self.headers)]
+
+
+def pairs_of(headers: Any) -> Iterable[tuple[Any, Any]]:
+    """Names and values of headers, also two of one name."""
+    if isinstance(headers, Headers):
+        return headers.pairs
+    return headers.items() if isinstance(headers, Mapping) else headers or ()  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
 
 
 def header(name: Any, value: Any) -> tuple[str, bytes | None]:

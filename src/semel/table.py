@@ -76,7 +76,7 @@ class Table:
 
     def __contains__(self, key: Any) -> bool:
         hand, rows = self._rows()
-        return hand.read(rows, key, None) is not MISSING
+        return hand.has(rows, key)
 
     def get_many(self, keys: Iterable[Any]) -> list[Any]:
         """The values of `keys` in order, `None` (or the default) for rows that are not there."""
@@ -92,9 +92,9 @@ class Table:
         hand.write(rows, key, value)
 
     def __delitem__(self, key: Any) -> None:
-        """KeyError where there is no such row."""
+        """KeyError where there is no such row. One that cannot be read is deleted all the same."""
         hand, rows = self._rows()
-        if hand.read(rows, key, None) is MISSING:
+        if not hand.has(rows, key):
             raise KeyError(key)
         hand.write(rows, key, MISSING)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -43,6 +44,25 @@ class Order:
     total: float
     lines: list[Line] = field(default_factory=list)
     note: str | None = None
+
+
+@dataclass
+class LongLine(Line):
+    more: int
+
+
+@dataclass
+class Positive:
+    amount: int
+
+    def __post_init__(self) -> None:
+        if self.amount < 0 and not isinstance(self.amount, bool):
+            raise KeyError("negative")
+
+
+@dataclass
+class Names:
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -194,6 +214,76 @@ def test_what_is_written_is_read_back_as_it_was(declared: Any, value: Any) -> No
 def test_a_value_of_another_type_is_refused_when_it_is_written(declared: Any, value: Any) -> None:
     with pytest.raises(TypeError):
         codec_for(declared).encode(value)
+
+
+UNTYPED = [
+    datetime(2026, 1, 2, tzinfo=UTC), date(2026, 1, 2), timedelta(1), UUID_1, Decimal("1.10"), (1, 2), {1, 2}, b"ab",
+    Colour.RED, Money(3), Frozen(1), Point(1, 2), math.nan, {1: 2}, [(1,)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", UNTYPED, ids=repr)
+@pytest.mark.parametrize("wrap", [lambda v: {"a": {"b": [v]}}, lambda v: [v], Loose])
+def test_what_json_has_no_type_for_is_refused_where_its_type_is_not_declared(
+    wrap: Callable[[Any], Any], value: Any
+) -> None:
+    wrapped = wrap(value)
+    for declared in (type(wrapped), Any) if not isinstance(wrapped, Loose) else (Loose,):
+        with pytest.raises(TypeError):
+            codec_for(declared).encode(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "place"),
+    [
+        (Order, Order("o", "much"), "total: expected float"),  # type: ignore[arg-type]
+        (Order, Order(5, 1.0), "id: expected str, got int: 5"),  # type: ignore[arg-type]
+        (Order, Order("o", 1.0, [Line("a", "2")]), r"lines: \[0\]: count: expected int, got str"),  # type: ignore[arg-type]
+        (Order, Order("o", 1.0, (Line("a", 2),)), "lines: expected list, got tuple"),  # type: ignore[arg-type]
+        (Order, Order("o", 1.0, [], 7), "note: fits none"),  # type: ignore[arg-type]
+        (Order, Order("o", 2**60 + 1), "no float is equal to"),
+        (Chain, Chain(1, Chain("2")), "next: .*value: expected int"),  # type: ignore[arg-type]
+        (list[datetime], ["2026-01-02T03:04:05Z"], "expected datetime, got str"),
+        (list[date], [datetime(2026, 1, 2)], "expected date, got datetime"),
+        (dict[str, UUID], {"a": str(UUID_1)}, "expected UUID"),
+        (list[bytes], ["YWI="], "expected bytes"),
+        (list[int], [True], "expected int, got bool"),
+        (tuple[int, str], (1, "a", "b"), "a tuple of 2"),
+        (Shape, {"name": "square", "size": 3}, "has no key 'size', and would lose it"),
+        (Shape, {}, "lacks 'name'"),
+        (Annotated[int, msgspec.Meta(gt=0)], 0, "could not be read again"),
+        (Positive, Positive(1), "could not be read again"),
+        (Thawed, Thawed("1"), "a: expected int"),  # type: ignore[arg-type]
+        (Line, LongLine("a", 2, 3), "its subclass LongLine, whose more would be lost"),
+        (Literal["a", 1], True, "expected one of"),
+    ],
+)
+def test_a_wrong_type_inside_is_refused_when_it_is_written_with_its_place(
+    declared: Any, value: Any, place: str
+) -> None:
+    if isinstance(value, Positive):
+        value.amount = -1
+    with pytest.raises(TypeError, match=place):
+        codec_for(declared).encode(value)
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    for declared in (list, Any, list[Any]):
+        with pytest.raises(TypeError):
+            codec_for(declared).encode(endless)
+
+
+def test_what_raises_while_it_is_read_is_a_decode_error() -> None:
+    for declared, raw in ((Positive, b'{"amount":-1}'), (dict, b'{"a":' * 2000 + b"1" + b"}" * 2000)):
+        with pytest.raises(DecodeError):
+            codec_for(declared).decode(raw)
+
+
+def test_a_sequence_is_written_whichever_it_is() -> None:
+    codec = codec_for(Names)
+    assert codec.encode(Names(("a",))) == codec.encode(Names(["a"])) == b'{"names":["a"]}'
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])

@@ -91,6 +91,19 @@ def test_ids_of_different_types_never_meet() -> None:
     assert key_bytes(2**70) != key_bytes(2**70 + 1)
 
 
+def test_an_id_that_looks_like_the_form_of_another_type_is_another_id() -> None:
+    read = Dedup("id", window=WEEK).key_reader()
+    ids = [5, "5", "\x00j5", b"5", "\x00b5", "\x00sx", "\x00", [5], "\x00j[5]", True, "s", "\x00s"]
+    assert len({read({"id": i}, None) for i in ids}) == len(ids)
+
+
+def test_a_header_that_stands_twice_with_two_values_is_no_id() -> None:
+    read = Dedup(header("ce_id"), window=WEEK).key_reader()
+    assert read({}, Given(headers=[("ce_id", b"a"), ("other", b"x"), ("other", b"y"), ("ce_id", b"a")])) == b"a"
+    with pytest.raises(ValueError, match="ce_id"):
+        read({}, Given(headers=[("ce_id", b"a"), ("ce_id", b"b")]))
+
+
 def test_equal_ids_are_equal_bytes() -> None:
     assert key_bytes({"a": 1, "b": 2}) == key_bytes({"b": 2, "a": 1})
     assert key_bytes((1, "a")) == key_bytes([1, "a"])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from semel import Event, current_event
+from semel import Event, Output, current_event
 from semel.hand import Hand, in_hand
 
 
@@ -44,6 +44,14 @@ def test_an_event_is_its_record_with_its_value_and_its_position() -> None:
     assert event.headers == {"a": b"1", "b": None}
     assert repr(event) == "Event(payments[3]@7, {'n': 1})"
     assert len(repr(Event("x" * 1000, Given(), "t", 0))) < 120
+
+
+def test_headers_of_one_name_are_all_there() -> None:
+    headers = Event({}, Given(headers=(("h", None), ("h", b"2"), ("e", b""))), "payments", 3).headers
+    assert headers == {"h": b"2", "e": b""}
+    assert headers.all("h") == [None, b"2"]
+    assert headers.pairs == (("h", None), ("h", b"2"), ("e", b""))
+    assert Output(1, headers=headers).header_list() == [("h", None), ("h", b"2"), ("e", b"")]
 
 
 def test_there_is_a_current_event_only_while_it_is_handled_and_only_for_its_own_code() -> None:

@@ -492,6 +492,40 @@ def test_a_stored_row_of_another_type_names_the_table_and_the_row(store: Store) 
         declared["a"]
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_row_that_cannot_be_read_can_be_deleted_and_replaced(store: Store, how: str) -> None:
+    written = Table("t", value=dict)
+    rows, hand = begun(written, store)
+    written["a"] = {"balance": "much"}
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    declared = Table("t", value=Account)
+    rows, hand = begun(declared, store)
+    assert "a" in declared
+    with pytest.raises(KeyError):
+        del declared["b"]
+    if how == "deleted":
+        del declared["a"]
+        assert "a" not in declared
+    else:
+        declared["a"] = Account(1)
+    finish(hand)
+    rows.seal()
+    land(store, rows)
+    assert committed(store, rows) == ({} if how == "deleted" else {"a": Account(1)})
+
+
+def test_a_row_of_a_wrong_type_inside_is_refused_when_it_is_written(store: Store) -> None:
+    table = Table("t", value=Account, default=Account)
+    _, hand = begun(table, store)
+    with pytest.raises(HandlingError, match=r"table 't', row 'a': balance: expected int, got str: '12'"):
+        table["a"] = Account("12")  # type: ignore[arg-type]
+    table["b"].balance = "13"
+    with pytest.raises(HandlingError, match="row 'b': balance: expected int"):
+        finish(hand)
+
+
 def test_what_is_kept_at_hand_is_bounded_for_readers_and_for_writers(store: Store) -> None:
     table = Table("t", key=str, value=int, default=int)
     rows = rows_of(table, store, limit=10)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import faust
-import orjson
+import msgspec
 
 from semel import codec
 from semel.codec import Codec
@@ -28,16 +28,30 @@ def _record_codec(declared: Any) -> Codec[Any]:
             raise TypeError(f"expected {name}, got {type(value).__name__}: {value!r:.120}")
         return value.dumps(serializer="json")
 
-    def decode(raw: bytes) -> Any:
-        try:
-            return declared.from_data(orjson.loads(raw), preferred_type=declared)
-        except Exception as exc:
-            raise DecodeError(f"not a {name}: {type(exc).__name__}: {exc}") from exc
-
-    return Codec(declared, encode, decode, False)
+    decode = _reader(lambda raw: declared.from_data(_plain(raw), preferred_type=declared), name)
+    return Codec(declared, _exact(encode, decode), decode, False)
 
 
 codec.register(_is_record, _record_codec)
+
+# Not orjson: it reads integers beyond 64 bits as floats, and two of them become one.
+_plain = msgspec.json.decode
+
+
+def _exact(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[[Any], bytes]:
+    """As `encode`; TypeError for what would be read back as something else, since Faust's serializers help themselves."""
+
+    def checked(value: Any) -> bytes:
+        raw = encode(value)
+        try:
+            same = decode(raw) == value
+        except DecodeError as exc:
+            raise TypeError(f"{value!r:.120} could not be read again: {exc}") from exc
+        if not same:
+            raise TypeError(f"{value!r:.120} would be read back as {decode(raw)!r:.120}; give it a type that JSON has")
+        return raw
+
+    return checked
 
 
 def _reader(load: Callable[[Any], Any], what: str) -> Callable[[bytes], Any]:
@@ -51,22 +65,23 @@ def _reader(load: Callable[[Any], Any], what: str) -> Callable[[bytes], Any]:
 
 
 def value_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
-    """As Faust reads and writes a value of this type with this serializer; plain JSON goes straight to orjson."""
+    """As Faust reads and writes a value of this type with this serializer; plain JSON without its detours."""
     name = getattr(typ, "__name__", None) or str(serializer or "json")
     serializer = serializer or app.conf.value_serializer
-    if typ is None and serializer == "json":
-        return Codec(Any, orjson.dumps, _reader(_plain_or_model, name), False)
+    if typ in (None, dict, list) and serializer == "json":
+        return Codec(typ or Any, codec.codec_for(Any).encode, _reader(_plain_or_model, name), False)
     registry = app.serializers
+    decode = _reader(lambda raw: registry.loads_value(typ, raw, serializer=serializer), name)
     return Codec(
         typ or Any,
-        lambda value: registry.dumps_value(typ, value, serializer=serializer),
-        _reader(lambda raw: registry.loads_value(typ, raw, serializer=serializer), name),
+        _exact(lambda value: registry.dumps_value(typ, value, serializer=serializer), decode),
+        decode,
         serializer == "raw" or typ in (int, float, bool, str, bytes),
     )
 
 
 def _plain_or_model(raw: bytes) -> Any:
-    value = orjson.loads(raw)
+    value = _plain(raw)
     if type(value) is dict and "__faust" in value:
         from faust.models.base import maybe_model
 
@@ -83,6 +98,32 @@ def key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
         _reader(lambda raw: registry.loads_key(typ, raw, serializer=serializer), name),
         True,
     )
+
+
+def table_key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
+    """Of a table's keys: no two of them are one row.
+
+    Faust writes bytes as they are and all else as JSON, so that b"1" and 1 would meet, and a UUID and its text. A table
+    takes JSON's own types, or one other type; whoever comes second is refused.
+    """
+    plain = key_codec(app, typ, serializer)
+    kinds: list[str] = []
+
+    def encode(key: Any) -> bytes:
+        kind = "plain" if isinstance(key, _JSON) else type(key).__name__
+        if kinds != [kind]:
+            if kinds:
+                raise TypeError(
+                    f"the key {key!r:.120} is of another kind than those before it ({kinds[0]}): both could have the same "
+                    "bytes; use keys of one type in a table"
+                )
+            kinds.append(kind)
+        return plain.encode(key)
+
+    return Codec(plain.type, encode, plain.decode, True)
+
+
+_JSON = (str, int, float, type(None), tuple)
 
 
 def source_of(app: Any, channel: Any, name: str) -> Topic:

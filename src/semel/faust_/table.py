@@ -14,7 +14,7 @@ from faust.tables.manager import TableManager as FaustTableManager
 from faust.tables.table import Table as FaustTable
 
 from semel.errors import DeclarationError, OutsideEvent
-from semel.faust_.codec import key_codec, value_codec
+from semel.faust_.codec import table_key_codec, value_codec
 from semel.faust_.settings import not_in_memory
 from semel.hand import in_hand
 from semel.plan import TablePlan
@@ -37,7 +37,7 @@ class Table(FaustTable):
 
     def plan(self) -> TablePlan:
         app: Any = self.app
-        key = key_codec(app, self.key_type, self.key_serializer)
+        key = table_key_codec(app, self.key_type, self.key_serializer)
         value = value_codec(app, self.value_type, self.value_serializer)
         shape = {"key": key.name, "value": value.name, "merge": False}
         return TablePlan(self.name, key, value, keyed=False, shape=shape)
@@ -71,7 +71,7 @@ class Table(FaustTable):
     def __delitem__(self, key: Any) -> None:
         hand = self._hand("written")
         rows = hand.rows(self.name)
-        if hand.read(rows, key, None) is MISSING:
+        if not hand.has(rows, key):
             raise KeyError(key)
         hand.write(rows, key, MISSING)
 

@@ -213,7 +213,10 @@ class Rows:
         try:
             return self._decode(stored)
         except DecodeError as exc:
-            raise DecodeError(f"table {self.name!r}, row {key!r}: what is stored cannot be read: {exc}") from exc
+            raise DecodeError(
+                f"table {self.name!r}, row {key!r}: what is stored cannot be read: {exc}. Delete the row with del, or assign "
+                "another value; neither reads it"
+            ) from exc
 
     def committed(self, raw: bytes) -> bytes | None:
         """StoreError where the store cannot be read."""

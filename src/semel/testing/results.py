@@ -138,5 +138,6 @@ def or_bytes(codec: Codec[Any], raw: bytes | None) -> Any:
     """What the bytes stand for; the bytes where they stand for nothing."""
     try:
         return None if raw is None else codec.decode(raw)
-    except DecodeError:
+    except Exception:
+        # A codec of the user's may raise anything; the worker survives it, too.
         return raw

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import math
+from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -138,6 +140,48 @@ def test_a_records_codec_checks_what_it_reads() -> None:
     assert codec.decode(b'{"id":"a","amount":3}').amount == 3
     with pytest.raises(semel.SemelError):
         codec.decode(b"{broken")
+
+
+class Trade(faust.Record):
+    id: str
+    at: datetime | None = None
+
+
+TABLES = [
+    (None, {"a": math.nan}), (None, math.inf), (None, datetime(2026, 1, 1)), (None, [(1, 2)]), (None, {"a": UUID(int=1)}),
+    (None, {"a": b"x"}), (int, "1"), (int, 1.5), (float, math.nan), (Trade, Trade("t", datetime(2026, 1, 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typ", "value"), TABLES, ids=repr)
+def test_a_table_refuses_a_value_that_would_be_read_back_as_another(typ: object, value: object) -> None:
+    plan = an_app().Table("t", value_type=typ).plan()
+    with pytest.raises(TypeError):
+        plan.value.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("typ", "value"),
+    [(None, {"id": 2**70, "n": [1, None, 2.5]}), (None, 2**64), (int, 5), (str, "a"), (list, [1, "a"]), (dict, {"a": 1}),
+     (Trade, Trade("t")), (None, {"a": {"b": []}})],
+)  # fmt: skip
+def test_a_table_reads_back_what_it_was_given(typ: object, value: object) -> None:
+    plan = an_app().Table("t", value_type=typ).plan()
+    again = plan.value.decode(plan.value.encode(value))
+    assert again == value
+    assert type(again) is type(value)
+
+
+@pytest.mark.parametrize("pair", [(1, b"1"), ("a", b'"a"'), (UUID(int=1), str(UUID(int=1))), (b"1", 1)], ids=repr)
+def test_two_keys_of_a_table_are_never_one_row(pair: tuple[object, object]) -> None:
+    key = an_app().Table("t").plan().key
+    raw = key.encode(pair[0])
+    with pytest.raises(TypeError, match="another kind"):
+        key.encode(pair[1])
+    assert key.encode(pair[0]) == raw
+    plain = an_app().Table("t").plan().key
+    kinds = [1, "1", 1.0, True, "true", None, "null", (1, 2), "[1,2]"]
+    assert len({plain.encode(k) for k in kinds}) == len(kinds)
 
 
 def test_a_pipeline_becomes_a_faust_agent_of_an_app_of_its_name() -> None:
