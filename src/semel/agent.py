@@ -1,4 +1,4 @@
-"""What kind of agent a callable is: one that takes the stream, or one that takes an event at a time."""
+"""What kind of agent a callable is: one that takes the stream, or one that takes an event at a time; and what it gives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dis
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
-from typing import Any, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Iterator
+from types import CodeType, FunctionType, MethodType, NoneType, UnionType
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from semel.errors import DeclarationError
+from semel.output import Output
 from semel.plan import AgentKind
 
 # Decorators around decorators; one that wraps itself must not hang the declaration.
@@ -39,6 +40,11 @@ def kind_of(run: Callable[..., Any]) -> AgentKind:
             f"agent {name!r} is called with one argument, the stream or the event, and does not take that: {exc}"
         ) from exc
     functions = list(_behind(run))
+    if any(inspect.isgeneratorfunction(f) for f, _ in functions):
+        raise DeclarationError(
+            f"agent {name!r} is a plain generator, which nobody iterates over. For several results of one event make it take "
+            "the stream: `async def agent(stream)` with `async for event in stream:` around its `yield`s"
+        )
     if any(inspect.isasyncgenfunction(f) for f, _ in functions):
         return AgentKind.STREAM
     awaited = [(f, bound) for f, bound in functions if inspect.iscoroutinefunction(f)]
@@ -47,6 +53,67 @@ def kind_of(run: Callable[..., Any]) -> AgentKind:
     if any(_takes_stream(f, bound) for f, bound in awaited):
         return AgentKind.STREAM
     return AgentKind.COROUTINE
+
+
+def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type, ...] | None, where: str) -> None:
+    """DeclarationError where code or annotation shows that what the agent gives cannot be a result.
+
+    `accepted`: the classes that its sink takes; None: not known, or no sink.
+    """
+    functions = [f for f, _ in _behind(run)]
+    loops = kind is AgentKind.STREAM and not any(inspect.isasyncgenfunction(f) for f in functions)
+    if loops and any(_returns_a_value(f.__code__) for f in functions):
+        raise DeclarationError(
+            f"agent {_called(run)!r} iterates over its stream and returns a value, which goes nowhere and ends its loop; yield "
+            "results inside the loop"
+        )
+    for result in _declared_results(run, functions, kind):
+        if issubclass(result, Awaitable):
+            raise DeclarationError(
+                f"agent {_called(run)!r} is a plain function that returns {result.__name__}, which nobody awaits; declare it "
+                "with async def"
+            )
+        if accepted is not None and not any(issubclass(result, a) or issubclass(a, result) for a in accepted):
+            names = " or ".join(a.__name__ for a in accepted)
+            raise DeclarationError(
+                f"agent {_called(run)!r} gives {result.__name__}, by its annotation, and {where} takes {names}; let the two agree"
+            )
+
+
+def _called(run: Any) -> str:
+    return getattr(run, "__name__", None) or repr(run)
+
+
+def _returns_a_value(code: CodeType) -> bool:
+    before: dis.Instruction | None = None
+    for step in dis.get_instructions(code):
+        if step.opname == "RETURN_CONST" and step.argval is not None:
+            return True
+        if step.opname == "RETURN_VALUE":
+            constant = before is not None and before.opname == "LOAD_CONST"
+            if not constant or before is None or before.argval is not None:
+                return True
+        before = step
+    return False
+
+
+def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) -> Iterator[type]:
+    """The classes that the return annotation names, where it names classes; `Output` and None go without saying."""
+    try:
+        declared = get_type_hints(functions[-1] if functions else run).get("return")
+    except Exception:
+        # What an annotation names may exist for the type checker only.
+        return
+    if kind is AgentKind.STREAM:
+        arguments = get_args(declared)
+        if not any(inspect.isasyncgenfunction(f) for f in functions) or not arguments:
+            return
+        declared = arguments[0]
+    for part in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
+        found = get_origin(part) or part
+        silent = found in (NoneType, Output, Any) or is_typeddict(found) or getattr(found, "_is_protocol", False)
+        if isinstance(found, type) and not silent:
+            yield cast("type", found)
 
 
 def _behind(run: Any) -> Iterator[tuple[FunctionType, int]]:

@@ -82,6 +82,14 @@ def codec_for(declared: Any) -> Codec[Any]:
     return Codec(declared, _writer(declared, shape, reader.decode), _reader(declared, reader.decode), _immutable(shape))
 
 
+def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:
+    """The classes whose instances it encodes; None where that is not known from its type."""
+    if any(applies(codec.type) for applies, _ in _converters):
+        return None
+    found = _classes(codec.type)
+    return (*found, int) if found is not None and float in found else found
+
+
 def is_immutable(declared: Any) -> bool:
     """True if no value of the type can change in place: scalars, and frozen dataclasses, tuples and unions of such."""
     try:

@@ -7,7 +7,8 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from semel.agent import kind_of
+from semel.agent import check_results, kind_of
+from semel.codec import accepted_classes
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
 from semel.plan import AgentPlan, Plan, Start, TablePlan
@@ -83,6 +84,8 @@ class Pipeline:
             raise DeclarationError(f"pipeline {self.name!r}: a table stands twice in tables={names}")
         self._check_topics()
         self._check_fields()
+        accepted = accepted_classes(self.sink.value) if self.sink is not None else None
+        check_results(self.agent, self.kind, accepted, f"sink {self.sink.name!r}" if self.sink is not None else "")
         if partition_by is not None:
             raise DeclarationError(
                 f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is "

@@ -50,7 +50,14 @@ class SimulatedWorld(World):
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
         dedup = Dedup("id", window=window)
         super().__init__(
-            path, partitions=partitions, seed=seed, style=style, dedup=dedup, journal=self.recorder, **settings
+            path,
+            partitions=partitions,
+            seed=seed,
+            style=style,
+            dedup=dedup,
+            journal=self.recorder,
+            interrupts=(KeyboardInterrupt,),
+            **settings,
         )
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import faust
 import pytest
 
+from semel import Output, Pipeline, Topic
 from semel import agent as agents
 from semel.agent import kind_of
 from semel.errors import DeclarationError
@@ -344,3 +346,89 @@ def test_pairs_that_3_13_makes_of_two_instructions_are_taken_apart(monkeypatch: 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="comprehensions are part of their function since 3.12")
 def test_a_comprehension_that_is_part_of_its_function_is_followed() -> None:
     assert kind_of(comprehension) is STREAM
+
+
+# ---------------------------------------------------------------------- what it gives
+
+
+@dataclass
+class Settled:
+    id: str
+
+
+@dataclass
+class SettledInEuros(Settled):
+    euros: int = 0
+
+
+def declared(agent: Any, sink: Any = Settled) -> Pipeline:
+    return Pipeline("p", source=Topic("in"), agent=agent, sink=Topic("out", value=sink))
+
+
+def test_a_plain_generator_is_refused_with_the_way_to_give_several_results() -> None:
+    def split(order: Any) -> Any:
+        yield from order["items"]
+
+    for agent in (split, functools.partial(split)):
+        with pytest.raises(DeclarationError, match=r"plain generator.*async def agent"):
+            declared(agent)
+
+
+def test_a_loop_that_returns_its_result_is_refused() -> None:
+    async def settle(stream: Any) -> Any:
+        async for event in stream:
+            return event
+        return None
+
+    with pytest.raises(DeclarationError, match=r"returns a value.*yield results"):
+        declared(settle)
+
+
+def test_a_loop_that_returns_nothing_is_an_agent_without_results() -> None:
+    async def settle(stream: Any) -> None:
+        async for event in stream:
+            if event is None:
+                return
+
+    declared(settle)
+
+
+async def one(event: Any) -> Settled: ...
+async def maybe(event: Any) -> Settled | None: ...
+async def other(event: Any) -> SettledInEuros | Output | None: ...
+def plain(event: Any) -> Settled: ...
+def a_list(event: Any) -> list[Settled]: ...
+async def dicts(event: Any) -> dict[str, Any]: ...
+def awaited(event: Any) -> Awaitable[Settled]: ...
+async def many(stream: Any) -> AsyncIterator[Settled]:
+    async for event in stream:
+        yield event
+
+
+async def many_dicts(stream: Any) -> AsyncIterator[dict[str, Any]]:
+    async for event in stream:
+        yield event
+
+
+def unknown(event: Any) -> OnlyForTheTypeChecker: ...  # noqa: F821  # pyright: ignore
+def number(event: Any) -> int: ...
+
+
+@pytest.mark.parametrize(
+    ("agent", "sink"),
+    [(one, Settled), (maybe, Settled), (other, Settled), (plain, Settled), (many, Settled), (dicts, dict), (unknown, str),
+     (number, float), (many_dicts, dict), (a_list, list[Settled]), (number, int | None), (dicts, Any), (one, SettledInEuros)],
+)  # fmt: skip
+def test_an_annotation_that_its_sink_takes_is_in_order(agent: Any, sink: Any) -> None:
+    declared(agent, sink)
+
+
+@pytest.mark.parametrize(
+    ("agent", "sink", "words"),
+    [(one, dict, "gives Settled.*takes dict"), (maybe, str, "gives Settled"), (dicts, Settled, "gives dict"),
+     (many_dicts, Settled, "gives dict.*takes Settled"), (awaited, Settled, "nobody awaits"), (number, str, "gives int"),
+     (a_list, Settled, "gives list")],
+)  # fmt: skip
+def test_an_annotation_that_its_sink_does_not_take_is_refused(agent: Any, sink: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        declared(agent, sink)

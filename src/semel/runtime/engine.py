@@ -69,6 +69,7 @@ class Engine:
         self.plan = plan
         self.app = plan.app
         self.settings = settings
+        self.interrupts = settings.interrupts
         self.instance = instance
         self.broker = broker
         self.store = store

@@ -28,4 +28,6 @@ class EngineSettings:
     # A store older than this, or than half its changelog's delete.retention.ms, is rebuilt: tombstones may be gone (rule 18).
     rebuild_age_ms: int = 43_200_000
     trim_marks: bool = True
+    # What is raised into an agent's code from outside and is no failure of its event: a test's time limit, Ctrl-C in a test.
+    interrupts: tuple[type[BaseException], ...] = ()
     lineage: bool = True

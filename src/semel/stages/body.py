@@ -60,6 +60,8 @@ async def run(lane: Lane) -> None:
             if lane.hand is not hand or not ended:
                 continue
             error = _error_of(body, lane)
+            if error is not None and isinstance(error, lane.host.interrupts):
+                raise error
             if lane.heard is not None and lane.slice is None:
                 idle_failures = 0
             elif error is not None and lane.at_record:
@@ -155,6 +157,8 @@ async def _one_run(lane: Lane, hand: Hand) -> Any:
             return await _run_stream(lane, hand)
         return await _run_function(lane, hand)
     except (SystemExit, KeyboardInterrupt) as exc:
+        if isinstance(exc, lane.host.interrupts):
+            raise
         return _Exit(exc)
 
 

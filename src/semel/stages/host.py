@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """`landings` counts the epochs whose rows and marks moved into the store.
+    """`landings` counts the epochs whose rows and marks moved into the store. `interrupts`: what ends the worker though an
+    agent's code raised it.
 
     `open_bytes`: what the open epoch holds; at `epoch_bytes` it is `full`, and lanes wait until it is cut. `event_bytes`: the
     most that one event, or one batch, may write.
@@ -31,6 +32,7 @@ class Host(Protocol):
     gate_closed: bool
     landings: int
     epoch_outputs: list[Out]
+    interrupts: tuple[type[BaseException], ...]
     dead_letters: DeadLetters
     open_bytes: int
     epoch_bytes: int

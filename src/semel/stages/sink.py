@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ class Destination:
         try:
             raw = None if value is None else self._encode(value)
         except TypeError as exc:
-            raise OutputRefused(f"output to {self.topic.name!r}: {exc}") from exc
+            raise OutputRefused(f"output to {self.topic.name!r}: {exc}{_hint(value)}") from exc
         return self.checked(key, raw, headers, timestamp, source_partition, now_ms, origin=origin)
 
     def checked(
@@ -183,6 +184,17 @@ class Destination:
             f"output to {self.topic.name!r}, {what}: its codec gave {given!r:.80}, a {type(given).__name__}; "
             "Codec.encode returns bytes"
         )
+
+
+def _hint(value: Any) -> str:
+    if inspect.iscoroutine(value):
+        value.close()
+        return "; nobody awaits it: declare the agent with async def, or await what it calls"
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return (
+            "; nobody iterates over it: for several results of one event, let the agent take the stream and yield them"
+        )
+    return ""
 
 
 class DeadLetters(NamedTuple):

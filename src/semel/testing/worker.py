@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from semel.testing.clock import VirtualClock
 
 # No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
 POLL_MS = 3_600_000
+
+
+def _outcomes() -> tuple[type[BaseException], ...]:
+    """What pytest raises into a test that it ends: `pytest.fail`, a time limit."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return () if outcomes is None else (outcomes.OutcomeException,)
 
 
 class Killed(SemelError):
@@ -97,7 +104,7 @@ class Worker:
         self.engine = Engine(
             plan,
             # One address for all incarnations, as a worker has that comes back on its machine.
-            EngineSettings(web_url=f"http://{name}"),
+            EngineSettings(web_url=f"http://{name}", interrupts=(KeyboardInterrupt, *_outcomes())),
             PatientBroker(cluster, self.client),
             self.store,
             clock,

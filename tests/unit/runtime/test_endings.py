@@ -263,21 +263,25 @@ async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_
     assert left == 0 and not letters(world)
 
 
-async def test_a_loop_that_returns_its_result_fails_its_events_instead_of_losing_them(world: World) -> None:
-    async def settle(payments: Any) -> Any:
-        async for payment in payments:
-            return {"id": payment.id}
-        return None
+@pytest.mark.parametrize("kind", ["coroutine", "generator"])
+async def test_a_function_whose_result_nobody_awaits_or_iterates_over_is_told_so(world: World, kind: str) -> None:
+    async def answer(payment: Payment) -> Any:
+        return {"id": payment.id}
 
-    world.pipeline = Pipeline(
-        APP, source=Topic("payments", key=str, value=Payment), agent=settle,
-        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20)),
-    )  # fmt: skip
+    def split(payment: Payment) -> Any:
+        yield {"id": payment.id}
+
+    give = answer if kind == "coroutine" else split
+
+    def handle(payment: Payment) -> Any:
+        return give(payment)
+
+    agent_of(world, handle)
     world.start()
     world.pay("a1")
     await world.drained()
     [(_, error, _)] = letters(world)
-    assert "yield results" in error
+    assert ("nobody awaits it" if kind == "coroutine" else "nobody iterates over it") in error
 
 
 async def test_a_body_that_never_gets_an_event_in_hand_ends_no_worker(
