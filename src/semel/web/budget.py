@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 SHARE = 0.2  # a fifth: some 500 rows a second by their keys, and commits that are hardly later
-HEALTH_SHARE = 0.05  # kept for probes, however many readers wait
+HEALTH_SHARE = 0.05  # kept for connecting and for probes, however many readers wait: 250 connections a second
 BURST_S = 0.02  # at once: a person's page is not kept waiting
 REQUEST_S = 0.0004  # what reading a request and writing its answer takes beside what is measured
 THREAD_BYTES = 32 << 10  # made into JSON or a page in a thread from this size on: a millisecond's work

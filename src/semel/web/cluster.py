@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 COUNT_CHUNK = 2_000  # rows counted at once: a millisecond or two
 COUNT_MAX = 10_000  # of a partition; more are not counted,
-COUNT_TABLE_MAX = 100_000  # nor of a table on one worker: a tenth of a second
+COUNT_TABLE_MAX = 100_000  # nor of a table on one worker: a fifth of a second
+COUNT_AGAIN_S = 60.0  # and not again for so long where they were too many
 
 
 class Held(msgspec.Struct):
@@ -70,6 +72,7 @@ class Overview:
         self._view = view
         self._peers = peers
         self._budget = budget
+        self._uncounted: dict[str, float] = {}
 
     async def held_tables(self) -> list[Held]:
         """The tables with what this worker holds of them: partial rows where they are `merged`."""
@@ -80,6 +83,8 @@ class Overview:
 
     async def _count(self, info: TableInfo) -> int | None:
         total = 0
+        if time.monotonic() < self._uncounted.get(info.table, 0.0):
+            return None
         for partition in self._view.held():
             rows, after = 0, None
             while True:
@@ -89,6 +94,7 @@ class Overview:
                     return None
                 rows += counted
                 if rows > COUNT_MAX or total + rows > COUNT_TABLE_MAX:
+                    self._uncounted[info.table] = time.monotonic() + COUNT_AGAIN_S
                     return None
                 if after is None:
                     break

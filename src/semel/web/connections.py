@@ -2,7 +2,7 @@
 
 Descriptors are what the pipeline needs for Kafka and its store, so readers get a part of them. Where all are taken, the one that
 asks for nothing longest makes room: half a request, an idle one, an answer that is not read. The kernel keeps those that
-are not accepted yet; being accepted costs the readers' time (`semel.web.budget`) as well.
+are not accepted yet; being accepted costs time (`semel.web.budget`) as well.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class WebServer:
         self._peers = Peers(key)
         self._budget = Budget()
         self._probes = Budget(HEALTH_SHARE)
-        self._connections = Connections(self._budget)
+        # Accepting is paid for with the probes, so that these find a way in however many readers wait.
+        self._connections = Connections(self._probes)
         self._names = Names(settings.web_bind, settings.web_url)
         self._app = web.Application(
             middlewares=[self._connections.middleware, guard.signing, refusals, self._admission, guard.middleware],

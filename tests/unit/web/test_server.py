@@ -72,6 +72,32 @@ async def test_a_worker_that_does_not_answer_leaves_the_rows_unknown(start, grou
     assert answer.headers["X-Semel-Unreachable"] == second.server.url
 
 
+async def test_rows_that_are_too_many_to_count_are_not_counted_at_every_look(start, group, keyed, monkeypatch):
+    monkeypatch.setattr("semel.web.cluster.COUNT_MAX", 5)
+    monkeypatch.setattr("semel.web.cluster.COUNT_CHUNK", 2)
+    rows = {f"k{n}": n for n in range(100)}
+    (worker,) = await start(group(partitions=1, many=keyed(rows, 1), few=keyed({"k": 1}, 1)), "a")
+
+    for _ in range(5):
+        assert [(info["table"], info["rows"]) for info in (await worker.get("/tables")).json] == [
+            ("few", 1),
+            ("many", None),
+        ]
+    assert worker.view.scans == 5 + 3
+
+
+async def test_probes_do_not_wait_for_readers(start, group, keyed):
+    (worker,) = await start(group(t=keyed({"k": 1})), "a")
+    worker.server._budget.spend(600.0)
+    waits = asyncio.create_task(worker.get("/tables/t/k"))
+    async with asyncio.timeout(5):
+        for path in ("/livez", "/readyz") * 5:
+            # Each on a connection of its own.
+            assert (await worker.get(path, Connection="close")).status == 200
+    assert not waits.done()
+    waits.cancel()
+
+
 async def test_an_id_is_looked_up_on_every_worker_and_the_earliest_mark_wins(start, group, keyed):
     shop = group(t=keyed({}))
     shop.marks = {
