@@ -57,6 +57,8 @@ class Plan:
     agents: list[AgentPlan] = field(default_factory=list[AgentPlan])
     tables: list[TablePlan] = field(default_factory=list[TablePlan])
     outputs: list[Topic] = field(default_factory=list[Topic])
+    # Topics first named by an `Output`: nothing but the events that name them depends on them.
+    named: list[Topic] = field(default_factory=list[Topic])
     start: Start = "earliest"
     internal_sources: set[str] = field(default_factory=set[str])
 
@@ -70,6 +72,11 @@ class Plan:
     @property
     def sources(self) -> dict[str, Topic]:
         return {topic.name: topic for agent in self.agents for topic in agent.sources}
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether its sources may get more partitions: nothing that it keeps belongs to where a key was before."""
+        return not self.tables and self.dedup is None
 
     @property
     def readers(self) -> frozenset[str]:

@@ -248,6 +248,10 @@ class Broker(Protocol):
         """A topic that exists already is not an error."""
         ...
 
+    async def create_partitions(self, name: str, partitions: int) -> None:
+        """Grow a topic to so many. One that has them already is not an error."""
+        ...
+
     async def delete_topics(self, names: Sequence[str]) -> None:
         """A topic that does not exist is not an error."""
         ...

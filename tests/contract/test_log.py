@@ -47,6 +47,18 @@ async def test_creating_twice_and_deleting_what_is_not_there_are_no_errors(rig: 
     await broker.delete_topics([rig.name("missing")])
 
 
+async def test_a_topic_that_grows_keeps_its_id_and_what_it_has(rig: Rig, broker: Broker) -> None:
+    name = await rig.topic(broker, 2)
+    before = (await broker.topics([name]))[name]
+    await broker.create_partitions(name, 5)
+    assert (await broker.topics([name]))[name] == before._replace(partitions=5)
+    for fewer in (5, 3):
+        await broker.create_partitions(name, fewer)
+    assert (await broker.topics([name]))[name].partitions == 5
+    assert await broker.list_offsets([TP(name, 4)], EARLIEST) == {TP(name, 4): 0}
+    assert await code_of(broker.create_partitions(rig.name("missing"), 3)) == 3
+
+
 async def test_more_replicas_than_brokers_are_refused(rig: Rig, broker: Broker) -> None:
     brokers = await broker.broker_count()
     spec = TopicSpec(rig.name("topic"), 1, brokers + 1, {})

@@ -82,7 +82,7 @@ def writes(history: History, tp: TP, *, committed: bool = True) -> Iterator[list
 
 
 def largest(history: History, tp: TP) -> list[MemoryRecord]:
-    return max(writes(history, tp), key=len)
+    return max(reversed([*writes(history, tp)]), key=len)
 
 
 def put(record: MemoryRecord, **changed: object) -> None:

@@ -103,6 +103,18 @@ CREATE_TOPICS = Api(
     Schema(_throttle, ("topics", array(("name", _string), _error, ("error_message", _string)))),
 )
 
+CREATE_PARTITIONS = Api(
+    "CreatePartitions",
+    37,
+    1,
+    Schema(
+        ("topics", array(("name", _string), ("count", Int32), ("assignments", array(("broker_ids", Array(Int32)))))),
+        ("timeout_ms", Int32),
+        ("validate_only", Boolean),
+    ),
+    Schema(_throttle, ("topics", array(("name", _string), _error, ("error_message", _string)))),
+)
+
 DELETE_TOPICS = Api(
     "DeleteTopics",
     20,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from semel import looptime
@@ -34,6 +34,18 @@ class TopicCalls(Calls):
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         self._check_topics(call.api.name, [(name, code, text) for name, code, text in results], _TOPIC_EXISTS)
         await self._show([spec.name for spec in specs], True, deadline)
+
+    async def create_partitions(self, name: str, partitions: int) -> None:
+        """Returns once they show in the metadata, or the RPC bound has passed."""
+        deadline = self._client.deadline()
+        known = (await self._topics([name], deadline)).get(name)
+        if known is not None and known.partitions >= partitions:
+            return
+        call = apis.CREATE_PARTITIONS([(name, partitions, None)], self._broker_timeout_ms, False)
+        _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
+        self._client.cluster.forget_topic(name)
+        self._check_topics(call.api.name, [(topic, code, text) for topic, code, text in results])
+        await self._until(lambda found: name in found and found[name].partitions >= partitions, [name], deadline)
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
@@ -107,12 +119,17 @@ class TopicCalls(Calls):
         )
 
     async def _show(self, names: Sequence[str], there: bool, deadline: float) -> None:
+        await self._until(lambda found: all((name in found) is there for name in names), names, deadline)
+
+    async def _until(
+        self, holds: Callable[[dict[str, TopicInfo]], bool], names: Sequence[str], deadline: float
+    ) -> None:
         while looptime.now() + _POLL_S < deadline:
             try:
                 found = await self._topics(names, deadline)
             except (RpcError, RpcLost):
                 return
-            if all((name in found) is there for name in names):
+            if holds(found):
                 return
             await asyncio.sleep(_POLL_S)
 

@@ -174,6 +174,7 @@ class _Prover:
             self._balance_range(judges, whole_outputs and not any(bare.values()))
         self._judge_the_rest()
         self._judge_outputs(sum(bare.values()), whole_outputs)
+        self._judge_spread()
 
     def _balance_range(self, judges: dict[TP, Judge], whole_outputs: bool) -> None:
         """The running counts are of the whole history. They say this much of a range: no more than all were filtered."""
@@ -374,6 +375,29 @@ class _Prover:
                 self._gaps.append(Gap(tp, 0, there.starts[tp], "dead letters were deleted from it"))
         if self._scan.sent:
             self._notes.append(f"{self._scan.sent:,} outputs were sent without an event")
+
+    def _judge_spread(self) -> None:
+        """Where a topic that outputs go to grew: whether the outputs of a key stayed in one partition."""
+        there, app = self._there, self._plan.app
+        for name, sink in sorted(there.sinks.items()):
+            tps = there.tps(name)
+            if sink.least < sink.partitions:
+                self._gaps.append(Gap(
+                    TP(name, 0), 0, 0, f"outputs of {app} went over {sink.least} of its partitions first and {sink.partitions} "
+                    "later: keys moved, and nobody can say in which order a reader meets the outputs of one",
+                ))  # fmt: skip
+            beyond = [tp for tp in tps if tp.partition >= sink.partitions and self._scan.outputs[tp]]
+            if beyond:
+                self._findings.add([Finding(
+                    Law.ORDER,
+                    f"{sum(self._scan.outputs[tp] for tp in beyond):,} outputs are in partitions of {name} that {app} does not "
+                    f"use: it grew from {sink.partitions} to {len(tps)} partitions, and the outputs of one key are in several",
+                    tuple(Witness(tp, there.starts[tp], "the first record of the partition") for tp in beyond[:3]),
+                )])  # fmt: skip
+            elif len(tps) > sink.partitions:
+                self._notes.append(
+                    f"{name} has {len(tps)} partitions; outputs go to the first {sink.partitions}, as before"
+                )
 
     # -- saying so
 

@@ -48,7 +48,7 @@ class Scan:
         self.strangers: Counter[TP] = Counter()
         self.stranger_witnesses: dict[TP, list[Witness]] = {}
         self.sent = 0
-        self.outputs = 0
+        self.outputs: Counter[TP] = Counter()
         self.letters = 0
         self.marks = 0
         # Offsets of marks that are gone, and the first mark that stands after them.
@@ -84,7 +84,7 @@ class Scan:
                     before = last.get((found.source, found.agent), (-1, -1))
                     disorder = disorder or not in_order(rows, before)
                     last[(found.source, found.agent)] = found.offsets[-1], found.steps[-1]
-                    self.outputs += len(rows)
+                    self.outputs[tp] += len(rows)
                     self._spool.add("outputs", found.source, rows)
                 self._read(piece.next - piece.start)
         if disorder:

@@ -11,6 +11,7 @@ from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
 from semel.runtime.decide import check_log_ids, check_shape
+from semel.state.positions import Sink
 
 
 class Survey:
@@ -91,6 +92,17 @@ class Survey:
 
     def tps(self, *names: str) -> list[TP]:
         return [TP(n, p) for n in names if n in self._topics for p in range(self._topics[n].partitions)]
+
+    @property
+    def sinks(self) -> dict[str, Sink]:
+        """What positions say of the topics, as they are now, that outputs go to."""
+        found: dict[str, Sink] = {}
+        for position in self.cut.positions.values():
+            for name, sink in position.sinks.items():
+                if name in self._topics and self._topics[name].id == sink.id:
+                    at = found.get(name, sink)
+                    found[name] = Sink(sink.id, max(at.partitions, sink.partitions), min(at.least, sink.least))
+        return found
 
     @property
     def position_tps(self) -> list[TP]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -46,14 +47,14 @@ def decide(
         offset = group_offsets.get(tp, -1)
         at = recorded.topics.get(name) if recorded is not None else None
         if at is not None:
-            check_topic(plan.app, at, info)
+            check_topic(plan, at, info)
             if offset >= 0 and offset != at.next:
                 raise PositionConflict(
                     f"group {plan.app!r} is at offset {offset} of {name}[{partition}], the position record at "
                     f"{at.next}: somebody moved the group's offsets. State and position belong together: either move the "
                     f"offsets back to {at.next}, or run `semel reset` to move positions and state together"
                 )
-            decided[name] = at
+            decided[name] = replace(at, partitions=info.partitions, born=at.since)
         elif offset >= 0:
             if not adopt:
                 raise PositionConflict(
@@ -61,9 +62,9 @@ def decide(
                     "there: another consumer used this group name. Start once with --adopt to go on from there with "
                     "empty state, or choose another pipeline name"
                 )
-            decided[name] = TopicPosition(info.id, info.partitions, offset, first=offset)
+            decided[name] = TopicPosition(info.id, info.partitions, offset, first=offset, born=info.partitions)
         else:
-            decided[name] = TopicPosition(info.id, info.partitions, -1)
+            decided[name] = TopicPosition(info.id, info.partitions, -1, born=info.partitions)
     recorded = recorded or Position({})
     return positions.moved(
         recorded,
@@ -115,12 +116,12 @@ def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicIn
             )
 
 
-def check_topic(app: str, at: TopicPosition, info: TopicInfo) -> None:
-    """TopicChanged where a source topic is not what it was (rule 17)."""
+def check_topic(plan: Plan, at: TopicPosition, info: TopicInfo) -> None:
+    """TopicChanged where a source topic is not what it was (rule 17). One that grew is, where nothing belongs to a key."""
     if at.id != info.id:
-        raise source_remade(app, info.name)
-    if at.partitions != info.partitions:
-        raise source_resized(app, info.name, at.partitions, info.partitions)
+        raise source_remade(plan.app, info.name)
+    if at.partitions != info.partitions and not (plan.may_grow and at.partitions < info.partitions):
+        raise source_resized(plan.app, info.name, at.partitions, info.partitions)
 
 
 def source_remade(app: str, name: str) -> TopicChanged:

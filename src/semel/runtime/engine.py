@@ -32,6 +32,7 @@ from semel.runtime.settings import EngineSettings
 from semel.runtime.takeover import TakeOver
 from semel.runtime.task import Attempts, Cursor, Task, TaskState
 from semel.runtime.topics import Topics
+from semel.runtime.watch import TopicWatch
 from semel.stages import body
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer, needs_a_person
@@ -105,6 +106,7 @@ class Engine:
         self._attempts: dict[tuple[TP, str], Attempts] = {}
         # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
         self.awake: Callable[[float], bool] = lambda held_s: True
+        self._outputs_remade = False
         self.open_for_work = False
         self._restorer = Restorer(
             broker, clock, randomness, self._pass, store, plan, settings, self.topics, own_id=self.transactional_id
@@ -122,9 +124,11 @@ class Engine:
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
         )
         self._rate = Rate(clock)
+        self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._epochs = Epochs(
-            self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id
-        )
+            self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
+            watch=self._watch, sinks=lambda: self.topics.sinks,
+        )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
         self.gate = self._epochs.gate
         self.full = self._epochs.full
@@ -142,6 +146,7 @@ class Engine:
             self._background.spawn(self.intake.run(), "intake")
             self._background.spawn(self._commit_loop(), "commits")
             self._background.spawn(self.lingering.run(), "lingering events")
+            self._background.spawn(self._watch.run(), "topics")
             for lane in self.lanes:
                 self._background.spawn(body.run(lane), f"lane {lane.plan.name}")
             if self.plan.sources:
@@ -240,6 +245,10 @@ class Engine:
     def paused_by(self) -> str:
         """Why no work is taken; empty where it is."""
         return self._recovery.paused_by
+
+    def gone(self) -> list[str]:
+        """Topics of the app that are not there, in words."""
+        return self._watch.missing()
 
     def lag(self) -> dict[TP, int]:
         """Records between the committed position and the log's end, as of the last fetch."""
@@ -341,6 +350,18 @@ class Engine:
 
     async def open_destination(self, topic: Topic) -> Destination:
         return await self.topics.open_destination(topic, max(self.assignment.partitions.values(), default=1))
+
+    def source_grew(self) -> None:
+        """There are new partitions: they are assigned as the others are."""
+        if self.group is not None:
+            self.group.rejoin_anew()
+
+    async def outputs_remade(self) -> None:
+        """A topic that results or dead letters go to is another one: what was meant for the old one is done again."""
+        async with self._turn:
+            self._outputs_remade = True
+            self.drop_everything()
+        self.start_over()
 
     def _offer(self, cursor: Cursor) -> None:
         for lane in self.lanes:
@@ -515,12 +536,17 @@ class Engine:
             self.drop_everything()
             if self.writer is None or self.writer.dead:
                 self.writer = await self._takeover.writer()
+            if self._outputs_remade:
+                await self.topics.ready()
+                self._outputs_remade = False
+            asked_at = self.clock.monotonic()
             topics = await self._takeover.metadata()
             letters = self.plan.dead_letter_topic
             self.dead_letters = DeadLetters(
                 letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
             )
-            self._epochs.topics_checked_at = self.clock.monotonic()
+            self._watch.begin(asked_at)
+            self.topics.begin()
             await self._epochs.settle_doubts(self._restorer)
             mine = self.assignment.tasks
             try:
@@ -539,6 +565,10 @@ class Engine:
         async def bring_up(task: Task) -> None:
             async with slots:
                 await self._takeover.restore(task, topics)
+                self.topics.recorded(task.committed.sinks)
+                # What is to be remembered is, also where no record comes: where it began, and where outputs go.
+                noted = task.committed.sinks
+                task.touched = task.touched or any(noted.get(name) != at for name, at in self.topics.sinks.items())
                 task.state = TaskState.RUNNING
                 self._feed(task)
                 self._epochs.changed.set()

@@ -10,12 +10,20 @@ from semel.runtime.task import Task, task_meta
 from semel.stages.commit import Sealed, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
-from semel.state.positions import Position
+from semel.state.positions import Position, Sink
 from semel.state.store import Store
 
 
 def seal(
-    plan: Plan, tasks: Iterable[Task], outs: Sequence[Out], *, number: int, generation: int, writer: str, now_ms: int
+    plan: Plan,
+    tasks: Iterable[Task],
+    outs: Sequence[Out],
+    *,
+    number: int,
+    generation: int,
+    writer: str,
+    now_ms: int,
+    sinks: dict[str, Sink],
 ) -> Sealed:
     """Everything that one transaction writes. Synchronous: nothing an agent does can fall between its parts.
 
@@ -36,7 +44,7 @@ def seal(
             tp = TP(plan.marks_topic, p)
             records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in task.marks.seal()]
         logs = {name: task.logs[name]["id"] for name in state_logs}
-        position = task.position(generation, writer, number, now_ms, plan.shape(), logs)
+        position = task.position(generation, writer, number, now_ms, plan.shape(), logs, sinks)
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
         records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]

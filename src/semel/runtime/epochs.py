@@ -9,13 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from semel.errors import TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
 from semel.runtime.barrier import Barrier
 from semel.runtime.carry import Carried, CarryOver, Followers, InDoubt
-from semel.runtime.decide import check_log_ids, check_topic
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.memory import shares
 from semel.runtime.progress import Histogram
@@ -23,11 +21,12 @@ from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.suspects import Suspects
 from semel.runtime.task import Task, TaskState
+from semel.runtime.watch import TopicWatch
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
-from semel.stages.commit import REQUEST_BYTES, CommitFailed, Sealed, Throttled, Unwritable, Writer
+from semel.stages.commit import REQUEST_BYTES, CommitFailed, EpochState, Sealed, Throttled, Unwritable, Writer
 from semel.stages.sink import Out
-from semel.state.positions import TopicPosition
+from semel.state.positions import Sink
 from semel.state.store import Store
 
 log = logging.getLogger("semel.engine")
@@ -36,8 +35,6 @@ log = logging.getLogger("semel.engine")
 EPOCH_LEAST_BYTES = 64 << 10
 # Brokers that take less within rpc_timeout_ms are out of order.
 REQUEST_LEAST_BYTES = 256 << 10
-# The sources' identity is checked before a commit at most this often (rule 17).
-TOPIC_CHECK_S = 1.0
 # While brokers throttle, this often it is seen whether there is still anything to commit.
 THROTTLE_LOOK_S = 0.5
 
@@ -71,7 +68,11 @@ class Epochs:
         failpoints: Failpoints,
         *,
         transactional_id: str,
+        watch: TopicWatch,
+        sinks: Callable[[], dict[str, Sink]],
     ) -> None:
+        self._watch = watch
+        self._sinks = sinks
         self._worker = worker
         self._plan = plan
         self._settings = settings
@@ -94,7 +95,6 @@ class Epochs:
         self._full = False
         # Running events are waited for, or the epoch is being cut.
         self._cutting = False
-        self.topics_checked_at = 0.0
         self._since: float | None = None
         # Shorter than what is set while brokers throttle what an epoch of that length writes.
         self._interval_s = settings.commit_interval_ms / 1000
@@ -265,7 +265,7 @@ class Epochs:
         self._worker.stats["left_out"] = self._barrier.left_out
         sealed = epoch.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
-            writer=self._transactional_id, now_ms=self._now_ms(),
+            writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks(),
         )  # fmt: skip
         sealed.size = self._worker.open_bytes + sum(c.out.size for c in carried)
         self._emptied()
@@ -276,7 +276,11 @@ class Epochs:
     ) -> None:
         try:
             await self._pass("barrier.after_seal")
-            await self._check_topics()
+            try:
+                await self._watch.confirm()
+            except CommitFailed:
+                sealed.step(EpochState.ABORTING)
+                raise
             started = self._clock.monotonic()
             writer.request_bytes = min(REQUEST_BYTES, max(REQUEST_LEAST_BYTES, self._worker.epoch_bytes))
             await writer.commit(sealed, membership)
@@ -345,29 +349,6 @@ class Epochs:
                             exc, self._plan.marks_topic)  # fmt: skip
         except RpcLost:
             pass
-
-    async def _check_topics(self) -> None:
-        """Rule 17: a topic that grew or was made anew under us stops the app before another epoch counts."""
-        now = self._clock.monotonic()
-        if now - self.topics_checked_at < TOPIC_CHECK_S or not self._plan.sources:
-            return
-        try:
-            found = await self._broker.topics([*self._plan.sources, *self._plan.logs])
-        except (RpcError, RpcLost):
-            return
-        self.topics_checked_at = now
-        held = {name: at for task in self._worker.tasks.values() for name, at in task.topics.items()}
-        for name, (topic_id, partitions) in held.items():
-            if name not in found:
-                raise TopicChanged(f"topic {name!r} is gone: it was deleted while {self._plan.app!r} reads it; "
-                                   "create it again and run `semel reset`, or use another pipeline name")  # fmt: skip
-            check_topic(self._plan.app, TopicPosition(topic_id, partitions, 0), found[name])
-        # One that is missing is met when it is written to: metadata of brokers that come back may lack it for a while.
-        check_log_ids(
-            self._plan.app,
-            {name: log["id"] for task in self._worker.tasks.values() for name, log in task.logs.items()},
-            found,
-        )
 
     async def settle_doubts(self, restorer: Restorer) -> None:
         """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""

@@ -146,6 +146,11 @@ class GroupMember:
         joined = self.state is MemberState.ASSIGNED
         return joined and self._clock.monotonic() - self.last_answer_at > self._session_ms / 1000
 
+    def rejoin_anew(self) -> None:
+        """Have the group assign anew: a static member that joins with nothing new to say is given its old place."""
+        self._anew += 1
+        self._rejoin.set()
+
     async def leave(self) -> None:
         """Leave at once, so that others need not wait for the session to end. Best effort."""
         self._stopping.set()

@@ -65,6 +65,7 @@ class Restorer:
         sources = task.source_tps()
         group_offsets = await self._logs.stable_offsets(sources) if sources else {}
         await self._pass("restore.after_offsets")
+        task.unseen = any(offset < 0 for offset in group_offsets.values())
         logs = [TP(name, task.partition) for name in self._plan.logs]
         began_ms, began_at = self._now_ms(), self._clock.monotonic()
         ends = await self._logs.ends(logs)
@@ -132,6 +133,17 @@ class Restorer:
                     name,
                     kept_s,
                 )
+
+    async def position_of(self, partition: int) -> Position | None:
+        """What another task's position record says."""
+        tp = TP(self._plan.positions_topic, partition)
+        ends, starts = await self._logs.ends([tp]), await self._logs.starts([tp])
+        held = _Held(None, -1)
+        reading = self._logs.read(tp, starts[tp], ends[tp])
+        while (fetched := await reading.chunk()) is not None:
+            for record in fetched.records:
+                held.see(record, tp)
+        return held.position
 
     async def _changes(self, task: Task, group_offsets: Mapping[TP, int]) -> bool:
         """Whether the group's offsets become others within a while."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from semel import looptime
 from semel.errors import CommitError, TopicChanged
@@ -14,21 +16,19 @@ from semel.runtime.memory import shares
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Attempts, Cursor, Task
-from semel.runtime.topics import Topics
+from semel.runtime.topics import MISSING_S, Topics
 from semel.stages.answers import needs_a_person
 from semel.stages.commit import Writer
 from semel.state import positions
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
-from semel.state.positions import COUNTS, TopicPosition
+from semel.state.positions import COUNTS
 from semel.state.store import Store
 
 log = logging.getLogger("semel.engine")
 
 # Rows kept at hand by one table of one task: more are never seen again before they are forgotten.
 HOT_ROWS = 200_000
-# For so long metadata may lack a topic that was there: brokers come back with a part of it first.
-MISSING_S = 30.0
 
 
 class TakeOver:
@@ -54,6 +54,9 @@ class TakeOver:
         self._restorer = restorer
         self._pass = failpoints
         self._transactional_id = transactional_id
+        self._elder: positions.Position | None = None
+        self._asked = False
+        self._asking = asyncio.Lock()
 
     async def writer(self) -> Writer:
         """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
@@ -83,6 +86,7 @@ class TakeOver:
 
     async def metadata(self) -> dict[str, TopicInfo]:
         """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good."""
+        self._asked = False
         names = [*self._plan.sources, *self._plan.logs]
         until = self._clock.monotonic() + MISSING_S
         while True:
@@ -154,28 +158,47 @@ class TakeOver:
         position = await self._restorer.restore(task, topics)
         fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
         if fresh:
-            position = await self._begin(task, position, fresh)
+            elder = await self._eldest() if task.partition else None
+            position = await self._begin(task, position, fresh, elder)
         task.committed = position
         task.open_anew()
-        # Where it began at the latest record, that is remembered at once: it may not begin later another time.
-        task.touched = bool(fresh) and self._plan.start == "latest"
+        # Where it began is remembered at once: at the latest record it may not begin later another time, and tools that show
+        # how far a group is show nothing of partitions that it has no offset of.
+        task.touched = bool(fresh) or task.unseen
 
-    async def _begin(self, task: Task, position: positions.Position, fresh: list[TP]) -> positions.Position:
-        """Where a task that never committed begins: `start=` of the declaration."""
-        at = EARLIEST if self._plan.start == "earliest" else LATEST
+    async def _eldest(self) -> positions.Position | None:
+        """What the task that was there from the first has recorded, if it has yet."""
+        async with self._asking:
+            if not self._asked:
+                self._elder, self._asked = await self._restorer.position_of(0), True
+        return self._elder
+
+    async def _begin(
+        self, task: Task, position: positions.Position, fresh: list[TP], elder: positions.Position | None
+    ) -> positions.Position:
+        """Where a task that never committed begins: `start=` of the declaration, but where the topic grew under the app.
+
+        Nobody was there to see the first records of a partition that came later: they are none of before the start.
+        """
+        known = elder.topics if elder is not None else {}
+        grown = [tp for tp in fresh if tp.topic in known and tp.partition >= known[tp.topic].since]
+        begins: dict[TP, int] = {}
+        for at, tps in ((EARLIEST, grown), (LATEST, [tp for tp in fresh if tp not in grown])):
+            if tps:
+                begins |= await self._offsets(tps, EARLIEST if self._plan.start == "earliest" else at)
+        topics = {
+            t: p if p.next >= 0 else replace(p, next=(begin := begins[TP(t, task.partition)]), first=begin)
+            for t, p in position.topics.items()
+        }
+        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
+        sinks = position.sinks or (elder.sinks if elder is not None else {})
+        return positions.moved(position, topics=topics, counts=counts, sinks=sinks)
+
+    async def _offsets(self, tps: list[TP], at: int) -> dict[TP, int]:
         while True:
             try:
-                offsets = await self._broker.list_offsets(fresh, at)
-                break
+                return await self._broker.list_offsets(tps, at)
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
                     raise
                 await self._clock.sleep(0.1)
-        topics = {
-            t: p
-            if p.next >= 0
-            else TopicPosition(p.id, p.partitions, begin := offsets[TP(t, task.partition)], first=begin)
-            for t, p in position.topics.items()
-        }
-        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
-        return positions.moved(position, topics=topics, counts=counts)

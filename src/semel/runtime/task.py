@@ -13,7 +13,7 @@ from semel.plan import AgentPlan
 from semel.port import TP, Record
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
-from semel.state.positions import COUNTS, Position, StreamTime, TopicPosition
+from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
 
 
 class TaskState(Enum):
@@ -153,6 +153,8 @@ class Task:
         self.stamp_offset = -1
         self.holder: object | None = None
         self.touched = False
+        # The group has no offset of one of its partitions.
+        self.unseen = False
         self.restored = 0
         self.to_restore = 0
         self.restoring_since = 0.0
@@ -189,20 +191,28 @@ class Task:
                 cursor.seek(at.cursors.get(cursor.agent.name, at.next))
 
     def position(
-        self, generation: int, writer: str, epoch: int, at_ms: int, shape: str, logs: dict[str, str] | None = None
+        self,
+        generation: int,
+        writer: str,
+        epoch: int,
+        at_ms: int,
+        shape: str,
+        logs: dict[str, str] | None = None,
+        sinks: dict[str, Sink] | None = None,
     ) -> Position:
-        """The position record of the epoch being sealed. `logs`: the ids of the topics that its state goes to."""
+        """The position record of the epoch being sealed. `logs`: the ids of the topics that its state goes to; `sinks`: what
+        its outputs go to."""
         topics: dict[str, TopicPosition] = {}
         for topic, (topic_id, partitions) in self.topics.items():
             at = {c.agent.name: c.position for (t, _), c in self.cursors.items() if t == topic}
             lowest = min(at.values())
             ahead = {name: offset for name, offset in at.items() if offset > lowest}
             before = self.committed.topics.get(topic)
-            first = before.first if before is not None else -1
-            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first)
+            first, born = (before.first, before.born) if before is not None else (-1, partitions)
+            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first, born=born)
         return Position(
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs),
-            self.committed.readers, self.committed.passed,
+            self.committed.readers, self.committed.passed, {**self.committed.sinks, **(sinks or {})},
         )  # fmt: skip
 
     def source_tps(self) -> list[TP]:

@@ -12,6 +12,7 @@ from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime.decide import source_resized
 from semel.stages.answers import needs_a_person
 from semel.stages.sink import Destination, limits_from
+from semel.state.positions import Sink
 from semel.topic import Topic
 
 log = logging.getLogger("semel.topics")
@@ -21,6 +22,8 @@ HEADROOM_BYTES = 65_536
 _KEEP = {"retention.ms": "-1", "retention.bytes": "-1"}
 # What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
+# For so long metadata may lack a topic that was there: brokers come back with a part of it first.
+MISSING_S = 30.0
 
 
 class Topics:
@@ -47,6 +50,9 @@ class Topics:
         self.known: dict[str, TopicInfo] = {}
         self.destinations: dict[str, Destination] = {}
         self.configs: dict[str, dict[str, str]] = {}
+        # What the position records of the tasks taken over say of the topics that outputs go to.
+        self._recorded: dict[str, Sink] = {}
+        self._said: set[tuple[str, ...]] = set()
 
     async def ready(self) -> dict[str, int]:
         """Waits for the source topics, creates the internal ones and the sinks; source -> partitions."""
@@ -83,10 +89,8 @@ class Topics:
         found = await self._broker.topics(names)
         source_configs = await self._broker.topic_configs(list(plan.sources)) if plan.sources else {}
         room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
-        brokers = await self._broker.broker_count()
-        factor = self._replication_factor or (3 if brokers >= 3 else 1)
-        safe = {"min.insync.replicas": "2" if factor >= 3 else "1", "unclean.leader.election.enable": "false"}
-        self._check_sizes(found, tasks)
+        factor, safe = await self._safety()
+        await self._fit(found, tasks)
         specs: list[TopicSpec] = []
         for name in plan.logs:
             if name in found:
@@ -99,24 +103,114 @@ class Topics:
         if plan.dead_letter_topic not in found:
             kept = {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}
             specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, kept))
-        for name, topic in outputs.items():
-            if name not in found:
-                # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be
-                # deleted as soon as they are written. Give Topic(configs=...) to decide otherwise.
-                specs.append(TopicSpec(name, topic.partitions or tasks, factor, {**_KEEP, **safe, **topic.configs}))
+        specs += [self._output(topic, tasks, factor, safe) for name, topic in outputs.items() if name not in found]
         if specs:
             log.info("creating topics %s", ", ".join(s.name for s in specs))
             await self._broker.create_topics(specs)
             while len(found := await self._broker.topics(names)) < len(set(names)):
                 await self._clock.sleep(0.05)
             # Creating what is there is no error: a broker that is behind may not have known of a log.
-            self._check_sizes(found, tasks)
+            await self._fit(found, tasks)
         self.known.update(found)
         self.configs = await self._broker.topic_configs([*plan.logs, plan.dead_letter_topic, *outputs])
-        for name, topic in outputs.items():
-            partitions = found[name].partitions
-            limits = limits_from(self.configs[name])
-            self.destinations[name] = Destination(topic, partitions, limits, self.place(partitions))
+        for topic in outputs.values():
+            self._open(topic)
+        await self._have_named(tasks)
+        self._check_room(source_configs)
+
+    def _open(self, topic: Topic) -> None:
+        partitions = self._spread(topic, self.known[topic.name])
+        limits = limits_from(self.configs[topic.name])
+        self.destinations[topic.name] = Destination(topic, partitions, limits, self.place(partitions))
+
+    # -- over how many partitions keys go
+
+    def begin(self) -> None:
+        """A takeover begins: what is recorded is yet to be read."""
+        self._recorded = {}
+
+    def recorded(self, sinks: Mapping[str, Sink]) -> None:
+        """What the position record of a task says: where a topic grew since, keys stay where they went before."""
+        for name, sink in sinks.items():
+            before = self._recorded.get(name)
+            if before is not None and before.id == sink.id:
+                sink = Sink(sink.id, min(before.partitions, sink.partitions), min(before.least, sink.least))
+            self._recorded[name] = sink
+        for name, destination in self.destinations.items():
+            partitions = self._spread(destination.topic, self.known[name])
+            if partitions != destination.partitions:
+                destination.spread(partitions, self.place(partitions))
+
+    @property
+    def sinks(self) -> dict[str, Sink]:
+        """What is to be recorded."""
+        found: dict[str, Sink] = {}
+        for name, at in self.destinations.items():
+            topic_id, before = self.known[name].id, self._recorded.get(name)
+            least = before.least if before is not None and before.id == topic_id else at.partitions
+            found[name] = Sink(topic_id, at.partitions, min(least, at.partitions))
+        return found
+
+    def _spread(self, topic: Topic, info: TopicInfo) -> int:
+        recorded = self._recorded.get(info.name)
+        if recorded is None or recorded.id != info.id or recorded.partitions >= info.partitions:
+            return info.partitions
+        before = recorded.partitions
+        if topic.partitions == info.partitions:
+            self._warn(
+                ("moved", info.name, info.id, str(info.partitions)),
+                f"outputs to {info.name!r} go over {info.partitions} partitions now, {before} before, as the topic is declared "
+                f"with partitions={info.partitions}: keys move, and their later outputs stand in other partitions than the "
+                "earlier ones",
+            )
+            return info.partitions
+        self.say_grown(info.name, before, info.partitions)
+        return before
+
+    def say_grown(self, name: str, before: int, now: int) -> None:
+        self._warn(
+            ("grown", name, str(before), str(now)),
+            f"topic {name!r} has {now} partitions now, and {before} when {self._plan.app!r} began to write to it: outputs "
+            f"go on to the first {before}, so that no key moves. To use all of them, and have keys move at that moment, "
+            f"declare Topic({name!r}, partitions={now}) and restart all workers; or give a new topic",
+        )
+
+    def _warn(self, once: tuple[str, ...], text: str) -> None:
+        if once not in self._said:
+            self._said.add(once)
+            log.warning("%s", text)
+
+    # -- whether what is there will do
+
+    def _check_room(self, source_configs: Mapping[str, dict[str, str]]) -> None:
+        """Say where the dead-letter topic does not take what a source takes: one of the two was configured since."""
+        letters = self._plan.dead_letter_topic
+        room = limits_from(self.configs[letters]).max_bytes
+        for name, configs in source_configs.items():
+            largest = limits_from(configs).max_bytes
+            if largest > room:
+                self._warn(
+                    ("room", name, str(largest), str(room)),
+                    f"source topic {name!r} takes records of {largest} bytes (max.message.bytes), and the dead-letter topic "
+                    f"{letters!r} only of {room}: a larger event that fails is dead-lettered without its value. Set "
+                    f"max.message.bytes={largest + HEADROOM_BYTES} on {letters!r}",
+                )
+        if limits_from(self.configs[letters]).compacted:
+            raise TopicChanged(
+                f"the dead-letter topic {letters!r} is compacted: a dead letter would take away the earlier ones of its key, "
+                "and one without a key is refused. Set cleanup.policy=delete on it"
+            )
+
+    async def _fit(self, found: dict[str, TopicInfo], tasks: int) -> None:
+        """State is partitioned as the source is. Where nothing in it belongs to a key it grows with it."""
+        name = self._plan.positions_topic
+        if self._plan.may_grow and name in found and found[name].partitions < tasks:
+            log.info("%s gets %d partitions, as the source has, instead of %d", name, tasks, found[name].partitions)
+            await self._broker.create_partitions(name, tasks)
+            while (grown := await self._broker.topics([name])).get(name, found[name]).partitions < tasks:
+                await self._clock.sleep(0.05)
+            found[name] = grown[name]
+        self._check_sizes(found, tasks)
 
     def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int) -> None:
         """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source."""
@@ -134,18 +228,56 @@ class Topics:
         )
 
     async def open_destination(self, topic: Topic, tasks: int) -> Destination:
-        """A topic first named by an `Output`: created if missing, as a sink is."""
-        known = self.destinations.get(topic.name)
-        if known is None:
+        """A topic first named by an `Output`: created if missing, as a sink is. OutputRefused where it cannot be had."""
+        if topic.name not in self.destinations:
             if topic.name in self._plan.own_topics:
                 raise OutputRefused(
                     f"output to {topic.name!r}: {self._plan.app!r} keeps its own state or dead letters there, which a foreign "
                     "record would damage; choose another topic"
                 )
-            self._plan.outputs.append(topic)
-            await self._persist(lambda: self._own(tasks))
-            known = self.destinations[topic.name]
-        return known
+            try:
+                await self._persist(lambda: self._have(topic, tasks))
+            except RpcError as exc:
+                raise OutputRefused(
+                    f"output to {topic.name!r}: the topic cannot be had: {exc}. Create it, let this client describe and write "
+                    "it, or let it create topics"
+                ) from exc
+            self._plan.named.append(topic)
+        return self.destinations[topic.name]
+
+    async def _have(self, topic: Topic, tasks: int) -> None:
+        name = topic.name
+        found = await self._broker.topics([name])
+        if name not in found:
+            log.info("creating topic %s", name)
+            await self._broker.create_topics([self._output(topic, tasks, *await self._safety())])
+            while name not in (found := await self._broker.topics([name])):
+                await self._clock.sleep(0.05)
+        self.known.update(found)
+        self.configs |= await self._broker.topic_configs([name])
+        self._open(topic)
+
+    async def _have_named(self, tasks: int) -> None:
+        """Topics that were named before, as they are now; one that cannot be had any more is asked for when it is named."""
+        named, self._plan.named = self._plan.named, []
+        for topic in named:
+            self.destinations.pop(topic.name, None)
+            try:
+                await self._have(topic, tasks)
+            except RpcError as exc:
+                log.info("%s: %s", topic.name, exc)
+                continue
+            self._plan.named.append(topic)
+
+    async def _safety(self) -> tuple[int, dict[str, str]]:
+        """How many copies a topic of ours has, and what keeps them from being lost."""
+        factor = self._replication_factor or (3 if await self._broker.broker_count() >= 3 else 1)
+        return factor, {"min.insync.replicas": "2" if factor >= 3 else "1", "unclean.leader.election.enable": "false"}
+
+    def _output(self, topic: Topic, tasks: int, factor: int, safe: Mapping[str, str]) -> TopicSpec:
+        # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be deleted as
+        # soon as they are written. Give Topic(configs=...) to decide otherwise.
+        return TopicSpec(topic.name, topic.partitions or tasks, factor, {**_KEEP, **safe, **topic.configs})
 
     async def _persist(self, request: Callable[[], object]) -> dict[str, TopicInfo]:
         """Ask until the broker answers; say so while it does not."""

@@ -244,6 +244,8 @@ class EngineView:
             said["waiting_for"] = engine.waiting_for
         if engine.paused_by:
             said["paused_by"] = engine.paused_by
+        if gone := engine.gone():
+            said["gone"] = gone
         if engine.membership is None and engine.plan.sources:
             said["group"] = "not assigned yet"
         if lingering := engine.lingering.unready():

@@ -48,6 +48,7 @@ class TopicLimits(NamedTuple):
     max_behind_ms: int | None
     max_ahead_ms: int | None
     broker_time: bool
+    compacted: bool = False
 
 
 def limits_from(configs: dict[str, str]) -> TopicLimits:
@@ -63,6 +64,7 @@ def limits_from(configs: dict[str, str]) -> TopicLimits:
         around if before is None else before,
         around if after is None else after,
         configs.get("message.timestamp.type", "CreateTime") == "LogAppendTime",
+        "compact" in configs.get("cleanup.policy", ""),
     )
 
 
@@ -75,12 +77,16 @@ class Destination:
         self, topic: Topic, partitions: int, limits: TopicLimits, partition_of: KeyPartitions | None = None
     ) -> None:
         self.topic = topic
-        self.partitions = partitions
         self.limits = limits
-        self.partition_of = KeyPartitions(partitions) if partition_of is None else partition_of
         self._encode = topic.value.encode
         self._key_encode = topic.key.encode
-        self._tps = [TP(topic.name, p) for p in range(partitions)]
+        self.spread(partitions, KeyPartitions(partitions) if partition_of is None else partition_of)
+
+    def spread(self, partitions: int, partition_of: KeyPartitions) -> None:
+        """Over how many partitions keys go: fewer than there are where the topic grew, so that none moves."""
+        self.partitions = partitions
+        self.partition_of = partition_of
+        self._tps = [TP(self.topic.name, p) for p in range(partitions)]
 
     def key(self, key: Any) -> bytes | None:
         if key is None or isinstance(key, bytes):
@@ -150,6 +156,11 @@ class Destination:
             raise OutputRefused(
                 f"output to {self.topic.name!r} of about {size} bytes is above the topic's max.message.bytes="
                 f"{limits.max_bytes}; send less, or raise it on the topic"
+            )
+        if key is None and limits.compacted:
+            raise OutputRefused(
+                f"output to {self.topic.name!r} has no key, and that topic is compacted (cleanup.policy), which takes records "
+                "with keys only; give Output(value, key=...), or set cleanup.policy=delete on the topic"
             )
         if timestamp is not None and not limits.broker_time:
             if limits.max_ahead_ms is not None and timestamp > now_ms + limits.max_ahead_ms:

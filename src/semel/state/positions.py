@@ -3,13 +3,13 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`,
-`readers`, `passed`) may be absent; a reader of the same version passes over what it does not know.
+`readers`, `passed`, `born`, `sinks`) may be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,7 +27,8 @@ COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropp
 class TopicPosition:
     """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further.
 
-    `first`: where the task began; -1 where that was not noted.
+    `first`: where the task began; -1 where that was not noted. `born`: how many partitions the topic had when the app
+    began to read it; 0 where that was not noted.
     """
 
     id: str
@@ -36,6 +37,20 @@ class TopicPosition:
     cursors: dict[str, int] = field(default_factory=dict[str, int])
     done: tuple[tuple[int, int], ...] = ()
     first: int = -1
+    born: int = 0
+
+    @property
+    def since(self) -> int:
+        """From which partition on they came later than the app."""
+        return self.born or self.partitions
+
+
+class Sink(NamedTuple):
+    """A topic that outputs go to. `partitions`: over how many keys are spread; `least`: the fewest that ever were."""
+
+    id: str
+    partitions: int
+    least: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,7 @@ class Position:
     `readers`: whose events the counts and marks are of, as `Plan.readers` names them, also such that are declared no more.
     `passed`: which of `missing`, `conflict` and `late` was ever declared as "pass", so that events took effect without a
     mark. Both are empty where they were not noted.
+    `sinks`: what is known of each topic that outputs go to.
     """
 
     topics: dict[str, TopicPosition]
@@ -72,6 +88,7 @@ class Position:
     outputs: dict[str, int] = field(default_factory=dict[str, int])
     readers: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
+    sinks: dict[str, Sink] = field(default_factory=dict[str, Sink])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -87,6 +104,7 @@ class Position:
                     "cursors": t.cursors,
                     "done": t.done,
                     "first": t.first,
+                    "born": t.born,
                 }
                 for name, t in self.topics.items()
             },
@@ -102,6 +120,7 @@ class Position:
             "outputs": self.outputs,
             "readers": self.readers,
             "passed": self.passed,
+            "sinks": {name: [*sink] for name, sink in self.sinks.items()},
         }
 
     @property
@@ -133,6 +152,7 @@ def from_json(found: dict[str, Any]) -> Position:
                 dict(t["cursors"]),
                 tuple((a, b) for a, b in t["done"]),
                 t.get("first", -1),
+                t.get("born", 0),
             )
             for name, t in found["topics"].items()
         },
@@ -147,6 +167,7 @@ def from_json(found: dict[str, Any]) -> Position:
         outputs=dict(found.get("outputs", {})),
         readers=tuple(found.get("readers", ())),
         passed=tuple(found.get("passed", ())),
+        sinks={name: Sink(*sink) for name, sink in found.get("sinks", {}).items()},
     )
 
 

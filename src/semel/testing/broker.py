@@ -106,6 +106,14 @@ class MemoryBroker:
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         await self._connection.call("CreateTopics", {"specs": specs}, lambda: self.cluster.create_topics(specs))
 
+    async def create_partitions(self, name: str, partitions: int) -> None:
+        def apply() -> None:
+            if self.cluster.known_topic(name) is None:
+                raise Refused(3, f"topic {name}")
+            self.cluster.add_partitions(name, partitions)
+
+        await self._connection.call("CreatePartitions", {"name": name, "partitions": partitions}, apply)
+
     async def delete_topics(self, names: Sequence[str]) -> None:
         await self._connection.call("DeleteTopics", {"names": names}, lambda: self.cluster.delete_topics(names))
 

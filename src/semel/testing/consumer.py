@@ -31,7 +31,7 @@ class ResultsConsumer:
     @property
     def topics(self) -> Mapping[str, Topic]:
         """Those that results go to."""
-        return {topic.name: topic for plan in self._plans for topic in plan.outputs}
+        return {topic.name: topic for plan in self._plans for topic in (*plan.named, *plan.outputs)}
 
     def read(self) -> None:
         self._undecoded += self._fresh(self.topics)

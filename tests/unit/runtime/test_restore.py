@@ -307,7 +307,7 @@ async def test_offsets_of_another_consumer_are_adopted_only_when_told_to(world: 
     world.start(adopt=True)
     await world.drained()
     history = world.position_history()
-    assert all(found[0].topics["payments"].next > 5 for found in history if found)
+    assert all(found[0].topics["payments"].next >= 5 for found in history if found)
     done = sum(found[-1].counts["in"] for found in history)
     assert done == sum(len(log) for log in world.cluster.committed("payments")) - 10
 
@@ -333,7 +333,8 @@ async def test_a_source_that_grew_stops_the_running_worker_before_it_commits_mor
     world.pay_many(40)
     worker = world.start()
     await world.drained()
-    await asyncio.sleep(2)
+    # Past the last look, and before the next.
+    await asyncio.sleep(2.5)
     world.cluster.add_partitions("payments", 3)
     world.pay_many(5)
     error = await fate(world, worker)
@@ -456,7 +457,7 @@ async def test_a_changelog_made_anew_under_a_running_worker_stops_it(world: Worl
     world.pay_many(40)
     worker = world.start()
     await world.drained()
-    await asyncio.sleep(2)
+    await asyncio.sleep(2.5)
     name = f"{APP}-balances-changelog"
     world.cluster.delete_topics([name])
     world.cluster.create_topic(name, world.partitions)
