@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
+from semel import looptime
 from semel.chaos.events import Delivery
 from semel.kafka import KafkaBroker
 from semel.partitioner import partition_of
@@ -159,7 +160,7 @@ class Load:
             commit_timeout_ms=TIMEOUT_MS // 2,
         )
         try:
-            await writer.init(until=clock.monotonic() + TIMEOUT_MS / 1000)
+            await writer.init(until=looptime.now() + TIMEOUT_MS / 1000)
         except (RpcError, RpcLost):
             await asyncio.sleep(TURN_S)
             return None

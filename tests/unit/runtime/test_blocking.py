@@ -214,3 +214,19 @@ async def test_attempts_are_not_counted_anew_after_a_rebalance(world: World) -> 
     assert worker.engine.stats["rebalances"] == 2
     assert len(world.work.handled) == ATTEMPTS
     world.check()
+
+
+async def test_a_worker_that_blocks_at_every_event_shares_its_partitions_with_one_that_joins(world: World) -> None:
+    there_and_back(world)
+    first = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(first)
+    holding(world, 2.0)
+    for n in range(24):
+        world.pay(f"a{n % 8}", 1)
+    await world.until(lambda: settled(world) >= 2)
+    second = world.start("w2", session_timeout_ms=SESSION_MS)
+    await world.until(lambda: len(second.engine.tasks) == 1 and len(first.engine.tasks) == 1, within_s=60)
+    await world.drained(within_s=200)
+    assert set(Counter(world.work.handled).values()) == {1}
+    assert first.engine.stats["aborts"] == first.engine.stats["unknown"] == 0
+    world.check()
