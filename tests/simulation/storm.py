@@ -24,7 +24,7 @@ from tests.simulation.laws import Violation, judge
 from tests.simulation.lies import LIES, can_lie, lie
 from tests.simulation.watch import Key
 from tests.simulation.world import TOPICS, SimulatedWorld, seeded
-from tests.unit.runtime.harness import APP, Worker
+from tests.unit.runtime.harness import APP, Payment, Worker
 
 GROUP_APIS = frozenset({"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "DescribeGroups"})
 # Every code of the protocol's list, and some that are not in it.
@@ -75,6 +75,8 @@ class Storm:
         self.inputs: list[Callable[[bool], None]] = []
         self.throttling = seeded(seed, "quota").choice([0.0, 0.0, 0.0, 0.02, 0.1])
         self._throttles: dict[str, random.Random] = {}
+        self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
+        world.work.before = self.block
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
         self._full: set[str] = set()
@@ -178,6 +180,17 @@ class Storm:
             )
 
     # -- life and death
+
+    async def block(self, payment: Payment) -> None:
+        """A handler that holds the loop: nobody runs meanwhile, and the clock goes on."""
+        run = len(self.world.work.handled)
+        rng = seeded(self.seed, "blocks", payment.id, run)
+        if self.quiet or rng.random() >= self.blocking:
+            return
+        held_s = rng.choice([0.1, 0.5, 0.5, 2.5, 5.0])
+        if self.may(f"block {payment.id} {run}", f"block: for {held_s} s at {payment.id}"):
+            self.world.loop.advance(held_s)
+            self.figures["blocked seconds"] += int(held_s)
 
     def begin(self, worker: Worker) -> None:
         """What this incarnation will die of, if nothing else comes first."""

@@ -309,9 +309,13 @@ class Engine:
     def catching_up(self) -> bool:
         return self._owed_s > 0 or self._catching_up.locked()
 
-    def session_is_over(self, held_s: float) -> bool:
-        """An agent has just held the loop for so long: whether the group has given this worker up meanwhile."""
-        return self.group is not None and self.group.silent and self.awake(held_s)
+    def session_is_over(self, held_s: float, last_s: float) -> bool:
+        """An agent has just held the loop for so long, of it `last_s` in one piece: whether that has cost the session.
+
+        A session that is over for another reason, as a broker that is away, is no event's fault.
+        """
+        group = self.group
+        return group is not None and group.silent and held_s >= group.patience_s and self.awake(last_s)
 
     def attempts(self, tp: TP, agent: str) -> Attempts:
         """Those that a source partition's events have had, whoever owned it since."""

@@ -141,6 +141,11 @@ class GroupMember:
         return waits and self._clock.monotonic() - self.last_answer_at >= self._interval_s
 
     @property
+    def patience_s(self) -> float:
+        """How long the loop may be held right before the next heartbeat without a cost."""
+        return self._session_ms / 1000 - self._interval_s
+
+    @property
     def silent(self) -> bool:
         """The group has heard nothing of us for the session timeout."""
         joined = self.state is MemberState.ASSIGNED

@@ -271,7 +271,7 @@ class Lane:
         held_s, self._stepped_at = now - self._stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
-            if self._stepping is self.hand and self.host.session_is_over(held_s):
+            if self._stepping is self.hand and self.host.session_is_over(self._held_s, held_s):
                 self._count_lost_session()
 
     async def let_go(self) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from semel.plan import AgentKind, AgentPlan
-from semel.testing.broker import Call, Fault, delay
+from semel.testing.broker import Call, Fault, delay, lose_answer
 from semel.testing.clock import VirtualLoop
+from semel.testing.memory.faults import Rule
 from tests.unit.runtime.harness import APP, ATTEMPTS, Worker, World, payments_pipeline
 
 STYLES = ["stream", "coroutine", "batches"]
@@ -229,4 +230,23 @@ async def test_a_worker_that_blocks_at_every_event_shares_its_partitions_with_on
     await world.drained(within_s=200)
     assert set(Counter(world.work.handled).values()) == {1}
     assert first.engine.stats["aborts"] == first.engine.stats["unknown"] == 0
+    world.check()
+
+
+async def test_an_event_that_blocks_a_little_is_not_blamed_for_a_broker_that_does_not_answer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    there_and_back(world)
+    silence = Rule(["Heartbeat"], lose_answer(after_s=0.5), when=None, times=None, skip=0)
+    world.cluster.faults._scripts.insert(0, silence)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding(world, 0.1)
+    for n in range(200):
+        world.pay(f"a{n % 8}", 1)
+    await world.until(lambda: "no heartbeat was answered" in caplog.text)
+    assert len(world.work.handled) > 20
+    assert all(not attempts.lost for attempts in worker.engine._attempts.values())
+    world.cluster.faults._scripts.remove(silence)
+    await world.drained(within_s=120)
     world.check()
