@@ -23,6 +23,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 # What the key of an id that is no str begins with.
 _BYTES, _OTHER = b"\x00b", b"\x00j"
+# ... and of a str that begins as these do.
+_TEXT = b"\x00s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class Dedup:
         if key.startswith(_OTHER):
             with suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 return msgspec.json.decode(key[len(_OTHER) :])
-        return _readable(key.removeprefix(_BYTES))
+        return _readable(key.removeprefix(_BYTES).removeprefix(_TEXT))
 
     def payload_reader(self) -> Callable[[Any, Any], int]:
         """(value, record) -> 64-bit hash of what must agree between an event and its redelivery."""
@@ -289,7 +291,7 @@ def key_bytes(found: Any) -> bytes:
     """A dedup key as bytes; ids of different types never meet (a str "5" is not the int 5)."""
     if isinstance(found, str):
         raw = found.encode()
-        return raw if raw[:1] != b"\x00" else b"\x00s" + raw
+        return raw if raw[:1] != b"\x00" else _TEXT + raw
     if isinstance(found, bytes):
         return _BYTES + found
     return _OTHER + _canonical(found)

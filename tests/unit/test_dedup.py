@@ -271,7 +271,8 @@ UUID_ID = UUID("6a3f9f0e-6f0b-4f52-9d0a-0d6a55f2a001")
     ("o-1", "o-1"), ("5", "5"), ("5", '"5"'), (5, "5"), (2**70, str(2**70)), (-3, "-3"), (1.5, "1.5"), (True, "true"),
     (UUID_ID, str(UUID_ID)), (UUID_ID, str(UUID_ID).upper()), (str(UUID_ID), str(UUID_ID)), (b"\xff\x00", "ff00"), (b"ab", "ab"),
     ("a/b", "a/b"), ("ü", "ü"), ([1, "x"], '[1, "x"]'), ({"b": 2, "a": 1}, '{"a": 1, "b": 2}'),
-    (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"), (Decimal("1.50"), "1.50"), ("[" * 5000, "[" * 5000),
+    (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"), (Decimal("1.50"), "1.50"), ("\x00j5", "\x00j5"),
+    ("\x00b5", "\x00b5"), ("[" * 5000, "[" * 5000),
 ], ids=repr)  # fmt: skip
 def test_an_id_of_any_type_is_found_as_it_is_written(event_id: Any, written: str) -> None:
     rule = Dedup("id", window=WEEK)

@@ -125,6 +125,8 @@ class GroupMember:
         self.tasks: tuple[int, ...] = ()
         # When the last request was sent that the group has answered: the session counts from there.
         self.last_answer_at = 0.0
+        # Why it could not join the last time; empty where it did.
+        self.refused = ""
 
     # -- asked for from outside
 
@@ -231,6 +233,7 @@ class GroupMember:
             return False
         self._member_id = joined.member_id
         self._fenced_since = None
+        self.refused = ""
         membership = Membership(self._group, joined.generation, joined.member_id, self._instance_id)
         self.membership = membership
         await self._pass("group.after_join")
@@ -246,7 +249,10 @@ class GroupMember:
         try:
             assignment = decode_assignment(raw)
         except Malformed as wrong:
-            self._say(f"what the leader of group {self._group!r} assigns is not semel's ({_cut(wrong)}); {STRANGER}")
+            self.refused = (
+                f"what the leader of group {self._group!r} assigns is not semel's ({_cut(wrong)}); {STRANGER}"
+            )
+            self._say(self.refused)
             await self._clock.sleep(MALFORMED_PAUSE_S)
             return False
         ours = [assignment.owners.get(task, (self._instance, self._url)) for task in assignment.tasks]
@@ -318,7 +324,13 @@ class GroupMember:
                     "and keep session_timeout_ms between the broker's group.min.session.timeout.ms and "
                     "group.max.session.timeout.ms"
                 ) from exc
-        self._say(str(exc))
+        self.refused = str(exc)
+        if isinstance(exc, RpcError) and exc.code == 23:
+            self.refused = (
+                f"group {self._group!r} is in use by another program, a consumer with this group.id ({exc}): stop it, or "
+                "name the pipeline otherwise; a pipeline's group is its workers' alone"
+            )
+        self._say(self.refused)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()

@@ -247,7 +247,7 @@ class EngineView:
         if gone := engine.gone():
             said["gone"] = gone
         if engine.membership is None and engine.plan.sources:
-            said["group"] = "not assigned yet"
+            said["group"] = (engine.group.refused if engine.group is not None else "") or "not assigned yet"
         if lingering := engine.lingering.unready():
             said["in_hand"] = [asdict(found) for found in lingering]
         if restoring:

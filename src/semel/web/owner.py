@@ -24,6 +24,7 @@ from semel.web.view import NotOwned, Restoring, WorkerView
 FORWARD_TIMEOUT_S = 5.0  # a worker that takes longer is stopped, fenced or drowning
 CONNECT_TIMEOUT_S = 2.0
 CONNECTIONS_MAX = 32
+CONNECTIONS_EACH_MAX = 8  # so that one that hangs does not take them all
 ANSWER_BYTES_MAX = 64 << 20  # several times a page, for rows whose JSON is much longer than they are
 TICKET_BYTES_MAX = 4096
 PEERS_MAX = 1000  # tickets kept: a group has fewer workers, or they are asked for again
@@ -136,7 +137,7 @@ class Peers:
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, limit_per_host=CONNECTIONS_EACH_MAX),
                 timeout=aiohttp.ClientTimeout(total=FORWARD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
                 # Cookies are nothing workers exchange, and a proxy of the environment is not between them.
                 cookie_jar=aiohttp.DummyCookieJar(),

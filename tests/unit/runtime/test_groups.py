@@ -669,6 +669,7 @@ async def test_a_leader_that_is_no_worker_is_waited_out(
     assert not worker.over and not owned(worker)
     said = [r for r in caplog.records if "is not semel's" in r.getMessage()]
     assert 1 <= len(said) <= 6
+    assert "is not semel's" in EngineView(worker.engine).readiness()[1]["group"]
     # The stranger's session ends.
     await world.until(lambda: owned(worker) == [0, 1], within_s=120)
     world.pay_many(20)
@@ -683,3 +684,18 @@ async def test_a_member_that_takes_a_worker_s_name_does_not_keep_it_from_its_wor
     assert not await join_with(world, MemoryBroker(world.cluster, "liar"), liar)
     await world.until(lambda: len(owned(worker)) == 1, within_s=20)
     await world.until_running(worker)
+
+
+async def test_a_group_that_another_program_uses_is_named_until_it_is_free(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.cluster.faults.add("JoinGroup", refuse(23), times=40)
+    worker = world.start()
+    await world.until(lambda: worker.engine.group is not None and worker.engine.group.refused != "")
+    ready, said = EngineView(worker.engine).readiness()
+    assert not ready
+    assert said["group"].startswith(f"group '{APP}' is in use by another program, a consumer with this group.id")
+    await world.until_running(worker)
+    assert EngineView(worker.engine).readiness()[0]
+    lines = [r for r in caplog.records if "in use by another program" in r.getMessage()]
+    assert 1 <= len(lines) <= 4
