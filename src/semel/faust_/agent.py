@@ -61,6 +61,9 @@ class Agent(faust.Agent):
 
     def _make_stream(self, hand: Hand) -> Any:
         stream: Any = self.stream()
+        # The tree of services keeps what was made under it for good, and every failed attempt makes a stream; this one is
+        # never started, nor stopped.
+        stream.beacon.detach(self.beacon)
         stream.lane, stream.hand = self.lane, hand
         stream.add_processor(self._maybe_unwrap_reply_request)
         return stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from semel import Dedup, Pipeline
 from semel.config import Settings
 from semel.errors import ConfigError, DeclarationError, OutsideEvent
 from semel.faust_.app import App, app_of
+from semel.faust_.stream import Stream
+from semel.hand import Hand
 from semel.plan import AgentKind
 
 
@@ -262,3 +265,22 @@ def test_set_and_global_tables_are_refused_where_they_are_declared() -> None:
 
 def test_without_an_assignment_no_worker_is_the_leader() -> None:
     assert not an_app().is_leader()
+
+
+async def test_the_streams_of_attempts_that_failed_are_not_kept() -> None:
+    app = an_app()
+
+    @app.agent(app.topic("clicks"))
+    async def count(clicks: object) -> None: ...
+
+    def streams() -> int:
+        gc.collect()
+        return sum(isinstance(found, Stream) for found in gc.get_objects())
+
+    agent, before = app.agents["tests.unit.faust_.test_app.count"], streams()
+    running = agent._make_stream(Hand())
+    for _ in range(50):
+        running = agent._make_stream(Hand())
+    assert isinstance(running, Stream)
+    assert streams() - before <= 2
+    assert len(agent.beacon.children) <= 2
