@@ -21,6 +21,7 @@ from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.suspects import Suspects
 from semel.runtime.task import Task, TaskState
+from semel.runtime.topics import COMPACTION_LAG_MS
 from semel.runtime.watch import TopicWatch
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
@@ -359,6 +360,10 @@ class Epochs:
             doubts.pop()
             if known:
                 carry.committed(doubt.outs)
+            elif self._now_ms() - doubt.stamp[2] > COMPACTION_LAG_MS:
+                # The record may have been compacted away: sent again it might be there twice.
+                carry.fail(doubt.outs, f"nobody knows any more whether epoch {doubt.stamp[1]} was committed: this worker stood "
+                                       f"still for over {COMPACTION_LAG_MS // 60_000} minutes")  # fmt: skip
             else:
                 self.carry.put_back(doubt.outs)
             self.carry.release(doubt.followers.let_go(committed=known))

@@ -201,9 +201,11 @@ class Restorer:
                 if at < starts[tp]:
                     return f"it is at {at} of {name}, below the start {starts[tp]}"
                 # Every commit leaves one offset behind its records, which ends it. More may have been a tombstone,
-                # compacted away since: then nothing is there to be read of it.
-                if ends[tp] - at > 1 and age_ms > min(
-                    self._settings.rebuild_age_ms, self._topics.tombstones_ms(name) // 2
+                # compacted away since: then nothing is there to be read of it. Positions have none that counts.
+                if (
+                    name != self._plan.positions_topic
+                    and ends[tp] - at > 1
+                    and age_ms > min(self._settings.rebuild_age_ms, self._topics.tombstones_ms(name) // 2)
                 ):
                     return f"it is {age_ms // 1000} s old: tombstones of {name} may be gone"
         offset = int(meta.get("stamp", -1))

@@ -19,11 +19,28 @@ log = logging.getLogger("semel.topics")
 
 # Room for the headers semel appends to a dead letter, and for the key beside a row.
 HEADROOM_BYTES = 65_536
+# Younger position records are not compacted: a writer whose commit got no answer looks for its own.
+COMPACTION_LAG_MS = 600_000
 _KEEP = {"retention.ms": "-1", "retention.bytes": "-1"}
 # What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
 # For so long metadata may lack a topic that was there: brokers come back with a part of it first.
 MISSING_S = 30.0
+
+
+# A log is compacted but for the segment that is written to, and restores read all of it. Kafka's own segments are of 1 GiB
+# and seven days.
+_ROWS = {
+    "cleanup.policy": "compact", "delete.retention.ms": "86400000", "segment.bytes": str(64 << 20), "segment.ms": "86400000",
+    "min.cleanable.dirty.ratio": "0.3",
+}  # fmt: skip
+# One record a partition counts; one is written at each commit, with a marker that stays for delete.retention.ms.
+_POSITIONS = {
+    "cleanup.policy": "compact", "delete.retention.ms": "3600000", "segment.bytes": str(4 << 20), "segment.ms": "3600000",
+    "min.cleanable.dirty.ratio": "0.1", "min.compaction.lag.ms": str(COMPACTION_LAG_MS), "max.compaction.lag.ms": "7200000",
+}  # fmt: skip
+# Where segments are larger, a restart without the store reads for minutes what compaction does not come to.
+LARGE_SEGMENT_BYTES = 256 << 20
 
 
 class Topics:
@@ -97,8 +114,10 @@ class Topics:
                 continue
             if name == plan.marks_topic:
                 kept = {"cleanup.policy": "delete", **_KEEP, "segment.bytes": str(16 << 20)}
+            elif name == plan.positions_topic:
+                kept = _POSITIONS
             else:
-                kept = {"cleanup.policy": "compact", "delete.retention.ms": "86400000"}
+                kept = _ROWS
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
             kept = {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}
@@ -117,6 +136,7 @@ class Topics:
             self._open(topic)
         await self._have_named(tasks)
         self._check_room(source_configs)
+        self._check_segments()
 
     def _open(self, topic: Topic) -> None:
         partitions = self._spread(topic, self.known[topic.name])
@@ -211,6 +231,21 @@ class Topics:
                 await self._clock.sleep(0.05)
             found[name] = grown[name]
         self._check_sizes(found, tasks)
+
+    def _check_segments(self) -> None:
+        """Say which logs are compacted late. Topics that were there keep the settings they have: somebody may have chosen them."""
+        plan = self._plan
+        for name in plan.logs:
+            size = int(self.configs[name].get("segment.bytes", "0"))
+            if name == plan.marks_topic or size < LARGE_SEGMENT_BYTES:
+                continue
+            better = _POSITIONS if name == plan.positions_topic else _ROWS
+            self._warn(
+                ("segments", name),
+                f"{name} has segments of {size >> 20} MiB, and compaction leaves the newest alone: a restart without the local "
+                "state reads up to that much of each partition. Set on the topic: "
+                + ",".join(f"{key}={value}" for key, value in better.items()),
+            )
 
     def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int) -> None:
         """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source."""

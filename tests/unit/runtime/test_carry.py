@@ -19,6 +19,7 @@ from semel.plan import Plan
 from semel.port import TP
 from semel.runtime.host import EngineHost
 from semel.stages.sink import Out
+from semel.state import positions
 from semel.testing.broker import Fault, MemoryBroker, delay, lose_answer, lose_request, refuse
 from tests.unit.runtime.harness import APP, Payment, World
 
@@ -337,3 +338,23 @@ async def test_of_two_workers_without_sources_and_with_one_name_the_fenced_one_g
     error = await first.gone()
     assert isinstance(error, InstanceTaken)
     await world.close()
+
+
+async def test_an_output_in_doubt_for_longer_than_its_record_is_kept_is_told_as_unknown_and_not_sent_again(
+    notes: World,
+) -> None:
+    worker = notes.start()
+    await notes.until_running(worker)
+    notes.cluster.faults.add("EndTxn", lose_answer(after_s=0.5))
+    done = worker.engine.carry(note("once"))
+    await notes.until(lambda: bool(worker.engine._epochs.carry.in_doubt), what="in doubt")
+    notes.cluster.faults.cut(worker.client)
+    await notes.clock.sleep(700)
+    # What compaction may do by then.
+    for log in notes.cluster.topics()[f"{APP}-positions"].logs:
+        log._entries = [entry for entry in log._entries if not any(r.key == positions.KEY for r in entry.records)]
+    notes.cluster.faults.mend(worker.client)
+    with pytest.raises(CommitError, match="nobody knows any more"):
+        await done
+    await notes.clock.sleep(20)
+    assert written(notes) == ["once"]

@@ -104,3 +104,53 @@ async def test_a_log_of_another_size_is_refused_though_a_broker_did_not_know_it_
     assert str(error).startswith(
         f"topic '{log}' has {world.partitions + 1} partitions, the source has {world.partitions}"
     )
+
+
+async def test_logs_that_semel_creates_have_small_segments_that_are_compacted_soon(world: World) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    for name in worker.engine.plan.logs:
+        configs = world.cluster.topics()[name].configs
+        assert int(configs["segment.bytes"]) <= 64 << 20
+        if name != worker.engine.plan.marks_topic:
+            assert configs["cleanup.policy"] == "compact"
+            assert float(configs["min.cleanable.dirty.ratio"]) < 0.5
+    assert int(world.cluster.topics()[f"{APP}-positions"].configs["segment.bytes"]) <= 4 << 20
+
+
+async def test_logs_with_segments_of_a_gibibyte_are_named_once_with_what_to_set(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.cluster.create_topic(f"{APP}-positions", world.partitions, {"cleanup.policy": "compact"})
+    worker = world.start()
+    world.pay("a1", 1)
+    await world.drained()
+    await worker.engine.topics.ready()
+    said = [r.getMessage() for r in caplog.records if "segments of" in r.getMessage()]
+    assert (
+        len(said) == 1
+        and "payments-positions has segments of 1024 MiB" in said[0]
+        and "segment.bytes=4194304" in said[0]
+    )
+    assert world.cluster.topics()[f"{APP}-positions"].configs["segment.bytes"] == str(1 << 30)
+
+
+async def test_positions_older_than_a_day_do_not_rebuild_the_store(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until_running(first, second)
+    world.pay_many(20)
+    await world.drained()
+    await first.stop()
+    await world.clock.sleep(20)
+    for _ in range(5):
+        world.pay_many(20, trouble=False)
+        await world.drained()
+    caplog.clear()
+    await world.clock.sleep(3 * 3_600)
+    again = world.start("w1")
+    await world.until_running(again)
+    assert not [r for r in caplog.records if "is rebuilt" in r.getMessage()]
+    await world.drained()
+    world.check()
