@@ -233,7 +233,7 @@ class Topics:
         self._check_sizes(found, tasks)
 
     def _check_segments(self) -> None:
-        """Say which logs are compacted late. Topics that were there keep the settings they have: somebody may have chosen them."""
+        """Say which logs are compacted late. Topics that were there keep their settings: somebody may have chosen them."""
         plan = self._plan
         for name in plan.logs:
             size = int(self.configs[name].get("segment.bytes", "0"))
