@@ -149,6 +149,22 @@ def _takes_stream(function: FunctionType, given: int) -> bool:
     return declared or _iterates(function.__code__, parameters[0].name)
 
 
+def asked_of_stream(run: Callable[..., Any]) -> set[str]:
+    """The names of the methods that a streaming agent's code calls on its stream, also on what those give."""
+    asked: set[str] = set()
+    for function, given in _behind(run):
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters)[given:]
+        if not parameters:
+            continue
+        steps, names = list(_steps(function.__code__)), {parameters[0]}
+        for index, step in enumerate(steps):
+            if step.name in _ATTRIBUTES and _root(steps, index) in names:
+                asked.add(step.what)
+            elif step.name in _STORES and _root(steps, index) in names:
+                names.add(step.what)
+    return asked
+
+
 class _Step(NamedTuple):
     """One instruction, and by how much the stack is higher after it."""
 

@@ -113,5 +113,9 @@ class StateDirectoryError(RecoveryError):
     """The state directory belongs to another application, version or process, or cannot be written."""
 
 
+class StateNotReady(RecoveryError):
+    """State was read outside an event while it is restored; ask again."""
+
+
 class ShapeChanged(RecoveryError):
     """Tables, codecs or the dedup rule differ from what the stored state was made with (protocol rule 24)."""

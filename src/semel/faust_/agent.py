@@ -15,8 +15,11 @@ import faust
 from faust.agents.models import ReqRepRequest
 from faust.types import TopicT
 
+from semel.agent import asked_of_stream
 from semel.errors import DeclarationError
+from semel.faust_.arguments import AGENT, STREAM, check
 from semel.faust_.codec import source_of
+from semel.faust_.rules import Does
 from semel.hand import Hand
 from semel.plan import AgentKind, AgentPlan
 from semel.stages.agent import Lane
@@ -29,6 +32,10 @@ class Agent(faust.Agent):
     """Set for the agent of a `Pipeline`: what it was declared as."""
     lane: Lane | None = None
 
+    def __init__(self, fun: Any, *, app: Any, **given: Any) -> None:
+        self._given = given
+        super().__init__(fun, app=app, **given)
+
     @property
     def on_topic(self) -> bool:
         return isinstance(self.channel, TopicT)
@@ -37,11 +44,11 @@ class Agent(faust.Agent):
         """DeclarationError for what the engine does not run."""
         if self.declared is not None:
             return self.declared
-        if self.concurrency != 1 or self.isolated_partitions:
-            raise DeclarationError(
-                f"agent {self.name!r}: concurrency={self.concurrency}, isolated_partitions={self.isolated_partitions} is not "
-                "there yet; run more workers instead"
-            )
+        check(AGENT, f"agent {self.name!r}", self._given)
+        for method in sorted(asked_of_stream(self.fun)):
+            rule = STREAM.get(method)
+            if rule is not None and rule.does is Does.REFUSED:
+                raise DeclarationError(f"agent {self.name!r}: stream.{method}() does not run on semel yet: {rule.said}")
         channel: Any = self.channel
         if channel.pattern is not None or not channel.topics:
             raise DeclarationError(f"agent {self.name!r} subscribes by pattern; name its topics")

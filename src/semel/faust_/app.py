@@ -14,14 +14,18 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from functools import wraps
 from typing import Any, NoReturn
 
 import faust
+from aiohttp import web
 from faust.app.base import BootStrategy
 
 from semel.config import Settings
-from semel.errors import DeclarationError, StaleIncarnation, StateDirectoryError
+from semel.errors import DeclarationError, StaleIncarnation, StateDirectoryError, StateNotReady
 from semel.faust_.agent import Agent
+from semel.faust_.arguments import PAGE, check_signals
+from semel.faust_.arguments import check as check_arguments
 from semel.faust_.settings import FORCED, as_semels, check, client_id_of, not_in_memory, pristine, say_moot, start_of
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
@@ -81,6 +85,8 @@ class App(faust.App):
         # True where somebody else (`semel worker`) watches `engine_failure` and says what happened.
         self.supervised = False
         self._stopping_engine = False
+        # Tasks and services of the app have started.
+        self.may_begin = asyncio.Event()
         self._options = options
         super().__init__(id, **self._as_fausts(self._base))
         _ = self.conf  # what is refused is refused where it is declared
@@ -148,6 +154,7 @@ class App(faust.App):
         """What the engine is to run: every agent on a topic, every table, every topic that may be sent to."""
         agents = [a for a in self.agents.values() if isinstance(a, Agent) and a.on_topic]
         check(self.conf)
+        check_signals(self)
         plan = Plan(self.conf.id, start=self._start or start_of(self.conf) or "earliest")
         plan.agents = [agent.plan() for agent in agents]
         plan.tables = [table.plan() for table in self.tables.values() if isinstance(table, Table)]
@@ -180,6 +187,65 @@ class App(faust.App):
     def add_future(self, coro: Any) -> Any:
         """As Faust does. Work of an event that is undone ends by itself, and not the worker: it is started again with it."""
         return super().add_future(_of_its_event(coro) if event_number.get() else coro)
+
+    def timer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Faust's. While state is restored it waits: what it reads is whole."""
+        return self._whole(super().timer(*args, **kwargs))
+
+    def crontab(self, *args: Any, **kwargs: Any) -> Any:
+        """As `timer`."""
+        return self._whole(super().crontab(*args, **kwargs))
+
+    def _whole(self, declare: Any) -> Any:
+        def declared(fun: Any) -> Any:
+            @wraps(fun)
+            async def run(*args: Any) -> Any:
+                if await self.tables.wait_until_recovery_completed():
+                    return
+                try:
+                    await fun(*args)
+                except StateNotReady as exc:
+                    log.info("%s: %s; it runs again when it is due", fun.__qualname__, exc)
+
+            return declare(run)
+
+        return declared
+
+    async def on_started_init_extra_services(self) -> None:
+        """Tasks and services have started: from now on agents get events."""
+        await super().on_started_init_extra_services()
+        self._check_partitions()
+        self.may_begin.set()
+
+    def _check_partitions(self) -> None:
+        engine = self.engine
+        there = max(engine.assignment.partitions.values(), default=0) if engine is not None else 0
+        for table in self.tables.values():
+            if engine is not None and isinstance(table, Table) and there and table.said_partitions not in (None, there):
+                engine.fail(
+                    DeclarationError(
+                        f"table {table.name!r}: partitions={table.said_partitions}, and the sources have {there}: a row lives "
+                        "where its event is; leave partitions= out"
+                    )
+                )
+
+    def page(self, path: str, **given: Any) -> Any:
+        check_arguments(PAGE, f"page {path!r}", given)
+        return super().page(path, **given)
+
+    def table_route(self, table: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DeclarationError(
+            f"table_route of table {table.name!r} does not run on semel: any worker answers GET /tables/{table.name}/{{key}} "
+            "for any key; let the page ask that"
+        )
+
+    def topic_route(self, topic: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DeclarationError(
+            f"topic_route of topic {topic!s} does not run on semel: let the page send to the topic, from any worker"
+        )
+
+    def LiveCheck(self, **kwargs: Any) -> NoReturn:
+        raise DeclarationError("LiveCheck does not run on semel; see `semel prove`")
 
     def SetTable(self, name: str, *args: Any, **kwargs: Any) -> NoReturn:
         raise DeclarationError(f"table {name!r}: set tables do not run on semel yet; use app.Table(..., default=list)")
@@ -308,8 +374,21 @@ def own_pages(app: Any) -> list[tuple[str, str, Any]]:
         info = route.resource.get_info() if route.resource is not None else {}
         path = info.get("path") or info.get("formatter")
         if path is not None and (route.method, path) != ("HEAD", path):
-            found.append((route.method, path, route.handler))
+            found.append((route.method, path, _when_ready(route.handler)))
     return found
+
+
+def _when_ready(handler: Any) -> Any:
+    """A page that reads what is not whole yet answers as the views do."""
+
+    @wraps(handler)
+    async def answer(request: Any) -> Any:
+        try:
+            return await handler(request)
+        except StateNotReady as exc:
+            return web.json_response({"error": str(exc)}, status=503, headers={"Retry-After": "1"})
+
+    return answer
 
 
 __all__ = ["App", "app_of"]

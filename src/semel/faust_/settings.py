@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from enum import Enum
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import faust
 from faust.auth import SASLCredentials
@@ -20,38 +19,12 @@ from yarl import URL
 
 from semel.config import BrokerSecurity, Settings
 from semel.errors import ConfigError, DeclarationError
+from semel.faust_.rules import Does, Rule, moot, refused, works
 from semel.plan import Start
 
 log = logging.getLogger("semel.app")
 
 SCHEME = "semel"
-
-
-class Does(Enum):
-    WORKS = "works"
-    MOOT = "has nothing to act on"
-    REFUSED = "refused"
-
-
-class Rule(NamedTuple):
-    """`said`: as what it works, what stands in its place, or what to do instead. `fine`: values that ask for nothing
-    that is refused."""
-
-    does: Does
-    said: str
-    fine: Callable[[Any], bool] = lambda value: False
-
-
-def _works(said: str = "as in Faust", fine: Callable[[Any], bool] | None = None) -> Rule:
-    return Rule(Does.WORKS, said) if fine is None else Rule(Does.WORKS, said, fine)
-
-
-def _moot(said: str) -> Rule:
-    return Rule(Does.MOOT, said)
-
-
-def _refused(said: str, fine: Callable[[Any], bool] = lambda value: False) -> Rule:
-    return Rule(Does.REFUSED, said, fine)
 
 
 def _is_ours(value: Any) -> bool:
@@ -66,158 +39,158 @@ _CLIENT = "semel's own client of Kafka"
 
 SETTINGS: dict[str, Rule] = {
     # -- common
-    "autodiscover": _works(),
-    "datadir": _works("the setting state_dir"),
-    "tabledir": _moot("rows live in the state directory"),
-    "debug": _works(),
-    "env_prefix": _works(),
-    "id_format": _works(),
-    "origin": _works(),
-    "timezone": _works(),
-    "version": _works("part of the app's id, hence of every name that semel keeps on Kafka"),
+    "autodiscover": works(),
+    "datadir": works("the setting state_dir"),
+    "tabledir": moot("rows live in the state directory"),
+    "debug": works(),
+    "env_prefix": works(),
+    "id_format": works(),
+    "origin": works(),
+    "timezone": works(),
+    "version": works("part of the app's id, hence of every name that semel keeps on Kafka"),
     # -- agents
-    "agent_supervisor": _moot("an agent does not crash: an event that fails is tried again, then dead-lettered"),
-    "cython_optimizations": _moot("the engine is semel's"),
-    "blocking_timeout": _moot("semel itself says which handler holds the event loop"),
+    "agent_supervisor": moot("an agent does not crash: an event that fails is tried again, then dead-lettered"),
+    "cython_optimizations": moot("the engine is semel's"),
+    "blocking_timeout": moot("semel itself says which handler holds the event loop"),
     # -- broker
-    "broker": _works("the setting broker"),
-    "broker_consumer": _refused("semel reads and writes in one transaction, on one cluster; give broker"),
-    "broker_producer": _refused("semel reads and writes in one transaction, on one cluster; give broker"),
-    "broker_api_version": _moot("each broker is asked which versions it speaks"),
-    "broker_check_crcs": _moot("checksums are always checked"),
-    "broker_client_id": _works("the client id of every connection"),
-    "broker_commit_every": _moot(
+    "broker": works("the setting broker"),
+    "broker_consumer": refused("semel reads and writes in one transaction, on one cluster; give broker"),
+    "broker_producer": refused("semel reads and writes in one transaction, on one cluster; give broker"),
+    "broker_api_version": moot("each broker is asked which versions it speaks"),
+    "broker_check_crcs": moot("checksums are always checked"),
+    "broker_client_id": works("the client id of every connection"),
+    "broker_commit_every": moot(
         "a commit comes as soon as there is nothing else to do, at the latest after commit_interval_ms"
     ),
-    "broker_commit_interval": _works("the setting commit_interval_ms"),
-    "broker_commit_livelock_soft_timeout": _moot("an epoch that is not committed is undone and done again"),
-    "broker_credentials": _works("the settings [broker_security]: SASLCredentials with PLAIN or SCRAM; else refused"),
-    "broker_heartbeat_interval": _moot("a tenth of session_timeout_ms, at most a second"),
-    "broker_max_poll_interval": _moot(
+    "broker_commit_interval": works("the setting commit_interval_ms"),
+    "broker_commit_livelock_soft_timeout": moot("an epoch that is not committed is undone and done again"),
+    "broker_credentials": works("the settings [broker_security]: SASLCredentials with PLAIN or SCRAM; else refused"),
+    "broker_heartbeat_interval": moot("a tenth of session_timeout_ms, at most a second"),
+    "broker_max_poll_interval": moot(
         "a worker that handles an event for long stays in the group as long as it heartbeats"
     ),
-    "broker_max_poll_records": _moot("records are buffered within limits of semel's own"),
-    "broker_rebalance_timeout": _works("the setting rebalance_timeout_ms"),
-    "broker_request_timeout": _moot("the setting rpc_timeout_ms"),
-    "broker_session_timeout": _works("the setting session_timeout_ms"),
-    "ssl_context": _refused(
+    "broker_max_poll_records": moot("records are buffered within limits of semel's own"),
+    "broker_rebalance_timeout": works("the setting rebalance_timeout_ms"),
+    "broker_request_timeout": moot("the setting rpc_timeout_ms"),
+    "broker_session_timeout": works("the setting session_timeout_ms"),
+    "ssl_context": refused(
         'semel makes its TLS context itself; put protocol = "SSL" and ca_file, cert_file, key_file into [broker_security]'
     ),
     # -- consumer
-    "consumer_api_version": _moot("each broker is asked which versions it speaks"),
-    "consumer_max_fetch_size": _moot("records are buffered within limits of semel's own"),
-    "consumer_auto_offset_reset": _works('App(start="earliest") or "latest"; else refused'),
-    "consumer_group_instance_id": _works("the worker's --instance"),
-    "consumer_metadata_max_age_ms": _moot(_CLIENT),
-    "consumer_connections_max_idle_ms": _moot(_CLIENT),
+    "consumer_api_version": moot("each broker is asked which versions it speaks"),
+    "consumer_max_fetch_size": moot("records are buffered within limits of semel's own"),
+    "consumer_auto_offset_reset": works('App(start="earliest") or "latest"; else refused'),
+    "consumer_group_instance_id": works("the worker's --instance"),
+    "consumer_metadata_max_age_ms": moot(_CLIENT),
+    "consumer_connections_max_idle_ms": moot(_CLIENT),
     # -- serializing
-    "key_serializer": _works(),
-    "value_serializer": _works(),
+    "key_serializer": works(),
+    "value_serializer": works(),
     # -- logging
-    "logging_config": _works("with `faust worker`; `semel worker` logs in its own way"),
-    "loghandlers": _works("with `faust worker`; `semel worker` logs in its own way"),
+    "logging_config": works("with `faust worker`; `semel worker` logs in its own way"),
+    "loghandlers": works("with `faust worker`; `semel worker` logs in its own way"),
     # -- producer
-    "producer_acks": _refused(
+    "producer_acks": refused(
         "a transaction is acknowledged by all replicas, always; leave it out", lambda v: v in (-1, "-1", "all")
     ),
-    "producer_api_version": _moot("each broker is asked which versions it speaks"),
-    "producer_compression_type": _refused(
+    "producer_api_version": moot("each broker is asked which versions it speaks"),
+    "producer_compression_type": refused(
         "batches are written uncompressed; leave it out, and set compression.type on the topic: the broker compresses then",
         lambda v: v in (None, "none"),
     ),
-    "producer_linger": _moot("an epoch is sent at its commit"),
-    "producer_linger_ms": _moot("an epoch is sent at its commit"),
-    "producer_max_batch_size": _moot("a batch is as large as its topic's max.message.bytes allows"),
-    "producer_max_request_size": _moot("what a topic's max.message.bytes does not allow fails its event"),
-    "producer_partitioner": _works("of what agents, timers and pages send; not of semel's own topics"),
-    "producer_request_timeout": _moot("the settings rpc_timeout_ms and commit_timeout_ms"),
-    "producer_threaded": _moot("what is sent becomes part of an epoch"),
-    "producer_metadata_max_age_ms": _moot(_CLIENT),
-    "producer_connections_max_idle_ms": _moot(_CLIENT),
+    "producer_linger": moot("an epoch is sent at its commit"),
+    "producer_linger_ms": moot("an epoch is sent at its commit"),
+    "producer_max_batch_size": moot("a batch is as large as its topic's max.message.bytes allows"),
+    "producer_max_request_size": moot("what a topic's max.message.bytes does not allow fails its event"),
+    "producer_partitioner": works("of what agents, timers and pages send; not of semel's own topics"),
+    "producer_request_timeout": moot("the settings rpc_timeout_ms and commit_timeout_ms"),
+    "producer_threaded": moot("what is sent becomes part of an epoch"),
+    "producer_metadata_max_age_ms": moot(_CLIENT),
+    "producer_connections_max_idle_ms": moot(_CLIENT),
     # -- agents that are asked
-    "reply_create_topic": _refused(
+    "reply_create_topic": refused(
         "nobody reads replies on semel yet; leave it out, use cast() or send(), and read the answer from a topic or a table"
     ),
-    "reply_expires": _moot("replies are not read yet"),
-    "reply_to": _works("where ask_nowait lets its reply be sent"),
-    "reply_to_prefix": _works("where ask_nowait lets its reply be sent"),
+    "reply_expires": moot("replies are not read yet"),
+    "reply_to": works("where ask_nowait lets its reply be sent"),
+    "reply_to_prefix": works("where ask_nowait lets its reply be sent"),
     # -- streams
-    "processing_guarantee": _works("any value: semel's promise holds"),
-    "stream_buffer_maxsize": _moot("records are buffered within limits of semel's own"),
-    "stream_processing_timeout": _moot("the setting handler_timeout_ms"),
-    "stream_publish_on_commit": _moot("what an event sends is committed with it"),
-    "stream_recovery_delay": _moot(_ENGINE),
-    "stream_wait_empty": _moot("what is in hand is finished within drain_timeout_ms"),
+    "processing_guarantee": works("any value: semel's promise holds"),
+    "stream_buffer_maxsize": moot("records are buffered within limits of semel's own"),
+    "stream_processing_timeout": moot("the setting handler_timeout_ms"),
+    "stream_publish_on_commit": moot("what an event sends is committed with it"),
+    "stream_recovery_delay": moot(_ENGINE),
+    "stream_wait_empty": moot("what is in hand is finished within drain_timeout_ms"),
     # -- tables
-    "recovery_consistency_check": _moot("positions and state are checked at every start"),
-    "store": _works("rocksdb:// only; memory:// is refused"),
-    "store_check_exists": _moot(_ENGINE),
-    "crash_app_on_aerospike_exception": _moot("there is no Aerospike store"),
-    "aerospike_retries_on_exception": _moot("there is no Aerospike store"),
-    "aerospike_sleep_seconds_between_retries_on_exception": _moot("there is no Aerospike store"),
-    "table_cleanup_interval": _moot("it is about windowed tables, which are refused"),
-    "table_key_index_size": _moot("it is about windowed tables, which are refused"),
-    "table_standby_replicas": _refused(
+    "recovery_consistency_check": moot("positions and state are checked at every start"),
+    "store": works("rocksdb:// only; memory:// is refused"),
+    "store_check_exists": moot(_ENGINE),
+    "crash_app_on_aerospike_exception": moot("there is no Aerospike store"),
+    "aerospike_retries_on_exception": moot("there is no Aerospike store"),
+    "aerospike_sleep_seconds_between_retries_on_exception": moot("there is no Aerospike store"),
+    "table_cleanup_interval": moot("it is about windowed tables, which are refused"),
+    "table_key_index_size": moot("it is about windowed tables, which are refused"),
+    "table_standby_replicas": refused(
         "no standby is kept: a takeover restores from the changelog; leave it out", lambda v: v in (0, 1)
     ),
     # -- topics
-    "topic_allow_declare": _refused(
+    "topic_allow_declare": refused(
         "a worker creates the topics of its state; create them yourself beforehand, then none is created",
         lambda v: v is True,
     ),
-    "topic_disable_leader": _moot("the leader is the worker that runs task 0"),
-    "topic_partitions": _works("of output topics that semel creates; changelogs have the source's"),
-    "topic_replication_factor": _works("the setting replication_factor"),
+    "topic_disable_leader": moot("the leader is the worker that runs task 0"),
+    "topic_partitions": works("of output topics that semel creates; changelogs have the source's"),
+    "topic_replication_factor": works("the setting replication_factor"),
     # -- web
-    "cache": _works(),
-    "web": _refused(_OWN_PAGES),
-    "web_bind": _works("the setting web_bind, 127.0.0.1 where nothing is said; another needs web_token or web_open"),
-    "web_application_options": _refused(_OWN_PAGES, lambda v: not v),
-    "web_cors_options": _refused(_OWN_PAGES, lambda v: not v),
-    "web_enabled": _works(),
-    "web_stats_enabled": _refused(
+    "cache": works(),
+    "web": refused(_OWN_PAGES),
+    "web_bind": works("the setting web_bind, 127.0.0.1 where nothing is said; another needs web_token or web_open"),
+    "web_application_options": refused(_OWN_PAGES, lambda v: not v),
+    "web_cors_options": refused(_OWN_PAGES, lambda v: not v),
+    "web_enabled": works(),
+    "web_stats_enabled": refused(
         "Faust's sensors see nothing on semel; see GET /pipelines and /metrics", lambda v: not v
     ),
-    "web_graph_enabled": _refused("see GET /pipelines", lambda v: not v),
-    "web_router_enabled": _moot("any worker answers GET /tables/{table}/{key} for any key"),
-    "web_tables_enabled": _moot("GET /tables/{table}"),
-    "web_metrics_enabled": _refused("Faust's sensors see nothing on semel; see GET /metrics", lambda v: not v),
-    "web_host": _works("the setting web_url"),
-    "web_in_thread": _refused(_OWN_PAGES, lambda v: not v),
-    "web_port": _works("the setting web_port"),
-    "web_ssl_context": _refused(_OWN_PAGES),
-    "web_transport": _refused(_OWN_PAGES),
-    "canonical_url": _works("the setting web_url"),
+    "web_graph_enabled": refused("see GET /pipelines", lambda v: not v),
+    "web_router_enabled": moot("any worker answers GET /tables/{table}/{key} for any key"),
+    "web_tables_enabled": moot("GET /tables/{table}"),
+    "web_metrics_enabled": refused("Faust's sensors see nothing on semel; see GET /metrics", lambda v: not v),
+    "web_host": works("the setting web_url"),
+    "web_in_thread": refused(_OWN_PAGES, lambda v: not v),
+    "web_port": works("the setting web_port"),
+    "web_ssl_context": refused(_OWN_PAGES),
+    "web_transport": refused(_OWN_PAGES),
+    "canonical_url": works("the setting web_url"),
     # -- `faust worker`
-    "worker_redirect_stdouts": _works("with `faust worker`"),
-    "worker_redirect_stdouts_level": _works("with `faust worker`"),
+    "worker_redirect_stdouts": works("with `faust worker`"),
+    "worker_redirect_stdouts_level": works("with `faust worker`"),
     # -- classes
-    "Agent": _refused(_OWN_CLASS, _is_ours),
-    "ConsumerScheduler": _refused("semel's lanes take partitions in turn; leave it out"),
-    "Event": _refused("semel makes its events itself; leave it out"),
-    "Schema": _refused(
+    "Agent": refused(_OWN_CLASS, _is_ours),
+    "ConsumerScheduler": refused("semel's lanes take partitions in turn; leave it out"),
+    "Event": refused("semel makes its events itself; leave it out"),
+    "Schema": refused(
         "key_type, value_type and serializers are what semel reads of a schema; register a codec instead"
     ),
-    "Stream": _refused(_OWN_CLASS, _is_ours),
-    "Table": _refused(_OWN_CLASS, _is_ours),
-    "SetTable": _refused("set tables do not run on semel yet; leave it out"),
-    "GlobalTable": _refused("global tables do not run on semel yet; leave it out"),
-    "SetGlobalTable": _refused("global tables do not run on semel yet; leave it out"),
-    "TableManager": _refused(_OWN_CLASS, _is_ours),
-    "Serializers": _works(),
-    "Worker": _works("with `faust worker`"),
-    "PartitionAssignor": _refused(
+    "Stream": refused(_OWN_CLASS, _is_ours),
+    "Table": refused(_OWN_CLASS, _is_ours),
+    "SetTable": refused("set tables do not run on semel yet; leave it out"),
+    "GlobalTable": refused("global tables do not run on semel yet; leave it out"),
+    "SetGlobalTable": refused("global tables do not run on semel yet; leave it out"),
+    "TableManager": refused(_OWN_CLASS, _is_ours),
+    "Serializers": works(),
+    "Worker": works("with `faust worker`"),
+    "PartitionAssignor": refused(
         "partition p of every topic goes to one worker, as semel's own assignor says; leave it out"
     ),
-    "LeaderAssignor": _refused("the leader is the worker that runs task 0; leave it out"),
-    "Router": _refused("any worker answers GET /tables/{table}/{key} for any key; leave it out"),
-    "Topic": _refused(_OWN_CLASS, _is_ours),
-    "HttpClient": _works(),
-    "Monitor": _refused("Faust's sensors see nothing on semel; see GET /metrics"),
+    "LeaderAssignor": refused("the leader is the worker that runs task 0; leave it out"),
+    "Router": refused("any worker answers GET /tables/{table}/{key} for any key; leave it out"),
+    "Topic": refused(_OWN_CLASS, _is_ours),
+    "HttpClient": works(),
+    "Monitor": refused("Faust's sensors see nothing on semel; see GET /metrics"),
     # -- deprecated in Faust
-    "stream_ack_cancelled_tasks": _moot("an event counts when its code is done"),
-    "stream_ack_exceptions": _moot("an event counts when its code is done"),
-    "url": _works("the setting broker"),
+    "stream_ack_cancelled_tasks": moot("an event counts when its code is done"),
+    "stream_ack_exceptions": moot("an event counts when its code is done"),
+    "url": works("the setting broker"),
 }
 
 # What Faust is told, whatever it is asked for elsewhere: its own data plane never runs.

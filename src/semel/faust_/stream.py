@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import faust
 import faust.streams
@@ -18,6 +18,8 @@ from faust.types import TopicT
 from faust.types.tuples import ConsumerMessage
 
 from semel.errors import DeclarationError
+from semel.faust_.arguments import STREAM
+from semel.faust_.rules import Does
 from semel.stages.agent import Lane
 from semel.stages.stream import Batch, LaneStream
 
@@ -67,6 +69,7 @@ class Stream(faust.Stream):
 
     async def _values(self, lane: Lane) -> AsyncIterator[Any]:
         self._follow(lane)
+        await self._begin()
         async for value in LaneStream(lane, self.hand):
             yield value
 
@@ -74,6 +77,7 @@ class Stream(faust.Stream):
         lane = self.lane
         assert lane is not None
         self._follow(lane)
+        await self._begin()
         async for value in LaneStream(lane, self.hand):
             try:
                 for process in self._processors:
@@ -104,7 +108,16 @@ class Stream(faust.Stream):
         if self.lane is None:
             raise DeclarationError("batches() needs a stream of a topic; this one reads an in-memory channel")
         self._follow(self.lane)
-        return LaneStream(self.lane, self.hand).batches()
+        return self._batches(self.lane)
+
+    async def _batches(self, lane: Lane) -> AsyncIterator[Batch]:
+        await self._begin()
+        async for batch in LaneStream(lane, self.hand).batches():
+            yield batch
+
+    async def _begin(self) -> None:
+        """Faust's tasks and services start before events are handled."""
+        await cast("Any", self.app).may_begin.wait()
 
     # -- the current event
 
@@ -130,25 +143,26 @@ class Stream(faust.Stream):
     def current_event(self, event: Any) -> None:
         self._held = event
 
-    # -- not there yet: refused where it is asked for, never half done
+    # -- not there yet: refused at start where the agent's code shows it, else here, with the worker
 
     def _refuse(self, what: str) -> NoReturn:
-        raise DeclarationError(
-            f"stream.{what} does not run on semel yet: it would step out of the epoch. Use `async for`, stream.events() or "
-            "stream.batches()"
-        )
+        refused = DeclarationError(f"stream.{what}() does not run on semel yet: {STREAM[what].said}")
+        engine = cast("Any", self.app).engine
+        if engine is not None:
+            engine.fail(refused)
+        raise refused
 
-    def take(self, *args: Any, **kwargs: Any) -> Any:
-        return super().take(*args, **kwargs) if self.lane is None else self._refuse("take()")
 
-    def take_events(self, *args: Any, **kwargs: Any) -> Any:
-        return super().take_events(*args, **kwargs) if self.lane is None else self._refuse("take_events()")
+def _refusing(name: str) -> Any:
+    stock = getattr(faust.Stream, name)
 
-    def noack_take(self, *args: Any, **kwargs: Any) -> Any:
-        return super().noack_take(*args, **kwargs) if self.lane is None else self._refuse("noack_take()")
+    def method(self: Stream, *args: Any, **kwargs: Any) -> Any:
+        return stock(self, *args, **kwargs) if self.lane is None else self._refuse(name)
 
-    def group_by(self, *args: Any, **kwargs: Any) -> Any:
-        return super().group_by(*args, **kwargs) if self.lane is None else self._refuse("group_by()")
+    method.__name__, method.__doc__ = name, f"Refused on a topic: {STREAM[name].said}."
+    return method
 
-    def through(self, *args: Any, **kwargs: Any) -> Any:
-        return super().through(*args, **kwargs) if self.lane is None else self._refuse("through()")
+
+for _name, _rule in STREAM.items():
+    if _rule.does is Does.REFUSED:
+        setattr(Stream, _name, _refusing(_name))

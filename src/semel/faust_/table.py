@@ -13,11 +13,13 @@ import faust
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.tables.table import Table as FaustTable
 
-from semel.errors import DeclarationError, OutsideEvent
+from semel.errors import DeclarationError, OutsideEvent, StateNotReady
+from semel.faust_.arguments import TABLE, check
 from semel.faust_.codec import table_key_codec, value_codec
 from semel.faust_.settings import not_in_memory
 from semel.hand import in_hand
 from semel.plan import TablePlan
+from semel.runtime.task import TaskState
 from semel.state.overlay import MISSING
 from semel.table import RESERVED
 
@@ -25,15 +27,13 @@ from semel.table import RESERVED
 class Table(FaustTable):
     """Written inside events only. Read anywhere: inside an event what it sees, outside what is committed on this worker."""
 
-    def __init__(
-        self, app: Any, *, name: str | None = None, store: Any = None, window: Any = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, app: Any, *, name: str | None = None, store: Any = None, **given: Any) -> None:
         not_in_memory(f"table {name!r}: ", store)
+        check(TABLE, f"table {name!r}", given)
         if name in RESERVED:
             raise DeclarationError(f"table name {name!r} is reserved ({', '.join(sorted(RESERVED))}); choose another")
-        if window is not None or kwargs.get("is_global"):
-            raise DeclarationError(f"table {name!r}: windowed and global tables do not run on semel yet")
-        super().__init__(app, name=name, store=None, **kwargs)
+        self.said_partitions: int | None = given.get("partitions")
+        super().__init__(app, name=name, store=None, **given)
 
     def plan(self) -> TablePlan:
         app: Any = self.app
@@ -43,7 +43,7 @@ class Table(FaustTable):
         return TablePlan(self.name, key, value, keyed=False, shape=shape)
 
     def tumbling(self, *args: Any, **kwargs: Any) -> Any:
-        raise DeclarationError(f"table {self.name!r}: windowed tables do not run on semel yet")
+        raise DeclarationError(f"table {self.name!r}: {TABLE['window'].said}")
 
     hopping = using_window = tumbling
 
@@ -58,8 +58,11 @@ class Table(FaustTable):
         return found
 
     def get(self, key: Any, default: Any = None) -> Any:
-        found = self._read(key, None)
-        return default if found is MISSING else found
+        """As Faust's: a table that has a default of its own gives that."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def __contains__(self, key: Any) -> bool:
         return self._read(key, None) is not MISSING
@@ -76,18 +79,25 @@ class Table(FaustTable):
         hand.write(rows, key, MISSING)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        found = self.get(key, MISSING)
-        if found is MISSING:
+        """As `get`."""
+        there = key in self
+        try:
+            found = self[key]
+        except KeyError:
             if default:
                 return default[0]
-            raise KeyError(key)
-        del self[key]
+            raise
+        if there:
+            del self[key]
         return found
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        if key not in self:
+        """As `get`."""
+        try:
+            return self[key]
+        except KeyError:
             self[key] = default
-        return self[key]
+            return self[key]
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
@@ -109,7 +119,13 @@ class Table(FaustTable):
         return sum(1 for _ in self.items())
 
     def items(self) -> Iterator[tuple[Any, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What is committed on this worker, in key order within each partition."""
+        """What is committed on this worker, in key order within each partition. Within an event: of partitions that run."""
+        hand = in_hand.get()
+        if hand is None or not hand.mine:
+            self._refuse_part()
+        return self._items()
+
+    def _items(self) -> Iterator[tuple[Any, Any]]:
         for rows in self._local():
             for raw, value in rows.scan():
                 yield rows.key_codec.decode(raw), rows.decode(value)
@@ -129,6 +145,7 @@ class Table(FaustTable):
         hand = in_hand.get()
         if hand is not None and hand.mine:
             return hand.read(hand.rows(self.name), key, default)
+        self._refuse_part()
         for rows in self._local():
             raw = rows.committed(rows.raw(key))
             if raw is not None:
@@ -136,11 +153,29 @@ class Table(FaustTable):
         return MISSING
 
     def _local(self) -> Iterator[Any]:
+        """The rows of each partition that runs here. One that is restored is as one that is not here yet."""
         app: Any = self.app
-        if app.engine is None:
+        tasks = app.engine.tasks.values() if app.engine is not None else ()
+        return (task.tables[self.name] for task in list(tasks) if task.state is TaskState.RUNNING)
+
+    def _refuse_part(self) -> None:
+        """StateNotReady outside an event while rows are on their way here: what is missing would look like a default."""
+        app: Any = self.app
+        engine = app.engine
+        if engine is not None and engine.restored:
             return
-        for task in app.engine.tasks.values():
-            yield task.tables[self.name]
+        told = [f"{t.restored} of {t.to_restore} records of partition {t.partition}" for t in engine.tasks.values()
+                if t.state is not TaskState.RUNNING] if engine is not None else []  # fmt: skip
+        raise StateNotReady(
+            f"table {self.name!r} is not whole on this worker yet ({', '.join(told) or 'it has no partitions so far'}); ask "
+            "again, when GET /readyz says 200"
+        )
+
+    def reset_state(self) -> None:
+        raise DeclarationError(
+            f"table {self.name!r}: `faust reset` cannot forget rows that are on Kafka; run `semel reset`, which moves positions "
+            "and state together"
+        )
 
     # -- the service: nothing to open, nothing to recover here
 

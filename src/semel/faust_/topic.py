@@ -18,6 +18,7 @@ from mode.utils.times import want_seconds
 
 from semel import lineage
 from semel.errors import CommitError, DeclarationError, OutputRefused, StaleIncarnation
+from semel.faust_.arguments import TOPIC, check
 from semel.faust_.settings import partitions_of
 from semel.hand import event_number, in_hand, refuse_waiting_for_commit
 from semel.output import header
@@ -42,15 +43,12 @@ class Topic(faust.Topic):
     resolves after the commit."""
 
     def __init__(self, app: Any, **given: Any) -> None:
+        check(TOPIC, f"topic {self._said(given)}", given)
         wanted, factor = given.get("replicas"), app.semel_settings.replication_factor
         if wanted and wanted != factor:
             raise DeclarationError(
                 f"topic {self._said(given)}: replicas={wanted} is not said of one topic on semel; set "
                 f"replication_factor={wanted}, which holds for every topic that semel creates"
-            )
-        if given.get("acks") is False:
-            raise DeclarationError(
-                f"topic {self._said(given)}: acks=False does not run on semel: positions commit with what their events did"
             )
         super().__init__(app, **given)
 

@@ -549,15 +549,20 @@ class Lane:
         return attach
 
     def abandon(self) -> None:
-        """The incarnation is over: whatever is in hand is void, and so is the body that holds it."""
+        """The incarnation is over: whatever is in hand is void, and so is the body that holds it.
+
+        A body that has had nothing in hand stays: what it did before its loop is done once.
+        """
+        for cursor in self.ready:
+            cursor.queued = False
+        self.ready.clear()
+        self.alone = None
+        if not self.hand.event and self.slice is None:
+            return
         self.hand.alive = False
         self.hand.undo.clear()
         self.hand = Hand(self._store_failed)
         self.slice = None
-        self.alone = None
-        for cursor in self.ready:
-            cursor.queued = False
-        self.ready.clear()
         self.over.set()
 
     def close(self) -> None:

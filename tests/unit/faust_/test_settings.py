@@ -18,6 +18,7 @@ from semel.errors import ConfigError, SemelError
 from semel.faust_.app import App, app_of
 from semel.faust_.settings import FORCED, SETTINGS, Does, pristine
 from semel.faust_.stream import Stream
+from semel.kafka import KafkaBroker
 from semel.runtime.host import kafka_broker
 
 BROKER = "kafka://127.0.0.1:29999"
@@ -134,6 +135,7 @@ def test_sasl_credentials_secure_every_connection() -> None:
     said = app.semel_settings.broker_security
     assert (said.protocol, said.sasl_mechanism, said.username) == ("SASL_PLAINTEXT", "SCRAM-SHA-256", "u")
     client: Any = kafka_broker(app.semel_settings, client_id="x")
+    assert isinstance(client, KafkaBroker)
     assert client._client._options["sasl_plain_password"] == "geheim"
     assert "geheim" not in repr(app.semel_settings)
 

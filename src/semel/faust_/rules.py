@@ -1,0 +1,34 @@
+"""What becomes of something of Faust's on semel: it works, it has nothing to act on, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+
+class Does(Enum):
+    WORKS = "works"
+    MOOT = "has nothing to act on"
+    REFUSED = "refused"
+
+
+class Rule(NamedTuple):
+    """`said`: as what it works, what stands in its place, or what to do instead. `fine`: values that ask for nothing
+    that is refused."""
+
+    does: Does
+    said: str
+    fine: Callable[[Any], bool] = lambda value: False
+
+
+def works(said: str = "as in Faust") -> Rule:
+    return Rule(Does.WORKS, said)
+
+
+def moot(said: str) -> Rule:
+    return Rule(Does.MOOT, said)
+
+
+def refused(said: str, fine: Callable[[Any], bool] = lambda value: False) -> Rule:
+    return Rule(Does.REFUSED, said, fine)
