@@ -22,6 +22,7 @@ from tests.simulation.choices import Choices
 from tests.simulation.history import History
 from tests.simulation.laws import Violation, judge
 from tests.simulation.lies import LIES, can_lie, lie
+from tests.simulation.odd import OddCode
 from tests.simulation.watch import Key
 from tests.simulation.world import TOPICS, SimulatedWorld, seeded
 from tests.unit.runtime.harness import APP, Payment, Worker
@@ -73,10 +74,12 @@ class Storm:
         self.names = ["w1", "w2", "w3"][: rng.choice([1, 2, 2, 2, 3])]
         self.figures: Counter[str] = Counter()
         self.inputs: list[Callable[[bool], None]] = []
+        odd = seeded(seed, "odd code").choice([0.0, 0.0, 0.02, 0.1, 0.3])
+        self.odd = OddCode(world, seed, odd, self.figures)
         self.throttling = seeded(seed, "quota").choice([0.0, 0.0, 0.0, 0.02, 0.1])
         self._throttles: dict[str, random.Random] = {}
         self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
-        world.work.before = self.block
+        world.work.before = self.before
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
         self._full: set[str] = set()
@@ -98,6 +101,11 @@ class Storm:
             return False
         self.figures[f"fault: {words.split(':', maxsplit=1)[0]}"] += 1
         return True
+
+    async def before(self, payment: Payment) -> None:
+        """What a handler does beside its work."""
+        await self.block(payment)
+        await self.odd.before(payment)
 
     # -- the network
 
@@ -427,7 +435,7 @@ class Storm:
 
     async def calm(self) -> None:
         world = self.world
-        self.quiet = True
+        self.quiet = self.odd.quiet = True
         for end in self.inputs:
             end(False)
         self.inputs.clear()
@@ -472,7 +480,7 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         path,
         seed=seed,
         partitions=rng.choice([1, 2, 2, 3]),
-        style=rng.choice(["stream", "stream", "coroutine", "batches"]),
+        style=rng.choice(["stream", "stubborn", "coroutine", "batches", "returning"]),
         window=timedelta(seconds=rng.choice([604_800, 604_800, 20])),
         real=rng.random() < real_share,
     )

@@ -310,8 +310,10 @@ class SimulatedWorld(World):
             # Marks expire with the commit of later events: let everybody have some.
             for account in range(8):
                 self.pay(f"a{account}")
-            if await self._until_at_rest("the last events"):
-                self._see_stores()
+            # A damaged block may show at this look only; the copy is made anew then.
+            for what in ("the last events", "a store made anew"):
+                if not await self._until_at_rest(what) or self._see_stores():
+                    break
         # Late markers, late answers: what was lost for good is known by now.
         await asyncio.sleep(0.5)
         until = self.loop.time() + NOTE_S
@@ -328,12 +330,20 @@ class SimulatedWorld(World):
         recovery.ended = self.loop.time()
         return True
 
-    def _see_stores(self) -> None:
+    def _see_stores(self) -> bool:
+        """False where one cannot be read; its worker has heard of it, and nothing is noted."""
+        seen: list[StoreSeen] = []
         for worker in self.alive():
-            for p, task in worker.engine.tasks.items():
-                rows = {name: dict(worker.store.scan_rows(r.prefix)) for name, r in task.tables.items()}
-                marks = [(int.from_bytes(k[:8], "big", signed=True), k[8:]) for k, _ in worker.store.scan_marks(p)]
-                self.history.stores.append(StoreSeen(worker.client, p, rows, marks))
+            try:
+                for p, task in worker.engine.tasks.items():
+                    rows = {name: dict(worker.store.scan_rows(r.prefix)) for name, r in task.tables.items()}
+                    marks = [(int.from_bytes(k[:8], "big", signed=True), k[8:]) for k, _ in worker.store.scan_marks(p)]
+                    seen.append(StoreSeen(worker.client, p, rows, marks))
+            except StoreError as exc:
+                worker.engine.store_failed(exc)
+                return False
+        self.history.stores += seen
+        return True
 
     def judged(self) -> History:
         self.history.events = self.recorder.events

@@ -54,7 +54,7 @@ async def run(lane: Lane) -> None:
             await _cancelled(body, LEAVE_S)
             if not body.done():
                 left_behind[body] = driven
-                body.add_done_callback(lambda done: left_behind.pop(done, None))
+                body.add_done_callback(lambda done: _gone(left_behind, done))
             if not body.done() or driven.forsaken:
                 _say_left_behind(lane, driven)
             if lane.hand is not hand or not ended:
@@ -98,8 +98,19 @@ async def _cancelled(body: asyncio.Task[Any], wait_s: float) -> None:
     if not body.done():
         body.cancel()
         await asyncio.wait({body}, timeout=wait_s)
-    if body.done() and not body.cancelled():
-        body.exception()  # looked at, whatever it is: a body that is over has nobody else to tell
+    if body.done():
+        _look_at(body)
+
+
+def _gone(left_behind: dict[asyncio.Task[Any], Driven], body: asyncio.Task[Any]) -> None:
+    left_behind.pop(body, None)
+    _look_at(body)
+
+
+def _look_at(body: asyncio.Task[Any]) -> None:
+    """At how it ended, whatever it is: a body that is over has nobody else to tell."""
+    if not body.cancelled():
+        body.exception()
 
 
 def _error_of(body: asyncio.Task[Any], lane: Lane) -> BaseException | None:

@@ -139,7 +139,34 @@ def payments_pipeline(
                 if settled is not None:
                     yield settled
 
-    agents = {"stream": settle, "coroutine": settle_one, "batches": settle_batches, "function": settle_at_once}
+    async def settle_and_return(payments: Any) -> Any:
+        """Now and then it is done with its loop, and with the event in hand."""
+        done = 0
+        async for payment in payments:
+            await work.attempt(payment)
+            settled = book(payment)
+            if settled is not None:
+                yield settled
+            done += 1
+            if done % 7 == 0:
+                return
+
+    async def settle_stubbornly(payments: Any) -> Any:
+        """It takes every error, its own cancellation included, for a reason to go on."""
+        while True:
+            try:
+                async for payment in payments:
+                    await work.attempt(payment)
+                    settled = book(payment)
+                    if settled is not None:
+                        yield settled
+            except (GeneratorExit, KeyboardInterrupt):
+                raise
+            except BaseException:
+                pass
+
+    agents = {"stream": settle, "coroutine": settle_one, "batches": settle_batches, "function": settle_at_once,
+              "returning": settle_and_return, "stubborn": settle_stubbornly}  # fmt: skip
     agent = agents[style]
     if make is not None:
         agent = make((balances, journals))
