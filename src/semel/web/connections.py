@@ -30,6 +30,8 @@ CONNECTIONS_MIN = 8
 BACKLOG = 128
 IDLE_S = 10.0  # for the first request to be there, and between requests
 UNREAD_S = 30.0  # for an answer to be read: a page is 4 MB at most
+UNREAD_BYTES_MAX = 32 << 20  # written and not read, over all connections: eight pages
+SEND_BUFFER_BYTES = 256 << 10  # of each connection in the kernel, which would else take 4 MB
 SPARED_S = 5.0  # a request in hand is not closed before, however many wait
 SWEEP_S = 1.0
 ACCEPT_S = 0.0002  # what accepting takes
@@ -81,9 +83,12 @@ class Connections:
                 return await handler(request)
             connection.in_hand, connection.since = True, time.monotonic()
             try:
-                return await handler(request)
+                response = await handler(request)
             finally:
                 connection.in_hand, connection.since = False, time.monotonic()
+            if isinstance(response, web.Response) and isinstance(response.body, bytes):
+                self._make_bytes(len(response.body), connection)
+            return response
 
         return in_hand
 
@@ -147,6 +152,19 @@ class Connections:
         del self._open[spare.transport]
         return True
 
+    def _make_bytes(self, wanted: int, of: _Connection) -> None:
+        """Give up the oldest answers that are not read where the next one would be too much beside them."""
+        unread = {c.transport: c.transport.get_write_buffer_size() for c in self._open.values() if c is not of}
+        total = wanted + sum(unread.values())
+        for transport in sorted(unread, key=lambda t: self._open[t].since):
+            if total <= UNREAD_BYTES_MAX:
+                return
+            if unread[transport]:
+                if self._seldom.due("unread")[0]:
+                    log.warning("answers of %d bytes wait to be read; the oldest are given up", total)
+                _abort(transport)
+                total -= unread[transport]
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -181,6 +199,7 @@ async def listen(bind: str, port: int) -> list[socket.socket]:
             sockets.append(listening)
             listening.setblocking(False)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)

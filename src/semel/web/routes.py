@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from semel.web.view import NotOwned, Restoring, WorkerView
 log = logging.getLogger("semel.web")
 _failures = Seldom()
 
+PAGES_MAX = 8  # made at once: each holds 4 MB of rows, several times over
 ECHO_CHARACTERS_MAX = 200  # of what a request said, in what it is answered
 
 
@@ -36,6 +38,8 @@ class Routes:
         self._rows = rows
         self._overview = overview
         self._budget = budget
+        # Parts of another worker's page never wait for a page here, which may wait for parts there.
+        self._pages, self._slices = asyncio.Semaphore(PAGES_MAX), asyncio.Semaphore(PAGES_MAX)
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         router.add_get("/", self.index)
@@ -79,14 +83,16 @@ class Routes:
             page=_page(parameters.values.get("page")),
         )
         if parameters.partitions is not None:
-            return await self._wire(await self._rows.held_slices(scan, parameters.partitions))
-        found = await self._rows.page(scan)
-        next_page = None
-        if found["next"] is not None:
-            asked = parameters.values | {"page": found["next"]}
-            next_page = table_path(table) + query(asked.items())
-        numeric = self._rows.table(table).numeric
-        return await self._respond(request, found, lambda: html.rows(table, found, next_page, scan.prefix, numeric))
+            async with self._slices:
+                return await self._wire(await self._rows.held_slices(scan, parameters.partitions))
+        async with self._pages:
+            found = await self._rows.page(scan)
+            next_page = None
+            if found["next"] is not None:
+                asked = parameters.values | {"page": found["next"]}
+                next_page = table_path(table) + query(asked.items())
+            numeric = self._rows.table(table).numeric
+            return await self._respond(request, found, lambda: html.rows(table, found, next_page, scan.prefix, numeric))
 
     async def row(self, request: web.Request) -> web.Response:
         _, table, key = _segments(request)

@@ -95,15 +95,38 @@ async def test_an_answer_that_is_not_read_is_given_up(start, group, keyed, monke
     monkeypatch.setattr(connections, "UNREAD_S", 0.5)
     monkeypatch.setattr(connections, "SWEEP_S", 0.1)
     (worker,) = await start(group(t=keyed({f"k{n}": "x" * 30_000 for n in range(100)})), "a")
+    slow = await slow_reader(worker, b"GET /tables/t HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    await until(lambda: len(worker.server._connections) == 1)
+    await until(lambda: len(worker.server._connections) == 0)
+    slow.close()
+
+
+async def test_answers_that_are_not_read_take_a_bounded_part_of_memory(start, group, keyed, monkeypatch, caplog):
+    monkeypatch.setattr(connections, "UNREAD_BYTES_MAX", 8 << 20)
+    (worker,) = await start(group(t=keyed({f"k{n}": "x" * 30_000 for n in range(100)})), "a")
+    held = [await slow_reader(worker, b"GET /tables/t HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") for _ in range(12)]
+
+    def unread():
+        return [c.transport.get_write_buffer_size() for c in worker.server._connections._open.values()]
+
+    await until(
+        lambda: sum(unread()) > 4 << 20 and not any(c.in_hand for c in worker.server._connections._open.values())
+    )
+    assert sum(unread()) <= 8 << 20
+    assert len((await worker.get("/tables/t")).json["rows"]) == 100
+    assert "wait to be read" in caplog.text
+    for slow in held:
+        slow.close()
+
+
+async def slow_reader(worker, sent):
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(slow, ("127.0.0.1", worker.server.port))
-    await loop.sock_sendall(slow, b"GET /tables/t HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    await until(lambda: len(worker.server._connections) == 1)
-    await until(lambda: len(worker.server._connections) == 0)
-    slow.close()
+    await loop.sock_sendall(slow, sent)
+    return slow
 
 
 async def test_a_request_in_hand_is_not_closed_for_those_that_only_hold_on(start, group, keyed, monkeypatch):
