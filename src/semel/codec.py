@@ -12,19 +12,33 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_origin, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import msgspec
 import orjson
 from msgspec import inspect as shapes
 
-from semel.errors import DeclarationError, DecodeError
+from semel.errors import DeclarationError, DecodeError, described
 from semel.exact import check_of, only_reading_tells
 
 T = TypeVar("T")
 
 # Written by orjson where it can; by msgspec where only msgspec can (integers beyond 64 bits, fields named `_x`).
 _everything = msgspec.json.Encoder(order="deterministic").encode
+_FRAME_BYTES = 5
+_TAG = "type"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,14 +46,16 @@ class Codec(Generic[T]):
     """How values of `type` become bytes.
 
     `encode` raises TypeError for a value that is not of the type, or would not come back as it went, wherever inside
-    (`semel.exact`). `decode` looks at everything and raises DecodeError.
-    `immutable`: a value cannot change in place, so one decoded object may be handed out many times.
+    (`semel.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
+    `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
+    of a topic that has no value (a tombstone) is the value None.
     """
 
     type: Any
     encode: Callable[[T], bytes]
     decode: Callable[[bytes], T]
     immutable: bool
+    nullable: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +65,7 @@ class Codec(Generic[T]):
 _converters: list[tuple[Callable[[Any], bool], Callable[[Any], Codec[Any]]]] = []
 # Where a declared type's class, or one it inherits from, comes from -> who registers the codec. By name: a pipeline that
 # declares no such type does not load it.
-_REGISTERED_BY = {"faust.models.record": "semel.faust_.codec"}
+_REGISTERED_BY = {"faust.models.record": "semel.faust_.codec", "pydantic.main": "semel.pydantic_"}
 
 
 def register(applies: Callable[[Any], bool], make: Callable[[Any], Codec[Any]]) -> None:
@@ -60,17 +76,20 @@ def register(applies: Callable[[Any], bool], make: Callable[[Any], Codec[Any]]) 
 def codec_for(declared: Any) -> Codec[Any]:
     """The codec of a declared type. DeclarationError where there is none."""
     if isinstance(declared, Codec):
-        return cast("Codec[Any]", declared)
-    for cls in getattr(declared, "__mro__", ()):
-        if cls.__module__ in _REGISTERED_BY:
-            importlib.import_module(_REGISTERED_BY[cls.__module__])
+        return _honest(cast("Codec[Any]", declared))
+    for part in union_of(declared) or (declared,):
+        for cls in getattr(part, "__mro__", ()):
+            if cls.__module__ in _REGISTERED_BY:
+                importlib.import_module(_REGISTERED_BY[cls.__module__])
     for applies, make in _converters:
         if applies(declared):
-            return make(declared)
+            return _honest(make(declared))
     if declared is bytes:
         return Codec(bytes, _bytes_out, bytes, True)
     if declared is str:
         return Codec(str, _str_out, _str_in, True)
+    if sum(dataclasses.is_dataclass(part) for part in union_of(declared)) > 1:
+        return _tagged(declared)
     try:
         reader: msgspec.json.Decoder[Any] = msgspec.json.Decoder(declared)
         shape = shapes.type_info(declared)
@@ -90,6 +109,46 @@ def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:
     return (*found, int) if found is not None and float in found else found
 
 
+def topic_codec(declared: Any) -> Codec[Any]:
+    """The codec of a topic's values: of `T | None`, and of Any, a record without a value is one too.
+
+    The rest is as `codec_for` has it for T. DeclarationError where there is none.
+    """
+    if declared is Any:
+        return dataclasses.replace(codec_for(declared), nullable=True)
+    parts = union_of(declared)
+    if type(None) not in parts:
+        return codec_for(declared)
+    rest = tuple(part for part in parts if part is not type(None))
+    written = codec_for(rest[0] if len(rest) == 1 else Union[rest])  # noqa: UP007  (made at run time)
+    if len(rest) == 1 and (rest[0] in (bytes, str) or any(applies(rest[0]) for applies, _ in _converters)):
+        return dataclasses.replace(written, type=declared, nullable=True)
+    if sum(dataclasses.is_dataclass(part) for part in rest) > 1:
+        return dataclasses.replace(written, type=declared, nullable=True)
+    return dataclasses.replace(codec_for(declared), nullable=True)
+
+
+def framed(declared: Any, *, schema_id: int | None = None) -> Codec[Any]:
+    """Values behind the five bytes that serializers of a schema registry write first: 0x00 and a schema's number.
+
+    Their number is not looked at: what follows must be as `declared`. To write, `schema_id` is needed.
+    """
+    inner = codec_for(declared)
+    head = None if schema_id is None else b"\x00" + schema_id.to_bytes(4, "big")
+
+    def encode(value: Any) -> bytes:
+        if head is None:
+            raise TypeError(f"framed({inner.name}) has no schema_id=; give the number that consumers look up")
+        return head + inner.encode(value)
+
+    def decode(raw: bytes) -> Any:
+        if raw[:1] != b"\x00" or len(raw) < _FRAME_BYTES:
+            raise DecodeError(f"not a framed {inner.name}: it does not begin with 0x00 and the number of a schema")
+        return inner.decode(raw[_FRAME_BYTES:])
+
+    return Codec(declared, encode, decode, inner.immutable)
+
+
 def is_immutable(declared: Any) -> bool:
     """True if no value of the type can change in place: scalars, and frozen dataclasses, tuples and unions of such."""
     try:
@@ -104,10 +163,137 @@ def _name(declared: Any) -> str:
 
 
 def _impossible(declared: Any, why: str) -> DeclarationError:
+    if "union" in why:
+        why = why.partition(" - type `")[0]
+        return DeclarationError(
+            f"{_name(declared)} cannot be told apart in JSON ({why}); declare a union of dataclasses, or of msgspec.Structs "
+            "that have tag=True, as the whole value of the topic or table; where it lies within another type, make its "
+            "members msgspec.Structs with tag=True"
+        )
     return DeclarationError(
         f"{_name(declared)} cannot be read from JSON ({why}); declare bytes, str, int, float, bool, dict, list or a "
         "dataclass, or give the type a codec with semel.codec.register"
     )
+
+
+def _honest(codec: Codec[Any]) -> Codec[Any]:
+    """The same, with any error of somebody else's `decode` as DecodeError; a codec of ours as it is."""
+    read = codec.decode
+    if getattr(read, "__module__", None) == __name__ or read is bytes:
+        return codec
+
+    def decode(raw: bytes) -> Any:
+        try:
+            return read(raw)
+        except DecodeError:
+            raise
+        except BaseException as exc:  # it is called, not awaited: whatever it raises is its own
+            raise DecodeError(described(exc)) from exc
+
+    return dataclasses.replace(codec, decode=decode)
+
+
+# -- several classes in one topic
+
+
+def union_of(declared: Any) -> tuple[Any, ...]:
+    """The members of a union; none where it is no union."""
+    if get_origin(declared) is Annotated:
+        return union_of(get_args(declared)[0])
+    return get_args(declared) if get_origin(declared) in (Union, types.UnionType) else ()
+
+
+def _tagged(declared: Any) -> Codec[Any]:
+    """Dataclasses told apart by a field: a Literal that all of them have, else "type" with the name of the class.
+
+    The latter is no field of theirs: it is written before the others, as msgspec does for its Structs.
+    """
+    members = [part for part in union_of(declared) if part is not type(None)]
+    odd = [part for part in members if not dataclasses.is_dataclass(part) or not isinstance(part, type)]
+    if odd:
+        raise DeclarationError(
+            f"{_name(declared)} cannot be told apart in JSON: {_name(odd[0])} is no dataclass; declare a union of dataclasses "
+            "alone, or of msgspec.Structs that have tag=True"
+        )
+    field, tags = _tags(declared, members)
+    own = field not in {f.name for f in dataclasses.fields(members[0])}
+    codecs = {tag: codec_for(cls) for cls, found in tags.items() for tag in found}
+    name, wanted = _name(declared), ", ".join(map(repr, codecs))
+    peek: Any = msgspec.json.Decoder(
+        msgspec.defstruct("Tag", [("tag", Any, msgspec.field(name=field, default=None))])
+    ).decode
+    prefixes = {cls: orjson.dumps({field: found[0]})[:-1] for cls, found in tags.items()}
+
+    def encode(value: Any) -> bytes:
+        cls = value.__class__
+        if cls not in prefixes:
+            raise TypeError(f"expected {name}, got {cls.__name__}: {value!r:.120}")
+        if not own:
+            tag: Any = getattr(value, field)
+            if tag not in tags[cls]:
+                raise TypeError(f"a {cls.__name__} has {field}={tag!r}; it takes {', '.join(map(repr, tags[cls]))}")
+            return codecs[tag].encode(value)
+        raw = codecs[tags[cls][0]].encode(value)
+        return prefixes[cls] + (b"}" if raw == b"{}" else b"," + raw[1:])
+
+    def decode(raw: bytes) -> Any:
+        try:
+            tag: Any = peek(raw).tag
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise DecodeError(f"not a {name}: {exc}{hint(raw)}") from exc
+        codec = codecs.get(tag) if isinstance(tag, str) else None
+        if codec is None:
+            has = f"is {tag!r:.60}" if tag is not None else "is not there"
+            raise DecodeError(
+                f"not a {name}: its field {field!r}, which tells them apart, {has}; it takes {wanted}{hint(raw)}"
+            )
+        return codec.decode(raw)
+
+    return Codec(declared, encode, decode, all(c.immutable for c in codecs.values()))
+
+
+def _tags(declared: Any, members: list[type]) -> tuple[str, dict[type, tuple[str, ...]]]:
+    """The field that tells the members apart, and its values for each."""
+    hints = [get_type_hints(cls) for cls in members]
+    for field in hints[0]:
+        found = [get_args(h.get(field)) if get_origin(h.get(field)) is Literal else () for h in hints]
+        values = [value for each in found for value in each]
+        if all(found) and all(isinstance(v, str) for v in values) and len(set(values)) == len(values):
+            return field, dict(zip(members, found, strict=True))
+    taken = next((cls for cls, h in zip(members, hints, strict=True) if _TAG in h), None)
+    names = [cls.__name__ for cls in members]
+    if taken is not None or len(set(names)) != len(names):
+        why = f"{taken.__name__} has a field {_TAG!r} of its own" if taken is not None else "two have one name"
+        raise DeclarationError(
+            f"{_name(declared)} cannot be told apart in JSON: {why}; give each a field of one name that says which it is, as "
+            f'kind: Literal["{names[0].lower()}"] = "{names[0].lower()}"'
+        )
+    return _TAG, {cls: (cls.__name__,) for cls in members}
+
+
+def fields_of(declared: Any) -> list[str] | None:
+    """The fields that a value of the type can have; of a union, those of any member. None where nobody can tell."""
+    if get_origin(declared) is Annotated:
+        return fields_of(get_args(declared)[0])
+    parts = [fields_of(part) for part in union_of(declared) if part is not type(None)]
+    if parts:
+        known = [part for part in parts if part is not None]
+        return list(dict.fromkeys(name for part in known for name in part)) if len(known) == len(parts) else None
+    cls: Any = get_origin(declared) or declared
+    if not isinstance(cls, type):
+        return None
+    cls = cast("Any", cls)
+    if dataclasses.is_dataclass(cls):
+        return [f.name for f in dataclasses.fields(cls)]
+    if is_typeddict(cls):
+        return list(get_type_hints(cls))
+    if cls in (str, bytes, int, float, bool):
+        return []
+    for listed in ("__struct_fields__", "_fields", "model_fields"):
+        found = getattr(cls, listed, None)
+        if found is not None:
+            return list(found)
+    return None
 
 
 # -- what a type is made of
@@ -273,12 +459,36 @@ def _reader(declared: Any, read: Callable[[bytes], Any]) -> Callable[[bytes], An
         try:
             return read(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise DecodeError(f"not a {name}: {exc}") from exc
-        except Exception as exc:
-            # A `__post_init__` may raise anything, and what is nested deep enough a RecursionError.
-            raise DecodeError(f"not a {name}: {type(exc).__name__}: {exc}") from exc
+            raise DecodeError(f"not a {name}: {exc}{hint(raw)}") from exc
+        except BaseException as exc:  # of a `__post_init__`: it is called, not awaited, whatever it raises is its own
+            raise DecodeError(f"not a {name}: {described(exc)}") from exc
 
     return decode
+
+
+def hint(raw: bytes) -> str:
+    """What bytes that are not as declared look like, where that is known."""
+    if not raw:
+        return "; it is empty"
+    if raw[0] == 0 and len(raw) >= _FRAME_BYTES:
+        return (
+            f"; it begins as a schema registry's serializers do, with 0x00 and the schema id {int.from_bytes(raw[1:5], 'big')}: "
+            "for JSON declare value=semel.codec.framed(T), for Avro or Protobuf a Codec of your own"
+        )
+    if raw[:2] == b"\x1f\x8b":
+        return "; it is gzip, compressed by its producer's own code: give the topic a Codec that decompresses it"
+    try:
+        read: Any = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return ""
+    if isinstance(read, str) and read[:1] in ("{", "["):
+        return "; it is JSON within a JSON string, as an outbox writes it: declare str, or have it written as JSON (expand.json)"
+    if isinstance(read, dict) and read.keys() == {"schema", "payload"}:
+        return (
+            "; it is wrapped in schema and payload by Kafka Connect's JsonConverter: set its schemas.enable=false, or "
+            "declare a class with a field payload"
+        )
+    return ""
 
 
 def _str_in(raw: bytes) -> str:

@@ -25,6 +25,8 @@ _MS = timedelta(milliseconds=1)
 _BYTES, _OTHER = b"\x00b", b"\x00j"
 # ... and of a str that begins as these do.
 _TEXT = b"\x00s"
+# 2001 to 2103, in seconds: read as ms, five weeks of 1970.
+_OUR_DAYS_S = (10**9, 42 * 10**8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,10 @@ class Dedup:
 
     `key`: a field name, a callable of the value, `header(...)` or `content_hash(...)`. `window`: a timedelta.
     `time`: a field name or a callable of the value for the event time (a datetime or its ISO text, UTC where it names
-    no zone, or a number of ms since 1970); the record's timestamp unless given. `missing`, `conflict`, `late`: what
-    happens to an event without a key, with a known key and another payload, older than the window: "quarantine" (to
-    the dead letters), "pass" (takes effect, unprotected) or "drop" (counted only). `compare`: the fields, or a callable
-    of the value, whose difference makes a conflict; the value's bytes unless given.
+    no zone, or a number of ms since 1970, not of seconds); the record's timestamp unless given. `missing`, `conflict`,
+    `late`: what happens to an event without a key or a time, with a known key and another payload, older than the
+    window: "quarantine" (to the dead letters), "pass" (takes effect, unprotected) or "drop" (counted only). `compare`:
+    the fields, or a callable of the value, whose difference makes a conflict; the value's bytes unless given.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Dedup:
             if isinstance(found, datetime):
                 # The zone of the machine must not matter: another worker decides about the same event.
                 return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS
-            return int(found)
+            return _in_ms(found)
 
         return by_value
 
@@ -169,7 +171,7 @@ class Dedup:
         """(value, record) -> 64-bit hash of what must agree between an event and its redelivery."""
         compare = self.compare
         if compare is None:
-            return lambda value, record: xxhash.xxh3_64_intdigest(record.value or b"")
+            return lambda value, record: 0 if record.value is None else xxhash.xxh3_64_intdigest(record.value)
         pick = compare if callable(compare) else _picker(_fields(compare))
         return lambda value, record: xxhash.xxh3_64_intdigest(_canonical(pick(value)))
 
@@ -194,6 +196,19 @@ class Dedup:
         named = list(self.key.fields) if isinstance(self.key, ContentKey) else []
         named += [name for name in (self.key, self.time) if isinstance(name, str)]
         return named if self.compare is None or callable(self.compare) else [*named, *_fields(self.compare)]
+
+
+def _in_ms(found: Any) -> int:
+    """A number that is a time in ms. ValueError for one that is a time of our days in another unit."""
+    at = int(found)
+    for unit, per_s in (("seconds", 1), ("microseconds", 10**6), ("nanoseconds", 10**9)):
+        if _OUR_DAYS_S[0] * per_s <= at < _OUR_DAYS_S[1] * per_s:
+            way = "* 1000" if per_s == 1 else f"// {per_s // 1000}"
+            raise ValueError(
+                f"{found!r} is a time of our days in {unit}, and Dedup(time=) takes ms since 1970; give a function of the "
+                f"value, as time=lambda value: value.at {way}"
+            )
+    return at
 
 
 def field_reader(name: str) -> Callable[[Any], Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, is_typeddict
 
 from semel.agent import check_results, kind_of
-from semel.codec import accepted_classes
+from semel.codec import accepted_classes, fields_of
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
 from semel.plan import AgentPlan, Plan, Start, TablePlan
@@ -109,11 +108,12 @@ class Pipeline:
     def _check_fields(self) -> None:
         """A field that no event can have is found here, and not by every event in the dead letters."""
         value = self.source.value.type
-        if self.dedup is None or not dataclasses.is_dataclass(value):
+        known = fields_of(value)
+        if self.dedup is None or known is None:
             return
-        known = [f.name for f in dataclasses.fields(value)]
         for name in self.dedup.fields():
-            if name not in known and not hasattr(value, name):
+            # A property of a class is as good as a field; a TypedDict is a dict, whose methods are none.
+            if name not in known and (is_typeddict(value) or not hasattr(value, name)):
                 near = difflib.get_close_matches(name, known, 1)
                 raise DeclarationError(
                     f"pipeline {self.name!r}: Dedup names field {name!r}, and {self.source.value.name} has "

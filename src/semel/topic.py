@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from semel.codec import Codec, codec_for
+from semel.codec import Codec, codec_for, topic_codec
 from semel.errors import DeclarationError
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -24,9 +24,10 @@ def checked_name(name: str, what: str) -> str:
 class Topic:
     """A Kafka topic with typed keys and values.
 
-    `key`, `value`: types (`bytes` raw, `str` UTF-8, `int`, `float`, `bool`, `dict`, `list` and dataclasses
-    as JSON) or a `Codec`. `partitions` and `configs` are used only where semel creates the topic (sinks, never
-    sources); partitions default to the source's.
+    `key`, `value`: types (`bytes` raw, `str` UTF-8, `int`, `float`, `bool`, `dict`, `list`, dataclasses, msgspec Structs
+    and models of pydantic as JSON) or a `Codec`. With `value=T | None` a record without a value (a tombstone) is None;
+    else it is dead-lettered. Dataclasses of a union are told apart by a field. `partitions` and `configs` are used only
+    where semel creates the topic (sinks, never sources); partitions default to the source's.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Topic:
             raise DeclarationError(f"topic {name!r} has partitions={partitions}; it takes one or more")
         self.name = checked_name(name, "topic")
         self.key: Codec[Any] = codec_for(key)
-        self.value: Codec[Any] = codec_for(value)
+        self.value: Codec[Any] = topic_codec(value)
         self.partitions = partitions
         self.configs = dict(configs or {})
 

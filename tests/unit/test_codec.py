@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,14 +12,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
-from typing import Annotated, Any, Literal, NamedTuple, NewType, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, TypedDict
 from uuid import UUID
 
 import msgspec
 import orjson
 import pytest
 
-from semel.codec import Codec, codec_for, is_immutable, register
+from semel.codec import Codec, codec_for, fields_of, framed, is_immutable, register, topic_codec
 from semel.errors import DeclarationError, DecodeError
 
 BIG = 2**200
@@ -421,3 +423,220 @@ print(trade.id, trade.amount, "semel.faust_.app" in sys.modules)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stdout.split() == ["t", "3", "False"], ran.stderr
+
+
+# -- several classes in one topic
+
+
+@dataclass
+class Opened:
+    id: str
+    name: str = ""
+
+
+@dataclass
+class Closed:
+    id: str
+
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+@dataclass
+class Debit:
+    kind: Literal["debit", "fee"]
+    amount: int
+
+
+@dataclass
+class Credit:
+    amount: int
+    kind: Literal["credit"] = "credit"
+
+
+def test_dataclasses_of_a_union_are_told_apart_by_the_name_of_the_class() -> None:
+    codec = codec_for(Opened | Closed | Nothing)
+    for value, raw in (
+        (Opened("1", "x"), b'{"type":"Opened","id":"1","name":"x"}'),
+        (Closed("1"), b'{"type":"Closed","id":"1"}'),
+        (Nothing(), b'{"type":"Nothing"}'),
+    ):
+        assert (codec.encode(value), codec.decode(raw)) == (raw, value)
+    assert codec.decode(b'{"id":"1","more":[1],"type":"Closed"}') == Closed("1")
+
+
+def test_dataclasses_that_share_a_literal_are_told_apart_by_it() -> None:
+    codec = codec_for(Debit | Credit)
+    for value in (Debit("fee", 1), Debit("debit", 1), Credit(3)):
+        assert codec.decode(codec.encode(value)) == value
+    assert codec.encode(Credit(3)) == b'{"amount":3,"kind":"credit"}'
+    with pytest.raises(TypeError, match=r"a Credit has kind='debit'; it takes 'credit'"):
+        codec.encode(Credit(3, "debit"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"id":"1"}', "its field 'type', which tells them apart, is not there; it takes 'Opened', 'Closed'"),
+        (b'{"type":"Gone","id":"1"}', "is 'Gone'; it takes"),
+        (b'{"type":7,"id":"1"}', "is 7; it takes"),
+        (b'{"type":"Opened"}', "missing required field `id`"),
+        (b"[]", "not a "),
+        (b"\xff", "not a "),
+        (b"[" * 100_000, "not a "),
+    ],
+)
+def test_what_is_none_of_a_union_is_said(raw: bytes, said: str) -> None:
+    with pytest.raises(DecodeError, match=re.escape(said)):
+        codec_for(Opened | Closed).decode(raw)
+
+
+def test_a_value_of_another_class_is_not_written_as_one_of_a_union() -> None:
+    with pytest.raises(TypeError, match="got Debit"):
+        codec_for(Opened | Closed).encode(Debit("fee", 1))
+
+
+@dataclass
+class Typed:
+    type: str
+
+
+@dataclass
+class Holds:
+    inner: Opened | Closed
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (Opened | Typed, r"Typed has a field 'type' of its own; give each a field .* kind: Literal\[\"opened\"\]"),
+        (Opened | Closed | dict, "dict is no dataclass"),
+        (Holds, "where it lies within another type, make its members msgspec.Structs with tag=True"),
+        (list[Opened | Closed], "msgspec.Structs with tag=True"),
+    ],
+)
+def test_a_union_that_cannot_be_told_apart_names_the_way(declared: Any, said: str) -> None:
+    with pytest.raises(DeclarationError, match=said):
+        codec_for(declared)
+
+
+# -- None
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "raw"),
+    [
+        (dict | None, {"a": 1}, b'{"a":1}'),
+        (str | None, "x", b"x"),
+        (bytes | None, b"\x00x", b"\x00x"),
+        (int | None, 5, b"5"),
+        (Opened | Closed | None, Closed("1"), b'{"type":"Closed","id":"1"}'),
+        (Optional[Debit], Debit("fee", 1), b'{"kind":"fee","amount":1}'),  # noqa: UP045
+        (Annotated[Debit | None, "x"], Debit("fee", 1), b'{"kind":"fee","amount":1}'),
+        (Any, [1], b"[1]"),
+    ],
+)
+def test_a_topic_of_a_type_or_none_has_the_type_and_takes_records_without_a_value(
+    declared: Any, value: Any, raw: bytes
+) -> None:
+    codec = topic_codec(declared)
+    assert codec.nullable
+    assert (codec.encode(value), codec.decode(raw)) == (raw, value)
+
+
+@pytest.mark.parametrize("declared", [bytes, str, int, dict, Debit, Opened | Closed])
+def test_a_topic_of_a_type_alone_takes_no_record_without_a_value(declared: Any) -> None:
+    assert not topic_codec(declared).nullable
+
+
+# -- what code of others raises
+
+
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyError("boom"), RecursionError(), SystemExit(3), Odd("x"), GeneratorExit()])
+def test_whatever_the_code_behind_a_codec_raises_its_bytes_are_undecodable(error: BaseException) -> None:
+    def decode(raw: bytes) -> Any:
+        raise error
+
+    @dataclass
+    class Picky:
+        id: str
+
+        def __post_init__(self) -> None:
+            raise error
+
+    given = Codec(int, lambda value: b"", decode, False)
+    for codec in (codec_for(given), topic_codec(given), codec_for(Picky), topic_codec(Picky | None)):
+        with pytest.raises(DecodeError, match=type(error).__name__):
+            codec.decode(b'{"id":"x"}')
+
+
+# -- what bytes look like
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            b'\x00\x00\x00\x00\x07{"kind":"fee","amount":1}',
+            "schema registry's serializers do, with 0x00 and the schema id 7",
+        ),
+        (b"\x00\x00\x00\x01\x00\x04o1\x02", "schema id 256"),
+        (b"", "it is empty"),
+        (gzip.compress(b'{"kind":"fee","amount":1}'), "it is gzip"),
+        (b'"{\\"kind\\":\\"fee\\"}"', "JSON within a JSON string"),
+        (b'{"schema":{"type":"struct"},"payload":{"kind":"fee"}}', "schemas.enable=false"),
+    ],
+)
+@pytest.mark.parametrize("declared", [Debit, Debit | Credit, dict[str, int]])
+def test_envelopes_of_other_systems_are_named(raw: bytes, said: str, declared: Any) -> None:
+    with pytest.raises(DecodeError, match=re.escape(said)):
+        codec_for(declared).decode(raw)
+
+
+def test_values_behind_the_bytes_of_a_schema_registry_are_read_and_written() -> None:
+    codec = framed(Debit, schema_id=7)
+    raw = b'\x00\x00\x00\x00\x07{"kind":"fee","amount":1}'
+    assert (codec.encode(Debit("fee", 1)), codec.decode(raw)) == (raw, Debit("fee", 1))
+    with pytest.raises(DecodeError, match="does not begin with 0x00"):
+        codec.decode(b'{"kind":"fee","amount":1}')
+    with pytest.raises(TypeError, match="schema_id="):
+        framed(Debit).encode(Debit("fee", 1))
+
+
+# -- fields
+
+
+class Row(TypedDict, total=False):
+    id: str
+
+
+class Struct(msgspec.Struct, rename="camel"):
+    order_id: str
+
+
+class Pair(NamedTuple):
+    id: str
+
+
+@pytest.mark.parametrize(
+    ("declared", "known"),
+    [
+        (Debit, ["kind", "amount"]),
+        (Row, ["id"]),
+        (Struct, ["order_id"]),
+        (Pair, ["id"]),
+        (Opened | Debit | None, ["id", "name", "kind", "amount"]),
+        (str, []),
+        (dict, None),
+        (Any, None),
+        (Debit | dict, None),
+    ],
+)
+def test_the_fields_of_a_type_are_known_where_it_has_some(declared: Any, known: list[str] | None) -> None:
+    assert fields_of(declared) == known

@@ -194,6 +194,25 @@ def test_the_event_time_is_a_datetime_its_text_or_ms() -> None:
     assert time_of(datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC)) == -1
 
 
+@pytest.mark.parametrize(
+    ("found", "unit", "way"),
+    [
+        (1_764_150_000, "seconds", r"\* 1000"),
+        (1_764_150_000.25, "seconds", r"\* 1000"),
+        (1_764_150_000_000_000, "microseconds", "// 1000"),
+        (1_764_150_000_000_000_000, "nanoseconds", "// 1000000"),
+    ],
+)
+def test_a_time_of_our_days_in_another_unit_is_refused_with_the_way(found: float, unit: str, way: str) -> None:
+    with pytest.raises(ValueError, match=f"of our days in {unit}, and Dedup.time=. takes ms .*{way}"):
+        time_of(found)
+
+
+@pytest.mark.parametrize("at", [-1, 0, 1, 86_400_000, 999_999_999, 4_200_000_000, 978_307_200_000, 4_102_444_800_000])
+def test_a_time_in_ms_is_what_it_is(at: int) -> None:
+    assert time_of(at) == at
+
+
 def test_every_ms_of_a_datetime_counts() -> None:
     start = datetime(2023, 11, 14, tzinfo=UTC)
     first = time_of(start)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 import orjson
 import pytest
 
@@ -80,6 +81,53 @@ def test_a_dedup_field_that_no_event_has_is_refused(rule: Dedup) -> None:
 def test_a_dedup_field_with_a_typing_error_is_told_what_is_near() -> None:
     with pytest.raises(DeclarationError, match="did you mean 'amount'"):
         declared(source=Topic("payments", value=Payment), dedup=Dedup(content_hash("ammount"), window=DAY))
+
+
+class Row(TypedDict):
+    id: str
+
+
+class Struct(msgspec.Struct, tag=True):
+    id: str
+
+
+class Other(msgspec.Struct, tag=True):
+    other: str
+
+
+@dataclass
+class Opened:
+    id: str
+
+
+@dataclass
+class Closed:
+    id: str
+    why: str
+
+
+@pytest.mark.parametrize("value", [Row, Struct, Struct | Other, Opened | Closed, Opened | Closed | None, Struct | None])
+def test_a_dedup_field_with_a_typing_error_is_found_in_every_kind_of_class(value: Any) -> None:
+    source = Topic("events", value=value)
+    for rule in (
+        Dedup("idd", window=DAY),
+        Dedup("id", window=DAY, time="att"),
+        Dedup("id", window=DAY, compare=["idd"]),
+    ):
+        with pytest.raises(DeclarationError, match=r"Dedup names field '(idd|att)', and .* has .*id"):
+            declared(source=source, dedup=rule)
+    declared(source=source, dedup=Dedup("id", window=DAY))
+
+
+@pytest.mark.parametrize("value", [str, bytes, int, float])
+def test_a_dedup_field_of_what_has_no_fields_is_refused(value: Any) -> None:
+    with pytest.raises(DeclarationError, match="has no fields"):
+        declared(source=Topic("events", value=value), dedup=Dedup("id", window=DAY))
+    declared(source=Topic("events", value=value), dedup=Dedup(lambda value: value, window=DAY))
+
+
+def test_a_field_that_some_classes_of_a_union_have_may_be_a_dedup_field() -> None:
+    declared(source=Topic("events", value=Opened | Closed), dedup=Dedup("id", window=DAY, compare="why"))
 
 
 def test_dedup_may_use_fields_properties_headers_and_callables() -> None:

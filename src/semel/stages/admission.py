@@ -12,7 +12,7 @@ from semel.dedup import Dedup
 from semel.errors import described
 from semel.hand import Hand
 from semel.plan import AgentPlan
-from semel.port import Record
+from semel.port import NO_TIMESTAMP, Record
 from semel.stages.aside import Aside
 from semel.stages.dedup import Verdict, judge, move_time
 from semel.stages.host import Host
@@ -24,6 +24,9 @@ from semel.state.overlay import MISSING
 
 # Event times beyond this fit no mark (64 bits, with room for a window).
 _FAR_MS = 2**62
+_TIMELESS = (
+    "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Dedup(time=...)"
+)
 
 
 class Admission:
@@ -119,6 +122,10 @@ class DedupFilter:
                 filed = stream = at if at > now else now
                 pending: tuple[int, ...] = ()
             else:
+                if at == NO_TIMESTAMP and time_of is None:
+                    if not aside.handled(s, rule.missing, "missing", record, _TIMELESS):
+                        yield value
+                    continue
                 timed = move_time(task.stream, at, wall, window)
                 if timed.verdict is not None:
                     task.stream = timed.stream_time

@@ -19,11 +19,18 @@ class Undecodable:
         self.error = error
 
 
-def _nothing(record: Record, codec: Codec[Any]) -> str:
-    """Why there is no value."""
+def _null(record: Record, codec: Codec[Any]) -> Any:
+    """What a record without a value is."""
     if isinstance(record, TooLarge):
-        return record.why
-    return f"the value is null; the topic declares {codec.name}"
+        return Undecodable(DecodeError(record.why))
+    if codec.nullable:
+        return None
+    return Undecodable(
+        DecodeError(
+            f"the value is null (a tombstone), and the topic declares {codec.name}; declare value={codec.name} | None to "
+            "have it as None"
+        )
+    )
 
 
 def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
@@ -32,9 +39,7 @@ def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
 
     def one(record: Record) -> Any:
         try:
-            if record.value is None:
-                raise DecodeError(_nothing(record, codec))
-            return decode(record.value)
+            return _null(record, codec) if record.value is None else decode(record.value)
         except DecodeError as exc:
             return Undecodable(exc if type(exc) is DecodeError else DecodeError(described(exc)))
         except Exception as exc:
@@ -42,7 +47,7 @@ def decoder(codec: Codec[Any]) -> Callable[[Sequence[Record]], list[Any]]:
 
     def many(records: Sequence[Record]) -> list[Any]:
         try:
-            return [decode(r.value) for r in records]  # pyright: ignore[reportArgumentType]
+            return [decode(v) if (v := r.value) is not None else _null(r, codec) for r in records]
         except Exception:
             # Rare: find the one that does not fit.
             return [one(r) for r in records]

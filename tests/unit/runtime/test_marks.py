@@ -101,6 +101,29 @@ async def test_events_without_an_id_and_conflicts_are_handled_as_declared(
     assert said["in"] == said["out"] + said.get("dead", 0) + said.get("dropped", 0)
 
 
+@pytest.mark.parametrize("handling", ["quarantine", "pass", "drop"])
+@pytest.mark.parametrize("first", [True, False], ids=["as the first of its partition", "behind others"])
+async def test_a_record_without_a_timestamp_is_handled_as_missing_and_moves_nothing(
+    world: World, handling: Any, first: bool
+) -> None:
+    world.pipeline = payments_pipeline(world.work, dedup=Dedup("id", window=timedelta(hours=1), missing=handling))
+    start = now_ms(world)
+    if not first:
+        world.pay(A1, id="x", at_ms=start)
+    world.pay(A1, id="timeless", at_ms=-1)
+    again = world.pay(A1, id="y", at_ms=start)
+    world.write(again, A1, at_ms=start + HOUR // 2)
+    world.start()
+    await world.drained()
+    before = [] if first else ["x"]
+    assert ids(world) == [*before, *(["timeless"] if handling == "pass" else []), "y"]
+    assert dead(world) == (["missing"] if handling == "quarantine" else [])
+    assert counts(world)["duplicates"] == 1
+    if handling == "quarantine":
+        [letter] = (r for log in world.cluster.committed(f"{APP}.dlq") for r in log)
+        assert b"the record has no timestamp (-1)" in (dict(letter.headers)["semel.error"] or b"")
+
+
 async def test_an_event_more_than_a_window_ahead_of_the_clock_is_quarantined_and_moves_nothing(hours: World) -> None:
     # A broker takes timestamps up to an hour ahead of its clock.
     hours.cluster.alter_topic("payments", {"message.timestamp.after.max.ms": str(99 * HOUR)})

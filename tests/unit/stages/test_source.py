@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from semel.codec import Codec, codec_for
+from semel.codec import Codec, codec_for, topic_codec
 from semel.errors import DecodeError
+from semel.port import TooLarge
 from semel.stages.source import Undecodable, decoder
 
 
@@ -59,3 +60,34 @@ def test_whatever_a_converter_raises_is_undecodable() -> None:
     assert one == 1
     assert isinstance(none, Undecodable)
     assert "ZeroDivisionError" in str(none.error)
+
+
+@pytest.mark.parametrize("beside", [[], [b'{"id":"a"}'], [b"\xff"], [b'{"id":"a"}', b"\xff", None]])
+def test_a_record_without_a_value_is_none_where_the_topic_says_so_whatever_was_fetched_beside_it(
+    beside: list[bytes | None],
+) -> None:
+    decode = decoder(topic_codec(Payment | None))
+    found = decode([Given(None), *map(Given, beside), Given(None)])
+    assert (found[0], found[-1]) == (None, None)
+
+
+@pytest.mark.parametrize("beside", [[], [b"1"], [b"\xff"]])
+def test_a_codec_that_would_take_anything_gets_no_record_without_a_value(beside: list[bytes | None]) -> None:
+    taken: list[Any] = []
+
+    def takes_all(raw: Any) -> int:
+        taken.append(raw)
+        return 7
+
+    found = decoder(Codec(int, lambda v: b"", takes_all, True))([Given(None), *map(Given, beside)])
+    assert isinstance(found[0], Undecodable)
+    assert "a tombstone" in str(found[0].error)
+    assert "value=int | None" in str(found[0].error)
+    assert None not in taken
+
+
+@pytest.mark.parametrize("declared", [Payment, Payment | None, bytes | None])
+def test_a_record_that_was_too_large_to_be_read_is_no_tombstone(declared: Any) -> None:
+    [found] = decoder(topic_codec(declared))([TooLarge(7, 0, "its batch is larger than 32 MiB")])
+    assert isinstance(found, Undecodable)
+    assert "larger than 32 MiB" in str(found.error)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Output, Pipeline, Reject, Retry, Table, Topic
+from semel.codec import Codec
 from semel.partitioner import partition_of
 from semel.testing import Counts, NotSettled, PipelineTester, PipelineTesterError, UnknownName
 
@@ -218,6 +219,76 @@ def test_a_null_value_is_a_dead_letter(tester_of: TesterOf) -> None:
     tester = tester_of(pipeline_of(passing))
     tester.send(None, key="north")
     assert [(letter.reason, letter.value) for letter in tester.dead_letters()] == [("undecodable", None)]
+
+
+class Odd(BaseException):
+    """What a library of another language raises when it panics."""
+
+
+@dataclass
+class Picky:
+    id: str
+
+    def __post_init__(self) -> None:
+        if self.id == "odd":
+            raise Odd("panic")
+        if self.id == "key":
+            raise KeyError("boom")
+
+
+def test_bytes_that_a_codec_of_others_chokes_on_are_a_dead_letter(tester_of: TesterOf) -> None:
+    def read(raw: bytes) -> str:
+        if raw == b"odd":
+            raise Odd("panic")
+        return str(raw, "ascii")
+
+    own: Codec[str] = Codec(str, lambda value: value.encode("ascii"), read, True)
+    for topic, bad, good in (
+        (Topic("orders", key=own, value=own), [b"odd", b"\xff"], b"fine"),
+        (Topic("orders", key=own, value=Picky), [b'{"id":"odd"}', b'{"id":"key"}'], b'{"id":"fine"}'),
+    ):
+        tester = tester_of(
+            Pipeline("orders", source=topic, agent=lambda value: value, sink=Topic("out", value=topic.value))
+        )
+        for raw in bad:
+            tester.send(raw, key=b"odd")
+        tester.send(good, key=b"k")
+        assert [(letter.reason, letter.value, letter.key) for letter in tester.dead_letters()] == [
+            ("undecodable", raw, b"odd") for raw in bad
+        ]
+        assert len(tester.outputs()) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyError("no"), Odd("no")])
+def test_a_value_that_the_topics_own_codec_cannot_write_is_a_mistake_of_the_test(
+    tester_of: TesterOf, error: BaseException
+) -> None:
+    def write(value: str) -> bytes:
+        raise error
+
+    own: Codec[str] = Codec(str, write, bytes.decode, True)
+    tester = tester_of(Pipeline("orders", source=Topic("orders", key=own, value=own), agent=lambda value: None))
+    for sent in ({"value": "x"}, {"value": b"x", "key": "k"}):
+        with pytest.raises(PipelineTesterError, match="of topic 'orders', which takes str"):
+            tester.send(**sent)
+
+
+def test_tombstones_reach_an_agent_that_declares_them(tester_of: TesterOf) -> None:
+    rows = Table("rows", value=dict)
+
+    async def mirror(stream: Any) -> Any:
+        async for event in stream.events():
+            if event.value is None:
+                rows.pop(event.key, None)
+            else:
+                rows[event.key] = event.value
+            yield None
+
+    tester = tester_of(Pipeline("mirror", source=Topic("rows", value=dict | None), agent=mirror, tables=[rows]))
+    tester.send_all([{"k": "a"}, {"k": "b"}], key="k")
+    tester.send(None, key="a")
+    assert dict(tester.tables["rows"]) == {"b": {"k": "b"}}
+    assert not tester.dead_letters()
 
 
 def test_a_rejected_event_is_a_dead_letter_with_its_value_and_position(tester_of: TesterOf) -> None:
