@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
 from semel.local.errors import NotReady
-from semel.port import RpcLost
+from semel.port import RpcError, RpcLost
+from semel.stages.answers import LOGIN, needs_a_person
 
 OK = 0
 FINDING = 1  # a finding or a refusal
 USAGE = 2  # usage or configuration
-UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached
+UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached, or refuses the login
 INSTANCE_TAKEN = 4
 UNPROVABLE = 5
 INTERRUPTED = 130
@@ -28,6 +29,10 @@ def code_of(error: BaseException) -> int | None:
             return INSTANCE_TAKEN
         case Unreachable() | RpcLost() | NotReady():
             return UNREACHABLE
+        case RpcError() if error.code in LOGIN:
+            return UNREACHABLE
+        case RpcError() if needs_a_person(error):
+            return FINDING
         case SemelError():
             return FINDING
         case KeyboardInterrupt():

@@ -42,7 +42,8 @@ def worker(
 ) -> None:
     """Run a worker. SIGTERM or Ctrl-C: finish what is in hand, commit it, and end.
 
-    Exit code 2: the pipeline or a setting is wrong; 3: the broker cannot be reached; 4: the instance name is taken.
+    Exit code 2: the pipeline or a setting is wrong; 3: no broker was met for a minute, or it refuses the
+    login; 4: the instance name is taken.
     """
     from semel import project
     from semel.cli import exits, logs

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any, NamedTuple
 
 from aiokafka import conn
 from aiokafka.errors import (
     BrokerResponseError,
+    IllegalSaslStateError,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -22,6 +25,7 @@ from semel.kafka.wire import Answer, Call, Versions
 from semel.port import RpcError, RpcLost
 from semel.throttles import Throttles
 
+_UNSUPPORTED_MECHANISM = 33
 _UNSUPPORTED_VERSION = 35
 _MAX_IDLE_MS = 540_000  # below the broker's connections.max.idle.ms of 10 minutes, so that we hang up, not it
 _UNBOUNDED_MS = 86_400_000  # aiokafka's own timer; ours is the deadline of each call
@@ -168,12 +172,12 @@ class Connections:
             )
             await socket.connect()
         except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
-            raise _refused_login(error) from error
+            raise _refused_login(error, self._options) from error
         except TimeoutError:
             raise
         except (KafkaError, OSError, AssertionError, ValueError) as error:
             # The last two are how aiokafka's SASL exchanges fail on an answer they do not understand.
-            raise RpcLost(api, f"{self.address}: {error or type(error).__name__}", sent=False) from error
+            raise RpcLost(api, f"{self.address}: {_why_closed(error, self._options)}", sent=False) from error
         try:
             if self._closed:
                 raise RpcLost(api, "the client is closed", sent=False)
@@ -189,8 +193,40 @@ class Connections:
         return [future for future in closing if future is not None]
 
 
-def _refused_login(error: BrokerResponseError) -> RpcError:
-    return RpcError("SaslAuthenticate", error.errno, describe(error.errno, str(error)))
+def _refused_login(error: BrokerResponseError, options: dict[str, Any]) -> RpcError:
+    said = str(error).partition(f"{type(error).__name__}: ")[2] or str(error)
+    way = "correct username and password in [broker_security], or give this user a password there"
+    if error.errno == _UNSUPPORTED_MECHANISM:
+        way = "set broker_security.sasl_mechanism to one that the broker has"
+    detail = (
+        f"{said}; {way} (the login was as {options.get('sasl_plain_username')!r} by {options.get('sasl_mechanism')})"
+    )
+    return RpcError("SaslAuthenticate", error.errno, describe(error.errno, detail))
+
+
+def _why_closed(error: Exception, options: dict[str, Any]) -> str:
+    """Why there is no connection, with the setting that may be wrong where the other side spoke another language."""
+    protocol = str(options.get("security_protocol", "PLAINTEXT"))
+    said = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the broker's certificate is not trusted ({getattr(error, 'verify_message', said)}); set "
+            "broker_security.ca_file to the authority that signed it, and broker to a name that it is for"
+        )
+    if isinstance(error, IllegalSaslStateError):
+        return f"this listener takes no login, and broker_security.protocol is {protocol}; set the one that it has"
+    hung_up = isinstance(error, ConnectionResetError | ConnectionAbortedError | ssl.SSLError | KafkaConnectionError)
+    if hung_up and protocol.endswith("SSL"):
+        return (
+            f"no TLS was agreed on ({said}); broker_security.protocol is {protocol}: this may be a listener without TLS, or "
+            "one that wants a client's certificate (broker_security.cert_file)"
+        )
+    if hung_up:
+        return (
+            f"it hung up before it answered ({said}); broker_security.protocol is {protocol}: this may be a listener with "
+            "TLS (SSL, SASL_SSL) or with a login"
+        )
+    return said
 
 
 def check_versions(address: Address, versions: Versions) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from semel.errors import SemelError
+from semel.stages.answers import is_explained
 
 log = logging.getLogger("semel.engine")
 
@@ -34,7 +34,7 @@ class Background:
         """Stop with this error, if there was none before."""
         if self.failure is None:
             self.failure = exc
-            if not isinstance(exc, SemelError):
+            if not is_explained(exc):
                 log.error("the engine stops on an unexpected error", exc_info=exc)
         self._stop.set()
 

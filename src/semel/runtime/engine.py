@@ -48,8 +48,9 @@ RESTORES = 8
 # After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
 # the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
 LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
-# A broker that restarts is back by then; after that a person should know, now and then.
-PATIENT_S, REMIND_S = 10.0, 60.0
+# A broker that restarts is back by then, after that a person should know. A cluster that restarts whole is back within a
+# minute; a worker that met nobody ends, and its supervisor starts it again.
+PATIENT_S, UNREACHABLE_S = 10.0, 60.0
 
 
 class Engine:
@@ -183,17 +184,19 @@ class Engine:
         self._background.stop()
 
     async def _connect(self) -> None:
-        pause, remind_at = 0.1, self.clock.monotonic() + PATIENT_S
+        """Until a broker answers. RpcLost where none did for a minute: whoever supervises this worker is to know, too."""
+        pause, began, warned = 0.1, self.clock.monotonic(), False
         while not self._background.stopping:
             try:
                 await self.broker.start()
                 return
             except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
+                waited = self.clock.monotonic() - began
+                if needs_a_person(exc) or waited >= UNREACHABLE_S:
                     raise
                 self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
-                if self.clock.monotonic() >= remind_at:
-                    remind_at = self.clock.monotonic() + REMIND_S
+                if waited >= PATIENT_S and not warned:
+                    warned = True
                     log.warning("%s (still trying)", self.waiting_for)
                 await self.clock.sleep(pause)
                 pause = min(pause * 1.5, 1.0)

@@ -12,10 +12,9 @@ from typing import Any
 
 from semel import project
 from semel.config import Settings
-from semel.errors import SemelError
 from semel.pipeline import Pipeline
-from semel.port import RpcLost
 from semel.runtime.deadline import Deadline, Threads, leave
+from semel.stages.answers import is_explained
 from semel.stages.body import place
 
 log = logging.getLogger("semel.worker")
@@ -140,7 +139,7 @@ async def _serve(app: Any, stop: asyncio.Event) -> BaseException | None:
 
 def _say(failure: BaseException) -> None:
     """What happened, in one line where it is one of ours."""
-    if isinstance(failure, (SemelError, RpcLost)):
+    if is_explained(failure):
         log.error("%s", failure)
     else:
         log.error("the worker stops on an unexpected error: %s", failure, exc_info=failure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 
 
@@ -77,6 +78,15 @@ def answer_of(exc: RpcError | RpcLost) -> Answer:
 
 # What no asking again can help: authorization, authentication, versions, policies, settings out of the broker's range.
 _FOR_A_PERSON = frozenset({17, 24, 26, 29, 30, 31, 33, 34, 35, 37, 38, 39, 40, 42, 43, 44, 50, 53, 58})
+
+
+# A login that is refused: nobody is let in, whatever is asked.
+LOGIN = frozenset({33, 34, 58})
+
+
+def is_explained(exc: BaseException) -> bool:
+    """Whether its message says it all: a traceback would hide that it is no defect."""
+    return isinstance(exc, SemelError | RpcLost) or (isinstance(exc, RpcError) and needs_a_person(exc))
 
 
 def needs_a_person(exc: RpcError | RpcLost) -> bool:

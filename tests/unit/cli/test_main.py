@@ -9,7 +9,7 @@ from semel import cli
 from semel.cli import exits, logs
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, PositionConflict
 from semel.local.errors import NotReady, PortTaken
-from semel.port import RpcLost
+from semel.port import RpcError, RpcLost
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,8 @@ from semel.port import RpcLost
         (NotReady("x"), 3),
         (PortTaken("x"), 1),
         (DeclarationError("x"), 2),
+        (RpcError("SaslAuthenticate", 58, "x"), 3),
+        (RpcError("CreateTopics", 29, "x"), 1),
     ],
 )
 def test_an_error_semel_knows_is_one_line_and_its_exit_code(error, code, monkeypatch, capsys):

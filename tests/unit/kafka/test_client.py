@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiokafka.errors import BrokerResponseError, IllegalSaslStateError, KafkaConnectionError
 
-from semel.kafka import KafkaBroker, apis
+from semel.kafka import KafkaBroker, Security, apis
 from semel.kafka.client import in_parallel
 from semel.kafka.codes import NAMES, describe, severity
-from semel.kafka.connection import Address, check_versions
+from semel.kafka.connection import Address, _refused_login, _why_closed, check_versions
 from semel.port import RpcError, RpcLost
 
 
@@ -165,3 +167,56 @@ def test_codes_aiokafka_does_not_know_have_their_names() -> None:
 
 def test_a_refusal_weighs_more_than_a_delay_and_fencing_most() -> None:
     assert severity(90) > severity(10) > severity(51) > severity(55)
+
+
+# -- why nobody is let in
+
+
+class _Refused(BrokerResponseError):
+    def __init__(self, errno: int, said: str) -> None:
+        self.errno = errno  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(said)
+
+
+def test_a_refused_login_says_who_asked_and_what_to_correct_and_no_secret() -> None:
+    options = {"sasl_plain_username": "ann", "sasl_plain_password": "hunter2", "sasl_mechanism": "PLAIN"}
+    refused = _refused_login(_Refused(58, "invalid credentials"), options)
+    assert (refused.api, refused.code) == ("SaslAuthenticate", 58)
+    for words in ("SASL_AUTHENTICATION_FAILED", "invalid credentials", "[broker_security]", "'ann'", "PLAIN"):
+        assert words in str(refused)
+    assert "hunter2" not in str(refused)
+    assert "sasl_mechanism" in str(_refused_login(_Refused(33, "unsupported"), options))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "error", "said"),
+    [
+        ("SASL_SSL", ConnectionResetError(), "this may be a listener without TLS"),
+        ("SSL", ssl.SSLError(1, "wrong version number"), "protocol is SSL: this may be a listener without TLS"),
+        ("SSL", KafkaConnectionError("closed"), "broker_security.cert_file"),
+        ("PLAINTEXT", KafkaConnectionError("closed"), "protocol is PLAINTEXT: this may be a listener with TLS"),
+        ("SASL_PLAINTEXT", ConnectionResetError(), "this may be a listener with TLS"),
+        ("SASL_SSL", IllegalSaslStateError(), "takes no login, and broker_security.protocol is SASL_SSL"),
+        ("SASL_SSL", ssl.SSLCertVerificationError(1, "self-signed"), "broker_security.ca_file"),
+        ("SASL_SSL", ConnectionRefusedError(111, "Connect call failed"), "Connect call failed"),
+        ("PLAINTEXT", OSError(), "OSError"),
+    ],
+)
+def test_a_connection_that_fails_says_which_setting_may_be_wrong(protocol: str, error: Exception, said: str) -> None:
+    found = _why_closed(error, {} if protocol == "PLAINTEXT" else {"security_protocol": protocol})
+    assert said in found
+
+
+async def test_a_listener_that_hangs_up_at_plaintext_is_said_to_want_tls() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for security, said in ((None, "with TLS"), (Security("SSL"), "without TLS")):
+        broker = KafkaBroker(f"127.0.0.1:{port}", security=security)
+        with pytest.raises(RpcLost, match=said):
+            await broker.start()
+        await broker.close()
+    server.close()

@@ -77,7 +77,7 @@ def test_an_output_of_none_is_a_tombstone() -> None:
     ("result", "why"),
     [
         ([1], "expected dict, got list"),
-        ({"a": object()}, "does not fit in JSON"),
+        ({"a": object()}, "does not come back from JSON"),
         (Output({}, key=5), "key: expected str"),
         (Output({}, headers={"a": 5}), "header 'a': 5"),
         (Output({}, headers=[(b"a", b"1")]), "names are str"),
