@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from semel import Dedup, Output, Topic
@@ -360,3 +361,37 @@ async def test_an_output_to_another_topic_is_in_the_same_epoch(world: World) -> 
     await world.drained()
     assert len(world.cluster.committed("audit")[0]) == 30
     assert worker.engine.stats["aborts"] == 1
+
+
+@pytest.mark.parametrize("style", ["stream", "coroutine"])
+async def test_a_slow_event_holds_up_its_agent_on_this_worker_and_neither_epochs_nor_other_workers(
+    world: World, style: str
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    world.cluster.create_topic("notes", 1)
+    workers = [world.start(name, handler_timeout_ms=200) for name in ("w1", "w2")]
+    await world.until_running(*workers)
+    # One that only the slow one's worker has, and one of the other worker: there are two partitions.
+    accounts = {world.place(f"a{n}").partition: f"a{n}" for n in range(8)}
+    [holder] = [w for w in workers if 0 in w.engine.tasks]
+    [other] = [w for w in workers if 1 in w.engine.tasks]
+    assert holder is not other
+    world.pay(accounts[0], 1, id="slow", sleep_ms=600_000)
+    world.pay(accounts[0], 2, id="behind")
+    await asyncio.sleep(1)
+    for n in range(5):
+        world.pay(accounts[1], 4, id=f"beside-{n}")
+        await holder.engine.carry(Out(TP("notes", 0), None, b"k", str(n).encode(), ()))
+        await asyncio.sleep(1)
+    done = {orjson.loads(r.value or b"")["id"] for log in world.cluster.committed("settlements") for r in log}
+    assert done == {f"beside-{n}" for n in range(5)}
+    assert len(world.cluster.committed("notes")[0]) == 5, "epochs of its worker pass"
+    # Alone, it has both partitions, and the slow event of one holds up the other.
+    await other.stop()
+    await world.until(lambda: set(holder.engine.tasks) == {0, 1}, within_s=60)
+    world.pay(accounts[1], 4, id="held up")
+    await asyncio.sleep(5)
+    done = {orjson.loads(r.value or b"")["id"] for log in world.cluster.committed("settlements") for r in log}
+    assert "held up" not in done and "slow" not in done
+    await world.drained(within_s=1_500)
+    world.check()
