@@ -29,8 +29,12 @@ class LoopTime:
         self._waiting = 0
 
     def now(self) -> float:
-        now = asyncio.get_running_loop().time()
-        return now - self._held_s - self._late(now)
+        return asyncio.get_running_loop().time() - self.held_s
+
+    @property
+    def held_s(self) -> float:
+        """For how long the loop has been held while somebody looked."""
+        return self._held_s + self._late(asyncio.get_running_loop().time())
 
     def begin(self) -> None:
         self._waiting += 1

@@ -273,6 +273,8 @@ class App(faust.App):
             pages=own_pages(self) if self._web_wanted else None,
         )
         engine = self.host.engine
+        # An app's timers, pages and tasks run here, too; a pipeline has none.
+        engine.only_agents = bool(self._pipelines)
         for lane in engine.lanes:
             for agent in self.agents.values():
                 if isinstance(agent, Agent) and agent.on_topic and agent.name == lane.plan.name:

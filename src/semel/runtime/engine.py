@@ -105,6 +105,8 @@ class Engine:
         self._catching_up = asyncio.Lock()
         self._owed_s = 0.0
         self._attempts: dict[tuple[TP, str], Attempts] = {}
+        # Nothing but agents runs user code on this loop: no timer, no page, no task of an app.
+        self.only_agents = True
         # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
         self.awake: Callable[[float], bool] = lambda held_s: True
         self._outputs_remade = False
@@ -311,6 +313,10 @@ class Engine:
     @property
     def catching_up(self) -> bool:
         return self._owed_s > 0 or self._catching_up.locked()
+
+    def answers_for_all(self, lane: Lane) -> bool:
+        """Whatever held the loop while this lane's agent awaited something can only be what its event has started."""
+        return self.only_agents and not any(other.hand.holding for other in self.lanes if other is not lane)
 
     def session_is_over(self, held_s: float, last_s: float) -> bool:
         """An agent has just held the loop for so long, of it `last_s` in one piece: whether that has cost the session.

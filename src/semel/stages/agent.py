@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from semel import looptime
 from semel.errors import (
     HandlingError,
     OutputRefused,
@@ -82,6 +83,7 @@ class Lane:
         self._stepped_at: float | None = None
         self._stepping: Hand | None = None
         self._held_s = 0.0
+        self._suspended: tuple[looptime.LoopTime, float] | None = None
         # The event whose loss of the session has been counted.
         self._charged: tuple[Hand, int] | None = None
         # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
@@ -257,11 +259,32 @@ class Lane:
 
     def step_begins(self, hand: Hand) -> None:
         """The body of this hand runs from here to `step_ends`, and nothing else does."""
+        if self._suspended is not None:
+            held_s = self._resumed()
+            if held_s > HELD_S:
+                self._held_s += held_s
+                if hand is self.hand and self.host.answers_for_all(self):
+                    self._look_at_the_session(held_s)
         self._stepping, self._stepped_at = hand, self.host.clock.monotonic()
 
     def step_ends(self) -> None:
         self._look_at_the_clock()
         self._stepped_at = None
+        if self.hand.holding and self._stepping is self.hand:
+            # It awaits something within its event: tasks that it has started may hold the loop meanwhile.
+            time = looptime.running()
+            time.begin()
+            self._suspended = time, time.held_s
+
+    def _resumed(self) -> float:
+        """For how long the loop was held, by whomever, since the agent awaited something within its event."""
+        if self._suspended is None:
+            return 0.0
+        time, before = self._suspended
+        self._suspended = None
+        held_s = time.held_s - before
+        time.end()
+        return held_s
 
     def _look_at_the_clock(self) -> None:
         """How long has this step held the loop? Called while what did it is still in hand."""
@@ -271,8 +294,12 @@ class Lane:
         held_s, self._stepped_at = now - self._stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
-            if self._stepping is self.hand and self.host.session_is_over(self._held_s, held_s):
-                self._count_lost_session()
+            if self._stepping is self.hand:
+                self._look_at_the_session(held_s)
+
+    def _look_at_the_session(self, held_s: float) -> None:
+        if self.host.session_is_over(self._held_s, held_s):
+            self._count_lost_session()
 
     async def let_go(self) -> None:
         """Let others run: for a turn of the loop, or longer where this lane has held it."""
@@ -559,6 +586,7 @@ class Lane:
         self.alone = None
         if not self.hand.event and self.slice is None:
             return
+        self._resumed()
         self.hand.alive = False
         self.hand.undo.clear()
         self.hand = Hand(self._store_failed)
@@ -566,6 +594,7 @@ class Lane:
         self.over.set()
 
     def close(self) -> None:
+        self._resumed()
         self.closed = True
         self.hand.alive = False
         self.over.set()

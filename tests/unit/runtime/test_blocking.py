@@ -250,3 +250,74 @@ async def test_an_event_that_blocks_a_little_is_not_blamed_for_a_broker_that_doe
     world.cluster.faults._scripts.remove(silence)
     await world.drained(within_s=120)
     world.check()
+
+
+def holding_in_tasks(world: World, tasks: int, seconds: Any) -> None:
+    """Each payment's handler waits for tasks that it has started, and each of them holds the loop."""
+
+    async def part(held_s: float) -> None:
+        await asyncio.sleep(0)
+        hold(held_s)
+
+    async def before(payment: Any) -> None:
+        held_s = seconds(payment) if callable(seconds) else seconds
+        await asyncio.gather(*(part(held_s) for _ in range(tasks)))
+
+    world.work.before = before
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_tasks_of_a_handler_that_block_are_given_back_as_what_it_does_itself(world: World, style: str) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding_in_tasks(world, 3, 1.4)
+    for n in range(15):
+        world.pay(f"a{n % 8}", 1)
+        if style == "batches":
+            await world.clock.sleep(1)
+    if style != "batches":
+        await world.until(lambda: settled(world) >= 3, within_s=6 * 4.2 + 3, what="a commit")
+    await world.drained(within_s=200)
+    assert set(Counter(world.work.handled).values()) == {1}
+    assert stats(worker) == CALM
+    world.check()
+
+
+async def test_an_event_whose_tasks_block_for_longer_than_the_session_is_dead_lettered(world: World) -> None:
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    await world.until_running(worker)
+    holding_in_tasks(world, 3, lambda payment: 3.0 if payment.id == "slow" else 0.0)
+    world.pay("a1", 2, id="slow")
+    for n in range(10):
+        world.pay(f"a{n % 8}", 1)
+    await world.drained(within_s=120)
+    assert world.work.handled.count("slow") == ATTEMPTS
+    letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+    assert [dict(r.headers)["semel.reason"] for r in letters] == [b"failed"]
+    assert settled(world) == 10
+
+
+async def test_what_a_timer_of_the_app_holds_is_no_events_fault(world: World) -> None:
+    there_and_back(world)
+    worker = world.start(session_timeout_ms=SESSION_MS)
+    worker.engine.only_agents = False
+    await world.until_running(worker)
+    begun = asyncio.Event()
+
+    async def before(payment: Any) -> None:
+        begun.set()
+        await asyncio.sleep(0.5)
+
+    world.work.before = before
+    world.pay("a1", 1)
+    for _ in range(ATTEMPTS + 1):
+        await begun.wait()
+        begun.clear()
+        await asyncio.sleep(0.1)
+        hold(9.0)
+    await world.drained()
+    assert not any(world.cluster.committed(f"{APP}.dlq"))
+    world.check()
