@@ -142,6 +142,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
         tasks: dict[int, Any] = {}  # noqa: RUF012
         commit_histogram = Histogram()
         broker = SimpleNamespace(throttles=Throttles(lambda: 0.0))
+        troubles = SimpleNamespace(counts={})
 
         def __getattr__(self, name: str) -> Any:
             return _Zeros() if name == "stats" else dict

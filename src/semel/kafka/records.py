@@ -126,7 +126,8 @@ def read(
                 break
     except UnsupportedCodecError:
         return records, position, 0 if position > offset else UNSUPPORTED_COMPRESSION_TYPE
-    except (CorruptRecordException, ValueError, IndexError):
+    except Exception:
+        # Whatever the codec of a batch raises: it is this partition's, and no other's in the same answer.
         return records, position, 0 if position > offset else CORRUPT_MESSAGE
     return records, position, 0
 

@@ -32,6 +32,7 @@ from semel.runtime.settings import EngineSettings
 from semel.runtime.takeover import TakeOver
 from semel.runtime.task import Attempts, Cursor, Task, TaskState
 from semel.runtime.topics import Topics
+from semel.runtime.troubles import Troubles
 from semel.runtime.watch import TopicWatch
 from semel.stages import body
 from semel.stages.agent import Lane
@@ -86,9 +87,11 @@ class Engine:
             keys_bytes=self.shares.keys,
         )  # fmt: skip
         self.lanes = [Lane(self, agent) for agent in plan.agents]
+        self.troubles = Troubles(clock)
         self.intake = Intake(
-            broker, clock, offer=self._offer, trimmed=self._trimmed, budget=self.shares.source, idle=self._idle
-        )
+            broker, clock, offer=self._offer, trimmed=self._trimmed, troubles=self.troubles, budget=self.shares.source,
+            idle=self._idle,
+        )  # fmt: skip
         self.tasks: dict[int, Task] = {}
         self.assignment = Assignment(())
         self.membership: Membership | None = None
@@ -112,7 +115,16 @@ class Engine:
         self._outputs_remade = False
         self.open_for_work = False
         self._restorer = Restorer(
-            broker, clock, randomness, self._pass, store, plan, settings, self.topics, own_id=self.transactional_id
+            broker,
+            clock,
+            randomness,
+            self._pass,
+            store,
+            plan,
+            settings,
+            self.topics,
+            self.troubles,
+            own_id=self.transactional_id,
         )
         self._takeover = TakeOver(
             plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
@@ -255,9 +267,9 @@ class Engine:
         """Topics of the app that are not there, in words."""
         return self._watch.missing()
 
-    def lag(self) -> dict[TP, int]:
-        """Records between the committed position and the log's end, as of the last fetch."""
-        return lag(self.tasks.values(), self.intake.feeds)
+    def lag(self) -> dict[TP, int | None]:
+        """Records between the committed position and the log's end; None where that is not known now."""
+        return lag(self.tasks.values(), self.intake.feeds, self.clock.monotonic())
 
     def budget_bytes(self) -> dict[str, int]:
         """The memory budget, and the shares of it that `held_bytes` are of."""

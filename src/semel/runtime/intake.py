@@ -13,8 +13,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 
-from semel.port import TP, Broker, Clock, Fetched, RpcError, RpcLost, record_bytes
+from semel.port import LATEST, TP, Broker, Clock, Fetched, RpcError, RpcLost, record_bytes
 from semel.runtime.task import Chunk, Cursor
+from semel.runtime.troubles import NO_LEADER, Troubles
 
 log = logging.getLogger("semel.intake")
 
@@ -29,12 +30,27 @@ PARTITION_LEAST_BYTES = 16_384
 REQUEST_BYTES = 16 << 20
 # Answers under way are of the budget: so many of the largest kind.
 REQUESTS = 8
+# What cannot be read is asked for again after a while, after a longer one each time.
+PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+# The end of a log is asked for apart from its records where nobody has said it for so long: what is not read does not grow
+# unseen. A partition whose end is older than that is of unknown lag.
+LOOK_S, STALE_S = 2.0, 10.0
 
 
 class Feed:
     """One source partition of a running task, and the cursors that read it."""
 
-    __slots__ = ("ask_bytes", "asked", "cursors", "high_watermark", "offset", "served", "tp")
+    __slots__ = (
+        "ask_bytes",
+        "asked",
+        "cursors",
+        "high_watermark",
+        "offset",
+        "pause_s",
+        "seen_at",
+        "served",
+        "tp",
+    )
 
     def __init__(self, tp: TP, offset: int, cursors: list[Cursor]) -> None:
         self.tp = tp
@@ -45,6 +61,13 @@ class Feed:
         # How much of it to ask for at once; when it was last answered for, as a number that grows.
         self.ask_bytes = PARTITION_BYTES
         self.served = 0
+        # When that was said, in monotonic seconds.
+        self.seen_at = 0.0
+        self.pause_s = 0.0
+
+    def saw(self, end: int, now: float) -> None:
+        self.high_watermark = end
+        self.seen_at = now
 
     @property
     def bytes(self) -> int:
@@ -83,10 +106,12 @@ class Intake:
         *,
         offer: Callable[[Cursor], None],
         trimmed: Callable[[TP, int, Fetched], None],
+        troubles: Troubles,
         budget: int,
         idle: Callable[[Cursor], bool],
     ) -> None:
         self._broker = broker
+        self._troubles = troubles
         self._clock = clock
         self._offer = offer
         self._trimmed = trimmed
@@ -109,6 +134,7 @@ class Intake:
 
     def clear(self) -> None:
         """Forget all feeds; answers still under way find nobody."""
+        self._troubles.forget(self.feeds)
         self.feeds.clear()
 
     def consumed(self, cursor: Cursor) -> None:
@@ -139,6 +165,7 @@ class Intake:
         return ([] if self._reserved else starving), PARTITION_LEAST_BYTES
 
     async def run(self) -> None:
+        looking = asyncio.create_task(self._look())
         try:
             while True:
                 self._wake.clear()
@@ -147,8 +174,31 @@ class Intake:
                     await self._ask(hungry, most)
                 await self._wake.wait()
         finally:
+            looking.cancel()
             for poll in self._polls:
                 poll.cancel()
+
+    async def _look(self) -> None:
+        """Ask for the ends of logs that no fetch has said for a while."""
+        while True:
+            await self._clock.sleep(LOOK_S)
+            now = self._clock.monotonic()
+            stale = [feed for feed in self.feeds.values() if now - feed.seen_at >= LOOK_S]
+            if stale and not await self._see_ends(stale) and len(stale) > 1:
+                # One of them may be why.
+                for feed in stale:
+                    await self._see_ends([feed])
+
+    async def _see_ends(self, feeds: list[Feed]) -> bool:
+        try:
+            ends = await self._broker.list_offsets([feed.tp for feed in feeds], LATEST)
+        except (RpcError, RpcLost) as exc:
+            log.debug("ends of logs: %s", exc)
+            return False
+        for feed in feeds:
+            if feed.tp in ends:
+                feed.saw(ends[feed.tp], self._clock.monotonic())
+        return True
 
     async def _ask(self, hungry: list[Feed], most: int) -> None:
         try:
@@ -156,9 +206,13 @@ class Intake:
         except (RpcError, RpcLost) as exc:
             log.debug("leaders: %s", exc)
             leaders = {}
+            for feed in hungry:
+                self._troubles.met(feed.tp, feed.offset, exc)
         by_node: dict[int, list[Feed]] = defaultdict(list)
         for feed in hungry:
             node = leaders.get(feed.tp)
+            if node is None and leaders:
+                self._troubles.met(feed.tp, feed.offset, NO_LEADER)
             if node is not None and self.feeds.get(feed.tp) is feed and not feed.asked:
                 by_node[node].append(feed)
         if len(leaders) < len(hungry):
@@ -173,14 +227,21 @@ class Intake:
             self._polls.add(poll)
             poll.add_done_callback(self._polls.discard)
 
-    def _later(self, seconds: float) -> None:
+    def _later(self, seconds: float, feed: Feed | None = None) -> None:
         async def wake() -> None:
             await self._clock.sleep(seconds)
+            if feed is not None:
+                feed.asked = False
             self._wake.set()
 
         waking = asyncio.create_task(wake())
         self._polls.add(waking)
         waking.add_done_callback(self._polls.discard)
+
+    def _vain(self, feed: Feed, error: Exception) -> None:
+        """It could not be read: not again before a while."""
+        self._troubles.met(feed.tp, feed.offset, error)
+        feed.pause_s = min(feed.pause_s * 2, LONGEST_PAUSE_S) if feed.pause_s else PAUSE_S
 
     async def _poll(self, node: int, feeds: list[Feed], asks: int, most: int) -> None:
         pause = 0.0
@@ -197,10 +258,14 @@ class Intake:
                     self._trimmed(feed.tp, feed.offset, answer)
                     pause = 0.5
                 elif answer.error:
-                    pause = 0.05
-                    log.debug("%s[%d] cannot be read: error %d", feed.tp.topic, feed.tp.partition, answer.error)
+                    if answer.high_watermark >= 0:
+                        feed.saw(answer.high_watermark, self._clock.monotonic())
+                    self._vain(feed, RpcError("Fetch", answer.error))
                 else:
-                    feed.high_watermark = answer.high_watermark
+                    feed.saw(answer.high_watermark, self._clock.monotonic())
+                    feed.pause_s = 0.0
+                    if feed.tp in self._troubles:
+                        self._troubles.over(feed.tp)
                     if answer.next_offset > feed.offset:
                         self.fetched_records += len(answer.records)
                         self._answers += 1
@@ -208,16 +273,18 @@ class Intake:
                         feed.deliver(answer, max(PARTITION_BYTES, self._low_bytes))
                         for cursor in feed.cursors:
                             self._offer(cursor)
-        except (RpcError, RpcLost) as exc:
+        except Exception as exc:
             log.debug("fetch from node %d: %s", node, exc)
-            pause = 0.1
-        except Exception:
-            log.exception("what node %d answered to a fetch cannot be read; asking again", node)
-            pause = 1.0
+            for feed in feeds:
+                if self.feeds.get(feed.tp) is feed:
+                    self._vain(feed, exc)
         finally:
             self._reserved -= most
             for feed in feeds:
-                feed.asked = False
+                if feed.pause_s:
+                    self._later(feed.pause_s, feed)
+                else:
+                    feed.asked = False
         if pause:
             await self._clock.sleep(pause)
         self._wake.set()

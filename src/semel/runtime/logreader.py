@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, RpcError, RpcLost
+from semel.runtime.troubles import NO_LEADER, Troubles
 from semel.stages.answers import needs_a_person
 
 log = logging.getLogger("semel.restore")
@@ -20,6 +21,8 @@ log = logging.getLogger("semel.restore")
 FETCH_BYTES = 1_000_000
 # A log may stand still for this long before we look for who holds it.
 STALL_S = 0.15
+# A log that cannot be read is asked for after a longer while each time.
+LONGEST_PAUSE_S = 2.0
 
 
 class LogReader:
@@ -31,6 +34,7 @@ class LogReader:
         clock: Clock,
         randomness: Randomness,
         plan: Plan,
+        troubles: Troubles,
         *,
         own_id: str,
         transaction_timeout_ms: int,
@@ -39,6 +43,7 @@ class LogReader:
         self._clock = clock
         self._randomness = randomness
         self._plan = plan
+        self.troubles = troubles
         self._own_id = own_id
         self._transaction_timeout_ms = transaction_timeout_ms
 
@@ -61,16 +66,21 @@ class LogReader:
         stalled_since = self._clock.monotonic()
         while True:
             try:
-                return await request()
+                answer = await request()
+                for tp in tps:
+                    self.troubles.over(tp)
+                return answer
             except RpcError as exc:
                 if needs_a_person(exc):
                     raise self.refused(exc) from exc
-                log.debug("restore: %s", exc)
+                for tp in tps:
+                    self.troubles.met(tp, -1, exc)
                 if exc.code == 88 and self._clock.monotonic() - stalled_since > STALL_S:
                     await self.fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
                     stalled_since = self._clock.monotonic()
             except RpcLost as exc:
-                log.debug("restore: %s", exc)
+                for tp in tps:
+                    self.troubles.met(tp, -1, exc)
             await self._clock.sleep(pause * (0.5 + self._randomness.random()))
             pause = min(pause * 1.5, 0.5)
 
@@ -85,6 +95,7 @@ class LogReader:
         try:
             node = (await self._broker.leaders([tp])).get(tp)
             if node is None:
+                self.troubles.met(tp, offset, NO_LEADER)
                 await self._clock.sleep(0.05)
                 return None
             answer = await self._broker.fetch(
@@ -95,8 +106,12 @@ class LogReader:
         except (RpcError, RpcLost) as exc:
             if needs_a_person(exc):
                 raise self.refused(exc) from exc
-            log.debug("restore: %s", exc)
+            self.troubles.met(tp, offset, exc)
             await self._clock.sleep(0.05)
+            return None
+        except Exception as exc:
+            self.troubles.met(tp, offset, exc)
+            await self._clock.sleep(1.0)
             return None
 
     def refused(self, exc: RpcError | RpcLost) -> RecoveryError:
@@ -145,7 +160,7 @@ class Reading:
     async def chunk(self) -> Fetched | None:
         """What comes next; None at the end. RecoveryError where the log says that it never was this long."""
         tp, reader = self._tp, self._reader
-        asked_at = self._clock.monotonic()
+        asked_at, pause = self._clock.monotonic(), 0.05
         while self._at < self._end:
             fetched = await reader.fetch(tp, self._at)
             if fetched is None:
@@ -161,8 +176,11 @@ class Reading:
                 refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
                 if needs_a_person(refused):
                     raise reader.refused(refused)
-                await self._clock.sleep(0.05)
+                reader.troubles.met(tp, self._at, refused)
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
             elif fetched.next_offset > self._at:
+                reader.troubles.over(tp)
                 self._at = fetched.next_offset
                 return fetched
             elif self._clock.monotonic() - asked_at > STALL_S:

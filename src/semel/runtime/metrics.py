@@ -69,8 +69,14 @@ class EngineCollector(Collector):
         lag = GaugeMetricFamily("semel_source_lag_records", "Records between position and log end",
                                 labels=["pipeline", "topic", "partition"])  # fmt: skip
         for (topic, partition), behind in engine.lag().items():
-            lag.add_metric([app, topic, str(partition)], behind)
+            if behind is not None:
+                lag.add_metric([app, topic, str(partition)], behind)
         yield lag
+        vain = CounterMetricFamily("semel_source_fetch_errors", "Times a partition was asked for in vain",
+                                   labels=["pipeline", "topic", "partition", "error"])  # fmt: skip
+        for (tp, error), count in engine.troubles.counts.items():
+            vain.add_metric([app, tp.topic, str(tp.partition), error], count)
+        yield vain
         running = GaugeMetricFamily("semel_task_running", "1 running, 0 restoring", labels=["pipeline", "partition"])
         left = GaugeMetricFamily("semel_restore_left_records", "Changelog records still to be read",
                                  labels=["pipeline", "partition"])  # fmt: skip

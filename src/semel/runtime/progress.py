@@ -6,19 +6,28 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from semel.port import TP, Clock
-from semel.runtime.intake import Feed
+from semel.runtime.intake import STALE_S, Feed
 from semel.runtime.task import Task
 
 
-def lag(tasks: Iterable[Task], feeds: Mapping[TP, Feed]) -> dict[TP, int]:
-    """Records between the committed position and the log's end, as of the last fetch."""
-    found: dict[TP, int] = {}
+def lag(tasks: Iterable[Task], feeds: Mapping[TP, Feed], now: float) -> dict[TP, int | None]:
+    """Records between the committed position and the log's end; None where nobody has said for a while where that is."""
+    found: dict[TP, int | None] = {}
     for task in tasks:
-        for topic, at in task.committed.topics.items():
-            feed = feeds.get(TP(topic, task.partition))
-            if feed is not None and feed.high_watermark >= 0:
-                found[feed.tp] = max(0, feed.high_watermark - at.next)
+        for topic in task.topics:
+            tp = TP(topic, task.partition)
+            feed, at = feeds.get(tp), task.committed.topics.get(topic)
+            if feed is None or at is None or feed.high_watermark < 0 or now - feed.seen_at >= STALE_S:
+                found[tp] = None
+            else:
+                found[tp] = max(0, feed.high_watermark - at.next)
     return found
+
+
+def whole(lags: Iterable[int | None]) -> int | None:
+    """Of several partitions together; None where one of them is not known."""
+    known = list(lags)
+    return None if None in known else sum(n for n in known if n is not None)
 
 
 class Rate:

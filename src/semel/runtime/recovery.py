@@ -86,7 +86,7 @@ class Recovery:
             await self._pause(f"{self._plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
                               "max.message.bytes, or set this machine's clock right")  # fmt: skip
         if answer is Answer.TOPIC:
-            await self._pause(f"a topic cannot be written: {failed.cause}; grant Write on it, or create it")
+            await self._pause(f"a topic cannot be written: {failed.cause}; grant Read and Write on it, or create it")
         if not worker.open_for_work:
             worker.start_over()
 

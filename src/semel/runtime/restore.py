@@ -19,6 +19,7 @@ from semel.runtime.logreader import LogReader
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
 from semel.runtime.topics import Topics
+from semel.runtime.troubles import Troubles
 from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
@@ -44,6 +45,7 @@ class Restorer:
         plan: Plan,
         settings: EngineSettings,
         topics: Topics,
+        troubles: Troubles,
         *,
         own_id: str,
     ) -> None:
@@ -54,7 +56,13 @@ class Restorer:
         self._plan = plan
         self._settings = settings
         self._logs = LogReader(
-            broker, clock, randomness, plan, own_id=own_id, transaction_timeout_ms=settings.transaction_timeout_ms
+            broker,
+            clock,
+            randomness,
+            plan,
+            troubles,
+            own_id=own_id,
+            transaction_timeout_ms=settings.transaction_timeout_ms,
         )
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> Position:

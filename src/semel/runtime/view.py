@@ -15,6 +15,7 @@ from semel.errors import DecodeError, HandlingError
 from semel.partitioner import partition_of
 from semel.plan import TablePlan
 from semel.runtime.metrics import exposition
+from semel.runtime.progress import whole
 from semel.runtime.task import Task, TaskState
 from semel.state.marks import OUTCOMES, Mark, unpack
 from semel.state.store import StoreError, after_prefix
@@ -165,7 +166,7 @@ class EngineView:
                 },
                 "counts": counts,
                 "events_per_s": round(engine.rate(), 1),
-                "lag": sum(lag.values()),
+                "lag": whole(lag.values()),
                 "commits": {
                     **{name: int(value) for name, value in engine.stats.items()},
                     "p50_ms": round(commits[len(commits) // 2] * 1000, 1) if commits else None,
@@ -176,7 +177,7 @@ class EngineView:
                         "state": t.state.value,
                         "position": {topic: at.next for topic, at in t.committed.topics.items()},
                         "stream_time_ms": t.committed.stream_time.ms,
-                        "lag": sum(n for tp, n in lag.items() if tp[1] == t.partition),
+                        "lag": whole(n for tp, n in lag.items() if tp[1] == t.partition),
                         "restored": t.restored,
                         "to_restore": t.to_restore,
                     }
@@ -186,6 +187,9 @@ class EngineView:
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
                 "in_hand": [asdict(found) for found in engine.lingering.in_hand()],
+                "unreadable": {
+                    f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
+                },
                 "throttled_s": round(engine.broker.throttles.wait_s("Produce"), 1),
             }
         ]
@@ -246,6 +250,9 @@ class EngineView:
             said["paused_by"] = engine.paused_by
         if gone := engine.gone():
             said["gone"] = gone
+        unreadable = engine.troubles.current()
+        if unreadable:
+            said["unreadable"] = {f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(unreadable.items())}
         if engine.membership is None and engine.plan.sources:
             said["group"] = (engine.group.refused if engine.group is not None else "") or "not assigned yet"
         if lingering := engine.lingering.unready():

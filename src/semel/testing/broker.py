@@ -92,6 +92,8 @@ class MemoryBroker:
         def apply() -> dict[str, TopicInfo]:
             found: dict[str, TopicInfo] = {}
             for name in self.cluster.topics() if names is None else names:
+                if names is not None:
+                    self._may(name, "Describe")
                 info = self.cluster.topic_info(name)
                 if info is not None:
                     found[name] = info
@@ -182,7 +184,13 @@ class MemoryBroker:
             return log.offset_at(at, committed=committed)
 
         args = {"tps": tps, "at": at, "committed": committed}
-        return await self._connection.call("ListOffsets", args, lambda: {tp: offset(self._led(tp)) for tp in tps})
+
+        def apply() -> dict[TP, int]:
+            for tp in tps:
+                self._may(tp.topic, "Describe")
+            return {tp: offset(self._led(tp)) for tp in tps}
+
+        return await self._connection.call("ListOffsets", args, apply)
 
     async def open_transactions(self, tps: Sequence[TP]) -> dict[TP, tuple[OpenTransaction, ...]]:
         def of(tp: TP) -> tuple[OpenTransaction, ...]:
@@ -209,6 +217,7 @@ class MemoryBroker:
         def apply() -> None:
             self._coordinator("transaction", producer.transactional_id)
             for tp in tps:
+                self._may(tp.topic, "Write")
                 if self.cluster.find(tp) is None:
                     raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
             self.cluster.transactions.add_partitions(producer, tps)
@@ -245,6 +254,8 @@ class MemoryBroker:
 
         def apply() -> None:
             self._coordinator("group", membership.group)
+            for tp in offsets:
+                self._may(tp.topic, "Read")
             self.cluster.transactions.verify(producer, group=membership.group)
             self.cluster.groups.commit_in_transaction(producer, membership, offsets)
 
@@ -350,7 +361,7 @@ class MemoryBroker:
     def _learn_leaders(self, tps: Sequence[TP]) -> None:
         for tp in tps:
             node = self.cluster.leader(tp)
-            if node is None:
+            if node is None or self.cluster.faults.denies(tp.topic, "Describe"):
                 self._leaders.pop(tp, None)
             else:
                 self._leaders[tp] = node
@@ -370,7 +381,12 @@ class MemoryBroker:
         if self._coordinators.setdefault((kind, name), moves) != moves:
             raise Refused(16, f"the coordinator of {name} moved")
 
+    def _may(self, topic: str, right: str) -> None:
+        if self.cluster.faults.denies(topic, right):
+            raise Refused(29, f"{right} on topic {topic}")
+
     def _append(self, producer: Producer, tp: TP, data: bytes) -> int:
+        self._may(tp.topic, "Write")
         log = self._led(tp)
         batch = decode(data)
         if not log.has_open(batch.producer_id, batch.epoch):
@@ -385,7 +401,9 @@ class MemoryBroker:
         left, taken = max_bytes, 0
         for tp, offset in wants.items():
             log = self.cluster.find(tp)
-            if log is None:
+            if self.cluster.faults.denies(tp.topic, "Read"):
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=29)
+            elif log is None:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=3)
             elif self.cluster.leader(tp) != node:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=6)

@@ -246,7 +246,7 @@ class Up:
         watch = self._watch
         victim = max(
             watch.workers.values(),
-            key=lambda w: (w.document["lag"], w.document["counts"].get("in", 0)) if w.document else (-1, 0),
+            key=lambda w: (w.document["lag"] or 0, w.document["counts"].get("in", 0)) if w.document else (-1, 0),
         )
         self._down = victim.name
         self._workers[victim.name].kill9()

@@ -229,6 +229,7 @@ def _trouble(found: Mapping[str, Any]) -> str:
         f"agent {event['agent']} has been at {event['record']} for {event['seconds']:.0f} s; it waits at {event['waits_at']}"
         for event in found.get("in_hand", ())
     ]
+    why += [f"{partition} cannot be read: {reason}" for partition, reason in found.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
 
 

@@ -181,6 +181,7 @@ class Faults:
         self._scripts: list[Script] = []
         self._links: dict[str, Link] = {}
         self._calls = 0
+        self._denied: set[tuple[str, str]] = set()
         self.marker_delay_s: Callable[[], float] = lambda: 0.0
         """How long EndTxn's markers take to be written after its answer."""
         self.metadata_delay_s: Callable[[], float] = lambda: 0.0
@@ -204,8 +205,20 @@ class Faults:
         return rule
 
     def clear(self) -> None:
-        """Forget every script; connections that are cut or paused stay so."""
+        """Forget every script, and give every right back; connections that are cut or paused stay so."""
         self._scripts.clear()
+        self._denied.clear()
+
+    def deny(self, topic: str, *rights: str) -> None:
+        """Take "Read", "Write" or "Describe" on a topic from every client."""
+        self._denied.update((topic, right) for right in rights)
+
+    def allow(self, topic: str) -> None:
+        """Give every right on it back."""
+        self._denied = {denied for denied in self._denied if denied[0] != topic}
+
+    def denies(self, topic: str, right: str) -> bool:
+        return (topic, right) in self._denied
 
     def cut(self, client: str, *, arrives: bool = False) -> None:
         """Break the client's connection: waiting calls are lost, new ones are refused, until `mend`.

@@ -64,6 +64,7 @@ class PartitionLog:
         self.log_start = 0
         self.end = 0
         self._entries: list[Entry] = []
+        self._damaged: set[int] = set()
         self._producers: dict[int, _ProducerState] = {}
         self._open: dict[int, list[Entry]] = {}
         # In the order in which they came: who is woken first must not depend on where objects lie.
@@ -94,6 +95,10 @@ class PartitionLog:
         for entry in self._from(offset):
             if entry.base_offset >= bound or (taken + entry.size > max_bytes and (taken or not at_least_one)):
                 break
+            if entry.base_offset in self._damaged:
+                if next_offset == offset:
+                    return Fetched([], offset, self.end, stable, self.log_start, error=2), 0
+                break
             taken += entry.size
             next_offset = entry.last_offset + 1
             if entry.control or (committed and entry.outcome == ABORTED):
@@ -103,6 +108,14 @@ class PartitionLog:
             else:
                 records.extend(record for record in entry.records if record.offset >= offset)
         return Fetched(records, next_offset, self.end, stable, self.log_start), taken
+
+    def damage(self, offset: int) -> None:
+        """The bytes of the batch that holds it change on the broker's disk: no checksum is right any more."""
+        self._damaged.add(next(self._from(offset)).base_offset)
+
+    def mend(self) -> None:
+        """A replica that has it whole takes over."""
+        self._damaged.clear()
 
     def offset_at(self, timestamp: int, *, committed: bool) -> int:
         """The first offset whose record is as late as `timestamp`; -1 for none."""

@@ -1,0 +1,99 @@
+"""Troubles: partitions that cannot be read. Said, counted and shown for as long as that lasts, and said when it is over."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+from semel.port import TP, Clock, RpcError, RpcLost
+from semel.stages.answers import needs_a_person
+
+log = logging.getLogger("semel.intake")
+
+# Brokers come and go; what takes no longer is part of that.
+PATIENT_S = 5.0
+SAID_EVERY_S = 60.0
+
+# What a partition's answer to a fetch means, and whether it stays until somebody does something.
+_ANSWERS: dict[int, tuple[str, bool]] = {
+    2: (
+        "a batch in it is damaged (CORRUPT_MESSAGE); let a replica lead that has it whole, or move the app past it (semel reset)",
+        True,
+    ),
+    3: ("brokers do not know it (UNKNOWN_TOPIC_OR_PARTITION)", False),
+    5: ("it has no leader (LEADER_NOT_AVAILABLE)", False),
+    6: ("its leader has moved (NOT_LEADER_OR_FOLLOWER)", False),
+    29: ("this client may not (TOPIC_AUTHORIZATION_FAILED); grant Read on the topic", True),
+    56: ("its broker's disk fails (KAFKA_STORAGE_ERROR)", False),
+    76: ("a batch in it is compressed in a way that is not known here (UNSUPPORTED_COMPRESSION_TYPE)", True),
+}
+NO_LEADER = RpcError("Fetch", 5)
+
+
+class _Trouble:
+    __slots__ = ("lasts", "said", "since_s", "why")
+
+    def __init__(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.why = ""
+        self.lasts = False
+        self.said = False
+
+
+class Troubles:
+    """`counts`: how often a partition was asked for in vain, by partition and kind of error."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._now: dict[TP, _Trouble] = {}
+        self._said_at: dict[TP, float] = {}
+        self.counts: Counter[tuple[TP, str]] = Counter()
+
+    def met(self, tp: TP, offset: int, error: Exception) -> None:
+        """It could not be read from there."""
+        now = self._clock.monotonic()
+        trouble = self._now.get(tp)
+        if trouble is None:
+            trouble = self._now[tp] = _Trouble(now)
+        trouble.why, trouble.lasts, kind = _reason(error)
+        self.counts[tp, kind] += 1
+        waited = now - trouble.since_s
+        if (trouble.lasts or waited >= PATIENT_S) and now - self._said_at.get(tp, -SAID_EVERY_S) >= SAID_EVERY_S:
+            self._said_at[tp] = now
+            trouble.said = True
+            since = f", for {waited:.0f} s now" if waited >= 1 else ""
+            log.error("%s[%d] cannot be read from offset %d%s: %s. It is tried again and again, and waits meanwhile",
+                      *tp, offset, since, trouble.why,
+                      exc_info=error if kind == "unreadable" else None)  # fmt: skip
+
+    def over(self, tp: TP) -> None:
+        """It was read."""
+        trouble = self._now.pop(tp, None)
+        if trouble is not None and trouble.said:
+            self._said_at.pop(tp, None)
+            log.info("%s[%d] can be read again", *tp)
+
+    def forget(self, tps: Iterable[TP]) -> None:
+        """They are not read here any more."""
+        for tp in tps:
+            self._now.pop(tp, None)
+
+    def current(self) -> dict[TP, str]:
+        """Partitions that wait for somebody, or have waited for long, and why."""
+        now = self._clock.monotonic()
+        return {tp: t.why for tp, t in self._now.items() if t.lasts or now - t.since_s >= PATIENT_S}
+
+    def __contains__(self, tp: TP) -> bool:
+        return tp in self._now
+
+
+def _reason(error: Exception) -> tuple[str, bool, str]:
+    """In words; whether it stays until somebody does something; its kind, for counting."""
+    if isinstance(error, RpcError):
+        why, lasts = _ANSWERS.get(error.code, (f"{error.api} is answered with error {error.code}", False))
+        detail = f": {error.detail}" if error.detail and error.code not in _ANSWERS else ""
+        return f"{why}{detail}", lasts or needs_a_person(error), str(error.code)
+    if isinstance(error, RpcLost):
+        return str(error), False, "lost"
+    return f"what the broker answered makes no sense ({type(error).__name__}: {error})", True, "unreadable"
