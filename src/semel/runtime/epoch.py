@@ -79,7 +79,7 @@ def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now
         if marks is not None:
             tp = TP(plan.marks_topic, p)
             if marks.sealed:
-                marks.land(batch, marks.sealed.items(), sealed.base_offsets.get(tp, -1))
+                marks.land(batch, marks.sealed.items(), sealed.base_offsets.get(tp, -1), position.stream_time.ms)
                 _advance(task, plan.marks_topic, sealed)
             expired = marks.expired(position.stream_time.ms) if position.stream_time.ms is not None else []
             if expired:

@@ -21,12 +21,15 @@ from semel.runtime.task import Task, task_meta
 from semel.runtime.topics import Topics
 from semel.runtime.troubles import Troubles
 from semel.state import positions
+from semel.state.marks import filed_at
 from semel.state.positions import Position
 from semel.state.store import Store
 
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
+# Among so many marks in a row one at least is of an event that was not ahead: three that are move stream time.
+LATEST_MARKS = 100
 # How long a coordinator may answer with offsets of before its last commits (docs/decisions/group-offsets-behind.md).
 BEHIND_S = 5.0
 BEHIND_PAUSE_S = 0.2
@@ -255,7 +258,10 @@ class Restorer:
             assert task.marks is not None
             if fetched.records:
                 marks = {r.key: r.value for r in fetched.records if r.key is not None and r.value is not None}
-                task.marks.land(batch, marks.items(), fetched.records[0].offset)
+                # The position, with the stream time, comes last. Marks are filed under it, or ahead of it, and it never goes
+                # back: so it was the least of the latest, or not much later.
+                stream_ms = min(map(filed_at, list(marks.values())[-LATEST_MARKS:]), default=None)
+                task.marks.land(batch, marks.items(), fetched.records[0].offset, stream_ms)
         else:
             rows = next(r for r in task.tables.values() if self._plan.changelog(r.name) == tp.topic)
             batch.rows(rows.prefix, {r.key: r.value for r in fetched.records if r.key is not None})

@@ -72,7 +72,9 @@ class Marks:
         for bucket in sorted(self.buckets):
             for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
                 if value is not None:
-                    found[key] = value
+                    before = found.get(key)
+                    if before is None or filed_at(before) <= filed_at(value):
+                        found[key] = value
         return found
 
     def find(self, key: bytes) -> bytes | None:
@@ -116,12 +118,24 @@ class Marks:
     def drop(self) -> None:
         self.open, self.sealed, self.replaced = {}, {}, {}
 
-    def land(self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int) -> None:
-        """File marks by their bucket. `first_offset` is the changelog offset of the first of them."""
+    def land(
+        self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int, stream_ms: int | None = None
+    ) -> None:
+        """File marks by their bucket. `first_offset` is the changelog offset of the first of them.
+
+        Each bucket costs every lookup. Marks of events far ahead of stream time (`stream_ms`) share buckets that are the
+        wider the further ahead they are, so that there are two for each doubling of the distance, whatever times events
+        bear. A mark is in the bucket of its own time or in a later one: it is never gone too early.
+        """
         by_bucket: dict[int, dict[bytes, bytes]] = {}
         size = self.bucket_ms
+        near = None if stream_ms is None else (stream_ms + 2 * self.window_ms) // size
         for key, value in marks:
-            by_bucket.setdefault(filed_at(value) // size, {})[key] = value
+            bucket = filed_at(value) // size
+            if near is not None and bucket > near:
+                width = 1 << max(0, (bucket - near).bit_length() - 2)
+                bucket = -(-bucket // width) * width
+            by_bucket.setdefault(bucket, {})[key] = value
         for bucket, changes in by_bucket.items():
             batch.marks(bucket_prefix(self.partition, bucket), changes)
             # One that is not known stays so: the log is not trimmed past it.

@@ -320,3 +320,36 @@ async def test_the_log_is_not_trimmed_past_marks_whose_place_is_not_known(hours:
 
 def marks_of(filed_at: int) -> bytes:
     return pack(0, filed_at, filed_at, 0, DONE)
+
+
+async def test_times_far_ahead_cost_no_bucket_each_and_their_ids_are_known_after_a_restore(hours: World) -> None:
+    """Every other event is of some time of the year since: none of these times is agreed on."""
+    start = now_ms(hours) - 8_000 * HOUR
+    sent: list[tuple[dict[str, Any], int]] = []
+    first = hours.start()
+    for n in range(300):
+        at = start + n * 60_000 + (hours.rng.randrange(3, 7_000) * HOUR if n % 2 else 0)
+        sent.append((hours.pay(A1, 1, at_ms=at), at))
+        if n % 20 == 0:
+            await hours.drained()
+    await hours.drained()
+
+    def buckets(worker: Worker) -> int:
+        marks = worker.engine.tasks[hours.place(A1).partition].marks
+        assert marks is not None
+        return len(marks.buckets)
+
+    assert len(ids(hours)) == 300
+    assert buckets(first) < 60
+    await first.stop()
+    hours.lose_store("w1")
+    again = hours.start("w1")
+    await hours.until_running(again)
+    assert buckets(again) < 60
+    ahead = [(event, at) for event, at in sent if at > start + 300 * 60_000]
+    for event, at in ahead:
+        hours.write(event, A1, at_ms=at)
+        hours.pay(A1, 1, at_ms=start + 300 * 60_000)
+    await hours.drained()
+    assert len(ids(hours)) == 300 + len(ahead)
+    assert counts(hours)["duplicates"] == len(ahead)

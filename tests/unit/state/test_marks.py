@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from semel.hand import Hand
@@ -131,3 +133,40 @@ def test_marks_of_a_batch_that_is_left_out_and_fails_leave_no_trace(marks: Marks
     hand.attach(hand.detach())
     hand.undo_all()
     assert marks.seal() == []
+
+
+def test_events_of_random_times_ahead_share_few_buckets_and_are_protected_as_long(store: Store) -> None:
+    rng = random.Random(5)
+    marks = Marks(store, 3, window_ms=60_000, bucket_ms=15_000)
+    stream, most = 1_600_000_000_000, 0
+    ahead = 365 * 86_400_000
+    filed: dict[bytes, int] = {}
+    for n in range(400):
+        stream += rng.randrange(30_000)
+        found: dict[bytes, bytes] = {}
+        for m in range(5):
+            at = stream + (rng.randrange(ahead) if m % 2 else 0)
+            found[b"%d-%d" % (n, m)] = mark(at)
+            filed[b"%d-%d" % (n, m)] = at
+        batch = store.batch()
+        marks.land(batch, found.items(), n, stream)
+        marks.drop_buckets(batch, marks.expired(stream))
+        store.write(batch)
+        most = max(most, len(marks.buckets))
+    assert most < 80
+    protected = [key for key, at in filed.items() if stream <= at + 60_000]
+    assert len(protected) > 700
+    assert marks.stored(protected).keys() == set(protected)
+    drop(marks, stream + 2 * ahead)
+    assert marks.buckets == {}
+
+
+def test_of_two_marks_the_one_filed_later_counts_whatever_bucket_they_share(marks: Marks) -> None:
+    """The first was far ahead when it was filed, in a wide bucket; the second when time had come there."""
+    batch = marks.store.batch()
+    marks.land(batch, [(b"a", mark(100_001))], 0, 0)
+    marks.land(batch, [(b"a", mark(100_300))], 1, 100_250)
+    marks.store.write(batch)
+    first, second = sorted(marks.buckets, key=marks.buckets.__getitem__)
+    assert first > second
+    assert marks.find(b"a") == mark(100_300)
