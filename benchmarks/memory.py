@@ -55,7 +55,7 @@ def _round(keys: int, accounts: int, truth: Truth) -> dict[str, Any]:
         with Worker("pipelines.payments", at) as worker:
             worker.wait("up", worker.view, poll_s=0.005)
             start = worker.memory()
-            with _Curve(worker) as curve:
+            with Curve(worker) as curve:
                 run = through(worker, total)
             time.sleep(IDLE_S)
             after = worker.memory()
@@ -72,7 +72,7 @@ def _round(keys: int, accounts: int, truth: Truth) -> dict[str, Any]:
     }
 
 
-class _Curve:
+class Curve:
     """Resident memory once a second while the worker works."""
 
     def __init__(self, worker: Worker) -> None:
@@ -81,7 +81,7 @@ class _Curve:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _Curve:
+    def __enter__(self) -> Curve:
         self._thread.start()
         return self
 
