@@ -6,14 +6,20 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, is_typeddict
 
-from semel.agent import check_results, kind_of
+from semel.agent import asked_of_stream, check_results, kind_of
 from semel.codec import accepted_classes, fields_of
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
-from semel.plan import AgentPlan, Plan, Start, TablePlan
+from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
 from semel.topic import Topic, checked_name
+
+# What a Faust agent may ask of its stream, and a Pipeline's may not.
+_FAUSTS = frozenset(
+    ("take", "take_events", "take_with_timestamp", "noack_take", "group_by", "through", "echo", "noack", "combine", "join",
+     "left_join", "inner_join", "outer_join", "add_processor", "derive_topic")
+)  # fmt: skip
 
 
 class Pipeline:
@@ -83,6 +89,7 @@ class Pipeline:
             raise DeclarationError(f"pipeline {self.name!r}: a table stands twice in tables={names}")
         self._check_topics()
         self._check_fields()
+        self._check_stream()
         accepted = accepted_classes(self.sink.value) if self.sink is not None else None
         check_results(self.agent, self.kind, accepted, f"sink {self.sink.name!r}" if self.sink is not None else "")
         if partition_by is not None:
@@ -93,6 +100,14 @@ class Pipeline:
         if self.concurrency != 1:
             raise DeclarationError(
                 f"pipeline {self.name!r}: concurrency={self.concurrency} is not there yet; run more workers instead"
+            )
+
+    def _check_stream(self) -> None:
+        missing = sorted(asked_of_stream(self.agent) & _FAUSTS) if self.kind is AgentKind.STREAM else []
+        if missing:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: its agent asks for stream.{missing[0]}(), which only Faust has so far; a stream is iterated "
+                "over, or its events(), batches(), items(), filter(...) or enumerate()"
             )
 
     def _check_topics(self) -> None:

@@ -199,3 +199,12 @@ def test_the_shape_is_canonical_and_tells_what_state_depends_on() -> None:
 def test_a_plan_without_agents_has_no_dedup_and_no_sources() -> None:
     assert Plan("app").dedup is None
     assert Plan("app").sources == {}
+
+
+def test_what_only_fausts_stream_has_is_refused_where_the_agent_is_declared() -> None:
+    async def hourly(stream):
+        async for batch in stream.take(100, within=3600):
+            yield batch
+
+    with pytest.raises(DeclarationError, match=r"take\(\).*batches\(\)"):
+        Pipeline("pay", source=Topic("payments"), agent=hourly, sink=Topic("out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -95,6 +96,27 @@ class LaneStream:
             s = self._lane.slice
             assert s is not None
             yield self._lane.event(value, self._hand.record, s.cursor.tp)
+
+    async def items(self) -> AsyncIterator[tuple[Any, Any]]:
+        """Keys and values."""
+        async for event in self.events():
+            yield event.key, event.value
+
+    async def enumerate(self, start: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        """The values, counted since this run of the agent began: no state."""
+        number = start
+        async for value in self:
+            yield number, value
+            number += 1
+
+    async def filter(self, wanted: Callable[[Any], Any]) -> AsyncIterator[Any]:
+        """The values that `wanted` holds for, awaited where it is to be; the others are done without a result."""
+        async for value in self:
+            holds = wanted(value)
+            if inspect.isawaitable(holds):
+                holds = await holds
+            if holds:
+                yield value
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The events as `Batch`es, each a unit of work."""
