@@ -106,8 +106,8 @@ class Pipeline:
         missing = sorted(asked_of_stream(self.agent) & _FAUSTS) if self.kind is AgentKind.STREAM else []
         if missing:
             raise DeclarationError(
-                f"pipeline {self.name!r}: its agent asks for stream.{missing[0]}(), which only Faust has so far; a stream is iterated "
-                "over, or its events(), batches(), items(), filter(...) or enumerate()"
+                f"pipeline {self.name!r}: its agent asks for stream.{missing[0]}(), which only Faust has so far; iterate "
+                "over the stream, or over its events(), batches(), items(), filter(...) or enumerate()"
             )
 
     def _check_topics(self) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import faust
@@ -131,9 +132,12 @@ def source_of(app: Any, channel: Any, name: str) -> Topic:
     schema = channel.schema
     key_type = channel.key_type if channel.key_type is not None else getattr(schema, "key_type", None)
     value_type = channel.value_type if channel.value_type is not None else getattr(schema, "value_type", None)
+    value = value_codec(app, value_type, schema.value_serializer or channel.value_serializer)
+    # As Faust: a tombstone is None, but where a model is declared and nothing says that it may be empty.
+    null = not hasattr(value_type, "from_data") or bool(schema.allow_empty or channel.allow_empty)
     return Topic(
         name,
         key=key_codec(app, key_type, schema.key_serializer or channel.key_serializer),
-        value=value_codec(app, value_type, schema.value_serializer or channel.value_serializer),
+        value=replace(value, nullable=null),
         partitions=channel.partitions,
     )

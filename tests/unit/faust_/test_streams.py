@@ -48,3 +48,31 @@ async def test_the_agent_of_a_pipeline_gets_semels_own_events(stage: Stage) -> N
     assert timestamp > 0
     assert where == ["payments", 0, 0, "a", {}]
     assert stage.read("out") == [{"n": 1}]
+
+
+async def test_a_tombstone_is_none_where_faust_gives_none(stage: Stage) -> None:
+    class Order(semel.Record):  # type: ignore[name-defined,misc]
+        id: str
+
+    for name in ("plain", "typed", "model", "empty"):
+        stage.topic(name)
+        stage.send(name, None)
+    app = stage.app()
+    seen: list[tuple[str, Any]] = []
+
+    def agent(name: str, **given: Any) -> None:
+        async def process(stream: Any) -> None:
+            async for _, value in stream.items():
+                seen.append((name, value))
+
+        app.agent(app.topic(name, **given), name=name)(process)
+
+    agent("plain")
+    agent("typed", value_type=int)
+    agent("model", value_type=Order)
+    agent("empty", value_type=Order, allow_empty=True)
+    await stage.start(app)
+    await stage.done(app, 4)
+    assert sorted(seen) == [("empty", None), ("plain", None), ("typed", None)]
+    [letter] = [r for records in stage.cluster.committed("shop.dlq") for r in records]
+    assert dict(letter.headers)["semel.topic"] == b"model"
