@@ -260,8 +260,12 @@ async def test_a_sink_that_is_gone_is_said_and_costs_nothing(picky: Ledger) -> N
     worker = picky.worker().start()
     await picky.feed(payments(134, 100, redeliver=0))
     await picky.drained()
+    told = len(worker.log)
     await logs.delete(picky.bootstrap, picky.sink)
     await picky.feed(payments(135, 100, redeliver=0))
+    async with asyncio.timeout(30):
+        while picky.sink not in worker.log[told:]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
     await asyncio.sleep(4)
     assert worker.running, worker.log_end()
     await logs.create(picky.bootstrap, picky.sink, 4)
