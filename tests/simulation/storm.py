@@ -24,7 +24,7 @@ from tests.simulation.laws import Violation, judge
 from tests.simulation.lies import LIES, can_lie, lie
 from tests.simulation.odd import OddCode
 from tests.simulation.watch import Key
-from tests.simulation.world import TOPICS, SimulatedWorld, seeded
+from tests.simulation.world import NOTES, TOPICS, SimulatedWorld, seeded
 from tests.unit.runtime.harness import APP, Payment, Worker
 
 GROUP_APIS = frozenset({"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "DescribeGroups"})
@@ -77,6 +77,7 @@ class Storm:
         odd = seeded(seed, "odd code").choice([0.0, 0.0, 0.02, 0.1, 0.3])
         self.odd = OddCode(world, seed, odd, self.figures)
         self.throttling = seeded(seed, "quota").choice([0.0, 0.0, 0.0, 0.02, 0.1])
+        self.troubled = seeded(seed, "troubles").choice([0.0, 0.0, 0.05, 0.15])
         self._throttles: dict[str, random.Random] = {}
         self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
         world.work.before = self.before
@@ -238,6 +239,7 @@ class Storm:
     def bury(self, worker: Worker) -> None:
         """It has ended: what becomes of its disk, and when it comes back."""
         world, machine = self.world, self.world.machines[worker.client]
+        self.figures["fetches in vain"] += sum(worker.engine.troubles.counts.values())
         self.figures["stores made anew"] += int(worker.engine.stats["rebuilds"])
         rng = seeded(self.seed, "death", worker.client)
         draw, pause = rng.random(), rng.choice([0.0, 0.0, 0.01, 0.1, 1.0, 11.0])
@@ -408,6 +410,28 @@ class Storm:
             worker.fail_writes(times)
         self._full.add(worker.client)
 
+    def _trouble(self, name: str) -> None:
+        """Something cannot be read, or written, for a while: a damaged batch on a broker's disk, a right taken away."""
+        rng, world, cluster = seeded(self.seed, name), self.world, self.world.cluster
+        draw = rng.random()
+        if draw > self.troubled:
+            return
+        topic = rng.choice([t for t in sorted(cluster.topics()) if t != NOTES])
+        lasts = rng.choice([0.2, 2.0, 8.0])
+        if draw < self.troubled / 2:
+            log = cluster.log(TP(topic, rng.randrange(len(cluster.topics()[topic].logs))))
+            offset = rng.randrange(log.log_start, log.end) if log.end > log.log_start else -1
+            if offset >= 0 and self.may(name, f"damaged batch: {topic}@{offset} for {lasts:g} s"):
+                log.damage(offset)
+                world.loop.call_later(lasts, log.mend, context=cluster.context)
+            return
+        rights = rng.choice([("Read",), ("Write",), ("Read", "Write", "Describe")])
+        if self.may(name, f"rights taken: {', '.join(rights)} on {topic} for {lasts:g} s"):
+            # What only a person can give back may end a worker, which comes back.
+            world.excused = True
+            cluster.faults.deny(topic, *rights)
+            world.loop.call_later(lasts, lambda: cluster.faults.allow(topic), context=cluster.context)
+
     def _jump(self, name: str, worker: Worker, rng: random.Random) -> None:
         # Within what topics take: past it every output is refused, and every event dead-lettered (docs/simulation.md).
         off = rng.choice([-3_000, -600, -5, 5, 600, 3_000])
@@ -426,6 +450,7 @@ class Storm:
             if world.crashes >= self.wanted:
                 break
             await self.step(i)
+            self._trouble(f"trouble {i}")
             await world.clock.sleep(pauses.choice([0.0, 0.001, 0.005, 0.02, 0.1, 0.5]))
             if world.history.window_ms < 60_000 and pauses.random() < 0.03:
                 await world.clock.sleep(pauses.random() * 3 * world.history.window_ms / 1000)
@@ -436,6 +461,10 @@ class Storm:
     async def calm(self) -> None:
         world = self.world
         self.quiet = self.odd.quiet = True
+        for topic in world.cluster.topics():
+            world.cluster.faults.allow(topic)
+            for log in world.cluster.topics()[topic].logs:
+                log.mend()
         for end in self.inputs:
             end(False)
         self.inputs.clear()
@@ -467,6 +496,7 @@ class Storm:
         n["redeliveries"] = world.recorder.counted("duplicates", "conflicts")
         n["handled again"] = sum(times - 1 for times in Counter(world.work.handled).values())
         n["records in"] = sum(world.recorder.source_ends.values())
+        n["fetches in vain"] += sum(sum(w.engine.troubles.counts.values()) for w in world.workers.values())
         n["stores made anew"] += sum(int(w.engine.stats["rebuilds"]) for w in world.workers.values())
         n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
