@@ -19,8 +19,10 @@ from semel.plan import AgentPlan, Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
 from semel.runtime.assignor import Assignment
 from semel.runtime.background import Background
+from semel.runtime.decide import source_remade
 from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
+from semel.runtime.heldback import HeldBack
 from semel.runtime.intake import Intake
 from semel.runtime.lingering import Lingering
 from semel.runtime.membership import GroupMember
@@ -162,6 +164,7 @@ class Engine:
             self._background.spawn(self._commit_loop(), "commits")
             self._background.spawn(self.lingering.run(), "lingering events")
             self._background.spawn(self._watch.run(), "topics")
+            self._background.spawn(HeldBack(self.broker, self.clock, self.intake.feeds).run(), "held back")
             for lane in self.lanes:
                 self._background.spawn(body.run(lane), f"lane {lane.plan.name}")
             if self.plan.sources:
@@ -401,13 +404,21 @@ class Engine:
 
     async def _see_what_is_gone(self, tp: TP, asked: int) -> None:
         """Records that we are to read were deleted. Is the group past them, another worker has our tasks: rejoin."""
-        membership = self.membership
+        membership, task = self.membership, self.tasks.get(tp.partition)
+        held, _ = task.topics.get(tp.topic, ("", 0)) if task is not None else ("", 0)
         try:
+            now = (await self.broker.topics([tp.topic])).get(tp.topic)
             done = (await self.broker.stable_offsets(self.app, [tp]))[tp]
         except (RpcError, RpcLost) as exc:
             log.info("what the group stands at in %s[%d]: %s", tp.topic, tp.partition, exc)
             return
         if membership is not self.membership:
+            return
+        if now is None:
+            # Deleted, not trimmed: that is the watch's to say.
+            return
+        if held and now.id != held:
+            self.fail(source_remade(self.app, tp.topic))
             return
         if done > asked and self.group is not None:
             log.warning(

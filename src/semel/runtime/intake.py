@@ -49,6 +49,7 @@ class Feed:
         "pause_s",
         "seen_at",
         "served",
+        "stable",
         "tp",
     )
 
@@ -57,7 +58,7 @@ class Feed:
         self.offset = offset
         self.cursors = cursors
         self.asked = False
-        self.high_watermark = -1
+        self.high_watermark = self.stable = -1
         # How much of it to ask for at once; when it was last answered for, as a number that grows.
         self.ask_bytes = PARTITION_BYTES
         self.served = 0
@@ -263,7 +264,7 @@ class Intake:
                     self._vain(feed, RpcError("Fetch", answer.error))
                 else:
                     feed.saw(answer.high_watermark, self._clock.monotonic())
-                    feed.pause_s = 0.0
+                    feed.stable, feed.pause_s = answer.last_stable_offset, 0.0
                     if feed.tp in self._troubles:
                         self._troubles.over(feed.tp)
                     if answer.next_offset > feed.offset:

@@ -330,7 +330,7 @@ class GroupMember:
                 f"group {self._group!r} is in use by another program, a consumer with this group.id ({exc}): stop it, or "
                 "name the pipeline otherwise; a pipeline's group is its workers' alone"
             )
-        self._say(self.refused)
+        self._say(self.refused, loud=isinstance(exc, RpcError) and exc.code == 23)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()
@@ -351,12 +351,13 @@ class GroupMember:
                     )  # fmt: skip
         return members
 
-    def _say(self, refusal: str) -> None:
+    def _say(self, refusal: str, *, loud: bool = False) -> None:
+        """`loud`: somebody has to do something about it."""
         said, at = self._said
         now = self._clock.monotonic()
-        if refusal != said or now - at >= SAY_EVERY_S:
+        if refusal != said or now - at >= (STRANGER_EVERY_S if loud else SAY_EVERY_S):
             self._said = (refusal, now)
-            log.info("joining the group: %s", refusal)
+            log.log(logging.WARNING if loud else logging.INFO, "joining the group: %s", refusal)
 
     async def _learn_whose_name_it_is(self, fenced: RpcError) -> None:
         """The group knows our name under another member id. InstanceTaken, where that member lives.

@@ -15,11 +15,11 @@ import orjson
 from semel import looptime
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, TopicInfo
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcError, TopicInfo
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
-from semel.stages.commit import Sealed, Writer, by_partition
+from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
 from semel.state.positions import Position, StreamTime, TopicPosition
@@ -83,17 +83,25 @@ async def reset(
         written |= await _output_topics(broker, clock, known)
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
-        await _write(
-            writer,
-            1,
-            [Out(TP(known.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ()) for p in range(known.partitions)],
-        )
+        await _mark(writer, 1, known, told)
     doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
     if known is not None and known.partitions != tasks:
         doomed.append(known.name)
     if doomed:
         say(f"deleting {', '.join(doomed)}")
-        await broker.delete_topics(doomed)
+        for name in doomed:
+            try:
+                await broker.delete_topics([name])
+            except RpcError as exc:
+                if name != doomed[0]:
+                    raise
+                # Nothing has changed yet: workers may go on as before.
+                if known is not None:
+                    await _mark(writer, 2, known, None)
+                raise ConfigError(
+                    f"{name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until then "
+                    "nothing is changed"
+                ) from exc
         while await broker.topics(doomed):
             await clock.sleep(0.1)
     await topics.ready()
@@ -148,8 +156,20 @@ async def _ends(broker: Broker, names: list[str]) -> bytes:
     return orjson.dumps({"v": 1, "topics": told})
 
 
+async def _mark(writer: Writer, number: int, topic: TopicInfo, told: bytes | None) -> None:
+    """Say in every partition of the positions that a reset is under way; None: that it is not."""
+    outs = [Out(TP(topic.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ()) for p in range(topic.partitions)]
+    await _write(writer, number, outs)
+
+
 async def _write(writer: Writer, number: int, outs: list[Out]) -> None:
-    await writer.commit(Sealed(number, by_partition(outs), {}), None)
+    try:
+        await writer.commit(Sealed(number, by_partition(outs), {}), None)
+    except CommitFailed as exc:
+        raise RecoveryError(
+            f"the positions cannot be written: {exc}; see that this client may write them, and run `semel reset` again: "
+            "repeating it is safe"
+        ) from exc
 
 
 async def _target_offsets(plan: Plan, broker: Broker, partitions: dict[str, int], to: Target) -> dict[TP, int]:

@@ -16,7 +16,7 @@ from semel.runtime.memory import shares
 from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Attempts, Cursor, Task
-from semel.runtime.topics import MISSING_S, Topics
+from semel.runtime.topics import MISSING_S, Topics, denied
 from semel.stages.answers import needs_a_person
 from semel.stages.commit import Writer
 from semel.state import positions
@@ -102,7 +102,7 @@ class TakeOver:
                     )
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
-                    raise
+                    raise denied(self._plan.app, exc) from exc
                 log.debug("metadata: %s", exc)
                 until = self._clock.monotonic() + MISSING_S
             await self._clock.sleep(0.1)
@@ -200,5 +200,5 @@ class TakeOver:
                 return await self._broker.list_offsets(tps, at)
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
-                    raise
+                    raise denied(self._plan.app, exc) from exc
                 await self._clock.sleep(0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from semel.errors import OutputRefused, TopicChanged
+from semel.errors import ConfigError, OutputRefused, TopicChanged
 from semel.partitioner import KeyPartitions
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
@@ -41,6 +41,27 @@ _POSITIONS = {
 }  # fmt: skip
 # Where segments are larger, a restart without the store reads for minutes what compaction does not come to.
 LARGE_SEGMENT_BYTES = 256 << 20
+# What a client needs for each request, as ACLs name it.
+_RIGHTS = {
+    "Metadata": "Describe on the topic",
+    "ListOffsets": "Describe on the topic",
+    "DescribeConfigs": "DescribeConfigs on the topic",
+    "CreateTopics": "Create on the topic (or the cluster), or create it by hand",
+    "CreatePartitions": "Alter on the topic, or give it the partitions by hand",
+    "DeleteTopics": "Delete on the topic",
+    "Fetch": "Read on the topic",
+    "Produce": "Write on the topic",
+    "AddPartitionsToTxn": "Write on the topic",
+}
+
+
+def denied(app: str, exc: RpcError | RpcLost) -> ConfigError:
+    """Where asking again is in vain: what was refused, and the right that is missing, if one is."""
+    if isinstance(exc, RpcError) and exc.code in (29, 31):
+        return ConfigError(
+            f"{exc}: {app!r} may not use that topic; grant {_RIGHTS.get(exc.api, 'the rights it needs')}"
+        )
+    return ConfigError(f"{exc}: a topic of {app!r} cannot be made ready; see the broker's words")
 
 
 class Topics:
@@ -272,11 +293,8 @@ class Topics:
                 )
             try:
                 await self._persist(lambda: self._have(topic, tasks))
-            except RpcError as exc:
-                raise OutputRefused(
-                    f"output to {topic.name!r}: the topic cannot be had: {exc}. Create it, let this client describe and write "
-                    "it, or let it create topics"
-                ) from exc
+            except ConfigError as exc:
+                raise OutputRefused(f"output to {topic.name!r}: {exc}. Or create it by hand") from exc
             self._plan.named.append(topic)
         return self.destinations[topic.name]
 
@@ -322,7 +340,7 @@ class Topics:
                 found = await request()  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
-                    raise
+                    raise denied(self._plan.app, exc) from exc
                 self._say(f"the broker does not answer: {exc}")
                 told = True
                 await self._clock.sleep(pause)

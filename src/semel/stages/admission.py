@@ -5,6 +5,7 @@ These loops are the hot path: a record is looked at in them, and in `Lane.begin`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from semel.stages.source import Undecodable, decoder
 from semel.stages.wallclock import WallClock
 from semel.state.marks import DEAD, DONE, Marks, pack, unpack
 from semel.state.overlay import MISSING
+
+log = logging.getLogger("semel.agent")
 
 # Event times beyond this fit no mark (64 bits, with room for a window).
 _FAR_MS = 2**62
@@ -79,6 +82,7 @@ class DedupFilter:
         self._rule = rule
         self._aside = aside
         self._wall_clock = wall_clock
+        self._said_keyless = False
         self._id_of = rule.key_reader()
         self._time_of = rule.time_reader()
         self._payload_of = rule.payload_reader()
@@ -90,6 +94,8 @@ class DedupFilter:
         condemned, batch, undo = s.cursor.condemned, s.batch, hand.undo
         time_of, payload_of = self._time_of, self._payload_of
         window, wall = rule.window_ms, s.wall_ms
+        if not self._said_keyless:
+            self._see_keys(s, records)
         ids = self._ids(values, records)
         known: dict[bytes, bytes] = marks.stored([i for i in ids if type(i) is bytes]) if marks.buckets else {}
         seen = host.landings
@@ -154,6 +160,19 @@ class DedupFilter:
                 task.stream_ms, task.pending = stream, pending
             yield value
         s.index = s.end
+
+    def _see_keys(self, s: Slice, records: Sequence[Record]) -> None:
+        """Say once that a redelivery without a key may land in a partition that does not know the event."""
+        name, partition = s.cursor.tp
+        _, partitions = s.cursor.task.topics[name]
+        keyless = next((r for r in records if r.key is None), None) if partitions > 1 else None
+        if keyless is not None:
+            self._said_keyless = True
+            log.warning(
+                "records of %s without a key, the first one here %d@%d: their producer spreads them over %d partitions, and the "
+                "dedup rule of %s recognises a redelivery only in the partition of the first. Produce them under a key, as "
+                "their dedup id", name, partition, keyless.offset, partitions, self._host.app,
+            )  # fmt: skip
 
     def _ids(self, values: Sequence[Any], records: Sequence[Record]) -> list[bytes | str | None]:
         read = self._id_of

@@ -130,7 +130,9 @@ class Rows:
                 raise WrongPartition(
                     f"table {self.name!r}: the row {key!r} belongs to partition {home}, the event in hand is of "
                     f"partition {self.partition}; key the source topic by what the table is keyed by, or give the "
-                    "table merge= so that each partition keeps a partial row and the views combine them"
+                    "table merge= so that each partition keeps a partial row and the views combine them. If the topic is keyed "
+                    "so, its producer has another partitioner than Java's default, murmur2: librdkafka (confluent-kafka, kcat, "
+                    "node-rdkafka, .NET, Go) needs partitioner=murmur2_random"
                 )
         if self._exact_key is not None or type(key) is str:
             if len(raw) > SMALL_BYTES:

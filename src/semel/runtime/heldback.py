@@ -1,0 +1,74 @@
+"""Held back: source partitions in which an open transaction keeps committed records from being read, said with its name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from semel.port import TP, Broker, Clock, RpcError, RpcLost
+from semel.runtime.intake import Feed
+
+log = logging.getLogger("semel.intake")
+
+LOOK_S = 1.0
+# Producers commit within seconds; who holds a partition for longer may be gone, and his transaction.timeout.ms be long.
+SAY_AFTER_S, SAY_EVERY_S = 10.0, 60.0
+
+
+@dataclass(slots=True)
+class _Stop:
+    offset: int
+    since: float
+    said_at: float = 0.0
+
+
+class HeldBack:
+    def __init__(self, broker: Broker, clock: Clock, feeds: Mapping[TP, Feed]) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._feeds = feeds
+        self._stops: dict[TP, _Stop] = {}
+
+    async def run(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK_S)
+            try:
+                await self._look()
+            except (RpcError, RpcLost) as exc:
+                log.debug("who holds source partitions back: %s", exc)
+
+    async def _look(self) -> None:
+        now = self._clock.monotonic()
+        for tp in [tp for tp in self._stops if tp not in self._feeds]:
+            del self._stops[tp]
+        due: list[TP] = []
+        for tp, feed in list(self._feeds.items()):
+            stop = self._stops.get(tp)
+            if not 0 <= feed.stable < feed.high_watermark:
+                if stop is not None and stop.said_at:
+                    log.info("%s[%d]: the transaction that held it at %d has ended", *tp, stop.offset)
+                self._stops.pop(tp, None)
+            elif stop is None or stop.offset != feed.stable:
+                self._stops[tp] = _Stop(feed.stable, now)
+            elif now - stop.since >= SAY_AFTER_S and (not stop.said_at or now - stop.said_at >= SAY_EVERY_S):
+                due.append(tp)
+        if not due:
+            return
+        found = await self._broker.open_transactions(due)
+        for tp in due:
+            stop, feed = self._stops.get(tp), self._feeds.get(tp)
+            if stop is None or feed is None:
+                continue
+            stop.said_at = now
+            holders = ", ".join(
+                f"{held.transactional_id or 'a transactional id that is not known'} (producer id {held.producer_id}, from "
+                f"offset {held.start_offset})"
+                for held in found.get(tp, ())
+            )
+            log.warning(
+                "%s[%d] is held at offset %d by an open transaction for %.0f s, %d records wait behind it: %s. Its producer "
+                "has to end it; one that is gone is ended by the broker after its transaction.timeout.ms, or at once by "
+                "`kafka-transactions.sh abort`",
+                *tp, stop.offset, now - stop.since, feed.high_watermark - stop.offset, holders or "nobody says whose",
+            )  # fmt: skip
