@@ -16,17 +16,20 @@ from weakref import WeakKeyDictionary
 # a busy loop is late by a few milliseconds.
 TICK_S = 0.05
 LATE_S = 0.02
+# Where nobody's timeout depends on it, so often will do.
+COARSE_S = 0.5
 
 
 class LoopTime:
     """Of one event loop; measured while somebody waits in a `timeout`, or between `begin` and `end`."""
 
-    __slots__ = ("__weakref__", "_due", "_held_s", "_waiting")
+    __slots__ = ("__weakref__", "_due", "_held_s", "_timer", "_waiting", "_watching")
 
     def __init__(self) -> None:
         self._held_s = 0.0
         self._due: float | None = None
-        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting = self._watching = 0
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() - self.held_s
@@ -38,22 +41,36 @@ class LoopTime:
 
     def begin(self) -> None:
         self._waiting += 1
-        if self._due is None:
+        if self._waiting == 1:
             self._next()
 
     def end(self) -> None:
         self._waiting -= 1
 
+    def watch(self) -> None:
+        """As `begin`, for who only wants to know `held_s`, to half a second."""
+        self._watching += 1
+        if self._due is None:
+            self._next()
+
+    def unwatch(self) -> None:
+        self._watching -= 1
+
     def _next(self) -> None:
+        """Look again; what the loop is late now is counted."""
         loop = asyncio.get_running_loop()
-        self._due = loop.time() + TICK_S
-        loop.call_at(self._due, self._tick)
+        self._held_s += self._late(loop.time())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = loop.time() + (TICK_S if self._waiting else COARSE_S)
+        self._timer = loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
-        self._held_s += self._late(asyncio.get_running_loop().time())
-        self._due = None
-        if self._waiting:
+        if self._waiting or self._watching:
             self._next()
+        else:
+            self._held_s += self._late(asyncio.get_running_loop().time())
+            self._due = self._timer = None
 
     def _late(self, now: float) -> float:
         if self._due is None:

@@ -38,8 +38,8 @@ class Lingering:
         self._lanes = lanes
         self._clock = clock
         self._unready_s = UNREADY_TIMEOUTS * handler_timeout_ms / 1000
-        # What each lane is at, and since when.
-        self._at: dict[Lane, tuple[Hand, int, float]] = {}
+        # What each lane is at, since when, and when that is to be said next.
+        self._at: dict[Lane, tuple[Hand, int, float, float]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
         self._said: dict[tuple[str, str], tuple[float, int, int]] = {}
 
@@ -57,8 +57,9 @@ class Lingering:
             return
         at = self._at.get(lane)
         if at is None or at[0] is not hand or at[1] != hand.event:
-            self._at[lane] = hand, hand.event, now
-        elif now - at[2] >= SAY_S:
+            self._at[lane] = hand, hand.event, now, now + SAY_S
+        elif now >= at[3]:
+            self._at[lane] = hand, hand.event, at[2], now + AGAIN_S
             self._say(lane, hand.event, now - at[2], now)
 
     def _say(self, lane: Lane, event: int, seconds: float, now: float) -> None:
@@ -80,7 +81,7 @@ class Lingering:
         now = self._clock.monotonic()
         return [
             InHand(lane.plan.name, lane.where, round(now - since, 1), body.place(lane.code))
-            for lane, (hand, event, since) in self._at.items()
+            for lane, (hand, event, since, _) in self._at.items()
             if lane.hand is hand and hand.holding and hand.event == event and now - since >= SAY_S
         ]
 

@@ -273,7 +273,7 @@ class Lane:
         if self.hand.holding and self._stepping is self.hand:
             # It awaits something within its event: tasks that it has started may hold the loop meanwhile.
             time = looptime.running()
-            time.begin()
+            time.watch()
             self._suspended = time, time.held_s
 
     def _resumed(self) -> float:
@@ -283,7 +283,7 @@ class Lane:
         time, before = self._suspended
         self._suspended = None
         held_s = time.held_s - before
-        time.end()
+        time.unwatch()
         return held_s
 
     def _look_at_the_clock(self) -> None:
