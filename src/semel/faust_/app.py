@@ -269,6 +269,7 @@ class App(faust.App):
             settings,
             instance=self.instance,
             client_id=client_id_of(self.conf),
+            compression=self.conf.producer_compression_type,
             adopt=self.adopt,
             pages=own_pages(self) if self._web_wanted else None,
         )

@@ -94,10 +94,7 @@ SETTINGS: dict[str, Rule] = {
         "a transaction is acknowledged by all replicas, always; leave it out", lambda v: v in (-1, "-1", "all")
     ),
     "producer_api_version": moot("each broker is asked which versions it speaks"),
-    "producer_compression_type": refused(
-        "batches are written uncompressed; leave it out, and set compression.type on the topic: the broker compresses then",
-        lambda v: v in (None, "none"),
-    ),
+    "producer_compression_type": works("of every batch that is written; another than gzip needs cramjam"),
     "producer_linger": moot("an epoch is sent at its commit"),
     "producer_linger_ms": moot("an epoch is sent at its commit"),
     "producer_max_batch_size": moot("a batch is as large as its topic's max.message.bytes allows"),

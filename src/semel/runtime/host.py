@@ -92,8 +92,8 @@ def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[s
                 raise
 
 
-def kafka_broker(settings: Settings, *, client_id: str) -> Broker:
-    """A connection to the configured cluster, not started."""
+def kafka_broker(settings: Settings, *, client_id: str, compression: str | None = None) -> Broker:
+    """A connection to the configured cluster, not started. ConfigError where the compression is not known, or not installed."""
     from semel.kafka import KafkaBroker, Security
 
     said = settings.broker_security
@@ -109,7 +109,11 @@ def kafka_broker(settings: Settings, *, client_id: str) -> Broker:
             password=said.password.get_secret_value() if said.password is not None else None,
         )
     return KafkaBroker(
-        settings.bootstrap, client_id=client_id, rpc_timeout_ms=settings.rpc_timeout_ms, security=security
+        settings.bootstrap,
+        client_id=client_id,
+        rpc_timeout_ms=settings.rpc_timeout_ms,
+        security=security,
+        compression=compression,
     )
 
 
@@ -119,12 +123,14 @@ async def open_engine(
     *,
     instance: str | None,
     client_id: str | None = None,
+    compression: str | None = None,
     adopt: bool = False,
     pages: Sequence[Route] | None = (),
 ) -> EngineHost:
     """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken, ConfigError.
 
-    `client_id`: what brokers know the connections by, else `{app}-{instance}`. `pages`: the application's own, beside the
+    `client_id`: what brokers know the connections by, else `{app}-{instance}`. `compression`: of what is written.
+    `pages`: the application's own, beside the
     web views; None: no web server at all.
     """
     if settings.standbys:
@@ -139,7 +145,7 @@ async def open_engine(
     except BaseException:
         directory.release()
         raise
-    broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}")
+    broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}", compression=compression)
     engine = Engine(
         plan,
         engine_settings(settings, adopt=adopt),

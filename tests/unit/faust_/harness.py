@@ -32,11 +32,13 @@ class Stage:
         self._clients = itertools.count()
         monkeypatch.chdir(path)
         monkeypatch.setattr(host, "SystemClock", lambda: self.clock)
-        monkeypatch.setattr(
-            host,
-            "kafka_broker",
-            lambda settings, client_id: MemoryBroker(self.cluster, f"{client_id}-{next(self._clients)}"),
-        )
+        monkeypatch.setattr(host, "kafka_broker", self._connect)
+        # What each connection was asked for: client id, compression.
+        self.connections: list[tuple[str, str | None]] = []
+
+    def _connect(self, settings: Settings, *, client_id: str, compression: str | None) -> MemoryBroker:
+        self.connections.append((client_id, compression))
+        return MemoryBroker(self.cluster, f"{client_id}-{next(self._clients)}")
 
     def app(self, name: str = "shop", **options: Any) -> App:
         options = {

@@ -20,6 +20,7 @@ from semel.faust_.settings import FORCED, SETTINGS, Does, pristine
 from semel.faust_.stream import Stream
 from semel.kafka import KafkaBroker
 from semel.runtime.host import kafka_broker
+from tests.unit.faust_.harness import Stage
 
 BROKER = "kafka://127.0.0.1:29999"
 
@@ -34,7 +35,6 @@ ASKS_FOR_MORE: dict[str, Any] = {
     "broker_producer": "kafka://other:9092",
     "ssl_context": ssl.create_default_context(),
     "producer_acks": 1,
-    "producer_compression_type": "gzip",
     "reply_create_topic": True,
     "table_standby_replicas": 2,
     "topic_allow_declare": False,
@@ -102,8 +102,8 @@ def test_a_refused_setting_of_a_configuration_module_or_a_variable_is_refused_to
     with pytest.raises(ConfigError, match="reply_create_topic"):
         app.config_from_object({"reply_create_topic": True})
         app.plan()
-    monkeypatch.setenv("PRODUCER_COMPRESSION_TYPE", "gzip")
-    with pytest.raises(ConfigError, match=r"compression\.type"):
+    monkeypatch.setenv("PRODUCER_ACKS", "1")
+    with pytest.raises(ConfigError, match="producer_acks"):
         an_app()
 
 
@@ -192,7 +192,7 @@ def test_a_configuration_module_says_where_the_broker_is_and_nothing_else() -> N
 
 def test_fausts_variables_do_not_reach_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_URL", "kafka://elsewhere:9092")
-    monkeypatch.setenv("PRODUCER_COMPRESSION_TYPE", "gzip")
+    monkeypatch.setenv("PRODUCER_ACKS", "1")
     pipeline = faust.Pipeline("pay", source=faust.Topic("payments"), agent=lambda event: None)
     assert app_of(pipeline, Settings()).semel_settings.bootstrap == Settings().bootstrap
 
@@ -290,3 +290,18 @@ def test_faust_never_believes_in_its_own_data_plane(monkeypatch: pytest.MonkeyPa
     conf = an_app().conf
     assert all(getattr(conf, name) != getattr(pristine(), name) for name in FORCED if name != "processing_guarantee")
     assert not an_app().in_transaction
+
+
+async def test_a_client_id_and_a_compression_reach_the_connection(stage: Stage) -> None:
+    stage.topic("orders")
+    app = stage.app(broker_client_id="till-7", producer_compression_type="gzip")
+
+    @app.agent(app.topic("orders", value_type=int))
+    async def process(stream: Any) -> None:
+        async for _ in stream:
+            pass
+
+    await stage.running(await stage.start(app))
+    assert stage.connections == [("till-7", "gzip")]
+    with pytest.raises(ConfigError, match="brotli"):
+        kafka_broker(app.semel_settings, client_id="x", compression="brotli")
