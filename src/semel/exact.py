@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from math import isfinite
+from operator import attrgetter
 from typing import Any, cast, get_origin, get_type_hints
 from uuid import UUID
 
@@ -28,6 +29,10 @@ _CLASSES: dict[type[shapes.Type], type] = {
     shapes.TimeDeltaType: timedelta,
 }
 _BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+
+
+# Of one class; values of more kinds than these are looked at field by field.
+MOST_RIGHT = 64
 
 
 def check_of(declared: Any, shape: shapes.Type) -> Check:
@@ -142,10 +147,19 @@ class _Checks:
             return known
         cls: Any = get_origin(shape.cls) or shape.cls
         fields: list[tuple[str, frozenset[type], Check]] = []
+        parts_of = _parts_of([f.name for f in shape.fields])
+        # The types of the fields of values that these types alone found right: there are few such tuples.
+        right: set[tuple[type, ...]] = set()
 
         def check(value: Any) -> None:
             if type(value) is not cls:
                 _subclass(cls, value)
+            types = tuple(map(type, parts_of(value)))
+            if types in right:
+                return
+            if len(right) < MOST_RIGHT and all(t in plain for t, (_, plain, _) in zip(types, fields, strict=True)):
+                right.add(types)
+                return
             for name, plain, deep in fields:
                 part = getattr(value, name)
                 if type(part) not in plain:
@@ -184,6 +198,13 @@ class _Checks:
         self._of_class[shape.cls] = check
         fields.update({f.encode_name: self.of(f.type) for f in shape.fields})
         return check
+
+
+def _parts_of(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Reads these attributes of a value, in one step where there are several."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple(getattr(value, name) for name in names)
 
 
 def _hints(cls: Any) -> dict[str, Any]:

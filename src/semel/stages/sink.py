@@ -35,7 +35,11 @@ class Out(NamedTuple):
     def size(self) -> int:
         """About what it takes of a transaction, in bytes."""
         _, _, key, value, headers = self
-        size = _OUT_BYTES + len(key or b"") + len(value or b"")
+        size = _OUT_BYTES
+        if key:
+            size += len(key)
+        if value:
+            size += len(value)
         if len(headers) > 1:
             size += sum(len(name) + len(content or b"") + 10 for name, content in headers)
         return size
