@@ -5,12 +5,14 @@ One in memory can be full. One in a file, on a loop device, can be slow, too: it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 from semel.chaos import stalls
 
@@ -19,6 +21,28 @@ _BALLAST = "ballast"
 _CHUNK = bytes(1 << 20)
 
 Mount = Callable[[Path], bool]
+
+
+def table_files(state_dir: Path) -> list[Path]:
+    """The files that RocksDB has written rows to."""
+    return sorted(state_dir.rglob("*.sst"))
+
+
+def damage(state_dir: Path, seed: int) -> int:
+    """Flip bytes in the data of each of RocksDB's table files, as a disk that rots does; the number of these files."""
+    rng, damaged = Random(seed), 0
+    for path in table_files(state_dir):
+        # One may be compacted away meanwhile.
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            size = path.stat().st_size
+            for _ in range(3):
+                at = rng.randrange(max(1, size // 2))
+                file.seek(at)
+                found = file.read(8)
+                file.seek(at)
+                file.write(bytes(byte ^ 0xFF for byte in found))
+            damaged += 1
+    return damaged
 
 
 def can_mount(folder: Path) -> bool:

@@ -27,6 +27,7 @@ Kind = Literal[
     "disk-slow",
     "clock",
     "compact",
+    "corrupt-block",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -34,7 +35,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
-    "compact": 1,
+    "compact": 1, "corrupt-block": 1,
 }  # fmt: skip
 
 # While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
@@ -180,6 +181,9 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
         case "compact":
             variant = rng.choice(COMPACTED)
             hold_s = 0.0 if variant == "while they run" else rng.uniform(0.5, 3)
+        case "corrupt-block":
+            variant = rng.choice(("bytes of the store flip", "bytes of the store flip while it is down"))
+            hold_s = rng.uniform(0, 1)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)
 
 

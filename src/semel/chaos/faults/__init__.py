@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from semel.chaos.faults.brokers import broker_away, compact, rebalance
 from semel.chaos.faults.net import net
 from semel.chaos.faults.processes import clock, failpoint, kill, term, zombie
-from semel.chaos.faults.state import disk_full, disk_slow
+from semel.chaos.faults.state import corrupt_block, disk_full, disk_slow
 from semel.chaos.plan import Fault, Kind
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
@@ -25,6 +25,7 @@ _HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
     "disk-slow": disk_slow,
     "clock": clock,
     "compact": compact,
+    "corrupt-block": corrupt_block,
 }
 
 

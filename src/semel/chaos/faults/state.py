@@ -10,6 +10,9 @@ from semel.chaos.stalls import Stalling
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
 
+# How long a worker may take to come back with its store.
+WRITTEN_S = 20.0
+
 
 async def disk_full(on: Torture, fault: Fault, entry: Entry) -> None:
     async with on.claimed(fault.worker) as worker:
@@ -31,6 +34,26 @@ async def disk_full(on: Torture, fault: Fault, entry: Entry) -> None:
             await asyncio.to_thread(disks.free, worker.state_dir)
         await on.kill9([worker])
         on.start(worker)
+
+
+async def corrupt_block(on: Torture, fault: Fault, entry: Entry) -> None:
+    """Whatever reads the block first finds it: a handler, a commit, a view, RocksDB's own compaction, the next start."""
+    async with on.claimed(fault.worker) as worker:
+        on.begins(entry, worker.name)
+        down = fault.variant.endswith("while it is down")
+        if not disks.table_files(worker.state_dir):
+            # A store that is small is in its log; at the next start it is written to a table file.
+            await on.kill9([worker])
+            on.start(worker)
+            await on.holding(worker, WRITTEN_S)
+        if down:
+            await on.kill9([worker])
+        damaged = await asyncio.to_thread(disks.damage, worker.state_dir, fault.number)
+        entry.bit = damaged > 0
+        entry.note = f"{damaged} table files" if damaged else "RocksDB has written no table file yet"
+        await asyncio.sleep(fault.hold_s)
+        if down:
+            on.start(worker)
 
 
 async def disk_slow(on: Torture, fault: Fault, entry: Entry) -> None:
