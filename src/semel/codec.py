@@ -32,6 +32,7 @@ from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
 from semel.exact import check_of, only_reading_tells
+from semel.structure import describe
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ class Codec(Generic[T]):
     `encode` raises TypeError for a value that is not of the type, or would not come back as it went, wherever inside
     (`semel.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
-    of a topic that has no value (a tombstone) is the value None.
+    of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like (`semel.structure`),
+    None where nobody knows: then the type's name has to do.
     """
 
     type: Any
@@ -56,6 +58,7 @@ class Codec(Generic[T]):
     decode: Callable[[bytes], T]
     immutable: bool
     nullable: bool = False
+    structure: Any = None
 
     @property
     def name(self) -> str:
@@ -85,9 +88,9 @@ def codec_for(declared: Any) -> Codec[Any]:
         if applies(declared):
             return _honest(make(declared))
     if declared is bytes:
-        return Codec(bytes, _bytes_out, bytes, True)
+        return Codec(bytes, _bytes_out, bytes, True, structure="raw bytes")
     if declared is str:
-        return Codec(str, _str_out, _str_in, True)
+        return Codec(str, _str_out, _str_in, True, structure="raw text")
     if sum(dataclasses.is_dataclass(part) for part in union_of(declared)) > 1:
         return _tagged(declared)
     try:
@@ -98,7 +101,13 @@ def codec_for(declared: Any) -> Codec[Any]:
     for part in _parts(shape):
         if isinstance(part, shapes.CustomType):
             raise _impossible(declared, f"nothing is known of {part.cls.__name__}")
-    return Codec(declared, _writer(declared, shape, reader.decode), _reader(declared, reader.decode), _immutable(shape))
+    return Codec(
+        declared,
+        _writer(declared, shape, reader.decode),
+        _reader(declared, reader.decode),
+        _immutable(shape),
+        structure=describe(shape),
+    )
 
 
 def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:

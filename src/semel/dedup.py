@@ -16,6 +16,7 @@ import orjson
 import xxhash
 
 from semel.errors import DeclarationError
+from semel.structure import fingerprint
 
 Handling = Literal["quarantine", "pass", "drop"]
 _HANDLINGS = ("quarantine", "pass", "drop")
@@ -190,6 +191,14 @@ class Dedup:
         if self.compare is not None:
             shape["compare"] = "callable" if callable(self.compare) else _fields(self.compare)
         return shape
+
+    def code(self, source: Any) -> dict[str, str]:
+        """Of functions that marks depend on what they say, of a content hash what it is over: `source`, the value's structure."""
+        found = {name: fingerprint(f) for name, f in (("key", self.key), ("time", self.time), ("compare", self.compare))
+                 if callable(f)}  # fmt: skip
+        if isinstance(self.key, ContentKey) and not self.key.fields:
+            found["content"] = f"{xxhash.xxh3_64_intdigest(orjson.dumps(source)):016x}"
+        return found
 
     def fields(self) -> list[str]:
         """The fields of the value that the rule names, so that a typing error can be found before any event is."""

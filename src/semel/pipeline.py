@@ -162,5 +162,12 @@ class Pipeline:
 
 def table_plan(table: Table) -> TablePlan:
     return TablePlan(
-        table.name, table.key, table.value, keyed=table.merge is None, merge=table.merge, shape=table.shape()
+        table.name,
+        table.key,
+        table.value,
+        keyed=table.merge is None,
+        merge=table.merge,
+        shape=table.shape(),
+        structure=table.structure(),
+        migrate=table.migrate,
     )

@@ -28,7 +28,10 @@ class AgentKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TablePlan:
-    """`keyed`: a row belongs to the partition its key hashes to; else where the event is."""
+    """`keyed`: a row belongs to the partition its key hashes to; else where the event is.
+
+    `shape` names its types, `structure` says what they look like, as far as it is known.
+    """
 
     name: str
     key: Codec[Any]
@@ -36,6 +39,8 @@ class TablePlan:
     keyed: bool = True
     merge: Callable[[Any, Any], Any] | None = None
     shape: dict[str, Any] = field(default_factory=dict[str, Any])
+    structure: dict[str, Any] = field(default_factory=dict[str, Any])
+    migrate: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,12 @@ class Plan:
     def changelog(self, table: str) -> str:
         return f"{self.app}-{table}-changelog"
 
+    def others_of(self, log: str) -> list[str]:
+        """Other apps that could have a log of that name: those whose name ends before another dash in it."""
+        parts = log.removesuffix("-changelog").split("-")
+        apps = ["-".join(parts[:n]) for n in range(1, len(parts))]
+        return [app for app in apps if app and app != self.app]
+
     @property
     def state_logs(self) -> list[str]:
         """The topics that hold rows and marks."""
@@ -133,3 +144,11 @@ class Plan:
             {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None},
             option=orjson.OPT_SORT_KEYS,
         ).decode()
+
+    def types(self) -> str:
+        """What stored state looks like, as canonical JSON: of tables their types, of a dedup rule its functions."""
+        tables = {t.name: t.structure for t in self.tables if t.structure}
+        reader = next((agent for agent in self.agents if agent.dedup is not None), None)
+        rule = reader.dedup if reader is not None else None
+        code = rule.code(reader.sources[0].value.structure) if rule is not None and reader is not None else {}
+        return orjson.dumps({"tables": tables, "dedup": code}, option=orjson.OPT_SORT_KEYS).decode()

@@ -22,6 +22,9 @@ class Table:
     there; without it `[]` raises KeyError. `merge(a, b)`: combines two partial rows of one key, for a table that is
     not keyed as its source is; then each partition keeps its own partial row and the views show them combined.
 
+    `migrate(old)`: makes a row of today's type of one that was written as another, given as plain JSON; it is called once
+    for each row when a worker starts on them. `version`: a number to change where the type stays and its meaning does not.
+
     A row belongs to the partition that its key hashes to; using another one's raises WrongPartition. A value that is
     changed in place is written back when its event ends, also one that `default` made. Reads and writes are atomic
     with the event: one that fails leaves no trace. Reading and writing need an event in hand: OutsideEvent otherwise,
@@ -38,6 +41,8 @@ class Table:
         value: Any = Any,
         default: Any = None,
         merge: Callable[[Any, Any], Any] | None = None,
+        version: int = 1,
+        migrate: Callable[[Any], Any] | None = None,
     ) -> None:
         checked_name(name, "table")
         if name in RESERVED:
@@ -46,11 +51,15 @@ class Table:
         self.key: Codec[Any] = codec_for(key)
         self.value: Codec[Any] = codec_for(value)
         self.merge = merge
+        self.version = version
+        self.migrate = migrate
         self.owner: str | None = None
         if not _hashable(self.key.type):
             raise DeclarationError(f"table {name!r}: key={self.key.name} can change in place, so it is no key")
         if merge is not None and not callable(merge):  # pyright: ignore[reportUnnecessaryComparison]
             raise DeclarationError(f"table {name!r}: merge={merge!r}; give a function of two values of one key")
+        if migrate is not None and not callable(migrate):  # pyright: ignore[reportUnnecessaryComparison]
+            raise DeclarationError(f"table {name!r}: migrate={migrate!r}; give a function of a row as it was written")
         self._make = _maker(name, default, self.value)
 
     def __repr__(self) -> str:
@@ -142,6 +151,10 @@ class Table:
                 "event. From outside, ask the web views: GET /tables/" + self.name
             )
         return hand, hand.rows(self.name)
+
+    def structure(self) -> dict[str, Any]:
+        """What the bytes of the stored rows look like."""
+        return {"key": self.key.structure, "value": self.value.structure, "version": self.version}
 
     def shape(self) -> dict[str, Any]:
         """What the stored rows depend on (protocol rule 24)."""

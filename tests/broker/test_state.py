@@ -227,8 +227,8 @@ async def test_state_of_another_declaration_is_refused_and_kept(ledger41: Ledger
     await ledger.drained()
     assert await worker.stopped() == 0
     await ledger.feed(payments(125, 300))
-    worker.start(WINDOW_DAYS="1")
-    await refuses(worker, "the dedup rule was", "semel reset")
+    worker.start(BALANCE="float")
+    await refuses(worker, "the value was int, is float", "migrate=", "semel reset")
     await ledger.settle(worker.start())
 
 

@@ -30,7 +30,7 @@ def _record_codec(declared: Any) -> Codec[Any]:
         return value.dumps(serializer="json")
 
     decode = _reader(lambda raw: declared.from_data(_plain(raw), preferred_type=declared), name)
-    return Codec(declared, _exact(encode, decode), decode, False)
+    return Codec(declared, _exact(encode, decode), decode, False, structure=_structure(declared))
 
 
 codec.register(_is_record, _record_codec)
@@ -70,7 +70,7 @@ def value_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
     name = getattr(typ, "__name__", None) or str(serializer or "json")
     serializer = serializer or app.conf.value_serializer
     if typ in (None, dict, list) and serializer == "json":
-        return Codec(typ or Any, codec.codec_for(Any).encode, _reader(_plain_or_model, name), False)
+        return Codec(typ or Any, codec.codec_for(Any).encode, _reader(_plain_or_model, name), False, structure="any")
     registry = app.serializers
     decode = _reader(lambda raw: registry.loads_value(typ, raw, serializer=serializer), name)
     return Codec(
@@ -78,7 +78,21 @@ def value_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
         _exact(lambda value: registry.dumps_value(typ, value, serializer=serializer), decode),
         decode,
         serializer == "raw" or typ in (int, float, bool, str, bytes),
+        structure=_structure(typ) if serializer == "json" else None,
     )
+
+
+def _structure(typ: Any) -> Any:
+    """As `semel.structure` describes a class: of a record its fields with their types and defaults."""
+    if not _is_record(typ):
+        return getattr(typ, "__name__", None)
+    options = typ._options
+    return {
+        "fields": {
+            name: [str(of), {"value": repr(options.defaults[name])}] if name in options.defaults else [str(of)]
+            for name, of in options.fields.items()
+        }
+    }
 
 
 def _plain_or_model(raw: bytes) -> Any:

@@ -40,7 +40,8 @@ class Table(FaustTable):
         key = table_key_codec(app, self.key_type, self.key_serializer)
         value = value_codec(app, self.value_type, self.value_serializer)
         shape = {"key": key.name, "value": value.name, "merge": False}
-        return TablePlan(self.name, key, value, keyed=False, shape=shape)
+        structure = {"key": None, "value": value.structure, "version": 1}
+        return TablePlan(self.name, key, value, keyed=False, shape=shape, structure=structure)
 
     def tumbling(self, *args: Any, **kwargs: Any) -> Any:
         raise DeclarationError(f"table {self.name!r}: {TABLE['window'].said}")

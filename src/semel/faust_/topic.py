@@ -21,7 +21,7 @@ from semel.errors import CommitError, DeclarationError, OutputRefused, StaleInca
 from semel.faust_.arguments import TOPIC, check
 from semel.faust_.settings import partitions_of
 from semel.hand import event_number, in_hand, refuse_waiting_for_commit
-from semel.output import header
+from semel.output import header, pairs_of
 from semel.stages.sink import Out
 from semel.topic import Topic as SemelTopic
 
@@ -93,11 +93,16 @@ class Topic(faust.Topic):
                    schema: Any, key_serializer: Any, value_serializer: Any, callback: Any) -> FutureMessage:  # fmt: skip
         app: Any = self.app
         name = self.get_topic_name()
-        open_headers: Any = dict(headers.items() if isinstance(headers, Mapping) else headers or ())
+        given = [*pairs_of(headers)]
+        open_headers: Any = dict(given)
         raw_key, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
         raw_value, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
         try:
-            pairs = [header(k, v) for k, v in (open_headers or {}).items()]
+            # Serializers see and make headers by name; what they leave alone keeps also those of one name.
+            before, after = dict(given), open_headers or {}
+            alone = {k for k in after if k in before and after[k] is before[k]}
+            made = [(k, v) for k, v in after.items() if k not in alone]
+            pairs = [header(k, v) for k, v in (*(pair for pair in given if pair[0] in alone), *made)]
         except (TypeError, ValueError) as exc:
             raise OutputRefused(f"send to {name!r}: {exc}") from exc
         engine = app.engine

@@ -230,7 +230,8 @@ class _Prover:
         drops = rule is not None and "drop" in (rule.missing, rule.conflict, rule.late)
         if rule is not None:
             # What an earlier declaration let pass took effect without a mark, and still has its outputs.
-            rule = rule._replace(**dict.fromkeys(position.passed, "pass"))
+            passed = [name for name in ("missing", "conflict", "late") if name in position.passed]
+            rule = rule._replace(**dict.fromkeys(passed, "pass"))
         judge = Judge(
             tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=there.from_the_first(tp),
             stream_ms=position.stream_time.ms, gone=self._marks_gone(tp),

@@ -133,10 +133,12 @@ class Survey:
         """Whether counts and marks are what the declaration of today reads and makes. ShapeChanged, TopicChanged, too."""
         plan, shape, marks = self._plan, self._plan.shape(), self._plan.marks_topic
         others: set[str] = set()
+        rules: set[str] = set()
         for position in self.cut.positions.values():
             if position.shape and position.shape != shape:
                 check_shape(plan.app, position.shape, shape)
             others |= set(position.readers) - plan.readers
+            rules |= {"window", "compare"} & set(position.passed)
             if marks in position.logs:
                 if marks not in self._topics:
                     raise NothingToProve(
@@ -144,6 +146,11 @@ class Survey:
                         "not run either; `semel reset` begins anew"
                     )
                 check_log_ids(plan.app, {marks: position.logs[marks]}, self._topics)
+        if rules:
+            raise NothingToProve(
+                f"the dedup rule of {plan.app!r} was another once ({', '.join(sorted(rules))}), and events before were judged by "
+                "it: they cannot be held against the rule of today. Run `semel reset` to begin anew"
+            )
         if others:
             raise NothingToProve(
                 f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import orjson
 
 from semel.errors import PositionConflict, ShapeChanged, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, TopicInfo
+from semel.runtime.changed import Changes, changes
 from semel.state import positions
 from semel.state.positions import Position, TopicPosition
 
@@ -28,6 +30,7 @@ def decide(
     group_offsets: Mapping[TP, int],
     topics: Mapping[str, TopicInfo],
     *,
+    types: str,
     adopt: bool,
     holds_state: bool,
 ) -> Position:
@@ -37,15 +40,13 @@ def decide(
     TopicChanged, ShapeChanged.
     """
     check_logs(plan, partition, recorded, group_offsets, topics, adopt=adopt, holds_state=holds_state)
-    shape = plan.shape()
-    if recorded is not None and recorded.shape and recorded.shape != shape:
-        check_shape(plan.app, recorded.shape, shape)
+    changed = changes(plan, recorded, types) if recorded is not None else Changes()
     decided: dict[str, TopicPosition] = {}
     for name in sources:
         info = topics[name]
         tp = TP(name, partition)
         offset = group_offsets.get(tp, -1)
-        at = recorded.topics.get(name) if recorded is not None else None
+        at = recorded.topics.get(name) or recorded.left.get(name) if recorded is not None else None
         if at is not None:
             check_topic(plan, at, info)
             if offset >= 0 and offset != at.next:
@@ -54,7 +55,13 @@ def decide(
                     f"{at.next}: somebody moved the group's offsets. State and position belong together: either move the "
                     f"offsets back to {at.next}, or run `semel reset` to move positions and state together"
                 )
-            decided[name] = replace(at, partitions=info.partitions, born=at.since)
+            decided[name] = replace(
+                at,
+                partitions=info.partitions,
+                born=at.since,
+                former=_former(plan, name, at, recorded.readers if recorded is not None else ()),
+                hashed_from=at.next if changed.compare else at.hashed_from,
+            )
         elif offset >= 0:
             if not adopt:
                 raise PositionConflict(
@@ -66,13 +73,40 @@ def decide(
         else:
             decided[name] = TopicPosition(info.id, info.partitions, -1, born=info.partitions)
     recorded = recorded or Position({})
+    left = {n: at for n, at in {**recorded.left, **recorded.topics}.items() if n not in plan.sources}
+    passed = {*recorded.passed, *(plan.dedup.passes if plan.dedup is not None else ())}
+    passed |= {name for name, is_other in (("window", changed.window), ("compare", changed.compare)) if is_other}
     return positions.moved(
         recorded,
         topics=decided,
-        shape=shape,
+        shape=_with_old(plan.shape(), recorded.shape, changed.migrate),
+        types=_with_old(types, recorded.types, changed.migrate),
+        migrating={name: recorded.migrating.get(name, ("", to)) for name, to in changed.migrate.items()},
+        left=left,
         readers=tuple(sorted({*recorded.readers, *plan.readers})),
-        passed=tuple(sorted({*recorded.passed, *(plan.dedup.passes if plan.dedup is not None else ())})),
+        passed=tuple(sorted(passed)),
     )
+
+
+def _with_old(now: str, before: str, tables: Iterable[str]) -> str:
+    """What is declared now, but for these tables, whose rows are not migrated yet."""
+    if not tables:
+        return now
+    found: dict[str, Any] = orjson.loads(now)
+    old: dict[str, Any] = orjson.loads(before) if before else {"tables": {}}
+    for name in tables:
+        found["tables"].pop(name, None)
+        if name in old["tables"]:
+            found["tables"][name] = old["tables"][name]
+    return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _former(plan: Plan, topic: str, at: TopicPosition, readers: Iterable[str]) -> dict[str, int]:
+    """Where agents of the topic stand that are not declared now, or are again: they go on from there."""
+    declared = {agent.name for agent in plan.agents if any(t.name == topic for t in agent.sources)}
+    names = [reader.removeprefix(f"{topic} by ") for reader in readers if reader.startswith(f"{topic} by ")]
+    stood = {name: at.cursors.get(name, at.next) for name in names if name not in declared}
+    return {**stood, **at.former}
 
 
 def check_logs(

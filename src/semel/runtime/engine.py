@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from semel import lineage, looptime
 from semel.errors import SemelError, StaleIncarnation, TopicChanged
@@ -27,6 +28,7 @@ from semel.runtime.intake import Intake
 from semel.runtime.lingering import Lingering
 from semel.runtime.membership import GroupMember
 from semel.runtime.memory import shares
+from semel.runtime.migrate import migrate
 from semel.runtime.progress import Rate, lag
 from semel.runtime.recovery import Recovery
 from semel.runtime.restore import Restorer
@@ -601,6 +603,14 @@ class Engine:
         async def bring_up(task: Task) -> None:
             async with slots:
                 await self._takeover.restore(task, topics)
+                if task.unclaimed:
+                    task.touched = True
+                    await self._committed(task)
+                    await self._restorer.confirm(task)
+                    # From now on the position says that it is ours.
+                    task.touched = True
+                    await self._committed(task)
+                await migrate(task, self.plan, partial(self._committed, task))
                 self.topics.recorded(task.committed.sinks)
                 # What is to be remembered is, also where no record comes: where it began, and where outputs go.
                 noted = task.committed.sinks
@@ -620,6 +630,13 @@ class Engine:
                 restore.cancel()
             await asyncio.gather(*restores, return_exceptions=True)
         self._epochs.changed.set()
+
+    async def _committed(self, task: Task) -> None:
+        """Until what is open of a task that does not run yet is committed. Whoever drops it ends who waits for it."""
+        before = task.committed
+        self._epochs.changed.set()
+        while task.committed is before:
+            await self.clock.sleep(0.01)
 
     def _feed(self, task: Task) -> None:
         for topic in task.topics:

@@ -43,8 +43,10 @@ def seal(
         if task.marks is not None and task.marks.open:
             tp = TP(plan.marks_topic, p)
             records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in task.marks.seal()]
-        logs = {name: task.logs[name]["id"] for name in state_logs}
-        position = task.position(generation, writer, number, now_ms, plan.shape(), logs, sinks)
+        # Until it is known that nobody else has a log, it is claimed only.
+        task.claims = dict.fromkeys(task.unclaimed, now_ms)
+        logs = {name: task.logs[name]["id"] for name in state_logs if name not in task.unclaimed}
+        position = task.position(generation, writer, number, now_ms, logs, sinks)
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
         records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]

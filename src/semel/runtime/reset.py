@@ -15,7 +15,7 @@ import orjson
 from semel import looptime
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcError, TopicInfo
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
@@ -66,6 +66,8 @@ async def reset(
         raise RecoveryError(f"source topic {', '.join(missing)} does not exist; create it, then reset")
     tasks = max(found[name].partitions for name in plan.sources)
     offsets = await _target_offsets(plan, broker, {n: found[n].partitions for n in plan.sources}, to)
+    for name in plan.state_logs:
+        await _check_owner(plan, broker, clock, name)
 
     writer = Writer(
         broker,
@@ -117,7 +119,9 @@ async def reset(
             for name in plan.sources
             if (begin := offsets.get(TP(name, task), -1)) >= 0
         }
-        position = Position(at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs)
+        position = Position(
+            at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs, types=plan.types()
+        )
         tp = TP(plan.positions_topic, task)
         outs.append(Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
         outs.append(Out(tp, NO_TIMESTAMP, positions.BEGAN_KEY, began, ()))
@@ -126,25 +130,48 @@ async def reset(
     return offsets
 
 
+async def _fetch(broker: Broker, tp: TP, at: int) -> Fetched | None:
+    """What stands there; None where nothing came."""
+    node = (await broker.leaders([tp])).get(tp)
+    if node is None:
+        return None
+    fetched = (await broker.fetch(node, {tp: at}, committed=True, max_wait_ms=50, max_bytes=1 << 20,
+                                  partition_max_bytes=1 << 20, purpose="restore")).get(tp)  # fmt: skip
+    return None if fetched is None or fetched.error or fetched.next_offset == at else fetched
+
+
+async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str) -> None:
+    """RecoveryError where another app's positions have that log: it is not ours to delete."""
+    there = await broker.topics([f"{app}-positions" for app in plan.others_of(log)])
+    for name, info in there.items():
+        if any(log in position.logs for position in await _positions(broker, clock, info)):
+            app = name.removesuffix("-positions")
+            raise RecoveryError(
+                f"{log!r} holds state of app {app!r}, and {plan.app!r} has a table whose changelog has the same name: give the "
+                f"table or the app another name, then reset. If {app!r} is no more, delete {name}"
+            )
+
+
 async def _output_topics(broker: Broker, clock: Clock, topic: TopicInfo) -> set[str]:
     """Where outputs went, by the position records: also those that the declaration does not name."""
-    found: set[str] = set()
+    return {name for position in await _positions(broker, clock, topic) for name in position.outputs}
+
+
+async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> list[Position]:
+    """All that a topic of positions holds."""
+    found: list[Position] = []
     tps = [TP(topic.name, p) for p in range(topic.partitions)]
     at, ends = await broker.list_offsets(tps, EARLIEST), await broker.list_offsets(tps, LATEST, committed=True)
     for tp in tps:
         while at[tp] < ends[tp]:
-            node = (await broker.leaders([tp])).get(tp)
-            fetched = None
-            if node is not None:
-                fetched = (await broker.fetch(node, {tp: at[tp]}, committed=True, max_wait_ms=50, max_bytes=1 << 20,
-                                              partition_max_bytes=1 << 20, purpose="restore")).get(tp)  # fmt: skip
-            if fetched is None or fetched.error or fetched.next_offset == at[tp]:
+            fetched = await _fetch(broker, tp, at[tp])
+            if fetched is None:
                 await clock.sleep(0.05)
                 continue
             at[tp] = fetched.next_offset
             for record in fetched.records:
                 if record.key == positions.KEY and record.value is not None:
-                    found |= set(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}").outputs)
+                    found.append(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}"))
     return found
 
 

@@ -10,12 +10,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
+from semel.runtime.changed import changes
 from semel.runtime.decide import behind, check_logs, decide
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
+from semel.runtime.owners import Owners
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
 from semel.runtime.topics import Topics
@@ -53,6 +57,8 @@ class Restorer:
         own_id: str,
     ) -> None:
         self._topics = topics
+        self._types = ""
+        self._said: set[str] = set()
         self._clock = clock
         self._pass = failpoints
         self._store = store
@@ -67,6 +73,8 @@ class Restorer:
             own_id=own_id,
             transaction_timeout_ms=settings.transaction_timeout_ms,
         )
+        self._owners = Owners(plan, broker, self._logs, clock)
+        self.confirm = self._owners.confirm
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> Position:
         """The task's committed position; its store is up to it. RecoveryError where a person must decide.
@@ -118,16 +126,33 @@ class Restorer:
         if behind(task.partition, held.position, group_offsets) and await self._changes(task, group_offsets):
             # What was committed meanwhile is in the logs, too: all of it again, in the order of the rule.
             return await self.restore(task, topics)
+        if not self._types:
+            self._types = self._plan.types()
+        await self._owners.check(task, held.position, topics)
         position = decide(
-            self._plan, task.partition, task.topics, held.position, group_offsets, topics, adopt=self._settings.adopt,
-            holds_state=held.position is None and task.holds_state,
+            self._plan, task.partition, task.topics, held.position, group_offsets, topics, types=self._types,
+            adopt=self._settings.adopt, holds_state=held.position is None and task.holds_state,
         )  # fmt: skip
+        if held.position is not None:
+            self._say(changes(self._plan, held.position, self._types).notes)
+            before = held.position
+            task.redeclared = (before.shape, before.types) != (position.shape, position.types)
         task.stamp_offset = held.offset
         batch = self._store.batch()
         batch.meta(task.partition, task_meta(task, held.position, began_ms))
         self._store.write(batch)
         await self._pass("restore.end")
         return position
+
+    async def starts(self, tps: list[TP]) -> dict[TP, int]:
+        return await self._logs.starts(tps)
+
+    def _say(self, notes: list[str]) -> None:
+        """Once each, though every task finds the same."""
+        for note in notes:
+            if note not in self._said:
+                self._said.add(note)
+                log.warning("%s", note)
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
@@ -227,6 +252,10 @@ class Restorer:
                 there = positions.decode(found.value, f"{tp.topic}[{tp.partition}]@{offset}")
                 if there.stamp != position.stamp:
                     return f"{tp.topic}@{offset} was written by {there.stamp}, not by {position.stamp}"
+        if task.marks is not None and position is not None and position.shape:
+            rule: dict[str, Any] = orjson.loads(position.shape)["dedup"] or {}
+            if meta.get("window_ms", rule.get("window_ms", task.marks.window_ms)) != task.marks.window_ms:
+                return "its dedup marks are filed by another window"
         return None
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:

@@ -160,11 +160,28 @@ class TakeOver:
         if fresh:
             elder = await self._eldest() if task.partition else None
             position = await self._begin(task, position, fresh, elder)
+        await self._check_former(task, position)
         task.committed = position
         task.open_anew()
         # Where it began is remembered at once: at the latest record it may not begin later another time, and tools that show
         # how far a group is show nothing of partitions that it has no offset of.
-        task.touched = bool(fresh) or task.unseen
+        task.touched = bool(fresh) or task.unseen or task.redeclared
+
+    async def _check_former(self, task: Task, position: positions.Position) -> None:
+        """An agent that was taken out once goes on where it stood. TopicChanged where that is gone from the topic."""
+        for cursor in task.cursors.values():
+            at, name = position.topics[cursor.tp.topic], cursor.agent.name
+            stood = at.former.get(name)
+            if stood is None or stood >= at.cursors.get(name, at.next):
+                continue
+            start = (await self._restorer.starts([cursor.tp]))[cursor.tp]
+            if start > stood:
+                raise TopicChanged(
+                    f"agent {name!r} of {self._plan.app!r} was taken out of the app when it stood at offset {stood} of "
+                    f"{cursor.tp.topic}[{cursor.tp.partition}], which begins at {start} now: what lies between is gone. Give "
+                    "the agent another name, and it begins where the app stands"
+                )
+            log.info("agent %s goes on where it stood, at %d of %s[%d]", name, stood, *cursor.tp)
 
     async def _eldest(self) -> positions.Position | None:
         """What the task that was there from the first has recorded, if it has yet."""

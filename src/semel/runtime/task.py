@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -148,13 +149,21 @@ class Task:
         # Outputs with lineage, by topic.
         self.outputs: dict[str, int] = {}
         self.topics: dict[str, tuple[str, int]] = {}
+        # What its rows are of while they are migrated, and how far that came (rule 24).
+        self.shape = self.types = ""
+        self.migrating: dict[str, tuple[str, str]] = {}
         self.logs: dict[str, dict[str, Any]] = {}
         # The offset of the last committed position record; -1: not known.
         self.stamp_offset = -1
+        # Logs of state that the app is to claim before it writes there, and the claims of the epoch being sealed.
+        self.unclaimed: set[str] = set()
+        self.claims: dict[str, int] = {}
         self.holder: object | None = None
         self.touched = False
         # The group has no offset of one of its partitions.
         self.unseen = False
+        # Its last position record is of another declaration, or of a version that noted less of it.
+        self.redeclared = False
         self.restored = 0
         self.to_restore = 0
         self.restoring_since = 0.0
@@ -183,12 +192,14 @@ class Task:
         self.stream = self.committed.stream_time
         self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
         self.outputs = dict(self.committed.outputs)
+        self.shape, self.types, self.migrating = self.committed.shape, self.committed.types, self.committed.migrating
         self.touched = False
         self.holder = None
         for cursor in self.cursors.values():
             at = self.committed.topics.get(cursor.tp.topic)
             if at is not None:
-                cursor.seek(at.cursors.get(cursor.agent.name, at.next))
+                name = cursor.agent.name
+                cursor.seek(at.cursors.get(name, at.former.get(name, at.next)))
 
     def position(
         self,
@@ -196,7 +207,6 @@ class Task:
         writer: str,
         epoch: int,
         at_ms: int,
-        shape: str,
         logs: dict[str, str] | None = None,
         sinks: dict[str, Sink] | None = None,
     ) -> Position:
@@ -208,12 +218,22 @@ class Task:
             lowest = min(at.values())
             ahead = {name: offset for name, offset in at.items() if offset > lowest}
             before = self.committed.topics.get(topic)
-            first, born = (before.first, before.born) if before is not None else (-1, partitions)
-            topics[topic] = TopicPosition(topic_id, partitions, lowest, ahead, first=first, born=born)
+            before = before if before is not None else TopicPosition(topic_id, partitions, -1, born=partitions)
+            former = {name: offset for name, offset in before.former.items() if name not in at}
+            topics[topic] = replace(
+                before, id=topic_id, partitions=partitions, next=lowest, cursors=ahead, done=(), former=former
+            )
+        committed = self.committed
         return Position(
-            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, shape, logs or {}, dict(self.outputs),
-            self.committed.readers, self.committed.passed, {**self.committed.sinks, **(sinks or {})},
+            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
+            committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
+            committed.left, self.claims,
         )  # fmt: skip
+
+    def hashed_from(self, topic: str) -> int:
+        """Marks of records of the topic before this offset have payload hashes of another `compare=`."""
+        at = self.committed.topics.get(topic)
+        return 0 if at is None else at.hashed_from
 
     def source_tps(self) -> list[TP]:
         return [TP(topic, self.partition) for topic in self.topics]
@@ -237,6 +257,7 @@ def task_meta(task: Task, position: Position | None, at_ms: int) -> dict[str, An
         "logs": task.logs,
         "position": position.to_json() if position is not None else None,
         "buckets": {str(b): o for b, o in task.marks.buckets.items()} if task.marks is not None else {},
+        "window_ms": task.marks.window_ms if task.marks is not None else None,
         "at": at_ms,
         "stamp": task.stamp_offset,
     }

@@ -96,6 +96,7 @@ class DedupFilter:
         window, wall = rule.window_ms, s.wall_ms
         if not self._said_keyless:
             self._see_keys(s, records)
+        hashed_from = task.hashed_from(s.cursor.tp.topic)
         ids = self._ids(values, records)
         known: dict[bytes, bytes] = marks.stored([i for i in ids if type(i) is bytes]) if marks.buckets else {}
         seen = host.landings
@@ -146,7 +147,10 @@ class DedupFilter:
                 seen = host.landings
             payload = payload_of(value, record)
             raw = marks.open.get(key) or marks.sealed.get(key) or known.get(key)
-            if raw is None or (verdict := judge(unpack(raw), record.offset, payload, stream, window)) is Verdict.FRESH:
+            if (
+                raw is None
+                or (verdict := judge(unpack(raw), record.offset, payload, stream, window, hashed_from)) is Verdict.FRESH
+            ):
                 undo.append((marks, key, key, marks.open.get(key, MISSING)))
                 marks.mark(key, pack(record.offset, at, filed, payload, DONE))
             elif self._known(s, verdict, record, raw):
@@ -204,7 +208,9 @@ class DedupFilter:
         if raw is not None:
             # A late event is protected for a whole window, in which its redelivery is later still.
             stream_ms = s.cursor.task.stream_ms or 0
-            found = judge(unpack(raw), record.offset, self._payload_of(value, record), stream_ms, rule.window_ms)
+            hashed_from = s.cursor.task.hashed_from(s.cursor.tp.topic)
+            payload = self._payload_of(value, record)
+            found = judge(unpack(raw), record.offset, payload, stream_ms, rule.window_ms, hashed_from)
             if found is not Verdict.FRESH:
                 return self._known(s, found, record, raw)
         why = f"event time {at_ms} is older than stream time less the dedup window"

@@ -60,12 +60,17 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     return Timed(StreamTime(max(now, reach)), None, max(now, reach))
 
 
-def judge(mark: Mark | None, offset: int, payload: int, stream_ms: int, window_ms: int) -> Verdict:
-    """What an event is to the mark of its id. A mark whose window is over protects no more."""
+def judge(
+    mark: Mark | None, offset: int, payload: int, stream_ms: int, window_ms: int, hashed_from: int = 0
+) -> Verdict:
+    """What an event is to the mark of its id. A mark whose window is over protects no more.
+
+    `hashed_from`: marks of records before it have hashes that say nothing of today's payload.
+    """
     if mark is None:
         return Verdict.FRESH
     if mark.offset == offset:
         return Verdict.REPLAYED
     if stream_ms > mark.filed_at + window_ms:
         return Verdict.FRESH
-    return Verdict.DUPLICATE if mark.payload == payload else Verdict.CONFLICT
+    return Verdict.DUPLICATE if mark.payload == payload or mark.offset < hashed_from else Verdict.CONFLICT

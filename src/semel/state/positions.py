@@ -2,8 +2,9 @@
 
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
-position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`,
-`readers`, `passed`, `born`, `sinks`) may be absent; a reader of the same version passes over what it does not know.
+position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
+`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`) may be absent; a reader of the
+same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class TopicPosition:
     """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further.
 
     `first`: where the task began; -1 where that was not noted. `born`: how many partitions the topic had when the app
-    began to read it; 0 where that was not noted.
+    began to read it; 0 where that was not noted. `former`: where agents stand that were declared once, to go on there.
+    `hashed_from`: marks of records before it have the payload hash of another `compare=`.
     """
 
     id: str
@@ -38,11 +40,29 @@ class TopicPosition:
     done: tuple[tuple[int, int], ...] = ()
     first: int = -1
     born: int = 0
+    former: dict[str, int] = field(default_factory=dict[str, int])
+    hashed_from: int = 0
 
     @property
     def since(self) -> int:
         """From which partition on they came later than the app."""
         return self.born or self.partitions
+
+    def to_json(self) -> dict[str, Any]:
+        found = {
+            "id": self.id,
+            "partitions": self.partitions,
+            "next": self.next,
+            "cursors": self.cursors,
+            "done": self.done,
+            "first": self.first,
+            "born": self.born,
+        }
+        if self.former:
+            found["former"] = self.former
+        if self.hashed_from:
+            found["hashed_from"] = self.hashed_from
+        return found
 
 
 class Sink(NamedTuple):
@@ -72,8 +92,11 @@ class Position:
     `outputs`: how many outputs with lineage went to each topic since the task began.
     `readers`: whose events the counts and marks are of, as `Plan.readers` names them, also such that are declared no more.
     `passed`: which of `missing`, `conflict` and `late` was ever declared as "pass", so that events took effect without a
-    mark. Both are empty where they were not noted.
+    mark; and "window" and "compare" where these changed. Both are empty where they were not noted.
     `sinks`: what is known of each topic that outputs go to.
+    `types`: what rows look like (`Plan.types`). `migrating`: of tables whose rows are being migrated the last key that is, in
+    hex, and to what; `shape` and `types` are the old ones until the end. `left`: topics that were sources once.
+    `claims`: logs that the app is about to write to for the first time, and since when, in ms.
     """
 
     topics: dict[str, TopicPosition]
@@ -89,25 +112,18 @@ class Position:
     readers: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     sinks: dict[str, Sink] = field(default_factory=dict[str, Sink])
+    types: str = ""
+    migrating: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    left: dict[str, TopicPosition] = field(default_factory=dict[str, TopicPosition])
+    claims: dict[str, int] = field(default_factory=dict[str, int])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "v": VERSION,
-            "topics": {
-                name: {
-                    "id": t.id,
-                    "partitions": t.partitions,
-                    "next": t.next,
-                    "cursors": t.cursors,
-                    "done": t.done,
-                    "first": t.first,
-                    "born": t.born,
-                }
-                for name, t in self.topics.items()
-            },
+            "topics": {name: t.to_json() for name, t in self.topics.items()},
             "stream_time": self.stream_time.ms,
             "pending": self.stream_time.pending,
             "counts": self.counts,
@@ -121,7 +137,15 @@ class Position:
             "readers": self.readers,
             "passed": self.passed,
             "sinks": {name: [*sink] for name, sink in self.sinks.items()},
+            "types": self.types,
         }
+        if self.migrating:
+            found["migrating"] = self.migrating
+        if self.claims:
+            found["claims"] = self.claims
+        if self.left:
+            found["left"] = {name: t.to_json() for name, t in self.left.items()}
+        return found
 
     @property
     def stamp(self) -> tuple[str, int, int]:
@@ -144,18 +168,7 @@ def from_json(found: dict[str, Any]) -> Position:
     if found["v"] != VERSION:
         raise ValueError(f"record version {found['v']!r}, this version of semel reads {VERSION}")
     return Position(
-        topics={
-            name: TopicPosition(
-                t["id"],
-                t["partitions"],
-                t["next"],
-                dict(t["cursors"]),
-                tuple((a, b) for a, b in t["done"]),
-                t.get("first", -1),
-                t.get("born", 0),
-            )
-            for name, t in found["topics"].items()
-        },
+        topics={name: _topic(t) for name, t in found["topics"].items()},
         stream_time=StreamTime(found["stream_time"], tuple(found["pending"])),
         counts=dict(found["counts"]),
         generation=found["generation"],
@@ -168,6 +181,24 @@ def from_json(found: dict[str, Any]) -> Position:
         readers=tuple(found.get("readers", ())),
         passed=tuple(found.get("passed", ())),
         sinks={name: Sink(*sink) for name, sink in found.get("sinks", {}).items()},
+        types=found.get("types", ""),
+        migrating={name: (upto, to) for name, (upto, to) in found.get("migrating", {}).items()},
+        left={name: _topic(t) for name, t in found.get("left", {}).items()},
+        claims=dict(found.get("claims", {})),
+    )
+
+
+def _topic(found: dict[str, Any]) -> TopicPosition:
+    return TopicPosition(
+        found["id"],
+        found["partitions"],
+        found["next"],
+        dict(found["cursors"]),
+        tuple((a, b) for a, b in found["done"]),
+        found.get("first", -1),
+        found.get("born", 0),
+        dict(found.get("former", {})),
+        found.get("hashed_from", 0),
     )
 
 

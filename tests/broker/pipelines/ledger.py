@@ -2,7 +2,7 @@
 
 Run by `semel worker ledger` with this folder as the project. `PIPELINE` in the environment names it, so that every test
 has topics and a group of its own; `HANDLER_S` makes each payment take that long, with the event loop free meanwhile;
-`WINDOW_DAYS` is the dedup window.
+`BALANCE` is the type of a balance.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from semel import Dedup, Pipeline, Table, Topic
 
 NAME = os.environ["PIPELINE"]
 HANDLER_S = float(os.environ.get("HANDLER_S", "0"))
-WINDOW = timedelta(days=int(os.environ.get("WINDOW_DAYS", "7")))
+WINDOW = timedelta(days=7)
+BALANCE = {"int": int, "float": float}[os.environ.get("BALANCE", "int")]
 
-balances = Table("balances", key=str, value=int, default=int)
+balances = Table("balances", key=str, value=BALANCE, default=BALANCE)
 
 
 @dataclass

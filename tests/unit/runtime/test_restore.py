@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import orjson
 import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
+from semel.plan import Plan
 from semel.port import TP, Producer
 from semel.runtime.reset import reset
 from semel.runtime.restore import BEHIND_S
@@ -21,7 +24,7 @@ from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, lose_answer, refuse
-from tests.unit.runtime.harness import APP, Payment, Worker, World, check_store, payments_pipeline
+from tests.unit.runtime.harness import APP, Payment, Settlement, Worker, World, check_store, payments_pipeline
 
 REBUILT = "rebuilt from the changelogs"
 
@@ -475,6 +478,7 @@ async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_comp
         for record in world.cluster.log(TP(f"{APP}-positions", p)).committed():
             if record.key == positions.KEY:
                 found = orjson.loads(record.value or b"")
+                found.pop("types")
                 assert set(found.pop("logs")) == {f"{APP}-{n}-changelog" for n in ("balances", "journals", "dedup")}
                 record.value = orjson.dumps(found)
     world.lose_store("w1")
@@ -532,38 +536,436 @@ async def test_a_store_whose_restore_was_broken_off_is_no_younger_for_it(world: 
     store.close()
 
 
+# ---------------------------------------------------------------------- names that meet
+
+
+def sums(app: str, table: str, amount: int) -> Pipeline:
+    """Two of these may have one changelog: app `pay` with table `eu-sums`, app `pay-eu` with table `sums`."""
+    rows = Table(table, key=str, value=int, default=int)
+
+    def add(payment: Payment) -> None:
+        rows[payment.account] += amount
+
+    return Pipeline(app, source=Topic("payments", key=str, value=Payment), agent=add, tables=[rows])
+
+
+def start_app(world: World, pipeline: Pipeline, name: str) -> Worker:
+    world.plan = pipeline.plan  # type: ignore[method-assign]
+    return world.start(name)
+
+
+def sums_in(worker: Worker, table: str) -> dict[str, int]:
+    return {k.decode(): int(v) for t in worker.engine.tasks.values() for k, v in t.tables[table].scan()}
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 5.0])
+async def test_of_two_apps_with_one_changelog_the_second_is_refused(world: World, apart_s: float) -> None:
+    pay, pay_eu = sums("pay", "eu-sums", 1), sums("pay-eu", "sums", 1000)
+    first = start_app(world, pay, "p1")
+    await asyncio.sleep(apart_s)
+    second = start_app(world, pay_eu, "e1")
+    over: list[Worker] = []
+    async with asyncio.timeout(60):
+        while not over:
+            await asyncio.sleep(0.1)
+            over = [w for w in (first, second) if w.over]
+    refused = {w.name: await fate(world, w) for w in over}
+    for error in refused.values():
+        assert isinstance(error, TopicChanged)
+        assert "pay-eu-sums-changelog" in str(error) and "'pay'" in str(error) and "'pay-eu'" in str(error)
+    assert apart_s == 0 or set(refused) == {"e1"}
+    for name in ("p1", "e1"):
+        if name not in refused:
+            await (first if name == "p1" else second).stop()
+    # Whoever has a partition keeps it, and whoever has not never takes it: also at the next start, and without its disk.
+    if set(refused) == {"e1"}:
+        for _ in range(10):
+            world.pay("a1")
+        for lost in (False, True):
+            if lost:
+                world.lose_store("e1")
+                world.lose_store("p1")
+            await asyncio.sleep(61)
+            error = await fate(world, start_app(world, pay_eu, "e1"))
+            assert isinstance(error, TopicChanged) and "same name" in str(error)
+            owner = start_app(world, pay, "p1")
+            await world.until(lambda owner=owner: sums_in(owner, "eu-sums") == {"a1": 10})
+            await owner.stop()
+
+
+async def test_a_changelog_that_had_an_owner_before_owners_were_noted_is_nobody_elses(world: World) -> None:
+    pay, pay_eu = sums("pay", "eu-sums", 1), sums("pay-eu", "sums", 1000)
+    first = start_app(world, pay, "p1")
+    await world.until_running(first)
+    for n in range(10):
+        world.pay(f"a{n}")
+    await world.until(lambda: len(sums_in(first, "eu-sums")) == 10)
+    await first.stop()
+    for p in range(world.partitions):
+        for record in world.cluster.log(TP("pay-positions", p)).committed():
+            if record.key == positions.KEY:
+                found = orjson.loads(record.value or b"")
+                for name in ("types", "claims"):
+                    found.pop(name, None)
+                record.value = orjson.dumps(found)
+    world.lose_store("p1")
+    assert isinstance(await fate(world, start_app(world, pay_eu, "e1")), TopicChanged)
+    owner = start_app(world, pay, "p1")
+    await world.until_running(owner)
+    assert len(sums_in(owner, "eu-sums")) == 10
+
+
+async def test_a_table_whose_changelog_holds_rows_of_an_earlier_life_is_refused(world: World) -> None:
+    world.pipeline = declared()
+    await settled(world, 40)
+    log = f"{APP}-counts-changelog"
+    world.cluster.create_topic(log, world.partitions, {"cleanup.policy": "compact"})
+    world.cluster.write(TP(log, 0), [(b"a1", b"7")])
+    world.pipeline = declared(extra="counts")
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged)
+    assert log in str(error) and "did not write" in str(error)
+
+
+async def test_a_reset_deletes_no_other_apps_state(world: World) -> None:
+    first = start_app(world, sums("pay", "eu-sums", 1), "p1")
+    await world.until_running(first)
+    await first.stop()
+    await asyncio.sleep(15)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    plan = sums("pay-eu", "sums", 1).plan()
+    with pytest.raises(RecoveryError, match="holds state of app 'pay'"):
+        await reset(plan, EngineSettings(), broker, world.clock, "earliest", say=lambda text: None)
+    assert "pay-eu-sums-changelog" in world.cluster.topics()
+
+
 # ---------------------------------------------------------------------- declarations that change (rule 24)
 
 
-def declared(**changed: object) -> Pipeline:
-    async def settle(payments: object) -> None:
-        async for payment in payments:  # type: ignore[attr-defined]
-            balances[payment.account] += payment.amount
+def declared(**changed: Any) -> Pipeline:
+    """Balances by account; `value`, `migrate`, `version`, `book(balances, payment)` of them; `extra`, another table."""
+
+    def add(balances: Table, payment: Payment) -> None:
+        balances[payment.account] += payment.amount
+
+    book = changed.get("book", add)
+
+    async def settle(payments: Any) -> Any:
+        async for payment in payments:
+            book(balances, payment)
             if extra is not None:
                 extra[payment.account] += 1
+            yield Settlement(payment.id, payment.account, 0)
 
-    balances = Table("balances", key=str, value=changed.get("value", int), default=int)
+    value = changed.get("value", int)
+    more = {name: changed[name] for name in ("migrate", "version") if name in changed}
+    balances = Table("balances", key=str, value=value, default=changed.get("default", int), **more)
     name = changed.get("extra")
     extra = Table(str(name), key=str, value=int, default=int) if name else None
     tables = [balances, extra] if extra is not None else [balances]
-    dedup = Dedup("id", window=timedelta(days=int(str(changed.get("days", 7)))))
-    return Pipeline(APP, source=Topic("payments", key=str, value=Payment), dedup=dedup, agent=settle, tables=tables)
+    rule = {"conflict": changed.get("conflict", "quarantine"), "compare": changed.get("compare")}
+    dedup = Dedup(changed.get("id", "id"), window=timedelta(days=changed.get("days", 7)), **rule)
+    source = Topic(changed.get("source", "payments"), key=str, value=Payment)
+    sink = Topic("settlements", key=str, value=Settlement)
+    return Pipeline(APP, source=source, dedup=dedup, agent=settle, tables=tables, sink=sink)
 
 
-@pytest.mark.parametrize("change", [{"days": 3}, {"value": float}, "table gone"])
-async def test_a_changed_shape_is_refused_and_nothing_is_touched(world: World, change: object) -> None:
+@pytest.mark.parametrize("change", [{"value": float}, {"version": 2}, {"id": "account"}, "table gone"], ids=str)
+async def test_a_changed_shape_is_refused_and_nothing_is_touched(world: World, change: Any) -> None:
     world.pipeline = declared(extra="counts") if change == "table gone" else declared()
     await settled(world, 60)
     before = [r.value for log in world.cluster.committed(f"{APP}-balances-changelog") for r in log]
-    world.pipeline = declared() if change == "table gone" else declared(**change)  # type: ignore[arg-type]
+    world.pipeline = declared() if change == "table gone" else declared(**change)
     error = await fate(world, world.start())
     assert isinstance(error, ShapeChanged)
+    assert "migrate=" in str(error) and "another name" in str(error)
     assert [r.value for log in world.cluster.committed(f"{APP}-balances-changelog") for r in log] == before
     # Declared as it was, it goes on.
     world.pipeline = declared(extra="counts") if change == "table gone" else declared()
     world.pay_many(10)
     world.start()
     await world.drained(within_s=60)
+
+
+@dataclass
+class Account:
+    balance: int
+
+
+@dataclass
+class Konto:
+    balance: int
+    currency: str = "EUR"
+
+
+@dataclass
+class Renamed:
+    amount: int = 0
+
+
+@dataclass
+class Required:
+    balance: int
+    currency: str
+
+
+def to_account(made: Any) -> Any:
+    def book(balances: Table, payment: Payment) -> None:
+        old = balances.get(payment.account)
+        balances[payment.account] = made((old.balance if old else 0) + payment.amount)
+
+    return book
+
+
+def rows_of(worker: Worker) -> dict[str, Any]:
+    tasks = worker.engine.tasks.values()
+    return {k.decode(): t.tables["balances"].decode(v) for t in tasks for k, v in t.tables["balances"].scan()}
+
+
+async def test_a_renamed_class_and_a_field_with_a_default_go_on_with_the_old_rows(world: World) -> None:
+    world.pipeline = declared(value=Account, default=None, book=to_account(Account))
+    world.pay("a1", 10)
+    await (await settled_by(world)).stop()
+    for balance in (11, 12):
+        world.pipeline = declared(value=Konto, default=None, book=to_account(Konto))
+        world.pay("a1", 1)
+        worker = await settled_by(world)
+        assert rows_of(worker) == {"a1": Konto(balance)}
+        await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (Renamed, "field balance is gone, and what stands in it would be lost"),
+        (Required, "field currency is new and has no default"),
+    ],
+)
+async def test_a_row_type_that_would_lose_or_miss_something_is_refused(world: World, now: Any, why: str) -> None:
+    world.pipeline = declared(value=Account, default=None, book=to_account(Account))
+    world.pay("a1", 10)
+    await (await settled_by(world)).stop()
+    world.pipeline = declared(value=now, default=None, book=to_account(now))
+    error = await fate(world, world.start())
+    assert isinstance(error, ShapeChanged)
+    assert why in str(error) and "'balances'" in str(error) and "migrate=" in str(error)
+
+
+async def test_state_of_a_version_that_noted_no_types_is_compared_by_their_names(world: World) -> None:
+    world.pipeline = declared(value=Account, default=None, book=to_account(Account))
+    world.pay("a1", 10)
+    await (await settled_by(world)).stop()
+    forget_types(world)
+    world.lose_store("w1")
+    world.pipeline = declared(value=Konto, default=None, book=to_account(Konto))
+    assert isinstance(await fate(world, world.start()), ShapeChanged)
+    world.pipeline = declared(value=Account, default=None, book=to_account(Account))
+    world.pay("a1", 1)
+    worker = await settled_by(world)
+    assert rows_of(worker) == {"a1": Account(11)}
+    await worker.stop()
+    # From now on they are known.
+    world.pipeline = declared(value=Konto, default=None, book=to_account(Konto))
+    assert rows_of(await settled_by(world)) == {"a1": Konto(11)}
+
+
+def forget_types(world: World) -> None:
+    """What the position records of earlier versions did not have."""
+    for p in range(world.partitions):
+        for record in world.cluster.log(TP(f"{APP}-positions", p)).committed():
+            if record.key == positions.KEY:
+                found = orjson.loads(record.value or b"")
+                found.pop("types")
+                record.value = orjson.dumps(found)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("crash", [None, "commit.before_store", "barrier.after_seal", "restore.end"])
+async def test_rows_are_migrated_once_each_before_any_event_sees_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, noted: bool, crash: str | None
+) -> None:
+    monkeypatch.setattr("semel.runtime.migrate.CHUNK_ROWS", 3)
+    world.pipeline = declared()
+    for n in range(16):
+        world.pay(f"a{n}", 10 + n)
+    await (await settled_by(world)).stop()
+    if not noted:
+        forget_types(world)
+        world.lose_store("w1")
+
+    def migrated(old: Any) -> Required:
+        assert isinstance(old, int), "a row was migrated twice"
+        return Required(old, "EUR")
+
+    def book(balances: Table, payment: Payment) -> None:
+        balances[payment.account].balance += payment.amount
+
+    new = declared(value=Required, default=None, migrate=migrated, book=book)
+    world.pipeline = new
+    world.pay("a3", 100)
+    for nth in (2, 3) if crash else ():
+        worker = world.start()
+        reached = worker.kill_at(crash, nth)
+        await world.until(lambda reached=reached: reached.is_set() or world.is_drained())
+        worker.kill()
+        await worker.gone()
+        if (
+            nth == 2
+            and crash == "commit.before_store"
+            and any(at.migrating for at in world.committed_positions().values())
+        ):
+            # Half of the rows are new: neither the old declaration nor a third one may read them.
+            for other in (declared(), declared(value=float, migrate=float)):
+                world.pipeline = other
+                assert "half migrated" in str(await fate(world, world.start("w2")))
+            world.pipeline = new
+    worker = await settled_by(world)
+    assert rows_of(worker) == {f"a{n}": Required(10 + n + (100 if n == 3 else 0), "EUR") for n in range(16)}
+    await worker.stop()
+    assert not any(at.migrating for at in world.committed_positions().values())
+    # The changelog has them, too, and the way there may be taken out of the declaration.
+    world.lose_store("w1")
+    world.pipeline = declared(value=Required, default=None, book=book)
+    assert len(rows_of(await settled_by(world))) == 16
+
+
+async def test_a_migration_that_fails_names_the_row_and_the_error(world: World) -> None:
+    world.pipeline = declared()
+    world.pay("a1", 10)
+    await (await settled_by(world)).stop()
+    world.pipeline = declared(value=str, migrate=lambda old: old)
+    error = await fate(world, world.start())
+    assert isinstance(error, ShapeChanged)
+    assert "row b'a1'" in str(error) and "expected str, got int" in str(error)
+
+
+async def test_a_window_may_change_and_marks_stay_findable(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pipeline = declared(days=7)
+    now_ms = int(world.clock.time() * 1000)
+    day = 86_400_000
+    for n in range(6):
+        world.pay(f"a{n}", 1, id=f"p{n}", at_ms=now_ms - (6 - n) * day)
+    await (await settled_by(world)).stop()
+    for days in (14, 1, 30):
+        world.pipeline = declared(days=days)
+        world.pay("a5", 1, id="p5", at_ms=now_ms)
+        worker = await settled_by(world)
+        assert f"is {days * day} ms" in caplog.text
+        await worker.stop()
+    counts = [at.counts for at in world.committed_positions().values()]
+    assert sum(c["conflicts"] + c["duplicates"] for c in counts) == 3
+    assert sum(c["out"] for c in counts) == 6
+
+
+@pytest.mark.parametrize("conflict", ["quarantine", "pass"])
+async def test_another_compare_makes_no_conflicts_of_events_from_before(world: World, conflict: str) -> None:
+    world.pipeline = declared(conflict=conflict)
+    event = world.pay("a1", 10)
+    await (await settled_by(world)).stop()
+    world.pipeline = declared(compare=["amount"], conflict=conflict)
+    world.write({**event, "fails": 0}, "a1")
+    later = world.pay("a1", 5)
+    world.write({**later, "amount": 6}, "a1")
+    worker = await settled_by(world)
+    counts = worker.engine.tasks[world.place("a1").partition].counts
+    # Of the later one there is a hash by the new rule.
+    assert counts["duplicates"] == 1
+    assert counts["out"] == (2 if conflict == "quarantine" else 3)
+    assert counts["conflicts"] == (1 if conflict == "quarantine" else 0)
+
+
+async def test_another_function_as_dedup_key_is_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.pipeline = declared(id=lambda payment: payment.id)
+    await settled(world, 20)
+    world.pipeline = declared(
+        id=lambda payment: (
+            payment.id  # laid out otherwise
+        )
+    )
+    await (await settled_by(world)).stop()
+    assert "dedup key" not in caplog.text
+    world.pipeline = declared(id=lambda payment: payment.id + payment.account)
+    await settled_by(world)
+    assert caplog.text.count("the function that makes the dedup key of 'payments' is another") == 1
+
+
+class Agents:
+    """Plans with several agents of one topic, and what each of them saw."""
+
+    def __init__(self, world: World) -> None:
+        self.seen: dict[str, list[str]] = {}
+        self.world = world
+        self.pipeline = Pipeline(APP, source=Topic("payments", key=str, value=Payment), agent=lambda payment: None)
+
+    def declare(self, *names: str) -> None:
+        def plan() -> Plan:
+            plan = self.pipeline.plan()
+            plan.agents = [replace(plan.agents[0], name=name, run=self._seen_by(name)) for name in names]
+            return plan
+
+        self.world.plan = plan  # type: ignore[method-assign]
+
+    def _seen_by(self, name: str) -> Any:
+        seen = self.seen.setdefault(name, [])
+
+        def handle(payment: Payment) -> None:
+            seen.append(payment.id)
+
+        return handle
+
+
+@pytest.mark.parametrize("others", [("settle",), ("settle", "audit")])
+async def test_an_agent_that_was_taken_out_and_comes_back_misses_nothing(world: World, others: tuple[str, ...]) -> None:
+    agents = Agents(world)
+    ids: list[str] = []
+    for names in (others, (*others, "notify"), others, others, (*others, "notify"), (*others, "notify")):
+        agents.declare(*names)
+        ids += [world.pay()["id"] for _ in range(20)]
+        await (await settled_by(world)).stop()
+    assert sorted(agents.seen["settle"]) == sorted(ids)
+    # It began where the app stood when it came first.
+    assert sorted(agents.seen["notify"]) == sorted(ids[20:])
+
+
+async def test_an_agent_that_comes_back_too_late_is_refused(world: World) -> None:
+    agents = Agents(world)
+    for names in (("settle", "notify"), ("settle",)):
+        agents.declare(*names)
+        for _ in range(20):
+            world.pay()
+        await (await settled_by(world)).stop()
+    for p in range(world.partitions):
+        log = world.cluster.log(TP("payments", p))
+        log.delete_before(log.end)
+    agents.declare("settle", "notify")
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged)
+    assert "'notify'" in str(error) and "another name" in str(error)
+
+
+async def test_another_source_is_said_and_the_first_is_read_on_from_where_it_was_left(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.cluster.create_topic("others", world.partitions)
+    world.pipeline = declared()
+    world.pay("a1", 1)
+    await (await settled_by(world)).stop()
+    world.pipeline = declared(source="others")
+    worker = world.start()
+    await world.until_running(worker)
+    world.cluster.write(TP("others", world.place("a1").partition), [(b"a1", b'{"id":"o1","account":"a1","amount":5}')])
+    await world.until(lambda: sum(at.counts["out"] for at in world.committed_positions().values()) == 2)
+    assert "read payments at offset" in caplog.text
+    await worker.stop()
+    # The group forgets in time; the positions do not.
+    await asyncio.sleep(15)
+    world.cluster.groups._offsets[APP].visible.clear()
+    world.pipeline = declared()
+    world.pay("a1", 1)
+    worker = await settled_by(world)
+    assert rows_of(worker) == {"a1": 7}
+    assert sum(len(log) for log in world.cluster.committed("settlements")) == 3
 
 
 async def test_a_table_that_is_new_starts_empty_beside_rows_that_stay_what_they_were(world: World) -> None:

@@ -1,0 +1,118 @@
+"""Whose a log of state is, where its name does not tell: app `pay` with table `eu-sums`, app `pay-eu` with `sums`.
+
+Before an app writes into such a log for the first time, it says in its position record that it is about to, and looks
+whether another app's position has that log, or says so, too. Each looks after it has spoken, so that one of two sees the
+other. What was said without being settled counts for a while only: its worker may have died.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from semel.errors import RecoveryError, TopicChanged
+from semel.plan import Plan
+from semel.port import TP, Broker, Clock, Record, RpcError, RpcLost, TopicInfo
+from semel.runtime.logreader import LogReader
+from semel.runtime.task import Task
+from semel.stages.answers import needs_a_person
+from semel.state import positions
+from semel.state.positions import Position
+
+log = logging.getLogger("semel.restore")
+
+# An app that has said that it is about to, and has not settled it since, is gone. Longer than any session and commit.
+CLAIM_MS = 60_000
+# Where the newest position stands, unless nothing but other records came since.
+TAIL_OFFSETS = 2_000
+
+
+class Owners:
+    """Checks the logs that a task has not written to yet, as far as its position says."""
+
+    def __init__(self, plan: Plan, broker: Broker, logs: LogReader, clock: Clock) -> None:
+        self._plan = plan
+        self._broker = broker
+        self._logs = logs
+        self._clock = clock
+
+    async def check(self, task: Task, position: Position | None, topics: Mapping[str, TopicInfo]) -> None:
+        """TopicChanged for a log of somebody else's, or with rows from before. `task.unclaimed`: those to be claimed."""
+        task.unclaimed = set()
+        if position is not None and not position.logs and not position.types:
+            # Of a version that noted neither.
+            return
+        for name in self._plan.state_logs:
+            if position is not None and position.logs.get(name) == topics[name].id:
+                continue
+            tp = TP(name, task.partition)
+            if self._plan.others_of(name):
+                await self._check_others(tp)
+                task.unclaimed.add(name)
+            if position is not None and await self._holds_records(tp):
+                raise TopicChanged(
+                    f"{name!r}[{task.partition}] holds records that {self._plan.app!r} did not write, as far as its positions "
+                    "say: another app keeps its state there, or an earlier declaration did. Give the table or the app another "
+                    "name; or delete the topic, if nobody needs it"
+                )
+
+    async def confirm(self, task: Task) -> None:
+        """After a position that claims them is committed. TopicChanged where another app has them, or claims them, too."""
+        for name in task.unclaimed:
+            await self._check_others(TP(name, task.partition))
+        task.unclaimed = set()
+
+    async def _check_others(self, tp: TP) -> None:
+        for app, position in await self._others(tp):
+            claimed = position.claims.get(tp.topic, -CLAIM_MS)
+            if tp.topic in position.logs or int(self._clock.time() * 1000) - claimed < CLAIM_MS:
+                raise TopicChanged(
+                    f"{tp.topic!r} holds state of app {app!r}, and {self._plan.app!r} has a table whose changelog has the same "
+                    f"name: give the table or the app another name. If {app!r} is no more, delete {app}-positions"
+                )
+
+    async def _others(self, tp: TP) -> list[tuple[str, Position]]:
+        """Apps that the log could be of by its name and that are there, with their positions."""
+        names = {f"{app}-positions": app for app in self._plan.others_of(tp.topic)}
+        found: list[tuple[str, Position]] = []
+        for name, info in (await self._topics(list(names))).items():
+            if tp.partition >= info.partitions:
+                continue
+            try:
+                position = await self._newest(TP(name, tp.partition))
+            except RecoveryError as exc:
+                log.info("whether %s is also of app %s is not to be known: %s", tp.topic, names[name], exc)
+                continue
+            if position is not None:
+                found.append((names[name], position))
+        return found
+
+    async def _topics(self, names: list[str]) -> dict[str, TopicInfo]:
+        while True:
+            try:
+                return await self._broker.topics(names)
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise
+                log.debug("metadata: %s", exc)
+                await self._clock.sleep(0.1)
+
+    async def _newest(self, tp: TP) -> Position | None:
+        start, end = (await self._logs.starts([tp]))[tp], (await self._logs.ends([tp]))[tp]
+        for begin in dict.fromkeys((max(start, end - TAIL_OFFSETS), start)):
+            last: Record | None = None
+            reading = self._logs.read(tp, begin, end)
+            while (fetched := await reading.chunk()) is not None:
+                last = next((r for r in reversed(fetched.records) if r.key == positions.KEY), last)
+            if last is not None:
+                where = f"{tp.topic}[{tp.partition}]@{last.offset}"
+                return None if last.value is None else positions.decode(last.value, where)
+        return None
+
+    async def _holds_records(self, tp: TP) -> bool:
+        start, end = (await self._logs.starts([tp]))[tp], (await self._logs.ends([tp]))[tp]
+        reading = self._logs.read(tp, start, end)
+        while (fetched := await reading.chunk()) is not None:
+            if fetched.records:
+                return True
+        return False
