@@ -2,7 +2,8 @@
 
 Before an app writes into such a log for the first time, it says in its position record that it is about to, and looks
 whether another app's position has that log, or says so, too. Each looks after it has spoken, so that one of two sees the
-other. What was said without being settled counts for a while only: its worker may have died.
+other. Where both only say so, the one whose name comes later in the alphabet gives way, and the other waits until what it
+said is so old that its worker cannot commit any more.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from semel.state.positions import Position
 
 log = logging.getLogger("semel.restore")
 
-# An app that has said that it is about to, and has not settled it since, is gone. Longer than any session and commit.
-CLAIM_MS = 60_000
 # Where the newest position stands, unless nothing but other records came since.
 TAIL_OFFSETS = 2_000
 
@@ -30,8 +29,10 @@ TAIL_OFFSETS = 2_000
 class Owners:
     """Checks the logs that a task has not written to yet, as far as its position says."""
 
-    def __init__(self, plan: Plan, broker: Broker, logs: LogReader, clock: Clock) -> None:
+    def __init__(self, plan: Plan, broker: Broker, logs: LogReader, clock: Clock, *, claim_ms: int) -> None:
         self._plan = plan
+        # For so long a worker may still commit after it has said something.
+        self._claim_ms = claim_ms
         self._broker = broker
         self._logs = logs
         self._clock = clock
@@ -47,7 +48,7 @@ class Owners:
                 continue
             tp = TP(name, task.partition)
             if self._plan.others_of(name):
-                await self._check_others(tp)
+                await self._check_others(tp, wait=False)
                 task.unclaimed.add(name)
             if position is not None and await self._holds_records(tp):
                 raise TopicChanged(
@@ -59,17 +60,23 @@ class Owners:
     async def confirm(self, task: Task) -> None:
         """After a position that claims them is committed. TopicChanged where another app has them, or claims them, too."""
         for name in task.unclaimed:
-            await self._check_others(TP(name, task.partition))
+            await self._check_others(TP(name, task.partition), wait=True)
         task.unclaimed = set()
 
-    async def _check_others(self, tp: TP) -> None:
-        for app, position in await self._others(tp):
-            claimed = position.claims.get(tp.topic, -CLAIM_MS)
-            if tp.topic in position.logs or int(self._clock.time() * 1000) - claimed < CLAIM_MS:
-                raise TopicChanged(
-                    f"{tp.topic!r} holds state of app {app!r}, and {self._plan.app!r} has a table whose changelog has the same "
-                    f"name: give the table or the app another name. If {app!r} is no more, delete {app}-positions"
-                )
+    async def _check_others(self, tp: TP, *, wait: bool) -> None:
+        while True:
+            claimed = False
+            for app, position in await self._others(tp):
+                fresh = int(self._clock.time() * 1000) - position.claims.get(tp.topic, 0) < self._claim_ms
+                if tp.topic in position.logs or (fresh and app < self._plan.app):
+                    raise TopicChanged(
+                        f"{tp.topic!r} holds state of app {app!r}, and {self._plan.app!r} has a table whose changelog has the "
+                        f"same name: give the table or the app another name. If {app!r} is no more, delete {app}-positions"
+                    )
+                claimed = claimed or fresh
+            if not (claimed and wait):
+                return
+            await self._clock.sleep(0.2)
 
     async def _others(self, tp: TP) -> list[tuple[str, Position]]:
         """Apps that the log could be of by its name and that are there, with their positions."""

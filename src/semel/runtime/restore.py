@@ -73,7 +73,8 @@ class Restorer:
             own_id=own_id,
             transaction_timeout_ms=settings.transaction_timeout_ms,
         )
-        self._owners = Owners(plan, broker, self._logs, clock)
+        claim_ms = settings.session_timeout_ms + settings.commit_timeout_ms
+        self._owners = Owners(plan, broker, self._logs, clock, claim_ms=claim_ms)
         self.confirm = self._owners.confirm
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> Position:
