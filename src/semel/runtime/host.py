@@ -130,8 +130,7 @@ async def open_engine(
     """Lock a state directory, open the store, make the engine. StateDirectoryError, InstanceTaken, ConfigError.
 
     `client_id`: what brokers know the connections by, else `{app}-{instance}`. `compression`: of what is written.
-    `pages`: the application's own, beside the
-    web views; None: no web server at all.
+    `pages`: the application's own, beside the web views; None: no web server at all.
     """
     if settings.standbys:
         log.warning(
