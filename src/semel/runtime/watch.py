@@ -84,8 +84,10 @@ class TopicWatch:
         """Before an epoch is sent: the sources and logs are what they were. TopicChanged; CommitFailed where nobody says."""
         if not self._plan.sources:
             return
-        until = self._clock.monotonic() + self._settings.commit_timeout_ms / 1000
-        while self._clock.monotonic() - self._looked_at > CONFIRM_S:
+        began = self._clock.monotonic()
+        until = began + self._settings.commit_timeout_ms / 1000
+        # An answer that was asked for since will do, however long it took: brokers may be slow, or ask to wait.
+        while began - self._looked_at > CONFIRM_S:
             try:
                 await self._look()
             except (RpcError, RpcLost) as exc:
