@@ -281,6 +281,8 @@ class Storm:
             "commit_interval_ms": rng.choice([10, 100]),
             "handler_timeout_ms": rng.choice([50, 500, 5_000]),
             "rebuild_age_ms": rng.choice([43_200_000, 43_200_000, 1_000]),
+            # A sixteenth is an epoch: some fifteen events, so that epochs are full, too.
+            "memory_budget_bytes": rng.choice([256 << 20, 128 << 10]),
         }
 
     # -- what else happens

@@ -84,6 +84,7 @@ class Epochs:
         self._transactional_id = transactional_id
         self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
         self._share = shares(settings.memory_budget_bytes)
+        self._least_bytes = min(EPOCH_LEAST_BYTES, self._share.epoch)
         self.carry = CarryOver(settings.carry_over_limit, self._share.carry)
         self._followers = Followers(())
         self.suspects = Suspects()
@@ -191,14 +192,14 @@ class Epochs:
         """After an epoch of `size` bytes was committed in so many seconds: how large the next may be."""
         worker, timeout = self._worker, self._settings.commit_timeout_ms / 1000
         if seconds > timeout / 2:
-            worker.epoch_bytes = max(EPOCH_LEAST_BYTES, min(worker.epoch_bytes, int(size * timeout / seconds / 2)))
+            worker.epoch_bytes = max(self._least_bytes, min(worker.epoch_bytes, int(size * timeout / seconds / 2)))
         elif seconds < timeout / 4:
             worker.epoch_bytes = min(self._share.epoch, worker.epoch_bytes * 2)
 
     def _too_large(self, sealed: Sealed, writer: Writer) -> None:
         """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
         the brokers take what they can, that event is to blame."""
-        worker, least = self._worker, EPOCH_LEAST_BYTES
+        worker, least = self._worker, self._least_bytes
         as_small_as_can_be = worker.epoch_bytes == least or self.suspects.cautious
         worker.epoch_bytes = max(least, min(worker.epoch_bytes, sealed.size) // 4)
         if as_small_as_can_be and sealed.size > least and 0 < writer.acknowledged < writer.to_send:
