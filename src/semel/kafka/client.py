@@ -73,13 +73,17 @@ class Client:
         return await self.ask(node, call, deadline)
 
     async def ask_any(self, call: Call, deadline: float) -> Answer:
-        """Ask whichever broker answers first: those connected, then those known, then the bootstrap addresses."""
+        """Ask whichever broker answers first: those connected, then those known, then the bootstrap addresses.
+
+        One that asked us to wait comes after those that did not, and its wait takes no time from the others.
+        """
         reasons: list[str] = []
-        candidates = self._candidates()
+        candidates = self._candidates(call.api.name)
         for left, address in zip(range(len(candidates) - 1, -1, -1), candidates, strict=True):
             # One that hangs may take half of what is left, so that the next still has its turn.
             now = looptime.now()
             until = deadline if left == 0 else now + (deadline - now) / 2
+            deadline += self.throttles.wait_s(call.api.name, address)
             try:
                 answer = await self._connections_to(address).ask(call, until)
             except RpcLost as lost:
@@ -162,12 +166,12 @@ class Client:
             self._connections[address] = connections
         return connections
 
-    def _candidates(self) -> list[Address]:
+    def _candidates(self, api: str) -> list[Address]:
         known = list(self.cluster.nodes.values())
         random.shuffle(known)
         connected = [address for address in known if self._connections_to(address).any_open]
         in_order = list(dict.fromkeys([*connected, *known, *self._bootstrap]))
-        return sorted(in_order, key=self._unreachable.__contains__)
+        return sorted(in_order, key=lambda at: (self.throttles.wait_s(api, at), at in self._unreachable))
 
 
 async def looked_up(api: str, lookup: Awaitable[V]) -> V:

@@ -198,9 +198,7 @@ def _refused_login(error: BrokerResponseError, options: dict[str, Any]) -> RpcEr
     way = "correct username and password in [broker_security], or give this user a password there"
     if error.errno == _UNSUPPORTED_MECHANISM:
         way = "set broker_security.sasl_mechanism to one that the broker has"
-    detail = (
-        f"{said}; {way} (the login was as {options.get('sasl_plain_username')!r} by {options.get('sasl_mechanism')})"
-    )
+    detail = f"{said}; {way} (the login was by {options.get('sasl_mechanism')})"
     return RpcError("SaslAuthenticate", error.errno, describe(error.errno, detail))
 
 

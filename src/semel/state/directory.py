@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, cast
 import orjson
 
 from semel.errors import InstanceTaken, StateDirectoryError
+
+log = logging.getLogger("semel.store")
 
 FORMAT = 1
 
@@ -111,7 +114,14 @@ def _make_private(path: Path) -> None:
         if not part.exists():
             part.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_mode & 0o077:
-        path.chmod(0o700)
+        try:
+            path.chmod(0o700)
+        except PermissionError as exc:
+            log.warning(
+                "the state directory %s is open to others and belongs to another user, so that this one cannot close it "
+                "(%s); rows of every table lie in it: give it to this user (chown)",
+                path, exc.strerror,
+            )  # fmt: skip
 
 
 def first_free_instance(state_dir: Path, app: str) -> str | None:

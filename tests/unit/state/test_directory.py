@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -50,6 +51,21 @@ def test_a_directory_of_an_earlier_version_becomes_its_users_alone_and_what_is_a
     path.chmod(0o755)
     made(path)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o700, 0o755)
+
+
+def test_a_directory_that_this_user_may_write_but_does_not_own_is_used_and_said_to_be_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.mkdir(parents=True)
+    path.chmod(0o777)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    made(path)
+    [said] = caplog.messages
+    assert str(path) in said and "chown" in said
 
 
 def test_a_directory_is_held_by_one_at_a_time(path: Path) -> None:
