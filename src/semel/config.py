@@ -405,13 +405,21 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+_SECURES = "|".join(map(str.upper, BrokerSecurity.model_fields))
+# `protocol` alone may be anybody's.
+_FOR_SECURITY = re.compile(
+    rf"{PREFIX}(BROKER_*SECURITY.*|SASL_.*|(\w*SECURITY_+|BROKER_+)({_SECURES})|(?!PROTOCOL)({_SECURES}))"
+)
+
+
 def _of_security(name: str) -> bool:
-    """Whether an unknown variable was probably meant for `[broker_security]`: it must not end in plaintext."""
-    table, _, inner = name.partition("__")
-    alone = name.removeprefix(PREFIX).lower() in BrokerSecurity.model_fields
-    words = set(name.split("_"))
-    alike = difflib.SequenceMatcher(None, table, _SECURITY).ratio() >= 0.8 if inner else name.startswith(_SECURITY)
-    return alone or alike or bool(words & {"SECURITY", "SASL", "SSL", "TLS"})
+    """Whether an unknown variable was meant for `[broker_security]`, or for a field of it: it must not end in plaintext."""
+    fields = [f"{_SECURITY}__{field.upper()}" for field in BrokerSecurity.model_fields]
+    return (
+        _FOR_SECURITY.fullmatch(name) is not None
+        or bool(difflib.get_close_matches(name, fields, n=1, cutoff=0.85))
+        or bool(difflib.get_close_matches(name.partition("__")[0], [_SECURITY], cutoff=0.92))
+    )
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
@@ -429,7 +437,7 @@ def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
         else:
             near = difflib.get_close_matches(name, known | inside, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else "the settings are listed in the reference"
-            if _of_security(name) or (near and near[0] in {_SECURITY, *inside}):
+            if _of_security(name):
                 raise ConfigError(
                     f"{variable} is not a setting of semel, and looks like one of [broker_security], without which the "
                     f"connection may be less secure than you mean: {hint}; correct or remove it"

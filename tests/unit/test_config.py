@@ -195,8 +195,10 @@ def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_warning_each(mon
         ("SEMEL_BROKER_SECURITY__X", "SEMEL_BROKER_SECURITY"),
         ("SEMEL_BROKER_SECURTY", "SEMEL_BROKER_SECURITY"),
         ("SEMEL_SASL_MECHANISM", ""),
+        ("SEMEL_BROKER_PASSWORD", "SEMEL_BROKER_SECURITY__PASSWORD"),
+        ("SEMEL_KAFKA_SECURITY_PROTOCOL", "SEMEL_BROKER_SECURITY__PROTOCOL"),
         ("SEMEL_PASSWORD", ""),
-        ("SEMEL_SSL_CA", ""),
+        ("SEMEL_CA_FILE", ""),
     ],
 )
 def test_a_mistyped_variable_that_was_to_secure_the_connection_is_refused(build, variable, meant, monkeypatch):
@@ -209,6 +211,26 @@ def test_a_mistyped_variable_that_was_to_secure_the_connection_is_refused(build,
         refused.value
     )
     assert "SASL_SSL" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "SEMEL_TLS_SECRET_NAME",
+        "SEMEL_SECURITY_CONTEXT",
+        "SEMEL_POD_SECURITY_POLICY",
+        "SEMEL_PROTOCOL",
+        "SEMEL_DB_PASSWORD",
+        "SEMEL_SSL_CA",
+        "SEMEL_BROKER_SECRET_NAME",
+        "SEMEL_BROKER_TLS_SECRET",
+    ],
+)
+def test_a_variable_that_only_speaks_of_security_is_a_warning(variable, monkeypatch, caplog):
+    monkeypatch.setenv(variable, "x")
+
+    assert Settings.load().broker_security.protocol == "PLAINTEXT"
+    assert f"{variable} is not a setting of semel and is ignored" in caplog.text
 
 
 def test_a_table_that_was_to_secure_the_connection_is_refused_under_another_name(tmp_path):
