@@ -30,7 +30,8 @@ class AgentKind(Enum):
 class TablePlan:
     """`keyed`: a row belongs to the partition its key hashes to; else where the event is.
 
-    `shape` names its types, `structure` says what they look like, as far as it is known.
+    `shape` names its types, `structure` says what they look like, as far as it is known. `kind_of`: of keys whose kinds could
+    have the same bytes; the first that is written to a partition holds for it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TablePlan:
     shape: dict[str, Any] = field(default_factory=dict[str, Any])
     structure: dict[str, Any] = field(default_factory=dict[str, Any])
     migrate: Callable[[Any], Any] | None = None
+    kind_of: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ recorded = st.builds(
     migrating=st.dictionaries(names, st.tuples(st.text("0123456789abcdef"), names), max_size=2),
     left=st.dictionaries(names, topic_positions, max_size=2),
     claims=st.dictionaries(names, st.integers(0, 2**53), max_size=2),
+    kinds=st.dictionaries(names, names, max_size=2),
 )
 
 

@@ -115,27 +115,13 @@ def key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
     )
 
 
-def table_key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
-    """Of a table's keys: no two of them are one row.
+def kind_of_key(key: Any) -> str:
+    """Of a table's keys, so that no two of them are one row.
 
     Faust writes bytes as they are and all else as JSON, so that b"1" and 1 would meet, and a UUID and its text. A table
-    takes JSON's own types, or one other type; whoever comes second is refused.
+    takes JSON's own types, or one other type, whichever its first row has.
     """
-    plain = key_codec(app, typ, serializer)
-    kinds: list[str] = []
-
-    def encode(key: Any) -> bytes:
-        kind = "plain" if isinstance(key, _JSON) else type(key).__name__
-        if kinds != [kind]:
-            if kinds:
-                raise TypeError(
-                    f"the key {key!r:.120} is of another kind than those before it ({kinds[0]}): both could have the same "
-                    "bytes; use keys of one type in a table"
-                )
-            kinds.append(kind)
-        return plain.encode(key)
-
-    return Codec(plain.type, encode, plain.decode, True)
+    return "plain" if isinstance(key, _JSON) else type(key).__name__
 
 
 _JSON = (str, int, float, type(None), tuple)

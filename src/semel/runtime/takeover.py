@@ -129,6 +129,7 @@ class TakeOver:
                 table.value,
                 place=self._place(table),
                 max_bytes=self._topics.max_bytes(plan.changelog(table.name)),
+                kind_of=table.kind_of,
                 limit=HOT_ROWS,
                 limit_bytes=shares(self._settings.memory_budget_bytes).rows // max(1, tasks * len(plan.tables)),
             )

@@ -185,8 +185,9 @@ class Task:
 
     def open_anew(self) -> None:
         """Forget everything that is not committed."""
-        for rows in self.tables.values():
+        for name, rows in self.tables.items():
             rows.drop()
+            rows.noted_kind = self.committed.kinds.get(name, "")
         if self.marks is not None:
             self.marks.drop()
         self.stream = self.committed.stream_time
@@ -227,7 +228,7 @@ class Task:
         return Position(
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
             committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
-            committed.left, self.claims,
+            committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind},
         )  # fmt: skip
 
     def hashed_from(self, topic: str) -> int:

@@ -36,7 +36,8 @@ class Rows:
     """The rows of table `name` that belong to one partition. `place` is None where a row lives where its event is.
 
     `max_bytes`: what key and value together may take in the changelog. `limit`, `limit_bytes`: how many keys, with their
-    values, are kept at hand.
+    values, are kept at hand. `kind_of`: of a key, where kinds could have the same bytes; `noted_kind`: which one the committed
+    rows have, "" where that is not noted.
     """
 
     __slots__ = (
@@ -46,6 +47,8 @@ class Rows:
         "_exact",
         "_exact_key",
         "_heavy",
+        "_kind",
+        "_kind_of",
         "_most",
         "_prefix",
         "_raw_key",
@@ -59,6 +62,7 @@ class Rows:
         "limit_bytes",
         "max_bytes",
         "name",
+        "noted_kind",
         "numeric_key",
         "open",
         "partition",
@@ -77,6 +81,7 @@ class Rows:
         *,
         place: Callable[[bytes], int] | None,
         max_bytes: int,
+        kind_of: Callable[[Any], str] | None = None,
         limit: int = 50_000,
         limit_bytes: int = 32 << 20,
     ) -> None:
@@ -93,6 +98,8 @@ class Rows:
         self._encode_key = key.encode
         self._encode = value.encode
         self._decode = value.decode
+        self._kind_of = kind_of
+        self._kind = self.noted_kind = ""
         # Keys are kept at hand where keys that are equal to Python are equal as bytes, which is not so of Decimal("1")
         # and Decimal("1.0"); values where what is written is what would be read back.
         self._exact_key = key.type if _plain_key(key.type) else None
@@ -119,6 +126,8 @@ class Rows:
             if known is not None:
                 return known
         try:
+            if self._kind_of is not None:
+                self._check_kind(key, self._kind_of(key))
             raw = self._encode_key(key)
         except TypeError as exc:
             raise HandlingError(f"table {self.name!r}: {exc}; its keys are {self.key_codec.name}") from exc
@@ -141,6 +150,18 @@ class Rows:
                 self._forget()
             self._raws[key] = raw
         return raw
+
+    @property
+    def kind(self) -> str:
+        """Which kind of keys its rows have, also those that are not committed; "" where there are none."""
+        return self.noted_kind or (self._kind if self.open or self.sealed else "")
+
+    def _check_kind(self, key: Any, kind: str) -> None:
+        if kind != (self.kind or kind):
+            raise TypeError(
+                f"the key {key!r:.120} is of another kind than those of its rows ({self.kind}): both could have the same "
+                "bytes; use keys of one type in a table"
+            )
 
     # -- at hand
 
@@ -255,6 +276,10 @@ class Rows:
         raise HandlingError(f"table {self.name!r}, row {key!r:.120}: {wrong}") from wrong
 
     def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
+        if self._kind_of is not None and not self.kind:
+            self._kind = self._kind_of(key)
+            # Among them may be keys of another kind that were only looked for.
+            self._forget()
         self.open[raw] = encoded
         if type(value) is self._exact and encoded is not None:
             if len(encoded) > SMALL_BYTES or self._weights:
@@ -287,6 +312,8 @@ class Rows:
         return self.sealed
 
     def landed(self) -> None:
+        if self.sealed:
+            self.noted_kind = self.kind
         self.sealed = {}
 
     def drop(self) -> None:

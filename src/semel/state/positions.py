@@ -3,8 +3,8 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
-`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`) may be absent; a reader of the
-same version passes over what it does not know.
+`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `kinds`) may be absent; a reader
+of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Position:
     `types`: what rows look like (`Plan.types`). `migrating`: of tables whose rows are being migrated the last key that is, in
     hex, and to what; `shape` and `types` are the old ones until the end. `left`: topics that were sources once.
     `claims`: logs that the app is about to write to for the first time, and since when, in ms.
+    `kinds`: of what kind the keys of rows are, where two kinds could have the same bytes.
     """
 
     topics: dict[str, TopicPosition]
@@ -116,6 +117,7 @@ class Position:
     migrating: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     left: dict[str, TopicPosition] = field(default_factory=dict[str, TopicPosition])
     claims: dict[str, int] = field(default_factory=dict[str, int])
+    kinds: dict[str, str] = field(default_factory=dict[str, str])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -143,6 +145,8 @@ class Position:
             found["migrating"] = self.migrating
         if self.claims:
             found["claims"] = self.claims
+        if self.kinds:
+            found["kinds"] = self.kinds
         if self.left:
             found["left"] = {name: t.to_json() for name, t in self.left.items()}
         return found
@@ -185,6 +189,7 @@ def from_json(found: dict[str, Any]) -> Position:
         migrating={name: (upto, to) for name, (upto, to) in found.get("migrating", {}).items()},
         left={name: _topic(t) for name, t in found.get("left", {}).items()},
         claims=dict(found.get("claims", {})),
+        kinds=dict(found.get("kinds", {})),
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from semel.errors import StateNotReady
-from semel.faust_.app import own_pages
+from semel.errors import HandlingError, StateNotReady
+from semel.faust_.app import App, own_pages
 from semel.runtime.task import TaskState
+from semel.runtime.view import EngineView
 from tests.unit.faust_.harness import Stage
 
 
@@ -106,3 +108,95 @@ async def test_a_timer_waits_for_state_and_a_page_answers_503(stage: Stage) -> N
     await stage.until(lambda: len(ticks) > at + 1)
     assert set(ticks[1:]) <= {0, 3}
     assert (await handler(make_mocked_request("GET", "/total/"))).status == 200
+
+
+# -- kinds of keys
+
+
+def counting(stage: Stage) -> tuple[App, Any]:
+    """An app that adds up the values by key, as bytes where the event has one; a value below 0 fails once it is written."""
+    app = stage.app()
+    totals = app.Table("totals", default=int)
+
+    @app.agent(app.topic("orders", value_type=int))
+    async def process(stream: Any) -> None:
+        async for key, value in stream.items():
+            totals[key] += value
+            if value < 0:
+                raise ValueError("not a value")
+
+    return app, totals
+
+
+def dead(stage: Stage) -> list[str]:
+    if "shop.dlq" not in stage.cluster.topics():
+        return []
+    return [dict(r.headers)["semel.error"].decode() for records in stage.cluster.committed("shop.dlq") for r in records]
+
+
+async def test_a_view_that_looks_for_a_row_decides_nothing_about_the_keys_of_a_table(stage: Stage) -> None:
+    stage.topic("orders")
+    app, totals = counting(stage)
+    await stage.start(app)
+    await stage.running(app)
+    view = EngineView(app.engine)
+    assert view.get("totals", view.key("totals", "7"), 0) is None
+    assert not view.scan("totals", 0, start="1").rows
+    stage.send("orders", 1, 2, key="7")
+    await stage.done(app, 2)
+    assert dead(stage) == []
+    assert totals[b"7"] == 3
+
+
+async def test_an_event_that_fails_decides_nothing_about_the_keys_of_a_table(stage: Stage) -> None:
+    stage.topic("orders")
+    app, totals = counting(stage)
+    stage.send("orders", -1)
+    stage.send("orders", 1, 2, key="7")
+    await stage.start(app)
+    await stage.done(app, 3)
+    assert len(dead(stage)) == 1
+    assert totals[b"7"] == 3
+
+
+async def test_the_first_row_decides_about_the_keys_of_a_table_also_for_the_next_process(stage: Stage) -> None:
+    stage.topic("orders")
+    app, _ = counting(stage)
+    stage.send("orders", 1, key="7")
+    stage.send("orders", 1)
+    await stage.start(app)
+    await stage.done(app, 2)
+    await app.stop()
+    stage.apps.clear()
+    stage.send("orders", 1)
+    stage.send("orders", 2, key="7")
+    app, totals = counting(stage)
+    await stage.start(app, "w2")
+    await stage.done(app, 4)
+    assert len(dead(stage)) == 2
+    assert all("of another kind than those of its rows (bytes)" in why for why in dead(stage))
+    assert totals[b"7"] == 3
+
+
+@pytest.mark.parametrize("pair", [(1, b"1"), ("a", b'"a"'), (UUID(int=1), str(UUID(int=1))), (b"1", 1)], ids=repr)
+async def test_two_keys_of_a_table_are_never_one_row(stage: Stage, pair: tuple[object, object]) -> None:
+    stage.topic("orders")
+    app = stage.app()
+    table = app.Table("t", default=int)
+    refused: list[str] = []
+
+    @app.agent(app.topic("orders", value_type=int))
+    async def process(stream: Any) -> None:
+        async for _ in stream:
+            table[pair[0]] += 1
+            for use in (lambda: table[pair[1]], lambda: table.__setitem__(pair[1], 5)):
+                try:
+                    use()
+                except HandlingError as exc:
+                    refused.append(str(exc))
+
+    stage.send("orders", 1, 2)
+    await stage.start(app)
+    await stage.done(app, 2)
+    assert table[pair[0]] == 2
+    assert len([why for why in refused if "another kind" in why]) == 4
