@@ -140,6 +140,10 @@ class Restorer:
             task.redeclared = (before.shape, before.types) != (position.shape, position.types)
         task.stamp_offset = held.offset
         batch = self._store.batch()
+        stream_ms = None if held.position is None else held.position.stream_time.ms
+        if task.marks is not None and stream_ms is not None:
+            # The log keeps marks for longer than they count. The next commit may be far off.
+            task.marks.drop_buckets(batch, task.marks.expired(stream_ms))
         batch.meta(task.partition, task_meta(task, held.position, began_ms))
         self._store.write(batch)
         await self._pass("restore.end")

@@ -304,6 +304,22 @@ async def test_where_deleting_is_not_permitted_nothing_is_trimmed_and_a_warning_
     assert hours.cluster.log(TP(MARKS, hours.place(A1).partition)).log_start == 0
 
 
+async def test_a_restore_keeps_no_mark_that_has_expired(hours: World) -> None:
+    """The log of marks still has them where it is not trimmed, and it may be long until the next commit."""
+    hours.cluster.faults.add("DeleteRecords", refuse(29), times=None)
+    worker = hours.start()
+    await hours.until_running(worker)
+    last = await stream_of(hours, worker, now_ms(hours) - 100 * HOUR, 6)
+    await worker.stop()
+    hours.lose_store("w1")
+    worker = hours.start()
+    await hours.until_running(worker)
+    partition = hours.place(A1).partition
+    kept = [unpack(raw) for _, raw in worker.store.scan_marks(partition)]
+    assert {m.filed_at for m in kept} >= set(range(last - HOUR, last + 1, HOUR // 4))
+    assert len(kept) <= 8
+
+
 async def test_the_log_is_not_trimmed_past_marks_whose_place_is_not_known(hours: World) -> None:
     """A Produce that is acknowledged as a duplicate tells no offset."""
     worker = hours.start()
