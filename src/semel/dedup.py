@@ -111,7 +111,8 @@ class Dedup:
         def by_value(value: Any, record: Any) -> bytes | None:
             found = read(value)
             if type(found) is str:
-                return key_bytes(found) or None
+                raw = found.encode()
+                return (raw if raw[:1] != b"\x00" else _TEXT + raw) or None
             absent = found is None or found == b"" or (isinstance(found, float) and isnan(found))
             return None if absent else key_bytes(found)
 

@@ -24,6 +24,8 @@ log = logging.getLogger("semel.agent")
 # A body that its incarnation has left behind may take this long to notice; the next one does not wait longer.
 LEAVE_S = 0.2
 CLOSE_S = 0.5
+# After so many results the clock is looked at.
+LOOKS_EVERY = 8
 _LIBRARY = str(Path(os.__file__).parent)
 _NOT_THE_AGENTS = (str(Path(asyncio.__file__).parent), str(Path(__file__).parents[1]))
 
@@ -182,7 +184,7 @@ async def _run_stream(lane: Lane, hand: Hand) -> Any:
     throw = getattr(running, "athrow", None)
     deliver = lane.on_result or partial(lane.emit, hand)
     monotonic = lane.host.clock.monotonic
-    turn_ends = monotonic() + TURN_S
+    turn_ends, delivered = monotonic() + TURN_S, 0
     try:
         while True:
             found = await step()
@@ -191,7 +193,8 @@ async def _run_stream(lane: Lane, hand: Hand) -> Any:
                     waiting = deliver(found)
                     if waiting is not None:
                         await waiting
-                    if monotonic() > turn_ends:
+                    delivered += 1
+                    if delivered % LOOKS_EVERY == 0 and monotonic() > turn_ends:
                         # One event may have results without end.
                         await asyncio.sleep(0)
                         turn_ends = monotonic() + TURN_S
