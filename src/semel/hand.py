@@ -215,10 +215,13 @@ class Hand:
         try:
             return self._read(rows, key, default)
         except StoreError as exc:
-            # The agent may take it for a missing row; by then the event must be void.
-            if self.store_failed is not None:
-                self.store_failed(exc)
+            self.unreadable(exc)
             raise
+
+    def unreadable(self, exc: StoreError) -> None:
+        """The store cannot be read. The agent may take that for a missing row; by then the event must be void."""
+        if self.store_failed is not None:
+            self.store_failed(exc)
 
     def _read(self, rows: Rows, key: Any, default: Any) -> Any:
         if rows.immutable:
@@ -249,7 +252,11 @@ class Hand:
         raw = rows.raw(key)
         if (rows.name, raw) in self.live:
             return self.read(rows, key, None) is not MISSING
-        return rows.load(raw) is not None
+        try:
+            return rows.load(raw) is not None
+        except StoreError as exc:
+            self.unreadable(exc)
+            raise
 
     def write(self, rows: Rows, key: Any, value: Any) -> None:
         raw = rows.raw(key)

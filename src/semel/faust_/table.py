@@ -21,6 +21,7 @@ from semel.hand import in_hand
 from semel.plan import TablePlan
 from semel.runtime.task import TaskState
 from semel.state.overlay import MISSING
+from semel.state.store import StoreError
 from semel.table import RESERVED
 
 
@@ -127,9 +128,15 @@ class Table(FaustTable):
         return self._items()
 
     def _items(self) -> Iterator[tuple[Any, Any]]:
-        for rows in self._local():
-            for raw, value in rows.scan():
-                yield rows.key_codec.decode(raw), rows.decode(value)
+        hand = in_hand.get()
+        try:
+            for rows in self._local():
+                for raw, value in rows.scan():
+                    yield rows.key_codec.decode(raw), rows.decode(value)
+        except StoreError as exc:
+            if hand is not None:
+                hand.unreadable(exc)
+            raise
 
     # -- where the rows are
 

@@ -501,7 +501,8 @@ class Lane:
 
     def failed_unheard(self, exc: Exception, hand: Hand) -> None:
         """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
-        self.heard = exc
+        if hand is self.hand:
+            self.heard = exc
         self.failed(exc, hand)
 
     def failed(self, exc: BaseException, hand: Hand) -> None:
@@ -587,6 +588,7 @@ class Lane:
         if not self.hand.event and self.slice is None:
             return
         self._resumed()
+        self._held_s = 0.0
         self.hand.alive = False
         self.hand.undo.clear()
         self.hand = Hand(self._store_failed)

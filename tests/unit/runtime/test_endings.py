@@ -226,8 +226,9 @@ async def test_a_row_that_outgrew_its_changelog_costs_one_event_though_the_agent
     assert error.startswith("OutputRefused")
 
 
+@pytest.mark.parametrize("how", ["read", "asked for", "deleted"])
 async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_makes_of_the_error(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     from semel.state.overlay import Rows
     from semel.state.store import StoreError
@@ -238,6 +239,11 @@ async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_
     async def settle(payments: Any) -> Any:
         async for payment in payments:
             try:
+                if how == "deleted":
+                    seen[payment.account + "-other"] = []
+                    del seen[payment.account]
+                elif how == "asked for":
+                    assert payment.account in seen
                 row = seen[payment.account]
             except Exception:
                 row = []
