@@ -6,7 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from typing import Any, get_args
+from uuid import UUID
 
 import faust
 import msgspec
@@ -45,14 +49,51 @@ def _exact(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Ca
     def checked(value: Any) -> bytes:
         raw = encode(value)
         try:
-            same = decode(raw) == value
+            again = decode(raw)
+            same = again == value or (_as_declared(value, again) and encode(again) == raw)
         except DecodeError as exc:
             raise TypeError(f"{value!r:.120} could not be read again: {exc}") from exc
         if not same:
-            raise TypeError(f"{value!r:.120} would be read back as {decode(raw)!r:.120}; give it a type that JSON has")
+            raise TypeError(f"{value!r:.120} would be read back as {again!r:.120}; give it a type that JSON has")
         return raw
 
     return checked
+
+
+def _as_declared(value: Any, again: Any) -> bool:
+    """Whether a record is read back as Faust reads it: a field that is not coerced in its form in JSON, where that says all.
+
+    What lies in a field of any type is to come back as it went: nobody said that it has another form.
+    """
+    if not isinstance(value, faust.Record) or type(again) is not type(value):
+        return False
+    options: Any = type(value)._options  # pyright: ignore[reportPrivateUsage]
+    return all(
+        getattr(again, name) == getattr(value, name)
+        or (not _is_open(of) and _in_json(getattr(value, name), getattr(again, name)))
+        for name, of in options.fields.items()
+    )
+
+
+def _is_open(declared: Any) -> bool:
+    return declared in (Any, object, dict, list) or any(_is_open(part) for part in get_args(declared))
+
+
+def _in_json(value: Any, again: Any) -> bool:
+    if isinstance(value, (datetime, date, time, Decimal, UUID)):
+        return isinstance(again, str)  # nothing but its own form: the same bytes came of both
+    if isinstance(value, Enum):
+        return again == value.value
+    if isinstance(value, (set, frozenset, tuple, list)):
+        items: list[Any] = list(value)
+        return isinstance(again, list) and len(again) == len(items) and all(map(_in_json, items, again))
+    if isinstance(value, dict):
+        return (
+            isinstance(again, dict)
+            and value.keys() == again.keys()
+            and all(_in_json(value[k], again[k]) for k in value)
+        )
+    return type(again) is type(value) and (again == value or _as_declared(value, again))
 
 
 def _reader(load: Callable[[Any], Any], what: str) -> Callable[[bytes], Any]:

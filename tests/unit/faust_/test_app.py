@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import math
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -148,11 +150,19 @@ def test_a_records_codec_checks_what_it_reads() -> None:
 class Trade(faust.Record):
     id: str
     at: datetime | None = None
+    paid: Decimal | None = None
+    tags: set[str] | None = None
+    place: tuple[int, str] | None = None
+    n: float = 0.0
+    note: Any = None
+    raw: bytes | None = None
 
 
 TABLES = [
     (None, {"a": math.nan}), (None, math.inf), (None, datetime(2026, 1, 1)), (None, [(1, 2)]), (None, {"a": UUID(int=1)}),
-    (None, {"a": b"x"}), (int, "1"), (int, 1.5), (float, math.nan), (Trade, Trade("t", datetime(2026, 1, 1))),
+    (None, {"a": b"x"}), (int, "1"), (int, 1.5), (float, math.nan), (Trade, Trade("t", n=math.nan)),
+    (Trade, Trade("t", note=(1, 2))), (Trade, Trade("t", note=datetime(2026, 1, 1))), (Trade, Trade("t", raw=b"x")),
+    (Trade, Trade("t", place=(math.nan, "x"))),
 ]  # fmt: skip
 
 
@@ -173,6 +183,20 @@ def test_a_table_reads_back_what_it_was_given(typ: object, value: object) -> Non
     again = plan.value.decode(plan.value.encode(value))
     assert again == value
     assert type(again) is type(value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [Trade("t", at=datetime(2026, 1, 1, 5)), Trade("t", paid=Decimal("1.50")), Trade("t", tags={"b", "a"}),
+     Trade("t", place=(1, "x"))],
+    ids=repr,
+)  # fmt: skip
+def test_a_field_of_a_record_that_is_not_coerced_is_stored_and_read_as_faust_does(row: Trade) -> None:
+    codec = an_app().Table("t", value_type=Trade).plan().value
+    raw = codec.encode(row)
+    again = codec.decode(raw)
+    assert again.to_representation() == Trade.loads(row.dumps(serializer="json"), serializer="json").to_representation()
+    assert codec.encode(again) == raw
 
 
 def test_json_keys_of_a_table_are_never_one_row() -> None:
