@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 
-def folded(text: str) -> str:
-    """`text` with everything that does not print (line ends, escape sequences, lone surrogates) as `\\n`, `\\x1b`, ..."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def folded(text: str, most: int | None = None) -> str:
+    """`text` with everything that does not print (line ends, escape sequences, lone surrogates) as `\\n`, `\\x1b`, ...
+    Cut to `most` characters, where given."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if most is None or len(text) <= most else text[:most] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 from semel.errors import SemelError
@@ -21,6 +22,12 @@ class UnknownName(PipelineTesterError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def interrupts() -> tuple[type[BaseException], ...]:
+    """What ends a test, and is no failure of what the test calls: Ctrl-C, `pytest.fail`, a time limit."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return (KeyboardInterrupt,) if outcomes is None else (KeyboardInterrupt, outcomes.OutcomeException)
 
 
 def unknown(what: str, name: object, known: Iterable[str], *, hint: str = "") -> UnknownName:

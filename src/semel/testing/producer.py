@@ -12,7 +12,7 @@ from semel.output import Output
 from semel.partitioner import partition_of
 from semel.port import TP
 from semel.testing.broker import MemoryCluster
-from semel.testing.errors import PipelineTesterError
+from semel.testing.errors import PipelineTesterError, interrupts
 from semel.testing.memory.refused import Refused
 from semel.testing.results import TopicRecord, or_bytes
 from semel.topic import Topic
@@ -98,6 +98,8 @@ class SourceProducer:
         try:
             raw = codec.encode(value)
             codec.decode(raw)
+        except interrupts():
+            raise
         except BaseException as exc:  # it is called, not awaited: whatever it raises is its own
             raise PipelineTesterError(
                 f"{value!r:.200} is no value of topic {self._topic.name!r}, which takes {codec.name}: {exc}. To see what "
@@ -111,6 +113,8 @@ class SourceProducer:
         codec = self._topic.key
         try:
             return codec.encode(key)
+        except interrupts():
+            raise
         except BaseException as exc:  # as above
             raise PipelineTesterError(
                 f"{key!r:.200} is no key of topic {self._topic.name!r}, which takes {codec.name}: {exc}"

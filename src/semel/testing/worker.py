@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,15 +17,10 @@ from semel.runtime.settings import EngineSettings
 from semel.state.store import Store, StoreBatch
 from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock
+from semel.testing.errors import interrupts
 
 # No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
 POLL_MS = 3_600_000
-
-
-def _outcomes() -> tuple[type[BaseException], ...]:
-    """What pytest raises into a test that it ends: `pytest.fail`, a time limit."""
-    outcomes = sys.modules.get("_pytest.outcomes")
-    return () if outcomes is None else (outcomes.OutcomeException,)
 
 
 class Killed(SemelError):
@@ -104,7 +98,7 @@ class Worker:
         self.engine = Engine(
             plan,
             # One address for all incarnations, as a worker has that comes back on its machine.
-            EngineSettings(web_url=f"http://{name}", interrupts=(KeyboardInterrupt, *_outcomes())),
+            EngineSettings(web_url=f"http://{name}", interrupts=interrupts()),
             PatientBroker(cluster, self.client),
             self.store,
             clock,

@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 from aiohttp.http_exceptions import HttpProcessingError
 
+from semel.folding import folded
+
 EVERY_S = 60.0
+SAID_CHARACTERS_MAX = 200  # of what a request said
 KINDS_MAX = 100  # kinds are types of errors and places in the code; beyond that, all others are one
 
 
@@ -51,14 +54,8 @@ class Quiet(logging.Filter):
             record.args = (type(error).__name__, more)
             record.exc_info = record.exc_text = None
         else:
-            record.msg, record.args = "%s%s", (folded(record.getMessage()), more)
+            record.msg, record.args = "%s%s", (folded(record.getMessage(), SAID_CHARACTERS_MAX), more)
         return True
-
-
-def folded(text: str, most: int = 200) -> str:
-    """On one line, whoever wrote it: what is no plain text is escaped, what is too long is cut."""
-    shown = text if text.isprintable() and text.isascii() else ascii(text)[1:-1]
-    return shown if len(shown) <= most else shown[:most] + "…"
 
 
 http_log = logging.getLogger("semel.web.http")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.codec import codec_for
 from semel.testing import PipelineTester
 
 TesterOf = Callable[..., PipelineTester]
@@ -100,3 +102,19 @@ def test_what_ends_a_test_is_no_failed_attempt_of_an_event() -> None:
     pipeline = Pipeline("limits-test-over", source=Topic("orders", value=dict), agent=interrupted)
     with pytest.raises(pytest.fail.Exception, match="the time is up"), PipelineTester(pipeline, partitions=1) as tester:
         tester.send({"n": 1}, key="a")
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, pytest.fail.Exception])
+@pytest.mark.parametrize("sent", [{"value": Order("o1", "north")}, {"value": b"", "key": Order("o1", "north")}])
+def test_what_ends_a_test_while_it_encodes_a_value_is_no_mistake_of_the_test(
+    tester_of: TesterOf, ends: type[BaseException], sent: dict[str, Any]
+) -> None:
+    def interrupted(order: Order) -> bytes:
+        raise ends("the time is up")
+
+    codec = dataclasses.replace(codec_for(Order), encode=interrupted)
+    tester = tester_of(
+        Pipeline("limits-test", source=Topic("orders", key=codec, value=codec), agent=lambda order: None)
+    )
+    with pytest.raises(ends, match="the time is up"):
+        tester.send(**sent)

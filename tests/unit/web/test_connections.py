@@ -13,7 +13,7 @@ import pytest
 from semel.web import connections
 from semel.web.answer import Refusal
 from semel.web.connections import Connections, listen, most_connections
-from semel.web.quiet import Seldom, folded
+from semel.web.quiet import Seldom
 
 
 async def half_sent(worker, count, sent=b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: "):
@@ -258,10 +258,3 @@ def test_a_kind_is_told_of_again_after_a_while_with_how_often_it_was_not():
 def test_kinds_without_end_are_one():
     seldom = Seldom()
     assert sum(seldom.due(n)[0] for n in range(10_000)) <= 101
-
-
-@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\u202egpj", "\r\n", "ü" * 500, "x" * 5000])
-def test_what_others_wrote_stands_on_one_line_of_plain_text(text):
-    assert folded(text).removesuffix("…").isprintable()
-    assert folded(text).removesuffix("…").isascii()
-    assert len(folded(text)) <= 201
