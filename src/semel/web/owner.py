@@ -123,8 +123,8 @@ class Peers:
             self._tickets.pop(url, None)
             raise Refusal(
                 502,
-                f"what answers at {url} does not prove that it is a worker of this group: another program, another "
-                "web_token, or a web_url that leads elsewhere",
+                f"what answers at {url} does not prove that it is a worker of this group: another program, an earlier "
+                "version of semel, another web_token, or a web_url that leads elsewhere",
                 worker=url,
             )
         return _Answer(status, body)

@@ -12,16 +12,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from semel.errors import DecodeError
+from semel.folding import folded
 from semel.web import html
 from semel.web.answer import HEADERS, Refusal, dumps, respond, restoring
 from semel.web.auth import CHALLENGE, HOP, Guard
 from semel.web.budget import Budget
 from semel.web.cluster import Overview
 from semel.web.paths import query, table_path, unquote_key
-from semel.web.quiet import Seldom, folded
+from semel.web.quiet import SAID_CHARACTERS_MAX, Seldom
 from semel.web.rows import Rows
 from semel.web.scan import LIMIT_DEFAULT, LIMIT_MAX, PageToken, Scan, size_of
-from semel.web.trust import TICKET_PATH
+from semel.web.trust import NONCE_CHARACTERS, TICKET_PATH
 from semel.web.view import NotOwned, Restoring, WorkerView
 
 log = logging.getLogger("semel.web")
@@ -183,7 +184,7 @@ async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse
         due, kept_back = _failures.due((type(error), last and last.tb_frame.f_code, last and last.tb_lineno))
         if due:
             more = f" ({kept_back} more like it since)" if kept_back else ""
-            log.exception("%s %s failed%s", request.method, folded(request.raw_path), more)
+            log.exception("%s %s failed%s", request.method, folded(request.raw_path, SAID_CHARACTERS_MAX), more)
         refusal = Refusal(500, "the worker failed to answer; its log says why")
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
     if refusal.status == 401:
@@ -239,4 +240,8 @@ def _segments(request: web.Request, splits: int | None = 3) -> list[str]:
 
 
 def _is_hop(request: web.Request) -> bool:
-    return HOP in request.headers
+    """Whether a worker asks. Refusal 503 to one that reads the answers otherwise: an earlier version sent no nonce."""
+    nonce = request.headers.get(HOP)
+    if nonce is not None and len(nonce) != NONCE_CHARACTERS:
+        raise Refusal(503, "who asks is a worker of another version of semel; run one version", retry_after_s=1)
+    return nonce is not None

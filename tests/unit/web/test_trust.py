@@ -112,6 +112,24 @@ async def test_a_url_that_does_not_prove_itself_hears_no_more_than_a_question_fo
             assert TOKEN not in json.dumps(headers)
 
 
+async def test_a_worker_of_an_earlier_version_is_asked_and_answered_with_nothing_it_would_read_amiss(
+    start, group, keyed, table_data
+):
+    """It asks with another hop header, and reads the answers otherwise; it knows no tickets."""
+    tables = {"t": keyed({"k": 1}), "m": table_data({0: {"k": 1}}, merged=True)}
+    (worker,) = await start(group(partitions=1, **tables), "a", web_token=TOKEN)
+    for path in ("/dedup/shop/pay-1", "/tables/m/k?partitions=0", "/tables/t?partitions=0", "/tables"):
+        answer = await asked(worker, path, X_Semel_Hop="1")
+        assert answer.status == 503, path
+        assert "another version of semel" in answer.json["error"] and answer.headers["Retry-After"] == "1"
+
+
+async def test_who_cannot_prove_itself_may_be_of_an_earlier_version(victim):
+    async with lying(lambda path: (404, {"error": "Not Found"})) as liar:
+        answer = await asked(await victim(liar.url), "/tables/t/k1")
+        assert answer.status == 502 and "an earlier version of semel" in answer.json["error"]
+
+
 async def test_a_redirect_is_not_followed(victim):
     async with lying(lambda path: (302, {})) as liar:
         worker = await victim(liar.url)
