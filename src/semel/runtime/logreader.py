@@ -175,7 +175,7 @@ class Reading:
             elif fetched.error:
                 refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
                 if needs_a_person(refused):
-                    raise reader.refused(refused)
+                    raise reader.refused(refused) from refused
                 reader.troubles.met(tp, self._at, refused)
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_S)

@@ -9,14 +9,14 @@ said is so old that its worker cannot commit any more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Record, RpcError, RpcLost, TopicInfo
 from semel.runtime.logreader import LogReader
 from semel.runtime.task import Task
-from semel.stages.answers import needs_a_person
+from semel.stages.answers import LOGIN, needs_a_person
 from semel.state import positions
 from semel.state.positions import Position
 
@@ -24,6 +24,29 @@ log = logging.getLogger("semel.restore")
 
 # Where the newest position stands, unless nothing but other records came since.
 TAIL_OFFSETS = 2_000
+
+
+async def seen(broker: Broker, name: str, say: Callable[[str], None]) -> TopicInfo | None:
+    """A topic that is no part of this app; None where it is not there, or where this client may not know, which is said.
+
+    A broker refuses metadata of a topic that this client has no right on, also if there is none. So each is asked for alone.
+    """
+    try:
+        return (await broker.topics([name])).get(name)
+    except RpcError as exc:
+        if exc.code in LOGIN or not needs_a_person(exc):
+            raise
+        say(hidden(name, exc))
+        return None
+
+
+def hidden(name: str, exc: Exception) -> str:
+    why = exc.__cause__ if isinstance(exc.__cause__, RpcError) else exc
+    way = "; to have that checked, grant Describe and Read on it" if isinstance(why, RpcError) else ""
+    return (
+        f"{name} cannot be looked at, if it exists: {why}. Whether its app keeps state under a name of this app's is not "
+        f"known{way}"
+    )
 
 
 class Owners:
@@ -36,6 +59,7 @@ class Owners:
         self._broker = broker
         self._logs = logs
         self._clock = clock
+        self._said: set[str] = set()
 
     async def check(self, task: Task, position: Position | None, topics: Mapping[str, TopicInfo]) -> None:
         """TopicChanged for a log of somebody else's, or with rows from before. `task.unclaimed`: those to be claimed."""
@@ -80,29 +104,38 @@ class Owners:
 
     async def _others(self, tp: TP) -> list[tuple[str, Position]]:
         """Apps that the log could be of by its name and that are there, with their positions."""
-        names = {f"{app}-positions": app for app in self._plan.others_of(tp.topic)}
         found: list[tuple[str, Position]] = []
-        for name, info in (await self._topics(list(names))).items():
-            if tp.partition >= info.partitions:
+        for app in self._plan.others_of(tp.topic):
+            info = await self._seen(f"{app}-positions")
+            if info is None or tp.partition >= info.partitions:
                 continue
+            theirs = TP(info.name, tp.partition)
             try:
-                position = await self._newest(TP(name, tp.partition))
+                position = await self._newest(theirs)
             except RecoveryError as exc:
-                log.info("whether %s is also of app %s is not to be known: %s", tp.topic, names[name], exc)
+                # What is not read here any more is no trouble of this app.
+                self._logs.troubles.forget([theirs])
+                self._say(hidden(info.name, exc))
                 continue
             if position is not None:
-                found.append((names[name], position))
+                found.append((app, position))
         return found
 
-    async def _topics(self, names: list[str]) -> dict[str, TopicInfo]:
+    async def _seen(self, name: str) -> TopicInfo | None:
         while True:
             try:
-                return await self._broker.topics(names)
+                return await seen(self._broker, name, self._say)
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
                     raise
                 log.debug("metadata: %s", exc)
                 await self._clock.sleep(0.1)
+
+    def _say(self, text: str) -> None:
+        """Once each, though every task finds the same."""
+        if text not in self._said:
+            self._said.add(text)
+            log.info("%s", text)
 
     async def _newest(self, tp: TP) -> Position | None:
         start, end = (await self._logs.starts([tp]))[tp], (await self._logs.ends([tp]))[tp]

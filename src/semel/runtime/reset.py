@@ -16,9 +16,11 @@ from semel import looptime
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo
+from semel.runtime import owners
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
+from semel.stages.answers import LOGIN, needs_a_person
 from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
@@ -67,7 +69,7 @@ async def reset(
     tasks = max(found[name].partitions for name in plan.sources)
     offsets = await _target_offsets(plan, broker, {n: found[n].partitions for n in plan.sources}, to)
     for name in plan.state_logs:
-        await _check_owner(plan, broker, clock, name)
+        await _check_owner(plan, broker, clock, name, say)
 
     writer = Writer(
         broker,
@@ -131,24 +133,37 @@ async def reset(
 
 
 async def _fetch(broker: Broker, tp: TP, at: int) -> Fetched | None:
-    """What stands there; None where nothing came."""
+    """What stands there; None where nothing came. RpcError where the broker refuses it for good."""
     node = (await broker.leaders([tp])).get(tp)
     if node is None:
         return None
     fetched = (await broker.fetch(node, {tp: at}, committed=True, max_wait_ms=50, max_bytes=1 << 20,
                                   partition_max_bytes=1 << 20, purpose="restore")).get(tp)  # fmt: skip
-    return None if fetched is None or fetched.error or fetched.next_offset == at else fetched
+    if fetched is not None and fetched.error:
+        refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
+        if needs_a_person(refused):
+            raise refused
+        return None
+    return None if fetched is None or fetched.next_offset == at else fetched
 
 
-async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str) -> None:
+async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: Callable[[str], None]) -> None:
     """RecoveryError where another app's positions have that log: it is not ours to delete."""
-    there = await broker.topics([f"{app}-positions" for app in plan.others_of(log)])
-    for name, info in there.items():
-        if any(log in position.logs for position in await _positions(broker, clock, info)):
-            app = name.removesuffix("-positions")
+    for app in plan.others_of(log):
+        info = await owners.seen(broker, f"{app}-positions", say)
+        if info is None:
+            continue
+        try:
+            found = await _positions(broker, clock, info)
+        except RpcError as exc:
+            if exc.code in LOGIN or not needs_a_person(exc):
+                raise
+            say(owners.hidden(info.name, exc))
+            continue
+        if any(log in position.logs for position in found):
             raise RecoveryError(
                 f"{log!r} holds state of app {app!r}, and {plan.app!r} has a table whose changelog has the same name: give the "
-                f"table or the app another name, then reset. If {app!r} is no more, delete {name}"
+                f"table or the app another name, then reset. If {app!r} is no more, delete {info.name}"
             )
 
 

@@ -20,6 +20,7 @@ from semel.runtime.reset import reset
 from semel.runtime.restore import BEHIND_S
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import TaskState
+from semel.runtime.view import EngineView
 from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
@@ -589,6 +590,35 @@ async def test_of_two_apps_with_one_changelog_the_second_is_refused(world: World
         owner = start_app(world, pay, "p1")
         await world.until(lambda owner=owner: sums_in(owner, "eu-sums") == {"a1": 10})
         await owner.stop()
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("rights", [["Describe"], ["Read"], ["Read", "Describe"]], ids=" and ".join)
+async def test_an_app_that_may_not_see_the_positions_of_another_runs_and_says_what_it_does_not_know(
+    world: World, caplog: pytest.LogCaptureFixture, rights: list[str], there: bool
+) -> None:
+    if there:
+        world.cluster.create_topic("pay-positions", world.partitions)
+        for p in range(world.partitions):
+            world.cluster.write(TP("pay-positions", p), [(positions.KEY, Position({}).encode())])
+    world.cluster.faults.deny("pay-positions", *rights)
+    pipeline = sums("pay-eu", "sums", 1)
+    worker = start_app(world, pipeline, "e1")
+    await world.until_running(worker)
+    await world.clock.sleep(10)
+    assert EngineView(worker.engine).readiness()[0]
+    unseen = [r for r in caplog.messages if "pay-positions" in r and "is not known" in r]
+    assert bool(unseen) is (there or "Describe" in rights)
+    assert len(unseen) <= world.partitions
+    assert all("grant Describe and Read on it" in r for r in unseen)
+    await worker.stop()
+    await asyncio.sleep(15)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    said: list[str] = []
+    await reset(pipeline.plan(), EngineSettings(), broker, world.clock, "earliest", say=said.append)
+    assert any("pay-positions" in text and "is not known" in text for text in said) is bool(unseen)
+    await broker.close()
 
 
 async def test_a_changelog_that_had_an_owner_before_owners_were_noted_is_nobody_elses(world: World) -> None:
