@@ -196,17 +196,29 @@ class Epochs:
         elif seconds < timeout / 4:
             worker.epoch_bytes = min(self._share.epoch, worker.epoch_bytes * 2)
 
-    def _too_large(self, sealed: Sealed, writer: Writer) -> None:
+    def _too_large(self, sealed: Sealed, writer: Writer, cause: Exception) -> None:
         """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
         the brokers take what they can, that event is to blame."""
         worker, least = self._worker, self._least_bytes
         as_small_as_can_be = worker.epoch_bytes == least or self.suspects.cautious
         worker.epoch_bytes = max(least, min(worker.epoch_bytes, sealed.size) // 4)
-        if as_small_as_can_be and sealed.size > least and 0 < writer.acknowledged < writer.to_send:
+        if as_small_as_can_be and sealed.size > least and self._took_too_long(writer, cause):
             self.suspects.unfinished(
                 f"what it writes is too much for one transaction: of {writer.to_send} bytes the brokers took "
                 f"{writer.acknowledged} within commit_timeout_ms={self._settings.commit_timeout_ms}"
             )
+
+    def _took_too_long(self, writer: Writer, cause: Exception) -> bool:
+        """Whether brokers that were all there, and took one request of the epoch after the other, were too slow for all of it.
+
+        Where one is away, or stands still, the others take their part as fast as ever: no event is to blame for that.
+        """
+        if writer.hindered or not 0 < writer.acknowledged < writer.to_send:
+            return False
+        if isinstance(cause, Throttled):
+            return True
+        needed_s = writer.taking_s * writer.to_send / writer.acknowledged
+        return isinstance(cause, TimeoutError) and needed_s > self._settings.commit_timeout_ms / 1000 / 2
 
     # -- how
 
@@ -291,7 +303,7 @@ class Epochs:
             if isinstance(exc, CommitFailed) and isinstance(exc.cause, Throttled):
                 self._interval_s = self._interval_s / 4 if self._interval_s > 0.001 else 0.0
             if isinstance(exc, CommitFailed) and (exc.answer is Answer.UNKNOWN or isinstance(exc.cause, Throttled)):
-                self._too_large(sealed, writer)
+                self._too_large(sealed, writer, exc.cause)
             raise
         took = self._clock.monotonic() - started
         self.commit_seconds.append(took)

@@ -214,7 +214,7 @@ class Restorer:
             holds_state=holds_state,
         )  # fmt: skip
 
-    # -- the three cases of a rebuild
+    # -- the cases of a rebuild that a store which can be read is in
 
     async def _rebuild_reason(
         self,

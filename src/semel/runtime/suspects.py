@@ -51,8 +51,8 @@ class Suspects:
         self._unfinished.clear()
 
     def unfinished(self, why: str) -> None:
-        """The sealed epoch did not get through in its time, though brokers took a part of it. One event alone, tried often
-        enough, is to blame.
+        """The sealed epoch did not get through in its time, though brokers did nothing but take it. One event alone, tried
+        often enough, is to blame.
         """
         if not self.cautious:
             self.cautious = CAUTIOUS_EPOCHS

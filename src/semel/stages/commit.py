@@ -123,12 +123,18 @@ class _Bound:
 
 
 async def ask(
-    clock: Clock, request: Callable[[], Awaitable[T]], *, until: float, retry_ms: float = 1.0, wait_ms: float = 20.0
+    clock: Clock,
+    request: Callable[[], Awaitable[T]],
+    *,
+    until: float,
+    retry_ms: float = 1.0,
+    wait_ms: float = 20.0,
+    hindered: Callable[[], None] = lambda: None,
 ) -> T:
     """Send a request until it is answered for good or the bound (`until`, loop time) is over.
 
     Raises the last `RpcError` or `RpcLost`. Only answers that certainly had no effect, or that idempotence makes safe to
-    ask for again, are asked again (see `answers`).
+    ask for again, are asked again (see `answers`). `hindered` is told of each that says that a broker is not in order.
     """
     pause = wait_ms
     while True:
@@ -136,6 +142,8 @@ async def ask(
             return await request()
         except (RpcError, RpcLost) as exc:
             answer = answer_of(exc)
+            if answer is Answer.WAIT or isinstance(exc, RpcLost):
+                hindered()
             if answer not in (Answer.RETRY, Answer.WAIT) or looptime.now() >= until:
                 raise
             if answer is Answer.RETRY:
@@ -170,8 +178,11 @@ class Writer:
         self._sequences: dict[TP, int] = defaultdict(int)
         # How large a Produce request may be: one that is not answered within rpc_timeout_ms is lost.
         self.request_bytes = REQUEST_BYTES
-        # Of the epoch being committed: bytes of batches, and how many of them brokers have.
+        # Of the epoch being committed: bytes of batches, how many of them brokers have, and how long they took for those.
         self.to_send = self.acknowledged = 0
+        self.taking_s = 0.0
+        # A broker was away while it was committed, or said that it cannot take it yet.
+        self.hindered = False
         self.dead = False
         self.transaction_open_since: float | None = None
 
@@ -242,10 +253,12 @@ class Writer:
         bound: _Bound,
     ) -> None:
         broker, clock, passing = self._broker, self._clock, self._pass
+        self.to_send = sum(len(batch) for batches in rounds for batch in batches.values())
+        self.acknowledged, self.taking_s, self.hindered = 0, 0.0, False
 
         async def asked(api: str, request: Callable[[], Awaitable[T]]) -> T:
             bound.wait_for(api)
-            return await ask(clock, request, until=bound.until)
+            return await ask(clock, request, until=bound.until, hindered=self._note_hindered)
 
         # Nothing is sent, and no transaction begun, if its records cannot follow.
         bound.wait_for("Produce")
@@ -257,14 +270,14 @@ class Writer:
         if membership is not None:
             await asked("AddOffsetsToTxn", lambda: broker.add_offsets(producer, membership.group))
             await passing("commit.after_offsets_added")
-        self.to_send = sum(len(batch) for batches in rounds for batch in batches.values())
-        self.acknowledged = 0
+        began = looptime.now()
         for batches in rounds:
             # Every record is acknowledged before the offsets are sent: the two verify the transaction on the broker and
             # would get in each other's way (KIP-890).
             for tp, offset in (await asked("Produce", _produce(broker, producer, batches))).items():
                 epoch.base_offsets.setdefault(tp, offset)
             self.acknowledged += sum(map(len, batches.values()))
+            self.taking_s = looptime.now() - began
         await passing("commit.after_produce")
         if membership is not None:
             offsets = epoch.offsets
@@ -274,6 +287,9 @@ class Writer:
         epoch.ending = True
         await ask(clock, lambda: broker.end_txn(producer, commit=True), until=bound.until)
         await passing("commit.after_end")
+
+    def _note_hindered(self) -> None:
+        self.hindered = True
 
     def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:
         """Batches in rounds: one batch a partition in a round, requests of bounded size. Unwritable."""

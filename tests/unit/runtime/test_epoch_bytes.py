@@ -19,7 +19,7 @@ from semel.runtime.epochs import EPOCH_LEAST_BYTES
 from semel.runtime.memory import shares
 from semel.stages.body import _run_stream
 from semel.stages.sink import Out
-from semel.testing.broker import Call, Fault, delay
+from semel.testing.broker import Call, Fault, delay, lose_request, refuse, unsent
 from tests.unit.runtime.harness import APP, Payment, Settlement, Work, World, payments_pipeline
 
 BUDGET = 64 << 20
@@ -191,6 +191,59 @@ async def test_brokers_that_stall_dead_letter_nothing(world: World) -> None:
     assert worker.engine.stats["unknown"] >= 10
     world.check()
     assert not [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+
+
+def six_results_each(size: int) -> Callable[[tuple[Table, Table]], Any]:
+    """The usual agent, but each event's results are several, of `size` bytes, for two partitions of the sink."""
+
+    def make(tables: tuple[Table, Table]) -> Any:
+        balances, journals = tables
+
+        async def pay_out(payments: Any) -> Any:
+            async for payment in payments:
+                balances[payment.account] += payment.amount
+                journals[payment.account].append(payment.id)
+                settled = Settlement(payment.id, payment.account, balances[payment.account])
+                for key in ("a1", "a2", "a3", "a4", "a5", "a6"):
+                    yield Output(settled, key=key, headers={"pad": b"x" * size})
+
+        return pay_out
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [refuse(6), refuse(7), unsent(), lose_request(after_s=1.5), delay(there_s=30.0), delay(there_s=1.0)],
+    ids=[
+        "has no leader",
+        "asks to come again",
+        "is unreachable",
+        "breaks off",
+        "stands still",
+        "stands still for a while",
+    ],
+)
+async def test_an_outage_of_one_sink_partition_dead_letters_nothing(world: World, fault: Fault) -> None:
+    """The other takes its part of each epoch meanwhile."""
+    world.pipeline = payments_pipeline(world.work, make=six_results_each(100_000))
+    worker = world.start()
+    await world.until_running(worker)
+    out = {TP("settlements", 0)}
+    until = world.clock.monotonic() + 200
+
+    def script(call: Call) -> Fault | None:
+        away = world.clock.monotonic() < until and call.api == "Produce" and out & set(call.args["batches"])
+        return fault if away else None
+
+    world.cluster.faults.script(script)
+    for _ in range(20):
+        world.pay("a1")
+    await world.clock.sleep(200)
+    await world.drained(within_s=600)
+    assert not [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+    results = [orjson.loads(r.value or b"") for log in world.cluster.committed("settlements") for r in log]
+    assert sorted(r["balance"] for r in results) == sorted([*range(1, 21)] * 6)
 
 
 async def test_rows_count_as_results_do_and_one_written_again_and_again_counts_once(world: World) -> None:
