@@ -156,16 +156,34 @@ def key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
     )
 
 
+def table_key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
+    """As `key_codec`; without a type b"null" would be the row of None, which any kind of keys may stand beside."""
+    codec = key_codec(app, typ, serializer)
+    if typ is not None:
+        return codec
+    encode = codec.encode
+
+    def checked(key: Any) -> bytes:
+        if isinstance(key, bytes) and key == b"null":
+            raise TypeError(f"the key {key!r} would be the row of the key None; give it another name")
+        return encode(key)
+
+    return replace(codec, encode=checked)
+
+
 def kind_of_key(key: Any) -> str:
     """Of a table's keys, so that no two of them are one row.
 
     Faust writes bytes as they are and all else as JSON, so that b"1" and 1 would meet, and a UUID and its text. A table
-    takes JSON's own types, or one other type, whichever its first row has.
+    takes JSON's own types, or one other type, whichever its first row has. None, the key of a record without one, is no
+    kind: its row keeps no other out.
     """
+    if key is None:
+        return ""
     return "plain" if isinstance(key, _JSON) else type(key).__name__
 
 
-_JSON = (str, int, float, type(None), tuple)
+_JSON = (str, int, float, tuple)
 
 
 def source_of(app: Any, channel: Any, name: str) -> Topic:

@@ -15,7 +15,7 @@ from faust.tables.table import Table as FaustTable
 
 from semel.errors import DeclarationError, OutsideEvent, StateNotReady
 from semel.faust_.arguments import TABLE, check
-from semel.faust_.codec import key_codec, kind_of_key, value_codec
+from semel.faust_.codec import kind_of_key, table_key_codec, value_codec
 from semel.faust_.settings import not_in_memory
 from semel.hand import in_hand
 from semel.plan import TablePlan
@@ -38,7 +38,7 @@ class Table(FaustTable):
 
     def plan(self) -> TablePlan:
         app: Any = self.app
-        key = key_codec(app, self.key_type, self.key_serializer)
+        key = table_key_codec(app, self.key_type, self.key_serializer)
         value = value_codec(app, self.value_type, self.value_serializer)
         shape = {"key": key.name, "value": value.name, "merge": False}
         structure = {"key": None, "value": value.structure, "version": 1}

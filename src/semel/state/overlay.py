@@ -157,7 +157,7 @@ class Rows:
         return self.noted_kind or (self._kind if self.open or self.sealed else "")
 
     def _check_kind(self, key: Any, kind: str) -> None:
-        if kind != (self.kind or kind):
+        if kind and kind != (self.kind or kind):
             raise TypeError(
                 f"the key {key!r:.120} is of another kind than those of its rows ({self.kind}): both could have the same "
                 "bytes; use keys of one type in a table"

@@ -124,6 +124,8 @@ def counting(stage: Stage) -> tuple[App, Any]:
             totals[key] += value
             if value < 0:
                 raise ValueError("not a value")
+            if value > 99:
+                totals[7] = value
 
     return app, totals
 
@@ -159,16 +161,29 @@ async def test_an_event_that_fails_decides_nothing_about_the_keys_of_a_table(sta
     assert totals[b"7"] == 3
 
 
+async def test_the_row_of_records_without_a_key_keeps_no_other_key_out_of_a_table(stage: Stage) -> None:
+    stage.topic("orders")
+    app, totals = counting(stage)
+    stage.send("orders", 5)
+    stage.send("orders", 1, 2, key="7")
+    stage.send("orders", 6)
+    stage.send("orders", 1, key="null")
+    await stage.start(app)
+    await stage.done(app, 5)
+    assert ["the row of the key None" in why for why in dead(stage)] == [True]
+    assert (totals[None], totals[b"7"]) == (11, 3)
+
+
 async def test_the_first_row_decides_about_the_keys_of_a_table_also_for_the_next_process(stage: Stage) -> None:
     stage.topic("orders")
     app, _ = counting(stage)
     stage.send("orders", 1, key="7")
-    stage.send("orders", 1)
+    stage.send("orders", 100)
     await stage.start(app)
     await stage.done(app, 2)
     await app.stop()
     stage.apps.clear()
-    stage.send("orders", 1)
+    stage.send("orders", 100)
     stage.send("orders", 2, key="7")
     app, totals = counting(stage)
     await stage.start(app, "w2")
