@@ -173,7 +173,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls)
+        return init_settings, _Environment(settings_cls, init_settings())
 
     @classmethod
     def load(cls, config: Path | str | None = None, **overrides: Any) -> Self:
@@ -194,6 +194,11 @@ class Settings(BaseSettings):
         """The same settings with some set anew; what nobody set is derived again."""
         kept = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**(kept | changes))
+
+    def below(self, above: Self) -> Self:
+        """What was set here, and above it what was set in `above`: a secret also above the file that it would come from."""
+        below, over = ({name: getattr(s, name) for name in s.model_fields_set} for s in (self, above))
+        return type(self)(**_merged(below, over))
 
     @property
     def bootstrap(self) -> str:
@@ -380,7 +385,11 @@ _warned: set[str] = set()
 
 
 class _Environment(EnvSettingsSource):
-    """The `SEMEL_*` variables that are settings; what else begins like that is left out."""
+    """The `SEMEL_*` variables that are settings, below what is `given`; what else begins like that is left out."""
+
+    def __init__(self, settings_cls: type[BaseSettings], given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(settings_cls)
+        self._given = given or {}
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
@@ -393,7 +402,7 @@ class _Environment(EnvSettingsSource):
                 table, _, inner = name.lower().removeprefix(PREFIX.lower()).partition("__")
                 if table == "broker_security" and inner not in BrokerSecurity.model_fields:
                     cast("dict[str, Any]", security).pop(inner, None)
-        return values
+        return _merged(values, self._given)
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:

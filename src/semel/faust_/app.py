@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from functools import wraps
 from typing import Any, NoReturn
@@ -74,6 +73,9 @@ class App(faust.App):
         not_in_memory("", options.get("store"))
         self._given = given
         self._base = settings or Settings.load(**given)
+        # Whether semel's own file, variable or option says where the broker is: the keyword alone is below BROKER_URL.
+        own = Settings.load() if broker and settings is None else self._base
+        self._broker_said = "broker" in own.model_fields_set
         self.semel_settings = self._base
         self._id = id
         self._start: Start | None = start
@@ -116,7 +118,7 @@ class App(faust.App):
         not_in_memory("", None if conf.store == pristine().store else conf.store)
         if any(url.scheme != SCHEME for url in conf.broker):
             # Faust's variable BROKER_URL, or a configuration module, says where the broker is.
-            if "SEMEL_BROKER" not in os.environ:
+            if not self._broker_said:
                 self._base = self._base.replace(broker=_bootstrap(conf.broker))
             object.__setattr__(conf, "broker", f"{SCHEME}://{self._base.bootstrap}")
         check(conf)
@@ -129,9 +131,8 @@ class App(faust.App):
 
     def use(self, settings: Settings) -> None:
         """`settings`, as a command loaded them, above what the app was declared with. ConfigError."""
-        declared = self._base
-        kept = {name: getattr(declared, name) for name in declared.model_fields_set - settings.model_fields_set}
-        self._base = settings.replace(**kept) if kept else settings
+        self._base = self._base.below(settings)
+        self._broker_said = self._broker_said or "broker" in settings.model_fields_set
         self._default_options = (self._id, self._as_fausts(self._base))
         self._conf = None
         _ = self.conf

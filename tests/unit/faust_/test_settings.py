@@ -173,7 +173,10 @@ def test_semels_own_security_stands_above_fausts_credentials(monkeypatch: pytest
     )
 
 
-def test_fausts_variable_for_the_broker_says_where_it_is_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fausts_variable_for_the_broker_says_where_it_is_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no config/local.toml says another
     monkeypatch.setenv("BROKER_URL", "kafka://elsewhere:9092")
     app = App("shop")
     assert [url.scheme for url in app.conf.broker] == ["semel"]
@@ -182,7 +185,53 @@ def test_fausts_variable_for_the_broker_says_where_it_is_and_nothing_else(monkey
     assert App("shop").semel_settings.bootstrap == "here:9092"
 
 
-def test_a_configuration_module_says_where_the_broker_is_and_nothing_else() -> None:
+def test_semels_own_settings_for_the_broker_stand_above_fausts_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BROKER_URL", "kafka://elsewhere:9092")
+    assert App("shop", broker="kafka://keyword:9092").semel_settings.bootstrap == "elsewhere:9092"
+    given = tmp_path / "given.toml"
+    given.write_text('broker = "kafka://given:9092"')
+    app = App("shop", broker="kafka://keyword:9092")
+    app.use(Settings.load(given))
+    assert app.semel_settings.bootstrap == "given:9092"
+    app = App("shop")
+    app.use(Settings.load(broker="kafka://option:9092"))
+    assert app.semel_settings.bootstrap == "option:9092"
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "local.toml").write_text('broker = "kafka://local:9092"')
+    app = App("shop")
+    assert app.semel_settings.bootstrap == "local:9092"
+    app.use(Settings.load())
+    assert app.semel_settings.bootstrap == "local:9092"
+
+
+def test_a_token_and_a_file_with_one_are_ordered_and_no_contradiction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("of the file " * 3)
+    app = App("shop", web_token_file=str(tmp_path / "token"))
+    assert token_of(app.semel_settings).startswith("of the file")
+    monkeypatch.setenv("SEMEL_WEB_TOKEN", "of the variable")
+    app.use(Settings.load())
+    assert token_of(app.semel_settings) == "of the variable"
+    assert token_of(app._settings_at_start()) == "of the variable"
+    app = App("shop", web_token_file=str(tmp_path / "token"))  # as any keyword before a command has its say
+    assert token_of(app.semel_settings).startswith("of the file")
+    with pytest.raises(ConfigError, match="both set"):
+        App("shop", web_token_file=str(tmp_path / "token"), web_token="of the keyword")
+
+
+def token_of(settings: Settings) -> str:
+    assert settings.web_token is not None
+    return settings.web_token.get_secret_value()
+
+
+def test_a_configuration_module_says_where_the_broker_is_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     app = App("shop")
     app.config_from_object({"broker": "kafka://elsewhere:9092", "processing_guarantee": "exactly_once"})
     assert [url.scheme for url in app.conf.broker] == ["semel"]
