@@ -603,22 +603,29 @@ class Engine:
         async def bring_up(task: Task) -> None:
             async with slots:
                 await self._takeover.restore(task, topics)
-                if task.unclaimed:
-                    task.touched = True
-                    await self._committed(task)
-                    await self._restorer.confirm(task)
-                    # From now on the position says that it is ours.
-                    task.touched = True
-                    await self._committed(task)
-                await migrate(task, self.plan, partial(self._committed, task))
-                self.topics.recorded(task.committed.sinks)
-                # What is to be remembered is, also where no record comes: where it began, and where outputs go.
-                noted = task.committed.sinks
-                task.touched = task.touched or any(noted.get(name) != at for name, at in self.topics.sinks.items())
-                task.state = TaskState.RUNNING
-                self._feed(task)
-                self._epochs.changed.set()
-                log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
+                if not task.unclaimed:
+                    await begin(task)
+                    return
+                task.touched = True
+                await self._committed(task)
+            # Other tasks need not wait for what another app does.
+            await self._restorer.confirm(task)
+            async with slots:
+                # From now on the position says that it is ours.
+                task.touched = True
+                await self._committed(task)
+                await begin(task)
+
+        async def begin(task: Task) -> None:
+            await migrate(task, self.plan, partial(self._committed, task))
+            self.topics.recorded(task.committed.sinks)
+            # What is to be remembered is, also where no record comes: where it began, and where outputs go.
+            noted = task.committed.sinks
+            task.touched = task.touched or any(noted.get(name) != at for name, at in self.topics.sinks.items())
+            task.state = TaskState.RUNNING
+            self._feed(task)
+            self._epochs.changed.set()
+            log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
 
         restores = [asyncio.create_task(bring_up(t)) for t in self.tasks.values()]
         try:

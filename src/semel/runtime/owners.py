@@ -2,8 +2,10 @@
 
 Before an app writes into such a log for the first time, it says in its position record that it is about to, and looks
 whether another app's position has that log, or says so, too. Each looks after it has spoken, so that one of two sees the
-other. Where both only say so, the one whose name comes later in the alphabet gives way, and the other waits until what it
-said is so old that its worker cannot commit any more.
+other. Where both only say so, the one whose name comes later in the alphabet gives way, and the other waits until its
+worker cannot commit any more. Clocks of machines may be apart, so that is measured here, from when the claim was first
+seen. Where what the first one said seems to be old, or of a time to come, it may be a live one's all the same: then the
+later one waits, too, for twice as long.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class Owners:
         self._logs = logs
         self._clock = clock
         self._said: set[str] = set()
+        # By app, log and what it says, in monotonic seconds.
+        self._claims_seen: dict[tuple[str, TP, int], float] = {}
 
     async def check(self, task: Task, position: Position | None, topics: Mapping[str, TopicInfo]) -> None:
         """TopicChanged for a log of somebody else's, or with rows from before. `task.unclaimed`: those to be claimed."""
@@ -88,19 +92,34 @@ class Owners:
         task.unclaimed = set()
 
     async def _check_others(self, tp: TP, *, wait: bool) -> None:
+        said = False
         while True:
-            claimed = False
+            left_s, claimant = 0.0, ""
             for app, position in await self._others(tp):
-                fresh = int(self._clock.time() * 1000) - position.claims.get(tp.topic, 0) < self._claim_ms
-                if tp.topic in position.logs or (fresh and app < self._plan.app):
+                claimed_ms = position.claims.get(tp.topic)
+                just_now = claimed_ms is not None and 0 <= int(self._clock.time() * 1000) - claimed_ms < self._claim_ms
+                if tp.topic in position.logs or (just_now and app < self._plan.app):
                     raise TopicChanged(
                         f"{tp.topic!r} holds state of app {app!r}, and {self._plan.app!r} has a table whose changelog has the "
                         f"same name: give the table or the app another name. If {app!r} is no more, delete {app}-positions"
                     )
-                claimed = claimed or fresh
-            if not (claimed and wait):
+                if claimed_ms is not None:
+                    left_s, claimant = max((left_s, claimant), (self._left_s(app, tp, claimed_ms), app))
+            if left_s <= 0 or not wait:
                 return
+            if not said:
+                log.warning(
+                    "task %d waits for at most %.0f s: app %r said that it is about to write to %s, too, and may be alive",
+                    tp.partition, left_s, claimant, tp.topic,
+                )  # fmt: skip
+                said = True
             await self._clock.sleep(0.2)
+
+    def _left_s(self, app: str, tp: TP, claimed_ms: int) -> float:
+        """For how long that claim may still be a living worker's."""
+        now = self._clock.monotonic()
+        since = self._claims_seen.setdefault((app, tp, claimed_ms), now)
+        return since + self._claim_ms / 1000 * (2 if app < self._plan.app else 1) - now
 
     async def _others(self, tp: TP) -> list[tuple[str, Position]]:
         """Apps that the log could be of by its name and that are there, with their positions."""

@@ -16,6 +16,7 @@ from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Producer
+from semel.runtime import engine
 from semel.runtime.reset import reset
 from semel.runtime.restore import BEHIND_S
 from semel.runtime.settings import EngineSettings
@@ -25,6 +26,7 @@ from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, lose_answer, refuse
+from semel.testing.clock import VirtualClock
 from tests.unit.runtime.harness import APP, Payment, Settlement, Worker, World, check_store, payments_pipeline
 
 REBUILT = "rebuilt from the changelogs"
@@ -590,6 +592,49 @@ async def test_of_two_apps_with_one_changelog_the_second_is_refused(world: World
         owner = start_app(world, pay, "p1")
         await world.until(lambda owner=owner: sums_in(owner, "eu-sums") == {"a1": 10})
         await owner.stop()
+
+
+def claim(world: World, app: str, log: str, at_ms: int) -> None:
+    """A worker of that app said that it is about to write there, and is gone."""
+    world.cluster.create_topic(f"{app}-positions", world.partitions)
+    for p in range(world.partitions):
+        said = Position({}, claims={log: at_ms}).encode()
+        world.cluster.write(TP(f"{app}-positions", p), [(positions.KEY, said)])
+
+
+@pytest.mark.parametrize("ahead_s", [7200, -7200])
+@pytest.mark.parametrize(("app", "table", "other"), [("pay", "eu-sums", "pay-eu"), ("pay-eu", "sums", "pay")])
+async def test_the_claim_of_a_worker_that_is_gone_is_waited_for_as_long_as_it_could_live_whatever_its_clock(
+    world: World, caplog: pytest.LogCaptureFixture, app: str, table: str, other: str, ahead_s: int
+) -> None:
+    claim(world, other, "pay-eu-sums-changelog", int((world.clock.time() + ahead_s) * 1000))
+    worker = start_app(world, sums(app, table, 1), "w1")
+    await world.clock.sleep(8)
+    assert not worker.engine.restored
+    assert f"app {other!r} said that it is about to write to pay-eu-sums-changelog, too" in caplog.text
+    await world.until_running(worker, within_s=60)
+
+
+@pytest.mark.parametrize("ahead_s", [7200, -7200])
+async def test_of_two_apps_with_one_changelog_the_second_is_refused_also_where_clocks_are_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    first = start_app(world, sums("pay", "eu-sums", 1), "p1")
+    other_clock = VirtualClock()
+    other_clock.jump(world.clock.time() + ahead_s - other_clock.time())
+    monkeypatch.setattr(world, "clock_of", lambda name: other_clock if name == "e1" else world.clock)  # pyright: ignore
+    second = start_app(world, sums("pay-eu", "sums", 1000), "e1")
+    assert isinstance(await fate(world, second, within_s=60), TopicChanged)
+    await world.until_running(first)
+
+
+async def test_a_task_that_waits_for_another_app_keeps_no_other_from_being_restored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "RESTORES", 1)
+    claim(world, "pay-eu", "pay-eu-sums-changelog", int(world.clock.time() * 1000))
+    worker = start_app(world, sums("pay", "eu-sums", 1), "p1")
+    await world.until_running(worker, within_s=25)
 
 
 @pytest.mark.parametrize("there", [True, False])
