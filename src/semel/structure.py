@@ -12,6 +12,9 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from decimal import Decimal
+from enum import Enum
 from typing import Any, cast
 
 import msgspec
@@ -77,11 +80,31 @@ class _Describing:
         if field.required:
             return [of]
         if field.default is not msgspec.NODEFAULT:
-            try:
-                return [of, {"value": orjson.loads(msgspec.json.encode(field.default))}]
-            except (TypeError, ValueError):
-                return [of, {"value": repr(field.default)}]
+            return [of, described_default(field.default)]
         return [of, {"made by": getattr(field.default_factory, "__qualname__", "absent")}]
+
+
+def described_default(default: Any) -> Described:
+    """The same in every process: what is no plain value (a sentinel, the time of the start) is described by nothing."""
+    try:
+        return {"value": orjson.loads(msgspec.json.encode(_plain(default)))}
+    except (TypeError, ValueError):
+        return {"unknown": ""}
+
+
+def _plain(value: Any) -> Any:
+    """TypeError for what may be another one in the next process."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, (str, int, float, bytes, Decimal, timedelta)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in cast("list[Any]", value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(v) for v in cast("set[Any]", value)), key=repr)
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in cast("dict[Any, Any]", value).items()}
+    raise TypeError(type(value).__name__)
 
 
 # -- comparing
@@ -147,7 +170,7 @@ class _Comparing:
             yield from self.differ(of, new[name][0], f"{place}{name}")
             if default and len(new[name]) == 1:
                 yield f"field {place}{name} has no default any more, and may be missing"
-            elif default and default[0] != new[name][1]:
+            elif default and default[0] != new[name][1] and "unknown" not in default[0] | new[name][1]:
                 yield f"the default of {place}{name}, for rows that lack it, was {_shown(default[0])}, is {_shown(new[name][1])}"
         for name, of in new.items():
             if name not in old and len(of) == 1:
@@ -231,7 +254,11 @@ def fingerprint(code: Callable[..., Any] | None) -> str:
         if raw is None:
             return ""
         # A lambda amid an expression that does not stand alone: its compiled form, good for one version of Python.
-        said = f"{raw.co_code.hex()} {[c for c in raw.co_consts if not inspect.iscode(c)]!r} {raw.co_names!r}"
+        # A set in it stands in another order in each process.
+        consts = [
+            sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in raw.co_consts if not inspect.iscode(c)
+        ]
+        said = f"{raw.co_code.hex()} {consts!r} {raw.co_names!r}"
     return hashlib.sha256(f"{said} {_captured(code)}".encode()).hexdigest()[:16]
 
 
@@ -252,4 +279,4 @@ def _captured(code: Any) -> str:
     return repr(sorted((k, v) for k, v in taken.items() if isinstance(v, (str, int, float, bytes))))
 
 
-__all__ = ["describe", "differences", "fingerprint", "said"]
+__all__ = ["describe", "described_default", "differences", "fingerprint", "said"]

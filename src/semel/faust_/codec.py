@@ -18,6 +18,7 @@ import msgspec
 from semel import codec
 from semel.codec import Codec
 from semel.errors import DecodeError
+from semel.structure import described_default
 from semel.topic import Topic
 
 
@@ -130,7 +131,7 @@ def _structure(typ: Any) -> Any:
     options = typ._options
     return {
         "fields": {
-            name: [str(of), {"value": repr(options.defaults[name])}] if name in options.defaults else [str(of)]
+            name: [str(of), described_default(options.defaults[name])] if name in options.defaults else [str(of)]
             for name, of in options.fields.items()
         }
     }
