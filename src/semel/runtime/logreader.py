@@ -131,12 +131,16 @@ class LogReader:
             log.debug("looking for the holder of %s: %s", tps, exc)
             return
         prefix = f"{self._plan.app}-"
-        instances = [m.instance_id.removeprefix(prefix) for m in group.members if m.instance_id]
-        living = {self._plan.transactional_id(instance) for instance in instances}
+        living: set[str] = set()
+        for member in group.members:
+            if member.instance_id:
+                now = self._plan.transactional_id(member.instance_id.removeprefix(prefix))
+                # By a former version a member's id has both names; ours is of a process before this one.
+                living |= {now} if now == self._own_id else {now, member.instance_id}
         for tp, transactions in found.items():
             for transaction in transactions:
                 name = transaction.transactional_id
-                if name is None or name == self._own_id or not self._plan.is_writer(name) or name in living:
+                if name is None or name == self._own_id or name in living or not await self._is_ours(name):
                     continue
                 log.info("%s[%d] is held by the open transaction of %s, gone from the group: fencing it",
                          tp.topic, tp.partition, name)  # fmt: skip
@@ -145,6 +149,20 @@ class LogReader:
                     await self._broker.init_producer_id(name, self._transaction_timeout_ms)
                 except (RpcError, RpcLost) as exc:
                     log.debug("fencing %s: %s", name, exc)
+
+    async def _is_ours(self, transactional_id: str) -> bool:
+        """Whether a writer of this app has that id, or had it in versions that left an instance's dashes as they were."""
+        if self._plan.is_writer(transactional_id):
+            return True
+        if not transactional_id.startswith(f"{self._plan.app}-"):
+            return False
+        # Without its slashes it could be of another app, if there is one.
+        others = [f"{app}-positions" for app in self._plan.others_of(transactional_id)]
+        try:
+            return not await self._broker.topics(others)
+        except (RpcError, RpcLost) as exc:
+            log.debug("whose %s is: %s", transactional_id, exc)
+            return False
 
 
 class Reading:

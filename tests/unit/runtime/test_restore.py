@@ -1161,6 +1161,41 @@ async def test_a_stranger_that_writes_to_our_logs_is_never_fenced(world: World) 
     world.check()
 
 
+@pytest.mark.parametrize(
+    ("holder", "others", "fenced"),
+    [
+        (f"{APP}-eu-w9", [], True),
+        (f"{APP}-eu-w9", [f"{APP}-eu"], False),
+        (f"{APP}-eu/w9", [f"{APP}-eu"], True),
+        # Its own transaction, from before it was upgraded.
+        (f"{APP}-eu-w1", [], True),
+        # Of a member that is to be upgraded yet.
+        (f"{APP}-eu-w2", [], False),
+    ],
+)
+async def test_what_a_former_version_left_open_is_ended_unless_it_lives_or_is_another_apps(
+    world: World, holder: str, others: list[str], fenced: bool
+) -> None:
+    """Its transactional id has dashes where ours has slashes, so that another app could have it."""
+    world.pay_many(40)
+    first, second = world.start("eu-w1"), world.start("eu-w2")
+    await world.until_running(first, second)
+    await world.drained()
+    for app in others:
+        world.cluster.create_topic(f"{app}-positions", 2)
+    (held,) = first.engine.tasks
+    first.kill()
+    await first.gone()
+    producer = await hold_open(world, holder, TP(f"{APP}-positions", held), timeout_ms=15_000)
+    again = world.start("eu-w1")
+    await asyncio.sleep(5)
+    transaction = world.cluster.transactions.get(holder)
+    assert transaction is not None
+    assert (transaction.epoch != producer.epoch) is fenced
+    await world.until_running(again, within_s=60)
+    world.check()
+
+
 async def hold_open(world: World, transactional_id: str, tp: TP, timeout_ms: int = 60_000) -> Producer:
     broker = MemoryBroker(world.cluster, "holder")
     await broker.start()
