@@ -90,8 +90,11 @@ class App(faust.App):
         # Tasks and services of the app have started.
         self.may_begin = asyncio.Event()
         self._options = options
+        # Nobody can be connected to its signals yet: they are sent when it is configured for good.
+        self._declaring, self._told = True, False
         super().__init__(id, **self._as_fausts(self._base))
         _ = self.conf  # what is refused is refused where it is declared
+        self._declaring = False
 
     # -- its settings
 
@@ -128,6 +131,29 @@ class App(faust.App):
         self.semel_settings = as_semels(conf, self._base)
         conf._accessed.clear()  # Faust warns whoever sets what was read before, and only semel has
         return conf
+
+    def _configure(self, *, silent: bool = False) -> None:
+        if self._declaring:
+            self._conf, self.configured = self._load_settings(silent=silent), True
+        else:
+            self._configure_and_tell(silent=silent)
+
+    def _configure_and_tell(self, *, silent: bool = False) -> None:
+        self._told = self._declaring = True
+        try:
+            self.on_before_configured.send()  # whoever gives a configuration module here is not told again of it
+        finally:
+            self._declaring = False
+        if self._conf is None:
+            self._conf, self.configured = self._load_settings(silent=silent), True
+        self.on_configured.send(self._conf)
+        self.on_after_configured.send()
+
+    def finalize(self) -> None:
+        """As Faust's, which calls it for the first topic, too. Who connected to the signals of configuration hears them now."""
+        if not self._told:
+            self._configure_and_tell()
+        super().finalize()
 
     def use(self, settings: Settings) -> None:
         """`settings`, as a command loaded them, above what the app was declared with. ConfigError."""

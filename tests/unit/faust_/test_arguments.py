@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from faust.agents.agent import Agent as StockAgent
 from faust.tables.base import Collection
 
 import semel as faust
+from semel.config import Settings
 from semel.errors import DeclarationError
 from semel.faust_.app import App
 from semel.faust_.arguments import AGENT, PAGE, SIGNALS, STREAM, TABLE, TOPIC
@@ -138,6 +140,60 @@ def test_who_waits_for_a_signal_that_never_comes_is_refused_at_start(name: str) 
     # Handlers are kept by the id of their app, which another app may get.
     getattr(app, name).disconnect(nothing)
     app.plan()
+
+
+@contextmanager
+def heard_by(app: Any) -> Generator[list[Any]]:
+    """What the signals of configuration say to handlers that are connected now and change something themselves."""
+    heard: list[Any] = []
+
+    def before(app: Any, **_: Any) -> None:
+        heard.append("before")
+        app.config_from_object({"topic_partitions": 7})
+
+    def configured(app: Any, conf: Any, **_: Any) -> None:
+        heard.append(app.conf.topic_partitions)
+        conf.web_port = 7070
+
+    def after(app: Any, **_: Any) -> None:
+        heard.append(app.conf.web_port)
+
+    handlers = {"on_before_configured": before, "on_configured": configured, "on_after_configured": after}
+    for name, handler in handlers.items():
+        getattr(app, name).connect(handler)
+    yield heard
+    # Handlers are kept by the id of their app, which another app may get.
+    for name, handler in handlers.items():
+        getattr(app, name).disconnect(handler)
+
+
+@pytest.mark.filterwarnings("ignore::faust.exceptions.AlreadyConfiguredWarning")
+async def test_the_signals_of_configuration_reach_who_connects_after_the_declaration(stage: Stage) -> None:
+    stage.topic("orders")
+    app = stage.app()
+    with heard_by(app) as heard:
+
+        @app.agent(app.topic("orders"))
+        async def process(stream: Any) -> None:
+            async for _ in stream:
+                pass
+
+        await stage.running(await stage.start(app))
+    assert heard == ["before", 7, 7070]
+    assert app.semel_settings.web_port == 7070
+
+
+@pytest.mark.filterwarnings("ignore::faust.exceptions.AlreadyConfiguredWarning")
+def test_the_signals_of_configuration_come_again_where_a_command_gives_other_settings() -> None:
+    app = an_app()
+    with heard_by(app) as heard:
+        app.use(Settings.load(web_port=6161))
+        app.finalize()
+        assert heard == ["before", 7, 7070]
+        app.topic("orders")
+        app.use(Settings.load(web_port=6262))
+    assert heard == ["before", 7, 7070] * 2
+    assert app._settings_at_start().web_port == 7070
 
 
 def test_a_sensor_that_would_see_nothing_is_refused_at_start() -> None:
