@@ -498,6 +498,8 @@ class Engine:
         """The incarnation is over: no work of it may count any more (rule 5)."""
         self.open_for_work = False
         self.intake.clear()
+        # Also those of logs: a restore is over, or is begun anew.
+        self.troubles.clear()
         self.epoch_outputs = []
         for lane in self.lanes:
             lane.abandon()

@@ -135,7 +135,6 @@ class Intake:
 
     def clear(self) -> None:
         """Forget all feeds; answers still under way find nobody."""
-        self._troubles.forget(self.feeds)
         self.feeds.clear()
 
     def consumed(self, cursor: Cursor) -> None:
@@ -208,13 +207,16 @@ class Intake:
             log.debug("leaders: %s", exc)
             leaders = {}
             for feed in hungry:
-                self._troubles.met(feed.tp, feed.offset, exc)
+                if self.feeds.get(feed.tp) is feed:
+                    self._troubles.met(feed.tp, feed.offset, exc)
         by_node: dict[int, list[Feed]] = defaultdict(list)
         for feed in hungry:
             node = leaders.get(feed.tp)
+            if self.feeds.get(feed.tp) is not feed:
+                continue
             if node is None and leaders:
                 self._troubles.met(feed.tp, feed.offset, NO_LEADER)
-            if node is not None and self.feeds.get(feed.tp) is feed and not feed.asked:
+            if node is not None and not feed.asked:
                 by_node[node].append(feed)
         if len(leaders) < len(hungry):
             self._later(0.1)

@@ -75,9 +75,13 @@ class Troubles:
             log.info("%s[%d] can be read again", *tp)
 
     def forget(self, tps: Iterable[TP]) -> None:
-        """They are not read here any more."""
+        """These are not read here any more."""
         for tp in tps:
             self._now.pop(tp, None)
+
+    def clear(self) -> None:
+        """Nothing is read here any more."""
+        self._now.clear()
 
     def current(self) -> dict[TP, str]:
         """Partitions that wait for somebody, or have waited for long, and why."""

@@ -214,6 +214,43 @@ async def test_a_damaged_batch_in_a_log_of_the_state_is_said_while_the_restore_w
     assert EngineView(worker.engine).readiness()[0]
 
 
+async def test_a_log_whose_restore_was_broken_off_is_no_trouble_of_a_worker_that_reads_it_no_more(world: World) -> None:
+    world.pay_many(50)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    shutil.rmtree(world.path / "w1")
+    logs = [world.cluster.log(TP(f"{APP}-positions", p)) for p in range(world.partitions)]
+    for log in logs:
+        log.damage(log.log_start)
+    first = world.start("w1")
+    await world.until(lambda: len(first.engine.troubles.current()) == 2)
+    second = world.start("w2")
+    await world.until(lambda: len(first.engine.tasks) == len(second.engine.tasks) == 1)
+    for log in logs:
+        log.mend()
+    await world.until_running(first, second)
+    assert unreadable(first) == unreadable(second) == {}
+
+
+async def test_a_partition_that_is_given_up_while_its_leader_is_asked_for_is_no_trouble(world: World) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    given_up = asyncio.Event()
+
+    def give_up(call: Call) -> Fault | None:
+        if call.api == "Metadata" and not given_up.is_set():
+            given_up.set()
+            worker.engine.drop_everything()
+            return refuse(5)
+        return refuse(6) if call.api == "Fetch" else None
+
+    world.cluster.faults.script(give_up)
+    await world.until(given_up.is_set)
+    await world.clock.sleep(1)
+    assert BAD not in worker.engine.troubles
+
+
 async def test_the_lag_of_a_partition_that_is_not_asked_for_grows(world: World) -> None:
     """Its agent is busy, and enough waits for it: nobody fetches, and the log grows all the same."""
     go = asyncio.Event()
