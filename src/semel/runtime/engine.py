@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from semel import lineage, looptime
@@ -150,7 +150,6 @@ class Engine:
         )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
         self.gate = self._epochs.gate
-        self.full = self._epochs.full
         self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._epochs.commit_seconds
         self.commit_histogram = self._epochs.commit_histogram
@@ -441,6 +440,13 @@ class Engine:
 
     # ================================================================== epochs
 
+    def add(self, outs: Iterable[Out], size: int) -> None:
+        """What came of an event is part of the open epoch; lanes wait at the gate once that is as large as one may be."""
+        self.epoch_outputs.extend(outs)
+        self.open_bytes = held = self.open_bytes + size
+        if held >= self.epoch_bytes:
+            self._epochs.full()
+
     def carry(self, out: Out) -> asyncio.Future[None]:
         """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
         done = self._epochs.carry.add(out, self.clock.monotonic())
@@ -449,7 +455,8 @@ class Engine:
 
     def follow(self, hand: Hand, number: int, out: Out) -> asyncio.Future[None] | None:
         """An output of a task that has outlived the event it was started in. It counts if that event does: in its epoch
-        where that is open (None is answered), else in the next one after it. StaleIncarnation where the event is undone."""
+        where that is open (None is answered), else in the next one after it. StaleIncarnation where the event is undone,
+        CarryOverFull where too much waits for a commit."""
         match hand.attempts.fate(number, alive=hand.alive):
             case Fate.VOID:
                 raise StaleIncarnation(
@@ -457,7 +464,8 @@ class Engine:
                     "handled again, this is started again"
                 )
             case Fate.OPEN:
-                self.epoch_outputs.append(out)
+                self._epochs.join(out)
+                self.add((out,), out.size)
                 return None
             case Fate.SEALED:
                 assert hand.attempts.after is not None

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from semel.errors import CarryOverFull
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
@@ -95,6 +96,8 @@ class Epochs:
         self.committing = False
         # The open epoch is as large as one may be: no event begins before it is cut.
         self._full = False
+        # What tasks have put into it that have outlived their events.
+        self._joined_bytes = 0
         # Running events are waited for, or the epoch is being cut.
         self._cutting = False
         self._since: float | None = None
@@ -174,6 +177,18 @@ class Epochs:
             self._barrier.close()
             self.changed.set()
 
+    def join(self, out: Out) -> None:
+        """A task that has outlived its event puts this into the open epoch. It has passed no gate, so there is a bound: what
+        one event may write, for all of them. CarryOverFull."""
+        size, most = self._joined_bytes + out.size, self._share.event
+        if size > most:
+            raise CarryOverFull(
+                f"{self._joined_bytes} bytes were sent since the last commit by tasks that have outlived their events, and "
+                f"{most} is the limit for one commit; let such a task wait between what it sends, send from the agent, or "
+                "raise memory_budget_bytes (a quarter of it, 64 MiB at most)"
+            )
+        self._joined_bytes = size
+
     def dropped(self) -> None:
         """What the open epoch held is given up."""
         self._emptied()
@@ -181,7 +196,7 @@ class Epochs:
             self._open_gate()
 
     def _emptied(self) -> None:
-        self._worker.open_bytes = 0
+        self._worker.open_bytes = self._joined_bytes = 0
         self._full = False
 
     def _open_gate(self) -> None:

@@ -403,8 +403,8 @@ class Lane:
         task: Task = hand.task
         counts = task.counts
         outputs = hand.outputs
+        self.host.add(outputs, hand.bytes + EVENT_BYTES)
         if outputs:
-            self.host.epoch_outputs.extend(outputs)
             counts["out"] += len(outputs)
             if hand.origin is not None:
                 sent = task.outputs
@@ -421,10 +421,6 @@ class Lane:
         hand.undo.clear()
         hand.holding = False
         s.index += 1
-        host = self.host
-        host.open_bytes = held = host.open_bytes + hand.bytes + EVENT_BYTES
-        if held >= host.epoch_bytes:
-            host.full()
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
@@ -442,8 +438,8 @@ class Lane:
         if hand.origin is not None:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
-        self.host.epoch_outputs += batch.letters
-        self.host.epoch_outputs += results if steps is None else steps.in_order(results)
+        outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
+        self.host.add(outs, hand.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
         results.clear()
         hand.undo.clear()
         hand.holding = False
@@ -451,10 +447,6 @@ class Lane:
         s.batch = None
         s.index = s.end
         self._heavy = max(hand.bytes // max(1, batch.events), self._heavy * 3 // 4)
-        host = self.host
-        host.open_bytes += hand.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
-        if host.open_bytes >= host.epoch_bytes:
-            host.full()
         for name, count in batch.counts.items():
             task.counts[name] += count
         task.counts["in"] += batch.events

@@ -38,14 +38,10 @@ class Aside:
             self._host.finished()
 
     def _keep(self, s: Slice, letter: Out) -> None:
-        host = self._host
         if s.batch is not None:
             s.batch.letters.append(letter)
-            return
-        host.epoch_outputs.append(letter)
-        host.open_bytes += letter.size
-        if host.open_bytes >= host.epoch_bytes:
-            host.full()
+        else:
+            self._host.add((letter,), letter.size)
 
     def quarantine(self, s: Slice, record: Record, reason: str, error: str, attempts: int = 0) -> None:
         host, tp = self._host, s.cursor.tp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from semel.plan import AgentPlan
@@ -20,8 +20,9 @@ class Host(Protocol):
     """`landings` counts the epochs whose rows and marks moved into the store. `interrupts`: what ends the worker though an
     agent's code raised it.
 
-    `open_bytes`: what the open epoch holds; at `epoch_bytes` it is `full`, and lanes wait until it is cut. `event_bytes`: the
-    most that one event, or one batch, may write.
+    `add`: the only way into the open epoch, of outputs and of about how many bytes all is that comes with them, rows included;
+    at `epoch_bytes` the epoch is full, and lanes wait until it is cut. `event_bytes`: the most that one event, or one batch,
+    may write.
 
     `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
     """
@@ -31,14 +32,12 @@ class Host(Protocol):
     randomness: Randomness
     gate_closed: bool
     landings: int
-    epoch_outputs: list[Out]
     interrupts: tuple[type[BaseException], ...]
     dead_letters: DeadLetters
-    open_bytes: int
     epoch_bytes: int
     event_bytes: int
 
-    def full(self) -> None: ...
+    def add(self, outs: Iterable[Out], size: int) -> None: ...
     def gate(self) -> Awaitable[Any]: ...
     def cautious(self) -> bool: ...
     def may_take(self) -> bool: ...

@@ -13,14 +13,14 @@ import pytest
 
 from semel import Output, Table
 from semel.errors import CarryOverFull
-from semel.hand import Hand
+from semel.hand import Fate, Hand
 from semel.port import TP
 from semel.runtime.epochs import EPOCH_LEAST_BYTES
 from semel.runtime.memory import shares
 from semel.stages.body import _run_stream
 from semel.stages.sink import Out
 from semel.testing.broker import Call, Fault, delay, lose_request, refuse, unsent
-from tests.unit.runtime.harness import APP, Payment, Settlement, Work, World, payments_pipeline
+from tests.unit.runtime.harness import APP, Payment, Settlement, Work, Worker, World, payments_pipeline
 
 BUDGET = 64 << 20
 SHARES = shares(BUDGET)
@@ -287,6 +287,59 @@ async def test_outputs_without_an_event_wait_within_their_share_of_bytes(world: 
     await asyncio.gather(*done)
     assert len(world.cluster.committed("notes")[0]) == len(done)
     await worker.engine.carry(Out(TP("notes", 0), None, b"k", b"x" * 100_000, ()))
+
+
+async def with_an_open_epoch(world: World) -> tuple[Worker, Callable[[bytes], Any], asyncio.Event]:
+    """A worker with an event done in its open epoch, what a task sends that has outlived it, and what lets the epoch go."""
+    world.cluster.create_topic("notes", 1)
+    worker = world.start(memory_budget_bytes=BUDGET)
+    await world.until_running(worker)
+    reached, go = worker.hold_at("commit.before_partitions")
+    world.pay("a1")
+    await reached.wait()
+    world.pay("a1")
+    await world.clock.sleep(1)
+    [hand] = [lane.hand for lane in worker.engine.lanes]
+    number = hand.event
+    assert hand.attempts.fate(number, alive=hand.alive) is Fate.OPEN
+
+    def send(value: bytes) -> Any:
+        return worker.engine.follow(hand, number, Out(TP("notes", 0), None, b"k", value, ()))
+
+    return worker, send, go
+
+
+async def test_what_a_task_sends_that_has_outlived_its_event_counts_in_the_open_epoch(world: World) -> None:
+    worker, send, go = await with_an_open_epoch(world)
+    engine, sent = worker.engine, 0
+    while not engine.gate_closed:
+        assert send(b"x" * 1_000_000) is None
+        sent += 1
+        assert sent < 100
+    held = sum(out.size for out in engine.epoch_outputs)
+    assert held - 1_000_000 < engine.epoch_bytes <= engine.open_bytes
+    assert abs(engine.open_bytes - held) < 1_000
+    go.set()
+    await world.drained()
+    assert len(world.cluster.committed("notes")[0]) == sent
+    assert not engine.gate_closed
+
+
+async def test_tasks_that_have_outlived_their_events_send_no_more_than_their_share_into_one_epoch(world: World) -> None:
+    _, send, go = await with_an_open_epoch(world)
+    sent = 0
+    with pytest.raises(CarryOverFull, match="memory_budget_bytes"):
+        for _ in range(1_000):
+            send(b"x" * 100_000)
+            sent += 1
+    assert SHARES.event - 200_000 < 100_000 * sent <= SHARES.event
+    go.set()
+    await world.drained()
+    assert len(world.cluster.committed("notes")[0]) == sent
+    assert send(b"x" * 100_000) is None
+    world.pay("a1")
+    await world.drained()
+    assert len(world.cluster.committed("notes")[0]) == sent + 1
 
 
 def test_no_epoch_is_made_smaller_than_an_event_of_a_usual_size() -> None:
