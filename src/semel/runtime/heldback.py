@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from semel.port import TP, Broker, Clock, RpcError, RpcLost
+from semel.port import TP, Broker, Clock, OpenTransaction, RpcError, RpcLost
 from semel.runtime.intake import Feed
 
 log = logging.getLogger("semel.intake")
@@ -33,10 +33,7 @@ class HeldBack:
     async def run(self) -> None:
         while True:
             await self._clock.sleep(LOOK_S)
-            try:
-                await self._look()
-            except (RpcError, RpcLost) as exc:
-                log.debug("who holds source partitions back: %s", exc)
+            await self._look()
 
     async def _look(self) -> None:
         now = self._clock.monotonic()
@@ -53,9 +50,17 @@ class HeldBack:
                 self._stops[tp] = _Stop(feed.stable, now)
             elif now - stop.since >= SAY_AFTER_S and (not stop.said_at or now - stop.said_at >= SAY_EVERY_S):
                 due.append(tp)
-        if not due:
-            return
-        found = await self._broker.open_transactions(due)
+        for topic in dict.fromkeys(tp.topic for tp in due):
+            # A topic at a time: one that cannot be asked about keeps nobody from knowing of the others.
+            await self._say([tp for tp in due if tp.topic == topic], now)
+
+    async def _say(self, due: list[TP], now: float) -> None:
+        found: Mapping[TP, Sequence[OpenTransaction]] = {}
+        nobody = "nobody says whose"
+        try:
+            found = await self._broker.open_transactions(due)
+        except (RpcError, RpcLost) as exc:
+            nobody += f" ({exc})"
         for tp in due:
             stop, feed = self._stops.get(tp), self._feeds.get(tp)
             if stop is None or feed is None:
@@ -70,5 +75,5 @@ class HeldBack:
                 "%s[%d] is held at offset %d by an open transaction for %.0f s, %d records wait behind it: %s. Its producer "
                 "has to end it; one that is gone is ended by the broker after its transaction.timeout.ms, or at once by "
                 "`kafka-transactions.sh abort`",
-                *tp, stop.offset, now - stop.since, feed.high_watermark - stop.offset, holders or "nobody says whose",
+                *tp, stop.offset, now - stop.since, feed.high_watermark - stop.offset, holders or nobody,
             )  # fmt: skip

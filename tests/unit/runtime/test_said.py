@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 import orjson
@@ -13,13 +14,13 @@ from semel import Dedup, Pipeline, Table, Topic
 from semel.dedup import header
 from semel.errors import ConfigError, TopicChanged
 from semel.partitioner import partition_of
-from semel.port import TP
+from semel.port import TP, Producer
 from semel.runtime.reset import reset
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state import positions
-from semel.testing.broker import Call, Fault, MemoryBroker, refuse
-from tests.unit.runtime.harness import APP, World, committed_values
+from semel.testing.broker import Call, Fault, MemoryBroker, refuse, unsent
+from tests.unit.runtime.harness import APP, Payment, World, committed_values
 
 DAY = timedelta(days=1)
 
@@ -91,20 +92,29 @@ async def test_a_group_name_that_another_program_uses_is_said(world: World, capl
     assert EngineView(worker.engine).readiness()[0]
 
 
+async def holder_of(world: World, tps: list[TP]) -> tuple[MemoryBroker, Producer]:
+    """A transaction that is open in these partitions, with a record in each."""
+    broker = MemoryBroker(world.cluster, "feeder")
+    await broker.start()
+    producer = await broker.init_producer_id("feeder-7", 600_000)
+    await broker.leaders(tps)
+    await broker.add_partitions(producer, tps)
+    batches: dict[TP, bytes] = {}
+    for tp in tps:
+        builder = broker.batch_builder(10_000)
+        builder.append(None, b"a1", b"{}", ())
+        batches[tp] = builder.build(producer, 0)
+    await broker.produce(producer, batches)
+    return broker, producer
+
+
 async def test_a_transaction_that_holds_a_source_partition_is_named_after_a_while(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = world.start()
     await world.until_running(worker)
-    broker = MemoryBroker(world.cluster, "feeder")
-    await broker.start()
-    producer = await broker.init_producer_id("feeder-7", 600_000)
     tp = world.place("a1")
-    await broker.leaders([tp])
-    await broker.add_partitions(producer, [tp])
-    builder = broker.batch_builder(10_000)
-    builder.append(None, b"a1", b"{}", ())
-    await broker.produce(producer, {tp: builder.build(producer, 0)})
+    broker, producer = await holder_of(world, [tp])
     await world.clock.sleep(8)
     assert not warnings(caplog, "open transaction")
     for _ in range(3):
@@ -114,6 +124,35 @@ async def test_a_transaction_that_holds_a_source_partition_is_named_after_a_whil
     assert "feeder-7" in said and f"payments[{tp.partition}]" in said and "4 records wait" in said
     await broker.end_txn(producer, commit=False)
     await world.drained()
+    await broker.close()
+
+
+@pytest.mark.parametrize("fault", [refuse(29), unsent()])
+async def test_a_partition_that_is_held_is_said_also_where_nobody_says_by_whom(
+    world: World, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    """Those of another topic are named."""
+    world.cluster.create_topic("refunds", 2)
+    [agent] = world.plan().agents
+    both = replace(agent, sources=(*agent.sources, Topic("refunds", key=str, value=Payment)))
+    world.plan = lambda: replace(world.pipeline.plan(), agents=[both])
+    worker = world.start()
+    await world.until_running(worker)
+    refused, named = world.place("a1"), TP("refunds", 0)
+    broker, producer = await holder_of(world, [refused, named])
+
+    def script(call: Call) -> Fault | None:
+        return fault if call.api == "DescribeProducers" and refused in call.args["tps"] else None
+
+    world.cluster.faults.script(script)
+    await world.clock.sleep(30)
+    said = {r.args[0]: r.getMessage() for r in caplog.records if "open transaction" in r.getMessage() and r.args}
+    assert set(said) == {"payments", "refunds"} and len(warnings(caplog, "open transaction")) == 2
+    assert "nobody says whose" in said["payments"] and "feeder-7" not in said["payments"]
+    assert "feeder-7" in said["refunds"]
+    await world.clock.sleep(60)
+    assert len(warnings(caplog, "open transaction")) == 4
+    await broker.end_txn(producer, commit=False)
     await broker.close()
 
 
