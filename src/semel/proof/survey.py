@@ -10,7 +10,8 @@ from semel.port import TP, Broker, TopicInfo
 from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
-from semel.runtime.decide import check_log_ids, check_shape
+from semel.runtime.changed import changes
+from semel.runtime.decide import check_log_ids
 from semel.state.positions import Sink
 
 
@@ -131,14 +132,17 @@ class Survey:
 
     def _check_declaration(self) -> None:
         """Whether counts and marks are what the declaration of today reads and makes. ShapeChanged, TopicChanged, too."""
-        plan, shape, marks = self._plan, self._plan.shape(), self._plan.marks_topic
+        plan, types, marks = self._plan, self._plan.types(), self._plan.marks_topic
         others: set[str] = set()
         rules: set[str] = set()
         for position in self.cut.positions.values():
-            if position.shape and position.shape != shape:
-                check_shape(plan.app, position.shape, shape)
+            # As a worker takes it, which may not have committed since.
+            changed = changes(plan, position, types)
             others |= set(position.readers) - plan.readers
             rules |= {"window", "compare"} & set(position.passed)
+            rules |= {
+                name for name, is_another in (("window", changed.window), ("compare", changed.compare)) if is_another
+            }
             if marks in position.logs:
                 if marks not in self._topics:
                     raise NothingToProve(

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from semel.errors import PositionConflict, ShapeChanged, TopicChanged
+from semel.errors import PositionConflict, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, TopicInfo
 from semel.runtime.changed import Changes, changes
@@ -174,21 +174,3 @@ def source_resized(app: str, name: str, before: int, now: int) -> TopicChanged:
         "from their rows and dedup marks. Copy the events to a topic of the old size, or run `semel reset` to process "
         "them from the start with empty state"
     )
-
-
-def check_shape(app: str, stored: str, now: str) -> None:
-    """ShapeChanged where stored state was made with another declaration; tables that are new start empty."""
-    before, after = orjson.loads(stored), orjson.loads(now)
-    changed = [
-        f"table {name!r} was {shape}, is {after['tables'][name]}"
-        for name, shape in before["tables"].items()
-        if name in after["tables"] and after["tables"][name] != shape
-    ]
-    changed += [f"table {name!r} is no longer declared" for name in before["tables"] if name not in after["tables"]]
-    if before["dedup"] != after["dedup"]:
-        changed.append(f"the dedup rule was {before['dedup']}, is {after['dedup']}")
-    if changed:
-        raise ShapeChanged(
-            f"{app!r} is declared differently from when its state was made: {'; '.join(changed)}. Put the declaration back, "
-            "run under another name, or run `semel reset` to rebuild its state from the source"
-        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from semel import Dedup, Topic
+from semel import Dedup, Table, Topic
 from semel.errors import SemelError, ShapeChanged, TopicChanged
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
@@ -192,6 +193,20 @@ async def test_another_declaration_than_the_one_that_ran_is_refused(histories: H
     history = await histories(seed=8).filled(40)
     history.world.pipeline.dedup = Dedup("account", window=timedelta(days=7))
     with pytest.raises(ShapeChanged):
+        await history.proof()
+
+
+async def test_a_declaration_that_workers_take_is_proven_before_one_of_them_has_committed(histories: Histories) -> None:
+    history = await histories(seed=8).filled(40)
+    balances = history.world.pipeline.tables[0]
+    history.world.pipeline.tables = [balances, Table("journals", key=str, value=list[Any], default=list)]
+    assert (await history.proof()).verdict is Verdict.CLEAN
+
+
+async def test_another_window_is_not_held_against_events_from_before_it(histories: Histories) -> None:
+    history = await histories(seed=8, pipeline={"dedup": Dedup("id", window=timedelta(days=7))}).filled(40)
+    history.world.pipeline.dedup = Dedup("id", window=timedelta(days=8))
+    with pytest.raises(NothingToProve, match=r"another once \(window\)"):
         await history.proof()
 
 
