@@ -50,6 +50,7 @@ class Rows:
         "_kind",
         "_kind_of",
         "_most",
+        "_of_no_kind",
         "_prefix",
         "_raw_key",
         "_raws",
@@ -100,6 +101,8 @@ class Rows:
         self._decode = value.decode
         self._kind_of = kind_of
         self._kind = self.noted_kind = ""
+        # The one row whose key is of no kind, where there is one: it says nothing about the others.
+        self._of_no_kind: bytes | None = None
         # Keys are kept at hand where keys that are equal to Python are equal as bytes, which is not so of Decimal("1")
         # and Decimal("1.0"); values where what is written is what would be read back.
         self._exact_key = key.type if _plain_key(key.type) else None
@@ -154,7 +157,10 @@ class Rows:
     @property
     def kind(self) -> str:
         """Which kind of keys its rows have, also those that are not committed; "" where there are none."""
-        return self.noted_kind or (self._kind if self.open or self.sealed else "")
+        return self.noted_kind or (self._kind if self._tells(self.open) or self._tells(self.sealed) else "")
+
+    def _tells(self, rows: dict[bytes, bytes | None]) -> bool:
+        return len(rows) > (self._of_no_kind in rows)
 
     def _check_kind(self, key: Any, kind: str) -> None:
         if kind and kind != (self.kind or kind):
@@ -278,6 +284,8 @@ class Rows:
     def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
         if self._kind_of is not None and not self.kind:
             self._kind = self._kind_of(key)
+            if not self._kind:
+                self._of_no_kind = raw
             # Among them may be keys of another kind that were only looked for.
             self._forget()
         self.open[raw] = encoded
@@ -312,7 +320,7 @@ class Rows:
         return self.sealed
 
     def landed(self) -> None:
-        if self.sealed:
+        if self._tells(self.sealed):
             self.noted_kind = self.kind
         self.sealed = {}
 

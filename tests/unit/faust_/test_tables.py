@@ -174,6 +174,18 @@ async def test_the_row_of_records_without_a_key_keeps_no_other_key_out_of_a_tabl
     assert (totals[None], totals[b"7"]) == (11, 3)
 
 
+async def test_beside_the_row_of_records_without_a_key_an_event_that_fails_decides_nothing(stage: Stage) -> None:
+    stage.topic("orders")
+    app, totals = counting(stage)
+    stage.send("orders", 5)
+    stage.send("orders", -1, key="7")
+    stage.send("orders", 100)
+    await stage.start(app)
+    await stage.done(app, 3)
+    assert ["not a value" in why for why in dead(stage)] == [True]
+    assert (totals[None], totals[7]) == (105, 100)
+
+
 async def test_the_first_row_decides_about_the_keys_of_a_table_also_for_the_next_process(stage: Stage) -> None:
     stage.topic("orders")
     app, _ = counting(stage)
