@@ -241,20 +241,21 @@ def _shown(default: Any) -> str:
 
 
 def fingerprint(code: Callable[..., Any] | None) -> str:
-    """Of what a function says, whatever its layout and its Python; empty where its source cannot be had."""
+    """Of what a function says and the plain values it closes over; empty where nothing is to be had.
+
+    Neither its layout, nor its module, nor the version of Python has a part in that, where its source is to be had.
+    """
     if code is None:
         return ""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)).strip().rstrip(","))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        tree = None
-    said = None if tree is None else _own_part(tree, code)
-    if said is None:
+    code = inspect.unwrap(code)
+    node = _source(code)
+    if node is not None:
+        said = repr(_plain_tree(node))
+    else:
         raw = getattr(code, "__code__", None)
         if raw is None:
             return ""
-        # A lambda amid an expression that does not stand alone: its compiled form, good for one version of Python.
-        # A set in it stands in another order in each process.
+        # Its compiled form, good for one version of Python. A set in it stands in another order in each process.
         consts = [
             sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in raw.co_consts if not inspect.iscode(c)
         ]
@@ -262,21 +263,52 @@ def fingerprint(code: Callable[..., Any] | None) -> str:
     return hashlib.sha256(f"{said} {_captured(code)}".encode()).hexdigest()[:16]
 
 
-def _own_part(tree: ast.AST, code: Any) -> str | None:
-    if getattr(code, "__name__", "") != "<lambda>":
-        return ast.dump(tree)
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-    return ast.dump(found[0]) if len(found) == 1 else None
+def _source(code: Any) -> ast.AST | None:
+    """The part of the source that the function was made from."""
+    raw = getattr(code, "__code__", None)
+    try:
+        if raw is None:
+            return ast.parse(textwrap.dedent(inspect.getsource(code)))
+        tree = ast.parse("".join(inspect.findsource(raw)[0]))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    # Several lambdas may stand in one line: it is the innermost that holds all that was compiled.
+    inside = [
+        ((line, column), (end_line, end_column))
+        for line, end_line, column, end_column in raw.co_positions()
+        if None not in (line, end_line, column, end_column) and (line, column) != (end_line, end_column)
+    ]
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        and getattr(node, "name", "<lambda>") == raw.co_name
+        and all(
+            (node.lineno, node.col_offset) <= start and end <= (node.end_lineno, node.end_col_offset)
+            for start, end in inside
+        )
+    ]
+    return max(around, key=lambda node: (node.lineno, node.col_offset)) if inside and around else None
+
+
+def _plain_tree(part: Any) -> Any:
+    """Without what is empty: a newer Python has more fields that mostly are, and shows such fields otherwise."""
+    if isinstance(part, ast.JoinedStr):
+        # Some versions put an empty text at the end.
+        part = ast.JoinedStr([v for v in part.values if not (isinstance(v, ast.Constant) and v.value == "")])
+    if isinstance(part, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(part) if value not in (None, []) and name != "kind"]
+        return [type(part).__name__, *((name, _plain_tree(value)) for name, value in fields)]
+    return [_plain_tree(each) for each in cast("list[Any]", part)] if isinstance(part, list) else ascii(part)
 
 
 def _captured(code: Any) -> str:
-    """Plain values that it takes from around it."""
+    """Plain values that it closes over. Those of its module are not its own: some are other ones in each environment."""
     try:
-        around = inspect.getclosurevars(code)
+        around = inspect.getclosurevars(code).nonlocals
     except (TypeError, ValueError):
         return ""
-    taken = {**around.globals, **around.nonlocals}
-    return repr(sorted((k, v) for k, v in taken.items() if isinstance(v, (str, int, float, bytes))))
+    return repr(sorted((k, v) for k, v in around.items() if isinstance(v, (str, int, float, bytes))))
 
 
 __all__ = ["describe", "described_default", "differences", "fingerprint", "said"]
