@@ -13,7 +13,7 @@ from semel.plan import Plan
 from semel.port import TP, TopicInfo
 from semel.runtime.changed import Changes, changes
 from semel.state import positions
-from semel.state.positions import Position, TopicPosition
+from semel.state.positions import UNKNOWN, Position, TopicPosition
 
 
 def behind(partition: int, recorded: Position | None, group_offsets: Mapping[TP, int]) -> bool:
@@ -59,7 +59,7 @@ def decide(
                 at,
                 partitions=info.partitions,
                 born=at.since,
-                former=_former(plan, name, at, recorded.readers if recorded is not None else ()),
+                former=_former(plan, name, at, recorded or Position({})),
                 hashed_from=at.next if changed.compare else at.hashed_from,
             )
         elif offset >= 0:
@@ -101,11 +101,15 @@ def _with_old(now: str, before: str, tables: Iterable[str]) -> str:
     return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _former(plan: Plan, topic: str, at: TopicPosition, readers: Iterable[str]) -> dict[str, int]:
-    """Where agents of the topic stand that are not declared now, or are again: they go on from there."""
+def _former(plan: Plan, topic: str, at: TopicPosition, recorded: Position) -> dict[str, int]:
+    """Where agents of the topic stand that are not declared now, or are again: they go on from there.
+
+    A version that noted no types noted no agents that left either: where those stood is known of none but who was ahead.
+    """
     declared = {agent.name for agent in plan.agents if any(t.name == topic for t in agent.sources)}
-    names = [reader.removeprefix(f"{topic} by ") for reader in readers if reader.startswith(f"{topic} by ")]
-    stood = {name: at.cursors.get(name, at.next) for name in names if name not in declared}
+    names = [reader.removeprefix(f"{topic} by ") for reader in recorded.readers if reader.startswith(f"{topic} by ")]
+    lowest = at.next if recorded.types else UNKNOWN
+    stood = {name: at.cursors.get(name, lowest) for name in names if name not in declared}
     return {**stood, **at.former}
 
 

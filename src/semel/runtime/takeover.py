@@ -172,8 +172,8 @@ class TakeOver:
         """An agent that was taken out once goes on where it stood. TopicChanged where that is gone from the topic."""
         for cursor in task.cursors.values():
             at, name = position.topics[cursor.tp.topic], cursor.agent.name
-            stood = at.former.get(name)
-            if stood is None or stood >= at.cursors.get(name, at.next):
+            stood = at.former.get(name, positions.UNKNOWN)
+            if stood == positions.UNKNOWN or stood >= at.cursors.get(name, at.next):
                 continue
             start = (await self._restorer.starts([cursor.tp]))[cursor.tp]
             if start > stood:

@@ -199,8 +199,7 @@ class Task:
         for cursor in self.cursors.values():
             at = self.committed.topics.get(cursor.tp.topic)
             if at is not None:
-                name = cursor.agent.name
-                cursor.seek(at.cursors.get(name, at.former.get(name, at.next)))
+                cursor.seek(at.stands(cursor.agent.name))
 
     def position(
         self,

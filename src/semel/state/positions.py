@@ -24,12 +24,16 @@ BEGAN_KEY = b"began"
 COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropped", "dead")
 
 
+UNKNOWN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class TopicPosition:
     """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further.
 
     `first`: where the task began; -1 where that was not noted. `born`: how many partitions the topic had when the app
-    began to read it; 0 where that was not noted. `former`: where agents stand that were declared once, to go on there.
+    began to read it; 0 where that was not noted. `former`: where agents stand that were declared once, to go on there; `UNKNOWN`
+    where that was not noted.
     `hashed_from`: marks of records before it have the payload hash of another `compare=`.
     """
 
@@ -47,6 +51,11 @@ class TopicPosition:
     def since(self) -> int:
         """From which partition on they came later than the app."""
         return self.born or self.partitions
+
+    def stands(self, agent: str) -> int:
+        """Where it goes on. Of whom nothing is known begins where the app stands."""
+        former = self.former.get(agent, UNKNOWN)
+        return self.cursors.get(agent, self.next if former == UNKNOWN else former)
 
     def to_json(self) -> dict[str, Any]:
         found = {

@@ -1001,6 +1001,33 @@ async def test_an_agent_that_was_taken_out_and_comes_back_misses_nothing(world: 
     assert sorted(agents.seen["notify"]) == sorted(ids[20:])
 
 
+async def test_an_agent_that_left_before_that_was_noted_begins_where_the_app_stands(world: World) -> None:
+    agents = Agents(world)
+    agents.declare("settle", "audit", "notify")
+    world.pay_many(20)
+    await (await settled_by(world)).stop()
+    # The version of then: it knew that there was a third one, and nothing else of it.
+    for p in range(world.partitions):
+        for record in world.cluster.log(TP(f"{APP}-positions", p)).committed():
+            if record.key == positions.KEY:
+                found = orjson.loads(record.value or b"")
+                found.pop("types")
+                record.value = orjson.dumps(found)
+    world.lose_store("w1")
+    for _ in range(3):
+        agents.declare("settle", "audit")
+        world.pay_many(20)
+        await (await settled_by(world)).stop()
+        for p in range(world.partitions):
+            log = world.cluster.log(TP("payments", p))
+            log.delete_before(log.end)
+    agents.seen["notify"].clear()
+    agents.declare("settle", "audit", "notify")
+    ids = [world.pay()["id"] for _ in range(20)]
+    await (await settled_by(world)).stop()
+    assert sorted(agents.seen["notify"]) == sorted(ids)
+
+
 async def test_an_agent_that_comes_back_too_late_is_refused(world: World) -> None:
     agents = Agents(world)
     for names in (("settle", "notify"), ("settle",)):
