@@ -235,9 +235,11 @@ async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_
 
     seen = Table("seen", value=list, default=list)
     left = 2
+    handled: list[str] = []
 
     async def settle(payments: Any) -> Any:
         async for payment in payments:
+            handled.append(payment.id)
             try:
                 if how == "deleted":
                     seen[payment.account + "-other"] = []
@@ -267,6 +269,8 @@ async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_
     await world.drained()
     assert [o["id"] for o in outputs(world)] == ["p1", "p2"]
     assert left == 0 and not letters(world)
+    # Each time that it could not be read was an attempt that is void.
+    assert len(handled) == 4
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "generator"])
