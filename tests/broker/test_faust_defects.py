@@ -51,9 +51,9 @@ def ids(records: Sequence[Message | Line]) -> list[str]:
 
 
 async def killed_at(ledger: Ledger, failpoint: str, **environment: str) -> WorkerProcess:
-    """A worker that died there, some epochs on."""
-    worker = ledger.worker().start(failpoint=f"{failpoint}:kill:3", HANDLER_S="0.001", **environment)
-    assert await worker.ended() == KILLED
+    """A worker that died there, some epochs on: the first ones note where its partitions begin, and hold no events."""
+    worker = ledger.worker().start(failpoint=f"{failpoint}:kill:7", HANDLER_S="0.002", **environment)
+    assert await worker.ended() == KILLED, worker.log_end()
     return worker
 
 
@@ -386,7 +386,7 @@ async def test_a_partition_that_was_never_committed_begins_at_its_start_again(ei
     """E23: a seek to a committed offset of none or 0 did nothing, and what was read and dropped before was skipped."""
     await either.feed(once(227, 300))
     worker = either.worker().start(failpoint="commit.before_partitions:kill:1")
-    assert await worker.ended() == KILLED
+    assert await worker.ended() == KILLED, worker.log_end()
     assert await logs.group_offsets(either.bootstrap, either.name) == {}
     other = either.worker("w2", HANDLER_S="0.01").start(failpoint="commit.before_partitions:stop:1")
     await other.frozen()

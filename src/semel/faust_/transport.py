@@ -121,6 +121,10 @@ class Consumer(faust.transport.consumer.Consumer):
 class Producer(faust.transport.producer.Producer):
     """Sends nothing. `faust_.topic` hands every message to the engine."""
 
+    def create_threaded_producer(self) -> Service:
+        """Faust starts one beside this where `producer_threaded` is set; it has nothing to send."""
+        return Service()
+
     async def on_start(self) -> None:
         return
 

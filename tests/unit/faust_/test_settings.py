@@ -10,6 +10,7 @@ from typing import Any
 
 import faust as stock
 import pytest
+from mode import Service
 
 import semel as faust
 from semel.cli import exits
@@ -354,3 +355,9 @@ async def test_a_client_id_and_a_compression_reach_the_connection(stage: Stage) 
     assert stage.connections == [("till-7", "gzip")]
     with pytest.raises(ConfigError, match="brotli"):
         kafka_broker(app.semel_settings, client_id="x", compression="brotli")
+
+
+def test_a_moot_setting_ends_no_start() -> None:
+    app = App("moot-settings", broker=BROKER, autodiscover=False, producer_threaded=True, stream_publish_on_commit=True)
+    started = app.boot_strategy.kafka_producer()
+    assert app.producer in started and all(isinstance(service, Service) for service in started)
