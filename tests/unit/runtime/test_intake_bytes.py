@@ -14,6 +14,7 @@ from semel.port import TP, Fetched
 from semel.runtime.intake import LOW_BYTES, LOW_RECORDS, PARTITION_BYTES, PARTITION_LEAST_BYTES, Feed, Intake
 from semel.runtime.memory import shares
 from semel.runtime.task import Chunk, Cursor, Task
+from semel.runtime.troubles import Troubles
 from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock
 from semel.testing.memory.batch import MemoryRecord
@@ -123,7 +124,9 @@ async def test_a_large_record_is_not_starved_by_its_neighbours_backlog() -> None
 
     broker = MemoryBroker(cluster, "w1")
     await broker.start()
-    intake = Intake(broker, clock, offer=done_at_once, trimmed=lambda *_: None, budget=SOURCE, idle=lambda _: True)
+    intake = Intake(
+        broker, clock, offer=done_at_once, trimmed=lambda *_: None, troubles=Troubles(clock), budget=SOURCE, idle=lambda _: True
+    )  # fmt: skip
     agent: Any = None
     for tp in (busy, other):
         intake.add(tp, [Cursor(Task(tp.partition), tp, agent)])
