@@ -52,7 +52,7 @@ def ids(records: Sequence[Message | Line]) -> list[str]:
 
 async def killed_at(ledger: Ledger, failpoint: str, **environment: str) -> WorkerProcess:
     """A worker that died there, some epochs on: the first ones note where its partitions begin, and hold no events."""
-    worker = ledger.worker().start(failpoint=f"{failpoint}:kill:7", HANDLER_S="0.002", **environment)
+    worker = ledger.worker().start(failpoint=f"{failpoint}:kill:12", HANDLER_S="0.005", **environment)
     assert await worker.ended() == KILLED, worker.log_end()
     return worker
 
