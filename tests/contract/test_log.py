@@ -51,11 +51,17 @@ async def test_a_topic_that_grows_keeps_its_id_and_what_it_has(rig: Rig, broker:
     name = await rig.topic(broker, 2)
     before = (await broker.topics([name]))[name]
     await broker.create_partitions(name, 5)
-    assert (await broker.topics([name]))[name] == before._replace(partitions=5)
+
+    async def grown() -> bool:
+        return (await broker.topics([name]))[name] == before._replace(partitions=5)
+
+    # A broker hears of it a moment after the one that did it.
+    await rig.until(grown)
     for fewer in (5, 3):
         await broker.create_partitions(name, fewer)
     assert (await broker.topics([name]))[name].partitions == 5
-    found = await rig.patiently(lambda: broker.list_offsets([TP(name, 4)], EARLIEST))
+    # Its leader has the metadata before it leads.
+    found = await rig.patiently(lambda: broker.list_offsets([TP(name, 4)], EARLIEST), frozenset({3, 5, 6, 9}))
     assert found == {TP(name, 4): 0}
     assert await code_of(broker.create_partitions(rig.name("missing"), 3)) == 3
 
