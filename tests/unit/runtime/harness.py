@@ -573,6 +573,16 @@ def dead_letters(records: Sequence[MemoryRecord]) -> list[tuple[int, str]]:
     return [(int(h["semel.offset"]), h["semel.reason"].decode()) for h in said]
 
 
+def given_up(world: World) -> list[tuple[str, str, int]]:
+    """Reason, error and attempts of each dead letter."""
+    found: list[tuple[str, str, int]] = []
+    for log in world.cluster.committed(f"{APP}.dlq"):
+        for record in log:
+            headers = {name: (value or b"").decode() for name, value in record.headers}
+            found.append((headers["semel.reason"], headers["semel.error"], int(headers["semel.attempts"])))
+    return found
+
+
 def truth_of(world: World, partition: int) -> Truth:
     end = world.cluster.log(TP("payments", partition)).end
     return oracle(world.cluster.committed("payments")[partition], end=end)

@@ -15,7 +15,7 @@ from semel import Output, Pipeline, Retry, Table, Topic
 from semel.errors import StaleIncarnation
 from semel.port import TP
 from semel.testing.memory.faults import refuse
-from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, World, payments_pipeline
+from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, World, given_up, payments_pipeline
 
 STYLES = ["stream", "coroutine", "batches", "function"]
 
@@ -28,16 +28,6 @@ ENDINGS: list[type[BaseException]] = [
     asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, StaleIncarnation, Odd, StopIteration,
     StopAsyncIteration,
 ]  # fmt: skip
-
-
-def letters(world: World) -> list[tuple[str, str, int]]:
-    """Reason, error and attempts of each dead letter."""
-    found: list[tuple[str, str, int]] = []
-    for log in world.cluster.committed(f"{APP}.dlq"):
-        for record in log:
-            headers = {name: (value or b"").decode() for name, value in record.headers}
-            found.append((headers["semel.reason"], headers["semel.error"], int(headers["semel.attempts"])))
-    return found
 
 
 def outputs(world: World) -> list[dict[str, Any]]:
@@ -93,7 +83,7 @@ async def test_an_event_whose_inner_task_was_cancelled_is_tried_again_and_then_d
     world.pay("a1", id="good")
     await world.drained()
     assert outputs(world) == [{"id": "good"}]
-    [(reason, error, attempts)] = letters(world)
+    [(reason, error, attempts)] = given_up(world)
     assert (reason, attempts) == ("failed", ATTEMPTS)
     assert error.startswith("CancelledError") and "cancelled by something else" in error
     task = next(t for t in worker.engine.tasks.values() if t.counts["in"])
@@ -115,7 +105,7 @@ async def test_a_handler_that_cancels_its_own_task_costs_its_event_and_no_other(
         world.pay("a1", id=f"p{n}", fails=-1 if n == 5 else 0)
     await world.drained()
     assert [o["id"] for o in outputs(world)] == [f"p{n}" for n in range(10) if n != 5]
-    assert [reason for reason, *_ in letters(world)] == ["failed"]
+    assert [reason for reason, *_ in given_up(world)] == ["failed"]
 
 
 @pytest.mark.parametrize("swallowed", [Exception, BaseException])
@@ -144,7 +134,7 @@ async def test_an_event_whose_error_is_swallowed_around_the_loop_has_failed(
         world.pay("a1", id=f"p{n}", fails=-1 if n == 2 else 0)
     await world.drained()
     assert [o["id"] for o in outputs(world)] == ["p0", "p1", "p3", "p4", "p5"]
-    [(_, error, attempts)] = letters(world)
+    [(_, error, attempts)] = given_up(world)
     assert attempts == ATTEMPTS and "left its loop" in error
     task = next(t for t in worker.engine.tasks.values() if t.counts["in"])
     assert [task.tables[name].value("a1") for name in ("first", "second")] == [5, 5]
@@ -179,7 +169,7 @@ async def test_an_agent_that_swallows_everything_handles_nothing_for_a_run_that_
         await asyncio.sleep(1)
     await world.drained()
     assert [o["id"] for o in outputs(world)] == [f"p{n}" for n in range(20)]
-    assert not letters(world)
+    assert not given_up(world)
     assert rounds < 50
     before = asyncio.get_running_loop().time()
     await worker.stop()
@@ -222,7 +212,7 @@ async def test_a_row_that_outgrew_its_changelog_costs_one_event_though_the_agent
     world.start()
     await world.drained()
     assert [o["id"] for o in outputs(world)] == ["p0", "p1", "p3", "p4"]
-    [(_, error, _)] = letters(world)
+    [(_, error, _)] = given_up(world)
     assert error.startswith("OutputRefused")
 
 
@@ -268,7 +258,7 @@ async def test_a_store_that_cannot_be_read_is_no_missing_row_whatever_the_agent_
     world.pay("a1", id="p2")
     await world.drained()
     assert [o["id"] for o in outputs(world)] == ["p1", "p2"]
-    assert left == 0 and not letters(world)
+    assert left == 0 and not given_up(world)
     # Each time that it could not be read was an attempt that is void.
     assert len(handled) == 4
 
@@ -290,7 +280,7 @@ async def test_a_function_whose_result_nobody_awaits_or_iterates_over_is_told_so
     world.start()
     world.pay("a1")
     await world.drained()
-    [(_, error, _)] = letters(world)
+    [(_, error, _)] = given_up(world)
     assert ("nobody awaits it" if kind == "coroutine" else "nobody iterates over it") in error
 
 
@@ -348,7 +338,7 @@ async def test_a_result_that_is_yielded_when_the_batchs_loop_is_over_is_refused(
     batching(world, gathered)
     # Gone through one by one afterwards, each is the only one of its batch.
     assert await run_batch(world) == [(f"p{n}", f"p{n}") for n in range(4)]
-    assert not letters(world)
+    assert not given_up(world)
 
 
 @pytest.mark.parametrize("how", ["value", "event", "record", "backwards"])
@@ -376,7 +366,7 @@ async def test_an_output_of_an_event_that_is_not_in_hand_is_refused(world: World
     world.cluster.write(TP("payments", 0), [(b"k1", b'{"id": "p1", "account": "a", "amount": 1}')])
     await world.drained()
     assert [o["id"] for o in outputs(world)] == ["p0"]
-    [(_, error, _)] = letters(world)
+    [(_, error, _)] = given_up(world)
     assert "names no event in hand" in error
 
 
@@ -407,6 +397,6 @@ async def test_a_table_used_in_another_thread_is_refused_with_the_way_out(world:
     world.start()
     world.pay("a1")
     await world.drained()
-    [(reason, error, _)] = letters(world)
+    [(reason, error, _)] = given_up(world)
     assert reason == "failed" and "another thread" in error and "after the await" in error
     assert not outputs(world)

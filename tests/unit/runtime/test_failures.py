@@ -12,23 +12,13 @@ import pytest
 from semel import Dedup, Pipeline, Reject, Retry, Topic
 from semel.errors import OutsideEvent
 from semel.testing.clock import VirtualClock
-from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, payments_pipeline
+from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, given_up, payments_pipeline
 
 SLOW = Retry(attempts=3, first_delay=timedelta(seconds=20), max_delay=timedelta(seconds=20))
 
 
 def said(caplog: pytest.LogCaptureFixture, words: str) -> list[logging.LogRecord]:
     return [r for r in caplog.records if r.name == "semel.agent" and words in r.getMessage()]
-
-
-def dead(world: World) -> list[tuple[str, str, int]]:
-    """Reason, error and attempts of each dead letter."""
-    found: list[tuple[str, str, int]] = []
-    for log in world.cluster.committed(f"{APP}.dlq"):
-        for record in log:
-            headers = {name: (value or b"").decode() for name, value in record.headers}
-            found.append((headers["semel.reason"], headers["semel.error"], int(headers["semel.attempts"])))
-    return found
 
 
 def raising(world: World, error: Exception, retry: Retry | None = None) -> Pipeline:
@@ -147,7 +137,7 @@ async def test_a_rejected_event_has_no_traceback(world: World, caplog: pytest.Lo
     world.start()
     await world.drained()
 
-    assert dead(world) == [("rejected", "Reject: not ours", 1)]
+    assert given_up(world) == [("rejected", "Reject: not ours", 1)]
     assert not [r for r in caplog.records if r.exc_info]
 
 
@@ -203,7 +193,7 @@ async def test_what_depends_on_the_event_and_the_code_alone_is_not_tried_again(
     world.start()
     await world.drained()
 
-    [(reason, text, attempts)] = dead(world)
+    [(reason, text, attempts)] = given_up(world)
     assert (reason, attempts) == ("failed", 1)
     assert text.startswith(error)
     assert world.work.handled == ["bad"]
@@ -218,7 +208,7 @@ async def test_a_table_used_past_its_event_is_tried_again(world: World) -> None:
     world.start()
     await world.drained()
 
-    assert [attempts for *_, attempts in dead(world)] == [ATTEMPTS]
+    assert [attempts for *_, attempts in given_up(world)] == [ATTEMPTS]
 
 
 # ---------------------------------------------------------------------- a clock that is behind
@@ -240,7 +230,7 @@ async def test_a_worker_whose_clock_is_behind_says_so_once(
     world.start()
     await world.drained()
 
-    assert len(dead(world)) == 60
+    assert len(given_up(world)) == 60
     [warning] = said(caplog, "probably behind")
     assert warning.levelno == logging.WARNING
     own = datetime.fromtimestamp(world.clock.time() - 3 * 3600, UTC)
@@ -259,7 +249,7 @@ async def test_a_clock_that_is_behind_by_more_than_the_dedup_window_is_said_too(
     world.start()
     await world.drained()
 
-    assert [reason for reason, *_ in dead(world)] == ["clock"] * 60
+    assert [reason for reason, *_ in given_up(world)] == ["clock"] * 60
     assert len(said(caplog, "probably behind")) == 1
     await world.close()
 
@@ -272,7 +262,7 @@ async def test_a_clock_that_is_behind_by_less_than_an_hour_costs_nothing(
     world.start()
     await world.drained()
 
-    assert dead(world) == []
+    assert given_up(world) == []
     assert not said(caplog, "probably behind")
 
 
@@ -285,7 +275,7 @@ async def test_a_clock_that_is_ahead_by_hours_costs_nothing(
     worker = world.start()
     await world.drained()
 
-    assert [reason for reason, *_ in dead(world)] == ["failed"] * 3
+    assert [reason for reason, *_ in given_up(world)] == ["failed"] * 3
     assert worker.engine.stats["recoveries"] == 0
     now_ms = world.cluster.now_ms()
     written = [f"{APP}.dlq", f"{APP}-positions", f"{APP}-dedup-changelog", f"{APP}-balances-changelog"]
@@ -311,7 +301,7 @@ async def test_state_topics_that_keep_the_writers_time_take_what_a_clock_that_is
     world.start()
     await world.drained()
 
-    assert [reason for reason, *_ in dead(world)] == ["failed"]
+    assert [reason for reason, *_ in given_up(world)] == ["failed"]
     world.check()
 
 
@@ -329,5 +319,5 @@ async def test_a_producer_whose_clock_is_ahead_does_not_put_ours_in_doubt(
     world.start()
     await world.drained()
 
-    assert len(dead(world)) == 60
+    assert len(given_up(world)) == 60
     assert not said(caplog, "probably behind")
