@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from aiokafka.protocol.types import Boolean, Float64, Int16, Int32, Schema, String
 
 from semel.kafka import KafkaBroker, Security
-from semel.kafka.admin import set_topic_configs
-from semel.kafka.wire import Api, array
+from semel.kafka.admin import set_quota, set_topic_configs
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.port import EARLIEST, LATEST, TP, Membership, Producer, RpcError, RpcLost, TopicSpec
@@ -476,42 +474,10 @@ async def test_holders_are_named_wherever_leader_and_coordinator_are(
 
 # -- quotas
 
-ALTER_QUOTAS = Api(
-    "AlterClientQuotas",
-    49,
-    0,
-    Schema(
-        (
-            "entries",
-            array(
-                ("entity", array(("type", String("utf-8")), ("name", String("utf-8")))),
-                ("ops", array(("key", String("utf-8")), ("value", Float64), ("remove", Boolean))),
-            ),
-        ),
-        ("validate_only", Boolean),
-    ),
-    Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "entries",
-            array(
-                ("error_code", Int16),
-                ("error_message", String("utf-8")),
-                ("entity", array(("type", String("utf-8")), ("name", String("utf-8")))),
-            ),
-        ),
-    ),
-)
-
 
 async def test_a_producers_quota_is_waited_for_and_holds_up_nothing_else(kafka: LocalKafka, topic_prefix: str) -> None:
-    admin = KafkaBroker(kafka.bootstrap)
-    await admin.start()
     name = f"throttled-{topic_prefix}"
-    quota = ALTER_QUOTAS([([("client-id", name)], [("producer_byte_rate", 20_000.0, False)])], False)
-    [[code, text, _]] = (await admin._client.ask_any(quota, admin._client.deadline()))[1]
-    assert code == 0, text
-    await admin.close()
+    await set_quota(kafka.bootstrap, [name], "producer_byte_rate", 20_000)
     rig = rig_for(kafka.bootstrap, topic_prefix)
     client = KafkaBroker(kafka.bootstrap, client_id=name, rpc_timeout_ms=2_000)
     await client.start()

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import NamedTuple
 
+from semel.chaos.asking import until_done
 from semel.chaos.cluster import Cluster
 from semel.chaos.kept import KeptSource
 from semel.errors import SemelError
@@ -29,7 +30,6 @@ ROLL_S = 3.0
 # Brokers hear of a setting at once; where one is busy, not much later.
 APPLIED_S = 0.5
 CLEANED_S = 15.0
-CONFIGURED_S = 60.0
 LOOK_S = 0.2
 
 
@@ -143,20 +143,9 @@ class Compaction:
                     yield record
 
     async def _configure(self, settings: Mapping[str, str]) -> None:
-        """Set these of the topic, and nothing else. Brokers may come and go; SemelError after a minute of that."""
-        deadline = time.monotonic() + CONFIGURED_S
-        while True:
-            try:
-                await set_topic_configs(self._cluster.bootstrap, self._kept.topic, settings)
-            except (RpcError, RpcLost) as error:
-                if time.monotonic() > deadline:
-                    raise SemelError(
-                        f"topic {self._kept.topic!r} could not be configured for {CONFIGURED_S:g} s ({error}); its brokers' "
-                        "logs lie beside this run's"
-                    ) from error
-                await asyncio.sleep(LOOK_S)
-            else:
-                return
+        """Set these of the topic, and nothing else. SemelError where the brokers do not come to it."""
+        topic = self._kept.topic
+        await until_done(f"topic {topic!r}", lambda: set_topic_configs(self._cluster.bootstrap, topic, settings))
 
 
 def superseded(records: Mapping[int, bytes | None]) -> set[int]:

@@ -28,6 +28,7 @@ Kind = Literal[
     "clock",
     "compact",
     "corrupt-block",
+    "throttle",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -35,12 +36,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
-    "compact": 1, "corrupt-block": 1,
+    "compact": 1, "corrupt-block": 1, "throttle": 1,
 }  # fmt: skip
 
 # While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
 Compacted = Literal["while they run", "while they are frozen", "while they are down"]
 COMPACTED: tuple[Compacted, ...] = get_args(Compacted)
+
+# What a quota is of.
+Throttled = Literal["what is written", "what is read", "time that requests take"]
+THROTTLED: tuple[Throttled, ...] = get_args(Throttled)
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
 STEPS = tuple(name for name in NAMES if name != "abort.before_end")
@@ -101,6 +106,7 @@ class Fault:
             "net": f"{self.variant} {self.step}".rstrip(),
             "clock": f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s",
             "rebalance": f"{self.nth} more workers",
+            "throttle": f"a quota of {self.variant}",
         }.get(self.kind, self.variant)
         held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
         return f"{self.kind}: {said or 'SIGKILL'}{held}{', disk lost' if self.fresh_disk else ''}"
@@ -184,6 +190,9 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
         case "corrupt-block":
             variant = rng.choice(("bytes of the store flip", "bytes of the store flip while it is down"))
             hold_s = rng.uniform(0, 1)
+        case "throttle":
+            worker = -1 if rng.random() < 0.3 else worker
+            variant, hold_s = rng.choice(THROTTLED), rng.uniform(3, 7)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from semel.chaos.timeline import Bites
@@ -22,6 +22,7 @@ class Sight:
     heard_at: dict[str, float] = field(default_factory=dict[str, float])
     _last: dict[int, Mapping[str, int]] = field(default_factory=dict[int, Mapping[str, int]])
     _duplicates: dict[int, int] = field(default_factory=dict[int, int])
+    _throttles: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.topic, self.partitions)
@@ -36,6 +37,7 @@ class Sight:
         self.watch.hear(name, document)
         self.heard_at[name] = now
         self._last[pid] = document["commits"]
+        self._throttles[name, pid] = document["throttles"]
         self._duplicates[pid] = max(self._duplicates.get(pid, 0), document["counts"].get("duplicates", 0))
 
     def gone(self, name: str) -> None:
@@ -59,6 +61,11 @@ class Sight:
     def processed(self) -> int:
         """The sum of the committed positions; it counts control records, too."""
         return self.watch.processed
+
+    def throttles(self, names: Iterable[str]) -> int:
+        """Answers in which brokers asked the workers of these names to wait."""
+        wanted = set(names)
+        return sum(count for (name, _), count in self._throttles.items() if name in wanted)
 
     def whole_since(self, moment: float) -> bool:
         """Every partition runs on exactly one worker, by what was asked after that moment."""

@@ -29,7 +29,7 @@ class Torture:
 
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
     excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `at_brokers`,
-    `at_group`, `at_input`: held by the one fault that has them in hand.
+    `at_group`, `at_input`, `at_quotas`: held by the one fault that has them in hand.
     """
 
     app: str
@@ -49,6 +49,7 @@ class Torture:
     at_brokers: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_group: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_input: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_quotas: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy: set[str] = field(default_factory=set[str])
 
     @property

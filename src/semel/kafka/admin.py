@@ -1,22 +1,26 @@
-"""What tools do to a cluster and no worker needs: by aiokafka's own client, off the port that the engine hangs on."""
+"""What tools do to a cluster and no worker needs: off the port that the engine hangs on."""
 
 # pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
+from semel.kafka import apis
+from semel.kafka.client import Client
+from semel.kafka.wire import Answer, Call
 from semel.port import RpcError, RpcLost
 
 _API = "AlterConfigs"
+_TIMEOUT_MS = 4000
 
 
 async def set_topic_configs(
-    bootstrap: str, topic: str, configs: Mapping[str, str], *, rpc_timeout_ms: int = 4000
+    bootstrap: str, topic: str, configs: Mapping[str, str], *, rpc_timeout_ms: int = _TIMEOUT_MS
 ) -> None:
     """Set these of a topic; all others of it go back to what the brokers have as defaults. RpcError, RpcLost."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=rpc_timeout_ms)
@@ -29,6 +33,28 @@ async def set_topic_configs(
     finally:
         await admin.close()
     for answer in answers:
-        for code, message, *_ in answer.resources:
-            if code:
-                raise RpcError(_API, code, message or "")
+        _refuse(_API, ((code, message) for code, message, *_ in answer.resources))
+
+
+async def set_quota(bootstrap: str, client_ids: Iterable[str], quota: str, most: float | None) -> None:
+    """`quota` (producer_byte_rate, consumer_byte_rate, request_percentage) of each of these clients on each broker; None:
+    none any more. RpcError, RpcLost.
+    """
+    ops = [(quota, most or 0.0, most is None)]
+    entries = [([("client-id", client)], ops) for client in client_ids]
+    answer = await _asked(bootstrap, apis.ALTER_CLIENT_QUOTAS(entries, False))
+    _refuse(apis.ALTER_CLIENT_QUOTAS.name, ((code, text) for code, text, _ in answer[1]))
+
+
+async def _asked(bootstrap: str, call: Call) -> Answer:
+    client = Client(bootstrap, client_id="semel-admin", rpc_timeout_ms=_TIMEOUT_MS, security=None)
+    try:
+        return await client.ask_any(call, client.deadline())
+    finally:
+        await client.close()
+
+
+def _refuse(api: str, answers: Iterable[tuple[int, str | None]]) -> None:
+    for code, text in answers:
+        if code:
+            raise RpcError(api, code, text or "")

@@ -14,6 +14,7 @@ from aiokafka.protocol.types import (
     CompactArray,
     CompactBytes,
     CompactString,
+    Float64,
     Int8,
     Int16,
     Int32,
@@ -556,3 +557,28 @@ OFFSET_COMMIT = Api(
 
 ALL: tuple[Api, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Api))
 """What a broker must support; checked when the client starts."""
+
+# -- what is asked for by those who run a cluster, and by no worker
+
+ALTER_CLIENT_QUOTAS = Api(
+    "AlterClientQuotas",
+    49,
+    0,
+    Schema(
+        (
+            "entries",
+            array(
+                ("entity", array(("type", _string), ("name", _string))),
+                ("ops", array(("key", _string), ("value", Float64), ("remove", Boolean))),
+            ),
+        ),
+        ("validate_only", Boolean),
+    ),
+    Schema(
+        _throttle,
+        (
+            "entries",
+            array(_error, ("error_message", _string), ("entity", array(("type", _string), ("name", _string)))),
+        ),
+    ),
+)

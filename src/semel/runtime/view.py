@@ -191,6 +191,7 @@ class EngineView:
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },
                 "throttled_s": round(engine.broker.throttles.wait_s("Produce"), 1),
+                "throttles": engine.broker.throttles.answers.total(),
             }
         ]
 

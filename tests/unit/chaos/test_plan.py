@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from semel.chaos.plan import KINDS, STEPS, Fault, Kind, Shape, possible, schedule, wanted
+from semel.chaos.plan import KINDS, STEPS, THROTTLED, Fault, Kind, Shape, possible, schedule, wanted
 from semel.errors import ConfigError
 
 SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
@@ -42,7 +42,7 @@ def test_faults_are_numbered_and_hit_what_is_there() -> None:
     found = faults(11, 500)
     assert [fault.number for fault in found] == list(range(1, 501))
     assert {fault.worker for fault in found} == {-1, 0, 1, 2}
-    assert all(fault.kind == "net" for fault in found if fault.worker == -1)
+    assert {fault.kind for fault in found if fault.worker == -1} == {"net", "throttle"}
     assert {fault.broker for fault in found} == {0, 1, 2}
 
 
@@ -114,3 +114,10 @@ def test_the_input_is_compacted_behind_running_workers_and_ahead_of_frozen_and_d
 
 def test_a_slow_disk_is_met_by_running_and_by_starting_workers() -> None:
     assert len({fault.variant for fault in faults(4, 50, ("disk-slow",))}) == 2
+
+
+def test_a_quota_is_of_one_worker_or_of_all_and_of_anything_that_brokers_count() -> None:
+    found = faults(4, 100, ("throttle",))
+    assert {fault.variant for fault in found} == set(THROTTLED)
+    assert {fault.worker for fault in found} == {-1, 0, 1, 2}
+    assert all(fault.overlap for fault in found[1:])

@@ -16,6 +16,7 @@ def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
             for p, (s, at) in tasks.items()
         ],
         "counts": {"duplicates": stats.pop("duplicates", 0)},
+        "throttles": stats.pop("throttles", 0),
         "commits": {"commits": 1, "aborts": 0, "unknown": 0, "fences": 0, "recoveries": 0, "rebalances": 1, **stats},
     }
 
@@ -72,3 +73,11 @@ def test_what_engines_counted_is_kept_over_their_deaths(sight: Sight) -> None:
 def test_a_worker_that_will_not_come_back_is_forgotten(sight: Sight) -> None:
     sight.forget("w2")
     assert sight.trouble() == ["w1 task 0: running, at {'t': 5}, lag 0, restored 0 of 0"]
+
+
+def test_what_brokers_asked_to_wait_is_summed_up_over_the_lives_of_the_workers_meant(sight: Sight) -> None:
+    sight.hear("w1", 10, document({0: ("running", 5)}, throttles=2), 3.0)
+    sight.meet("w1", "http://w1", 11)
+    sight.hear("w1", 11, document({0: ("running", 5)}, throttles=3), 4.0)
+    sight.hear("w2", 20, document({1: ("running", 7)}, throttles=10), 4.0)
+    assert (sight.throttles(["w1"]), sight.throttles(["w1", "w2"]), sight.throttles(["w3"])) == (5, 15, 0)
