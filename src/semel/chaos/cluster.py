@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from semel.chaos.asking import until_done
 from semel.chaos.proxy import Proxy
+from semel.kafka.admin import Acl, add_acls
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.local.properties import HOST, Node
@@ -21,7 +23,13 @@ _NOT_LOADED = re.compile(
 # What it logs when it has coordinated from a part of its log: members that it knew were those of long ago.
 _FORGOT = "is out of sync with the underlying log"
 
-_PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+_PROTOCOLS = "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:SASL_PLAINTEXT"
+# Who workers are to the brokers, so that rights can be taken from them; everybody else may do everything.
+WORKERS = "User:workers"
+_LOGIN = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_workers="workers";'
+_RIGHTS = [Acl(resource, "*", WORKERS, "All", allows=True) for resource in ("topic", "group", "transactional id")] + [
+    Acl("cluster", "kafka-cluster", WORKERS, "All", allows=True)
+]
 
 
 class Cluster:
@@ -55,6 +63,10 @@ class Cluster:
             "listeners": f"{own},PROXIED://{HOST}:{self._behind[node.id]},{controller}",
             "advertised.listeners": f"{own},PROXIED://{HOST}:{self._before[node.id]}",
             "listener.security.protocol.map": _PROTOCOLS,
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.proxied.plain.sasl.jaas.config": _LOGIN,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
             # Recorded events may be old, and what comes of them has their time: the proof is to find it all the same.
             "log.retention.ms": "-1",
             # Where the input is compacted, it is at once.
@@ -72,12 +84,19 @@ class Cluster:
         return ",".join(f"{HOST}:{port}" for port in self._before.values())
 
     @property
+    def workers_settings(self) -> Mapping[str, str]:
+        """How workers log in, as their environment has it."""
+        login = {"PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "PLAIN", "USERNAME": "workers", "PASSWORD": "workers"}
+        return {f"SEMEL_BROKER_SECURITY__{name}": value for name, value in login.items()}
+
+    @property
     def nodes(self) -> list[int]:
         return list(self._before)
 
     async def __aenter__(self) -> Cluster:
         try:
             await asyncio.to_thread(self.kafka.start)
+            await until_done("the rights of the workers", lambda: add_acls(self.bootstrap, _RIGHTS))
             for node in self.nodes:
                 proxy = Proxy(self._before[node], self._behind[node])
                 self.proxies.append(await self._stack.enter_async_context(proxy))

@@ -29,6 +29,7 @@ Kind = Literal[
     "compact",
     "corrupt-block",
     "throttle",
+    "deny",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -37,6 +38,7 @@ WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
     "compact": 1, "corrupt-block": 1, "throttle": 1,
+    "deny": 1,
 }  # fmt: skip
 
 # While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
@@ -46,6 +48,13 @@ COMPACTED: tuple[Compacted, ...] = get_args(Compacted)
 # What a quota is of.
 Throttled = Literal["what is written", "what is read", "time that requests take"]
 THROTTLED: tuple[Throttled, ...] = get_args(Throttled)
+
+# Which right is taken away, and on what.
+Denied = Literal[
+    "Read on the source", "Describe on the source", "Write on the results", "Write on the state", "Read on the state",
+    "Read on the group", "Describe on the group", "Write on the transactional id",
+]  # fmt: skip
+DENIED: tuple[Denied, ...] = get_args(Denied)
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
 STEPS = tuple(name for name in NAMES if name != "abort.before_end")
@@ -106,6 +115,7 @@ class Fault:
             "net": f"{self.variant} {self.step}".rstrip(),
             "clock": f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s",
             "rebalance": f"{self.nth} more workers",
+            "deny": f"no {self.variant}",
             "throttle": f"a quota of {self.variant}",
         }.get(self.kind, self.variant)
         held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
@@ -193,6 +203,8 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
         case "throttle":
             worker = -1 if rng.random() < 0.3 else worker
             variant, hold_s = rng.choice(THROTTLED), rng.uniform(3, 7)
+        case "deny":
+            variant, hold_s = rng.choice(DENIED), rng.uniform(1, 6)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)
 
 

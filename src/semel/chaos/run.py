@@ -212,14 +212,14 @@ class Run:
                 port=port,
                 bootstrap=cluster.workers_bootstrap,
                 folder=self.folder.absolute(),
-                settings=SETTINGS,
+                settings={**SETTINGS, **cluster.workers_settings},
             )
             for name, port in zip(names, ports.choose(len(names)), strict=True)
         ]
         guests = dict(enumerate(processes[asked.workers :], 1))
         stream = deliveries(asked.source, asked.seed, now_ms)
         return Torture(
-            app=asked.subject.name,
+            plan=asked.subject.plan,
             cluster=cluster,
             workers=processes[: asked.workers],
             guest=guests.__getitem__,

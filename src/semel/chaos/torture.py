@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -16,11 +18,15 @@ from semel.chaos.load import Load
 from semel.chaos.sight import Sight
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import WorkerProcess
+from semel.plan import Plan
 
 TERM_S = 40.0
 # With nothing going wrong any more; a session, a transaction and a restore on a busy machine are far below it.
 RECOVERY_S = 90.0
 LOOK_S = 0.05
+# What a worker says that has not the rights it needs, and how long one may take to end for it.
+REFUSED = re.compile(r"_AUTHORIZATION_FAILED|error (29|30|31|53)\b")
+GONE_S = 30.0
 
 
 @dataclass
@@ -28,11 +34,12 @@ class Torture:
     """What there is to be hurt, and what was seen of it.
 
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
-    excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `at_brokers`,
-    `at_group`, `at_input`, `at_quotas`: held by the one fault that has them in hand.
+    excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `unrightful`: how
+    many workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not. `at_brokers`,
+    `at_group`, `at_input`, `at_quotas`, `at_rights`: held by the one fault that has them in hand.
     """
 
-    app: str
+    plan: Plan
     cluster: Cluster
     workers: list[WorkerProcess]
     guest: Callable[[int], WorkerProcess]
@@ -49,8 +56,15 @@ class Torture:
     at_brokers: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_group: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_input: asyncio.Lock = field(default_factory=asyncio.Lock)
+    unrightful: int = 0
+    rights_since: float = -math.inf
     at_quotas: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_rights: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy: set[str] = field(default_factory=set[str])
+
+    @property
+    def app(self) -> str:
+        return self.plan.app
 
     @property
     def everyone(self) -> list[WorkerProcess]:
@@ -161,6 +175,11 @@ class Torture:
         return False
 
     def ended_by_itself(self, worker: WorkerProcess, code: int) -> None:
+        """A finding, but for one that says that it may not do what a fault took the right to."""
+        late = time.monotonic() - self.rights_since > GONE_S
+        if code in (1, 2) and not late and REFUSED.search(worker.log_end()):
+            self.unrightful += 1
+            return
         self.findings.append(f"{worker.name} ended by itself with exit code {code}; its log ends:\n{worker.log_end()}")
 
     # -- the group
@@ -227,7 +246,8 @@ class Torture:
             self.ended_by_itself(worker, code)
         self.gone(worker)
         await asyncio.sleep(0.5)
-        if not worker.running and self.idle(worker):
+        # A guest may have been dismissed meanwhile.
+        if worker in self.everyone and not worker.running and self.idle(worker):
             self.start(worker)
 
 

@@ -146,6 +146,15 @@ class WorkerProcess:
         made.state_dir = self._folder / "state" / f"{self.name}-{time.monotonic_ns()}"
         return made
 
+    @property
+    def log_bytes(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_from(self, offset: int) -> str:
+        with self.log.open("rb") as said:
+            said.seek(offset)
+            return said.read().decode(errors="replace")
+
     def log_end(self, lines: int = 12) -> str:
         try:
             said = self.log.read_text(errors="replace").strip().splitlines()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -17,6 +17,14 @@ from semel.port import RpcError, RpcLost
 
 _API = "AlterConfigs"
 _TIMEOUT_MS = 4000
+
+Resource = Literal["topic", "group", "cluster", "transactional id"]
+Operation = Literal["All", "Read", "Write", "Describe"]
+# Kafka's numbers of them.
+_RESOURCES: dict[Resource, int] = {"topic": 2, "group": 3, "cluster": 4, "transactional id": 5}
+_OPERATIONS: dict[Operation, int] = {"All": 2, "Read": 3, "Write": 4, "Describe": 8}
+_LITERAL = 3
+_DENIED, _ALLOWED = 2, 3
 
 
 async def set_topic_configs(
@@ -44,6 +52,35 @@ async def set_quota(bootstrap: str, client_ids: Iterable[str], quota: str, most:
     entries = [([("client-id", client)], ops) for client in client_ids]
     answer = await _asked(bootstrap, apis.ALTER_CLIENT_QUOTAS(entries, False))
     _refuse(apis.ALTER_CLIENT_QUOTAS.name, ((code, text) for code, text, _ in answer[1]))
+
+
+class Acl(NamedTuple):
+    """A right on one resource that a principal (`User:name`) is given, or denied, from whatever host. Denied wins."""
+
+    resource: Resource
+    name: str
+    principal: str
+    operation: Operation
+    allows: bool
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """As requests have it."""
+        resource, operation = _RESOURCES[self.resource], _OPERATIONS[self.operation]
+        return resource, self.name, _LITERAL, self.principal, "*", operation, _ALLOWED if self.allows else _DENIED
+
+
+async def add_acls(bootstrap: str, acls: Iterable[Acl]) -> None:
+    """Also where they are there already. RpcError, RpcLost."""
+    answer = await _asked(bootstrap, apis.CREATE_ACLS([acl.row for acl in acls]))
+    _refuse(apis.CREATE_ACLS.name, answer[1])
+
+
+async def remove_acls(bootstrap: str, acls: Iterable[Acl]) -> None:
+    """Also where they are not there. RpcError, RpcLost."""
+    answer = await _asked(bootstrap, apis.DELETE_ACLS([acl.row for acl in acls]))
+    _refuse(apis.DELETE_ACLS.name, ((code, text) for code, text, _ in answer[1]))
+    _refuse(apis.DELETE_ACLS.name, ((code, text) for _, _, matching in answer[1] for code, text, *_ in matching))
 
 
 async def _asked(bootstrap: str, call: Call) -> Answer:

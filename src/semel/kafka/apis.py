@@ -582,3 +582,39 @@ ALTER_CLIENT_QUOTAS = Api(
         ),
     ),
 )
+
+_binding = (
+    ("resource_type", Int8),
+    ("resource_name", _string),
+    ("pattern_type", Int8),
+    ("principal", _string),
+    ("host", _string),
+    ("operation", Int8),
+    ("permission_type", Int8),
+)
+
+CREATE_ACLS = Api(
+    "CreateAcls",
+    30,
+    1,
+    Schema(("creations", array(*_binding))),
+    Schema(_throttle, ("results", array(_error, ("error_message", _string)))),
+)
+
+DELETE_ACLS = Api(
+    "DeleteAcls",
+    31,
+    1,
+    Schema(("filters", array(*_binding))),
+    Schema(
+        _throttle,
+        (
+            "results",
+            array(
+                _error,
+                ("error_message", _string),
+                ("matching", array(_error, ("error_message", _string), *_binding)),
+            ),
+        ),
+    ),
+)

@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from semel.chaos.plan import KINDS, STEPS, THROTTLED, Fault, Kind, Shape, possible, schedule, wanted
+from semel.chaos.plan import DENIED, KINDS, STEPS, THROTTLED, Fault, Kind, Shape, possible, schedule, wanted
 from semel.errors import ConfigError
 
 SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
@@ -121,3 +121,9 @@ def test_a_quota_is_of_one_worker_or_of_all_and_of_anything_that_brokers_count()
     assert {fault.variant for fault in found} == set(THROTTLED)
     assert {fault.worker for fault in found} == {-1, 0, 1, 2}
     assert all(fault.overlap for fault in found[1:])
+
+
+def test_every_right_that_workers_need_is_taken_in_turn_and_given_back() -> None:
+    found = faults(4, 200, ("deny",))
+    assert {fault.variant for fault in found} == set(DENIED)
+    assert all(0 < fault.hold_s < SHAPE.session_s for fault in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from semel.chaos.faults.brokers import broker_away, compact, rebalance
-from semel.chaos.faults.limits import throttle
+from semel.chaos.faults.limits import deny, throttle
 from semel.chaos.faults.net import net
 from semel.chaos.faults.processes import clock, failpoint, kill, term, zombie
 from semel.chaos.faults.state import corrupt_block, disk_full, disk_slow
@@ -28,6 +28,7 @@ _HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
     "compact": compact,
     "corrupt-block": corrupt_block,
     "throttle": throttle,
+    "deny": deny,
 }
 
 

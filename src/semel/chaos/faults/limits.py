@@ -1,15 +1,18 @@
-"""What workers may not do for a while: more than a quota allows."""
+"""What workers may not do for a while: more than a quota allows, or what a right is missing for."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from typing import cast
 
 from semel.chaos.asking import until_done
+from semel.chaos.cluster import WORKERS
 from semel.chaos.plan import Fault
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import Torture
-from semel.kafka.admin import set_quota
+from semel.chaos.torture import REFUSED, Torture
+from semel.kafka.admin import Acl, Operation, Resource, add_acls, remove_acls, set_quota
 
 # Kafka's name of a quota, and what it begins with.
 _QUOTAS = {
@@ -44,6 +47,44 @@ async def throttle(on: Torture, fault: Fault, entry: Entry) -> None:
         met = on.sight.throttles(names) - before
         entry.bit = met > 0
         entry.note += f", {met} answers asked to wait" * (met > 0)
+
+
+async def deny(on: Torture, fault: Fault, entry: Entry) -> None:
+    """Workers wait, or end and are started again, until they may again."""
+    operation, _, what = fault.variant.partition(" on the ")
+    acls = [
+        Acl(resource, name, WORKERS, cast("Operation", operation), allows=False) for resource, name in _named(on, what)
+    ]
+    async with on.at_rights:
+        on.begins(entry, "all workers")
+        said = [(worker, worker.log_bytes) for worker in on.everyone]
+        ended, on.rights_since = on.unrightful, math.inf
+        try:
+            await until_done(fault.variant, lambda: add_acls(on.cluster.bootstrap, acls))
+            await asyncio.sleep(fault.hold_s)
+        finally:
+            await until_done(fault.variant, lambda: remove_acls(on.cluster.bootstrap, acls))
+            on.rights_since = time.monotonic()
+        ended = on.unrightful - ended
+        entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in said)
+        entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
+
+
+def _named(on: Torture, what: str) -> list[tuple[Resource, str]]:
+    """The resources that a fault means."""
+    plan = on.plan
+    match what:
+        case "source":
+            return [("topic", name) for name in plan.sources]
+        case "results":
+            sinks = {agent.sink.name for agent in plan.agents if agent.sink is not None}
+            return [("topic", name) for name in (*sinks, plan.dead_letter_topic)]
+        case "state":
+            return [("topic", name) for name in plan.logs]
+        case "group":
+            return [("group", plan.app)]
+        case _:
+            return [("transactional id", plan.transactional_id(worker.name)) for worker in on.everyone]
 
 
 async def _set(on: Torture, clients: list[str], quota: str, most: float | None) -> None:

@@ -1,0 +1,76 @@
+"""Workers of a run that end by themselves: who is right to, who is started again, and what is a finding."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+import pytest
+
+from semel.chaos.sight import Sight
+from semel.chaos.timeline import Timeline
+from semel.chaos.torture import GONE_S, Torture
+from semel.chaos.workers import WorkerProcess
+
+
+class Ended:
+    """A process that is gone."""
+
+    name, url, pid, running, expected_end, frozen, starts = "w1", "http://w1", 1, False, False, False, 1
+
+    def __init__(self, exit_code: int, said: str = "") -> None:
+        self.exit_code = exit_code
+        self._said = said
+
+    def log_end(self) -> str:
+        return self._said
+
+    def start(self, *, failpoint: str = "") -> None:
+        self.starts += 1
+
+
+class Unhurt:
+    forgetful, away = False, frozenset[int]()
+
+
+def torture(*workers: Ended) -> Torture:
+    anything: Any = None
+    processes = [cast("WorkerProcess", worker) for worker in workers]
+    return Torture(
+        plan=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything, sight=Sight("t", 1), load=anything,
+        compaction=anything, timeline=Timeline(), now=lambda: 0.0, say=lambda said: None,
+    )  # fmt: skip
+
+
+REFUSED = "ERROR Metadata was answered with error 29: TOPIC_AUTHORIZATION_FAILED: topic payments"
+
+
+@pytest.mark.parametrize("code", [1, 2])
+async def test_a_worker_that_ends_for_want_of_a_right_is_started_again_and_no_finding(code: int) -> None:
+    ended = Ended(code, REFUSED)
+    on = torture(ended)
+    on.rights_since = math.inf
+    await on.supervise(cast("WorkerProcess", ended))
+    assert (on.findings, on.unrightful, ended.starts) == ([], 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "taken_s"),
+    [(1, REFUSED, GONE_S + 1), (1, "ERROR Fetch was answered with error 3", 0.0), (4, REFUSED, 0.0)],
+    ids=["long after it has the right again", "for another reason", "because its name is taken"],
+)
+async def test_any_other_end_is_a_finding(code: int, said: str, taken_s: float) -> None:
+    ended = Ended(code, said)
+    on = torture(ended)
+    on.rights_since = time.monotonic() - taken_s
+    await on.supervise(cast("WorkerProcess", ended))
+    assert (len(on.findings), on.unrightful, ended.starts) == (1, 0, 2)
+
+
+async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> None:
+    ended = Ended(3)
+    on = torture()
+    on.active.add(1)
+    await on.supervise(cast("WorkerProcess", ended))
+    assert (on.findings, ended.starts) == ([], 1)
