@@ -81,6 +81,11 @@ class Plan:
         return {topic.name: topic for agent in self.agents for topic in agent.sources}
 
     @property
+    def sinks(self) -> frozenset[str]:
+        """The topics that agents' results go to, where these name no other."""
+        return frozenset(agent.sink.name for agent in self.agents if agent.sink is not None)
+
+    @property
     def may_grow(self) -> bool:
         """Whether its sources may get more partitions: nothing that it keeps belongs to where a key was before."""
         return not self.tables and self.dedup is None

@@ -144,6 +144,31 @@ async def test_an_input_that_no_compacted_topic_can_hold_is_left_as_it_is(start:
     assert (process.returncode, found["verdict"], found["events"]["compacted"]) == (0, "clean", 0), said
 
 
+PASSING = """
+from semel import Pipeline, Topic
+
+def agent(event):
+    return event
+
+pipeline = Pipeline("passing", source=Topic("numbers", value=dict), agent=agent, sink=Topic("copies", value=dict))
+
+def chaos_events(rng):
+    while True:
+        yield f"key-{rng.randrange(50)}", {"number": rng.random()}
+"""
+
+
+async def test_topics_grow_while_a_pipeline_runs(start: Start, project: Path) -> None:
+    (project / "passing.py").write_text(PASSING)
+    process = start("passing", "--faults", "grow,kill,8", "--seed", "2", "--rate", "200", "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), said
+    assert "of the source" in said
+    assert "of the results" in said
+    assert "outputs go to the first 4, as before" in " ".join(found["proof"]["notes"])
+
+
 async def test_a_result_that_is_there_twice_is_found_and_its_law_named(start: Start, project: Path) -> None:
     process = start("pipelines.payments", "--minutes", "0.4", "--faults", "kill,net", "--seed", "5", "--json")
     bootstrap = await running(project, "settlements")

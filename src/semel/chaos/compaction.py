@@ -45,14 +45,16 @@ class Taken(NamedTuple):
 
 
 class Compaction:
-    """`positions`: partition -> the offset below which everything is known to be read and committed. `taken`: by all so far."""
+    """`partitions`: how many the input has. `positions`: partition -> the offset below which everything is known to be read
+    and committed. `taken`: by all so far.
+    """
 
     def __init__(
         self,
         broker: Broker,
         cluster: Cluster,
         kept: KeptSource,
-        partitions: int,
+        partitions: Callable[[], int],
         positions: Callable[[], Mapping[int, int]],
     ) -> None:
         self._broker = broker
@@ -124,7 +126,7 @@ class Compaction:
 
     def _bases(self) -> dict[int, int]:
         topic = self._kept.topic
-        return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._partitions)}
+        return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._partitions())}
 
     async def _left(self, before: dict[int, dict[int, bytes | None]]) -> dict[int, dict[int, bytes | None]]:
         """What is there of it now; what was there at the last look where no broker answers."""

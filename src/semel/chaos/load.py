@@ -34,7 +34,7 @@ class Load:
 
     `counts["resent"]`: sent again because nobody answered; `counts["aborted"]`: in transactions that were aborted.
     `keyless`: whether any had no key, which a compacted topic does not hold. `ends`: partition -> the offset after the last
-    record that is certainly there. `done` is set at the end.
+    record that is certainly there. `partitions`: over how many keys are spread. `done` is set at the end.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Load:
     ) -> None:
         self._broker = broker
         self._topic = topic
-        self._partitions = partitions
+        self.partitions = partitions
         self._stream = stream
         self._rate = rate
         self._rng = Random(f"{seed} load")
@@ -170,8 +170,8 @@ class Load:
     def _out(self, delivery: Delivery) -> Out:
         self.keyless = self.keyless or delivery.key is None
         partition = (
-            partition_of(delivery.key, self._partitions)
+            partition_of(delivery.key, self.partitions)
             if delivery.key is not None
-            else self._rng.randrange(self._partitions)
+            else self._rng.randrange(self.partitions)
         )
         return Out(TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers)

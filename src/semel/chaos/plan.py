@@ -30,6 +30,7 @@ Kind = Literal[
     "corrupt-block",
     "throttle",
     "deny",
+    "grow",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -38,7 +39,7 @@ WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
     "compact": 1, "corrupt-block": 1, "throttle": 1,
-    "deny": 1,
+    "deny": 1, "grow": 0.5,
 }  # fmt: skip
 
 # While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
@@ -55,6 +56,9 @@ Denied = Literal[
     "Read on the group", "Describe on the group", "Write on the transactional id",
 ]  # fmt: skip
 DENIED: tuple[Denied, ...] = get_args(Denied)
+
+# What gets more partitions; the source only where nothing that is kept belongs to a key.
+Grown = Literal["the results", "the dead letters", "the source"]
 
 # An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
 STEPS = tuple(name for name in NAMES if name != "abort.before_end")
@@ -80,11 +84,12 @@ EXCHANGES = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What there is to be hit. `session_s`: how long a silent worker keeps its place."""
+    """What there is to be hit. `session_s`: how long a silent worker keeps its place; `grows`: what may get more partitions."""
 
     workers: int
     brokers: int
     session_s: float
+    grows: tuple[Grown, ...] = ("the dead letters",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class Fault:
             "net": f"{self.variant} {self.step}".rstrip(),
             "clock": f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s",
             "rebalance": f"{self.nth} more workers",
+            "grow": f"{self.nth} more partitions of {self.variant}",
             "deny": f"no {self.variant}",
             "throttle": f"a quota of {self.variant}",
         }.get(self.kind, self.variant)
@@ -203,6 +209,8 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
         case "throttle":
             worker = -1 if rng.random() < 0.3 else worker
             variant, hold_s = rng.choice(THROTTLED), rng.uniform(3, 7)
+        case "grow":
+            variant, nth, hold_s = rng.choice(shape.grows), rng.randint(1, 2), rng.uniform(1, 3)
         case "deny":
             variant, hold_s = rng.choice(DENIED), rng.uniform(1, 6)
     return Fault(number, kind, gap_s, overlap, worker, broker, hold_s, variant, step, nth, fresh_disk, offset_ms)

@@ -16,7 +16,7 @@ from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Compaction
 from semel.chaos.ending import conclude, judge
 from semel.chaos.events import Input, deliveries
-from semel.chaos.faults import inflict
+from semel.chaos.faults import growing, inflict
 from semel.chaos.kept import KeptSource
 from semel.chaos.load import Load
 from semel.chaos.page import write
@@ -220,12 +220,15 @@ class Run:
         stream = deliveries(asked.source, asked.seed, now_ms)
         return Torture(
             plan=asked.subject.plan,
+            broker=broker,
             cluster=cluster,
             workers=processes[: asked.workers],
             guest=guests.__getitem__,
             sight=self.sight,
             load=Load(broker, topic, self.partitions, stream, rate=self._rate(), seed=asked.seed),
-            compaction=Compaction(broker, cluster, kept, self.partitions, lambda: self.sight.watch.positions),
+            compaction=Compaction(
+                broker, cluster, kept, lambda: self.sight.partitions, lambda: self.sight.watch.positions
+            ),
             timeline=self.report.timeline,
             now=self.now,
             say=self.display.say,
@@ -268,7 +271,7 @@ class Run:
     async def _storm(self, on: Torture, kinds: list[Kind], loading: asyncio.Task[None]) -> None:
         """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
         self.report.seconds = self.now()
-        shape = Shape(self.asked.workers, self.asked.brokers, SESSION_S)
+        shape = Shape(self.asked.workers, self.asked.brokers, SESSION_S, growing(self.asked.subject.plan))
         count, began = 0, time.monotonic()
         limit_s = self.asked.minutes * 60 if self.asked.count is None else self.asked.count * FAULT_S
         running: set[asyncio.Task[None]] = set()

@@ -19,6 +19,7 @@ from semel.chaos.sight import Sight
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import WorkerProcess
 from semel.plan import Plan
+from semel.port import Broker
 
 TERM_S = 40.0
 # With nothing going wrong any more; a session, a transaction and a restore on a busy machine are far below it.
@@ -40,6 +41,7 @@ class Torture:
     """
 
     plan: Plan
+    broker: Broker
     cluster: Cluster
     workers: list[WorkerProcess]
     guest: Callable[[int], WorkerProcess]

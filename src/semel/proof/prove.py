@@ -345,7 +345,7 @@ class _Prover:
 
     def _judge_outputs(self, bare: int, whole: bool) -> None:
         there = self._there
-        sinks = {a.sink.name for a in self._plan.agents if a.sink is not None}
+        sinks = self._plan.sinks
         for topic, tps in groupby(sorted(self._scan.strangers), key=lambda tp: tp.topic):
             strangers = list(tps)
             said = f"{sum(self._scan.strangers[tp] for tp in strangers):,} records in {topic} carry no lineage"

@@ -162,7 +162,7 @@ class EngineView:
                     "dedup": plan.dedup.shape() if plan.dedup else None,
                     "agents": [a.name for a in plan.agents],
                     "tables": [t.name for t in plan.tables],
-                    "sink": sorted({a.sink.name for a in plan.agents if a.sink is not None}),
+                    "sink": sorted(plan.sinks),
                 },
                 "counts": counts,
                 "events_per_s": round(engine.rate(), 1),

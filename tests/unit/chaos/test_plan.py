@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from itertools import islice, pairwise
+from typing import Any
 
 import pytest
 
+from semel import Dedup, Pipeline, Table, Topic
+from semel.chaos.faults import growing
 from semel.chaos.plan import DENIED, KINDS, STEPS, THROTTLED, Fault, Kind, Shape, possible, schedule, wanted
 from semel.errors import ConfigError
 
@@ -127,3 +132,31 @@ def test_every_right_that_workers_need_is_taken_in_turn_and_given_back() -> None
     found = faults(4, 200, ("deny",))
     assert {fault.variant for fault in found} == set(DENIED)
     assert all(0 < fault.hold_s < SHAPE.session_s for fault in found)
+
+
+def test_only_what_may_grow_does() -> None:
+    shape = Shape(2, 1, 6.0, grows=("the results", "the source"))
+    assert {fault.variant for fault in faults(4, 50, ("grow",), shape)} == {"the results", "the source"}
+
+
+_DEDUP = Dedup("id", window=timedelta(days=1))
+
+
+async def _agent(stream: Any) -> AsyncIterator[Any]:
+    async for event in stream:
+        yield event
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "grows"),
+    [
+        (Pipeline("p", source=Topic("a", value=str), agent=_agent, sink=Topic("b", value=str)),
+         ("the results", "the dead letters", "the source")),
+        (Pipeline("p", source=Topic("a", value=dict), agent=_agent, sink=Topic("b", value=dict), dedup=_DEDUP),
+         ("the results", "the dead letters")),
+        (Pipeline("p", source=Topic("a", value=str), agent=_agent, tables=[Table("t", value=int)]), ("the dead letters",)),
+    ],
+    ids=["nothing kept", "dedup", "a table"],
+)  # fmt: skip
+def test_a_source_grows_where_nothing_that_is_kept_belongs_to_a_key(pipeline: Pipeline, grows: tuple[str, ...]) -> None:
+    assert growing(pipeline.plan()) == grows

@@ -38,8 +38,8 @@ def torture(*workers: Ended) -> Torture:
     anything: Any = None
     processes = [cast("WorkerProcess", worker) for worker in workers]
     return Torture(
-        plan=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything, sight=Sight("t", 1), load=anything,
-        compaction=anything, timeline=Timeline(), now=lambda: 0.0, say=lambda said: None,
+        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything, sight=Sight("t", 1),
+        load=anything, compaction=anything, timeline=Timeline(), now=lambda: 0.0, say=lambda said: None,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from semel.chaos.faults.brokers import broker_away, compact, rebalance
+from semel.chaos.faults.brokers import broker_away, compact, grow, growing, rebalance
 from semel.chaos.faults.limits import deny, throttle
 from semel.chaos.faults.net import net
 from semel.chaos.faults.processes import clock, failpoint, kill, term, zombie
@@ -12,6 +12,8 @@ from semel.chaos.faults.state import corrupt_block, disk_full, disk_slow
 from semel.chaos.plan import Fault, Kind
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
+
+__all__ = ["growing", "inflict"]
 
 _HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
     "kill": kill,
@@ -29,6 +31,7 @@ _HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
     "corrupt-block": corrupt_block,
     "throttle": throttle,
     "deny": deny,
+    "grow": grow,
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from semel.chaos.plan import Fault
+from semel.chaos.asking import until_done
+from semel.chaos.plan import Fault, Grown
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
 from semel.chaos.workers import WorkerProcess
-from semel.port import RpcError, RpcLost
+from semel.plan import Plan
+from semel.port import RpcError, RpcLost, TopicInfo
 from semel.proof.logs import Unreadable
 
 GUEST_S = 20.0
@@ -41,6 +43,44 @@ async def broker_away(on: Torture, fault: Fault, entry: Entry) -> None:
             await on.cluster.kill(node)
         await asyncio.sleep(fault.hold_s)
         await on.cluster.back(node)
+
+
+def growing(plan: Plan) -> tuple[Grown, ...]:
+    """What of a pipeline may get more partitions while it runs."""
+    sinks: tuple[Grown, ...] = ("the results",) if plan.sinks else ()
+    sources: tuple[Grown, ...] = ("the source",) if plan.may_grow else ()
+    return (*sinks, "the dead letters", *sources)
+
+
+async def grow(on: Torture, fault: Fault, entry: Entry) -> None:
+    """Outputs stay where they were; a source's new partitions are taken up, and get their share of the keys."""
+    match fault.variant:
+        case "the source":
+            name = on.sight.topic
+        case "the results":
+            name = sorted(on.plan.sinks)[fault.number % len(on.plan.sinks)]
+        case _:
+            name = on.plan.dead_letter_topic
+    # The input is compacted partition by partition.
+    async with on.at_input:
+        on.begins(entry, name)
+        before = await _partitions(on, name)
+        now = before + fault.nth
+        entry.bit, entry.note = bool(on.sight.processed), f"{before} before, {now} now"
+        await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
+        if name == on.sight.topic:
+            on.sight.partitions = on.load.partitions = now
+    await asyncio.sleep(fault.hold_s)
+
+
+async def _partitions(on: Torture, name: str) -> int:
+    found: dict[str, TopicInfo] = {}
+
+    async def look() -> None:
+        found.update(await on.broker.topics([name]))
+
+    await until_done(f"the size of {name!r}", look)
+    return found[name].partitions
 
 
 async def compact(on: Torture, fault: Fault, entry: Entry) -> None:

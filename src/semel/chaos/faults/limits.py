@@ -77,8 +77,7 @@ def _named(on: Torture, what: str) -> list[tuple[Resource, str]]:
         case "source":
             return [("topic", name) for name in plan.sources]
         case "results":
-            sinks = {agent.sink.name for agent in plan.agents if agent.sink is not None}
-            return [("topic", name) for name in (*sinks, plan.dead_letter_topic)]
+            return [("topic", name) for name in (*plan.sinks, plan.dead_letter_topic)]
         case "state":
             return [("topic", name) for name in plan.logs]
         case "group":
