@@ -104,7 +104,11 @@ class TopicWatch:
     async def _look(self) -> None:
         """RpcError, RpcLost where they are not known; TopicChanged."""
         asked_at, life = self._clock.monotonic(), self._life
-        names = [*self._plan.sources, *self._plan.logs]
+        known = self._topics.known
+        # What has never been there is waited for by whoever joins; only what was there can be gone.
+        names = [name for name in (*self._plan.sources, *self._plan.logs) if name in known]
+        if any(name not in known for name in self._plan.sources):
+            raise RpcError("Metadata", 3, f"not every source topic of {self._plan.app!r} has been there yet")
         try:
             found = await self._broker.topics(names)
         except (RpcError, RpcLost):

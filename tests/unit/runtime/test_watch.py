@@ -75,6 +75,29 @@ def metadata_of_sources(call: Call) -> bool:
 # ---------------------------------------------------------------------- a source
 
 
+async def test_a_source_that_has_never_been_there_is_waited_for_and_not_called_gone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.cluster.delete_topics(["payments"])
+    worker = world.start()
+    await world.clock.sleep(300)
+    assert not worker.over
+    ready, said = EngineView(worker.engine).readiness()
+    assert not ready
+    assert said["waiting_for"].startswith("waiting for the source topic payments")
+    assert "gone" not in said
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING or " gone" in r.getMessage()] == []
+    world.cluster.create_topic("payments", world.partitions)
+    await world.until_running(worker)
+    world.pay_many(20)
+    await world.drained()
+    world.check()
+    # From now on it can be gone.
+    world.cluster.delete_topics(["payments"])
+    assert isinstance(await ended(world, worker), TopicChanged)
+
+
 async def test_a_source_that_grew_stops_an_idle_worker_that_keeps_state(world: World) -> None:
     worker = world.start()
     await world.until_running(worker)
