@@ -379,7 +379,9 @@ _SERVICE_VARIABLE = re.compile(
     r"(?P<service>SEMEL\w*?)_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 # Read by others than the settings: failpoints, the local Kafka's cache, the tests.
-_ELSEWHERE = frozenset({"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"})
+_ELSEWHERE = frozenset(
+    {"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_ODD_CODE", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"}
+)
 _SECURITY = f"{PREFIX}BROKER_SECURITY"
 _warned: set[str] = set()
 

@@ -67,6 +67,8 @@ class Cluster:
             "listener.name.proxied.plain.sasl.jaas.config": _LOGIN,
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS",
+            # What a quota is measured over, and so what a broker asks to wait: seconds, not its ten.
+            "quota.window.num": "3",
             # Recorded events may be old, and what comes of them has their time: the proof is to find it all the same.
             "log.retention.ms": "-1",
             # Where the input is compacted, it is at once.

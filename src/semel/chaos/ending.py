@@ -7,7 +7,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from semel.chaos.kept import KeptSource
 from semel.chaos.prover import prove
@@ -19,7 +19,10 @@ from semel.chaos.torture import TERM_S, Torture
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.plan import Plan
-from semel.port import RpcError, RpcLost
+from semel.port import TP, RpcError, RpcLost
+from semel.proof.logs import Logs
+from semel.runtime.clock import SystemClock
+from semel.runtime.oddcode import ON_PURPOSE
 from semel.up.workers import Views
 
 # A worker that still joins is a session away from its partitions at most, and a restore.
@@ -63,6 +66,8 @@ async def judge(
     """Ends the workers between the look at their tables and the proof. What keeps the run from its verdict is a finding."""
     with _as_finding(report, "the tables could not be read"):
         report.findings += await _compare(on, subject.plan, broker, views)
+    with _as_finding(report, "the dead letters could not be read"):
+        report.findings += await _given_up(on.plan, broker)
     for worker in on.workers:
         worker.expected_end = True
         worker.send(signal.SIGTERM)
@@ -85,6 +90,27 @@ async def _compare(on: Torture, plan: Plan, broker: KafkaBroker, views: Views) -
                 raise
             await asyncio.sleep(ASK_EVERY_S)
     raise AssertionError("a run has workers")
+
+
+async def _given_up(plan: Plan, broker: KafkaBroker) -> list[str]:
+    """Events that odd code cost their last attempt, as a sentence: each had attempts left."""
+    logs, found = Logs(broker, SystemClock()), list[str]()
+    name = plan.dead_letter_topic
+    info = (await broker.topics([name])).get(name)
+    tps = [TP(name, partition) for partition in range(info.partitions if info is not None else 0)]
+    starts, ends = await logs.starts(tps), await logs.ends(tps)
+    for tp in tps:
+        async with aclosing(logs.read(tp, starts[tp], ends[tp])) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    said = dict(record.headers)
+                    if ON_PURPOSE.encode() in (said.get("semel.error") or b""):
+                        found.append(
+                            f"{tp.topic}[{tp.partition}]@{record.offset} after {said.get('semel.attempts')} attempts"
+                        )
+    return (
+        [f"a failed attempt is tried again: given up were {', '.join(found[:5])}; {len(found)} in all"] if found else []
+    )
 
 
 @contextmanager

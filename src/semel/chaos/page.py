@@ -22,7 +22,7 @@ COLOURS = {
     "kill": "#c0392b", "failpoint": "#e67e22", "zombie": "#2e86c1", "term": "#b7950b", "broker-kill": "#6c3483",
     "net": "#148f77", "rebalance": "#5d6d7e", "leader": "#a569bd", "disk-full": "#7b5e3b",
     "disk-slow": "#c39b6b", "clock": "#d35490", "compact": "#7cb342", "corrupt-block": "#6d4c41",
-    "throttle": "#1f618d", "deny": "#943126", "grow": "#0e6655",
+    "throttle": "#1f618d", "deny": "#943126", "grow": "#0e6655", "odd-code": "#af7ac5",
 }  # fmt: skip
 
 _STYLE = """

@@ -31,6 +31,7 @@ Kind = Literal[
     "throttle",
     "deny",
     "grow",
+    "odd-code",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -39,7 +40,7 @@ WEIGHTS: dict[Kind, float] = {
     "kill": 4, "failpoint": 6, "zombie": 1.5, "term": 2, "broker-kill": 1,
     "net": 8, "rebalance": 1, "leader": 1, "disk-full": 0.4, "disk-slow": 1, "clock": 1,
     "compact": 1, "corrupt-block": 1, "throttle": 1,
-    "deny": 1, "grow": 0.5,
+    "deny": 1, "grow": 0.5, "odd-code": 1.5,
 }  # fmt: skip
 
 # While workers run, compaction takes what lies behind them; while they do not, also what they have yet to read.
@@ -120,6 +121,7 @@ class Fault:
             "net": f"{self.variant} {self.step}".rstrip(),
             "clock": f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s",
             "rebalance": f"{self.nth} more workers",
+            "odd-code": f"one event in {self.nth} ends oddly",
             "grow": f"{self.nth} more partitions of {self.variant}",
             "deny": f"no {self.variant}",
             "throttle": f"a quota of {self.variant}",
@@ -209,6 +211,9 @@ def _fault(rng: Random, number: int, kind: Kind, shape: Shape, steps: list[str])
         case "throttle":
             worker = -1 if rng.random() < 0.3 else worker
             variant, hold_s = rng.choice(THROTTLED), rng.uniform(3, 7)
+        case "odd-code":
+            worker = -1 if rng.random() < 0.3 else worker
+            nth, hold_s = rng.choice((20, 50, 200)), rng.uniform(2, 6)
         case "grow":
             variant, nth, hold_s = rng.choice(shape.grows), rng.randint(1, 2), rng.uniform(1, 3)
         case "deny":

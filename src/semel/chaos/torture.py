@@ -20,6 +20,7 @@ from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import WorkerProcess
 from semel.plan import Plan
 from semel.port import Broker
+from semel.runtime import oddcode
 
 TERM_S = 40.0
 # With nothing going wrong any more; a session, a transaction and a restore on a busy machine are far below it.
@@ -37,7 +38,7 @@ class Torture:
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
     excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `unrightful`: how
     many workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not. `at_brokers`,
-    `at_group`, `at_input`, `at_quotas`, `at_rights`: held by the one fault that has them in hand.
+    `at_group`, `at_input`, `at_quotas`, `at_rights`, `at_code`: held by the one fault that has them in hand.
     """
 
     plan: Plan
@@ -62,6 +63,7 @@ class Torture:
     rights_since: float = -math.inf
     at_quotas: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_rights: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_code: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy: set[str] = field(default_factory=set[str])
 
     @property
@@ -230,6 +232,7 @@ class Torture:
             if worker.state_dir.is_mount():
                 disks.free(worker.state_dir)
             worker.set_clock(0)
+            oddcode.order(worker.odd_code, 0.0)
 
     async def supervise(self, worker: WorkerProcess) -> None:
         """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.

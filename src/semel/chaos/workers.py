@@ -12,13 +12,15 @@ from pathlib import Path
 from semel.local import ports
 from semel.local.nursery import Forked, Nursery
 from semel.local.process import environment_without_settings
+from semel.runtime import oddcode
 from semel.runtime.clock import OFFSET
 
 
 class WorkerProcess:
     """One `semel worker` under a name and port of its own. It can be started again; its log goes on in one file.
 
-    `expected_end`: somebody here ended it, or armed it to end. `frozen`: stopped by a signal.
+    `odd_code`: the file that says whether its agents end oddly. `expected_end`: somebody here ended it, or armed it to
+    end. `frozen`: stopped by a signal.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class WorkerProcess:
         self._process: Forked | None = None
         self._clock = folder / "state" / f"{name}.clock"
         self.set_clock(0)
+        self.odd_code = folder / "state" / f"{name}.odd"
+        oddcode.order(self.odd_code, 0.0)
 
     @property
     def url(self) -> str:
@@ -75,6 +79,7 @@ class WorkerProcess:
         if failpoint:
             environment["SEMEL_FAILPOINT"] = failpoint
         environment["SEMEL_CLOCK_OFFSET_MS"] = str(self._clock)
+        environment["SEMEL_ODD_CODE"] = str(self.odd_code)
         config = self._folder / "worker.toml"
         command = ["worker", self._target, "--instance", self.name, "--web-port", str(self.port)]
         command += ["--config", str(config)]

@@ -4,7 +4,8 @@ Unarmed they cost a look into a dictionary. Armed by `SEMEL_FAILPOINT=name[:acti
 (SIGKILL to this process, the default), `stop` (SIGSTOP) or `exit` (an ordinary exit with code 3) at the nth time the
 point is passed.
 
-This and `SEMEL_CLOCK_OFFSET_MS` are for tests, whose brokers run on the same machine: a worker of any other is refused.
+This, `SEMEL_CLOCK_OFFSET_MS` and `SEMEL_ODD_CODE` are for tests, whose brokers run on the same machine: a worker of any
+other is refused.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ NAMES = (
 SWITCHES = {
     "SEMEL_FAILPOINT": "this worker ends or stops on purpose",
     "SEMEL_CLOCK_OFFSET_MS": "this worker's clock is wrong on purpose",
+    "SEMEL_ODD_CODE": "this worker's agents end oddly on purpose",
 }
 
 

@@ -18,6 +18,7 @@ from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints, check_switches
 from semel.runtime.memory import default_budget
+from semel.runtime.oddcode import OddCode
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.runtime.watchdog import Watchdog
@@ -145,8 +146,10 @@ async def open_engine(
         directory.release()
         raise
     broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}", compression=compression)
+    switched = os.environ.get("SEMEL_ODD_CODE")
+    odd = OddCode(Path(switched)) if switched else None
     engine = Engine(
-        plan,
+        plan if odd is None else odd.around(plan),
         engine_settings(settings, adopt=adopt),
         broker,
         store,
@@ -155,4 +158,6 @@ async def open_engine(
         instance=name,
         failpoints=Failpoints.from_environment(),
     )
+    if odd is not None:
+        odd.spoil(engine.lanes)
     return EngineHost(engine, directory, settings, pages=pages)

@@ -47,7 +47,7 @@ def test_faults_are_numbered_and_hit_what_is_there() -> None:
     found = faults(11, 500)
     assert [fault.number for fault in found] == list(range(1, 501))
     assert {fault.worker for fault in found} == {-1, 0, 1, 2}
-    assert {fault.kind for fault in found if fault.worker == -1} == {"net", "throttle"}
+    assert {fault.kind for fault in found if fault.worker == -1} == {"net", "throttle", "odd-code"}
     assert {fault.broker for fault in found} == {0, 1, 2}
 
 
@@ -160,3 +160,9 @@ async def _agent(stream: Any) -> AsyncIterator[Any]:
 )  # fmt: skip
 def test_a_source_grows_where_nothing_that_is_kept_belongs_to_a_key(pipeline: Pipeline, grows: tuple[str, ...]) -> None:
     assert growing(pipeline.plan()) == grows
+
+
+def test_code_is_odd_seldom_or_often_in_one_worker_or_in_all() -> None:
+    found = faults(4, 100, ("odd-code",))
+    assert {fault.nth for fault in found} == {20, 50, 200}
+    assert {fault.worker for fault in found} == {-1, 0, 1, 2}

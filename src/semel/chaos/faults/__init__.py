@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from semel.chaos.faults.brokers import broker_away, compact, grow, growing, rebalance
 from semel.chaos.faults.limits import deny, throttle
 from semel.chaos.faults.net import net
-from semel.chaos.faults.processes import clock, failpoint, kill, term, zombie
+from semel.chaos.faults.processes import clock, failpoint, kill, odd_code, term, zombie
 from semel.chaos.faults.state import corrupt_block, disk_full, disk_slow
 from semel.chaos.plan import Fault, Kind
 from semel.chaos.timeline import Entry
@@ -32,6 +32,7 @@ _HARM: dict[Kind, Callable[[Torture, Fault, Entry], Awaitable[None]]] = {
     "throttle": throttle,
     "deny": deny,
     "grow": grow,
+    "odd-code": odd_code,
 }
 
 

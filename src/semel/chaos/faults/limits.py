@@ -14,21 +14,21 @@ from semel.chaos.timeline import Entry
 from semel.chaos.torture import REFUSED, Torture
 from semel.kafka.admin import Acl, Operation, Resource, add_acls, remove_acls, set_quota
 
-# Kafka's name of a quota, and what it begins with.
+# Kafka's name of a quota, what it begins with, and how small it may become: one epoch or restore is to take seconds.
 _QUOTAS = {
-    "what is written": ("producer_byte_rate", 64_000.0),
-    "what is read": ("consumer_byte_rate", 64_000.0),
-    "time that requests take": ("request_percentage", 2.0),
+    "what is written": ("producer_byte_rate", 64_000.0, 16_000.0),
+    "what is read": ("consumer_byte_rate", 64_000.0, 8_000.0),
+    "time that requests take": ("request_percentage", 2.0, 0.05),
 }
 # A broker hears of a quota, a worker meets it, and says so when it is asked.
 MET_S = 0.7
 
 
 async def throttle(on: Torture, fault: Fault, entry: Entry) -> None:
-    """The quota is halved until it is met: nobody knows how much this pipeline reads and writes. What a broker asks to wait
-    then is seconds, while a quota of a small part of the traffic would ask for minutes.
+    """The quota is halved until it is met: nobody knows how much this pipeline reads and writes, and one of a small part of
+    that would make it wait for minutes.
     """
-    quota, most = _QUOTAS[fault.variant]
+    quota, most, least = _QUOTAS[fault.variant]
     workers = on.workers if fault.worker < 0 else on.in_turn(fault.worker)[:1]
     names = [worker.name for worker in workers]
     clients = [f"{on.app}-{name}" for name in names]
@@ -38,7 +38,7 @@ async def throttle(on: Torture, fault: Fault, entry: Entry) -> None:
         until = time.monotonic() + fault.hold_s
         try:
             while (left := until - time.monotonic()) > 0:
-                if on.sight.throttles(names) == before:
+                if most >= least and on.sight.throttles(names) == before:
                     await _set(on, clients, quota, most)
                     entry.note, most = f"{quota} {most:,.6g}", most / 2
                 await asyncio.sleep(min(left, MET_S))

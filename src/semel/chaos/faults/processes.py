@@ -1,14 +1,18 @@
-"""What happens to a worker's process: it is killed, frozen, asked to end, or told another time."""
+"""What happens to a worker's process: it is killed, frozen, asked to end, told another time, or ended oddly by its code."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
+from operator import sub
 
 from semel.chaos import disks
 from semel.chaos.plan import Fault
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import TERM_S, Torture
+from semel.runtime import oddcode
+from semel.runtime.oddcode import Done
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
@@ -131,3 +135,26 @@ async def clock(on: Torture, fault: Fault, entry: Entry) -> None:
             worker.set_clock(0)
         if restarts:
             on.start(worker)
+
+
+async def odd_code(on: Torture, fault: Fault, entry: Entry) -> None:
+    workers = on.workers if fault.worker < 0 else on.in_turn(fault.worker)[:1]
+    files = [worker.odd_code for worker in workers]
+    async with on.at_code:
+        on.begins(entry, ", ".join(worker.name for worker in workers))
+        before = [oddcode.done(file) for file in files]
+        try:
+            for file in files:
+                oddcode.order(file, 1 / fault.nth, fault.number)
+            await asyncio.sleep(fault.hold_s)
+        finally:
+            for file in files:
+                oddcode.order(file, 0.0)
+        met = Counter[str]()
+        for file, then in zip(files, before, strict=True):
+            met.update(dict(zip(Done._fields, map(sub, oddcode.done(file), then), strict=True)))
+    entry.bit = met.total() > 0
+    entry.note = (
+        f"{met['ended']} attempts ended, {met['held']} held the loop, {met['outlived']} tasks outlived their event, "
+        f"{met['swallowed']} errors were swallowed"
+    ) * entry.bit
