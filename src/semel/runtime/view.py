@@ -187,6 +187,7 @@ class EngineView:
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
                 "in_hand": [asdict(found) for found in engine.lingering.in_hand()],
+                "not_asking": [asdict(found) for found in engine.lingering.not_asking()],
                 "unreadable": {
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },
@@ -258,6 +259,8 @@ class EngineView:
             said["group"] = (engine.group.refused if engine.group is not None else "") or "not assigned yet"
         if lingering := engine.lingering.unready():
             said["in_hand"] = [asdict(found) for found in lingering]
+        if idle := engine.lingering.unready_not_asking():
+            said["not_asking"] = [asdict(found) for found in idle]
         if restoring:
             said["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not said, said or {"tasks": sorted(engine.tasks)}

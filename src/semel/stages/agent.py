@@ -70,6 +70,11 @@ class Lane:
         self.wake = asyncio.Event()
         self.waiting = False
         self.closed = False
+        # The run that asks for its next slice; slices given so far; bodies in a row that ended before they asked, and how.
+        self.asking: Hand | None = None
+        self.taken = 0
+        self.failed_starts = 0
+        self.start_error = ""
         # The running body is to end: its incarnation is over, or the lane is closed.
         self.over = asyncio.Event()
         self.alone: tuple[TP, int] | None = None
@@ -105,27 +110,44 @@ class Lane:
 
     async def next_slice(self, hand: Hand) -> Slice:
         """The next slice for the run that `hand` belongs to. StaleIncarnation where that run is over."""
-        while True:
-            self._check_run(hand)
-            if self.host.gate_closed or self.host.catching_up:
-                await (self.host.gate() if self.host.gate_closed else self.host.catch_up(0.0))
-                continue
-            taken, soonest = self._take()
-            if taken is not None:
-                if self._is_given_up(taken):
-                    self._give_up(taken, hand)
+        self.asking, self.failed_starts, self.start_error = hand, 0, ""
+        try:
+            while True:
+                self._check_run(hand)
+                if self.host.gate_closed or self.host.catching_up:
+                    await (self.host.gate() if self.host.gate_closed else self.host.catch_up(0.0))
                     continue
-                return taken
-            self.wake.clear()
-            self.waiting = True
-            self.host.finished()
-            try:
-                async with asyncio.timeout(soonest):
-                    await self.wake.wait()
-            except TimeoutError:
-                pass
-            finally:
-                self.waiting = False
+                taken, soonest = self._take()
+                if taken is not None:
+                    if self._is_given_up(taken):
+                        self._give_up(taken, hand)
+                        continue
+                    return taken
+                self.wake.clear()
+                self.waiting = True
+                self.host.finished()
+                try:
+                    async with asyncio.timeout(soonest):
+                        await self.wake.wait()
+                except TimeoutError:
+                    pass
+                finally:
+                    self.waiting = False
+        finally:
+            if self.asking is hand:
+                self.asking = None
+
+    @property
+    def neglected(self) -> Cursor | None:
+        """Whose records the agent could have asked for, and has not: it is neither at a slice nor waiting for one."""
+        if self.slice is not None or self.asking is self.hand:
+            return None
+        now = self.host.clock.monotonic()
+        for cursor in self.ready:
+            task = cursor.task
+            if task.state is TaskState.RUNNING and cursor.queue and cursor.due <= now and task.holder is None:
+                return cursor
+        return None
 
     async def enter(self, hand: Hand) -> None:
         """A body begins to iterate, perhaps anew. Raises where it has left its loop with an event in hand.
@@ -180,6 +202,7 @@ class Lane:
         if self.host.cautious() or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
         end = chunk.end(limit, SLICE_BYTES)
+        self.taken += 1
         self.slice = s = Slice(cursor, chunk, end, int(self.host.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.hand.task = task

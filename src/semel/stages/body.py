@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any
 
-from semel.errors import HandlingError
+from semel.errors import HandlingError, described
 from semel.hand import Hand, in_hand
 from semel.plan import AgentKind
 from semel.stages.agent import TURN_S, Lane
@@ -80,6 +80,8 @@ async def run(lane: Lane) -> None:
             elif not lane.closed:
                 lane.release()
                 idle_failures += 1
+                lane.failed_starts += 1
+                lane.start_error = "" if error is None else described(error)[:300]
                 pause = min(0.1 * 2**idle_failures, 10.0)
                 log.error("agent %s ended without an event in hand; it starts again in %.1f s", lane.plan.name, pause,
                           exc_info=error)  # fmt: skip

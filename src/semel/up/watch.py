@@ -94,12 +94,16 @@ class Watch:
             if worker.document is None:
                 found.append(f"{worker.name} ({worker.phase}) does not answer at {worker.url}")
                 continue
-            for key in ("waiting_for", "paused_by"):
+            for key, how in (("waiting_for", ""), ("paused_by", "paused by ")):
                 if said := worker.document.get(key):
-                    found.append(f"{worker.name} {key.replace('_', ' ')}: {said}")
+                    found.append(f"{worker.name}: {how}{said}")
             found += [
                 f"{worker.name} agent {e['agent']} at {e['record']} for {e['seconds']} s, waits at {e['waits_at']}"
                 for e in worker.document.get("in_hand", ())
+            ]
+            found += [
+                f"{worker.name} agent {e['agent']} asks for no record, {e['record'] or 'none'} waits; {e['why']}"
+                for e in worker.document.get("not_asking", ())
             ]
             found += [
                 f"{worker.name} task {t['partition']}: {t['state']}, at {t['position']}, lag {t['lag']}, "

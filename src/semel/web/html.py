@@ -224,10 +224,17 @@ def _pipeline(found: Mapping[str, Any]) -> str:
 
 def _trouble(found: Mapping[str, Any]) -> str:
     """Why nothing moves, in the worker's own words; nothing where it does."""
-    why = [f"{said.replace('_', ' ')} {found[said]}" for said in ("waiting_for", "paused_by") if found[said]]
+    why = [found["waiting_for"]] if found["waiting_for"] else []
+    why += [f"paused by {found['paused_by']}"] if found["paused_by"] else []
     why += [
         f"agent {event['agent']} has been at {event['record']} for {event['seconds']:.0f} s; it waits at {event['waits_at']}"
         for event in found.get("in_hand", ())
+    ]
+    why += [
+        f"agent {idle['agent']} asks for no record"
+        + (f", though {idle['record']} has waited for {idle['seconds']:.0f} s" if idle["record"] else "")
+        + f"; {idle['why']}"
+        for idle in found.get("not_asking", ())
     ]
     why += [f"{partition} cannot be read: {reason}" for partition, reason in found.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)

@@ -70,11 +70,11 @@ def test_a_worker_is_no_link_where_its_address_is_none_of_the_web():
 
 
 def test_it_says_why_nothing_moves():
-    waiting = DOCUMENT | {"waiting_for": "the source <topic>", "tasks": [], "owners": {}, "counts": {}}
+    waiting = DOCUMENT | {"waiting_for": "waiting for the source topic <t>", "tasks": [], "owners": {}, "counts": {}}
 
     shown = html.index("payments", "a", [waiting], [])
 
-    assert "waiting for the source &lt;topic&gt;" in shown
+    assert "<bdi>waiting for the source topic &lt;t&gt;</bdi>" in shown
     assert "none here" in shown
 
 
