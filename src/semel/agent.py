@@ -80,8 +80,24 @@ def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type
             )
 
 
+def gives_nothing(run: Callable[..., Any], kind: AgentKind) -> bool:
+    """Whether its code shows that it can have no result: it iterates and never yields, or returns nothing but None."""
+    functions = [f for f, _ in _behind(run)]
+    if not functions or any(inspect.isasyncgenfunction(f) for f in functions):
+        return False
+    if kind is AgentKind.STREAM:
+        return True
+    return not any(_returns_a_value(f.__code__) for f in functions) and any(_returns(f.__code__) for f in functions)
+
+
 def _called(run: Any) -> str:
     return getattr(run, "__name__", None) or repr(run)
+
+
+def _returns(code: CodeType) -> bool:
+    return any(
+        step.opname.startswith("RETURN_") and step.opname != "RETURN_GENERATOR" for step in dis.get_instructions(code)
+    )
 
 
 def _returns_a_value(code: CodeType) -> bool:

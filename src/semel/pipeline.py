@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, is_typeddict
 
-from semel.agent import asked_of_stream, check_results, kind_of
+from semel.agent import asked_of_stream, check_results, gives_nothing, kind_of
 from semel.codec import accepted_classes, fields_of
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
@@ -14,6 +15,8 @@ from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
 from semel.topic import Topic, checked_name
+
+log = logging.getLogger("semel.pipeline")
 
 # What a Faust agent may ask of its stream, and a Pipeline's may not.
 _FAUSTS = frozenset(
@@ -92,6 +95,13 @@ class Pipeline:
         self._check_stream()
         accepted = accepted_classes(self.sink.value) if self.sink is not None else None
         check_results(self.agent, self.kind, accepted, f"sink {self.sink.name!r}" if self.sink is not None else "")
+        if self.sink is not None and gives_nothing(self.agent, self.kind):
+            way = "yields a result" if self.kind is AgentKind.STREAM else "returns a result"
+            log.warning(
+                "pipeline %r: agent %r never %s, so nothing goes to its sink %r; %s, or declare the pipeline without sink=",
+                self.name, getattr(self.agent, "__name__", self.agent), way, self.sink.name,
+                "yield results inside the loop" if self.kind is AgentKind.STREAM else "return one",
+            )  # fmt: skip
         if partition_by is not None:
             raise DeclarationError(
                 f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is "

@@ -208,3 +208,52 @@ def test_what_only_fausts_stream_has_is_refused_where_the_agent_is_declared() ->
 
     with pytest.raises(DeclarationError, match=r"take\(\).*batches\(\)"):
         Pipeline("pay", source=Topic("payments"), agent=hourly, sink=Topic("out"))
+
+
+async def iterates_and_never_yields(events: Any) -> None:
+    async for event in events:
+        str(event)
+
+
+async def gives_back_nothing(event: dict[str, Any]) -> None:
+    str(event)
+
+
+def has_no_result(event: dict[str, Any]) -> None:
+    if not event:
+        return
+    str(event)
+
+
+async def filters(events: Any) -> Any:
+    async for event in events:
+        if event:
+            yield event
+
+
+def always_raises(event: dict[str, Any]) -> None:
+    raise ValueError(event)
+
+
+def may_return(event: dict[str, Any]) -> Any:
+    if not event:
+        return None
+    return event
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        (iterates_and_never_yields, "never yields a result, so nothing goes to its sink 'out'; yield results inside the loop"),
+        (gives_back_nothing, "never returns a result, so nothing goes to its sink 'out'"),
+        (has_no_result, "never returns a result"),
+        (filters, ""), (always_raises, ""), (may_return, ""), (lambda event: event, ""), (str, ""),
+    ],
+)  # fmt: skip
+def test_a_sink_that_no_result_can_come_to_is_said(agent: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    Pipeline("p", source=Topic("in"), agent=agent, sink=Topic("out"))
+    assert [r.levelname for r in caplog.records] == (["WARNING"] if said else [])
+    assert said in caplog.text
+    caplog.clear()
+    Pipeline("q", source=Topic("in"), agent=agent)
+    assert caplog.text == ""

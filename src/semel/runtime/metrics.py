@@ -57,6 +57,11 @@ class EngineCollector(Collector):
             family = CounterMetricFamily(name, text, labels=["pipeline"])
             family.add_metric([app], engine.stats[stat])
             yield family
+        returned = CounterMetricFamily("semel_agent_returned", "Events, or batches, done because the agent's code returned",
+                                       labels=["pipeline", "agent"])  # fmt: skip
+        for lane in engine.lanes:
+            returned.add_metric([app, lane.plan.name], lane.returned)
+        yield returned
         budget = GaugeMetricFamily("semel_memory_budget_bytes", "What grows with what comes in may take",
                                    labels=["pipeline", "kind"])  # fmt: skip
         for kind, size in engine.budget_bytes().items():

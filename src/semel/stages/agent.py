@@ -93,6 +93,8 @@ class Lane:
         self._charged: tuple[Hand, int] | None = None
         # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
         self._heavy = 0
+        # Events, or batches, that counted as done because the agent's code returned.
+        self.returned = 0
         self._aside = Aside(host)
         self._failures = Failures()
         self._wall_clock = WallClock()
@@ -407,6 +409,14 @@ class Lane:
     async def _open_and_emit(self, hand: Hand, result: Any, topic: Topic) -> None:
         await self.host.open_destination(topic)
         self.emit(hand, result)
+
+    def returns(self, hand: Hand) -> None:
+        """The agent's code has returned with something in hand, which is done."""
+        where = self.where
+        self.complete(hand)
+        self.returned += 1
+        self._failures.returned(self.plan.name, where)
+        self.release()
 
     def complete(self, hand: Hand) -> None:
         """Whatever is in hand is done: an event, or a batch."""

@@ -73,8 +73,7 @@ async def run(lane: Lane) -> None:
                 # It returned with an event in hand: that event is done.
                 idle_failures = 0
                 try:
-                    lane.complete(hand)
-                    lane.release()
+                    lane.returns(hand)
                 except Exception as exc:
                     lane.failed(exc, hand)
             elif not lane.closed:

@@ -42,6 +42,7 @@ class Failures:
 
     def __init__(self) -> None:
         self._said: dict[_Alike, _Said] = {}
+        self._said_returned = False
 
     def retried(
         self, tp: TP, record: Record, exc: BaseException, attempt: int, attempts: int, delay_s: float, now_s: float
@@ -61,6 +62,18 @@ class Failures:
         """It held the loop until the session was over. Each costs a session, so there are never many."""
         log.warning("%s held the event loop for longer than the session timeout: the group gives the partition away, and "
                     "this was attempt %d of %d", _event(tp, record), attempt, attempts)  # fmt: skip
+
+    def returned(self, agent: str, where: str) -> None:
+        """Its code returned with an event in hand. Said once: it may be meant, and is counted."""
+        if self._said_returned:
+            return
+        self._said_returned = True
+        log.warning(
+            "agent %s returned with %s in hand, and that event counts as done, with what it wrote: a `break` or `return` in the "
+            "loop means that, and an exception that is swallowed around the loop looks the same. Catch what an event may raise "
+            "inside the loop, or let it out of the agent. Said once; semel_agent_returned counts them",
+            agent, where,
+        )  # fmt: skip
 
     def split(self, tp: TP, events: int, exc: BaseException, now_s: float) -> None:
         """A batch failed, and its events are gone through one by one."""

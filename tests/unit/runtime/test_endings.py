@@ -14,6 +14,7 @@ import pytest
 from semel import Output, Pipeline, Retry, Table, Topic
 from semel.errors import StaleIncarnation
 from semel.port import TP
+from semel.runtime.view import EngineView
 from semel.testing.memory.faults import refuse
 from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, World, given_up, payments_pipeline
 
@@ -298,6 +299,34 @@ async def test_a_body_that_never_gets_an_event_in_hand_ends_no_worker(
     await asyncio.sleep(3)
     assert not worker.over
     assert any("ended without an event in hand" in r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
+
+
+async def test_an_agent_that_returns_with_an_event_in_hand_is_named_once_and_counted(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def settle(payments: Any) -> Any:
+        try:
+            async for payment in payments:
+                if payment.amount == 13:
+                    raise ValueError(payment.id)
+                yield {"id": payment.id}
+        except Exception:
+            pass
+
+    agent_of(world, settle)
+    worker = world.start()
+    await world.until_running(worker)
+    caplog.clear()
+    tp, offset = world.write({"id": "p1", "account": "a1", "amount": 13}, "a1")
+    for amount in (1, 13, 1, 13):
+        world.pay("a1", amount)
+    await world.drained()
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"agent settle returned with {tp.topic}[{tp.partition}]@{offset} (key b'a1') in hand" in said
+    assert "inside the loop, or let it out" in said
+    assert b'semel_agent_returned_total{agent="settle",pipeline="payments"} 3.0' in EngineView(worker.engine).metrics()
+    assert len(outputs(world)) == 2
+    assert EngineView(worker.engine).readiness()[0]
 
 
 # ---------------------------------------------------------------------- whose a batch's result is
