@@ -132,7 +132,7 @@ class Table(FaustTable):
         try:
             for rows in self._local():
                 for raw, value in rows.scan():
-                    yield rows.key_codec.decode(raw), rows.decode(value)
+                    yield rows.key_of(raw), rows.decode(value)
         except StoreError as exc:
             if hand is not None:
                 hand.unreadable(exc)

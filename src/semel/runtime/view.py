@@ -18,6 +18,7 @@ from semel.runtime.metrics import exposition
 from semel.runtime.progress import whole
 from semel.runtime.task import Task, TaskState
 from semel.state.marks import OUTCOMES, Mark, unpack
+from semel.state.overlay import Rows
 from semel.state.store import StoreError, after_prefix
 from semel.web.view import NotOwned, Owner, Page, Restoring, TableInfo, TableRow
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 
 # Written as text, so that the store's order is not theirs: "10" stands before "2".
+# What begins so is taken for the beginning of a number, a text in quotes, a list or a dict.
+_JSON_BEGINS = '"[{-0123456789'
 _NUMBERS = (int, float)
 # Rows of one call: a millisecond or two where each is read, and none is in the range asked for.
 _LOOKED_AT_MAX = 1_000
@@ -80,9 +83,10 @@ class EngineView:
 
     def get(self, table: str, key: Any, partition: int) -> TableRow | None:
         plan, task = self._plan(table), self._task(partition)
-        raw = plan.key.encode(key)
+        rows = task.tables[table]
+        raw = _raw(rows, key)
         with self._reading(partition):
-            found = task.tables[table].committed(raw)
+            found = rows.committed(raw)
         return None if found is None else _row(plan, key, found, partition, raw)
 
     def merge(self, table: str, stored: Sequence[bytes]) -> Any:
@@ -115,16 +119,16 @@ class EngineView:
         plan, rows = self._plan(table), self._task(partition).tables[table]
         begin, stop = b"", None
         if prefix:
-            begin = prefix.encode()
+            begin = prefix.encode() if rows.kind == "bytes" else _beginning(plan.key, prefix)
             stop = after_prefix(begin)
         low = None if start is None else _key_of(plan.key, start)
         high = None if end is None else _key_of(plan.key, end)
         numeric = plan.key.type in _NUMBERS
         if not numeric:
             if low is not None:
-                begin = max(begin, plan.key.encode(low))
+                begin = max(begin, _raw(rows, low))
             if high is not None:
-                bound = plan.key.encode(high)
+                bound = _raw(rows, high)
                 stop = bound if stop is None else min(stop, bound)
         if after is not None:
             begin = max(begin, after + b"\x00")
@@ -135,7 +139,7 @@ class EngineView:
                 if len(found) == limit or size >= bytes_max or looked_at == _LOOKED_AT_MAX:
                     return Page(tuple(found), last)
                 looked_at, last = looked_at + 1, raw
-                key = plan.key.decode(raw)
+                key = rows.key_of(raw)
                 if numeric and ((low is not None and key < low) or (high is not None and key >= high)):
                     continue
                 size += len(raw) + len(value)
@@ -323,6 +327,11 @@ class EngineView:
 
 
 def _row(plan: TablePlan, key: Any, stored: bytes, partition: int, raw: bytes) -> TableRow:
+    if isinstance(key, bytes):
+        try:
+            key = key.decode()
+        except UnicodeDecodeError:
+            key = key.hex()
     return TableRow(key, _plain(plan, stored) if plan.merge is None else stored, partition, raw)
 
 
@@ -343,16 +352,45 @@ def _plain(plan: TablePlan, raw: bytes) -> Any:
 
 
 def _key_of(codec: Codec[Any], text: str) -> Any:
-    """A key as typed by a person: JSON types by their JSON, text as it stands. DecodeError where there can be no row of it."""
+    """A key as typed by a person: text as it stands where it is no JSON or only text can be meant, else by its JSON.
+
+    DecodeError where there can be no row of it.
+    """
     if codec.type is str:
         return text
     try:
         key = codec.decode(text.encode())
         codec.encode(key)
         return key
-    except DecodeError:
+    except DecodeError as exc:
         if codec.type is bytes:
             return text.encode()
-        raise
+        if _takes_text(codec, text):
+            return text
+        raise DecodeError(
+            f"{exc}. A key is written as its JSON, percent-encoded: 5, %22text%22, %5B1,%22x%22%5D"
+        ) from None
     except (TypeError, RecursionError):
         raise DecodeError(f"not a {codec.name} that can be a key: {text:.80}") from None
+
+
+def _raw(rows: Rows, key: Any) -> bytes:
+    """The bytes of a key as it was typed: text is meant as bytes where the table's keys are."""
+    return key.encode() if isinstance(key, str) and rows.kind == "bytes" else rows.key_codec.encode(key)
+
+
+def _takes_text(codec: Codec[Any], text: str) -> bool:
+    """Whether this text may be a key itself."""
+    try:
+        return codec.decode(codec.encode(text)) == text
+    except Exception:
+        # A codec may be a user's, and raise what it likes.
+        return False
+
+
+def _beginning(codec: Codec[Any], prefix: str) -> bytes:
+    """What the bytes of a key begin with that begins with `prefix` as typed by a person."""
+    if codec.type not in (str, bytes) and prefix[0] not in _JSON_BEGINS and _takes_text(codec, prefix):
+        raw = codec.encode(prefix)
+        return raw[:-1] if raw.endswith(b'"') else raw
+    return prefix.encode()

@@ -162,6 +162,10 @@ class Rows:
     def _tells(self, rows: dict[bytes, bytes | None]) -> bool:
         return len(rows) > (self._of_no_kind in rows)
 
+    def key_of(self, raw: bytes) -> Any:
+        """The key that these bytes are of. Where its keys are bytes beside None, which is b"null", they are the key."""
+        return raw if self.kind == "bytes" and raw != b"null" else self.key_codec.decode(raw)
+
     def _check_kind(self, key: Any, kind: str) -> None:
         if kind and kind != (self.kind or kind):
             raise TypeError(

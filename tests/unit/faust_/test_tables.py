@@ -227,3 +227,30 @@ async def test_two_keys_of_a_table_are_never_one_row(stage: Stage, pair: tuple[o
     await stage.done(app, 2)
     assert table[pair[0]] == 2
     assert len([why for why in refused if "another kind" in why]) == 4
+
+
+@pytest.mark.parametrize("key_type", [str, None])
+async def test_a_row_is_asked_for_by_its_text_whether_its_key_is_text_or_bytes(stage: Stage, key_type: Any) -> None:
+    stage.topic("orders")
+    app = stage.app()
+    totals = app.Table("totals", default=int)
+
+    @app.agent(app.topic("orders", key_type=key_type, value_type=int))
+    async def count(stream: Any) -> None:
+        async for account, amount in stream.items():
+            totals[account] += amount
+
+    stage.send("orders", 1, 2, key="k1")
+    stage.send("orders", 4, key="7")
+    await stage.start(app)
+    await stage.done(app, 3)
+    view = EngineView(app.engine)
+    for text in ("k1", '"k1"'):
+        row = view.get("totals", view.key("totals", text), 0)
+        assert row is not None
+        assert (row.value, row.key) == (3, "k1")
+    assert [row.key for row in view.scan("totals", 0, prefix="k").rows] == ["k1"]
+    assert {row.value for row in view.scan("totals", 0, start="a").rows} == {3}
+    assert len(view.scan("totals", 0).rows) == 2
+    mine: Any = ("k1", "7") if key_type else (b"k1", b"7")
+    assert dict(totals.items()) == {mine[0]: 3, mine[1]: 4}

@@ -220,3 +220,32 @@ def test_a_key_that_is_nested_too_deeply_is_no_key(levels: int) -> None:
         except DecodeError:
             return
         assert view.get("t", key, 0) is None
+
+
+def test_text_that_is_no_json_is_itself_a_key_where_keys_may_be_text() -> None:
+    t = Table("t", key=Any, value=int, merge=lambda a, b: a)
+    with viewed(pipeline_of(t)) as (tester, view):
+        for key in ("k1", "5", 5, "true story", 'a"b'):
+            tester.send({"key": key, "t": 1})
+
+        def found(text: str) -> Any:
+            row = view.get("t", view.key("t", text), 0)
+            return None if row is None else row.key
+
+        assert found("k1") == found('"k1"') == "k1"
+        assert found("true story") == "true story"
+        assert found('a"b') == 'a"b'
+        assert (found("5"), found('"5"')) == (5, "5")
+        assert {row.key for row in view.scan("t", 0, prefix="k").rows} == {"k1"}
+        assert {row.key for row in view.scan("t", 0, prefix='"k').rows} == {"k1"}
+        assert {row.key for row in view.scan("t", 0, prefix="5").rows} == {5}
+        assert {row.key for row in view.scan("t", 0, start="b", end="l").rows} == {"k1"}
+
+
+def test_what_can_be_no_key_is_refused_with_how_a_key_is_written() -> None:
+    t = Table("t", key=int, value=int, merge=lambda a, b: a)
+    with (
+        viewed(pipeline_of(t)) as (_, view),
+        pytest.raises(DecodeError, match="written as its JSON, percent-encoded: 5, %22text%22"),
+    ):
+        view.key("t", "k1")
