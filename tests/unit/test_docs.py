@@ -140,6 +140,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
     class NoEngine:
         app = "app"
         tasks: dict[int, Any] = {}  # noqa: RUF012
+        lanes = ()
         commit_histogram = Histogram()
         broker = SimpleNamespace(throttles=Throttles(lambda: 0.0))
         troubles = SimpleNamespace(counts={})
