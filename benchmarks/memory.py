@@ -77,7 +77,7 @@ class Curve:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._seen: list[float] = []
+        self.seen: list[float] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -91,10 +91,10 @@ class Curve:
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):
-            self._seen.append(self._worker.memory().rss)
+            self.seen.append(self._worker.memory().rss)
 
     def thinned(self, most: int = 20) -> list[float]:
-        return self._seen[:: max(1, len(self._seen) // most)]
+        return self.seen[:: max(1, len(self.seen) // most)]
 
 
 def _arguments() -> argparse.ArgumentParser:
