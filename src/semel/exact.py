@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from keyword import iskeyword
 from math import isfinite
-from operator import attrgetter
 from typing import Any, cast, get_origin, get_type_hints
 from uuid import UUID
 
@@ -20,6 +20,13 @@ Check = Callable[[Any], None]
 
 # Types whose every value is exact in JSON. A float may be NaN, a str a lone surrogate, which writers refuse by themselves.
 _PLAIN = frozenset({str, int, bool, type(None)})
+_PLAIN_SHAPES: dict[type[shapes.Type], type] = {
+    shapes.StrType: str,
+    shapes.IntType: int,
+    shapes.BoolType: bool,
+    shapes.NoneType: type(None),
+}
+_OBJECTS = (shapes.DataclassType, shapes.StructType, shapes.NamedTupleType)
 _CLASSES: dict[type[shapes.Type], type] = {
     shapes.BytesType: bytes,
     shapes.ByteArrayType: bytearray,
@@ -31,13 +38,11 @@ _CLASSES: dict[type[shapes.Type], type] = {
 _BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
 
 
-# Of one class; values of more kinds than these are looked at field by field.
-MOST_RIGHT = 64
-
-
 def check_of(declared: Any, shape: shapes.Type) -> Check:
     """A function that raises TypeError for a value which would not come back as it is."""
     look = _Checks().of(shape, declared)
+    if isinstance(shape, _OBJECTS) and all(type(field.type) in _PLAIN_SHAPES for field in shape.fields):
+        return look
 
     def check(value: Any) -> None:
         try:
@@ -135,7 +140,7 @@ class _Checks:
             return _tuple([self.of(t) for t in shape.item_types])
         if isinstance(shape, shapes.DictType):
             return _dict(self.of(shape.key_type), self.of(shape.value_type))
-        if isinstance(shape, (shapes.DataclassType, shapes.StructType, shapes.NamedTupleType)):
+        if isinstance(shape, _OBJECTS):
             return self._object(shape)
         if isinstance(shape, shapes.TypedDictType):
             return self._typed_dict(shape)
@@ -147,19 +152,10 @@ class _Checks:
             return known
         cls: Any = get_origin(shape.cls) or shape.cls
         fields: list[tuple[str, frozenset[type], Check]] = []
-        parts_of = _parts_of([f.name for f in shape.fields])
-        # The types of the fields of values that these types alone found right: there are few such tuples.
-        right: set[tuple[type, ...]] = set()
 
-        def check(value: Any) -> None:
+        def look(value: Any) -> None:
             if type(value) is not cls:
                 _subclass(cls, value)
-            types = tuple(map(type, parts_of(value)))
-            if types in right:
-                return
-            if len(right) < MOST_RIGHT and all(t in plain for t, (_, plain, _) in zip(types, fields, strict=True)):
-                right.add(types)
-                return
             for name, plain, deep in fields:
                 part = getattr(value, name)
                 if type(part) not in plain:
@@ -168,7 +164,9 @@ class _Checks:
                     except TypeError as exc:
                         raise TypeError(f"{name}: {exc}") from None
 
-        self._of_class[shape.cls] = check
+        check = self._of_class[shape.cls] = _unless_plain(
+            cls, [(f.name, _plain_types(f.type)) for f in shape.fields], look
+        )
         hints = _hints(cls)
         fields += [(f.name, _plain_types(f.type), self.of(f.type, hints.get(f.name))) for f in shape.fields]
         return check
@@ -200,11 +198,22 @@ class _Checks:
         return check
 
 
-def _parts_of(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """Reads these attributes of a value, in one step where there are several."""
-    if len(names) > 1:
-        return attrgetter(*names)
-    return lambda value: tuple(getattr(value, name) for name in names)
+def _unless_plain(cls: type, fields: list[tuple[str, frozenset[type]]], look: Check) -> Check:
+    """`look` for values that are not of this very class with each field of one of its plain types.
+
+    That much is one expression, written out: every result and every row that is written passes here.
+    """
+    if not all(plain and name.isidentifier() and not iskeyword(name) for name, plain in fields):
+        return look
+    known: dict[str, Any] = {"type": type, "cls": cls, "look": look}
+    terms = ["type(value) is cls"]
+    for number, (name, plain) in enumerate(fields):
+        known[f"plain{number}"] = next(iter(plain)) if len(plain) == 1 else plain
+        terms.append(f"type(value.{name}) {'is' if len(plain) == 1 else 'in'} plain{number}")
+    # As defaults, they are local names, which are found soonest.
+    return eval(
+        f"lambda value, {', '.join(f'{name}={name}' for name in known)}: {' and '.join(terms)} or look(value)", known
+    )
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -216,11 +225,10 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _plain_types(shape: shapes.Type) -> frozenset[type]:
     """The types whose values need no further look in a field of this type."""
-    of: dict[Any, type] = {shapes.StrType: str, shapes.IntType: int, shapes.BoolType: bool, shapes.NoneType: type(None)}
     if isinstance(shape, shapes.AnyType):
         return _PLAIN
     parts = shape.types if isinstance(shape, shapes.UnionType) else (shape,)
-    return frozenset(of[type(part)] for part in parts if type(part) in of)
+    return frozenset(_PLAIN_SHAPES[type(part)] for part in parts if type(part) in _PLAIN_SHAPES)
 
 
 def _subclass(cls: Any, value: Any) -> None:

@@ -7,9 +7,11 @@ fails leaves no trace; outputs wait until the event ends.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
 from enum import Enum
 from threading import get_ident
 from typing import Any
@@ -145,13 +147,13 @@ class Hand:
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
     belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
-    `thread`: the one that the agent runs in. `bytes`: about how much the event in hand has written; `most_bytes`: how much
-    it may.
+    `thread`, `body`, `context`: what the agent's code runs in. `bytes`: about how much the event in hand has written;
+    `most_bytes`: how much it may.
     """
 
     __slots__ = (
-        "alive", "attempts", "batch", "bytes", "entered", "event", "holding", "id", "live", "most_bytes", "origin", "outputs",
-        "record", "steps", "store_failed", "tables", "task", "thread", "told", "undo",
+        "alive", "attempts", "batch", "body", "bytes", "context", "entered", "event", "holding", "id", "live", "most_bytes",
+        "origin", "outputs", "record", "steps", "store_failed", "tables", "task", "thread", "told", "undo",
     )  # fmt: skip
 
     def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
@@ -159,6 +161,8 @@ class Hand:
         self.entered = self.told = False
         self.store_failed = store_failed
         self.thread = get_ident()
+        self.body: asyncio.Task[Any] | None = None
+        self.context = copy_context()
         self.batch: Sequence[tuple[Any, Any]] = ()
         self.attempts = Attempts()
         self.holding = False
@@ -183,37 +187,61 @@ class Hand:
         self.event = number = self.event + 1
         event_number.set(number)
 
+    def begun_elsewhere(self) -> None:
+        """A task of the agent's asked for the event in hand, as `wait_for` makes one: the agent's own code has it, too."""
+        # Somebody may be at work in that very context: then it knows by itself.
+        with suppress(RuntimeError):
+            self.context.run(event_number.set, self.event)
+
     @property
     def mine(self) -> bool:
         """Whether the event in hand is the one that the running code belongs to."""
-        return self.holding and event_number.get() == self.event
+        return self.holding and (event_number.get() == self.event or self._in_body())
+
+    def _in_body(self) -> bool:
+        """Whether the running code is the agent's own, which handles what is in hand, whatever its context says."""
+        try:
+            here = asyncio.current_task() is self.body
+        except RuntimeError:
+            return False
+        if here and self.body is not None:
+            event_number.set(self.event)
+            return True
+        return False
 
     # -- tables
 
     def rows(self, name: str) -> Rows:
+        """The rows of a table in hand. OutsideEvent, StaleIncarnation where the running code may not use them."""
+        if get_ident() == self.thread and self.alive and self.mine:
+            rows = self.tables.get(name)
+            if rows is not None:
+                return rows
+        raise self._refused(name)
+
+    def _refused(self, name: str) -> BaseException:
         if get_ident() != self.thread:
-            raise OutsideEvent(
+            return OutsideEvent(
                 f"table {name!r} was used in another thread than its agent's, where it would race with the commit; read what the "
                 "thread needs before it starts, have it return what is to be written, and write that after the await"
             )
         if not self.alive:
-            raise StaleIncarnation("the event in hand was given up: its partition moved, or its epoch was aborted")
-        if not self.holding or event_number.get() != self.event:
-            raise OutsideEvent(
+            return StaleIncarnation("the event in hand was given up: its partition moved, or its epoch was aborted")
+        if not self.mine:
+            return OutsideEvent(
                 f"table {name!r} was used when the event it was used for was over, by a task that its handler had "
                 "started or by code that runs between two events; await such tasks before the event ends"
             )
-        try:
-            return self.tables[name]
-        except KeyError:
-            raise OutsideEvent(
-                f"table {name!r} is not one of this pipeline's tables; list it in Pipeline(tables=[...])"
-            ) from None
+        return OutsideEvent(f"table {name!r} is not one of this pipeline's tables; list it in Pipeline(tables=[...])")
 
     def read(self, rows: Rows, key: Any, default: Any) -> Any:
         """The value, or MISSING. `default`: makes the value of a missing row, so that its changes in place are seen."""
+        if rows.immutable:
+            found = rows.hot.get(key, MISSING)
+            if found is not MISSING and (rows.numeric_key is None or type(key) is rows.numeric_key):
+                return found
         try:
-            return self._read(rows, key, default)
+            return rows.value(key) if rows.immutable else self._read_changeable(rows, key, default)
         except StoreError as exc:
             self.unreadable(exc)
             raise
@@ -223,12 +251,7 @@ class Hand:
         if self.store_failed is not None:
             self.store_failed(exc)
 
-    def _read(self, rows: Rows, key: Any, default: Any) -> Any:
-        if rows.immutable:
-            found = rows.hot.get(key, MISSING)
-            if found is MISSING or (rows.numeric_key is not None and type(key) is not rows.numeric_key):
-                return rows.value(key)
-            return found
+    def _read_changeable(self, rows: Rows, key: Any, default: Any) -> Any:
         raw = rows.raw(key)
         seen = self.live.get((rows.name, raw))
         if seen is not None:
@@ -261,8 +284,11 @@ class Hand:
     def write(self, rows: Rows, key: Any, value: Any) -> None:
         raw = rows.raw(key)
         encoded = None if value is MISSING else rows.encode(key, raw, value)
-        self.bytes += ROW_BYTES + len(raw) + (0 if encoded is None else len(encoded))
-        if self.bytes > self.most_bytes:
+        size = ROW_BYTES + len(raw)
+        if encoded is not None:
+            size += len(encoded)
+        self.bytes = held = self.bytes + size
+        if held > self.most_bytes:
             self.check_size()
         self.undo.append((rows, key, raw, rows.open.get(raw, MISSING)))
         rows.set(key, raw, encoded, value)
@@ -285,12 +311,6 @@ class Hand:
             id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
         return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
 
-    def weigh(self, size: int) -> None:
-        """An output of so many bytes is about to be emitted. OutputRefused where it is too much for one event."""
-        self.bytes += size
-        if self.bytes > self.most_bytes:
-            self.check_size(size)
-
     def record_of(self, whose: Any) -> Any:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
         among = self.batch or ((MISSING, self.record),)
@@ -303,6 +323,10 @@ class Hand:
         return found[0]
 
     def emit(self, out: Any, record: Any) -> None:
+        """OutputRefused where it is too much for one event."""
+        self.bytes = held = self.bytes + out.size
+        if held > self.most_bytes:
+            self.check_size(out.size)
         self.outputs.append(out)
         if self.steps is not None:
             self.steps.taken(record.offset)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from threading import get_ident
 from typing import Any, NoReturn, TypeVar, get_origin
 
 from semel.codec import Codec, codec_for
 from semel.errors import DeclarationError, OutsideEvent
-from semel.hand import Hand, in_hand
+from semel.hand import Hand, event_number, in_hand
 from semel.state.overlay import MISSING, Rows
 from semel.topic import checked_name
 
@@ -145,12 +146,17 @@ class Table:
 
     def _rows(self) -> tuple[Hand, Rows]:
         hand = in_hand.get()
-        if hand is None:
-            raise OutsideEvent(
-                f"table {self.name!r} was used where no event is in hand; use it inside an agent, while it handles an "
-                "event. From outside, ask the web views: GET /tables/" + self.name
-            )
-        return hand, hand.rows(self.name)
+        if hand is not None:
+            # What is refused, and why, is the hand's to say; this is every table access of every event.
+            if hand.holding and hand.alive and event_number.get() == hand.event and get_ident() == hand.thread:
+                rows = hand.tables.get(self.name)
+                if rows is not None:
+                    return hand, rows
+            return hand, hand.rows(self.name)
+        raise OutsideEvent(
+            f"table {self.name!r} was used where no event is in hand; use it inside an agent, while it handles an event. "
+            "From outside, ask the web views: GET /tables/" + self.name
+        )
 
     def structure(self) -> dict[str, Any]:
         """What the bytes of the stored rows look like."""

@@ -137,7 +137,6 @@ class Topic(faust.Topic):
         metadata = RecordMetadata(name, out.tp.partition, TP(*out.tp), -1, stamp / 1000, 0)
         committed: asyncio.Future[None] | None = None
         if held is not None:
-            held.weigh(out.size)
             held.emit(out, record)
         elif hand is None or not number:
             committed = engine.carry(out)

@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from functools import partial
 from typing import Any, cast
 
@@ -45,14 +46,15 @@ class Deadline:
 
 
 class Threads(ThreadPoolExecutor):
-    """The threads of `asyncio.to_thread`. One that is busy keeps Python from ending; `busy` says what it runs."""
+    """The threads of `asyncio.to_thread` and of `run_in_executor(None, ...)`, where code belongs to the event that it was
+    started in. One that is busy keeps Python from ending; `busy` says what it runs."""
 
     def __init__(self) -> None:
         super().__init__(thread_name_prefix="to_thread")
         self._running: dict[Future[Any], Any] = {}
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future = super().submit(fn, *args, **kwargs)
+        future = super().submit(copy_context().run, fn, *args, **kwargs)
         self._running[future] = fn
         future.add_done_callback(lambda done: self._running.pop(done, None))
         return future

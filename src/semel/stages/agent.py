@@ -269,6 +269,8 @@ class Lane:
     def begin(self, hand: Hand) -> None:
         self._check_run(hand)
         hand.begin()
+        if self._stepped_at is None:
+            hand.begun_elsewhere()
 
     async def pause(self, hand: Hand, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
@@ -402,7 +404,6 @@ class Lane:
                 "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
             )
         out = destination.record(result, record, hand.task.partition, s.wall_ms, hand.lineage(record))
-        hand.weigh(out.size)
         hand.emit(out, record)
         return None
 

@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import os
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -48,7 +49,8 @@ async def run(lane: Lane) -> None:
             hand = lane.hand
             driven = Driven(_one_run(lane, hand), partial(lane.step_begins, hand), lane.step_ends)
             lane.code = driven.coroutine
-            body = asyncio.create_task(driven, name=f"agent {lane.plan.name}")
+            hand.context = copy_context()
+            hand.body = body = asyncio.create_task(driven, name=f"agent {lane.plan.name}", context=hand.context)
             over = asyncio.create_task(lane.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
             over.cancel()

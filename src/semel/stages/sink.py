@@ -18,31 +18,17 @@ Headers = Sequence[tuple[str, bytes | None]]
 # A batch of one record costs up to 61 bytes of batch header plus the record's varints.
 _OVERHEAD_BYTES = 96
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
-# What an output takes beside key and value, with one header: mostly the lineage.
-_OUT_BYTES = 160
 
 
 class Out(NamedTuple):
-    """A record to be produced."""
+    """A record to be produced. `size`: about what it takes of a transaction, in bytes; 0 of records of the state."""
 
     tp: TP
     timestamp: int | None
     key: bytes | None
     value: bytes | None
     headers: Headers
-
-    @property
-    def size(self) -> int:
-        """About what it takes of a transaction, in bytes."""
-        _, _, key, value, headers = self
-        size = _OUT_BYTES
-        if key:
-            size += len(key)
-        if value:
-            size += len(value)
-        if len(headers) > 1:
-            size += sum(len(name) + len(content or b"") + 10 for name, content in headers)
-        return size
+    size: int = 0
 
 
 class TopicLimits(NamedTuple):
@@ -189,7 +175,7 @@ class Destination:
             tp = self._tps[source_partition % self.partitions]
         else:
             tp = self._tps[self.partition_of(key)]
-        return Out(tp, timestamp, key, value, headers)
+        return Out(tp, timestamp, key, value, headers, size)
 
     def _as_bytes(self, what: str, given: Any) -> bytes:
         """What a codec of somebody else's gave where bytes are to be."""
@@ -268,4 +254,6 @@ def dead_letter(
     if isinstance(record, TooLarge):
         said["semel.left_out"] = record.why
     written = [*headers, *((name, text.encode()) for name, text in said.items())]
-    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written)
+    size = _OVERHEAD_BYTES + len(key or b"") + len(value or b"")
+    size += sum(len(name) + len(content or b"") + 10 for name, content in written)
+    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size)

@@ -25,10 +25,10 @@ MISSING: Final = _Missing()
 
 
 # What a key at hand takes with a small value: itself as text and bytes, and its places in two dicts.
-KEY_BYTES = 340
+KEY_BYTES = 500
 # Keys and values up to here are in that.
-SMALL_BYTES = 64
-# A decoded value takes more than its bytes.
+SMALL_BYTES = 128
+# A decoded value takes more than its bytes. They are rounded up to 64, so that a row that grows is seldom weighed anew.
 VALUE_FACTOR = 2
 
 
@@ -196,10 +196,12 @@ class Rows:
     def _keep(self, key: Any, value: Any, size: int) -> None:
         """Keep a value at hand that takes `size` bytes when encoded."""
         if size > SMALL_BYTES:
-            if size * VALUE_FACTOR > self.limit_bytes // 4:
+            weight = (size | 63) * VALUE_FACTOR
+            if weight > self.limit_bytes // 4:
                 self._drop(key)
                 return
-            self._weigh(key, size * VALUE_FACTOR)
+            if self._weights.get(key) != weight:
+                self._weigh(key, weight)
         elif self._weights:
             self._heavy -= self._weights.pop(key, 0)
         self.hot[key] = value
@@ -269,7 +271,7 @@ class Rows:
             encoded = self._encode(value)
         except TypeError as exc:
             raise HandlingError(f"table {self.name!r}, row {key!r}: {exc}") from exc
-        if encoded.__class__ is not bytes:
+        if type(encoded) is not bytes:
             encoded = self._as_bytes(key, encoded)
         if len(encoded) + len(raw) > self.max_bytes:
             raise OutputRefused(
@@ -294,8 +296,9 @@ class Rows:
             self._forget()
         self.open[raw] = encoded
         if type(value) is self._exact and encoded is not None:
-            if len(encoded) > SMALL_BYTES or self._weights:
-                self._keep(key, value, len(encoded))
+            size = len(encoded)
+            if size > SMALL_BYTES or self._weights:
+                self._keep(key, value, size)
             else:
                 self.hot[key] = value
         elif self.immutable:

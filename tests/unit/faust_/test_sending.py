@@ -10,6 +10,7 @@ import pytest
 
 from semel.errors import DeclarationError, StaleIncarnation
 from semel.hand import FAILED_ATTEMPTS, Attempts, Fate
+from semel.runtime.deadline import Threads
 from semel.testing.broker import lose_answer, lose_request, refuse
 from tests.unit.faust_.harness import Stage
 
@@ -237,3 +238,44 @@ def test_attempts_that_failed_are_known_within_a_bound_and_older_ones_count_as_u
     assert attempts.fate(FAILED_ATTEMPTS + 2, alive=False) is Fate.VOID
     assert attempts.fate(1, alive=False) is Fate.VOID
     assert len(attempts._failed) == FAILED_ATTEMPTS
+
+
+@pytest.mark.parametrize("way", ["wait_for", "executor", "own task"])
+async def test_what_a_failed_attempt_sends_is_undone_however_the_agent_came_by_its_event(
+    stage: Stage, way: str
+) -> None:
+    stage.topic("orders")
+    app = stage.app()
+    out = app.topic("out")
+    attempts: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def in_a_thread(value: int) -> None:
+        asyncio.run_coroutine_threadsafe(out.send(value=value), loop).result(10)
+
+    async def handle(value: int) -> None:
+        attempts.append(value)
+        if way == "executor":
+            await loop.run_in_executor(None, in_a_thread, len(attempts))
+        else:
+            await out.send(value=len(attempts))
+        if len(attempts) < 4:
+            raise ValueError("not yet")
+
+    @app.agent(app.topic("orders", value_type=int))
+    async def orders(stream: Any) -> None:
+        events = aiter(stream)
+        while True:
+            if way == "wait_for":
+                await handle(await asyncio.wait_for(anext(events), 60))
+            elif way == "own task":
+                await handle(await asyncio.create_task(anext(events)))
+            else:
+                await handle(await anext(events))
+
+    stage.send("orders", 1)
+    loop.set_default_executor(Threads())
+    await stage.start(app)
+    await stage.done(app, 1)
+    await stage.clock.sleep(1)
+    assert stage.read("out") == [4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import timedelta
 from typing import Any
 
@@ -429,3 +430,82 @@ async def test_a_table_used_in_another_thread_is_refused_with_the_way_out(world:
     [(reason, error, _)] = given_up(world)
     assert reason == "failed" and "another thread" in error and "after the await" in error
     assert not outputs(world)
+
+
+# -- whose code it is
+
+
+async def _next_by_wait_for(source: Any) -> Any:
+    return await asyncio.wait_for(anext(source), 60)
+
+
+async def _next_by_a_task(source: Any) -> Any:
+    return await asyncio.create_task(anext(source))
+
+
+@pytest.mark.parametrize("ask", [_next_by_wait_for, _next_by_a_task])
+async def test_an_event_that_a_task_of_the_agents_asked_for_is_in_the_agents_hand(world: World, ask: Any) -> None:
+    sums = Table("sums", value=int, default=int)
+
+    async def run(stream: Any) -> Any:
+        events = aiter(stream)
+        while True:
+            payment = await ask(events)
+            sums[payment.account] += payment.amount
+            # What the agent starts belongs to the event, too.
+            await asyncio.create_task(_add_one(sums, payment.account))
+            yield {"account": payment.account}
+
+    agent_of(world, run, [sums])
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(5):
+        world.pay(account="a", amount=10)
+    await world.drained()
+    assert len(outputs(world)) == 5
+    assert not given_up(world)
+    assert _sum_of(worker, "a") == 55
+
+
+async def _add_one(table: Table, key: str) -> None:
+    table[key] += 1
+
+
+async def test_an_event_that_an_eager_task_asked_for_is_in_the_agents_hand(world: World) -> None:
+    """Its context is not the agent's, and it runs within a step of the agent's."""
+    sums = Table("sums", value=int, default=int)
+
+    async def run(stream: Any) -> Any:
+        events = aiter(stream)
+        while True:
+            payment = await _stepped_in_another_context(anext(events))
+            sums[payment.account] += payment.amount
+            yield {"account": payment.account}
+
+    agent_of(world, run, [sums])
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(3):
+        world.pay(account="a", amount=10)
+    await world.drained()
+    assert not given_up(world)
+    assert _sum_of(worker, "a") == 30
+
+
+def _sum_of(worker: Any, account: str) -> int:
+    task = next(t for t in worker.engine.tasks.values() if t.counts["in"])
+    return task.tables["sums"].value(account)
+
+
+class _stepped_in_another_context:
+    def __init__(self, awaitable: Any) -> None:
+        self._steps = awaitable.__await__()
+        self._context = copy_context()
+
+    def __await__(self) -> Any:
+        while True:
+            try:
+                waits_for = self._context.run(self._steps.send, None)
+            except StopIteration as done:
+                return done.value
+            yield waits_for

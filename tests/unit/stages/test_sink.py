@@ -32,7 +32,7 @@ def destination(limits: TopicLimits = NO_LIMITS, *, partitions: int = 8, **decla
 
 
 def sent(result: Any, to: Destination | None = None, source: Given | None = None, partition: int = 3) -> Out:
-    return (to or destination()).record(result, source or Given(), partition, NOW)
+    return (to or destination()).record(result, source or Given(), partition, NOW)._replace(size=0)
 
 
 # -- where a result goes
