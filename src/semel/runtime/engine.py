@@ -107,6 +107,7 @@ class Engine:
         self.epoch_outputs: list[Out] = []
         self.open_bytes = 0
         self.epoch_bytes, self.event_bytes = self.shares.epoch, self.shares.event
+        self._void_sends_told = False
         self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
         self._catching_up = asyncio.Lock()
@@ -459,6 +460,11 @@ class Engine:
         CarryOverFull where too much waits for a commit."""
         match hand.attempts.fate(number, alive=hand.alive):
             case Fate.VOID:
+                if not self._void_sends_told:
+                    self._void_sends_told = True
+                    log.warning("a task that an event had started sends to %r after that event was undone: nothing is sent, and "
+                                "the task gets StaleIncarnation. One that is to outlive its event belongs into @app.task, or "
+                                "is started before the loop; this is said once", out.tp.topic)  # fmt: skip
                 raise StaleIncarnation(
                     "the event this was started in is undone: it failed, or its partition moved before its commit. Where it is "
                     "handled again, this is started again"

@@ -15,7 +15,9 @@ from semel.testing.broker import lose_answer, lose_request, refuse
 from tests.unit.faust_.harness import Stage
 
 
-async def test_what_a_task_of_a_failed_attempt_sends_is_not_committed(stage: Stage) -> None:
+async def test_what_a_task_of_a_failed_attempt_sends_is_not_committed(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     stage.topic("orders")
     app = stage.app()
     out = app.topic("out")
@@ -43,6 +45,7 @@ async def test_what_a_task_of_a_failed_attempt_sends_is_not_committed(stage: Sta
     await stage.clock.sleep(1)
     assert stage.read("out") == [3]
     assert len(ends) == 3
+    assert ["after that event was undone" in r.getMessage() for r in caplog.records].count(True) == 1
 
 
 async def test_what_a_task_sends_while_its_event_is_uncommitted_commits_with_it(stage: Stage) -> None:
