@@ -272,21 +272,25 @@ async def test_rows_count_as_results_do_and_one_written_again_and_again_counts_o
     assert keys == {b"a", b"c0", b"c1"}
 
 
+def note(value: bytes) -> Out:
+    return Out(TP("notes", 0), None, b"k", value, (), len(value) + 100)
+
+
 async def test_outputs_without_an_event_wait_within_their_share_of_bytes(world: World) -> None:
     world.cluster.create_topic("notes", 1)
     worker = world.start(memory_budget_bytes=BUDGET)
     await world.until_running(worker)
     reached, go = worker.hold_at("commit.before_partitions")
-    done = [worker.engine.carry(Out(TP("notes", 0), None, b"k", b"first", ()))]
+    done = [worker.engine.carry(note(b"first"))]
     await reached.wait()
     with pytest.raises(CarryOverFull, match="memory_budget_bytes"):
         for _ in range(100):
-            done.append(worker.engine.carry(Out(TP("notes", 0), None, b"k", b"x" * 100_000, ())))
+            done.append(worker.engine.carry(note(b"x" * 100_000)))
     assert SHARES.carry - 100_500 < 100_000 * (len(done) - 1) <= SHARES.carry
     go.set()
     await asyncio.gather(*done)
     assert len(world.cluster.committed("notes")[0]) == len(done)
-    await worker.engine.carry(Out(TP("notes", 0), None, b"k", b"x" * 100_000, ()))
+    await worker.engine.carry(note(b"x" * 100_000))
 
 
 async def with_an_open_epoch(world: World) -> tuple[Worker, Callable[[bytes], Any], asyncio.Event]:
@@ -304,7 +308,7 @@ async def with_an_open_epoch(world: World) -> tuple[Worker, Callable[[bytes], An
     assert hand.attempts.fate(number, alive=hand.alive) is Fate.OPEN
 
     def send(value: bytes) -> Any:
-        return worker.engine.follow(hand, number, Out(TP("notes", 0), None, b"k", value, ()))
+        return worker.engine.follow(hand, number, note(value))
 
     return worker, send, go
 
