@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from semel.port import TP
 from semel.state import positions
@@ -76,7 +78,15 @@ class Deleted:
     before: int
 
 
-Event: TypeAlias = Created | Appended | Ended | OffsetsSent | OffsetsEnded | Generation | Deleted
+@dataclass(slots=True)
+class TopicDeleted:
+    """What is written under its name from here on is another topic's."""
+
+    at: float
+    topic: str
+
+
+Event: TypeAlias = Created | Appended | Ended | OffsetsSent | OffsetsEnded | Generation | Deleted | TopicDeleted
 
 
 @dataclass(slots=True)
@@ -105,6 +115,13 @@ class History:
 
     `exact_time`: stream time is a function of the records alone, since nobody's clock was turned back.
     `refusals`: a broker was made to refuse records, so that events may have been dead-lettered as refused.
+    `stateful`: it has tables and a dedup rule. `hopeless_attempts`: how many an event gets whose key is of another
+    partition; an agent that swallows its error is asked again. `sink_sizes`: how many partitions the sink has had.
+
+    One history is one life of the app's state: from its first start, or from a reset, to its last commit. `begins`: where
+    the reset put each partition of the source, whose records may be older: `source` is where to look for them. `stopped`: a
+    topic was changed so that all workers must stop, and may leave records undone; nothing that was written to the source
+    after `unsafe_from` may have been done by any of them.
     """
 
     app: str
@@ -115,6 +132,13 @@ class History:
     bucket_ms: int
     exact_time: bool = True
     refusals: bool = False
+    stateful: bool = True
+    hopeless_attempts: int = 1
+    sink_sizes: set[int] = field(default_factory=set)
+    begins: dict[int, int] = field(default_factory=dict)
+    source: list[Event] | None = None
+    stopped: bool = False
+    unsafe_from: float = math.inf
     events: list[Event] = field(default_factory=list)
     stores: list[StoreSeen] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
@@ -143,6 +167,10 @@ class Recorder:
         if record is None:
             return 0
         return self.position(record).topics[self._source].next
+
+    def has_committed(self, partitions: int) -> bool:
+        """Each of them, something."""
+        return all(partition in self._committed for partition in range(partitions))
 
     def counted(self, *names: str) -> int:
         """By the last committed positions."""
@@ -186,6 +214,12 @@ class Recorder:
     def deleted(self, tp: TP, before: int) -> None:
         self.events.append(Deleted(self._now(), tp, before))
 
+    def topic_deleted(self, topic: str) -> None:
+        self.events.append(TopicDeleted(self._now(), topic))
+        self._open = {key: record for key, record in self._open.items() if key[0].topic != topic}
+        if topic == self._source:
+            self.source_ends.clear()
+
     def offsets_sent(self, group: str, generation: int, member_id: str, producer_id: int, epoch: int,
                      offsets: Mapping[TP, int]) -> None:  # fmt: skip
         self.events.append(OffsetsSent(self._now(), group, generation, member_id, producer_id, epoch, dict(offsets)))
@@ -203,12 +237,18 @@ class Recorder:
 
 @dataclass(slots=True)
 class Transaction:
-    """All that one producer wrote between two ends. `outcomes`: of each partition written, and of the offsets (None)."""
+    """All that one producer wrote between two ends. `outcomes`: of each partition written, and of the offsets (None).
+
+    `at`: where in the history its first write to a partition stands. `gone`: partitions whose topic was deleted before its
+    end; what it wrote there had the end that the rest has.
+    """
 
     producer_id: int
     epoch: int
     begun: float
     writes: dict[TP, list[MemoryRecord]] = field(default_factory=dict)
+    at: dict[TP, int] = field(default_factory=dict)
+    gone: set[TP] = field(default_factory=set)
     offsets: dict[TP, int] = field(default_factory=dict)
     outcomes: dict[TP | None, bool] = field(default_factory=dict)
 
@@ -216,10 +256,29 @@ class Transaction:
     def committed(self) -> bool:
         return any(self.outcomes.values())
 
+    def wrote(self, tp: TP, records: list[MemoryRecord], index: int) -> None:
+        if tp in self.gone:
+            # Written again, to the topic that has the name now.
+            self.gone.discard(tp)
+            self.writes.pop(tp)
+            self.at.pop(tp)
+        self.writes.setdefault(tp, []).extend(records)
+        self.at.setdefault(tp, index)
+
+    def ended(self, of: TP | None, commit: bool) -> None:
+        self.outcomes.setdefault(of, commit)
+        for tp in self.gone:
+            self.outcomes.setdefault(tp, commit)
+
+    def lost(self, topic: str) -> None:
+        self.gone |= {tp for tp in self.writes if tp.topic == topic and tp not in self.outcomes}
+        if self.outcomes:
+            self.ended(*next(iter(self.outcomes.items())))
+
     def __str__(self) -> str:
         said = {True: "committed", False: "aborted"}
         ends = ", ".join(f"{'offsets' if tp is None else _name(tp)} {said[c]}" for tp, c in self.outcomes.items())
-        wrote = ", ".join(f"{_name(tp)}@{r[0].offset}-{r[-1].offset}" for tp, r in self.writes.items())
+        wrote = ", ".join(f"{_name(tp)}@{r[0].offset}-{r[-1].offset}" for tp, r in self.writes.items() if r)
         return f"transaction of producer {self.producer_id}/{self.epoch} at {self.begun:.3f}: {wrote}; {ends or 'open'}"
 
 
@@ -247,44 +306,97 @@ def transactions(events: Sequence[Event]) -> list[Transaction]:
             ended[producer_id] = found
         return ended.get(producer_id)
 
-    for event in events:
+    for index, event in enumerate(events):
         match event:
             case Appended(at, tp, producer_id, epoch, records) if producer_id >= 0:
-                current(producer_id, epoch, at).writes.setdefault(tp, []).extend(records)
+                current(producer_id, epoch, at).wrote(tp, records, index)
             case OffsetsSent(at, _, _, _, producer_id, epoch, offsets):
                 current(producer_id, epoch, at).offsets.update(offsets)
             case Ended(_, tp, producer_id, _, commit):
                 transaction = ending(producer_id)
                 if transaction is not None and tp in transaction.writes:
                     # One that wrote nothing leaves markers, too, after those of the one before.
-                    transaction.outcomes.setdefault(tp, commit)
+                    transaction.ended(tp, commit)
             case OffsetsEnded(_, _, producer_id, commit):
                 transaction = ending(producer_id)
                 if transaction is not None and transaction.offsets:
-                    transaction.outcomes.setdefault(None, commit)
+                    transaction.ended(None, commit)
+            case TopicDeleted(_, topic):
+                for transaction in (*running.values(), *ended.values()):
+                    transaction.lost(topic)
+            case _:
+                pass
     return [*done, *running.values()]
 
 
-def committed_records(events: Sequence[Event], topic: str, partition: int) -> Iterator[MemoryRecord]:
-    """In the order of the log, also those since compacted away."""
-    tp = TP(topic, partition)
-    found: list[MemoryRecord] = []
-    pending: dict[int, list[MemoryRecord]] = {}
-    for event in events:
-        if isinstance(event, Appended) and event.tp == tp:
-            if event.producer_id < 0:
-                found += event.records
-            else:
-                pending.setdefault(event.producer_id, []).extend(event.records)
-        elif isinstance(event, Ended) and event.tp == tp:
-            records = pending.pop(event.producer_id, [])
-            if event.commit:
-                found += records
-    return iter(sorted(found, key=lambda record: record.offset))
+class Standing(NamedTuple):
+    """A record in a log. `life`: how many topics of that name were deleted before. `at`: when it was written."""
+
+    index: int
+    life: int
+    at: float
+    record: MemoryRecord
 
 
-def aborted_records(events: Sequence[Event], topic: str, partition: int) -> list[MemoryRecord]:
-    """Also those whose transaction never ended."""
-    tp = TP(topic, partition)
-    counted = {record.offset for record in committed_records(events, topic, partition)}
-    return [r for e in events if isinstance(e, Appended) and e.tp == tp for r in e.records if r.offset not in counted]
+@dataclass
+class Logs:
+    """What stood in each log, by how its transaction ended, in the order in which it was written.
+
+    Also what was compacted away since, and what was deleted with its topic: of what was open there then, the transaction's
+    end elsewhere decides.
+    """
+
+    committed: dict[TP, list[Standing]] = field(default_factory=dict)
+    # Also those whose transaction never ended.
+    aborted: dict[TP, list[Standing]] = field(default_factory=dict)
+
+
+def logs(events: Sequence[Event]) -> Logs:
+    found = Logs()
+    lives: Counter[str] = Counter()
+    pending: dict[int, dict[TP, list[Standing]]] = {}
+    lost: dict[int, dict[TP, list[Standing]]] = {}
+    # How the transaction that a producer ended last ended.
+    ends: dict[int, bool] = {}
+
+    def settle(tp: TP, standing: list[Standing], commit: bool) -> None:
+        (found.committed if commit else found.aborted).setdefault(tp, []).extend(standing)
+
+    def end(producer_id: int, commit: bool) -> None:
+        ends[producer_id] = commit
+        for tp, standing in lost.pop(producer_id, {}).items():
+            settle(tp, standing, commit)
+
+    for index, event in enumerate(events):
+        match event:
+            case Appended(at, tp, producer_id, _, records):
+                standing = [Standing(index, lives[tp.topic], at, record) for record in records]
+                if producer_id < 0:
+                    settle(tp, standing, True)
+                    continue
+                ends.pop(producer_id, None)
+                again = lost.get(producer_id, {}).pop(tp, None)
+                if again is not None:
+                    settle(tp, again, False)
+                pending.setdefault(producer_id, {}).setdefault(tp, []).extend(standing)
+            case Ended(_, tp, producer_id, _, commit):
+                settle(tp, pending.get(producer_id, {}).pop(tp, []), commit)
+                end(producer_id, commit)
+            case OffsetsEnded(_, _, producer_id, commit):
+                end(producer_id, commit)
+            case TopicDeleted(_, topic):
+                lives[topic] += 1
+                for producer_id, open_there in pending.items():
+                    for tp in [tp for tp in open_there if tp.topic == topic]:
+                        if producer_id in ends:
+                            settle(tp, open_there.pop(tp), ends[producer_id])
+                        else:
+                            lost.setdefault(producer_id, {})[tp] = open_there.pop(tp)
+            case _:
+                pass
+    for rest in (*pending.values(), *lost.values()):
+        for tp, standing in rest.items():
+            settle(tp, standing, False)
+    for log in (*found.committed.values(), *found.aborted.values()):
+        log.sort(key=lambda standing: standing.index)
+    return found

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from semel.partitioner import partition_of
 from semel.port import TP
 from semel.state import positions
 from semel.state.positions import Position
@@ -21,10 +22,11 @@ from tests.simulation.history import (
     Created,
     Generation,
     History,
+    Logs,
     OffsetsSent,
+    Standing,
     Transaction,
-    aborted_records,
-    committed_records,
+    logs,
     transactions,
 )
 from tests.simulation.oracle import Effect, Oracle
@@ -67,26 +69,90 @@ class Case:
         ours = {e.producer_id for e in self.history.events if isinstance(e, Created)}
         return [t for t in transactions(self.history.events) if t.producer_id in ours]
 
+    @cached_property
+    def logs(self) -> Logs:
+        return logs(self.history.events)
+
+    @cached_property
+    def source_logs(self) -> Logs:
+        return self.logs if self.history.source is None else logs(self.history.source)
+
     def written(self, topic: str, partition: int) -> list[MemoryRecord]:
-        return list(committed_records(self.history.events, topic, partition))
+        return [standing.record for standing in self.logs.committed.get(TP(topic, partition), ())]
+
+    def standing(self, topic: str) -> list[tuple[TP, Standing]]:
+        """In all partitions, in the order in which it was written."""
+        found = [(tp, each) for tp, log in self.logs.committed.items() if tp.topic == topic for each in log]
+        return sorted(found, key=lambda found: (found[1].index, found[0]))
+
+    @cached_property
+    def ends(self) -> dict[int, int]:
+        """Where the last commit left each partition of the source."""
+        return {p: commits[-1].position.topics[SOURCE].next for p, commits in enumerate(self.commits) if commits}
+
+    @cached_property
+    def taken(self) -> list[list[Standing]]:
+        """The source's records of this life, by partition."""
+        begins = self.history.begins
+        return [
+            [s for s in self.source_logs.committed.get(TP(SOURCE, p), ()) if not s.life and s.record.offset >= begins.get(p, 0)]
+            for p in range(self.history.partitions)
+        ]  # fmt: skip
 
     @cached_property
     def source(self) -> list[list[MemoryRecord]]:
-        return [self.written(SOURCE, p) for p in range(self.history.partitions)]
+        """As far as there is something to come of them."""
+        return [
+            [s.record for s in taken if not self.history.stopped or s.record.offset < self.ends.get(p, 0)]
+            for p, taken in enumerate(self.taken)
+        ]
+
+    @cached_property
+    def outputs_of(self) -> list[list[MemoryRecord]]:
+        """What stands in the sink, by the partition of the source that it says it comes from."""
+        found: list[list[MemoryRecord]] = [[] for _ in range(self.history.partitions)]
+        for tp, standing in self.standing(SINK):
+            found[self.came_from(standing.record, tp)].append(standing.record)
+        return found
 
     @cached_property
     def outputs(self) -> list[list[dict[str, Any]]]:
-        return [[_json(r) for r in self.written(SINK, p)] for p in range(self.history.partitions)]
+        return [[_json(r) for r in records] for records in self.outputs_of]
+
+    @cached_property
+    def letters_of(self) -> list[list[MemoryRecord]]:
+        found: list[list[MemoryRecord]] = [[] for _ in range(self.history.partitions)]
+        for tp, standing in self.standing(f"{self.app}.dlq"):
+            found[self.came_from(standing.record, tp)].append(standing.record)
+        return found
 
     @cached_property
     def dead(self) -> list[list[tuple[int, str]]]:
-        return [[letter_of(r) for r in self.written(f"{self.app}.dlq", p)] for p in range(self.history.partitions)]
+        return [[letter_of(r) for r in letters] for letters in self.letters_of]
+
+    def came_from(self, record: MemoryRecord, tp: TP) -> int:
+        """From which partition of the source: as it says itself, else the one of the same number."""
+        partition = (
+            records.origin(record)[0] if tp.topic == SINK else int(dict(record.headers)["semel.partition"] or b"-1")
+        )
+        return partition if 0 <= partition < self.history.partitions else tp.partition % self.history.partitions
+
+    def sent(self, t: Transaction, topic: str, partition: int) -> list[MemoryRecord]:
+        """What of a transaction comes from that partition, in the order of its events."""
+        there = [(tp, wrote) for tp, wrote in t.writes.items() if tp.topic == topic]
+        found = [r for tp, wrote in there for r in wrote if self.came_from(r, tp) == partition]
+        # In one log, its own order is what counts.
+        return sorted(found, key=records.origin) if len(there) > 1 and topic == SINK else found
 
     def oracle(self, partition: int) -> Oracle:
         refused = (
             {offset for offset, why in self.dead[partition] if why == "refused"} if self.history.refusals else set()
         )
-        return Oracle(self.history.window_ms, self.history.attempts, refused)
+        return Oracle(
+            self.history.window_ms, self.history.attempts, refused, stateful=self.history.stateful,
+            belongs=lambda key: partition_of(key or b"", self.history.partitions) == partition,
+            hopeless_attempts=self.history.hopeless_attempts,
+        )  # fmt: skip
 
     @cached_property
     def truth(self) -> list[tuple[Oracle, list[Effect]]]:
@@ -104,10 +170,11 @@ class Case:
 
     def _commits(self, partition: int) -> list[Commit]:
         found: list[Commit] = []
-        oracle, records, taken, before = self.oracle(partition), self.source[partition], 0, 0
+        oracle, taken, before = self.oracle(partition), 0, self.history.begins.get(partition, 0)
+        records = [standing.record for standing in self.taken[partition]]
         tp = TP(f"{self.app}-positions", partition)
         done = [t for t in self.transactions if t.outcomes.get(tp)]
-        for transaction in sorted(done, key=lambda t: t.writes[tp][0].offset):
+        for transaction in sorted(done, key=lambda t: t.at[tp]):
             for record in transaction.writes[tp]:
                 if record.key != positions.KEY or record.value is None:
                     continue
@@ -213,11 +280,12 @@ def no_aborted_read(case: Case) -> Found:
     """Nothing came of a record of the source whose transaction was aborted."""
     found: Found = []
     for p in range(case.history.partitions):
-        aborted = {r.offset: _id(r) for r in aborted_records(case.history.events, SOURCE, p)}
+        gone = case.source_logs.aborted.get(TP(SOURCE, p), ())
+        aborted = {s.record.offset: _id(s.record) for s in gone if not s.life}
         if not aborted:
             continue
         ids = {i for i in aborted.values() if i is not None}
-        ids -= {i for i in (_id(r) for r in case.source[p]) if i is not None}
+        ids -= {i for i in (_id(s.record) for s in case.taken[p]) if i is not None}
         found += [(f"{o['id']} was aborted in {SOURCE}[{p}], yet has an output", [_text(o)])
                   for o in case.outputs[p] if o["id"] in ids]  # fmt: skip
         found += [(f"{SOURCE}[{p}]@{at} was aborted, yet is a dead letter", [why])
@@ -247,13 +315,13 @@ def no_torn_epoch(case: Case) -> Found:
             where = f"the epoch that takes {SOURCE}[{p}] from {commit.before} to {at}"
             if t.offsets.get(TP(SOURCE, p)) != at:
                 found.append((f"{where} commits the offset {t.offsets.get(TP(SOURCE, p))}", [str(t)]))
-            outputs = [_text(_json(r)) for r in t.writes.get(TP(SINK, p), ())]
+            outputs = [_text(_json(r)) for r in case.sent(t, SINK, p)]
             wanted = [_text(e.output) for e in commit.effects if e.output is not None]
             if outputs != wanted:
                 found.append((f"{where} holds {len(outputs)} outputs, not the {len(wanted)} it should",
                               [str(t), *(f"holds {o}" for o in outputs if o not in wanted),
                                *(f"lacks {o}" for o in wanted if o not in outputs)]))  # fmt: skip
-            dead = [letter_of(r) for r in t.writes.get(TP(f"{case.app}.dlq", p), ())]
+            dead = [letter_of(r) for r in case.sent(t, f"{case.app}.dlq", p)]
             letters = [(e.offset, e.dead) for e in commit.effects if e.dead is not None]
             if dead != letters:
                 found.append((f"{where} holds the dead letters {dead}, not {letters}", [str(t)]))
@@ -277,9 +345,10 @@ def records_are_their_events_own(case: Case) -> Found:
     """Key, value, headers and timestamp of outputs and dead letters are those of their event, and say which it was."""
     found: Found = []
     for p, (_, effects) in enumerate(case.truth):
-        outputs = [records.written(r) for r in case.written(SINK, p)]
+        # One key's in order is another law's; those of several keys may be in several logs.
+        outputs = [records.written(r) for r in sorted(case.outputs_of[p], key=records.origin)]
         wanted = [records.output_of(e, case.app, SOURCE, p) for e in effects if e.output is not None]
-        letters = [records.letter(r) for r in case.written(f"{case.app}.dlq", p)]
+        letters = [records.letter(r) for r in case.letters_of[p]]
         dead = [records.letter_to(e, case.history, SOURCE, p) for e in effects if e.dead is not None]
         for topic, there, should in ((SINK, outputs, wanted), (f"{case.app}.dlq", letters, dead)):
             what = records.first_difference(there, should)
@@ -327,6 +396,8 @@ def tables_are_the_fold_of_the_input(case: Case) -> Found:
             if store.partition != p:
                 continue
             for table, rows in (("balances", oracle.balances), ("journals", oracle.journals)):
+                if table not in store.rows and not case.history.stateful:
+                    continue
                 stored = {k.decode(): orjson.loads(v) for k, v in store.rows[table].items()}
                 if stored != rows:
                     found.append((f"{store.worker}'s store of {table}[{p}] holds {_difference(stored, rows)}", []))
@@ -422,6 +493,49 @@ def a_fenced_worker_writes_nothing(case: Case) -> Found:
 
 
 @law
+def a_key_stays_in_its_partition(case: Case) -> Found:
+    """An output stands where murmur2 puts its key among as many partitions as its position says, and that changes never.
+
+    That is for one life of the sink. An epoch may reach the next one before anybody has seen it; it says which it was for.
+    """
+    found: Found = []
+    for p, commits in enumerate(case.commits):
+        numbers: dict[str, int] = {}
+        for commit in commits:
+            sent = [(tp, r) for tp, wrote in commit.transaction.writes.items() if tp.topic == SINK for r in wrote]
+            sent = [(tp, r) for tp, r in sent if case.came_from(r, tp) == p]
+            sink = commit.position.sinks.get(SINK)
+            if sink is None:
+                found += [
+                    (f"[{p}]: outputs, and its position does not say where they go", [str(commit.transaction)])
+                ] * bool(sent)
+                continue
+            if sink.partitions not in case.history.sink_sizes:
+                found.append((f"[{p}]: outputs go over {sink.partitions} partitions, {SINK} never had so many", []))
+            before = numbers.setdefault(sink.id, sink.partitions)
+            if before != sink.partitions:
+                found.append((f"[{p}]: outputs went over {before} partitions, and go over {sink.partitions}", []))
+            for tp, record in sent:
+                home = partition_of(record.key or b"", sink.partitions)
+                if tp.partition != home:
+                    what = f"an output of key {record.key!r} of [{p}] stands in {SINK}[{tp.partition}], not in [{home}]"
+                    found.append((what, [str(commit.transaction)]))
+    return found
+
+
+@law
+def nothing_is_done_of_a_source_that_is_another(case: Case) -> Found:
+    """Where keys have moved between partitions, or the topic is another, no commit may be past what was written since."""
+    found: Found = []
+    for p, taken in enumerate(case.taken):
+        at = next((s for s in taken if s.at >= case.history.unsafe_from), None)
+        if at is not None and case.ends.get(p, 0) > at.record.offset:
+            what = f"{SOURCE}[{p}]@{at.record.offset} was written {at.at - case.history.unsafe_from:.3f} s after no worker could"
+            found.append((f"{what} believe that the topic is what it was, and is committed", [str(at.record)]))
+    return found
+
+
+@law
 def recovery_ends(case: Case) -> Found:
     """What a crash stopped runs again within its time, and so does everything once all is quiet."""
     late = [r for r in case.history.recoveries if r.ended is None or r.ended - r.begun > r.within_s]
@@ -442,7 +556,7 @@ def state_stays_within_its_bound(case: Case) -> Found:
                 what = f"{store.worker}'s store of [{store.partition}] keeps the mark of {key.decode()}, long expired"
                 found.append((what, [f"bucket {bucket}, stream time {oracle.stream}"]))
         for table, rows in store.rows.items():
-            if len(rows) > len(oracle.balances):
+            if case.history.stateful and len(rows) > len(oracle.balances):
                 found.append((f"{store.worker}'s store of {table}[{store.partition}] has {len(rows)} rows", []))
     return found
 
@@ -510,7 +624,7 @@ def _at(partition: int, effect: Effect) -> str:
 
 
 def _holds(t: Transaction, tp: TP, output: str) -> bool:
-    return bool(t.outcomes.get(tp)) and any(_text(_json(r)) == output for r in t.writes[tp])
+    return bool(t.outcomes.get(tp)) and any(_text(_json(r)) == output for r in t.writes.get(tp, ()))
 
 
 def _around(case: Case, partition: int, effect: Effect) -> list[str]:

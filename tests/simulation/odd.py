@@ -47,7 +47,7 @@ class OddCode:
         if self.quiet or rng.random() >= self._share:
             return
         match rng.randrange(3):
-            case 0:
+            case 0 if self._world.pipeline.tables:
                 self._figures["odd code: spawns a task that outlives its event"] += 1
                 late = asyncio.get_running_loop().create_task(self._write_late(payment.account))
                 self.late.add(late)

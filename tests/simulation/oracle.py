@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,17 @@ IN_A_ROW = 3
 
 @dataclass(slots=True)
 class Effect:
-    """Of one record. `rows`: (table, key) -> the row after it. `mark`: the one it leaves, where it takes effect."""
+    """Of one record. `rows`: (table, key) -> the row after it. `mark`: the one it leaves, where it takes effect.
+
+    `id`: None where it has none to be known by. `attempts`: after which it is dead, where it failed.
+    """
 
     offset: int
     record: MemoryRecord
     id: str | None = None
     output: dict[str, Any] | None = None
     dead: str | None = None
+    attempts: int = 0
     mark: Mark | None = None
     rows: dict[tuple[str, str], Any] = field(default_factory=dict)
 
@@ -41,9 +45,19 @@ class _Mark:
 
 
 class Oracle:
-    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused."""
+    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused.
 
-    def __init__(self, window_ms: int, attempts: int, refused: Set[int] = frozenset()) -> None:
+    Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
+    partition; the source may have grown since an event was written to it.
+    """
+
+    def __init__(
+        self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
+        belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
+    ) -> None:  # fmt: skip
+        self._stateful = stateful
+        self._belongs = belongs
+        self._hopeless_attempts = hopeless_attempts
         self._window_ms = window_ms
         self._attempts = attempts
         self._refused = refused
@@ -63,6 +77,8 @@ class Oracle:
             return self._bury(effect, "undecodable")
         if record.offset in self._refused:
             return self._bury(effect, "refused")
+        if not self._stateful:
+            return self._pass_on(effect, payment)
         effect.id = payment.id
         at = record.timestamp
         jump = self.stream is not None and at > self.stream + self._window_ms
@@ -80,12 +96,14 @@ class Oracle:
             self.counts["duplicates"] += 1
             return effect
         self.stream, self.pending = stream, pending
-        failed = payment.fails < 0 or payment.fails >= self._attempts
+        misplaced = not self._belongs(record.key)
+        failed = misplaced or payment.fails < 0 or payment.fails >= self._attempts
         self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
         effect.mark = Mark(
             record.offset, at, filed_at, xxhash.xxh3_64_intdigest(record.value or b""), DEAD if failed else DONE
         )
         if failed:
+            effect.attempts = self._hopeless_attempts if misplaced else self._attempts
             return self._bury(effect, "failed")
         if payment.amount < 0:
             self.balances.pop(payment.account, None)
@@ -103,6 +121,17 @@ class Oracle:
         else:
             self.counts["out"] += 1
             effect.output = {"id": payment.id, "account": payment.account, "balance": balance}
+        return effect
+
+    def _pass_on(self, effect: Effect, payment: Payment) -> Effect:
+        if payment.fails < 0 or payment.fails >= self._attempts:
+            effect.attempts = self._attempts
+            return self._bury(effect, "failed")
+        if payment.amount == 0:
+            self.counts["filtered"] += 1
+        else:
+            self.counts["out"] += 1
+            effect.output = {"id": payment.id, "account": payment.account, "balance": payment.amount}
         return effect
 
     def _bury(self, effect: Effect, why: str) -> Effect:

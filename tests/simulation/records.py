@@ -32,10 +32,16 @@ def written(record: MemoryRecord) -> Written:
     return Written(record.key, record.value, tuple((n, v) for n, v in record.headers), record.timestamp)
 
 
+def origin(record: MemoryRecord) -> tuple[int, int, int]:
+    """Partition and offset of the event that an output says it comes from, and its number among that event's."""
+    said = lineage.parse(lineage.of(record.headers) or b"")
+    return (-1, -1, -1) if said is None else (said.partition, said.offset, said.step)
+
+
 def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
     """Key, timestamp and headers of its event; the lineage put last, in the place of one from further up."""
     source = effect.record
-    said = f"{app}/{topic}/{partition}/{effect.offset}/0/{effect.id}".encode()
+    said = f"{app}/{topic}/{partition}/{effect.offset}/0/{effect.id or ''}".encode()
     headers = tuple((n, v) for n, v in source.headers if n != lineage.HEADER)
     return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
 
@@ -53,7 +59,7 @@ def letter_to(effect: Effect, history: History, topic: str, partition: int) -> W
         "semel.timestamp": str(source.timestamp),
     }
     if effect.dead != "refused":
-        said["semel.attempts"] = str(history.attempts if effect.dead == "failed" else 0)
+        said["semel.attempts"] = str(effect.attempts)
     return Written(
         source.key, source.value, _told([*source.headers, *((n, v.encode()) for n, v in said.items())]), None
     )

@@ -20,9 +20,10 @@ from semel.stages.answers import Answer, answer_of, needs_a_person
 from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
-from tests.simulation.laws import Violation, judge
+from tests.simulation.laws import SOURCE, Violation, judge
 from tests.simulation.lies import LIES, can_lie, lie
 from tests.simulation.odd import OddCode
+from tests.simulation.topics import Others
 from tests.simulation.watch import Key
 from tests.simulation.world import NOTES, TOPICS, SimulatedWorld, seeded
 from tests.unit.runtime.harness import APP, Payment, Worker
@@ -94,6 +95,7 @@ class Storm:
         markers = seeded(seed, "markers")
         world.cluster.faults.marker_delay_s = lambda: 0.0 if self.quiet else markers.random() * slow
         behind = rng.choice([0.0, 0.0, 0.05, 1.0])
+        self.others = Others(self, seed, behind_s=behind)
         metadata = seeded(seed, "metadata")
         world.cluster.faults.metadata_delay_s = lambda: 0.0 if self.quiet else metadata.random() * behind
 
@@ -111,6 +113,8 @@ class Storm:
     # -- the network
 
     def network(self, call: Call) -> Fault:
+        if call.client.startswith("reset#"):
+            return self.others.network(call) or delay(0.001, 0.001)
         if self.quiet:
             return delay(0.001, 0.001)
         found = self._calls.get(call.client)
@@ -152,7 +156,14 @@ class Storm:
         mine = any(sender is worker for sender in self.world.unanswered())
         return mine and worker is not None and not worker.engine._epochs.carry
 
-    def _fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
+    def passing_fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
+        """One that is over when the request is made again."""
+        code = rng.choice(PASSING)
+        if rng.random() < 0.3:
+            return refuse(code, applied=rng.random() < 0.3), f"error: {code}"
+        return self._fault(call, rng, code)
+
+    def _fault(self, call: Call, rng: random.Random, code: int | None = None) -> tuple[Fault | None, str]:
         match rng.randrange(6):
             case 0:
                 return lose_request(after_s=rng.random() * 2), "a request is lost:"
@@ -168,7 +179,7 @@ class Storm:
             case 4:
                 return delay(back_s=rng.random() * 4), "an answer is late:"
             case _:
-                code = self._code(call, rng)
+                code = self._code(call, rng) if code is None else code
                 return refuse(code, applied=rng.random() < 0.3), f"error: {code}"
 
     def _code(self, call: Call, rng: random.Random) -> int:
@@ -252,7 +263,7 @@ class Storm:
                 world.disks[machine].lose_power(rng.randrange(1, 6))
             elif self.lies and draw < 0.6 and machine in world.disks:
                 self._lie(f"{worker.client}/disk", machine, rng)
-        if machine != worker.name:
+        if machine != worker.name or self.others.ended(worker):
             return  # a twin does not come back
         world.loop.call_later(
             0.0 if self.quiet else pause, lambda: self._start(worker.name), context=world.cluster.context
@@ -267,7 +278,11 @@ class Storm:
             lie(disk, self.world.cluster, APP, partition, kind)
 
     def _start(self, name: str) -> None:
-        if self.world.closed or any(self.world.machines[w.client] == name for w in self.world.workers.values()):
+        if (
+            self.world.closed
+            or self.others.resetting
+            or any(self.world.machines[w.client] == name for w in self.world.workers.values())
+        ):
             return
         self.figures["starts"] += 1
         rng = seeded(self.seed, "settings", name, self.world.started)
@@ -352,14 +367,19 @@ class Storm:
         elif self.may(name, f"rebalance: asked for by {worker.client}") and worker.engine.group is not None:
             worker.engine.group._rejoin.set()
 
+    @property
+    def _source_is_there(self) -> bool:
+        return SOURCE in self.world.cluster.topics()
+
     def _pay(self, name: str, rng: random.Random) -> None:
         many = rng.randrange(1, 12)
-        if self.choices.allows(name, self.world.loop.time(), f"input: {many} records"):
+        if self._source_is_there and self.choices.allows(name, self.world.loop.time(), f"input: {many} records"):
             self.world.pay_some(rng, name.removeprefix("step "), many)
 
     def _pay_in_a_transaction(self, name: str, rng: random.Random) -> None:
         commit, lasts = rng.random() < 0.4, rng.choice([0.0, 0.05, 2.0])
-        if self.may(name, f"{'committed' if commit else 'aborted'} transaction in the input: for {lasts:g} s"):
+        words = f"{'committed' if commit else 'aborted'} transaction in the input: for {lasts:g} s"
+        if self._source_is_there and self.may(name, words):
             end = self.world.begin_input(rng.randrange(1, 6))
             self.inputs.append(end)
 
@@ -389,11 +409,16 @@ class Storm:
         topic, partition = f"{APP}-{rng.choice(topics)}", rng.randrange(world.partitions)
         if rng.random() < 0.2:
             # Only what was processed: a worker that still needs it says so and ends, by design.
-            log, before = world.cluster.log(TP("payments", partition)), world.processed_input(partition)
+            log = world.cluster.find(TP("payments", partition))
+            if log is None:
+                return
+            before = world.processed_input(partition)
             if before > log.log_start and self.may(name, f"retention: of payments[{partition}] before {before}"):
                 log.delete_before(before)
             return
-        if topic in world.cluster.topics() and self.may(name, f"compaction: of {topic}[{partition}]"):
+        if world.cluster.find(TP(topic, partition)) is not None and self.may(
+            name, f"compaction: of {topic}[{partition}]"
+        ):
             world.cluster.compact(TP(topic, partition))
 
     def _fail_disk(self, name: str, worker: Worker, rng: random.Random) -> None:
@@ -445,31 +470,46 @@ class Storm:
 
     async def run(self) -> None:
         world = self.world
-        for name in self.names:
-            self._start(name)
+        self.start_all()
         pauses = seeded(self.seed, "pauses")
         for i in range(self.wanted * 4):
             if world.crashes >= self.wanted:
                 break
             await self.step(i)
             self._trouble(f"trouble {i}")
+            self.others.step(f"topics {i}")
+            if self.others.due:
+                await self.others.way_out()
             await world.clock.sleep(pauses.choice([0.0, 0.001, 0.005, 0.02, 0.1, 0.5]))
             if world.history.window_ms < 60_000 and pauses.random() < 0.03:
                 await world.clock.sleep(pauses.random() * 3 * world.history.window_ms / 1000)
-                if self.may(f"step {i}/again", "redelivery: after the window"):
+                if self._source_is_there and self.may(f"step {i}/again", "redelivery: after the window"):
                     world.pay_again_after_the_window(f"{i}")
+        if self.others.stopping:
+            await self.others.way_out()
         await self.calm()
 
     async def calm(self) -> None:
+        self.settle()
+        if self.others.share and await self.world.until_at_rest("the way back to rest"):
+            await self.others.look_at_what_is_said()
+        await self.world.rest()
+
+    def end_inputs(self) -> None:
+        for end in self.inputs:
+            end(False)
+        self.inputs.clear()
+
+    def settle(self) -> None:
+        """Nothing goes wrong any more, and everybody runs."""
         world = self.world
         self.quiet = self.odd.quiet = True
         for topic in world.cluster.topics():
             world.cluster.faults.allow(topic)
             for log in world.cluster.topics()[topic].logs:
                 log.mend()
-        for end in self.inputs:
-            end(False)
-        self.inputs.clear()
+        self.end_inputs()
+        self.others.mend()
         for worker in list(world.workers.values()):
             worker.failpoints.hooks.clear()
             world.loop.thaw(worker.client)
@@ -481,12 +521,19 @@ class Storm:
         for name in self.names:
             if not any(w.name == name for w in world.workers.values()):
                 self._start(name)
-        await world.rest()
+
+    def start_all(self) -> None:
+        for name in self.names:
+            self._start(name)
+
+    def count_life(self) -> None:
+        """What the positions of a life say, before a reset makes them anew."""
+        self.figures["redeliveries"] += self.world.recorder.counted("duplicates", "conflicts")
 
     def outcome(self) -> Outcome:
         world = self.world
         history = world.judged()
-        violations = judge(history)
+        violations = [*self.others.broken, *judge(history)]
         violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
         violations += [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]
         n = self.figures
@@ -495,11 +542,12 @@ class Storm:
         n["commits"] = world.recorder.commits
         n["aborts"] = world.recorder.aborts
         n["rebalances"] = world.recorder.generations
-        n["redeliveries"] = world.recorder.counted("duplicates", "conflicts")
+        n["redeliveries"] += world.recorder.counted("duplicates", "conflicts")
         n["handled again"] = sum(times - 1 for times in Counter(world.work.handled).values())
         n["records in"] = sum(world.recorder.source_ends.values())
         n["fetches in vain"] += sum(sum(w.engine.troubles.counts.values()) for w in world.workers.values())
         n["stores made anew"] += sum(int(w.engine.stats["rebuilds"]) for w in world.workers.values())
+        n["resets"] = self.others.lives - 1
         n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
                        world.loop.time())  # fmt: skip
@@ -515,6 +563,7 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         style=rng.choice(["stream", "stubborn", "coroutine", "batches", "returning"]),
         window=timedelta(seconds=rng.choice([604_800, 604_800, 20])),
         real=rng.random() < real_share,
+        stateful=seeded(seed, "stateful").random() < 0.8,
     )
     turns = seeded(seed, "turns")
     world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -307,6 +308,34 @@ def a_position_counts_other_outputs(h: History) -> None:
     put(largest(h, POSITIONS)[0], outputs={"settlements": 1_000})
 
 
+def an_output_stands_in_another_partition(h: History) -> None:
+    records = largest(h, SINK)
+    index, event = next((i, e) for i, e in enumerate(h.events) if isinstance(e, Appended) and e.records is records)
+    end = next(i for i, e in enumerate(h.events) if i > index and isinstance(e, Ended) and e.tp == SINK)
+    ended, there = h.events[end], TP(SINK.topic, 1)
+    assert isinstance(ended, Ended)
+    h.events.insert(end, dataclasses.replace(ended, tp=there))
+    h.events.insert(index + 1, dataclasses.replace(event, tp=there, records=[records.pop()]))
+
+
+def keys_are_spread_otherwise_than_before(h: History) -> None:
+    h.sink_sizes = {1, 2}
+    sinks = orjson.loads(largest(h, POSITIONS)[0].value or b"")["sinks"]
+    put(largest(h, POSITIONS)[0], sinks={"settlements": [sinks["settlements"][0], 2, 1]})
+
+
+def keys_are_spread_over_what_never_was(h: History) -> None:
+    h.sink_sizes = {2}
+
+
+def nobody_says_where_keys_go(h: History) -> None:
+    put(largest(h, POSITIONS)[0], sinks={})
+
+
+def a_commit_is_past_what_was_written_after_the_source_changed(h: History) -> None:
+    h.unsafe_from = next(e.at for e in reversed(h.events) if isinstance(e, Appended) and e.tp == SOURCE)
+
+
 MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("no_loss", an_output_is_removed),
     ("no_loss", a_dead_letter_is_removed),
@@ -354,6 +383,11 @@ MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("a_position_says_who_wrote_it", a_position_is_of_another_generation),
     ("a_position_says_who_wrote_it", a_position_is_of_another_writer),
     ("a_position_says_who_wrote_it", a_position_counts_other_outputs),
+    ("a_key_stays_in_its_partition", an_output_stands_in_another_partition),
+    ("a_key_stays_in_its_partition", keys_are_spread_otherwise_than_before),
+    ("a_key_stays_in_its_partition", keys_are_spread_over_what_never_was),
+    ("a_key_stays_in_its_partition", nobody_says_where_keys_go),
+    ("nothing_is_done_of_a_source_that_is_another", a_commit_is_past_what_was_written_after_the_source_changed),
 ]
 
 

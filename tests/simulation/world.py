@@ -8,7 +8,7 @@ import gc
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
@@ -16,18 +16,20 @@ from typing import Any, cast
 
 import orjson
 
-from semel import Dedup, lineage
+from semel import Dedup, Pipeline, Retry, Topic, lineage
 from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
+from semel.partitioner import partition_of
 from semel.port import TP, RpcError, RpcLost
 from semel.runtime.task import TaskState
 from semel.stages.sink import Out
 from semel.state.store import Store, StoreError
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.memory.batch import Batch, MemoryRecord
-from tests.simulation.history import History, Recorder, Recovery, StoreSeen
+from tests.simulation.history import History, Recorder, Recovery, StoreSeen, TopicDeleted
+from tests.simulation.laws import Violation, judge
 from tests.simulation.store_model import Disk, ModelStore
 from tests.simulation.watch import Watch, has_work, watching
-from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Worker, World
+from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Payment, Settlement, Work, Worker, World
 
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
 # gone, a session, a transaction's timeout, and the restore after all of them.
@@ -45,7 +47,7 @@ class SimulatedWorld(World):
     """`real`: stores are RocksDB. `fate(worker)` is called when a worker starts, `on_death(worker)` when it has ended."""
 
     def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
-                 **settings: Any) -> None:  # fmt: skip
+                 stateful: bool = True, **settings: Any) -> None:  # fmt: skip
         self.watch: Watch = watching()
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
         dedup = Dedup("id", window=window)
@@ -59,6 +61,8 @@ class SimulatedWorld(World):
             interrupts=(KeyboardInterrupt,),
             **settings,
         )
+        if not stateful:
+            self.pipeline = passing_on(self.work)
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)
         self.real = real
@@ -66,7 +70,16 @@ class SimulatedWorld(World):
         self.disks: dict[str, Disk] = {}
         self.clocks: dict[str, VirtualClock] = {}
         [agent] = self.pipeline.plan().agents
-        self.history = History(APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms)
+        self.history = History(
+            APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms, stateful=stateful,
+            sink_sizes={partitions}, hopeless_attempts=ATTEMPTS if style == "stubborn" else 1,
+        )  # fmt: skip
+        # Over how many partitions the producers of the source spread keys.
+        self.spread = partitions
+        # Where in the journal this life of the app begins, and the topic that is its source.
+        self._life_from = self._source_from = 0
+        # What else may end a worker: a topic was changed so that it must.
+        self.changed: tuple[type[SemelError], ...] = ()
         self.machines: dict[str, str] = {}
         self.crashes = 0
         self.idle_kills = 0
@@ -140,7 +153,8 @@ class SimulatedWorld(World):
 
     def processed_input(self, partition: int) -> int:
         """Up to where retention may take the source's log: what every position is past. Its start, where that is all."""
-        return max(self.recorder.committed_next(partition), self.cluster.log(TP("payments", partition)).log_start)
+        log = self.cluster.log(TP("payments", partition))
+        return min(max(self.recorder.committed_next(partition), log.log_start), log.end)
 
     # -- workers
 
@@ -162,7 +176,8 @@ class SimulatedWorld(World):
         error = None if worker.running.cancelled() else worker.running.exception()
         self.ends.append(type(error).__name__)
         expected = (Killed, SemelError, RpcError, RpcLost) if self.excused else (Killed,)
-        if error is not None and (not isinstance(error, expected) or isinstance(error, NEVER)):
+        never = not isinstance(error, expected) or isinstance(error, NEVER)
+        if error is not None and never and not isinstance(error, self.changed):
             self.findings.append(f"{worker.client} ended with {type(error).__name__}: {error}")
         self.on_death(worker)
 
@@ -212,7 +227,34 @@ class SimulatedWorld(World):
         """Who waits for an answer to a note. A sender that died with its worker waits for nothing."""
         return [worker for worker, told in self.notes.values() if not told.done() and not worker.killed]
 
+    # -- lives of the app's state
+
+    def judged_life(self) -> list[Violation]:
+        """What this life broke; what comes next is of another one."""
+        found = judge(self.judged())
+        self.notes.clear()
+        self._waiting.clear()
+        return found
+
+    def begin_life(self, begins: Mapping[TP, int]) -> None:
+        """A reset is complete: every partition of the source begins there, with empty state."""
+        old, events = self.history, self.recorder.events
+        self._life_from = len(events)
+        gone = (i for i, e in enumerate(events) if isinstance(e, TopicDeleted) and e.topic == "payments")
+        self._source_from = max((i + 1 for i in gone), default=self._source_from)
+        self.partitions = self.spread = len(self.cluster.topics()["payments"].logs)
+        self.history = History(
+            old.app, old.agent, self.partitions, old.attempts, old.window_ms, old.bucket_ms, old.exact_time, old.refusals,
+            stateful=old.stateful, hopeless_attempts=old.hopeless_attempts,
+            begins={tp.partition: at for tp, at in begins.items()},
+            sink_sizes={len(self.cluster.topics()["settlements"].logs)},
+        )  # fmt: skip
+        self.changed = ()
+
     # -- input
+
+    def place(self, account: str) -> TP:
+        return TP("payments", partition_of(account.encode(), self.spread))
 
     def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
         """Every third record has headers, among them the lineage that somebody further up gave it."""
@@ -304,7 +346,7 @@ class SimulatedWorld(World):
 
     async def rest(self) -> None:
         """Wait for it, and note what the stores hold then."""
-        if await self._until_at_rest("the way back to rest"):
+        if await self.until_at_rest("the way back to rest"):
             # What somebody else ran already when its last owner died had nothing to recover.
             self.history.recoveries = [r for r in self.history.recoveries if r.ended is not None]
             # Marks expire with the commit of later events: let everybody have some.
@@ -312,7 +354,7 @@ class SimulatedWorld(World):
                 self.pay(f"a{account}")
             # A damaged block may show at this look only; the copy is made anew then.
             for what in ("the last events", "a store made anew"):
-                if not await self._until_at_rest(what) or self._see_stores():
+                if not await self.until_at_rest(what) or self._see_stores():
                     break
         # Late markers, late answers: what was lost for good is known by now.
         await asyncio.sleep(0.5)
@@ -320,7 +362,7 @@ class SimulatedWorld(World):
         while self.unanswered() and self.loop.time() < until:
             await self.clock.sleep(0.5)
 
-    async def _until_at_rest(self, what: str) -> bool:
+    async def until_at_rest(self, what: str) -> bool:
         recovery = Recovery(what, self.loop.time(), None, REST_S)
         self.history.recoveries.append(recovery)
         while not self.at_rest():
@@ -346,7 +388,9 @@ class SimulatedWorld(World):
         return True
 
     def judged(self) -> History:
-        self.history.events = self.recorder.events
+        events = self.recorder.events
+        self.history.events = events[self._life_from :]
+        self.history.source = events[self._source_from :] if self.history.begins else None
         for text, (worker, told) in self.notes.items():
             # What is left of a worker that was killed goes on draining here, and may have been told.
             if told.done() or not worker.killed:
@@ -365,6 +409,25 @@ class SimulatedWorld(World):
             self.loop.thaw(worker.client)
         await asyncio.gather(*(w.running for w in workers), return_exceptions=True)
         await asyncio.sleep(0)
+
+
+def passing_on(work: Work) -> Pipeline:
+    """Nothing that it keeps belongs to a key: neither tables nor a dedup rule."""
+
+    async def pass_on(payments: Any) -> Any:
+        async for payment in payments:
+            await work.attempt(payment)
+            work.maybe_fail(payment)
+            if payment.amount:
+                yield Settlement(payment.id, payment.account, payment.amount)
+
+    return Pipeline(
+        APP,
+        source=Topic("payments", key=str, value=Payment),
+        agent=pass_on,
+        sink=Topic("settlements", key=str, value=Settlement),
+        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
+    )
 
 
 def _unreadable(raw: bytes) -> bytes | None:

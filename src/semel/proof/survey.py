@@ -96,13 +96,20 @@ class Survey:
 
     @property
     def sinks(self) -> dict[str, Sink]:
-        """What positions say of the topics, as they are now, that outputs go to."""
-        found: dict[str, Sink] = {}
+        """What positions say of the topics, as they are now, that outputs go to.
+
+        Each task goes by its own number of partitions; `least` is below the greatest where the keys of one have moved.
+        """
+        there: dict[str, list[Sink]] = {}
         for position in self.cut.positions.values():
             for name, sink in position.sinks.items():
                 if name in self._topics and self._topics[name].id == sink.id:
-                    at = found.get(name, sink)
-                    found[name] = Sink(sink.id, max(at.partitions, sink.partitions), min(at.least, sink.least))
+                    there.setdefault(name, []).append(sink)
+        found: dict[str, Sink] = {}
+        for name, sinks in there.items():
+            most = max(sink.partitions for sink in sinks)
+            moved = [sink.least for sink in sinks if sink.least < sink.partitions]
+            found[name] = Sink(sinks[0].id, most, min(moved, default=most))
         return found
 
     @property

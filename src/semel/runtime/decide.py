@@ -10,7 +10,7 @@ import orjson
 
 from semel.errors import PositionConflict, TopicChanged
 from semel.plan import Plan
-from semel.port import TP, TopicInfo
+from semel.port import TP, RpcError, TopicInfo
 from semel.runtime.changed import Changes, changes
 from semel.state import positions
 from semel.state.positions import UNKNOWN, Position, TopicPosition
@@ -37,7 +37,7 @@ def decide(
     """Where a task goes on. `next` is -1 where it never was: there `start=` decides.
 
     `group_offsets`: -1 where the group has none. `holds_state`: it has committed rows or marks. PositionConflict,
-    TopicChanged, ShapeChanged.
+    TopicChanged, ShapeChanged; RpcError where `topics` is older than `recorded`.
     """
     check_logs(plan, partition, recorded, group_offsets, topics, adopt=adopt, holds_state=holds_state)
     changed = changes(plan, recorded, types) if recorded is not None else Changes()
@@ -155,9 +155,16 @@ def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicIn
 
 
 def check_topic(plan: Plan, at: TopicPosition, info: TopicInfo) -> None:
-    """TopicChanged where a source topic is not what it was (rule 17). One that grew is, where nothing belongs to a key."""
+    """TopicChanged where a source topic is not what it was (rule 17). One that grew is, where nothing belongs to a key.
+
+    RpcError where this broker does not know all of it yet: Kafka takes no partition away.
+    """
     if at.id != info.id:
         raise source_remade(plan.app, info.name)
+    if info.partitions < at.partitions:
+        raise RpcError(
+            "Metadata", 3, f"a broker knows {info.partitions} of {at.partitions} partitions of {info.name!r}"
+        )
     if at.partitions != info.partitions and not (plan.may_grow and at.partitions < info.partitions):
         raise source_resized(plan.app, info.name, at.partitions, info.partitions)
 
@@ -175,6 +182,7 @@ def source_resized(app: str, name: str, before: int, now: int) -> TopicChanged:
         return source_remade(app, name)
     return TopicChanged(
         f"topic {name!r} has {now} partitions now, {before} when {app!r} last ran: keys moved between partitions, away "
-        "from their rows and dedup marks. Copy the events to a topic of the old size, or run `semel reset` to process "
-        "them from the start with empty state"
+        "from their rows and dedup marks. Either run `semel reset --to TIME`, with the time at which it grew, to go on from "
+        "there with empty state: what was written before stands where its keys do not belong any more. Or copy all events to a "
+        "new topic, declare that as the source, and run `semel reset --to earliest`, which writes results again"
     )

@@ -147,7 +147,7 @@ class Engine:
         self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._epochs = Epochs(
             self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
-            watch=self._watch, sinks=lambda: self.topics.sinks,
+            watch=self._watch, sinks=self.topics.sinks,
         )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
         self.gate = self._epochs.gate
@@ -634,10 +634,12 @@ class Engine:
 
         async def begin(task: Task) -> None:
             await migrate(task, self.plan, partial(self._committed, task))
-            self.topics.recorded(task.committed.sinks)
+            self.topics.recorded(task.partition, task.committed.sinks)
             # What is to be remembered is, also where no record comes: where it began, and where outputs go.
             noted = task.committed.sinks
-            task.touched = task.touched or any(noted.get(name) != at for name, at in self.topics.sinks.items())
+            task.touched = task.touched or any(
+                noted.get(name) != at for name, at in self.topics.sinks(task.partition).items()
+            )
             task.state = TaskState.RUNNING
             self._feed(task)
             self._epochs.changed.set()
@@ -648,6 +650,13 @@ class Engine:
             await asyncio.gather(*restores)
         except StoreError as exc:
             self.store_failed(exc)
+        except RpcError as exc:
+            if needs_a_person(exc):
+                raise
+            # What was told before is older than what is recorded.
+            log.info("taking over is begun anew: %s", exc)
+            await self.clock.sleep(0.2)
+            self._start_take_over()
         finally:
             for restore in restores:
                 restore.cancel()

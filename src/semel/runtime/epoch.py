@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from semel.plan import Plan
 from semel.port import NO_TIMESTAMP, TP
@@ -23,10 +23,11 @@ def seal(
     generation: int,
     writer: str,
     now_ms: int,
-    sinks: dict[str, Sink],
+    sinks: Callable[[int], dict[str, Sink]],
 ) -> Sealed:
     """Everything that one transaction writes. Synchronous: nothing an agent does can fall between its parts.
 
+    `sinks`: by task, what is known of the topics that outputs go to.
     `tasks`: those touched; each gets a position record and the fence of its offsets, moved or not (rule 9). An app without
     source topics leaves a position record without positions: the epoch's name, so that it can be found again.
     Records of the state carry no time of ours: a broker would refuse them where our clock is ahead of its own.
@@ -46,7 +47,7 @@ def seal(
         # Until it is known that nobody else has a log, it is claimed only.
         task.claims = dict.fromkeys(task.unclaimed, now_ms)
         logs = {name: task.logs[name]["id"] for name in state_logs if name not in task.unclaimed}
-        position = task.position(generation, writer, number, now_ms, logs, sinks)
+        position = task.position(generation, writer, number, now_ms, logs, sinks(p))
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
         records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]

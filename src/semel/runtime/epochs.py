@@ -71,7 +71,7 @@ class Epochs:
         *,
         transactional_id: str,
         watch: TopicWatch,
-        sinks: Callable[[], dict[str, Sink]],
+        sinks: Callable[[int], dict[str, Sink]],
     ) -> None:
         self._watch = watch
         self._sinks = sinks
@@ -294,7 +294,7 @@ class Epochs:
         self._worker.stats["left_out"] = self._barrier.left_out
         sealed = epoch.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
-            writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks(),
+            writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks,
         )  # fmt: skip
         sealed.size = self._worker.open_bytes + sum(c.out.size for c in carried)
         self._emptied()
@@ -307,7 +307,8 @@ class Epochs:
             await self._pass("barrier.after_seal")
             try:
                 await self._watch.confirm()
-            except CommitFailed:
+            except BaseException:
+                # Also where a topic is another: nothing of it was sent, and this worker commits no more.
                 sealed.step(EpochState.ABORTING)
                 raise
             started = self._clock.monotonic()

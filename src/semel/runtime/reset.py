@@ -6,7 +6,7 @@ anew; the group's offsets; and only then, in one transaction, the new positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -24,7 +24,7 @@ from semel.stages.answers import LOGIN, needs_a_person
 from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
-from semel.state.positions import Position, StreamTime, TopicPosition
+from semel.state.positions import Position, Sink, StreamTime, TopicPosition
 
 Target = Literal["earliest", "latest"] | datetime
 
@@ -84,7 +84,11 @@ async def reset(
     known = found.get(plan.positions_topic)
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
     if known is not None:
-        written |= await _output_topics(broker, clock, known)
+        held = await _positions(broker, clock, known)
+        # Where outputs went: also topics that the declaration does not name.
+        written |= {name for position in held for name in position.outputs}
+        if to != "latest":
+            _say_what_moved(plan, held, found, say)
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _mark(writer, 1, known, told)
@@ -115,6 +119,9 @@ async def reset(
     began = await _ends(broker, sorted(written))
     outs: list[Out] = []
     logs = {name: topics.known[name].id for name in plan.state_logs}
+    # Whoever begins first, all send keys where this says, also when the topic grows before that.
+    outputs = [topics.known[t.name] for t in plan.outputs]
+    sinks = {info.name: Sink(info.id, info.partitions, info.partitions) for info in outputs}
     for task in range(tasks):
         at = {
             name: TopicPosition(found[name].id, found[name].partitions, begin, first=begin)
@@ -122,7 +129,17 @@ async def reset(
             if (begin := offsets.get(TP(name, task), -1)) >= 0
         }
         position = Position(
-            at, StreamTime(), {}, -1, writer.transactional_id, 2, now_ms, plan.shape(), logs, types=plan.types()
+            at,
+            StreamTime(),
+            {},
+            -1,
+            writer.transactional_id,
+            2,
+            now_ms,
+            plan.shape(),
+            logs,
+            types=plan.types(),
+            sinks=sinks,
         )
         tp = TP(plan.positions_topic, task)
         outs.append(Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
@@ -167,9 +184,24 @@ async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: 
             )
 
 
-async def _output_topics(broker: Broker, clock: Clock, topic: TopicInfo) -> set[str]:
-    """Where outputs went, by the position records: also those that the declaration does not name."""
-    return {name for position in await _positions(broker, clock, topic) for name in position.outputs}
+def _say_what_moved(
+    plan: Plan, held: list[Position], found: Mapping[str, TopicInfo], say: Callable[[str], None]
+) -> None:
+    """Events from before a source grew are not where their keys belong now."""
+    if plan.may_grow:
+        return
+    for name in plan.sources:
+        before = max(
+            (p.topics[name].partitions for p in held if name in p.topics and p.topics[name].id == found[name].id),
+            default=0,
+        )
+        if 0 < before < found[name].partitions:
+            say(
+                f"{name} had {before} partitions when {plan.app} ran last, and has {found[name].partitions}: events from before "
+                "it grew whose keys moved are dead-lettered where they use a table (WrongPartition), and their ids are not known "
+                "where the keys are now. --to TIME, the time at which it grew, leaves them out; a copy of all events in a new "
+                "topic, declared as the source, keeps them"
+            )
 
 
 async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> list[Position]:

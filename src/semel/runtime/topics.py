@@ -24,6 +24,8 @@ COMPACTION_LAG_MS = 600_000
 _KEEP = {"retention.ms": "-1", "retention.bytes": "-1"}
 # What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
+# For so long a broker may not have heard of partitions that others know.
+BEHIND_S = 5.0
 # For so long metadata may lack a topic that was there: brokers come back with a part of it first.
 MISSING_S = 30.0
 
@@ -88,17 +90,22 @@ class Topics:
         self.known: dict[str, TopicInfo] = {}
         self.destinations: dict[str, Destination] = {}
         self.configs: dict[str, dict[str, str]] = {}
-        # What the position records of the tasks taken over say of the topics that outputs go to.
-        self._recorded: dict[str, Sink] = {}
+        # By task, what its position record says of the topics that outputs go to, or is going to say.
+        self._recorded: dict[int, dict[str, Sink]] = {}
         self._said: set[tuple[str, ...]] = set()
 
     async def ready(self) -> dict[str, int]:
         """Waits for the source topics, creates the internal ones and the sinks; source -> partitions."""
-        sources = await self._sources()
-        partitions = {name: info.partitions for name, info in sources.items()}
-        tasks = max(partitions.values(), default=1)
-        await self._persist(lambda: self._own(tasks))
-        return partitions
+        behind_until = self._clock.monotonic() + BEHIND_S
+
+        async def all_of_them() -> dict[str, TopicInfo]:
+            sources = await self._sources()
+            tasks = max((info.partitions for info in sources.values()), default=1)
+            await self._own(tasks, may_be_behind=self._clock.monotonic() < behind_until)
+            return sources
+
+        sources = await self._persist(all_of_them)
+        return {name: info.partitions for name, info in sources.items()}
 
     async def _sources(self) -> dict[str, TopicInfo]:
         names = list(self._plan.sources)
@@ -120,7 +127,7 @@ class Topics:
         self.known.update(found)
         return found
 
-    async def _own(self, tasks: int) -> None:
+    async def _own(self, tasks: int, *, may_be_behind: bool) -> None:
         plan = self._plan
         outputs = {t.name: t for t in plan.outputs}
         names = [*plan.sources, *plan.logs, plan.dead_letter_topic, *outputs]
@@ -128,7 +135,7 @@ class Topics:
         source_configs = await self._broker.topic_configs(list(plan.sources)) if plan.sources else {}
         room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
         factor, safe = await self._safety()
-        await self._fit(found, tasks)
+        await self._fit(found, tasks, may_be_behind=may_be_behind)
         specs: list[TopicSpec] = []
         for name in plan.logs:
             if name in found:
@@ -150,7 +157,7 @@ class Topics:
             while len(found := await self._broker.topics(names)) < len(set(names)):
                 await self._clock.sleep(0.05)
             # Creating what is there is no error: a broker that is behind may not have known of a log.
-            await self._fit(found, tasks)
+            await self._fit(found, tasks, may_be_behind=may_be_behind)
         self.known.update(found)
         self.configs = await self._broker.topic_configs([*plan.logs, plan.dead_letter_topic, *outputs])
         for topic in outputs.values():
@@ -160,43 +167,54 @@ class Topics:
         self._check_segments()
 
     def _open(self, topic: Topic) -> None:
-        partitions = self._spread(topic, self.known[topic.name])
         limits = limits_from(self.configs[topic.name])
-        self.destinations[topic.name] = Destination(topic, partitions, limits, self.place(partitions))
+        partitions = self.known[topic.name].partitions
+        destination = Destination(topic, partitions, limits, self.place(partitions))
+        self.destinations[topic.name] = destination
+        for task in self._recorded:
+            self._spread(task, destination)
 
     # -- over how many partitions keys go
 
     def begin(self) -> None:
         """A takeover begins: what is recorded is yet to be read."""
         self._recorded = {}
+        for destination in self.destinations.values():
+            destination.begin()
 
-    def recorded(self, sinks: Mapping[str, Sink]) -> None:
-        """What the position record of a task says: where a topic grew since, keys stay where they went before."""
-        for name, sink in sinks.items():
-            before = self._recorded.get(name)
-            if before is not None and before.id == sink.id:
-                sink = Sink(sink.id, min(before.partitions, sink.partitions), min(before.least, sink.least))
-            self._recorded[name] = sink
-        for name, destination in self.destinations.items():
-            partitions = self._spread(destination.topic, self.known[name])
-            if partitions != destination.partitions:
-                destination.spread(partitions, self.place(partitions))
+    def recorded(self, task: int, sinks: Mapping[str, Sink]) -> None:
+        """What the position record of a task says: where a topic grew since, its keys stay where they went before."""
+        self._recorded[task] = dict(sinks)
+        for destination in self.destinations.values():
+            self._spread(task, destination)
 
-    @property
-    def sinks(self) -> dict[str, Sink]:
+    def sinks(self, task: int) -> dict[str, Sink]:
         """What is to be recorded."""
-        found: dict[str, Sink] = {}
-        for name, at in self.destinations.items():
-            topic_id, before = self.known[name].id, self._recorded.get(name)
-            least = before.least if before is not None and before.id == topic_id else at.partitions
-            found[name] = Sink(topic_id, at.partitions, min(least, at.partitions))
-        return found
+        return self._recorded.get(task, {})
 
-    def _spread(self, topic: Topic, info: TopicInfo) -> int:
-        recorded = self._recorded.get(info.name)
-        if recorded is None or recorded.id != info.id or recorded.partitions >= info.partitions:
-            return info.partitions
-        before = recorded.partitions
+    def _spread(self, task: int, destination: Destination) -> None:
+        """From now on until the next takeover the task's keys go over so many partitions.
+
+        Each task goes by its own record: of two that began while the topic grew, each may have met it otherwise.
+        """
+        topic, info = destination.topic, self.known[destination.topic.name]
+        mine = self._recorded[task].get(info.name)
+        others = [r[info.name] for r in self._recorded.values() if info.name in r and r[info.name].id == info.id]
+        if mine is not None and mine.id == info.id:
+            partitions, least = self._stay(topic, info, mine.partitions), mine.least
+        elif others:
+            partitions = least = min(sink.partitions for sink in others)
+            self._stay(topic, info, partitions)
+        else:
+            partitions = least = info.partitions
+        self._recorded[task][info.name] = Sink(info.id, partitions, min(least, partitions))
+        destination.spread(task, self.place(partitions))
+
+    def _stay(self, topic: Topic, info: TopicInfo, before: int) -> int:
+        """Where keys went over so many partitions: over how many they go now."""
+        if before >= info.partitions:
+            # Kafka takes no partition away: a broker that knows of fewer is behind.
+            return before
         if topic.partitions == info.partitions:
             self._warn(
                 ("moved", info.name, info.id, str(info.partitions)),
@@ -242,7 +260,7 @@ class Topics:
                 "and one without a key is refused. Set cleanup.policy=delete on it"
             )
 
-    async def _fit(self, found: dict[str, TopicInfo], tasks: int) -> None:
+    async def _fit(self, found: dict[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
         """State is partitioned as the source is. Where nothing in it belongs to a key it grows with it."""
         name = self._plan.positions_topic
         if self._plan.may_grow and name in found and found[name].partitions < tasks:
@@ -251,7 +269,7 @@ class Topics:
             while (grown := await self._broker.topics([name])).get(name, found[name]).partitions < tasks:
                 await self._clock.sleep(0.05)
             found[name] = grown[name]
-        self._check_sizes(found, tasks)
+        self._check_sizes(found, tasks, may_be_behind=may_be_behind)
 
     def _check_segments(self) -> None:
         """Say which logs are compacted late. Topics that were there keep their settings: somebody may have chosen them."""
@@ -268,8 +286,11 @@ class Topics:
                 + ",".join(f"{key}={value}" for key, value in better.items()),
             )
 
-    def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int) -> None:
-        """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source."""
+    def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
+        """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source.
+
+        RpcError where the source is the smaller one and a broker may not know all of it yet.
+        """
         sizes = {name: found[name].partitions for name in self._plan.logs if name in found}
         odd = [name for name, size in sizes.items() if size != tasks]
         if not odd:
@@ -277,6 +298,10 @@ class Topics:
         before = sizes[odd[0]]
         if self._plan.sources and all(size == before for size in sizes.values()):
             largest = max(self._plan.sources, key=lambda name: self.known[name].partitions)
+            if tasks < before and may_be_behind:
+                raise RpcError(
+                    "Metadata", 3, f"a broker knows {tasks} partitions of {largest!r}, the state has {before}"
+                )
             raise source_resized(self._plan.app, largest, before, tasks)
         raise TopicChanged(
             f"topic {odd[0]!r} has {before} partitions, the source has {tasks}: state and source must be partitioned alike. "

@@ -57,6 +57,8 @@ class TopicWatch:
         self._clock = clock
         self._topics = topics
         self._looked_at = -LOOK_S
+        # What was found once holds, whatever another broker says, who may be behind.
+        self._changed: TopicChanged | None = None
         # Which takeover a look was asked for in: what the one before knew says nothing of the tasks of this one.
         self._life = 0
         self._grown_at = -GROWN_S
@@ -84,6 +86,8 @@ class TopicWatch:
         """Before an epoch is sent: the sources and logs are what they were. TopicChanged; CommitFailed where nobody says."""
         if not self._plan.sources:
             return
+        if self._changed is not None:
+            raise self._changed
         began = self._clock.monotonic()
         until = began + self._settings.commit_timeout_ms / 1000
         # An answer that was asked for since will do, however long it took: brokers may be slow, or ask to wait.
@@ -124,7 +128,11 @@ class TopicWatch:
                     f"topic {name!r} is gone: it was deleted while {self._plan.app!r} ran; create it again and run `semel "
                     "reset`, or use another pipeline name"
                 )
-        self._compare(found)
+        try:
+            self._compare(found)
+        except TopicChanged as exc:
+            self._changed = exc
+            raise
         for name in missing:
             if name in self._plan.sources:
                 raise RpcError("Metadata", 3, f"the brokers know no topic {name!r}")
@@ -138,11 +146,6 @@ class TopicWatch:
             info = found[name]
             held = {task.topics[name] for task in self._worker.tasks.values() if name in task.topics}
             for topic_id, partitions in held:
-                if topic_id == info.id and info.partitions < partitions:
-                    # Kafka takes no partition away: this broker is behind.
-                    raise RpcError(
-                        "Metadata", 3, f"a broker knows {info.partitions} of {partitions} partitions of {name!r}"
-                    )
                 check_topic(self._plan, TopicPosition(topic_id, partitions, 0), info)
             before, now = assigned.get(name, 0), self._clock.monotonic()
             if not 0 < before < info.partitions:
@@ -174,8 +177,10 @@ class TopicWatch:
         for name, info in found.items():
             if info.id != known[name].id:
                 log.warning(
-                    "%s was deleted and created again, with %d partitions: what was written to it before is gone",
-                    self._what(name), info.partitions,
+                    "%s was deleted and created again, with %d partitions, %d before: what was written to it before is gone%s",
+                    self._what(name), info.partitions, known[name].partitions,
+                    "" if info.partitions == known[name].partitions else
+                    ", and what was written since, until now, may stand in other partitions than the later records of its key",
                 )  # fmt: skip
                 known[name] = info
                 remade = True

@@ -61,7 +61,7 @@ def limits_from(configs: dict[str, str]) -> TopicLimits:
 class Destination:
     """A topic that results go to."""
 
-    __slots__ = ("_encode", "_key_encode", "_tps", "limits", "partition_of", "partitions", "topic")
+    __slots__ = ("_apart", "_encode", "_key_encode", "_places", "_tps", "limits", "partition_of", "partitions", "topic")
 
     def __init__(
         self, topic: Topic, partitions: int, limits: TopicLimits, partition_of: KeyPartitions | None = None
@@ -70,13 +70,35 @@ class Destination:
         self.limits = limits
         self._encode = topic.value.encode
         self._key_encode = topic.key.encode
-        self.spread(partitions, KeyPartitions(partitions) if partition_of is None else partition_of)
+        self._places: dict[int, KeyPartitions] = {}
+        # Of source partitions whose keys go over another number of partitions than most.
+        self._apart: dict[int, tuple[KeyPartitions, list[TP]]] = {}
+        self._go_over(KeyPartitions(partitions) if partition_of is None else partition_of)
 
-    def spread(self, partitions: int, partition_of: KeyPartitions) -> None:
-        """Over how many partitions keys go: fewer than there are where the topic grew, so that none moves."""
-        self.partitions = partitions
+    def begin(self) -> None:
+        """Over how many partitions keys go is told anew."""
+        self._places.clear()
+        self._apart.clear()
+
+    def spread(self, source_partition: int, partition_of: KeyPartitions) -> None:
+        """Over how many partitions its keys go: fewer than there are where the topic grew, so that none moves."""
+        self._places[source_partition] = partition_of
+        fewest = min(self._places.values(), key=lambda place: place.partitions)
+        if fewest.partitions != self.partitions:
+            self._go_over(fewest)
+        self._apart = {
+            p: (place, self._first(place.partitions))
+            for p, place in self._places.items()
+            if place.partitions != fewest.partitions
+        }
+
+    def _go_over(self, partition_of: KeyPartitions) -> None:
+        self.partitions = partition_of.partitions
         self.partition_of = partition_of
-        self._tps = [TP(self.topic.name, p) for p in range(partitions)]
+        self._tps = self._first(self.partitions)
+
+    def _first(self, partitions: int) -> list[TP]:
+        return [TP(self.topic.name, p) for p in range(partitions)]
 
     def key(self, key: Any) -> bytes | None:
         if key is None or isinstance(key, bytes):
@@ -170,11 +192,11 @@ class Destination:
                 raise OutputRefused(
                     f"output to {self.topic.name!r}, partition {partition}: the topic has {self.partitions} partitions"
                 )
-            tp = self._tps[partition]
-        elif key is None:
-            tp = self._tps[source_partition % self.partitions]
-        else:
-            tp = self._tps[self.partition_of(key)]
+            return Out(self._tps[partition], timestamp, key, value, headers, size)
+        partition_of, tps = self.partition_of, self._tps
+        if self._apart:
+            partition_of, tps = self._apart.get(source_partition, (partition_of, tps))
+        tp = tps[source_partition % len(tps)] if key is None else tps[partition_of(key)]
         return Out(tp, timestamp, key, value, headers, size)
 
     def _as_bytes(self, what: str, given: Any) -> bytes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
+from semel.partitioner import partition_of
 from semel.plan import Plan
 from semel.port import TP, Producer
 from semel.runtime import engine
@@ -27,6 +29,7 @@ from semel.state.positions import Position
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, lose_answer, refuse
 from semel.testing.clock import VirtualClock
+from semel.testing.memory.batch import MemoryRecord
 from tests.unit.runtime.harness import APP, Payment, Settlement, Worker, World, check_store, payments_pipeline
 
 REBUILT = "rebuilt from the changelogs"
@@ -209,10 +212,60 @@ async def test_a_store_from_before_a_reset_is_rebuilt(world: World, caplog: pyte
     check_store(world, worker)
 
 
-async def reset_all(world: World) -> None:
+async def reset_all(world: World, to: Any = "earliest", *, say: Callable[[str], None] = lambda text: None) -> None:
     broker = MemoryBroker(world.cluster, "reset")
     await broker.start()
-    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda text: None)
+    await reset(world.plan(), EngineSettings(), broker, world.clock, to, say=say)
+
+
+async def test_a_reset_of_a_source_that_grew_says_what_becomes_of_the_events_from_before(world: World) -> None:
+    """They stand where their keys do not belong any more. From the time on at which it grew, all is as ever."""
+    await settled(world)
+    world.cluster.add_partitions("payments", 5)
+    grown_at = datetime.fromtimestamp(world.clock.time() + 0.5, UTC)
+    await world.clock.sleep(1)
+    accounts = [f"a{n}" for n in range(8)]
+    for account in accounts:
+        event = {"id": f"new-{account}", "account": account, "amount": 1}
+        tp = TP("payments", partition_of(account.encode(), 5))
+        world.cluster.write(tp, [(account.encode(), orjson.dumps(event))])
+    world.partitions = 5
+    said: list[str] = []
+    done = len(all_committed(world, "settlements"))
+    await reset_all(world, "earliest", say=said.append)
+    [text] = [text for text in said if "WrongPartition" in text]
+    assert "payments had 2 partitions" in text and "--to TIME" in text
+    for to in ("earliest", grown_at):
+        if to != "earliest":
+            await reset_all(world, to, say=said.append)
+        letters = len(all_committed(world, f"{APP}.dlq"))
+        worker = world.start()
+        await world.drained()
+        await worker.stop()
+        await world.clock.sleep(15)
+        misplaced = [
+            record
+            for record in all_committed(world, f"{APP}.dlq")[letters:]
+            if b"belongs to partition" in (dict(record.headers)["semel.error"] or b"")
+        ]
+        assert bool(misplaced) is (to == "earliest")
+        done, before = len(all_committed(world, "settlements")), done
+    ids = sorted(orjson.loads(r.value or b"")["id"] for r in all_committed(world, "settlements"))
+    assert done - before == len(accounts) and ids.count("new-a0") == 2
+
+
+async def test_a_reset_says_where_outputs_go_before_anybody_begins(world: World) -> None:
+    """Else a topic that grows meanwhile is met otherwise by each task."""
+    await settled(world)
+    await reset_all(world)
+    for log in world.cluster.committed(f"{APP}-positions"):
+        last = next(r for r in reversed(log) if r.key == positions.KEY)
+        sinks = positions.decode(last.value or b"", "").sinks
+        assert sinks["settlements"][1:] == (2, 2)
+
+
+def all_committed(world: World, topic: str) -> list[MemoryRecord]:
+    return [record for log in world.cluster.committed(topic) for record in log]
 
 
 @pytest.mark.parametrize("restored_between", [False, True], ids=["since its commit", "since a restore"])

@@ -239,6 +239,54 @@ async def test_a_group_has_an_offset_of_each_partition_also_where_nothing_was_re
     assert worker.engine.stats["commits"] == commits
 
 
+@pytest.mark.parametrize("stale", ["start", "source", "source and positions"])
+async def test_a_broker_that_has_not_heard_of_the_growth_is_asked_again_at_a_start(world: World, stale: str) -> None:
+    """It is no other topic for having fewer partitions than are recorded: Kafka takes none away."""
+    world.pipeline = passing()
+    first = world.start()
+    await world.until_running(first)
+    world.cluster.add_partitions("payments", 4)
+    await world.until(lambda: sorted(first.engine.tasks) == [0, 1, 2, 3])
+    await world.until_running(first)
+    put(world, 3, 1)
+    await world.until(lambda: numbers(world) == [1])
+    await world.clock.sleep(1)
+    await first.stop()
+    # As if it had grown just now, for the brokers that are asked next.
+    topics = world.cluster.topics()
+    for name in ("payments", f"{APP}-positions") if stale == "source and positions" else ("payments",):
+        topics[name].grown = world.clock.monotonic(), 2
+    joined = 0
+
+    def behind_s() -> float:
+        return 1.0 if stale == "start" or joined else 0.0
+
+    def listen(call: Call) -> None:
+        nonlocal joined
+        joined += call.api == "SyncGroup"
+
+    world.cluster.faults.script(listen)
+    world.cluster.faults.metadata_delay_s = behind_s
+    second = world.start("w2")
+    put(world, 3, 2)
+    await world.until(lambda: numbers(world) == [1, 2], within_s=20)
+    assert sorted(second.engine.tasks) == [0, 1, 2, 3]
+
+
+async def test_what_was_found_out_about_a_topic_holds_whatever_the_next_broker_says(world: World) -> None:
+    """An epoch that waits for its turn meanwhile asks a broker that is behind; it is not committed."""
+    worker = world.start()
+    await world.until_running(worker)
+    watch = worker.engine._watch
+    world.cluster.add_partitions("payments", 5)
+    with pytest.raises(TopicChanged):
+        await watch._look()
+    world.cluster.faults.metadata_delay_s = lambda: 60.0
+    with pytest.raises(TopicChanged):
+        await watch.confirm()
+    await ended(world, worker)
+
+
 # ---------------------------------------------------------------------- a sink
 
 
@@ -298,7 +346,7 @@ async def test_outputs_where_the_sink_grew_are_found_by_the_proof(world: World) 
     for key in keys:
         put(world, 0, 1, key)
     await world.until(lambda: len(numbers(world)) == 20)
-    worker.engine.topics.destinations["settlements"].spread(8, KeyPartitions(8))
+    worker.engine.topics.destinations["settlements"].spread(0, KeyPartitions(8))
     for key in keys:
         put(world, 0, 2, key)
     await world.until(lambda: len(numbers(world)) == 40)
@@ -327,6 +375,37 @@ async def test_a_task_that_is_new_sends_keys_where_the_others_send_them(world: W
     world.start("w2")
     await world.until(lambda: len(numbers(world)) == 40)
     assert all(len(partitions) == 1 for partitions in placed(world).values())
+
+
+@pytest.mark.parametrize("behind_s", [0.0, 3.0], ids=["brokers know", "a broker is behind"])
+async def test_each_task_keeps_its_keys_where_they_are_also_beside_one_with_another_number(
+    world: World, behind_s: float
+) -> None:
+    """Two workers began while the sink grew, and met it otherwise; then one of them has the tasks of both."""
+    world.pipeline = passing()
+    first = world.start()
+    await world.until_running(first)
+    await world.clock.sleep(1)
+    await first.stop()
+    record = next(r for r in reversed(world.cluster.committed(f"{APP}-positions")[1]) if r.key == b"position")
+    found = orjson.loads(record.value or b"")
+    found["sinks"]["settlements"][1:] = [8, 8]
+    record.value = orjson.dumps(found)
+    world.cluster.faults.metadata_delay_s = lambda: behind_s
+    world.cluster.add_partitions("settlements", 8)
+    keys = [f"k{n}".encode() for n in range(20)]
+    expected = {k: {partition_of(k, 8 if partition_of(k, 2) else 2)} for k in keys}
+    assert len({p for places in expected.values() for p in places}) > 3
+    for life in range(1, 3):
+        worker = world.start(f"other{life}")
+        for key in keys:
+            put(world, partition_of(key, 2), life, key)
+        put(world, 1, life, None)
+        await world.until(lambda life=life: len(numbers(world)) == 21 * life)
+        assert placed(world) == {**expected, None: {1}}
+        await worker.stop()
+    proof = await proven(world)
+    assert proof.verdict is Verdict.CLEAN, proof.gaps
 
 
 @pytest.mark.parametrize("name", ["settlements", DEAD])

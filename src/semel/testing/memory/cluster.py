@@ -53,6 +53,8 @@ class Topic:
         self.name = spec.name
         self.id = topic_id
         self.created = created
+        # Its last growth: when, and from how many partitions.
+        self.grown: tuple[float, int] = (created, 0)
         self.configs: dict[str, str] = {**TOPIC_DEFAULTS, **spec.configs}
         self.logs = [PartitionLog(self.configs, TP(spec.name, p), journal) for p in range(spec.partitions)]
 
@@ -104,6 +106,8 @@ class MemoryCluster:
     def add_partitions(self, name: str, partitions: int) -> None:
         """Grow a topic to so many partitions."""
         topic = self._topics[name]
+        if partitions > len(topic.logs):
+            topic.grown = self.timers.now(), len(topic.logs)
         while len(topic.logs) < partitions:
             self._leaders[TP(name, len(topic.logs))] = len(topic.logs) % self.settings.brokers
             topic.logs.append(PartitionLog(topic.configs, TP(name, len(topic.logs)), self._journal))
@@ -175,7 +179,11 @@ class MemoryCluster:
 
     def topic_info(self, name: str) -> TopicInfo | None:
         topic = self.known_topic(name)
-        return None if topic is None else TopicInfo(name, topic.id, len(topic.logs))
+        if topic is None:
+            return None
+        at, before = topic.grown
+        heard = not before or self.timers.now() >= at + self.faults.metadata_delay_s()
+        return TopicInfo(name, topic.id, len(topic.logs) if heard else before)
 
     def known_topic(self, name: str) -> Topic | None:
         """None also where the broker that happens to be asked has not heard of it yet: brokers learn of topics one by one."""
@@ -198,8 +206,12 @@ class MemoryCluster:
     def delete_topics(self, names: Sequence[str]) -> None:
         for name in names:
             topic = self._topics.pop(name, None)
-            for partition in range(len(topic.logs) if topic is not None else 0):
+            if topic is None:
+                continue
+            for partition in range(len(topic.logs)):
                 del self._leaders[TP(name, partition)]
+            if self._journal is not None:
+                self._journal.topic_deleted(name)
         self.groups.forget_topics(names)
 
     # -- what the transaction coordinator asks

@@ -24,6 +24,10 @@ class Journal(Protocol):
 
     def deleted(self, tp: TP, before: int) -> None: ...
 
+    def topic_deleted(self, topic: str) -> None:
+        """With all that stands in it; what is written under its name from now on is another topic's."""
+        ...
+
     def offsets_sent(self, group: str, generation: int, member_id: str, producer_id: int, epoch: int,
                      offsets: Mapping[TP, int]) -> None:  # fmt: skip
         """Accepted as part of a transaction that is not ended."""
