@@ -62,6 +62,18 @@ class SessionLost(SemelError):
         )
 
 
+class ProcessEnded(SemelError):
+    """The process died each time an event was handled, and nothing else was in hand."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        super().__init__(
+            f"its handler ended the process {times} times in a row, with nothing else in hand; by what is not known: an exit "
+            "(os._exit), a fault in native code, a signal, or more memory than there is. The worker's log and the machine's say "
+            "more"
+        )
+
+
 class StaleIncarnation(BaseException):
     """Work of an incarnation that is over tried to write (protocol rule 5).
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import xxhash
 
+from semel.runtime.deaths import LEAST
 from semel.state.marks import DEAD, DONE, Mark
 from semel.state.positions import COUNTS
 from semel.testing.memory.batch import MemoryRecord
@@ -97,13 +98,16 @@ class Oracle:
             return effect
         self.stream, self.pending = stream, pending
         misplaced = not self._belongs(record.key)
-        failed = misplaced or payment.fails < 0 or payment.fails >= self._attempts
+        failed = payment.kills or misplaced or payment.fails < 0 or payment.fails >= self._attempts
         self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
         effect.mark = Mark(
             record.offset, at, filed_at, xxhash.xxh3_64_intdigest(record.value or b""), DEAD if failed else DONE
         )
         if failed:
             effect.attempts = self._hopeless_attempts if misplaced else self._attempts
+            if payment.kills:
+                # Whatever it would have failed with, its process ends before.
+                effect.attempts = max(LEAST, self._attempts)
             return self._bury(effect, "failed")
         if payment.amount < 0:
             self.balances.pop(payment.account, None)
@@ -124,8 +128,8 @@ class Oracle:
         return effect
 
     def _pass_on(self, effect: Effect, payment: Payment) -> Effect:
-        if payment.fails < 0 or payment.fails >= self._attempts:
-            effect.attempts = self._attempts
+        if payment.kills or payment.fails < 0 or payment.fails >= self._attempts:
+            effect.attempts = max(LEAST, self._attempts) if payment.kills else self._attempts
             return self._bury(effect, "failed")
         if payment.amount == 0:
             self.counts["filtered"] += 1

@@ -18,6 +18,7 @@ from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
 from semel.stages.answers import Answer, answer_of, needs_a_person
 from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
+from semel.testing.clock import process
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
 from tests.simulation.laws import SOURCE, Violation, judge
@@ -36,6 +37,8 @@ PASSING = [
 ]
 FENCES = [47, 90, 49, 59]
 NTH = (1, 1, 1, 1, 2, 2, 3, 5, 8)
+# Events that end every process which handles them, at most. Each holds its partition up for half a minute.
+DEADLY = 2
 
 
 @dataclass
@@ -81,6 +84,8 @@ class Storm:
         self.troubled = seeded(seed, "troubles").choice([0.0, 0.0, 0.05, 0.15])
         self._throttles: dict[str, random.Random] = {}
         self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
+        deadly, some = seeded(seed, "deadly code").choice([0.0, 0.0, 0.01, 0.05]), iter(range(DEADLY))
+        world.deadly = lambda ident: seeded(seed, "deadly", ident).random() < deadly and next(some, None) is not None
         world.work.before = self.before
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
@@ -107,6 +112,8 @@ class Storm:
 
     async def before(self, payment: Payment) -> None:
         """What a handler does beside its work."""
+        if payment.kills:
+            await self.take_along(payment)
         await self.block(payment)
         await self.odd.before(payment)
 
@@ -200,6 +207,14 @@ class Storm:
             )
 
     # -- life and death
+
+    async def take_along(self, payment: Payment) -> None:
+        """The process ends with its handler, also when everything else is quiet."""
+        worker = self.world.workers.get(process.get())
+        if worker is not None and not worker.killed:
+            self.figures["deadly code: ends the process"] += 1
+            self.world.crash(worker, "in user code")
+        await asyncio.Event().wait()
 
     async def block(self, payment: Payment) -> None:
         """A handler that holds the loop: nobody runs meanwhile, and the clock goes on."""

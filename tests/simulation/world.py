@@ -99,6 +99,8 @@ class SimulatedWorld(World):
         self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
         self.watch.on_task.append(self._task_runs)
         self.cluster.create_topic(NOTES, 1)
+        # Whether the event of this id is to end every process that handles it.
+        self.deadly: Callable[[str], bool] = lambda ident: False
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What asyncio would write on the log: something went wrong, and nobody looked at it."""
@@ -107,6 +109,12 @@ class SimulatedWorld(World):
             self.findings.append(f"{task.get_name()}: {context['message']}: {context.get('exception')!r}")
 
     # -- machines
+
+    def machine_of(self, name: str) -> str:
+        return self.machine
+
+    def keep_notes(self, worker: Worker) -> None:
+        self.left[self.machines[worker.client]] = bytes(worker.notes.buffer)
 
     def open_store(self, name: str) -> Store:
         if self.real:
@@ -126,6 +134,7 @@ class SimulatedWorld(World):
 
     def lose_store(self, name: str) -> None:
         self.disks.pop(name, None)
+        self.left.pop(name, None)
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def fail_reads(self, worker: Worker, times: int) -> None:
@@ -303,6 +312,8 @@ class SimulatedWorld(World):
                 event["fails"] = rng.choice([1, 2, -1])
             elif draw > 0.9:
                 event["sleep_ms"] = rng.choice([1, 20, 200, 3000])
+            elif self.deadly(event["id"]):
+                event["kills"] = True
             self.sent.append(event)
             self.write(event, event["account"])
 

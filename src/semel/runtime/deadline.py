@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 import traceback
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 log = logging.getLogger("semel.worker")
 
@@ -74,12 +76,40 @@ def _function(fn: Any) -> str:
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
 
 
+_exit = os._exit
+
+
 def leave(code: int) -> None:
     """End the process without waiting for anything: neither for threads nor for what else runs at an exit."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    _exit(code)
+
+
+@contextlib.contextmanager
+def exits_said() -> Generator[None]:
+    """Within, an `os._exit` of the program's own is said on the log, and is no end in order: its 0 becomes 1.
+
+    A supervisor would take 0 for a worker that was told to end, and not start it again. What the program forks exits as it says.
+    """
+    pid = os.getpid()
+
+    def said(status: int) -> NoReturn:
+        if os.getpid() == pid:
+            at = traceback.extract_stack(limit=2)[0]
+            log.error(
+                "the program's code ends the process by os._exit(%r), at %s:%s (%s)",
+                *(status, at.filename, at.lineno, at.name),
+            )
+            leave(status or 1)
+        _exit(status)
+
+    os._exit = said
+    try:
+        yield
+    finally:
+        os._exit = _exit
 
 
 def _stack_of_main_thread() -> str:

@@ -20,6 +20,7 @@ from semel.plan import AgentPlan, Plan
 from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
 from semel.runtime.assignor import Assignment
 from semel.runtime.background import Background
+from semel.runtime.deaths import Deaths
 from semel.runtime.decide import source_remade
 from semel.runtime.epochs import Epochs
 from semel.runtime.failpoints import Failpoints
@@ -43,6 +44,7 @@ from semel.stages.agent import Lane
 from semel.stages.answers import Answer, needs_a_person
 from semel.stages.commit import CommitFailed, Writer
 from semel.stages.sink import DeadLetters, Destination, Out
+from semel.state.inhand import InHand
 from semel.state.store import Store, StoreError
 from semel.topic import Topic
 
@@ -72,6 +74,7 @@ class Engine:
         *,
         instance: str,
         failpoints: Failpoints | None = None,
+        notes: InHand | None = None,
     ) -> None:
         self.plan = plan
         self.app = plan.app
@@ -90,7 +93,13 @@ class Engine:
             broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting,
             keys_bytes=self.shares.keys,
         )  # fmt: skip
-        self.lanes = [Lane(self, agent) for agent in plan.agents]
+        self.notes = notes or InHand([agent.name for agent in plan.agents], list(plan.sources))
+        self._deaths = Deaths(self.notes, plan)
+        self.lanes = [
+            Lane(self, agent, self.notes, slot) for agent, slot in zip(plan.agents, self.notes.slots, strict=True)
+        ]
+        # The lane that is to have the only event in hand, and since when it waits for that.
+        self._alone: tuple[Lane, float] | None = None
         self.troubles = Troubles(clock)
         self.intake = Intake(
             broker, clock, offer=self._offer, trimmed=self._trimmed, troubles=self.troubles, budget=self.shares.source,
@@ -155,6 +164,8 @@ class Engine:
         self.commit_seconds = self._epochs.commit_seconds
         self.commit_histogram = self._epochs.commit_histogram
         self.on_committed = self._epochs.on_committed
+        if self.notes.suspects:
+            self.on_committed.append(self._landed)
 
     # ================================================================== running
 
@@ -200,6 +211,7 @@ class Engine:
 
     def stop(self) -> None:
         """Ask `run` to end: drain within drain_timeout_ms, commit, leave the group's work in order."""
+        self.notes.told()
         self._background.stop()
 
     async def _connect(self) -> None:
@@ -301,8 +313,23 @@ class Engine:
     def cautious(self) -> bool:
         return self._epochs.suspects.cautious > 0
 
-    def may_take(self) -> bool:
+    def one_by_one(self) -> bool:
+        return bool(self.notes.suspects) and self._deaths.counting(self.tasks)
+
+    def has_all_to_itself(self, lane: Lane) -> bool:
+        """Whether no other lane has events. From now on none takes any, until this one has given back what it takes."""
+        now = self.clock.monotonic()
+        if self._alone is None:
+            self._alone = lane, now
+        mine, since = self._alone
+        # One that does not end holds nobody up for ever.
+        waited = now - since > self.settings.handler_timeout_ms / 1000
+        return mine is lane and (waited or all(other.slice is None for other in self.lanes if other is not lane))
+
+    def may_take(self, lane: Lane) -> bool:
         if not self.open_for_work or self.paused_by or self._epochs.throttled_s() > 0:
+            return False
+        if self._alone is not None and self._alone[0] is not lane:
             return False
         # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
         return not self._epochs.suspects.cautious or not (
@@ -345,7 +372,16 @@ class Engine:
 
     def attempts(self, tp: TP, agent: str) -> Attempts:
         """Those that a source partition's events have had, whoever owned it since."""
-        return self._attempts.setdefault((tp, agent), Attempts())
+        found = self._attempts.get((tp, agent))
+        if found is None:
+            found = self._attempts[(tp, agent)] = Attempts(self._deaths.of(tp, agent))
+        return found
+
+    def _landed(self) -> None:
+        for suspect in self._deaths.landed(self.tasks):
+            attempts = self._attempts.get((TP(suspect.topic, suspect.partition), suspect.agent))
+            if attempts is not None:
+                attempts.suspects.remove(suspect)
 
     def _is_behind(self) -> bool:
         return (
@@ -359,6 +395,8 @@ class Engine:
 
     def released(self, cursor: Cursor, lane: Lane) -> None:
         self.intake.consumed(cursor)
+        if self._alone is not None and self._alone[0] is lane:
+            self._alone = None
         if len(self.lanes) > 1:
             for other in self.lanes:
                 if other is not lane and other.ready:
@@ -515,6 +553,7 @@ class Engine:
         # Also those of logs: a restore is over, or is begun anew.
         self.troubles.clear()
         self.epoch_outputs = []
+        self._alone = None
         for lane in self.lanes:
             lane.abandon()
         self._epochs.dropped()

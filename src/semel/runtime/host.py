@@ -14,6 +14,7 @@ from semel.config import Settings
 from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import Broker
+from semel.runtime import deaths
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints, check_switches
@@ -40,7 +41,9 @@ class EngineHost:
         self._directory = directory
         self._settings = settings
         self._web = WebServer(self.view, settings, pages) if pages is not None else None
-        self._watchdog = Watchdog(engine.lanes, session_timeout_ms=settings.session_timeout_ms)
+        self._watchdog = Watchdog(
+            engine.lanes, session_timeout_ms=settings.session_timeout_ms, alive=engine.notes.alive
+        )
         engine.awake = self._watchdog.awake
         self._done = asyncio.Event()
 
@@ -61,8 +64,13 @@ class EngineHost:
             except StoreError as exc:
                 log.warning("%s; what it lacks is restored from the changelogs", exc)
             finally:
+                self.engine.notes.ended()
                 self._directory.release()
                 self._done.set()
+
+    def told(self) -> None:
+        """The process is told to end; from a signal handler, whether the loop runs or not."""
+        self.engine.notes.told()
 
     async def stop(self) -> None:
         self.engine.stop()
@@ -148,6 +156,7 @@ async def open_engine(
     broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}", compression=compression)
     switched = os.environ.get("SEMEL_ODD_CODE")
     odd = OddCode(Path(switched)) if switched else None
+    notes = deaths.opened(directory.in_hand, plan)
     engine = Engine(
         plan if odd is None else odd.around(plan),
         engine_settings(settings, adopt=adopt),
@@ -157,6 +166,7 @@ async def open_engine(
         SystemRandomness(),
         instance=name,
         failpoints=Failpoints.from_environment(),
+        notes=notes,
     )
     if odd is not None:
         odd.spoil(engine.lanes)

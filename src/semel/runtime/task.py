@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -12,6 +13,7 @@ from semel.event import Event
 from semel.hand import Hand
 from semel.plan import AgentPlan
 from semel.port import TP, Record
+from semel.state.inhand import Suspect
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
 from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
@@ -53,16 +55,18 @@ class Attempts:
     """How often the event at `offset` of a source partition has failed for an agent; -1: none has.
 
     It outlives cursors and tasks: an epoch that is dropped and an assignment do not begin the count anew. `lost`: how many of
-    them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one.
+    them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one. `suspects`:
+    those that former processes of this worker died of, perhaps.
     """
 
-    __slots__ = ("count", "isolate_until", "lost", "offset")
+    __slots__ = ("count", "isolate_until", "lost", "offset", "suspects")
 
-    def __init__(self) -> None:
+    def __init__(self, suspects: Sequence[Suspect] = ()) -> None:
         self.offset = -1
         self.count = 0
         self.lost = 0
-        self.isolate_until = -1
+        self.suspects = list(suspects)
+        self.isolate_until = max((s.last for s in suspects), default=-1)
 
     def failed(self, offset: int) -> int:
         """One more failed attempt; how many there were."""
@@ -75,6 +79,13 @@ class Attempts:
         """It goes to the dead letters. If that is not committed it has its attempts again, unless they cost sessions."""
         if not self.lost:
             self.offset = -1
+
+    def died(self, offset: int, times: int) -> None:
+        self.offset, self.count = offset, times
+
+    def suspect(self, record: Record) -> Suspect | None:
+        """The record, if it is one that a process may have died of; of several, the one with most deaths."""
+        return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.deaths, default=None)
 
     def lost_session(self, offset: int) -> int:
         self.failed(offset)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -35,10 +35,14 @@ _LIBRARY = str(Path(os.__file__).parent)
 
 
 class Watchdog:
-    """`start` it on the loop that it is to watch. `lanes`: whose events may be what holds it."""
+    """`start` it on the loop that it is to watch. `lanes`: whose events may be what holds it. `alive`: told while the process
+    lives, whether the loop runs or not."""
 
-    def __init__(self, lanes: Sequence[Lane], *, session_timeout_ms: int) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], *, session_timeout_ms: int, alive: Callable[[float], None] = lambda now: None
+    ) -> None:
         self._lanes = lanes
+        self._alive = alive
         self._session_s = session_timeout_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -87,6 +91,7 @@ class Watchdog:
 
     def _look(self) -> None:
         now = time.monotonic()
+        self._alive(now)
         if now - self._beaten < 2 * LOOK_S:
             return
         self._seen_s += LOOK_S

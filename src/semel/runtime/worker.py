@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 from semel import project
 from semel.config import Settings
 from semel.pipeline import Pipeline
-from semel.runtime.deadline import Deadline, Threads, leave
+from semel.runtime.deadline import Deadline, Threads, exits_said, leave
 from semel.stages.answers import is_explained
 from semel.stages.body import place
 
@@ -53,9 +54,11 @@ def run(
     loop, threads = asyncio.new_event_loop(), Threads()
     asyncio.set_event_loop(loop)
     loop.set_default_executor(threads)
+    _show_faults()
     try:
-        failure = _until_served(loop, app, deadline)
-        _end_tasks(loop)
+        with exits_said():
+            failure = _until_served(loop, app, deadline)
+            _end_tasks(loop)
     finally:
         deadline.stop()
         asyncio.set_event_loop(None)
@@ -68,6 +71,13 @@ def run(
     return failure
 
 
+def _show_faults() -> None:
+    """A fault in native code shows where Python stood, on standard error."""
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            faulthandler.enable()
+
+
 def _until_served(loop: asyncio.AbstractEventLoop, app: Any, deadline: Deadline) -> BaseException | None:
     """Run the app to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
     stop = asyncio.Event()
@@ -75,6 +85,8 @@ def _until_served(loop: asyncio.AbstractEventLoop, app: Any, deadline: Deadline)
     def told(*_: Any) -> None:
         # Not by way of the loop: it may be the one that stands still.
         deadline.start()
+        if app.host is not None:
+            app.host.told()
         loop.call_soon_threadsafe(stop.set)
 
     before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -18,6 +18,7 @@ from semel.errors import (
     HandlingError,
     OutputRefused,
     OutsideEvent,
+    ProcessEnded,
     Reject,
     SessionLost,
     StaleIncarnation,
@@ -29,6 +30,7 @@ from semel.hand import Hand, Steps
 from semel.output import Output
 from semel.plan import AgentPlan
 from semel.port import TP, Record
+from semel.runtime.deaths import most, wait_s
 from semel.runtime.task import Cursor, Task, TaskState
 from semel.stages.admission import Admission
 from semel.stages.aside import Aside
@@ -38,6 +40,7 @@ from semel.stages.host import Host
 from semel.stages.sink import Destination
 from semel.stages.slice import OpenBatch, Slice
 from semel.stages.wallclock import WallClock
+from semel.state.inhand import CODE, HOLDS, InHand
 from semel.state.store import StoreError
 from semel.topic import Topic
 
@@ -58,14 +61,15 @@ class Lane:
 
     `slice`: what it is at. `waiting`: there is nothing for it to do. `alone`: the record of the last slice that held only
     one; in cautious epochs, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of a
-    `LaneStream`; `on_result`: what its results go to instead of `emit`.
+    `LaneStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
 
-    def __init__(self, host: Host, plan: AgentPlan) -> None:
+    def __init__(self, host: Host, plan: AgentPlan, notes: InHand, noted: memoryview) -> None:
         self.host = host
         self.plan = plan
         self.hand = Hand(self._store_failed)
         self.slice: Slice | None = None
+        self.notes, self.noted = notes, noted
         self.ready: deque[Cursor] = deque()
         self.wake = asyncio.Event()
         self.waiting = False
@@ -121,8 +125,9 @@ class Lane:
                     continue
                 taken, soonest = self._take()
                 if taken is not None:
-                    if self._is_given_up(taken):
-                        self._give_up(taken, hand)
+                    why = self._given_up_for(taken)
+                    if why is not None:
+                        self._give_up(taken, hand, why)
                         continue
                     return taken
                 self.wake.clear()
@@ -183,7 +188,7 @@ class Lane:
         now = self.host.clock.monotonic()
         self._failures.sum_up(now)
         soonest: float | None = None
-        if not self.host.may_take():
+        if not self.host.may_take(self):
             return None, 0.005
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
@@ -195,13 +200,36 @@ class Lane:
             if cursor.due > now:
                 soonest = cursor.due - now if soonest is None else min(soonest, cursor.due - now)
             elif task.holder is None:
-                return self._hold(cursor), None
+                wait = self._on_trial(cursor, now) if cursor.attempts.suspects else None
+                if wait is None:
+                    return self._hold(cursor, now), None
+                soonest = wait if soonest is None else min(soonest, wait)
         return None, soonest
 
-    def _hold(self, cursor: Cursor) -> Slice:
+    def _on_trial(self, cursor: Cursor, now: float) -> float | None:
+        """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
+        chunk = cursor.queue[0]
+        record = chunk.records[chunk.start] if chunk.start < len(chunk.records) else None
+        suspect = cursor.attempts.suspect(record) if record is not None else None
+        if record is None or suspect is None or suspect.deaths >= most(self.plan.retry):
+            return None
+        if suspect.due is None:
+            wait = wait_s(suspect.deaths, suspect.held_s)
+            suspect.due = now + wait
+            if wait:
+                self._failures.on_trial(cursor.tp, record, suspect.deaths, wait)
+        if suspect.due > now:
+            return suspect.due - now
+        if not self.host.has_all_to_itself(self):
+            return 0.005
+        suspect.tried = True
+        return None
+
+    def _hold(self, cursor: Cursor, now: float) -> Slice:
         task, chunk = cursor.task, cursor.queue[0]
         limit = SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch_bytes // self._heavy))
-        if self.host.cautious() or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
+        one = self.host.cautious() or self.host.one_by_one()
+        if one or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
         end = chunk.end(limit, SLICE_BYTES)
         self.taken += 1
@@ -215,6 +243,9 @@ class Lane:
         task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
+        if end > s.start:
+            first = s.record
+            self.notes.note(self.noted, cursor.tp, first.offset, chunk.records[end - 1].offset, first.timestamp, now)
         return s
 
     def settle(self) -> None:
@@ -233,6 +264,7 @@ class Lane:
         before = cursor.position
         self.settle()
         self.slice = None
+        self.noted[HOLDS] = 0
         cursor.buffered -= s.index - chunk.start
         chunk.start = s.index
         if chunk.start >= len(chunk.records) and cursor.queue and cursor.queue[0] is chunk:
@@ -270,11 +302,13 @@ class Lane:
         self._check_run(hand)
         hand.begin()
         if self._stepped_at is None:
+            self.noted[CODE] = 1
             hand.begun_elsewhere()
 
     async def pause(self, hand: Hand, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
         host = self.host
+        self.noted[CODE] = self._stepped_at is not None
         if host.clock.monotonic() > turn_ends:
             host.finished()
             await self.let_go()
@@ -293,11 +327,16 @@ class Lane:
                 if hand is self.hand and self.host.answers_for_all(self):
                     self._look_at_the_session(held_s)
         self._stepping, self._stepped_at = hand, self.host.clock.monotonic()
+        if hand is self.hand:
+            self.noted[CODE] = 1
 
     def step_ends(self) -> None:
         self._look_at_the_clock()
         self._stepped_at = None
-        if self.hand.holding and self._stepping is self.hand:
+        if self._stepping is not self.hand:
+            return
+        self.noted[CODE] = self.hand.holding
+        if self.hand.holding:
             # It awaits something within its event: tasks that it has started may hold the loop meanwhile.
             time = looptime.running()
             time.watch()
@@ -505,21 +544,30 @@ class Lane:
                 s.cursor.tp, record, attempts.lost_session(record.offset), self.plan.retry.attempts
             )
 
-    def _is_given_up(self, s: Slice) -> bool:
-        """It holds one event, and that has cost its last session."""
+    def _given_up_for(self, s: Slice) -> SessionLost | ProcessEnded | None:
+        """Why it is not handled again: it holds one event, and that has cost its last session, or its last process."""
         attempts = s.cursor.attempts
-        return (
-            attempts.lost > 0
-            and attempts.count >= self.plan.retry.attempts
-            and s.end - s.start == 1
-            and s.record.offset == attempts.offset
-        )
+        if s.end - s.start != 1 or not (attempts.lost or attempts.suspects):
+            return None
+        record = s.record
+        suspect = attempts.suspect(record)
+        if suspect is not None and suspect.deaths >= most(self.plan.retry):
+            attempts.died(record.offset, suspect.deaths)
+            return ProcessEnded(suspect.deaths)
+        if attempts.lost and attempts.count >= self.plan.retry.attempts and record.offset == attempts.offset:
+            return SessionLost(attempts.lost)
+        return None
 
-    def _give_up(self, s: Slice, hand: Hand) -> None:
-        for _ in self._admission.values(s, hand):
-            hand.begin()
-            self.failed(SessionLost(s.cursor.attempts.lost), hand)
-            return
+    def _give_up(self, s: Slice, hand: Hand, why: SessionLost | ProcessEnded) -> None:
+        if isinstance(why, ProcessEnded) and why.times > most(self.plan.retry):
+            # The process died of giving it up, too: it is not the agent's code that ends it, but what decodes it or reads its id.
+            self._aside.quarantine(s, s.record, "failed", described(why), why.times)
+            s.index += 1
+        else:
+            for _ in self._admission.values(s, hand):
+                hand.begin()
+                self.failed(why, hand)
+                return
         self.release()
 
     def _store_failed(self, exc: StoreError) -> None:
@@ -567,14 +615,14 @@ class Lane:
     def _tried_again(self, s: Slice, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
         cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.host.clock.monotonic()
-        counted = self._charged == (self.hand, self.hand.event) or isinstance(exc, SessionLost)
+        counted = self._charged == (self.hand, self.hand.event) or isinstance(exc, (SessionLost, ProcessEnded))
         attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
         delay = None
         if not _hopeless(exc):
             delay = retry.delay_s(exc, attempts, self.host.randomness.random())
         if delay is None:
             if not isinstance(exc, Reject):
-                self._failures.given_up(cursor.tp, record, exc, attempts, retry.attempts, now)
+                self._failures.given_up(cursor.tp, record, exc, attempts, max(attempts, retry.attempts), now)
             if isinstance(exc, OutputRefused):
                 self._wall_clock.refused(s, record.timestamp, now)
             return False
@@ -619,6 +667,7 @@ class Lane:
         self.hand.undo.clear()
         self.hand = Hand(self._store_failed)
         self.slice = None
+        self.noted[CODE] = self.noted[HOLDS] = 0
         self.over.set()
 
     def close(self) -> None:
@@ -634,4 +683,6 @@ def _hopeless(exc: BaseException) -> bool:
     That is a row of another partition, and a key or value that is not of its table's type. The other HandlingErrors are
     a matter of time: a task that outlived its event, a commit that may be done when the event is tried again.
     """
-    return isinstance(exc, WrongPartition) or (type(exc) is HandlingError and isinstance(exc.__cause__, TypeError))
+    return isinstance(exc, (WrongPartition, ProcessEnded)) or (
+        type(exc) is HandlingError and isinstance(exc.__cause__, TypeError)
+    )

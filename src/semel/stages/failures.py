@@ -75,6 +75,11 @@ class Failures:
             agent, where,
         )  # fmt: skip
 
+    def on_trial(self, tp: TP, record: Record, deaths: int, wait_s: float) -> None:
+        """The process died as often with nothing else in hand."""
+        log.warning("%s was alone in hand at %d deaths of the process, and waits %.0f s; the other partitions go on meanwhile",
+                    _event(tp, record), deaths, wait_s)  # fmt: skip
+
     def split(self, tp: TP, events: int, exc: BaseException, now_s: float) -> None:
         """A batch failed, and its events are gone through one by one."""
         if self._may_say(_Alike("in a batch", type(exc).__name__, _place(exc)), now_s):

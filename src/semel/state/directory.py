@@ -58,6 +58,11 @@ class StateDirectory:
     def database(self) -> Path:
         return self.path / "db"
 
+    @property
+    def in_hand(self) -> Path:
+        """What the agents of the process that holds it have in hand."""
+        return self.path / "IN_HAND"
+
     def release(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)

@@ -23,11 +23,13 @@ from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
 from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP
+from semel.runtime.deaths import suspected
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import TaskState
-from semel.state import positions
+from semel.state import inhand, positions
+from semel.state.inhand import InHand
 from semel.state.marks import DEAD, unpack
 from semel.state.positions import COUNTS
 from semel.state.store import Store, StoreError
@@ -49,6 +51,8 @@ class Payment:
     # How often handling it fails before it succeeds; -1: always.
     fails: int = 0
     sleep_ms: int = 0
+    # Handling it ends the process, each time.
+    kills: bool = False
 
 
 @dataclass
@@ -193,8 +197,10 @@ class Worker:
         self.store = world.open_store(name)
         self.clock = world.clock_of(name)
         self.failpoints = Failpoints()
+        plan = world.plan()
+        self.notes = world.notes_of(name, plan)
         self.engine = Engine(
-            world.plan(),
+            plan,
             EngineSettings(**{"web_url": f"http://{name}.{number}", **world.settings, **settings}),
             MemoryBroker(world.cluster, self.client),
             self.store,
@@ -202,6 +208,7 @@ class Worker:
             random.Random(number),
             instance=name,
             failpoints=self.failpoints,
+            notes=self.notes,
         )
         # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
         own = copy_context()
@@ -218,6 +225,9 @@ class Worker:
 
         `arrives`: but for the requests that it has sent.
         """
+        if not self.killed and not self.over:
+            self.notes.alive(self.clock.monotonic())
+            self.world.keep_notes(self)
         self.killed = True
         self.world.cluster.faults.cut(self.client, arrives=arrives)
         self.store.write = lambda batch: None
@@ -272,6 +282,9 @@ class Worker:
         await asyncio.wait({self.running})
         self.store.close()
         self.world.workers.pop(self.client, None)
+        if not self.killed:
+            self.notes.ended()
+            self.world.keep_notes(self)
         return self.running.exception()
 
     async def stop(self) -> None:
@@ -308,6 +321,8 @@ class World:
         self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup)
         self.workers: dict[str, Worker] = {}
         self.others: list[asyncio.Task[None]] = []
+        # What the last process on each machine had in hand when it ended.
+        self.left: dict[str, bytes] = {}
         self.started = 0
         self.numbers = 0
 
@@ -359,6 +374,17 @@ class World:
     def open_store(self, name: str) -> Store:
         return Store(self.path / name / "db", cache_mb=2, buffer_mb=2)
 
+    def machine_of(self, name: str) -> str:
+        return name
+
+    def notes_of(self, name: str, plan: Plan) -> InHand:
+        left = inhand.read(self.left.get(self.machine_of(name), b""))
+        suspects = suspected(left, "") if left is not None else []
+        return InHand([agent.name for agent in plan.agents], list(plan.sources), suspects)
+
+    def keep_notes(self, worker: Worker) -> None:
+        self.left[self.machine_of(worker.name)] = bytes(worker.notes.buffer)
+
     def clock_of(self, name: str) -> VirtualClock:
         """The wall clock of the machine that workers of this name run on."""
         return self.clock
@@ -376,6 +402,7 @@ class World:
 
     def lose_store(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
+        self.left.pop(name, None)
 
     async def close(self) -> None:
         self.cluster.faults.clear()
