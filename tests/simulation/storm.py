@@ -347,7 +347,7 @@ class Storm:
                 world.loop.call_later(after, lambda: self._mend(worker), context=cluster.context)
         elif draw < 0.79:
             kind = rng.choice(["group", "transaction"])
-            behind_s = rng.choice([0.0, 0.2, 1.0, 3.0])
+            behind_s = rng.choice([0.0, 0.2, 1.0, 3.0]) * (not self.others.positions_gone)
             if self.may(name, f"coordinator moved: {kind}, {behind_s:g} s behind"):
                 coordinated = APP if kind == "group" else f"{APP}-{worker.name}"
                 cluster.move_coordinator(kind, coordinated, behind_s=behind_s)

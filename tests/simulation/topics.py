@@ -19,6 +19,7 @@ from semel.port import TP, RpcError, RpcLost
 from semel.runtime.reset import Target, reset
 from semel.runtime.settings import EngineSettings
 from semel.runtime.watch import CONFIRM_S, SAY_MISSING_S
+from semel.state.positions import KEY
 from semel.testing.broker import Call, Fault, MemoryBroker
 from semel.testing.clock import process
 from tests.simulation.history import Recovery
@@ -70,6 +71,8 @@ class Others:
         self._safe_from = datetime.fromtimestamp(0, UTC)
         # Who has stopped since all is quiet.
         self.stopped: set[str] = set()
+        # Nothing but the group's offsets says how far the app has come.
+        self.positions_gone = False
         self.resetting = False
         self._reset: asyncio.Task[dict[TP, int]] | None = None
         self._doom = (0, False)
@@ -166,6 +169,10 @@ class Others:
         # Where no position is left, the group's offsets are somebody else's.
         lost = change is Change.LOG_ANEW and log.endswith("-positions")
         world.changed = (TopicChanged, PositionConflict) if lost else (TopicChanged,)
+        if lost:
+            # That the coordinator has not loaded the group's offsets either, too, nobody could tell from a first start.
+            world.cluster.groups.answer_former_offsets(APP, 0.0)
+        self.positions_gone = lost
         world.history.stopped = True
         self.stopping = change
         self._safe_from = datetime.fromtimestamp(world.clock.time() + unsafe_from - now, UTC)
@@ -200,9 +207,16 @@ class Others:
         self.stopped.clear()
         storm.settle()
         stop = Recovery(f"every worker's stop, as {change.value},", world.loop.time(), None, REST_S)
-        while self.stopped < set(storm.names) and world.loop.time() - stop.begun < REST_S:
+        while (
+            not self.stopped >= set(storm.names)
+            and not self._positions_are_back()
+            and world.loop.time() - stop.begun < REST_S
+        ):
             await world.clock.sleep(0.1)
-        stop.ended = world.loop.time() if self.stopped >= set(storm.names) else None
+        if self.stopped >= set(storm.names) or self._positions_are_back():
+            stop.ended = stop.begun
+        # Nobody starts while the operator is at it.
+        self.resetting = True
         for worker in world.alive():
             worker.kill()
         world.history.recoveries = [stop, *(r for r in world.history.recoveries if r.ended is not None)]
@@ -210,7 +224,6 @@ class Others:
         storm.count_life()
         self.broken += world.judged_life()
         to = seeded(self._seed, "life", self.lives).choice(["earliest", self._safe_from])
-        self.resetting = True
         begins = await self._reset_amid_trouble(to)
         self.resetting = False
         logs = {TP(SOURCE, p): log for p, log in enumerate(world.cluster.topics()[SOURCE].logs)}
@@ -224,10 +237,17 @@ class Others:
         if begins != wanted:
             self.broken.append(Violation("a_reset_begins_where_it_says", f"{begins}, not {wanted}", []))
         world.begin_life(begins)
-        self.stopping = None
+        self.stopping, self.positions_gone = None, False
         self.lives += 1
         storm.quiet = storm.odd.quiet = False
         storm.start_all()
+
+    def _positions_are_back(self) -> bool:
+        """The last epoch before anybody saw it has reached the new topic of positions: it says how far the app has come."""
+        name = f"{APP}-positions"
+        if not self.positions_gone or name not in self._world.cluster.topics():
+            return False
+        return any(record.key == KEY for log in self._world.cluster.committed(name) for record in log)
 
     async def _until_nothing_is_open(self) -> None:
         """Transactions of workers that are no more are ended by their timeouts, and late answers are there."""
@@ -240,7 +260,7 @@ class Others:
 
     async def _reset_amid_trouble(self, to: Target) -> dict[TP, int]:
         """Repeated until one is complete: broken off at some request, or by what a request is answered with."""
-        world = self._world
+        world, why = self._world, ""
         for attempt in range(12):
             client = f"reset#{self.lives}.{attempt}"
             rng = seeded(self._seed, client)
@@ -256,12 +276,14 @@ class Others:
             except (RpcError, RpcLost, SemelError, asyncio.CancelledError) as exc:
                 self._storm.figures["resets broken off"] += 1
                 if attempt > 8:
+                    # Nothing goes wrong any more by now.
                     self.broken.append(Violation("a_reset_can_be_repeated", f"{type(exc).__name__}: {exc}", []))
+                    why = str(exc)
             finally:
                 self._reset = None
                 await broker.close()
             await world.clock.sleep(rng.choice([0.0, 1.0, 15.0]))
-        raise AssertionError("no reset came to its end")
+        raise AssertionError(f"no reset came to its end: {why}")
 
     async def _one_reset(self, broker: MemoryBroker, settings: EngineSettings, to: Target) -> dict[TP, int]:
         world = self._world

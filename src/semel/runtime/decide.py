@@ -16,10 +16,14 @@ from semel.state import positions
 from semel.state.positions import UNKNOWN, Position, TopicPosition
 
 
-def behind(partition: int, recorded: Position | None, group_offsets: Mapping[TP, int]) -> bool:
-    """Whether the group is before a recorded position: somebody moved it back, or its coordinator does not know better yet."""
+def disagrees(partition: int, recorded: Position | None, group_offsets: Mapping[TP, int]) -> bool:
+    """Whether the group is not where a position is: somebody moved it, or its coordinator does not know better yet.
+
+    Such a one may also be ahead, with what it was told before a reset.
+    """
     topics = {} if recorded is None else recorded.topics
-    return any(0 <= group_offsets.get(TP(name, partition), -1) < at.next for name, at in topics.items())
+    told = {name: group_offsets.get(TP(name, partition), -1) for name in topics}
+    return any(told[name] >= 0 and told[name] != at.next for name, at in topics.items())
 
 
 def decide(

@@ -16,7 +16,7 @@ from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
 from semel.runtime.changed import changes
-from semel.runtime.decide import behind, check_logs, decide
+from semel.runtime.decide import check_logs, decide, disagrees
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.owners import Owners
@@ -124,7 +124,7 @@ class Restorer:
                 f"{self._plan.positions_topic} says that a reset is under way or was broken off; run `semel reset` again: "
                 "repeating it is safe"
             )
-        if behind(task.partition, held.position, group_offsets) and await self._changes(task, group_offsets):
+        if disagrees(task.partition, held.position, group_offsets) and await self._changes(task, group_offsets):
             # What was committed meanwhile is in the logs, too: all of it again, in the order of the rule.
             return await self.restore(task, topics)
         if not self._types:

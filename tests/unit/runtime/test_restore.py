@@ -347,6 +347,16 @@ async def test_a_coordinator_that_has_not_loaded_all_its_offsets_yet_is_asked_ag
     world.check()
 
 
+async def test_a_coordinator_that_still_says_what_was_before_a_reset_is_asked_again(world: World) -> None:
+    await settled(world)
+    await reset_all(world)
+    own = world.cluster.groups._offsets[APP]
+    own.former = {TP("payments", p): (-1, 40) for p in (0, 1)}
+    world.cluster.move_coordinator("group", APP, behind_s=BEHIND_S / 2)
+    world.start()
+    await world.drained()
+
+
 async def test_group_offsets_that_expired_do_not_matter(world: World) -> None:
     await settled(world)
     await asyncio.sleep(15)
