@@ -15,7 +15,7 @@ import orjson
 from semel import looptime
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo, TopicSpec
 from semel.runtime import owners
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
@@ -25,6 +25,9 @@ from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
 from semel.state.positions import Position, Sink, StreamTime, TopicPosition
+
+# That this client may not do it: on a topic, on the cluster.
+RIGHTS = (29, 31)
 
 Target = Literal["earliest", "latest"] | datetime
 
@@ -83,6 +86,10 @@ async def reset(
     now_ms = int(clock.time() * 1000)
     known = found.get(plan.positions_topic)
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
+    doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
+    await _check_rights(plan, broker, [found[name] for name in doomed])
+    if known is not None and known.partitions < tasks:
+        known = await _grown(broker, clock, known, tasks)
     if known is not None:
         held = await _positions(broker, clock, known)
         # Where outputs went: also topics that the declaration does not name.
@@ -92,7 +99,6 @@ async def reset(
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _mark(writer, 1, known, told)
-    doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
     if known is not None and known.partitions != tasks:
         doomed.append(known.name)
     if doomed:
@@ -147,6 +153,41 @@ async def reset(
         outs.append(Out(tp, NO_TIMESTAMP, positions.RESETTING_KEY, None, ()))
     await _write(writer, 2, outs)
     return offsets
+
+
+async def _check_rights(plan: Plan, broker: Broker, doomed: list[TopicInfo]) -> None:
+    """ConfigError where one of them may not be deleted or created anew, before anything is changed.
+
+    Brokers look at rights first: to delete no records takes the right to delete, and to create what is there the right to
+    create.
+    """
+    for info in doomed:
+        for right, harmless in (
+            ("Delete", lambda info=info: broker.delete_records({TP(info.name, 0): 0})),
+            ("Create", lambda info=info: broker.create_topics([TopicSpec(info.name, info.partitions, 1, {})])),
+        ):
+            try:
+                await harmless()
+            except RpcError as exc:
+                if exc.code in RIGHTS:
+                    raise ConfigError(
+                        f"{info.name!r} has to be deleted and created anew, and this client may not: {exc}. Grant {right} on the "
+                        f"topics of {plan.app!r}, then reset; until then nothing is changed"
+                    ) from exc
+
+
+async def _grown(broker: Broker, clock: Clock, topic: TopicInfo, partitions: int) -> TopicInfo:
+    """The positions with as many partitions as the source, so that the mark that keeps workers away stays; as it is where
+    that is not permitted."""
+    try:
+        await broker.create_partitions(topic.name, partitions)
+    except RpcError as exc:
+        if exc.code in RIGHTS:
+            return topic
+        raise
+    while (now := (await broker.topics([topic.name])).get(topic.name, topic)).partitions < partitions:
+        await clock.sleep(0.1)
+    return now
 
 
 async def _fetch(broker: Broker, tp: TP, at: int) -> Fetched | None:

@@ -12,14 +12,14 @@ import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
 from semel.dedup import header
-from semel.errors import ConfigError, TopicChanged
+from semel.errors import ConfigError, RecoveryError, TopicChanged
 from semel.partitioner import partition_of
 from semel.port import TP, Producer
 from semel.runtime.reset import reset
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.state import positions
-from semel.testing.broker import Call, Fault, MemoryBroker, refuse, unsent
+from semel.testing.broker import Call, Fault, MemoryBroker, lose_request, refuse, unsent
 from tests.unit.runtime.harness import APP, Payment, World, committed_values
 
 DAY = timedelta(days=1)
@@ -178,6 +178,65 @@ async def test_a_right_on_a_topic_that_is_missing_is_named_as_that(world: World,
         error = await worker.gone()
     assert isinstance(error, ConfigError)
     assert f"grant {right} on the topic" in str(error) and "group" not in str(error)
+
+
+@pytest.mark.parametrize("right", ["Delete", "Create"])
+async def test_a_reset_that_lacks_a_right_on_its_last_topic_changes_nothing(world: World, right: str) -> None:
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    await world.clock.sleep(15)
+    before = {name: topic.id for name, topic in world.cluster.topics().items()}
+    last = f"{APP}-dedup-changelog"
+
+    def script(call: Call) -> Fault | None:
+        named = [*call.args.get("names", ())] if call.api == "DeleteTopics" else []
+        named += [tp.topic for tp in call.args.get("before", ())] if call.api == "DeleteRecords" else []
+        created = [spec.name for spec in call.args.get("specs", ())] if call.api == "CreateTopics" else []
+        return refuse(29) if last in (named if right == "Delete" else created) else None
+
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    world.cluster.faults.script(script)
+    with pytest.raises(ConfigError, match=f"Grant {right} on the topics"):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert {name: topic.id for name, topic in world.cluster.topics().items()} == before
+    world.start("w2")
+    world.pay_many(10)
+    await world.drained()
+    world.check()
+    await broker.close()
+
+
+async def test_a_reset_that_is_broken_off_after_the_source_grew_keeps_workers_away(world: World) -> None:
+    """The positions grow, and are not deleted: what keeps workers away stands in them."""
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    await world.clock.sleep(15)
+    world.cluster.add_partitions("payments", 3)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    world.cluster.faults.script(lambda call: lose_request() if call.api == "CreateTopics" and deleted(world) else None)
+    resetting = asyncio.create_task(
+        reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    )
+    await world.until(lambda: deleted(world))
+    await world.clock.sleep(1)
+    resetting.cancel()
+    world.cluster.faults.clear()
+    world.lose_store("w1")
+    late = world.start()
+    async with asyncio.timeout(30):
+        error = await late.gone()
+    assert isinstance(error, RecoveryError) and "semel reset" in str(error)
+    await broker.close()
+
+
+def deleted(world: World) -> bool:
+    return f"{APP}-balances-changelog" not in world.cluster.topics()
 
 
 async def test_a_reset_that_may_not_delete_leaves_the_app_as_it_was(world: World) -> None:
