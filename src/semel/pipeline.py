@@ -14,7 +14,7 @@ from semel.errors import DeclarationError
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
-from semel.topic import Topic, checked_name
+from semel.topic import KAFKAS_OWN, Topic, checked_name
 
 log = logging.getLogger("semel.pipeline")
 
@@ -124,6 +124,11 @@ class Pipeline:
         internal = self.plan_names()
         for name in internal:
             checked_name(name, f"pipeline {self.name!r} keeps its state in topics, and the")
+        if self.sink is not None and self.sink.name in KAFKAS_OWN:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: sink {self.sink.name!r} is a topic of the brokers' own, which no client may write "
+                "to; choose another"
+            )
         for what, topic in (("source", self.source), ("sink", self.sink)):
             if topic is not None and topic.name in internal:
                 raise DeclarationError(

@@ -9,6 +9,8 @@ from typing import Any
 from semel.codec import Codec, codec_for, topic_codec
 from semel.errors import DeclarationError
 
+# What the brokers keep for themselves, and let no client write to.
+KAFKAS_OWN = frozenset(("__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"))
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 

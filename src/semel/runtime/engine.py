@@ -126,7 +126,7 @@ class Engine:
         self.only_agents = True
         # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
         self.awake: Callable[[float], bool] = lambda held_s: True
-        self._outputs_remade = False
+        self._topics_anew = False
         self.open_for_work = False
         self._restorer = Restorer(
             broker,
@@ -427,9 +427,13 @@ class Engine:
     async def outputs_remade(self) -> None:
         """A topic that results or dead letters go to is another one: what was meant for the old one is done again."""
         async with self._turn:
-            self._outputs_remade = True
+            self._topics_anew = True
             self.drop_everything()
         self.start_over()
+
+    def read_topics_anew(self) -> None:
+        """With the next takeover: what they take may be another by now."""
+        self._topics_anew = True
 
     def _offer(self, cursor: Cursor) -> None:
         for lane in self.lanes:
@@ -629,9 +633,9 @@ class Engine:
             self.drop_everything()
             if self.writer is None or self.writer.dead:
                 self.writer = await self._takeover.writer()
-            if self._outputs_remade:
+            if self._topics_anew:
                 await self.topics.ready()
-                self._outputs_remade = False
+                self._topics_anew = False
             asked_at = self.clock.monotonic()
             topics = await self._takeover.metadata()
             letters = self.plan.dead_letter_topic

@@ -37,6 +37,7 @@ class Worker(Protocol):
 
     def drop_everything(self) -> None: ...
     def start_over(self) -> None: ...
+    def read_topics_anew(self) -> None: ...
     async def stop_taking_over(self) -> None: ...
 
 
@@ -82,6 +83,9 @@ class Recovery:
             if proven:
                 worker.group.request_rejoin()
             return
+        if answer is Answer.RECORD:
+            # A topic may take less than it did when it was looked at.
+            worker.read_topics_anew()
         if answer is Answer.RECORD and not self._suspects.refused(failed.cause):
             await self._pause(f"{self._plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
                               "max.message.bytes, or set this machine's clock right")  # fmt: skip

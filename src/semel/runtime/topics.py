@@ -11,9 +11,9 @@ from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime.decide import source_resized
 from semel.stages.answers import needs_a_person
-from semel.stages.sink import Destination, limits_from
+from semel.stages.sink import NOT_THE_VALUE_BYTES, Destination, limits_from
 from semel.state.positions import Sink
-from semel.topic import Topic
+from semel.topic import KAFKAS_OWN, Topic
 
 log = logging.getLogger("semel.topics")
 
@@ -311,6 +311,11 @@ class Topics:
     async def open_destination(self, topic: Topic, tasks: int) -> Destination:
         """A topic first named by an `Output`: created if missing, as a sink is. OutputRefused where it cannot be had."""
         if topic.name not in self.destinations:
+            if topic.name in KAFKAS_OWN:
+                raise OutputRefused(
+                    f"output to {topic.name!r}: the brokers keep their own state there and let no client write to it; choose "
+                    "another topic"
+                )
             if topic.name in self._plan.own_topics:
                 raise OutputRefused(
                     f"output to {topic.name!r}: {self._plan.app!r} keeps its own state or dead letters there, which a foreign "
@@ -377,7 +382,7 @@ class Topics:
 
     def max_bytes(self, topic: str) -> int:
         """What a record's value may have in this topic."""
-        return limits_from(self.configs.get(topic, {})).max_bytes - 1024
+        return limits_from(self.configs.get(topic, {})).max_bytes - NOT_THE_VALUE_BYTES
 
     def tombstones_ms(self, topic: str) -> int:
         """For how long at least the topic's compaction keeps a deletion."""

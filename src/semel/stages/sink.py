@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from semel import lineage
@@ -17,6 +17,8 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 # A batch of one record costs up to 61 bytes of batch header plus the record's varints.
 _OVERHEAD_BYTES = 96
+# What a record's value is to leave free in a topic of max.message.bytes, for key and headers.
+NOT_THE_VALUE_BYTES = 1024
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
 
 
@@ -220,6 +222,23 @@ def _hint(value: Any) -> str:
     return ""
 
 
+def _header_bytes(headers: Iterable[tuple[str, str | bytes | None]]) -> int:
+    """At most."""
+    found = 0
+    for name, content in headers:
+        size = len(content.encode() if isinstance(content, str) else content or b"")
+        found += len(name) * (1 if name.isascii() else 4) + size + 10
+    return found
+
+
+# What is left of an error where value and headers of the record take the rest.
+_LEAST_ERROR_BYTES = 500
+# The header that says what was left out.
+_LEFT_OUT_BYTES = 160
+_DISPENSABLE = ("semel.left_out", "semel.dead_at", "semel.attempts", "semel.timestamp", "semel.agent", "semel.pipeline",
+                "semel.error")  # fmt: skip
+
+
 class DeadLetters(NamedTuple):
     """The dead-letter topic as it is: one of the user's may have fewer partitions, or take less, than ours would."""
 
@@ -244,13 +263,15 @@ def dead_letter(
 
     In the dead-letter topic's partition of the same number, stamped by the broker: a bad timestamp may be the very
     reason, and our own clock may be the one that is wrong. A
-    value that does not fit the topic is left out, and a header says so; it still stands at its source position.
+    value that does not fit the topic is left out, and a header says so; it still stands at its source position. Of
+    the error, and of what says why, as much is written as fits.
     """
+    key, value, headers = record.key, record.value, record.headers
     said = {
         "semel.pipeline": pipeline,
         "semel.agent": agent,
         "semel.reason": reason,
-        "semel.error": error.encode(errors="backslashreplace")[:2000].decode(errors="ignore"),
+        "semel.error": "",
         "semel.attempts": str(attempts),
         "semel.topic": source.topic,
         "semel.partition": str(source.partition),
@@ -258,14 +279,15 @@ def dead_letter(
         "semel.timestamp": str(record.timestamp),
         "semel.dead_at": str(now_ms),
     }
-    key, value, headers = record.key, record.value, record.headers
-    room = letters.max_bytes - 4096
-    of_headers = sum(len(name) * 4 + len(content or b"") + 10 for name, content in headers)
+    text = error.encode(errors="backslashreplace")[:2000].decode(errors="ignore")
+    whole = letters.max_bytes + NOT_THE_VALUE_BYTES - _OVERHEAD_BYTES
+    room = whole - _header_bytes(said.items()) - min(len(text.encode()), _LEAST_ERROR_BYTES) - _LEFT_OUT_BYTES
+    of_headers = _header_bytes(headers)
     left_out: list[str] = []
     if value is not None and len(key or b"") + of_headers + len(value) > room:
         left_out.append(f"a value of {len(value)} bytes")
         value = None
-    if len(key or b"") + of_headers > room:
+    if headers and len(key or b"") + of_headers > room:
         left_out.append(f"{len(headers)} headers of about {of_headers} bytes")
         headers, of_headers = (), 0
     if key is not None and len(key) > room:
@@ -275,7 +297,14 @@ def dead_letter(
         said["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
     if isinstance(record, TooLarge):
         said["semel.left_out"] = record.why
-    written = [*headers, *((name, text.encode()) for name, text in said.items())]
-    size = _OVERHEAD_BYTES + len(key or b"") + len(value or b"")
-    size += sum(len(name) + len(content or b"") + 10 for name, content in written)
+    held = len(key or b"") + len(value or b"") + of_headers
+    # Of a topic that takes next to nothing, where it came from matters most: the value stands there.
+    for name in _DISPENSABLE:
+        if held + _header_bytes(said.items()) > whole:
+            said.pop(name, None)
+    left = whole - held - _header_bytes(said.items())
+    if "semel.error" in said:
+        said["semel.error"] = text.encode()[: max(0, left)].decode(errors="ignore")
+    written = [*headers, *((name, content.encode()) for name, content in said.items())]
+    size = _OVERHEAD_BYTES + held + _header_bytes(said.items())
     return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from semel import Dedup, Pipeline, Reject, Retry, Topic
+from semel import Dedup, Output, Pipeline, Reject, Retry, Topic
 from semel.errors import OutsideEvent
 from semel.testing.clock import VirtualClock
 from tests.unit.runtime.harness import APP, ATTEMPTS, Payment, Settlement, World, given_up, payments_pipeline
@@ -321,3 +321,41 @@ async def test_a_producer_whose_clock_is_ahead_does_not_put_ours_in_doubt(
 
     assert len(given_up(world)) == 60
     assert not said(caplog, "probably behind")
+
+
+@pytest.mark.parametrize("when", ["before it starts", "while it runs"])
+async def test_a_dead_letter_topic_that_takes_less_gets_less_of_the_error_and_pauses_nobody(
+    world: World, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    configs = {"max.message.bytes": "1200"}
+    world.work.error = lambda text: RuntimeError(text + "x" * 3_000)
+    if when == "before it starts":
+        world.cluster.create_topic(f"{APP}.dlq", world.partitions, configs)
+    worker = world.start()
+    await world.until_running(worker)
+    if when == "while it runs":
+        world.cluster.alter_topic(f"{APP}.dlq", configs)
+    world.pay("a1", 1, fails=-1)
+    world.pay("a1", 2)
+    await world.drained(within_s=60)
+    assert not worker.engine.paused_by
+    [(reason, error, _)] = given_up(world)
+    assert reason in ("failed", "refused")
+    assert len(error) > 100
+
+
+async def test_an_output_to_a_topic_of_the_brokers_own_fails_its_event_and_no_other(world: World) -> None:
+    async def settle(payments: Any) -> Any:
+        async for payment in payments:
+            yield Output({"id": payment.id}, topic=Topic("__consumer_offsets") if payment.amount == 13 else None)
+
+    world.pipeline = Pipeline(
+        APP, source=Topic("payments", key=str, value=Payment), agent=settle, sink=Topic("settlements", key=str, value=dict),
+        retry=Retry(attempts=2, first_delay=timedelta(milliseconds=10)),
+    )  # fmt: skip
+    world.start()
+    for amount in (1, 13, 2):
+        world.pay("a1", amount)
+    await world.drained(within_s=30)
+    [(_, error, _)] = given_up(world)
+    assert "the brokers keep their own state there" in error

@@ -12,7 +12,7 @@ from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
 from semel.port import NO_TIMESTAMP, TP, TooLarge
-from semel.stages.sink import DeadLetters, Destination, Out, TopicLimits, dead_letter, limits_from
+from semel.stages.sink import NOT_THE_VALUE_BYTES, DeadLetters, Destination, Out, TopicLimits, dead_letter, limits_from
 from semel.topic import Topic
 
 NOW = 1_700_000_000_000
@@ -209,3 +209,21 @@ def test_a_value_that_the_dead_letter_topic_does_not_take_is_left_out_and_that_i
     assert out.value is None
     assert out.tp == TP("p.dlq", 1)
     assert b"100000 bytes" in (dict(out.headers)["semel.left_out"] or b"")
+
+
+@pytest.mark.parametrize("most", [600, 700, 1_000, 1_400, 2_000, 3_000, 5_000, 8_000])
+@pytest.mark.parametrize("error", ["x" * 10_000, "ł" * 10_000, ""])
+@pytest.mark.parametrize("value", [b"v" * 100, b"v" * 1_500, b"v" * 50_000, None])
+def test_a_dead_letter_fits_whatever_the_topic_takes(most: int, error: str, value: bytes | None) -> None:
+    letters = DeadLetters("p.dlq", 2, most - NOT_THE_VALUE_BYTES)
+    out = buried(Given(value=value, headers=(("h", b"1" * 40),)), error=error, letters=letters)
+    builder = DefaultRecordBatchBuilder(2, 0, 1, 1, 1, 0, 1 << 20)
+    builder.append(0, NOW, out.key, out.value, headers=list(out.headers))
+    assert len(builder.build()) <= most
+    said = dict(out.headers)
+    assert {"semel.topic", "semel.partition", "semel.offset", "semel.reason"} <= said.keys()
+    if most >= 2_000 and value is not None and len(value) == 100:
+        # The error gives way to the value.
+        assert out.value == value
+    if most >= 1_400:
+        assert said["semel.error"] or not error
