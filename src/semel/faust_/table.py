@@ -179,6 +179,40 @@ class Table(FaustTable):
             "again, when GET /readyz says 200"
         )
 
+    # -- the changelog, which is the engine's
+
+    @property
+    def changelog_topic_name(self) -> str:
+        return self._changelog_topic_name()
+
+    def partition_for_key(self, key: Any) -> int | None:
+        """As Faust's, of a table without use_partitioner: a row lives where its event is."""
+        return self._hand("asked for a row's partition").task.partition
+
+    @property
+    def changelog_topic(self) -> Any:
+        raise self._engines_own("changelog_topic")
+
+    @changelog_topic.setter
+    def changelog_topic(self, topic: Any) -> None:
+        raise self._engines_own("changelog_topic")
+
+    def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._engines_own("send_changelog()")
+
+    def persisted_offset(self, tp: Any) -> Any:
+        raise self._engines_own("persisted_offset()")
+
+    @property
+    def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise self._engines_own("data")
+
+    def _engines_own(self, what: str) -> DeclarationError:
+        return DeclarationError(
+            f"table {self.name!r}: {what} is not there on semel: rows and their changelog {self.changelog_topic_name!r} are "
+            "written by the engine, with the event's position. Read and write the table as a dict; send what others are to read"
+        )
+
     def reset_state(self) -> None:
         raise DeclarationError(
             f"table {self.name!r}: `faust reset` cannot forget rows that are on Kafka; run `semel reset`, which moves positions "

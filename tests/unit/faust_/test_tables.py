@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from semel.errors import HandlingError, StateNotReady
+from semel.errors import DeclarationError, HandlingError, OutsideEvent, StateNotReady
 from semel.faust_.app import App, own_pages
+from semel.port import TP
 from semel.runtime.task import TaskState
 from semel.runtime.view import EngineView
 from tests.unit.faust_.harness import Stage
@@ -254,3 +255,33 @@ async def test_a_row_is_asked_for_by_its_text_whether_its_key_is_text_or_bytes(s
     assert len(view.scan("totals", 0).rows) == 2
     mine: Any = ("k1", "7") if key_type else (b"k1", b"7")
     assert dict(totals.items()) == {mine[0]: 3, mine[1]: 4}
+
+
+async def test_what_faust_says_of_a_table_is_said_or_refused_with_true_words(stage: Stage) -> None:
+    stage.topic("orders", 2)
+    app = stage.app()
+    totals = app.Table("totals", default=int)
+    found: list[Any] = []
+
+    @app.agent(app.topic("orders", value_type=int))
+    async def count(stream: Any) -> None:
+        async for _ in stream:
+            found.append(totals.partition_for_key("anything"))
+
+    stage.send("orders", 1, partition=1)
+    await stage.start(app)
+    await stage.done(app, 1)
+    assert found == [1]
+    assert dead(stage) == []
+    assert totals.changelog_topic_name == "shop-totals-changelog"
+    assert totals.changelog_topic_name in stage.cluster.topics()
+    assert totals.info()["name"] == "totals"
+    assert repr(totals) and totals.label and totals.clone().name == "totals"
+    with pytest.raises(OutsideEvent, match="asked for a row's partition where no event is in hand"):
+        totals.partition_for_key("a")
+    for ask in (
+        lambda: totals.changelog_topic, lambda: totals.data, lambda: totals.send_changelog(0, "a", 1),
+        lambda: totals.persisted_offset(TP("t", 0)),
+    ):  # fmt: skip
+        with pytest.raises(DeclarationError, match="written by the engine, with the event's position"):
+            ask()
