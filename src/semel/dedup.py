@@ -52,6 +52,16 @@ def content_hash(*fields: str) -> ContentKey:
     return ContentKey(fields)
 
 
+def _reads(given: Any) -> bool:
+    return callable(given) or (isinstance(given, str) and given != "")
+
+
+def _names(given: Any) -> bool:
+    return isinstance(given, (list, tuple, set, frozenset)) and all(
+        isinstance(name, str) and name for name in cast("list[Any]", given)
+    )
+
+
 class Ids(NamedTuple):
     """Keys that may be meant, and beginnings of keys of which only the first parts were given."""
 
@@ -81,6 +91,14 @@ class Dedup:
         late: Handling = "quarantine",
         compare: str | Sequence[str] | Callable[[Any], Any] | None = None,
     ) -> None:
+        if not (isinstance(key, (HeaderKey, ContentKey)) or _reads(key)):
+            raise DeclarationError(
+                f"Dedup key is {key!r}; give a field's name, a function of the value, header(...) or content_hash(...)"
+            )
+        if time is not None and not _reads(time):
+            raise DeclarationError(f"Dedup time={time!r}; give a field's name, or a function of the value")
+        if compare is not None and not _reads(compare) and not _names(compare):
+            raise DeclarationError(f"Dedup compare={compare!r}; give the names of fields, or a function of the value")
         if not isinstance(window, timedelta) or window <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(f"Dedup window is {window!r}; give a timedelta above zero, as timedelta(days=7)")
         for name, handling in (("missing", missing), ("conflict", conflict), ("late", late)):

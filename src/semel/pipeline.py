@@ -54,6 +54,8 @@ class Pipeline:
         self.source = source
         self.agent = agent
         self.dedup = dedup
+        if not isinstance(tables, (Table, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(f"pipeline {self.name!r}: tables={tables!r}; give a list of semel.Tables")
         self.tables = (tables,) if isinstance(tables, Table) else tuple(tables)
         self.sink = sink
         self.retry = retry

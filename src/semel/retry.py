@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from semel.errors import DeclarationError, DecodeError, OutputRefused, Reject
+from semel.topic import is_whole
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,11 @@ class Retry:
     transient: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise DeclarationError(f"Retry attempts={self.attempts}; it takes 1 (no retry) or more")
+        if not is_whole(self.attempts) or self.attempts < 1:
+            raise DeclarationError(f"Retry attempts={self.attempts!r}; it takes 1 (no retry) or more")
+        for name, delay in (("first_delay", self.first_delay), ("max_delay", self.max_delay)):
+            if not isinstance(delay, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise DeclarationError(f"Retry {name}={delay!r}; give a timedelta, as timedelta(seconds=5)")
         if self.first_delay < timedelta(0) or self.max_delay < self.first_delay:
             raise DeclarationError(
                 f"Retry first_delay={self.first_delay}, max_delay={self.max_delay}; give 0 <= first_delay <= max_delay"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Number
 from threading import get_ident
-from typing import Any, NoReturn, TypeVar, get_origin
+from typing import Any, NoReturn, TypeVar, cast, get_origin
 
 from semel.codec import Codec, codec_for
 from semel.errors import DeclarationError, OutsideEvent
 from semel.hand import Hand, event_number, in_hand
 from semel.state.overlay import MISSING, Rows
-from semel.topic import checked_name
+from semel.topic import checked_name, is_whole
 
 RESERVED = frozenset({"dedup", "positions", "parked", "replay", "repartition"})
 D = TypeVar("D")
@@ -59,8 +61,18 @@ class Table:
             raise DeclarationError(f"table {name!r}: key={self.key.name} can change in place, so it is no key")
         if merge is not None and not callable(merge):  # pyright: ignore[reportUnnecessaryComparison]
             raise DeclarationError(f"table {name!r}: merge={merge!r}; give a function of two values of one key")
+        if merge is not None and not _takes(merge, 2):
+            raise DeclarationError(
+                f"table {name!r}: merge={_called(merge)} does not take two values of one key; give a function of two"
+            )
+        if not is_whole(version):
+            raise DeclarationError(f"table {name!r}: version={version!r}; give a number, as version=2")
         if migrate is not None and not callable(migrate):  # pyright: ignore[reportUnnecessaryComparison]
             raise DeclarationError(f"table {name!r}: migrate={migrate!r}; give a function of a row as it was written")
+        if migrate is not None and not _takes(migrate, 1):
+            raise DeclarationError(
+                f"table {name!r}: migrate={_called(migrate)} does not take one row as it was written; give a function of one"
+            )
         self._make = _maker(name, default, self.value)
 
     def __repr__(self) -> str:
@@ -170,6 +182,8 @@ class Table:
 def _maker(name: str, default: Any, value: Codec[Any]) -> Callable[[], Any] | None:
     if default is None:
         return None
+    if isinstance(default, type):
+        _check_made(name, cast("type[Any]", default), value)
     if callable(default):
         return default
     try:
@@ -182,6 +196,32 @@ def _maker(name: str, default: Any, value: Codec[Any]) -> Callable[[], Any] | No
             f"default={type(default).__name__} or default=lambda: {default!r}"
         )
     return lambda: default
+
+
+def _check_made(name: str, default: type[Any], value: Codec[Any]) -> None:
+    """DeclarationError where what the class makes is no value of the table. A number may stand for one of another type."""
+    try:
+        made = default()
+        if not (isinstance(made, (int, float)) and isinstance(value.type, type) and issubclass(value.type, Number)):
+            value.encode(made)
+    except Exception as exc:
+        raise DeclarationError(
+            f"table {name!r}: default={default.__name__} makes no value of the table, which is {value.name}: {exc}"
+        ) from exc
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*(None,) * count)
+    except ValueError:  # nothing is known of its parameters
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def _called(function: Any) -> str:
+    return getattr(function, "__name__", None) or repr(function)
 
 
 def _hashable(declared: Any) -> bool:

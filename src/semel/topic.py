@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from semel.codec import Codec, codec_for, topic_codec
 from semel.errors import DeclarationError
@@ -16,11 +16,32 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 def checked_name(name: str, what: str) -> str:
     """A name Kafka accepts for a topic, or DeclarationError."""
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DeclarationError(f"{what} name {name!r} is a {type(name).__name__}; give a str")
     if not _NAME.fullmatch(name) or name in (".", ".."):
         raise DeclarationError(
             f"{what} name {name!r} is not possible on Kafka; use 1 to 249 of the characters a-z A-Z 0-9 . _ -"
         )
     return name
+
+
+def is_whole(number: object) -> bool:
+    """An int, and no bool, which is one, too."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _checked_configs(name: str, configs: Any) -> dict[str, str]:
+    if not isinstance(configs, Mapping):
+        raise DeclarationError(
+            f"topic {name!r} has configs={configs!r}; give a dict, as {{'retention.ms': '86400000'}}"
+        )
+    given = cast("Mapping[Any, Any]", configs)
+    for key, value in given.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise DeclarationError(
+                f"topic {name!r}: configs has {key!r}: {value!r}; Kafka takes text for both, as {str(value)!r}"
+            )
+    return dict(given)
 
 
 class Topic:
@@ -41,13 +62,13 @@ class Topic:
         partitions: int | None = None,
         configs: Mapping[str, str] | None = None,
     ) -> None:
-        if partitions is not None and partitions < 1:
-            raise DeclarationError(f"topic {name!r} has partitions={partitions}; it takes one or more")
         self.name = checked_name(name, "topic")
+        if partitions is not None and (not is_whole(partitions) or partitions < 1):
+            raise DeclarationError(f"topic {name!r} has partitions={partitions!r}; it takes a number, one or more")
         self.key: Codec[Any] = codec_for(key)
         self.value: Codec[Any] = topic_codec(value)
         self.partitions = partitions
-        self.configs = dict(configs or {})
+        self.configs = _checked_configs(name, configs or {})
 
     def __repr__(self) -> str:
         return f"Topic({self.name!r}, key={self.key.name}, value={self.value.name})"

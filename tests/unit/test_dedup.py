@@ -337,3 +337,21 @@ def test_a_content_hash_is_found_in_hex() -> None:
     rule = Dedup(content_hash("a"), window=WEEK)
     key = rule.key_reader()({"a": 1}, Given())
     assert key is not None and key in rule.ids([rule.shown(key)]).keys
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"key": 5},
+        {"key": ""},
+        {"key": None},
+        {"key": ["id"]},
+        {"time": 5},
+        {"compare": 5},
+        {"compare": [5]},
+        {"compare": [""]},
+    ],
+)
+def test_what_reads_nothing_of_a_value_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError, match=f"Dedup {next(iter(declared))}"):
+        Dedup(**{"key": "id", "window": WEEK, **declared})

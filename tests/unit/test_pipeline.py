@@ -44,6 +44,7 @@ def declared(**changed: Any) -> Pipeline:
         ({"sink": "settled"}, "give a semel.Topic, or leave it out"),
         ({"sink": SOURCE}, "its results would be its events again"),
         ({"sink": Topic("p.dlq")}, "sink 'p.dlq' is one of its own internal topics"),
+        ({"tables": 5}, "give a list of semel.Tables"),
         ({"sink": Topic("__consumer_offsets")}, "which no client may write to"),
         ({"sink": Topic("p-dedup-changelog")}, "internal topics"),
         ({"source": Topic("p-positions")}, "source 'p-positions' is one of its own internal topics"),

@@ -56,6 +56,9 @@ def test_fatal_errors_are_not_tried_again_and_with_transient_only_those_are() ->
     "declared",
     [
         {"attempts": 0},
+        {"attempts": "3"},
+        {"first_delay": 5},
+        {"max_delay": 5.0},
         {"first_delay": timedelta(seconds=-1)},
         {"first_delay": timedelta(seconds=2), "max_delay": timedelta(seconds=1)},
         {"fatal": ValueError},

@@ -67,6 +67,38 @@ def test_a_default_of_another_type_is_refused() -> None:
         Table("t", value=int, default="0")
 
 
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [(int, str), (int, dict), (str, int), (dict, int), (Account, dict), (dict, Decimal), (int, complex)],
+)
+def test_a_class_as_default_that_makes_no_value_of_the_table_is_refused(value: Any, default: Any) -> None:
+    with pytest.raises(DeclarationError, match=f"default={default.__name__} makes no value of the table"):
+        Table("t", value=value, default=default)
+
+
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [(int, int), (float, int), (Decimal, int), (dict, dict), (Any, list), (Account, Account), (str, str)],
+)
+def test_a_class_as_default_that_makes_a_value_of_the_table_is_taken(value: Any, default: Any) -> None:
+    Table("t", value=value, default=default)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [{"version": "2"}, {"version": 1.0}, {"version": True}, {"merge": lambda a: a}, {"migrate": lambda a, b: a},
+     {"migrate": lambda: None}],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
+    with pytest.raises(DeclarationError, match=f"table 't': {next(iter(declared))}="):
+        Table("t", value=int, **declared)
+
+
+def test_functions_that_say_nothing_of_their_parameters_are_taken() -> None:
+    Table("t", value=int, merge=max, migrate=int)
+    Table("t", value=int, merge=lambda *parts: sum(parts), migrate=lambda row, scale=2: row * scale)
+
+
 @pytest.mark.parametrize("key", [dict, list, list[int], set[str], Account])
 def test_a_key_that_can_change_is_refused(key: Any) -> None:
     with pytest.raises(DeclarationError, match="no key"):

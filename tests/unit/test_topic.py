@@ -29,7 +29,11 @@ def test_names_that_kafka_refuses_are_refused(name: str) -> None:
         Topic(name)
 
 
-@pytest.mark.parametrize("declared", [{"partitions": 0}, {"partitions": -1}, {"value": complex}, {"key": object}])
+@pytest.mark.parametrize(
+    "declared",
+    [{"partitions": 0}, {"partitions": -1}, {"partitions": "4"}, {"partitions": True}, {"partitions": 2.0}, {"value": complex},
+     {"key": object}, {"configs": {"retention.ms": 5}}, {"configs": "retention.ms=5"}],
+)  # fmt: skip
 def test_what_cannot_be_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
     with pytest.raises(DeclarationError):
         Topic("t", **declared)
@@ -40,3 +44,8 @@ def test_a_topic_has_configs_of_its_own() -> None:
     topic = Topic("t", configs=configs)
     configs.clear()
     assert topic.configs == {"cleanup.policy": "compact"}
+
+
+def test_a_name_that_is_no_text_is_refused_with_words() -> None:
+    with pytest.raises(DeclarationError, match="topic name 5 is a int; give a str"):
+        Topic(5)  # type: ignore[arg-type]

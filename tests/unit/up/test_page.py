@@ -81,7 +81,7 @@ def test_a_worker_that_has_nothing_yet_says_what_it_waits_for():
         "tasks": [],
         "owners": {},
         "commits": {"commits": 0, "p50_ms": None},
-        "waiting_for": "the topic <flights>",
+        "waiting_for": "waiting for the topic <flights>",
     }
 
     page = html.pipelines([waiting])
