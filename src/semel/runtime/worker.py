@@ -120,7 +120,16 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
         log.warning("task %s does not end when it is cancelled, at %s; it is left behind", task.get_name(),
                     place(task.get_coro()))  # fmt: skip
     if not left:
+        loop.set_exception_handler(_say_unless_left)
         loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _say_unless_left(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Generators of an agent's code that was left where it stands cannot be closed; that it was left has been said."""
+    if isinstance(context.get("exception"), RuntimeError) and "already running" in str(context["exception"]):
+        log.debug("%s", context.get("message"))
+        return
+    loop.default_exception_handler(context)
 
 
 async def _serve(app: Any, stop: asyncio.Event) -> BaseException | None:

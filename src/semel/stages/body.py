@@ -40,6 +40,7 @@ async def run(lane: Lane) -> None:
     idle_failures = 0
     body: asyncio.Task[Any] | None = None
     driven: Driven | None = None
+    said: Driven | None = None
     # Bodies that did not end with their run. They may still be cleaning up.
     left_behind: dict[asyncio.Task[Any], Driven] = {}
     try:
@@ -61,6 +62,7 @@ async def run(lane: Lane) -> None:
                 body.add_done_callback(lambda done: _gone(left_behind, done))
             if not body.done() or driven.forsaken:
                 _say_left_behind(lane, driven)
+                said = driven
             if lane.hand is not hand or not ended:
                 continue
             error = _error_of(body, lane)
@@ -91,8 +93,9 @@ async def run(lane: Lane) -> None:
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)
-            if not body.done() and driven is not None:
+            if driven is not None and driven is not said and (not body.done() or driven.forsaken):
                 _say_left_behind(lane, driven)
+            if not body.done() and driven is not None:
                 left_behind[body] = driven
         for zombie, driving in list(left_behind.items()):
             driving.left = True

@@ -142,6 +142,18 @@ async def test_an_event_whose_error_is_swallowed_around_the_loop_has_failed(
     assert [task.tables[name].value("a1") for name in ("first", "second")] == [5, 5]
 
 
+async def test_an_agent_that_swallows_the_end_of_its_worker_is_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style="stubborn")
+    worker = world.start()
+    await world.until_running(worker)
+    world.pay_many(20, trouble=False)
+    await world.drained()
+    await worker.stop()
+    assert caplog.text.count("does not end when its run does") == 1
+
+
 async def test_an_agent_that_swallows_everything_handles_nothing_for_a_run_that_is_over(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
