@@ -295,19 +295,22 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as malformed:
         raise ConfigError(f"settings file {str(path)!r} is not TOML: {malformed}") from None
     for name, value in table.items():
-        _known(name, Settings, f" in {path}")
+        _known(name, Settings, f" in {path}", table=isinstance(value, dict))
         if name == "broker_security" and isinstance(value, dict):
             for inner in cast("dict[str, Any]", value):
                 _known(inner, BrokerSecurity, f" in [broker_security] of {path}")
     return table
 
 
-def _known(name: str, model: type[BaseModel], where: str) -> None:
+def _known(name: str, model: type[BaseModel], where: str, *, table: bool = False) -> None:
     if name in model.model_fields:
         return
     inner = [*BrokerSecurity.model_fields] if model is Settings and name in BrokerSecurity.model_fields else []
     if inner:
         raise ConfigError(f"unknown setting {name!r}{where}; it belongs under [broker_security]")
+    if table:
+        raise ConfigError(f"unknown section [{name}]{where}; settings stand at the top, without a section, and sections are "
+                          "[broker_security] and [faust]")  # fmt: skip
     nearest = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.0)[0]
     raise ConfigError(f"unknown setting {name!r}{where}; the nearest known one is {nearest!r}")
 

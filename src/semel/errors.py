@@ -125,6 +125,10 @@ class StateDirectoryError(RecoveryError):
     """The state directory belongs to another application, version or process, or cannot be written."""
 
 
+class StateDirectoryUnusable(StateDirectoryError, ConfigError):
+    """What state_dir names can be no state directory for this user: the setting is to be another."""
+
+
 class StateNotReady(RecoveryError):
     """State was read outside an event while it is restored; ask again."""
 

@@ -57,16 +57,17 @@ class MemberIdRequired(RpcError):
 
 
 class RpcLost(Exception):
-    """A request got no answer: it may or may not have taken effect."""
+    """A request got no answer: it may or may not have taken effect. `whole`: `detail` says it all."""
 
-    def __init__(self, api: str, detail: str = "", *, sent: bool = True) -> None:
+    def __init__(self, api: str, detail: str = "", *, sent: bool = True, whole: bool = False) -> None:
         super().__init__(api, detail)
+        self.whole = whole
         self.api = api
         self.detail = detail
         self.sent = sent
 
     def __str__(self) -> str:
-        return f"{self.api} got no answer: {self.detail}"
+        return self.detail if self.whole else f"{self.api} got no answer: {self.detail}"
 
 
 class Record(Protocol):

@@ -104,6 +104,7 @@ def test_replace_keeps_what_was_set_and_derives_the_rest_again():
     ("text", "says"),
     [
         ("sesion_timeout_ms = 1", "unknown setting 'sesion_timeout_ms' in x.toml; the nearest known one is 'session_"),
+        ("[semel]\nweb_port = 1", "unknown section [semel] in x.toml; settings stand at the top, without a section"),
         ("zzz = 1", "unknown setting 'zzz' in x.toml; the nearest known one is"),
         ("[broker_security]\nuser = 'u'", "unknown setting 'user' in [broker_security] of x.toml; .* is 'username'"),
         ("sasl_mechanism = 'PLAIN'", "'sasl_mechanism' in x.toml; it belongs under [broker_security]"),

@@ -25,7 +25,17 @@ from semel.errors import DeclarationError, StaleIncarnation, StateDirectoryError
 from semel.faust_.agent import Agent
 from semel.faust_.arguments import PAGE, check_signals
 from semel.faust_.arguments import check as check_arguments
-from semel.faust_.settings import FORCED, as_semels, check, client_id_of, not_in_memory, pristine, say_moot, start_of
+from semel.faust_.settings import (
+    FORCED,
+    as_semels,
+    check,
+    check_names,
+    client_id_of,
+    not_in_memory,
+    pristine,
+    say_moot,
+    start_of,
+)
 from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
@@ -100,6 +110,7 @@ class App(faust.App):
 
     def _as_fausts(self, settings: Settings) -> dict[str, Any]:
         """What Faust's own settings are made of."""
+        check_names(settings.faust)
         # 0 means any free port to semel's own views; Faust, which serves none of them, does not take it.
         port = settings.web_port or Settings.model_fields["web_port"].default
         return {

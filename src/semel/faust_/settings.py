@@ -7,9 +7,10 @@
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import faust
@@ -233,6 +234,17 @@ def check(conf: Any) -> None:
             raise ConfigError(f"Faust's setting {name}{_shown(name, value)} does not run on semel: {rule.said}")
     start_of(conf)
     security_of(conf)
+
+
+def check_names(given: Iterable[str]) -> None:
+    """ConfigError for a name in `[faust]` that is no setting of Faust's: nothing would ever read it."""
+    for name in given:
+        if name not in SETTINGS:
+            near = difflib.get_close_matches(name, SETTINGS, n=1)
+            raise ConfigError(
+                f"unknown setting {name!r} in [faust]: Faust has none of that name"
+                + (f"; the nearest is {near[0]!r}" if near else "")
+            )
 
 
 def say_moot(conf: Any) -> None:

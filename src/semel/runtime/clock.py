@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic as steady_time
 from time import time as wall_time
 
+from semel.errors import ConfigError
+
 OFFSET = struct.Struct("@q")
 
 
@@ -33,11 +35,17 @@ class SystemClock:
 
 
 def _wrong(said: str) -> Callable[[], float]:
-    if not said.startswith("/"):
-        offset_s = int(said) / 1000
-        return lambda: wall_time() + offset_s
-    with Path(said).open("rb") as file:
-        shared = mmap.mmap(file.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+    try:
+        if not said.startswith("/"):
+            offset_s = int(said) / 1000
+            return lambda: wall_time() + offset_s
+        with Path(said).open("rb") as file:
+            shared = mmap.mmap(file.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+    except (ValueError, OSError) as exc:
+        raise ConfigError(
+            f"SEMEL_CLOCK_OFFSET_MS={said!r:.80} is neither a whole number of ms nor a file that holds one ({exc}); correct it, "
+            "or unset it"
+        ) from None
     return lambda: wall_time() + OFFSET.unpack_from(shared)[0] / 1000
 
 

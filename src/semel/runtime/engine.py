@@ -223,8 +223,12 @@ class Engine:
                 return
             except (RpcError, RpcLost) as exc:
                 waited = self.clock.monotonic() - began
-                if needs_a_person(exc) or waited >= UNREACHABLE_S:
+                if needs_a_person(exc):
                     raise
+                if waited >= UNREACHABLE_S:
+                    why = (f"no broker was met for {waited:.0f} s, and this worker gives up ({exc}). Is the setting broker "
+                           "right, does it run, and can this machine reach the address that it advertises?")  # fmt: skip
+                    raise RpcLost(exc.api, why, sent=False, whole=True) from exc
                 self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
                 if waited >= PATIENT_S and not warned:
                     warned = True

@@ -18,7 +18,7 @@ from semel.runtime import deaths
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints, check_switches
-from semel.runtime.memory import default_budget
+from semel.runtime.memory import available_bytes, default_budget
 from semel.runtime.oddcode import OddCode
 from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
@@ -85,6 +85,12 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
     )  # fmt: skip
     budget = settings.memory_budget_bytes or default_budget()
     log.info("memory budget: %d MiB", budget >> 20)
+    if budget > (available := available_bytes()):
+        log.warning(
+            "memory_budget_bytes=%d is more than the %d bytes that this process may use: it will be killed before it holds so "
+            "much. Leave it out (a quarter of the memory, 1 GiB at most), or set less",
+            budget, available,
+        )  # fmt: skip
     return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt, memory_budget_bytes=budget)
 
 

@@ -50,8 +50,11 @@ async def reset(
 ) -> dict[TP, int]:
     """Returns where each source partition begins now. RecoveryError while the group has members; broker errors as they come."""
     until = clock.monotonic() + settings.session_timeout_ms / 1000 + 1
+    told = 0
     while (info := await broker.describe_group(plan.app)).members and clock.monotonic() < until:
-        say(f"waiting for the group's {len(info.members)} member(s) to be gone: a stopped worker's session has to end")
+        if len(info.members) != told:
+            told = len(info.members)
+            say(f"waiting for the group's {told} member(s) to be gone: a stopped worker's session has to end")
         await clock.sleep(1)
     if info.members:
         who = ", ".join(sorted(m.instance_id or m.member_id for m in info.members))

@@ -68,6 +68,8 @@ def run(
             "a thread that the program's code started still runs %s; the process ends without it", ", ".join(busy)
         )
         leave(exit_code(failure))
+    if failure is None:
+        log.info("stopped")
     return failure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -11,11 +12,13 @@ from typing import Any, cast
 
 import orjson
 
-from semel.errors import InstanceTaken, StateDirectoryError
+from semel.errors import InstanceTaken, StateDirectoryError, StateDirectoryUnusable
 
 log = logging.getLogger("semel.store")
 
 FORMAT = 1
+# What has to do with the disk, and may be over at the next start; else the setting is wrong.
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 class StateDirectory:
@@ -31,7 +34,8 @@ class StateDirectory:
             _make_private(path)
             self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
-            raise StateDirectoryError(
+            kind = StateDirectoryError if exc.errno in _FULL_OR_BROKEN else StateDirectoryUnusable
+            raise kind(
                 f"the state directory {path} cannot be used ({exc.strerror}); make it writable for this user, "
                 "free some space, or set state_dir to another place"
             ) from exc

@@ -13,6 +13,7 @@ import pytest
 from mode import Service
 
 import semel as faust
+from semel import Pipeline, Topic
 from semel.cli import exits
 from semel.config import Settings
 from semel.errors import ConfigError, SemelError
@@ -361,3 +362,10 @@ def test_a_moot_setting_ends_no_start() -> None:
     app = App("moot-settings", broker=BROKER, autodiscover=False, producer_threaded=True, stream_publish_on_commit=True)
     started = app.boot_strategy.kafka_producer()
     assert app.producer in started and all(isinstance(service, Service) for service in started)
+
+
+@pytest.mark.parametrize("name", ["broker_max_poll_record", "nonsense"])
+def test_a_name_in_the_faust_section_that_faust_does_not_have_is_refused(name: str) -> None:
+    settings = Settings(faust={name: 5})
+    with pytest.raises(ConfigError, match=f"unknown setting '{name}' in \\[faust\\]"):
+        app_of(Pipeline("p", source=Topic("t"), agent=lambda event: None), settings)

@@ -38,6 +38,8 @@ async def test_a_worker_that_never_met_a_broker_ends_after_a_minute_with_the_cod
     assert code_after(error) == UNREACHABLE
     assert [r.levelno for r in caplog.records if "still trying" in r.getMessage()] == [logging.WARNING]
     assert not [r for r in caplog.records if r.exc_info], "it is no defect"
+    assert "no broker was met for 60 s, and this worker gives up" in str(error)
+    assert "is the setting broker right" in str(error).lower()
 
 
 async def test_a_broker_that_comes_late_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

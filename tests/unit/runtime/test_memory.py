@@ -81,3 +81,10 @@ async def test_budget_and_use_are_exported(world: World) -> None:
     assert set(worker.engine.budget_bytes()) == {"all", *held}
     for kind in held:
         assert f'semel_memory_held_bytes{{kind="{kind}",pipeline="payments"}}' in text
+
+
+def test_a_budget_above_the_memory_there_is_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    engine_settings(Settings(memory_budget_bytes=available_bytes()), adopt=False)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    engine_settings(Settings(memory_budget_bytes=999_999_999_999_999), adopt=False)
+    assert "it will be killed before it holds so much" in caplog.text

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from semel.cli.exits import FINDING, USAGE, code_of
 from semel.errors import InstanceTaken, StateDirectoryError
 from semel.state.directory import FORMAT, StateDirectory, first_free_instance
 
@@ -145,3 +146,20 @@ def test_the_first_free_instance_is_the_first_by_name_that_nobody_holds(tmp_path
     first.release()
     assert first_free_instance(tmp_path, "app") == "w1"
     second.release()
+
+
+def test_a_place_that_can_be_none_is_a_wrong_setting_and_a_full_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateDirectoryError) as refused:
+        made(tmp_path / "file" / "w1")
+    assert code_of(refused.value) == USAGE
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("semel.state.directory.os.open", full)
+    with pytest.raises(StateDirectoryError) as later:
+        made(tmp_path / "w1")
+    assert code_of(later.value) == FINDING
