@@ -134,6 +134,11 @@ class TrialHand:
     # what `semel.table` and `semel.event` ask of a hand
 
     @property
+    def holding(self) -> bool:
+        """No rows are at hand: each access asks for them."""
+        return False
+
+    @property
     def mine(self) -> bool:
         return self.now is not None
 
