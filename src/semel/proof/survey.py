@@ -160,7 +160,8 @@ class Survey:
         if rules:
             raise NothingToProve(
                 f"the dedup rule of {plan.app!r} was another once ({', '.join(sorted(rules))}), and events before were judged by "
-                "it: they cannot be held against the rule of today. Run `semel reset` to begin anew"
+                "it: they cannot be held against the rule of today, nor those of a range, since marks of both may stand side by "
+                "side. Its workers need nothing. It can be proven again after `semel reset`, or under another name"
             )
         if others:
             raise NothingToProve(

@@ -105,10 +105,12 @@ def _of_dedup(plan: Plan, before: Any, after: Any, code: Any, code_now: Any, fou
         return [f"the dedup rule was {before}, is {after}"]
     if before["window_ms"] != after["window_ms"]:
         found.window = True
+        longer = after["window_ms"] > before["window_ms"]
         found.notes.append(
-            f"the dedup window of {plan.app!r} was {before['window_ms']} ms, is {after['window_ms']} ms: ids whose marks had "
-            "expired by the old one are not known again"
-        )
+            f"the dedup window of {plan.app!r} was {before['window_ms']} ms, is {after['window_ms']} ms: ids "
+            + ("whose marks had expired by the old one are not known again" if longer else "from before the new one are not "
+               "known any more")
+        )  # fmt: skip
     other = {
         name
         for name in ("key", "time", "compare", "content")

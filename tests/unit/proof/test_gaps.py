@@ -206,7 +206,7 @@ async def test_a_declaration_that_workers_take_is_proven_before_one_of_them_has_
 async def test_another_window_is_not_held_against_events_from_before_it(histories: Histories) -> None:
     history = await histories(seed=8, pipeline={"dedup": Dedup("id", window=timedelta(days=7))}).filled(40)
     history.world.pipeline.dedup = Dedup("id", window=timedelta(days=8))
-    with pytest.raises(NothingToProve, match=r"another once \(window\)"):
+    with pytest.raises(NothingToProve, match=r"another once \(window\).* Its workers need nothing"):
         await history.proof()
 
 

@@ -988,6 +988,9 @@ async def test_a_window_may_change_and_marks_stay_findable(world: World, caplog:
         world.pay("a5", 1, id="p5", at_ms=now_ms)
         worker = await settled_by(world)
         assert f"is {days * day} ms" in caplog.text
+        words = "from before the new one are not known any more" if days == 1 else "had expired by the old one"
+        assert words in caplog.text
+        caplog.clear()
         await worker.stop()
     counts = [at.counts for at in world.committed_positions().values()]
     assert sum(c["conflicts"] + c["duplicates"] for c in counts) == 3

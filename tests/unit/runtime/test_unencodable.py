@@ -192,3 +192,42 @@ async def test_a_record_whose_headers_fill_the_dead_letter_topic_is_dead_lettere
     assert record.value is None
     assert b"headers of about" in (said["semel.left_out"] or b"")
     assert (said["semel.topic"], said["semel.offset"]) == (b"payments", b"0")
+
+
+# ---------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["nobody reads it", "the agent reads it"])
+async def test_a_key_that_is_none_of_its_type_fails_the_event_that_reads_it_at_once_and_no_other(
+    world: World, read: bool
+) -> None:
+    attempts: list[int] = []
+
+    async def settle(payments: Any) -> Any:
+        async for event in payments.events():
+            attempts.append(event.offset)
+            yield event.value.amount if not read or event.key else 0
+
+    world.pipeline = Pipeline(
+        APP,
+        source=Topic("payments", key=str, value=Payment),
+        agent=settle,
+        sink=Topic("settlements", key=str, value=int),
+    )
+    world.start()
+    for amount, key in ((1, b"a1"), (2, b"\xff\x00"), (3, b"a1")):
+        value = orjson.dumps({"id": f"p{amount}", "account": "a1", "amount": amount})
+        world.cluster.write(TP("payments", 0), [(key, value)])
+    await world.drained(within_s=60)
+    assert len(attempts) == 3
+    assert [(amount, reason) for amount, reason, _ in dead(world)] == ([(2, "failed")] if read else [])
+    out = [int(r.value or b"") for records in world.cluster.committed("settlements") for r in records]
+    assert sorted(out) == ([1, 3] if read else [1, 2, 3])
+
+
+async def test_a_field_that_a_class_does_not_have_is_ignored(world: World) -> None:
+    world.pipeline = pipeline(lambda p: p.amount)
+    world.start()
+    world.write({"id": "p1", "account": "a1", "amount": 7, "sent_by": "a newer producer"}, "a1")
+    await world.drained()
+    assert dead(world) == []
