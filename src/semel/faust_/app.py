@@ -34,6 +34,7 @@ from semel.faust_.settings import (
     not_in_memory,
     pristine,
     say_moot,
+    say_unknown,
     start_of,
 )
 from semel.faust_.stream import Stream
@@ -100,6 +101,7 @@ class App(faust.App):
         # Tasks and services of the app have started.
         self.may_begin = asyncio.Event()
         self._options = options
+        say_unknown(id, options)
         # Nobody can be connected to its signals yet: they are sent when it is configured for good.
         self._declaring, self._told = True, False
         super().__init__(id, **self._as_fausts(self._base))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -234,6 +235,16 @@ def check(conf: Any) -> None:
             raise ConfigError(f"Faust's setting {name}{_shown(name, value)} does not run on semel: {rule.said}")
     start_of(conf)
     security_of(conf)
+
+
+def say_unknown(app: str, given: Iterable[str]) -> None:
+    """A warning for keywords of `App` that nothing reads: Faust takes any, and some programs keep their own there."""
+    known = {*SETTINGS, *inspect.signature(faust.App.__init__).parameters}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            log.warning("App(%r): %s= is no setting of Faust's or semel's, and nothing reads it%s", app, name,
+                        f"; did you mean {near[0]}=?" if near else "")  # fmt: skip
 
 
 def check_names(given: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from semel import project
 from semel.config import Settings
+from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.runtime.deadline import Deadline, Threads, exits_said, leave
 from semel.stages.answers import is_explained
@@ -165,4 +166,4 @@ def _say(failure: BaseException) -> None:
     if is_explained(failure):
         log.error("%s", failure)
     else:
-        log.error("the worker stops on an unexpected error: %s", failure, exc_info=failure)
+        log.error("the worker stops on an unexpected error: %s", described(failure), exc_info=failure)

@@ -15,7 +15,7 @@ from tests.unit.faust_.harness import Stage
 @pytest.mark.parametrize("ends", [SystemExit(0), SystemExit(), KeyboardInterrupt(), ValueError("no")])
 @pytest.mark.parametrize("started", ["task", "timer"])
 async def test_what_a_task_or_timer_of_the_app_raises_ends_the_worker_and_never_with_0(
-    stage: Stage, ends: BaseException, started: str
+    stage: Stage, caplog: pytest.LogCaptureFixture, ends: BaseException, started: str
 ) -> None:
     stage.topic("orders")
     app = stage.app()
@@ -34,3 +34,4 @@ async def test_what_a_task_or_timer_of_the_app_raises_ends_the_worker_and_never_
         failure = await worker._serve(app, asyncio.Event())
     assert failure is ends
     assert exits.code_after(failure) != 0
+    assert f"the worker stops on an unexpected error: {type(ends).__name__}" in caplog.text

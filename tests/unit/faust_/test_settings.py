@@ -369,3 +369,19 @@ def test_a_name_in_the_faust_section_that_faust_does_not_have_is_refused(name: s
     settings = Settings(faust={name: 5})
     with pytest.raises(ConfigError, match=f"unknown setting '{name}' in \\[faust\\]"):
         app_of(Pipeline("p", source=Topic("t"), agent=lambda event: None), settings)
+
+
+def test_a_keyword_of_an_app_that_nothing_reads_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    App("shop", broker="kafka://127.0.0.1:29999", broker_max_poll_record=5)
+    assert "broker_max_poll_record= is no setting of Faust's or semel's" in caplog.text
+    assert "did you mean broker_max_poll_records=?" in caplog.text
+    caplog.clear()
+    App(
+        "shop",
+        broker="kafka://127.0.0.1:29999",
+        broker_max_poll_records=5,
+        web_port=7001,
+        handler_timeout_ms=9000,
+        monitor=None,
+    )
+    assert "nothing reads it" not in caplog.text
