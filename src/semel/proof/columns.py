@@ -30,8 +30,9 @@ def offsets_of(records: Sequence[Record]) -> Offsets:
     return np.fromiter((r.offset for r in records), np.int64, len(records))
 
 
-def marks_of(records: Sequence[Record]) -> Rows:
-    """The marks in a piece of their changelog, in its order. ValueError for what is no mark."""
+def marks_of(records: Sequence[Record]) -> tuple[Rows, int]:
+    """The marks in a piece of their changelog, in its order, and how far at most an event's own time was ahead of the time it
+    was filed under, in ms: producers' clocks may be ahead. ValueError for what is no mark."""
     written = [r for r in records if r.key is not None and r.value is not None]
     packed = np.frombuffer(b"".join(r.value or b"" for r in written), _PACKED)
     if len(packed) != len(written):
@@ -40,7 +41,7 @@ def marks_of(records: Sequence[Record]) -> Rows:
     for name in ("offset", "filed", "payload", "outcome"):
         rows[name] = packed[name]
     rows["id"] = _hashes([r.key for r in written])
-    return rows
+    return rows, int((packed["time"] - packed["filed"]).max(initial=0))
 
 
 def _hashes(ids: Sequence[Any]) -> Rows:

@@ -36,11 +36,13 @@ class Missing(NamedTuple):
     """Marks that are gone: below source offset `before`, of events filed before `filed_before`.
 
     `first_seen`: whether the source is there from where the task began, so that each of those events can be seen.
+    `ahead_ms`: so far at most event times are ahead of the time that their events were filed under.
     """
 
     before: int
     filed_before: int
     first_seen: bool
+    ahead_ms: int = 0
 
 
 class Fate(IntEnum):

@@ -89,6 +89,8 @@ class Judge:
         self._gone = gone
         self._dropped_before = dropped_before
         self._known = Known()
+        # Events whose marks are gone and that have outputs, filed under the least time that they can have been.
+        self._witnessed = Known()
         self._floor = NEVER
         self._begun = not from_the_beginning or gone is not None
         self._calm = NEVER
@@ -155,28 +157,36 @@ class Judge:
     def _forget(self, rule: Rule) -> None:
         """Memory is bounded by the window: what protects no more is not needed."""
         calm = self._calm - 3 * rule.window_ms
-        self._known = self._known.protecting(max(self._floor - rule.window_ms, min(calm, self._stream_ms)))
+        since = max(self._floor - rule.window_ms, min(calm, self._stream_ms))
+        self._known, self._witnessed = self._known.protecting(since), self._witnessed.protecting(since)
 
     def _explain(self, found: Stretch, known: Known, floor: NDArray[np.int64], ceiling: NDArray[np.int64]) -> None:
         rule = self._rule
         assert rule is not None
-        if not len(found.unmarked):
-            return
         if self._gone is not None:
-            self._known_by_sight(found, known, floor, ceiling)
+            calm = self._calm_times(found.unmarked)
+            self._by_witness(found, ceiling, calm, self._gone)
+            if len(found.unmarked):
+                self._known_by_sight(found, known, floor, ceiling, calm)
+            return
+        if not len(found.unmarked):
             return
         has_output = among(found.unmarked["offset"], np.sort(found.outputs["offset"]))
         fate = fates(found.unmarked, has_output, known, floor, ceiling, rule, whole_letters=self._lettered)
         self._count(found, fate, has_output, known)
 
     def _known_by_sight(
-        self, found: Stretch, known: Known, floor: NDArray[np.int64], ceiling: NDArray[np.int64]
+        self,
+        found: Stretch,
+        known: Known,
+        floor: NDArray[np.int64],
+        ceiling: NDArray[np.int64],
+        calm: NDArray[np.int64],
     ) -> None:
         """Where marks are gone, the first record of an id stands for its mark, as one that was filed late."""
         rule, gone, rows = self._rule, self._gone, found.unmarked
         assert rule is not None and gone is not None
         window = rule.window_ms
-        calm = self._calm_times(rows)
         sights = np.zeros(len(rows), MARK)
         for name in ("offset", "id", "payload"):
             sights[name] = rows[name]
@@ -207,6 +217,28 @@ class Judge:
             fate[again & (fate == Fate.DOUBLED)] = Fate.PASSED
         self._count(found, fate, has_output, known)
         self._known = known
+
+    def _by_witness(self, found: Stretch, ceiling: NDArray[np.int64], calm: NDArray[np.int64], gone: Missing) -> None:
+        """Where marks are gone, an output says all the same that its event took effect, and so does a later mark of its id.
+
+        Where conflicts are passed on, an output says nothing of marks.
+        """
+        rule, rows = self._rule, found.unmarked
+        assert rule is not None
+        if rule.conflict == "pass":
+            return
+        keyed = (rows["kind"] == Kind.KEYED) & among(rows["offset"], np.sort(found.outputs["offset"]))
+        effects = np.zeros(np.count_nonzero(keyed), MARK)
+        for name in ("offset", "id"):
+            effects[name] = rows[name][keyed]
+        effects["outcome"] = DONE
+        least, most = effects, effects.copy()
+        # Some events' clocks are ahead; not that of most of them.
+        least["filed"] = np.minimum(np.minimum(rows["time"][keyed], calm[keyed]), ceiling[keyed]) - gone.ahead_ms
+        most["filed"] = ceiling[keyed]
+        self._witnessed = self._witnessed.later(least)
+        again = np.concatenate((most, found.marks[found.marks["outcome"] == DONE]))
+        self._findings.add(laws.effect_again(self.tp, self._witnessed, again, rule))
 
     @property
     def _lettered(self) -> bool:

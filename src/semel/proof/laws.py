@@ -102,6 +102,26 @@ def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterato
         )
 
 
+def effect_again(tp: TP, witnessed: Known, again: Rows, rule: Rule) -> Iterator[Finding]:
+    """An event took effect, as its outputs say, and within its window another one of its id did.
+
+    `witnessed`: those events, filed under the least time that they can have been; `again`: what took effect, filed under the
+    most.
+    """
+    if not len(witnessed) or not len(again):
+        return
+    before = witnessed.before(again["id"], again["offset"])
+    first = witnessed.rows[np.maximum(before, 0)]
+    twice = (before >= 0) & (again["filed"] <= first["filed"] + rule.window_ms)
+    for one, other in zip(first[twice]["offset"].tolist(), again[twice]["offset"].tolist(), strict=True):
+        yield Finding(
+            Law.NO_DUPLICATE,
+            f"the events at {_place(tp, one)} and {_place(tp, other)} have one id and both took effect within the window of "
+            f"{rule.window_ms / 1000:,.0f} s: the first has outputs, and its mark is gone",
+            (Witness(tp, one, "took effect"), Witness(tp, other, "took effect again")),
+        )
+
+
 def doubled(tp: TP, unmarked: Rows, fate: NDArray[np.uint8], known: Known) -> Iterator[Finding]:
     """A record that its id's mark calls a duplicate has no outputs."""
     for row in unmarked[fate == Fate.DOUBLED]:

@@ -174,6 +174,7 @@ class _Prover:
             self._balance_range(judges, whole_outputs and not any(bare.values()))
         self._judge_the_rest()
         self._judge_outputs(sum(bare.values()), whole_outputs)
+        self._judge_marks()
         self._judge_spread()
 
     def _balance_range(self, judges: dict[TP, Judge], whole_outputs: bool) -> None:
@@ -271,7 +272,21 @@ class _Prover:
         if self._rule is None or not self._scan.marks_gone.get(tp):
             return None
         before, filed = self._scan.first_mark.get(tp, (2**61, 2**61))
-        return Missing(before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, self._there.from_the_first(tp))
+        return Missing(
+            before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, self._there.from_the_first(tp), self._scan.ahead[tp]
+        )
+
+    def _judge_marks(self) -> None:
+        """Marks that somebody else than semel deleted: what they protected, nobody can say."""
+        for tp in self._there.tps(self._plan.marks_topic) if self._rule is not None else ():
+            # The later positions: workers may have trimmed while all was read.
+            position = self._closing.positions.get(tp.partition)
+            begins = self._there.starts[tp]
+            if position is not None and 0 <= position.trimmed < begins:
+                self._gaps.append(Gap(
+                    tp, position.trimmed, begins, "these marks were deleted, and not by semel, which deletes expired ones only: "
+                    "whether redeliveries of their events took effect again is known of those with outputs only",
+                ))  # fmt: skip
 
     async def _read_source(self, tp: TP, stretch: Stretch, source: Source | None) -> list[Record]:
         """The committed records of a stretch, with the columns of those that nothing names; some that are named."""

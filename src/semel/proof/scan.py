@@ -54,6 +54,8 @@ class Scan:
         # Offsets of marks that are gone, and the first mark that stands after them.
         self.marks_gone: dict[TP, int] = {}
         self.first_mark: dict[TP, tuple[int, int]] = {}
+        # How far event times were ahead of the clock, at most, in ms.
+        self.ahead: Counter[TP] = Counter()
         # Offsets that were deleted while they were to be read.
         self.gone: Counter[TP] = Counter()
         self._plan = plan
@@ -169,7 +171,7 @@ class Scan:
                     self.marks_gone[source] += piece.missing
                     self.first_mark.pop(source, None)
                 try:
-                    rows = marks_of(piece.records)
+                    rows, ahead = marks_of(piece.records)
                 except ValueError as exc:
                     raise UnknownMark(
                         f"{tp.topic}[{tp.partition}] holds {exc}, between {piece.start} and {piece.next}: it was written by "
@@ -177,6 +179,7 @@ class Scan:
                     ) from exc
                 if len(rows):
                     self.first_mark.setdefault(source, (int(rows["offset"].min()), int(rows["filed"][0])))
+                    self.ahead[source] = max(self.ahead[source], ahead)
                     self.marks += len(rows)
                     self._spool.add("marks", source, rows)
                 self._read(piece.next - piece.start)

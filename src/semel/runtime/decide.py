@@ -158,6 +158,42 @@ def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicIn
             )
 
 
+def bereft(
+    plan: Plan, partition: int, recorded: Position | None, starts: Mapping[str, int], at: Mapping[str, int]
+) -> list[str]:
+    """Logs of state that somebody deleted records from, in words. TopicChanged where what is gone is yet to be read.
+
+    semel deletes nothing but expired marks, and compaction leaves the start of a log alone (rule 21). `starts`: where the logs
+    begin; `at`: how far each is in the local store.
+    """
+    said: list[str] = []
+    for name in plan.state_logs if recorded is not None else ():
+        assert recorded is not None
+        marks = name == plan.marks_topic
+        kept = recorded.trimmed if marks else 0
+        start = starts.get(name, 0)
+        if name not in recorded.logs or kept < 0 or start <= kept:
+            continue
+        what = f"records of {name}[{partition}] were deleted: it begins at offset {start}, and semel deleted " + (
+            f"expired marks up to {kept}" if marks and kept else "nothing of it"
+        )
+        lost = "ids that are redelivered would take effect again" if marks else "their rows would begin anew"
+        stands = at.get(name, 0)
+        # Each commit leaves one offset behind its records, which ends it.
+        if start - stands > (1 if stands else 0):
+            raise TopicChanged(
+                f"{what}. Somebody did it by hand, or Kafka by a retention that the topic has or had; what is gone is not in the "
+                f"local state, and {lost}. Start a worker on a local state that has it, if one is left; or run `semel reset` to "
+                "rebuild state from the source, which writes results again, and does so without the events that the source "
+                "no longer holds"
+            )
+        said.append(
+            f"{what}. The local state of this worker has it still, as may no other: one that has to read the log again is "
+            "refused. Run `semel reset` when results may be written again"
+        )
+    return said
+
+
 def check_topic(plan: Plan, at: TopicPosition, info: TopicInfo) -> None:
     """TopicChanged where a source topic is not what it was (rule 17). One that grew is, where nothing belongs to a key.
 

@@ -63,7 +63,7 @@ def seal(
 def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now_ms: int) -> dict[TP, int]:
     """Write a committed epoch to the store in one batch, then drop what lay over it. StoreError: it is not written.
 
-    Returns how far the logs of marks may be trimmed: only expired ones lie before (rule 21).
+    Returns how far the logs of marks may be trimmed: only expired ones lie before, and the position says so (rule 21).
     """
     batch = store.batch()
     trims: dict[TP, int] = {}
@@ -87,9 +87,8 @@ def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now
             expired = marks.expired(position.stream_time.ms) if position.stream_time.ms is not None else []
             if expired:
                 marks.drop_buckets(batch, expired)
-                before = marks.first_live_offset()
-                if before is not None:
-                    trims[tp] = before
+            if position.trimmed > task.committed.trimmed:
+                trims[tp] = position.trimmed
         task.stamp_offset = _advance(task, plan.positions_topic, sealed)
         batch.meta(p, task_meta(task, position, now_ms))
     store.write(batch)

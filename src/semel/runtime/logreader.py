@@ -166,13 +166,14 @@ class LogReader:
 
 
 class Reading:
-    """A log being read, a chunk at a time."""
+    """A log being read, a chunk at a time. `moved`: where it began when what was to be read next was gone; 0: it was not."""
 
     def __init__(self, reader: LogReader, clock: Clock, tp: TP, at: int, end: int) -> None:
         self._reader = reader
         self._clock = clock
         self._tp = tp
         self._at = self.first = at
+        self.moved = 0
         self._end = end
 
     async def chunk(self) -> Fetched | None:
@@ -189,7 +190,7 @@ class Reading:
                     raise RecoveryError(
                         f"{tp.topic}[{tp.partition}] answers out of range at {self._at}; was it truncated?"
                     )
-                self._at = start
+                self._at = self.moved = start
             elif fetched.error:
                 refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
                 if needs_a_person(refused):

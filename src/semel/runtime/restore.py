@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 
-from semel.errors import RecoveryError
+from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
 from semel.runtime.changed import changes
-from semel.runtime.decide import check_logs, decide, disagrees
+from semel.runtime.decide import bereft, check_logs, decide, disagrees
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.owners import Owners
@@ -97,27 +97,41 @@ class Restorer:
         if known:
             why = await self._rebuild_reason(task, meta, position, known, topics, starts, ends)
             if why:
-                # First of all, since the rows that go may be the last copy: whether the logs are those they came from.
                 await self._check_logs(task, position is not None, group_offsets, topics, starts, ends)
                 log.warning("task %d: its store is rebuilt from the changelogs: %s", task.partition, why)
                 batch = self._store.batch()
                 batch.drop_partition(task.partition)
                 self._store.write(batch)
                 known, position = {}, None
+        stands = {tp.topic: int(known[tp.topic]["next"]) for tp in logs if tp.topic in known}
+        if any(stands.get(tp.topic, 0) < starts[tp] for tp in logs if tp.topic in self._plan.state_logs):
+            # Before anything of them is noted: what is not there must be missed another time, too.
+            recorded = await self._recorded(task.partition, starts, ends)
+            bereft(self._plan, task.partition, recorded, {tp.topic: starts[tp] for tp in logs}, stands)
         # What it holds is of then until all is read: a restore that is broken off leaves no younger a store.
         task.as_of_ms = int(meta.get("at", 0)) if known else began_ms
         if task.marks is not None:
             task.marks.buckets = {int(b): o for b, o in meta.get("buckets", {}).items()} if known else {}
-        at = {tp: max(int(known.get(tp.topic, {"next": 0})["next"]), starts[tp]) for tp in logs}
+        at = {tp: max(stands.get(tp.topic, 0), starts[tp]) for tp in logs}
         task.to_restore = sum(max(0, ends[tp] - at[tp]) for tp in logs)
         task.restored = 0
         task.restoring_since = self._clock.monotonic()
         task.logs = {tp.topic: {"id": topics[tp.topic].id, "next": at[tp]} for tp in logs}
         task.stamp_offset = int(meta.get("stamp", -1)) if position is not None else -1
         held = _Held(position, task.stamp_offset)
+        began, stood = {tp.topic: starts[tp] for tp in logs}, {tp.topic: at[tp] for tp in logs}
         for tp in logs:
             # Positions come last, so that a store never says it is further than its rows are.
-            await self._read(task, tp, at[tp], ends[tp], held)
+            if moved := await self._read(task, tp, at[tp], ends[tp], held):
+                began[tp.topic], stood[tp.topic] = moved, 0
+        try:
+            self._say(bereft(self._plan, task.partition, held.position, began, stood))
+        except TopicChanged:
+            # Another time it must be missed, too.
+            batch = self._store.batch()
+            batch.drop_partition(task.partition)
+            self._store.write(batch)
+            raise
         self._warn_of_short_tombstones(task, logs, self._clock.monotonic() - began_at)
         if held.resetting:
             raise RecoveryError(
@@ -130,10 +144,13 @@ class Restorer:
         if not self._types:
             self._types = self._plan.types()
         await self._owners.check(task, held.position, topics)
+        marks = TP(self._plan.marks_topic, task.partition)
         position = decide(
             self._plan, task.partition, task.topics, held.position, group_offsets, topics, types=self._types,
             adopt=self._settings.adopt, holds_state=held.position is None and task.holds_state,
         )  # fmt: skip
+        if position.trimmed < 0 and marks in starts:
+            position = positions.moved(position, trimmed=began[marks.topic])
         if held.position is not None:
             self._say(changes(self._plan, held.position, self._types).notes)
             before = held.position
@@ -204,15 +221,21 @@ class Restorer:
         starts: Mapping[TP, int],
         ends: Mapping[TP, int],
     ) -> None:
-        """Read what the positions say without noting any of it. TopicChanged."""
-        tp = TP(self._plan.positions_topic, task.partition)
-        looking, held = Task(task.partition), _Held(None, -1)
-        looking.logs = {tp.topic: {"next": starts[tp]}}
-        await self._read(looking, tp, starts[tp], ends[tp], held)
+        """Before the rows of a store go, which may be the last copy: whether the logs can take their place. TopicChanged."""
+        recorded = await self._recorded(task.partition, starts, ends)
         check_logs(
-            self._plan, task.partition, held.position, group_offsets, topics, adopt=self._settings.adopt,
+            self._plan, task.partition, recorded, group_offsets, topics, adopt=self._settings.adopt,
             holds_state=holds_state,
         )  # fmt: skip
+        bereft(self._plan, task.partition, recorded, {tp.topic: start for tp, start in starts.items()}, {})
+
+    async def _recorded(self, partition: int, starts: Mapping[TP, int], ends: Mapping[TP, int]) -> Position | None:
+        """What the positions say, without noting any of it."""
+        tp = TP(self._plan.positions_topic, partition)
+        looking, held = Task(partition), _Held(None, -1)
+        looking.logs = {tp.topic: {"next": starts[tp]}}
+        await self._read(looking, tp, starts[tp], ends[tp], held)
+        return held.position
 
     # -- the cases of a rebuild that a store which can be read is in
 
@@ -239,7 +262,7 @@ class Restorer:
                 return f"it is at {at} of {name}, beyond the end {ends[tp]}"
             if name != self._plan.marks_topic:
                 # Marks are trimmed from the front on purpose: only expired ones are missing (rule 21).
-                if at < starts[tp]:
+                if at + 1 < starts[tp]:
                     return f"it is at {at} of {name}, below the start {starts[tp]}"
                 # Every commit leaves one offset behind its records, which ends it. More may have been a tombstone,
                 # compacted away since: then nothing is there to be read of it. Positions have none that counts.
@@ -269,7 +292,8 @@ class Restorer:
 
     # -- reading a log
 
-    async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> None:
+    async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> int:
+        """Where the log began anew because records were deleted while it was read; 0 where none were."""
         reading = self._logs.read(tp, at, end)
         while (fetched := await reading.chunk()) is not None:
             await self._pass("restore.chunk")
@@ -279,6 +303,7 @@ class Restorer:
             await self._clock.sleep(0)
         if at - reading.first > CHUNK_RECORDS:
             log.info("task %d: %s read from %d to %d", task.partition, tp.topic, reading.first, at)
+        return reading.moved
 
     def _apply(self, task: Task, tp: TP, fetched: Fetched, held: _Held) -> None:
         """A chunk of a log enters the store together with how far it was read."""

@@ -238,8 +238,14 @@ class Task:
         return Position(
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
             committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
-            committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind},
+            committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind}, self.trimmed,
         )  # fmt: skip
+
+    @property
+    def trimmed(self) -> int:
+        """Up to here the log of marks holds nothing that is needed, as of the last commit."""
+        live = self.marks.first_live_offset() if self.marks is not None else None
+        return max(self.committed.trimmed, -1 if live is None else live)
 
     def hashed_from(self, topic: str) -> int:
         """Marks of records of the topic before this offset have payload hashes of another `compare=`."""

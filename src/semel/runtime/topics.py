@@ -66,6 +66,14 @@ def denied(app: str, exc: RpcError | RpcLost) -> ConfigError:
     return ConfigError(f"{exc}: a topic of {app!r} cannot be made ready; see the broker's words")
 
 
+def deleted_by(configs: Mapping[str, str]) -> str:
+    """The settings of a topic by which Kafka deletes its records, whatever is in them; empty where it does not."""
+    if "delete" not in configs.get("cleanup.policy", ""):
+        return ""
+    limits = [f"{name}={configs[name]}" for name in _KEEP if configs.get(name, "-1") != "-1"]
+    return ", ".join([f"cleanup.policy={configs['cleanup.policy']}", *limits]) if limits else ""
+
+
 class Topics:
     """Metadata of every topic of the app, fresh when asked; creates what is missing of its own."""
 
@@ -164,6 +172,7 @@ class Topics:
             self._open(topic)
         await self._have_named(tasks)
         self._check_room(source_configs)
+        self._check_kept(self.configs)
         self._check_segments()
 
     def _open(self, topic: Topic) -> None:
@@ -258,6 +267,28 @@ class Topics:
             raise TopicChanged(
                 f"the dead-letter topic {letters!r} is compacted: a dead letter would take away the earlier ones of its key, "
                 "and one without a key is refused. Set cleanup.policy=delete on it"
+            )
+
+    async def look_at_retention(self) -> None:
+        """TopicChanged where somebody lets Kafka delete state; RpcError, RpcLost where the brokers do not say."""
+        self._check_kept(await self._broker.topic_configs([*self._plan.logs, self._plan.dead_letter_topic]))
+
+    def _check_kept(self, configs: Mapping[str, dict[str, str]]) -> None:
+        plan = self._plan
+        for name in plan.logs:
+            if by := deleted_by(configs[name]):
+                better = "retention.ms=-1,retention.bytes=-1" if name == plan.marks_topic else "cleanup.policy=compact"
+                raise TopicChanged(
+                    f"topic {name!r}, which holds state of {plan.app!r}, has {by}: Kafka deletes what is older, or more, and "
+                    f"what is deleted is lost to every restore. Set {better} on the topic. Where Kafka has deleted already, "
+                    "`semel reset` rebuilds state from the source, which writes results again"
+                )
+        letters = plan.dead_letter_topic
+        if by := deleted_by(configs[letters]):
+            self._warn(
+                ("kept", letters, by),
+                f"the dead-letter topic {letters!r} has {by}: Kafka deletes dead letters that are older, or more, whether "
+                "somebody has looked at them or not. To keep them for good set retention.ms=-1,retention.bytes=-1 on it",
             )
 
     async def _fit(self, found: dict[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:

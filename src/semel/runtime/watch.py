@@ -25,6 +25,8 @@ from semel.state.positions import TopicPosition
 log = logging.getLogger("semel.topics")
 
 LOOK_S = 1.0
+# Kafka looks every five minutes (log.retention.check.interval.ms) for what it may delete.
+RETENTION_S = 60.0
 # How old what an epoch is committed on may be: redeliveries within it may go unrecognised. (Metadata of many partitions
 # takes milliseconds to read, so not every epoch asks.)
 CONFIRM_S = 0.25
@@ -59,6 +61,7 @@ class TopicWatch:
         self._looked_at = -LOOK_S
         # What was found once holds, whatever another broker says, who may be behind.
         self._changed: TopicChanged | None = None
+        self._retention_at = clock.monotonic()
         # Which takeover a look was asked for in: what the one before knew says nothing of the tasks of this one.
         self._life = 0
         self._grown_at = -GROWN_S
@@ -72,13 +75,16 @@ class TopicWatch:
         self._looked_at = asked_at
 
     async def run(self) -> None:
-        """TopicChanged where a source or a log is not what it was."""
+        """TopicChanged where a source or a log is not what it was, or is not kept."""
         while True:
             await self._clock.sleep(LOOK_S)
             try:
                 if self._plan.sources and self._clock.monotonic() - self._looked_at >= LOOK_S:
                     await self._look()
                 await self._look_at_outputs()
+                if self._clock.monotonic() - self._retention_at >= RETENTION_S:
+                    self._retention_at = self._clock.monotonic()
+                    await self._topics.look_at_retention()
             except (RpcError, RpcLost) as exc:
                 log.debug("looking at the topics: %s", exc)
 

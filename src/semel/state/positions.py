@@ -3,8 +3,8 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
-`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `kinds`) may be absent; a reader
-of the same version passes over what it does not know.
+`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `kinds`, `trimmed`) may be absent;
+a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class Position:
     hex, and to what; `shape` and `types` are the old ones until the end. `left`: topics that were sources once.
     `claims`: logs that the app is about to write to for the first time, and since when, in ms.
     `kinds`: of what kind the keys of rows are, where two kinds could have the same bytes.
+    `trimmed`: the log of marks may begin there, and no later: what lies before it has expired. -1 where that was not noted.
     """
 
     topics: dict[str, TopicPosition]
@@ -127,6 +128,7 @@ class Position:
     left: dict[str, TopicPosition] = field(default_factory=dict[str, TopicPosition])
     claims: dict[str, int] = field(default_factory=dict[str, int])
     kinds: dict[str, str] = field(default_factory=dict[str, str])
+    trimmed: int = -1
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -156,6 +158,8 @@ class Position:
             found["claims"] = self.claims
         if self.kinds:
             found["kinds"] = self.kinds
+        if self.trimmed >= 0:
+            found["trimmed"] = self.trimmed
         if self.left:
             found["left"] = {name: t.to_json() for name, t in self.left.items()}
         return found
@@ -199,6 +203,7 @@ def from_json(found: dict[str, Any]) -> Position:
         left={name: _topic(t) for name, t in found.get("left", {}).items()},
         claims=dict(found.get("claims", {})),
         kinds=dict(found.get("kinds", {})),
+        trimmed=found.get("trimmed", -1),
     )
 
 

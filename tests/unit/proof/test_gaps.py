@@ -126,6 +126,54 @@ async def test_trimmed_marks_and_a_trimmed_source_leave_events_unprovable(histor
     await worker.stop()
 
 
+@pytest.mark.parametrize("block", [1 << 18, 32])
+async def test_marks_that_somebody_deleted_are_named_and_no_run_is_clean_without_them(
+    histories: Histories, block: int
+) -> None:
+    history = await histories(seed=5, partitions=1).filled(100)
+    log = history.log(MARKS, 0)
+    log.delete_before(log.end - 20)
+    proof = await history.proof(block=block)
+    assert proof.verdict is Verdict.UNPROVABLE, proof.text()
+    [gap] = [gap for gap in proof.gaps if gap.tp == TP(MARKS, 0)]
+    assert (gap.start, gap.end) == (0, log.log_start) and "not by semel" in gap.sentence
+
+
+@pytest.mark.parametrize("version", ["this", "a former one"])
+@pytest.mark.parametrize("marks", ["of the first", "of both"])
+@pytest.mark.parametrize("block", [1 << 18, 32])
+async def test_events_of_one_id_that_both_have_outputs_are_found_where_their_marks_are_gone(
+    histories: Histories, block: int, marks: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = histories(seed=5, partitions=1)
+    world = history.world
+    for n in range(100):
+        world.pay(f"a{n % 5}", 1, id=f"p{n}")
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    log = history.log(MARKS, 0)
+    log.delete_before(log.end)
+    world.lose_store("w1")
+    # A worker that does not miss them, as those of former versions did not.
+    monkeypatch.setattr("semel.runtime.restore.bereft", lambda *_: [])
+    for n in range(0, 100, 4):
+        world.pay(f"a{n % 5}", 1, id=f"p{n}")
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    if marks == "of both":
+        log.delete_before(log.end)
+    if version == "a former one":
+        for _, record in history.entries("payments-positions"):
+            if record.key == b"position":
+                history.change_position(_, record, lambda said: said.pop("trimmed", None))
+    proof = await history.proof(block=block)
+    assert proof.found[Law.NO_DUPLICATE] == 25, proof.text()
+    ids = {w.id for f in proof.findings if f.law is Law.NO_DUPLICATE for w in f.witnesses}
+    assert ids == {f"p{n}" for n in range(0, 100, 4)}
+
+
 async def test_a_source_that_was_made_anew_is_named(histories: Histories) -> None:
     history = await histories(seed=6).filled(40)
     history.cluster.delete_topics([SOURCE])

@@ -463,10 +463,11 @@ async def test_a_changelog_that_vanishes_under_running_workers_is_named(world: W
 # ---------------------------------------------------------------------- logs made anew (rules 10, 17, 18)
 
 
-def rows_on_disk(world: World, name: str = "w1") -> int:
+def rows_on_disk(world: World, name: str = "w1", *, partition: int | None = None) -> int:
     store = Store(world.path / name / "db", cache_mb=2, buffer_mb=2)
     try:
-        return sum(1 for p in range(world.partitions) for _ in store.scan_marks(p))
+        mine = range(world.partitions) if partition is None else [partition]
+        return sum(1 for p in mine for _ in store.scan_marks(p))
     finally:
         store.close()
 
@@ -492,6 +493,93 @@ async def test_a_changelog_made_anew_while_nobody_ran_is_refused(world: World, l
     worker = world.start()
     await world.drained()
     check_store(world, worker)
+
+
+def delete_records(world: World, log: str, partition: int, *, keep: int = 0) -> None:
+    """Somebody deletes all of a log but for so many offsets, as Kafka does by a retention that the topic has for a while."""
+    there = world.cluster.log(TP(f"{APP}-{log}", partition))
+    policy = there.configs["cleanup.policy"]
+    world.cluster.alter_topic(f"{APP}-{log}", {"cleanup.policy": "delete"})
+    there.delete_before(there.end - keep)
+    world.cluster.alter_topic(f"{APP}-{log}", {"cleanup.policy": policy})
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+@pytest.mark.parametrize("log", ["balances-changelog", "journals-changelog", "dedup-changelog"])
+async def test_a_restore_misses_records_that_somebody_deleted(world: World, log: str, keep: int) -> None:
+    await settled(world)
+    delete_records(world, log, 1, keep=keep)
+    world.lose_store("w1")
+    for _ in range(2):
+        error = await fate(world, world.start())
+        assert isinstance(error, TopicChanged), repr(error)
+        assert f"records of {APP}-{log}[1] were deleted" in str(error) and "semel reset" in str(error)
+    await asyncio.sleep(15)
+    await reset_all(world)
+    worker = world.start()
+    await world.drained()
+    check_store(world, worker)
+
+
+@pytest.mark.parametrize("log", ["balances-changelog", "dedup-changelog"])
+async def test_a_store_that_has_what_was_deleted_goes_on_and_says_that_it_may_be_the_last(
+    world: World, log: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await settled(world)
+    delete_records(world, log, 1)
+    world.pay_many(20)
+    worker = world.start()
+    await world.drained()
+    check_rows(world, worker) if log != "dedup-changelog" else None
+    assert caplog.text.count(f"records of {APP}-{log}[1] were deleted") == 1
+    await worker.stop()
+    other = world.start("w2")
+    error = await fate(world, other)
+    assert isinstance(error, TopicChanged) and f"records of {APP}-{log}[1] were deleted" in str(error)
+
+
+async def test_a_store_is_not_given_up_for_a_log_that_has_lost_records(world: World) -> None:
+    await settled(world)
+    kept = rows_on_disk(world, partition=1)
+    delete_records(world, "balances-changelog", 1)
+    # By its age the store would be made anew.
+    await asyncio.sleep(14 * 86_400)
+    for p in range(2):
+        world.cluster.write(TP(f"{APP}-journals-changelog", p), [(b"a", b"[]"), (b"b", b"[]")])
+    error = await fate(world, world.start())
+    assert isinstance(error, TopicChanged) and "were deleted" in str(error)
+    assert rows_on_disk(world, partition=1) == kept > 0
+
+
+async def test_records_that_are_deleted_amid_a_restore_are_missed(world: World) -> None:
+    await settled(world)
+    world.lose_store("w1")
+    worker = world.start()
+    reached, go = worker.hold_at("restore.after_ends")
+    await reached.wait()
+    for p in range(2):
+        delete_records(world, "journals-changelog", p)
+    go.set()
+    for at in (worker, None):
+        error = await fate(world, at or world.start())
+        assert isinstance(error, TopicChanged) and f"records of {APP}-journals-changelog" in str(error)
+
+
+async def test_marks_that_a_former_version_trimmed_are_missed_by_nobody(world: World) -> None:
+    """Its positions do not say how far it did."""
+    await settled(world)
+    for p in range(2):
+        for record in world.cluster.committed(f"{APP}-positions")[p]:
+            if record.key == positions.KEY:
+                said = orjson.loads(record.value or b"")
+                said.pop("trimmed", None)
+                record.value = orjson.dumps(said)
+        delete_records(world, "dedup-changelog", p, keep=4)
+    world.lose_store("w1")
+    world.pay("a1")
+    world.start()
+    await world.drained()
+    assert any(at.trimmed > 0 for at in world.committed_positions().values())
 
 
 @pytest.mark.parametrize("group", ["offsets kept", "offsets expired"])

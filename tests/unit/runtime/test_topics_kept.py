@@ -69,6 +69,63 @@ async def test_what_somebody_writes_into_a_changelog_is_a_row_after_the_next_res
     assert found.value == 1000
 
 
+@pytest.mark.parametrize(
+    ("log", "configs", "way"),
+    [
+        ("balances-changelog", {"cleanup.policy": "delete", "retention.ms": "3600000"}, "cleanup.policy=compact"),
+        (
+            "journals-changelog",
+            {"cleanup.policy": "compact,delete", "retention.bytes": "1000"},
+            "cleanup.policy=compact",
+        ),
+        ("positions", {"cleanup.policy": "compact,delete", "retention.ms": "3600000"}, "cleanup.policy=compact"),
+        ("dedup-changelog", {"retention.ms": "3600000"}, "retention.ms=-1"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+async def test_state_that_kafka_may_delete_by_itself_stops_the_worker_with_the_way_out(
+    world: World, log: str, configs: dict[str, str], way: str, when: str
+) -> None:
+    world.pay("a1", 10)
+    worker = world.start()
+    await world.drained()
+    if when == "before the start":
+        await worker.stop()
+    world.cluster.alter_topic(f"{APP}-{log}", configs)
+    if when == "before the start":
+        worker = world.start()
+    async with asyncio.timeout(120):
+        error = await worker.gone()
+    assert isinstance(error, TopicChanged)
+    assert f"{APP}-{log}" in str(error) and "=".join(list(configs.items())[-1]) in str(error) and way in str(error)
+
+
+async def test_a_log_that_kafka_deletes_nothing_of_is_taken_whatever_its_policy(world: World) -> None:
+    world.pay("a1", 10)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    world.cluster.alter_topic(f"{APP}-positions", {"retention.ms": "3600000"})
+    keeps = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    world.cluster.alter_topic(f"{APP}-balances-changelog", keeps)
+    world.pay("a1", 10)
+    world.start()
+    await world.drained()
+
+
+async def test_dead_letters_that_kafka_deletes_are_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    await worker.stop()
+    world.cluster.alter_topic(f"{APP}.dlq", {"retention.ms": "86400000"})
+    world.pay("a1", 10)
+    worker = world.start()
+    await world.drained()
+    await asyncio.sleep(200)
+    assert caplog.text.count("retention.ms=86400000: Kafka deletes dead letters") == 1
+    assert not worker.over
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_topics_that_only_some_brokers_know_yet_are_asked_for_until_all_do(world: World, seed: int) -> None:
     """Two workers start at once on a cluster of which one broker has just come back: each answer may be its."""
