@@ -13,6 +13,7 @@ from typing import Any, cast
 import orjson
 
 from semel.errors import InstanceTaken, StateDirectoryError, StateDirectoryUnusable
+from semel.forks import keep_from_children
 
 log = logging.getLogger("semel.store")
 
@@ -32,7 +33,7 @@ class StateDirectory:
         self.path = path
         try:
             _make_private(path)
-            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock = open(os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600), "rb", buffering=0)  # noqa: SIM115
         except OSError as exc:
             kind = StateDirectoryError if exc.errno in _FULL_OR_BROKEN else StateDirectoryUnusable
             raise kind(
@@ -42,16 +43,17 @@ class StateDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            os.close(self._lock)
+            self.release()
             raise InstanceTaken(
-                f"the state directory {path} is locked by another process: instance {instance!r} runs already; "
-                "stop it, or start this worker with another --instance"
+                f"the state directory {path} is locked by another process{_pids(_holders(path / 'LOCK'))}: instance "
+                f"{instance!r} runs already; stop it, or start this worker with another --instance"
             ) from exc
         except OSError as exc:
-            os.close(self._lock)
+            self.release()
             raise StateDirectoryError(
                 f"the state directory {path} cannot be locked ({exc.strerror}); set state_dir to a local disk"
             ) from exc
+        keep_from_children(self._lock)
         try:
             self._check_owner(app, instance)
         except BaseException:
@@ -68,9 +70,7 @@ class StateDirectory:
         return self.path / "IN_HAND"
 
     def release(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def _check_owner(self, app: str, instance: str) -> None:
         marker = self.path / "OWNER.json"
@@ -97,7 +97,12 @@ class StateDirectory:
                 f"{self.path} belongs to app {found.get('app')!r}, instance {found.get('instance')!r}, not to "
                 f"{app!r}, {instance!r}; give each app its own state_dir, or remove that directory"
             )
-        if found.get("format") != FORMAT:
+        if type(found.get("format")) is not int:
+            raise StateDirectoryError(
+                f"{marker} says that the format is {orjson.dumps(found.get('format')).decode()}, which is no number: something "
+                f"else than semel wrote it; remove {self.path} to rebuild its state"
+            )
+        if found["format"] != FORMAT:
             raise StateDirectoryError(
                 f"{self.path} has state format {found.get('format')}, this version of semel reads {FORMAT}; "
                 "run the version that wrote it, or remove the directory: it is rebuilt from the changelogs"
@@ -115,6 +120,25 @@ class StateDirectory:
             raise StateDirectoryError(
                 f"the state directory {self.path} cannot be written ({exc.strerror}); free some space or set state_dir"
             ) from exc
+
+
+def _holders(lock: Path) -> list[int]:
+    """Processes that have the file open, as far as this user may see them: where there is no /proc, none."""
+    wanted, found = lock.stat(), list[int]()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            held = any(os.path.samestat(wanted, fd.stat()) for fd in (process / "fd").iterdir())
+        except OSError:
+            continue
+        if held:
+            found.append(int(process.name))
+    return sorted(found)
+
+
+def _pids(holders: list[int]) -> str:
+    if not holders:
+        return ""
+    return f" (pid{'s' if len(holders) > 1 else ''} {', '.join(map(str, holders))})"
 
 
 def _make_private(path: Path) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from semel.forks import keep_from_children
 from semel.web.budget import Budget
 from semel.web.quiet import Seldom
 
@@ -197,6 +198,7 @@ async def listen(bind: str, port: int) -> list[socket.socket]:
             except OSError:  # an address family that this machine does not speak
                 continue
             sockets.append(listening)
+            keep_from_children(listening)
             listening.setblocking(False)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

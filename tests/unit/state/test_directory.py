@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import orjson
@@ -163,3 +166,51 @@ def test_a_place_that_can_be_none_is_a_wrong_setting_and_a_full_disk_is_not(
     with pytest.raises(StateDirectoryError) as later:
         made(tmp_path / "w1")
     assert code_of(later.value) == FINDING
+
+
+@contextlib.contextmanager
+def forked() -> Generator[int]:
+    """The pid of a child of this process that lives as long as the block, as those of a process pool do."""
+    wait, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(go)
+        os.read(wait, 1)
+        os._exit(0)
+    os.close(wait)
+    try:
+        yield pid
+    finally:
+        os.close(go)
+        os.waitpid(pid, 0)
+
+
+def test_a_process_that_user_code_forks_keeps_no_lock_of_a_worker_that_is_gone(path: Path) -> None:
+    held = StateDirectory(path, "app", "w1")
+    with forked():
+        held.release()
+        made(path)
+
+
+def test_the_lock_of_a_worker_is_its_own_however_its_children_end(path: Path) -> None:
+    held = StateDirectory(path, "app", "w1")
+    with forked():
+        pass
+    with pytest.raises(InstanceTaken):
+        made(path)
+    held.release()
+
+
+def test_who_holds_a_directory_is_named(path: Path) -> None:
+    held = StateDirectory(path, "app", "w1")
+    with pytest.raises(InstanceTaken, match=rf"locked by another process \(pid {os.getpid()}\): instance 'w1' runs"):
+        made(path)
+    held.release()
+
+
+@pytest.mark.parametrize("said", ['"1"', "null", "1.0", "true", "[1]"])
+def test_a_format_that_is_no_number_is_not_mistaken_for_one(path: Path, said: str) -> None:
+    made(path)
+    (path / "OWNER.json").write_text(f'{{"format":{said},"app":"app","instance":"w1"}}')
+    with pytest.raises(StateDirectoryError, match=rf"the format is {re.escape(said)}, which is no number.*remove"):
+        made(path)

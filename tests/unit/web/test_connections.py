@@ -258,3 +258,22 @@ def test_a_kind_is_told_of_again_after_a_while_with_how_often_it_was_not():
 def test_kinds_without_end_are_one():
     seldom = Seldom()
     assert sum(seldom.due(n)[0] for n in range(10_000)) <= 101
+
+
+async def test_a_process_that_a_handler_forks_keeps_no_port_of_a_worker_that_is_gone():
+    [listening] = await listen("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    wait, go = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(go)
+        os.read(wait, 1)
+        os._exit(0)
+    listening.close()
+    try:
+        [again] = await listen("127.0.0.1", port)
+        again.close()
+    finally:
+        os.close(go)
+        os.close(wait)
+        await asyncio.to_thread(os.waitpid, child, 0)
