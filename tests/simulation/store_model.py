@@ -120,6 +120,8 @@ class ModelBatch:
 class ModelStore:
     """As `Store`, over a `Disk`."""
 
+    found_damaged = 0
+
     def __init__(self, disk: Disk, path: Path) -> None:
         self.path = path
         self._disk = disk

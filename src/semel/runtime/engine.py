@@ -152,6 +152,7 @@ class Engine:
         self.stats: dict[str, float] = dict.fromkeys(
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
         )
+        self.stats["rebuilds"] = store.found_damaged
         self._rate = Rate(clock)
         self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._epochs = Epochs(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from semel.port import TP, Broker, Clock, OpenTransaction, RpcError, RpcLost
 from semel.runtime.intake import Feed
+from semel.runtime.troubles import WAY_OUT, named
 
 log = logging.getLogger("semel.intake")
 
@@ -66,14 +67,8 @@ class HeldBack:
             if stop is None or feed is None:
                 continue
             stop.said_at = now
-            holders = ", ".join(
-                f"{held.transactional_id or 'a transactional id that is not known'} (producer id {held.producer_id}, from "
-                f"offset {held.start_offset})"
-                for held in found.get(tp, ())
-            )
             log.warning(
-                "%s[%d] is held at offset %d by an open transaction for %.0f s, %d records wait behind it: %s. Its producer "
-                "has to end it; one that is gone is ended by the broker after its transaction.timeout.ms, or at once by "
-                "`kafka-transactions.sh abort`",
-                *tp, stop.offset, now - stop.since, feed.high_watermark - stop.offset, holders or nobody,
+                "%s[%d] is held at offset %d by an open transaction for %.0f s, %d records wait behind it: %s. %s",
+                *tp, stop.offset, now - stop.since, feed.high_watermark - stop.offset, named(found.get(tp, ())) or nobody,
+                WAY_OUT,
             )  # fmt: skip

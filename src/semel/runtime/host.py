@@ -96,7 +96,8 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
 
 def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[str, StateDirectory]:
     """The named instance's directory, or the first that nobody holds, or a new one. Locked."""
-    root = Path(settings.state_dir)
+    # Once: user code may change the working directory.
+    root = Path(settings.state_dir).absolute()
     while True:
         name = instance or first_free_instance(root, app) or f"w{secrets.token_hex(3)}"
         try:

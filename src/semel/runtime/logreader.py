@@ -7,12 +7,12 @@ not a member of the group now.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from semel.errors import RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Randomness, RpcError, RpcLost
-from semel.runtime.troubles import NO_LEADER, Troubles
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, OpenTransaction, Randomness, RpcError, RpcLost
+from semel.runtime.troubles import NO_LEADER, Held, Troubles
 from semel.stages.answers import needs_a_person
 
 log = logging.getLogger("semel.restore")
@@ -122,14 +122,15 @@ class LogReader:
 
     # -- stuck transactions
 
-    async def fence_holders(self, tps: list[TP]) -> None:
-        """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15)."""
+    async def fence_holders(self, tps: list[TP]) -> Mapping[TP, Sequence[OpenTransaction]]:
+        """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15). Whoever holds
+        them."""
         try:
             found = await self._broker.open_transactions(tps)
             group = await self._broker.describe_group(self._plan.app)
         except (RpcError, RpcLost) as exc:
             log.debug("looking for the holder of %s: %s", tps, exc)
-            return
+            return {}
         prefix = f"{self._plan.app}-"
         living: set[str] = set()
         for member in group.members:
@@ -149,6 +150,7 @@ class LogReader:
                     await self._broker.init_producer_id(name, self._transaction_timeout_ms)
                 except (RpcError, RpcLost) as exc:
                     log.debug("fencing %s: %s", name, exc)
+        return found
 
     async def _is_ours(self, transactional_id: str) -> bool:
         """Whether a writer of this app has that id, or had it in versions that left an instance's dashes as they were."""
@@ -203,6 +205,7 @@ class Reading:
                 self._at = fetched.next_offset
                 return fetched
             elif self._clock.monotonic() - asked_at > STALL_S:
-                await reader.fence_holders([tp])
+                held = await reader.fence_holders([tp])
+                reader.troubles.met(tp, self._at, Held(held.get(tp, ())))
                 asked_at = self._clock.monotonic()
         return None

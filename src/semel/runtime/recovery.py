@@ -146,7 +146,9 @@ class Recovery:
             # Nothing may be reading or writing it meanwhile.
             await self._worker.stop_taking_over()
             try:
+                before = self._store.found_damaged
                 self._store.reopen(empty=self._damaged)
+                self._worker.stats["rebuilds"] += self._store.found_damaged - before
                 self._store.check_writable()
                 break
             except (StoreError, SemelError) as exc:

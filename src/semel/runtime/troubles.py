@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from semel.port import TP, Clock, RpcError, RpcLost
+from semel.port import TP, Clock, OpenTransaction, RpcError, RpcLost
 from semel.stages.answers import needs_a_person
 
 log = logging.getLogger("semel.intake")
@@ -29,6 +29,28 @@ _ANSWERS: dict[int, tuple[str, bool]] = {
     76: ("a batch in it is compressed in a way that is not known here (UNSUPPORTED_COMPRESSION_TYPE)", True),
 }
 NO_LEADER = RpcError("Fetch", 5)
+
+
+WAY_OUT = (
+    "Its producer has to end it; one that is gone is ended by the broker after its transaction.timeout.ms, or at once by "
+    "`kafka-transactions.sh abort`"
+)
+
+
+class Held(Exception):
+    """An open transaction stands in the way."""
+
+    def __init__(self, transactions: Sequence[OpenTransaction]) -> None:
+        super().__init__(f"it is held by an open transaction: {named(transactions) or 'nobody says whose'}. {WAY_OUT}")
+
+
+def named(transactions: Sequence[OpenTransaction]) -> str:
+    """Who holds a partition."""
+    return ", ".join(
+        f"{held.transactional_id or 'a transactional id that is not known'} (producer id {held.producer_id}, from "
+        f"offset {held.start_offset})"
+        for held in transactions
+    )
 
 
 class _Trouble:
@@ -57,7 +79,8 @@ class Troubles:
         if trouble is None:
             trouble = self._now[tp] = _Trouble(now)
         trouble.why, trouble.lasts, kind = _reason(error)
-        self.counts[tp, kind] += 1
+        if kind:
+            self.counts[tp, kind] += 1
         waited = now - trouble.since_s
         if (trouble.lasts or waited >= PATIENT_S) and now - self._said_at.get(tp, -SAID_EVERY_S) >= SAID_EVERY_S:
             self._said_at[tp] = now
@@ -93,7 +116,9 @@ class Troubles:
 
 
 def _reason(error: Exception) -> tuple[str, bool, str]:
-    """In words; whether it stays until somebody does something; its kind, for counting."""
+    """In words; whether it stays until somebody does something; its kind, for counting, where it is an error."""
+    if isinstance(error, Held):
+        return str(error), False, ""
     if isinstance(error, RpcError):
         why, lasts = _ANSWERS.get(error.code, (f"{error.api} is answered with error {error.code}", False))
         detail = f": {error.detail}" if error.detail and error.code not in _ANSWERS else ""

@@ -103,12 +103,14 @@ class StoreBatch:
 class Store:
     """Opened over a directory; StateDirectoryError where that fails, StoreError later.
 
-    `cache_mb` bounds the block cache, `buffer_mb` all write buffers together.
+    `cache_mb` bounds the block cache, `buffer_mb` all write buffers together. `found_damaged`: how often it was when it was
+    opened, and was made anew.
     """
 
     def __init__(self, path: Path, *, cache_mb: int = 64, buffer_mb: int = 48) -> None:
         self.path = path
         self._cache_mb, self._buffer_mb = cache_mb, buffer_mb
+        self.found_damaged = 0
         self._open()
 
     def _open(self) -> None:
@@ -119,6 +121,7 @@ class Store:
                 raise self._not_opened(exc) from exc
             # Committed state lives in the changelogs; a broken local copy is only a copy.
             log.warning("the state in %s is damaged (%s): it is rebuilt from the changelogs", self.path, exc)
+            self.found_damaged += 1
             self._remove()
             try:
                 self._db = self._connect()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from semel.runtime.metrics import exposition
 from semel.runtime.view import EngineView
 from semel.state.store import StoreError
 from semel.web.view import Restoring
@@ -40,6 +41,21 @@ async def test_a_damaged_block_costs_a_restore_and_no_event(
     assert worker.engine.stats["rebuilds"] == 1
     assert ANEW in caplog.text
     assert worker.engine.paused_by == ""
+
+
+async def test_a_store_that_is_found_damaged_at_the_start_counts_as_made_anew(world: World) -> None:
+    world.pay_many(50)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    [manifest] = (world.path / "w1" / "db").glob("MANIFEST-*")
+    manifest.write_bytes(manifest.read_bytes()[:20])
+    worker = world.start()
+    world.pay_many(50)
+    await world.drained()
+    world.check()
+    assert worker.engine.stats["rebuilds"] == 1
+    assert "semel_store_rebuilds_total" in exposition(worker.engine).decode()
 
 
 async def test_a_damaged_store_is_mended_for_good(world: World) -> None:

@@ -1342,6 +1342,27 @@ async def test_a_stranger_that_writes_to_our_logs_is_never_fenced(world: World) 
     world.check()
 
 
+async def test_a_restore_that_waits_behind_an_open_transaction_says_whose(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await settled(world, 40)
+    await asyncio.sleep(15)
+    await hold_open(world, "somebody-else", TP(f"{APP}-balances-changelog", 0), timeout_ms=60_000)
+    world.lose_store("w1")
+    worker = world.start()
+    await asyncio.sleep(15)
+    ready, detail = EngineView(worker.engine).readiness()
+    assert (
+        not ready
+        and "held by an open transaction: somebody-else" in detail["unreadable"][f"{APP}-balances-changelog[0]"]
+    )
+    assert caplog.text.count("it is held by an open transaction: somebody-else") == 1
+    assert "transaction.timeout.ms" in caplog.text
+    await world.until_running(worker, within_s=120)
+    assert EngineView(worker.engine).readiness()[0]
+    assert not worker.engine.troubles.counts
+
+
 @pytest.mark.parametrize(
     ("holder", "others", "fenced"),
     [

@@ -171,13 +171,17 @@ def test_a_place_that_can_be_none_is_a_wrong_setting_and_a_full_disk_is_not(
 @contextlib.contextmanager
 def forked() -> Generator[int]:
     """The pid of a child of this process that lives as long as the block, as those of a process pool do."""
-    wait, go = os.pipe()
+    (wait, go), (begun, begin) = os.pipe(), os.pipe()
     pid = os.fork()
     if not pid:
         os.close(go)
+        os.write(begin, b".")
         os.read(wait, 1)
         os._exit(0)
     os.close(wait)
+    os.read(begun, 1)
+    os.close(begun)
+    os.close(begin)
     try:
         yield pid
     finally:

@@ -263,17 +263,19 @@ def test_kinds_without_end_are_one():
 async def test_a_process_that_a_handler_forks_keeps_no_port_of_a_worker_that_is_gone():
     [listening] = await listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    wait, go = os.pipe()
+    (wait, go), (begun, begin) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
         os.close(go)
+        os.write(begin, b".")
         os.read(wait, 1)
         os._exit(0)
+    await asyncio.to_thread(os.read, begun, 1)
     listening.close()
     try:
         [again] = await listen("127.0.0.1", port)
         again.close()
     finally:
-        os.close(go)
-        os.close(wait)
+        for end in (go, wait, begun, begin):
+            os.close(end)
         await asyncio.to_thread(os.waitpid, child, 0)
