@@ -157,6 +157,7 @@ class TakeOver:
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> None:
         """Bring the task's state and place up to what is committed; then it may run. RecoveryError, StoreError."""
         position = await self._restorer.restore(task, topics)
+        self._topics.check_kept()
         fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
         if fresh:
             elder = await self._eldest() if task.partition else None

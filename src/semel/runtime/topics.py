@@ -172,7 +172,6 @@ class Topics:
             self._open(topic)
         await self._have_named(tasks)
         self._check_room(source_configs)
-        self._check_kept(self.configs)
         self._check_segments()
 
     def _open(self, topic: Topic) -> None:
@@ -271,10 +270,12 @@ class Topics:
 
     async def look_at_retention(self) -> None:
         """TopicChanged where somebody lets Kafka delete state; RpcError, RpcLost where the brokers do not say."""
-        self._check_kept(await self._broker.topic_configs([*self._plan.logs, self._plan.dead_letter_topic]))
+        self.configs |= await self._broker.topic_configs([*self._plan.logs, self._plan.dead_letter_topic])
+        self.check_kept()
 
-    def _check_kept(self, configs: Mapping[str, dict[str, str]]) -> None:
-        plan = self._plan
+    def check_kept(self) -> None:
+        """To be asked when it is known that the topics are those of the positions: else there is more to say. TopicChanged."""
+        plan, configs = self._plan, self.configs
         for name in plan.logs:
             if by := deleted_by(configs[name]):
                 better = "retention.ms=-1,retention.bytes=-1" if name == plan.marks_topic else "cleanup.policy=compact"
