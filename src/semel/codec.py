@@ -110,6 +110,30 @@ def codec_for(declared: Any) -> Codec[Any]:
     )
 
 
+def key_codec_for(declared: Any) -> Codec[Any]:
+    """As `codec_for`, for keys of rows: one that would be read back as another key is refused, since it would be another row.
+
+    An int stands where a float is declared, and (1, 1) is read back as (1, 1.0), which has other bytes.
+    """
+    codec = codec_for(declared)
+    if (
+        isinstance(declared, Codec)
+        or any(applies(declared) for applies, _ in _converters)
+        or not _holds_float(declared)
+    ):
+        return codec
+    write, read = codec.encode, codec.decode
+
+    def encode(value: Any) -> bytes:
+        raw = write(value)
+        again = read(raw)
+        if write(again) != raw:
+            raise TypeError(f"{value!r:.120} would be read back as {again!r:.120}, which is another row; give it so")
+        return raw
+
+    return dataclasses.replace(codec, encode=encode)
+
+
 def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:
     """The classes whose instances it encodes; None where that is not known from its type."""
     if any(applies(codec.type) for applies, _ in _converters):
@@ -323,6 +347,16 @@ def _parts(shape: shapes.Type) -> Iterator[shapes.Type]:
         waiting += [*getattr(part, "types", ()), *getattr(part, "item_types", ())]
         inner = (getattr(part, name, None) for name in ("type", "item_type", "key_type", "value_type"))
         waiting += [i for i in inner if isinstance(i, shapes.Type)]
+
+
+def _holds_float(declared: Any) -> bool:
+    """Whether a float may be a part of its values."""
+    try:
+        return declared is not float and any(
+            isinstance(p, shapes.FloatType) for p in _parts(shapes.type_info(declared))
+        )
+    except (TypeError, NotImplementedError, NameError):
+        return False
 
 
 _CHANGEABLE = (

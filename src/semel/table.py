@@ -8,7 +8,7 @@ from numbers import Number
 from threading import get_ident
 from typing import Any, NoReturn, TypeVar, cast, get_origin
 
-from semel.codec import Codec, codec_for
+from semel.codec import Codec, codec_for, key_codec_for
 from semel.errors import DeclarationError, OutsideEvent
 from semel.hand import Hand, event_number, in_hand
 from semel.state.overlay import MISSING, Rows
@@ -51,7 +51,7 @@ class Table:
         if name in RESERVED:
             raise DeclarationError(f"table name {name!r} is reserved ({', '.join(sorted(RESERVED))}); choose another")
         self.name = name
-        self.key: Codec[Any] = codec_for(key)
+        self.key: Codec[Any] = key_codec_for(key)
         self.value: Codec[Any] = codec_for(value)
         self.merge = merge
         self.version = version

@@ -472,6 +472,43 @@ def test_keys_that_are_equal_but_differ_as_bytes_are_different_rows_always(store
     assert (table[Decimal("1")], table[Decimal("1.0")]) == (2, 1)
 
 
+@dataclass(frozen=True)
+class Place:
+    id: int
+    x: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "other"),
+    [
+        (tuple[int, float], (1, 1.0), (1, 1)),
+        (tuple[float, ...], (1.0, 2.5), (1, 2.5)),
+        (tuple[int, tuple[str, float]], (1, ("a", 2.0)), (1, ("a", 2))),
+        (Place, Place(1, 1.0), Place(1, 1)),
+        (Place | None, Place(1, 1.0), Place(1, 1)),
+    ],
+)
+def test_a_key_that_would_be_read_back_as_another_row_is_refused(
+    store: Store, key: Any, given: Any, other: Any
+) -> None:
+    table = Table("t", key=key, value=int, default=int)
+    begun(table, store)
+    table[given] += 1
+    assert given == other and table[given] == 1
+    for use in (table.__getitem__, table.get, table.__contains__, lambda k: table.update({k: 1})):
+        with pytest.raises(HandlingError, match=r"read back as .*1.*another row; give it so; its keys are"):
+            use(other)
+
+
+def test_a_key_of_a_float_alone_is_one_row_whichever_number_it_is_given(store: Store) -> None:
+    for key in (float, float | None):
+        table = Table("t", key=key, value=int, default=int)
+        begun(table, store)
+        table[1.0] += 1
+        table[1] += 1
+        assert table[1.0] == 2
+
+
 def test_a_row_of_another_partition_is_refused_with_the_two_ways_out(store: Store) -> None:
     place = KeyPartitions(4)
     table = Table("t", value=int, default=int)
