@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semel.cli import exits, kafka, tables
+from semel.cli import exits, kafka, output, tables
 from semel.cli.chaos import chaos
 from semel.cli.prove import prove
 from semel.cli.reset import reset
@@ -59,5 +59,7 @@ def main() -> None:
             raise
         # A second line, as of another program's output, is indented: none passes for one of a log.
         said = "\n    ".join(folded(line) for line in str(error).splitlines())
-        typer.echo(f"semel: {said}", err=True)
+        output.tell(f"semel: {said}")
         sys.exit(code)
+    finally:
+        output.settle()

@@ -13,6 +13,7 @@ USAGE = 2  # usage or configuration
 UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached, or refuses the login
 INSTANCE_TAKEN = 4
 UNPROVABLE = 5
+UNWRITTEN = 6  # the work is done, and what is to be said of it cannot be written
 INTERRUPTED = 130
 
 
@@ -20,11 +21,17 @@ class Unreachable(SemelError):
     """Nobody answers where a worker was looked for."""
 
 
+class Unwritten(SemelError):
+    """Standard output or a file cannot be written."""
+
+
 def code_of(error: BaseException) -> int | None:
     """The exit code an error stands for; None where it is a defect, whose traceback should be seen."""
     match error:
         case ConfigError() | DeclarationError():
             return USAGE
+        case Unwritten():
+            return UNWRITTEN
         case InstanceTaken():
             return INSTANCE_TAKEN
         case Unreachable() | RpcLost() | NotReady():

@@ -6,8 +6,9 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
+from semel.cli import output
 from semel.folding import folded
 
 
@@ -46,8 +47,23 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class Stream(logging.StreamHandler[TextIO]):
+    """A stream that cannot be written (its reader is gone, the disk is full) costs its lines, and the work goes on."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not (isinstance(error, OSError) or (isinstance(error, ValueError) and self.stream.closed)):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            if self.stream is not sys.stderr:
+                output.tell(f"semel: the log cannot be written ({error}); its lines are lost until it can")
+
+
 def configure(*, as_json: bool) -> None:
     """Send all logging, from INFO on, to one place."""
-    handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
+    handler = Stream(sys.stdout if as_json else sys.stderr)
     handler.setFormatter(JsonLines() if as_json else Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

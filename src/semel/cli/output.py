@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -10,10 +12,33 @@ from typing import Any
 
 import typer
 
+from semel.cli.exits import Unwritten
+
+
+def say(text: str) -> None:
+    """A line of the result, on standard output. Unwritten."""
+    try:
+        typer.echo(text)
+    except OSError as exc:
+        settle()
+        raise Unwritten(f"standard output cannot be written ({exc.strerror})") from exc
+
+
+def settle() -> None:
+    """What a stream still holds is written, or dropped if that cannot be: the interpreter would make a code of its own of it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # full, or closed, or not there
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+
 
 def document(found: Any) -> None:
-    """The one JSON document of `--json`."""
-    typer.echo(json.dumps(found))
+    """The one JSON document of `--json`. Unwritten."""
+    say(json.dumps(found))
 
 
 def shown(value: Any, indent: int | None = None) -> str:
@@ -30,7 +55,7 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     """A table at a terminal; tabs between the columns and no headings where something else reads."""
     if not sys.stdout.isatty():
         for line in lines:
-            typer.echo("\t".join(line))
+            say("\t".join(line))
         return
     from rich.console import Console
     from rich.table import Table
@@ -43,8 +68,9 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def tell(message: str) -> None:
-    """A sentence for the person, on standard error."""
-    typer.echo(message, err=True)
+    """A sentence for the person, on standard error; where nobody can hear it, nothing."""
+    with contextlib.suppress(OSError):
+        typer.echo(message, err=True)
 
 
 @contextmanager

@@ -31,13 +31,14 @@ def prove(
     """Say whether anything was lost, doubled, reordered or torn, with witnesses. Reads only; the pipeline may be running.
 
     Exit code 0: clean; 1: a law is broken; 3: the broker cannot be reached; 5: unprovable in part, because retention or
-    compaction took the witnesses.
+    compaction took the witnesses; 6: clean, and that could not be written, or no room for the files it takes.
     """
     import asyncio
+    import tempfile
 
     from semel import project
     from semel.cli import output
-    from semel.cli.exits import FINDING, OK, UNPROVABLE
+    from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unwritten
     from semel.config import Settings
     from semel.errors import ConfigError
     from semel.proof import Verdict, html
@@ -70,30 +71,43 @@ def prove(
         finally:
             await broker.close()
 
-    proof = asyncio.run(work())
-    if report is not None:
-        report.write_text(html(proof), encoding="utf-8")
-    if as_json:
-        output.document(proof.to_json())
-    else:
-        typer.echo(output.plain(proof.text()))
-    if report is not None:
-        output.tell(f"the report is in {report}")
+    try:
+        proof = asyncio.run(work())
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as exc:
+        raise Unwritten(
+            f"nothing is proven: the files that it takes cannot be kept in {tempfile.gettempdir()} "
+            f"({exc.strerror or exc}); free some space there, or set TMPDIR to another place"
+        ) from exc
     code = {Verdict.CLEAN: OK, Verdict.VIOLATED: FINDING, Verdict.UNPROVABLE: UNPROVABLE}[proof.verdict]
+    try:
+        if as_json:
+            output.document(proof.to_json())
+        else:
+            output.say(output.plain(proof.text()))
+        if report is not None:
+            _write(report, html(proof))
+            output.tell(f"the report is in {report}")
+    except Unwritten as exc:
+        # What was found stands above that it could not be written: its code, too.
+        output.tell(f"semel: the verdict is {proof.verdict.value}, and {exc}")
+        raise typer.Exit(code or UNWRITTEN) from exc
     if code:
         raise typer.Exit(code)
 
 
-def _ms(option: str, text: str | None) -> int | None:
-    """A time as ISO 8601, in ms; one without an offset is read as local. ConfigError."""
-    if text is None:
-        return None
-    from datetime import datetime
-
-    from semel.errors import ConfigError
+def _write(report: Path, text: str) -> None:
+    from semel.cli.exits import Unwritten
 
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{option} {text!r} is not a time; write one as 2026-03-01T12:00:00+00:00") from None
-    return int((at if at.tzinfo is not None else at.astimezone()).timestamp() * 1000)
+        report.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise Unwritten(f"--report {str(report)!r} cannot be written ({exc.strerror or exc})") from exc
+
+
+def _ms(option: str, text: str | None) -> int | None:
+    """In ms. ConfigError."""
+    from semel.cli.moment import moment
+
+    return None if text is None else int(moment(option, text).timestamp() * 1000)

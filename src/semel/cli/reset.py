@@ -28,13 +28,17 @@ def reset(
 
     from semel import project
     from semel.cli import output
+    from semel.cli.moment import moment
     from semel.config import Settings
     from semel.runtime.clock import SystemClock
     from semel.runtime.host import engine_settings, kafka_broker
     from semel.runtime.reset import reset as run
-    from semel.runtime.reset import target_of
 
-    target = target_of(to)
+    match to:
+        case "earliest" | "latest":
+            target = to
+        case _:
+            target = moment("--to", to, instead="earliest nor latest")
     loaded = project.load(pipeline)
     settings = project.settings_of(loaded, Settings.load(config))
     plan = loaded.plan()

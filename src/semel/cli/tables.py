@@ -40,7 +40,7 @@ def get(
         if as_json:
             output.document(found)
         else:
-            typer.echo(output.shown(found["value"], indent=2))
+            output.say(output.shown(found["value"], indent=2))
 
 
 @app.command()

@@ -32,19 +32,6 @@ RIGHTS = (29, 31)
 Target = Literal["earliest", "latest"] | datetime
 
 
-def target_of(text: str) -> Target:
-    """`earliest`, `latest`, or a time as ISO 8601; a time without an offset is UTC's local reading. ConfigError."""
-    if text in ("earliest", "latest"):
-        return text
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(
-            f"--to {text!r} is neither earliest nor latest nor a time; write one as 2026-03-01T12:00:00+00:00"
-        ) from None
-    return at if at.tzinfo is not None else at.astimezone()
-
-
 async def reset(
     plan: Plan, settings: EngineSettings, broker: Broker, clock: Clock, to: Target, *, say: Callable[[str], None]
 ) -> dict[TP, int]:

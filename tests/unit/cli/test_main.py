@@ -1,12 +1,13 @@
 import json
 import logging
+import os
 import subprocess
 import sys
 
 import pytest
 
 from semel import cli
-from semel.cli import exits, logs
+from semel.cli import exits, logs, output
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, PositionConflict
 from semel.local.errors import NotReady, PortTaken
 from semel.port import RpcError, RpcLost
@@ -123,3 +124,36 @@ def test_an_error_with_text_from_outside_is_indented_below_its_first_line(monkey
     first, *more = capsys.readouterr().err.splitlines()
     assert first == "semel: x"
     assert more and all(line.startswith("    ") for line in more)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_log_that_cannot_be_written_is_said_once_and_costs_nothing_else(as_json, monkeypatch, capsys):
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout" if as_json else "stderr", full)
+        try:
+            logs.configure(as_json=as_json)
+            for n in range(3):
+                logging.getLogger("semel.x").warning("line %d", n)
+        finally:
+            root.handlers[:], root.level = before
+            output.settle()
+    assert capsys.readouterr().err.count("the log cannot be written ([Errno 28]") == (1 if as_json else 0)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_changes_no_exit_code():
+    code = (
+        "import logging, os, sys; from semel import cli; from semel.cli import logs\n"
+        "def app():\n"
+        "    logs.configure(as_json=True)\n"
+        "    for n in range(5): logging.getLogger('semel').warning('x' * 5000)\n"
+        "    sys.exit(4)\n"
+        "cli.app = app; cli.main()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (4, 1), ran.stderr
