@@ -75,6 +75,7 @@ class Others:
         self.positions_gone = False
         self.resetting = False
         self._reset: asyncio.Task[dict[TP, int]] | None = None
+        self._as_before = dict(AS_BEFORE)
         self._doom = (0, False)
         self._calls = 0
 
@@ -124,6 +125,8 @@ class Others:
         words = f"topics: {change.value}, {topic}, and made anew after {missing_s:g} s, with {size} partitions"
         if not self._storm.may(name, words):
             return False
+        if topic.startswith(f"{APP}-"):
+            self._as_before[topic] = dict(cluster.topics()[topic].configs)
         cluster.delete_topics([topic])
         if topic == SINK:
             # A worker that is first makes it as the source is.
@@ -136,7 +139,7 @@ class Others:
     def _create(self, topic: str, size: int) -> None:
         """By hand, unless a worker was first."""
         if topic not in self._world.cluster.topics():
-            self._world.cluster.create_topic(topic, size, AS_BEFORE.get(topic))
+            self._world.cluster.create_topic(topic, size, self._as_before.get(topic))
         if topic == SOURCE:
             self._world.spread = self._size(SOURCE)
 
