@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from semel.runtime.engine import Engine
 
 
-# Written as text, so that the store's order is not theirs: "10" stands before "2".
 # What begins so is taken for the beginning of a number, a text in quotes, a list or a dict.
 _JSON_BEGINS = '"[{-0123456789'
+# Written as text, so that the store's order is not theirs: "10" stands before "2".
 _NUMBERS = (int, float)
 # Rows of one call: a millisecond or two where each is read, and none is in the range asked for.
 _LOOKED_AT_MAX = 1_000
