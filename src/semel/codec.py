@@ -31,7 +31,7 @@ import orjson
 from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
-from semel.exact import check_of, only_reading_tells
+from semel.exact import check_of, only_reading_tells, writer_where_plain
 from semel.structure import describe
 
 T = TypeVar("T")
@@ -445,7 +445,7 @@ def _writer(declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]) -> 
         except (TypeError, ValueError, OverflowError) as exc:
             raise TypeError(f"{value!r:.120} does not fit in JSON: {exc}") from exc
 
-    return encode
+    return encode if hidden or plain or again else writer_where_plain(shape, dumps, encode)
 
 
 def _classes(declared: Any) -> tuple[type, ...] | None:

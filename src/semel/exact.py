@@ -17,6 +17,7 @@ from uuid import UUID
 from msgspec import inspect as shapes
 
 Check = Callable[[Any], None]
+Writer = Callable[[Any], bytes]
 
 # Types whose every value is exact in JSON. A float may be NaN, a str a lone surrogate, which writers refuse by themselves.
 _PLAIN = frozenset({str, int, bool, type(None)})
@@ -199,21 +200,50 @@ class _Checks:
 
 
 def _unless_plain(cls: type, fields: list[tuple[str, frozenset[type]]], look: Check) -> Check:
-    """`look` for values that are not of this very class with each field of one of its plain types.
+    """`look`, for values whose classes do not say it all."""
+    return _where_plain(cls, fields, "return", look) or look
 
-    That much is one expression, written out: every result and every row that is written passes here.
+
+def writer_where_plain(shape: shapes.Type, write: Writer, otherwise: Writer) -> Writer:
+    """`write` for values whose class and whose fields' classes say that they are exact, if it takes them; else `otherwise`."""
+    if isinstance(shape, _OBJECTS):
+        fields = [(f.name, _plain_types(f.type)) for f in shape.fields]
+        return (
+            _where_plain(get_origin(shape.cls) or shape.cls, fields, "return write(value)", otherwise, write)
+            or otherwise
+        )
+    if type(shape) in _PLAIN_SHAPES:
+        return _where_plain(_PLAIN_SHAPES[type(shape)], [], "return write(value)", otherwise, write) or otherwise
+    return otherwise
+
+
+def _where_plain(
+    cls: type, fields: list[tuple[str, frozenset[type]]], then: str, otherwise: Any, write: Any = None
+) -> Any:
+    """A function that does `then` where a value is of this very class and each field of one of its plain types.
+
+    Written out, since every result and every row that is written passes here. None where a field has no plain type.
     """
     if not all(plain and name.isidentifier() and not iskeyword(name) for name, plain in fields):
-        return look
-    known: dict[str, Any] = {"type": type, "cls": cls, "look": look}
+        return None
+    known: dict[str, Any] = {"type": type, "cls": cls, "otherwise": otherwise, "write": write, "TypeError": TypeError}
     terms = ["type(value) is cls"]
     for number, (name, plain) in enumerate(fields):
         known[f"plain{number}"] = next(iter(plain)) if len(plain) == 1 else plain
         terms.append(f"type(value.{name}) {'is' if len(plain) == 1 else 'in'} plain{number}")
     # As defaults, they are local names, which are found soonest.
-    return eval(
-        f"lambda value, {', '.join(f'{name}={name}' for name in known)}: {' and '.join(terms)} or look(value)", known
+    names = ", ".join(f"{name}={name}" for name in known)
+    exec(
+        f"def made(value, {names}):\n"
+        f"    if {' and '.join(terms)}:\n"
+        "        try:\n"
+        f"            {then}\n"
+        "        except TypeError:\n"
+        "            pass\n"
+        "    return otherwise(value)\n",
+        known,
     )
+    return known["made"]
 
 
 def _hints(cls: Any) -> dict[str, Any]:
