@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,32 @@ def test_the_work_goes_on(tmp_path: Path, change: Change, stateful: bool) -> Non
     outcome = changed(tmp_path, change, stateful=stateful)
     assert [str(v) for v in outcome.violations] == []
     assert outcome.figures["resets"] == 0 and outcome.figures["fault: topics"]
+
+
+def test_what_is_ending_when_every_worker_stops_has_ended_when_that_life_is_judged(tmp_path: Path) -> None:
+    """Seed 9100084: markers come at the next request, and nobody was left to make one."""
+
+    async def main() -> list[str]:
+        world = SimulatedWorld(tmp_path, seed=1, partitions=2, style="stream", window=timedelta(days=7), real=False)
+        storm = Storm(world, 1, Choices(frozenset()), crashes=0)
+        storm.quiet = True
+        storm.names = ["w1"]
+        delays = cycle([0.0, 2.0])
+        world.cluster.faults.marker_delay_s = lambda: next(delays)
+        try:
+            worker = world.boot("w1")
+            world.pay_many(20, trouble=False)
+            reached, _ = worker.hold_at("commit.after_end")
+            await reached.wait()
+            # Nobody starts again.
+            storm.others.resetting = True
+            worker.kill()
+            await storm.others._until_nothing_is_open()
+            return [str(v) for v in world.judged_life() if v.law == "no_torn_epoch"]
+        finally:
+            await world.close()
+
+    assert run_virtual(main()) == []
 
 
 def test_without_state_it_goes_on_when_the_source_grows(tmp_path: Path) -> None:

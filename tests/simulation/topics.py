@@ -253,13 +253,18 @@ class Others:
         return any(record.key == KEY for log in self._world.cluster.committed(name) for record in log)
 
     async def _until_nothing_is_open(self) -> None:
-        """Transactions of workers that are no more are ended by their timeouts, and late answers are there."""
+        """Transactions of workers that are no more are ended by their timeouts, and late answers are there.
+
+        The cluster does what is due at the next request. While every worker is stopped, nobody makes one.
+        """
         world, until = self._world, self._world.loop.time() + 60
         await world.clock.sleep(5)
         found = [world.cluster.transactions.get(world.plan().transactional_id(name)) for name in self._storm.names]
         assert any(found)
+        world.cluster.timers.run_due()
         while any(t is not None and (t.state == "Ongoing" or t.ending) for t in found) and world.loop.time() < until:
             await world.clock.sleep(0.5)
+            world.cluster.timers.run_due()
 
     async def _reset_amid_trouble(self, to: Target) -> dict[TP, int]:
         """Repeated until one is complete: broken off at some request, or by what a request is answered with."""

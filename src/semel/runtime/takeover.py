@@ -11,6 +11,7 @@ from semel import looptime
 from semel.errors import CommitError, TopicChanged
 from semel.plan import Plan, TablePlan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
+from semel.runtime.decide import source_remade
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.memory import shares
 from semel.runtime.restore import Restorer
@@ -198,8 +199,12 @@ class TakeOver:
         """Where a task that never committed begins: `start=` of the declaration, but where the topic grew under the app.
 
         Nobody was there to see the first records of a partition that came later: they are none of before the start.
+        TopicChanged where that task was of another topic: what is new here is not the app's.
         """
         known = elder.topics if elder is not None else {}
+        for name, _ in fresh:
+            if name in known and known[name].id != position.topics[name].id:
+                raise source_remade(self._plan.app, name)
         grown = [tp for tp in fresh if tp.topic in known and tp.partition >= known[tp.topic].since]
         begins: dict[TP, int] = {}
         for at, tps in ((EARLIEST, grown), (LATEST, [tp for tp in fresh if tp not in grown])):

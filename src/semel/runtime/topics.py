@@ -321,19 +321,19 @@ class Topics:
     def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
         """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source.
 
-        RpcError where the source is the smaller one and a broker may not know all of it yet.
+        RpcError where a broker may not have heard of all of it yet: sources grow, and a reset has the state grow with them.
         """
         sizes = {name: found[name].partitions for name in self._plan.logs if name in found}
         odd = [name for name, size in sizes.items() if size != tasks]
         if not odd:
             return
         before = sizes[odd[0]]
+        if may_be_behind:
+            raise RpcError(
+                "Metadata", 3, f"a broker knows {before} partitions of {odd[0]!r}, and {tasks} of the source"
+            )
         if self._plan.sources and all(size == before for size in sizes.values()):
             largest = max(self._plan.sources, key=lambda name: self.known[name].partitions)
-            if tasks < before and may_be_behind:
-                raise RpcError(
-                    "Metadata", 3, f"a broker knows {tasks} partitions of {largest!r}, the state has {before}"
-                )
             raise source_resized(self._plan.app, largest, before, tasks)
         raise TopicChanged(
             f"topic {odd[0]!r} has {before} partitions, the source has {tasks}: state and source must be partitioned alike. "

@@ -16,6 +16,8 @@ from semel.errors import SemelError, TopicChanged
 from semel.partitioner import KeyPartitions, partition_of
 from semel.port import TP
 from semel.proof import Law, Proof, Verdict, prove
+from semel.runtime.reset import reset
+from semel.runtime.settings import EngineSettings
 from semel.runtime.view import EngineView
 from semel.testing.broker import Call, Fault, MemoryBroker, lose_answer, refuse
 from tests.unit.runtime.harness import APP, Worker, World, committed_values
@@ -226,6 +228,25 @@ async def test_a_source_that_grew_while_nobody_ran_is_taken_up_where_there_is_no
     await world.until(lambda: numbers(world) == [0, 1, 2, 3])
 
 
+async def test_a_partition_that_a_source_made_anew_has_more_of_is_not_taken_up(world: World) -> None:
+    """Nothing is recorded of it; that the topic is another stands in the record of the task that was there first."""
+    world.pipeline = passing()
+    first = world.start()
+    put(world, 0, 1)
+    await world.until(lambda: numbers(world) == [1])
+    await world.clock.sleep(1)
+    await first.stop()
+    world.cluster.delete_topics(["payments"])
+    world.cluster.create_topic("payments", 4)
+    for partition in range(4):
+        put(world, partition, 2 + partition)
+    workers = [world.start(f"w{n}") for n in range(2, 6)]
+    for worker in workers:
+        error = await ended(world, worker)
+        assert isinstance(error, TopicChanged) and "'payments' was deleted and created again" in str(error)
+    assert numbers(world) == [1]
+
+
 async def test_a_group_has_an_offset_of_each_partition_also_where_nothing_was_read(world: World) -> None:
     world.pipeline = passing()
     put(world, 1, 1)
@@ -271,6 +292,27 @@ async def test_a_broker_that_has_not_heard_of_the_growth_is_asked_again_at_a_sta
     put(world, 3, 2)
     await world.until(lambda: numbers(world) == [1, 2], within_s=20)
     assert sorted(second.engine.tasks) == [0, 1, 2, 3]
+
+
+async def test_a_broker_that_has_not_heard_of_what_a_reset_made_is_asked_again_at_a_start(world: World) -> None:
+    """The reset had the positions grow with the source; a broker that is behind knows as many as there were before."""
+    worker = world.start()
+    world.pay_many(10)
+    await world.drained()
+    await worker.stop()
+    world.cluster.add_partitions("payments", 3)
+    world.partitions = 3
+    await world.clock.sleep(15)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    begins = await reset(world.plan(), EngineSettings(), broker, world.clock, "latest", say=lambda _: None)
+    await broker.close()
+    world.cluster.faults.metadata_delay_s = lambda: 1.0
+    again = world.start("w2")
+    await world.until_running(again, within_s=20)
+    assert {p: task.committed.topics["payments"].next for p, task in again.engine.tasks.items()} == {
+        tp.partition: at for tp, at in begins.items()
+    }
 
 
 async def test_what_was_found_out_about_a_topic_holds_whatever_the_next_broker_says(world: World) -> None:
