@@ -108,6 +108,34 @@ def test_what_is_ending_when_every_worker_stops_has_ended_when_that_life_is_judg
     assert run_virtual(main()) == []
 
 
+def test_a_sink_that_is_taken_away_may_be_made_by_a_worker_that_starts_meanwhile(tmp_path: Path) -> None:
+    """Seed 9400481: it had as many partitions as the source then, and the sink none of the sizes that were noted."""
+
+    async def main() -> tuple[int, list[str]]:
+        world = SimulatedWorld(tmp_path, seed=1, partitions=2, style="stream", window=timedelta(days=7), real=False)
+        seed = next(n for n in range(9) if seeded(n, "taken away").choice([0, 1]) == 0)
+        storm = Storm(world, seed, Choices(), crashes=0)
+        storm.quiet = storm.odd.quiet = True
+        storm.names = ["w1"]
+        world.excused = False
+        try:
+            # Made by hand, and later on not as the source is.
+            world.cluster.create_topic("settlements", 5)
+            world.history.sink_sizes = {5}
+            storm.start_all()
+            world.pay_many(20, trouble=False)
+            await world.until_at_rest("the first events")
+            world.loop.call_later(1.0, lambda: storm._start("w2"), context=world.cluster.context)
+            await storm.others.look_at_what_is_said()
+            world.pay_many(20, trouble=False)
+            await storm.calm()
+            return len(world.cluster.topics()["settlements"].logs), [str(v) for v in storm.outcome().violations]
+        finally:
+            await world.close()
+
+    assert run_virtual(main()) == (2, [])
+
+
 def test_without_state_it_goes_on_when_the_source_grows(tmp_path: Path) -> None:
     outcome = changed(tmp_path, Change.SOURCE_GROWS, stateful=False)
     assert [str(v) for v in outcome.violations] == []

@@ -337,6 +337,9 @@ class Others:
             return
         size = self._size(topic)
         cluster.delete_topics([topic])
+        if topic == SINK:
+            # A worker that starts meanwhile makes it as the source is.
+            world.history.sink_sizes.add(world.partitions)
         await world.clock.sleep(SAID_S)
         for worker in world.alive():
             if topic not in cluster.topics() and not any(repr(topic) in text for text in worker.engine.gone()):
