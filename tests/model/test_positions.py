@@ -17,7 +17,7 @@ from semel.plan import AgentKind, AgentPlan
 from semel.port import TP
 from semel.runtime.task import Cursor, Task
 from semel.state import positions
-from semel.state.positions import COUNTS, VERSION, Position, Sink, StreamTime, TopicPosition
+from semel.state.positions import COUNTS, VERSION, Position, Sink, StreamTime, TopicPosition, Windows
 from semel.topic import Topic
 
 offsets = st.integers(0, 2**63 - 1)
@@ -34,6 +34,7 @@ topic_positions = st.builds(
     born=st.integers(0, 1000),
     former=st.dictionaries(names, offsets, max_size=2),
     hashed_from=offsets,
+    windows=st.none() | st.builds(Windows, offsets, st.integers(1, 2**53), st.integers(1, 2**53)),
 )
 recorded = st.builds(
     Position,

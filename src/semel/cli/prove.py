@@ -31,7 +31,8 @@ def prove(
     """Say whether anything was lost, doubled, reordered or torn, with witnesses. Reads only; the pipeline may be running.
 
     Exit code 0: clean; 1: a law is broken; 3: the broker cannot be reached; 5: unprovable in part, because retention or
-    compaction took the witnesses; 6: clean, and that could not be written, or no room for the files it takes.
+    compaction took the witnesses, or another dedup rule judged; 6: clean, and that could not be written, or no room for the
+    files it takes.
     """
     import asyncio
     import tempfile

@@ -23,13 +23,25 @@ IN_A_ROW = 3
 
 
 class Rule(NamedTuple):
-    """What a dedup declaration says, as far as judging needs it."""
+    """What a dedup declaration says, as far as judging needs it.
+
+    Marks of records before `since` were made under windows of which the shortest was `least_ms`; of those before
+    `hashed_from` the payload hash is another.
+    """
 
     window_ms: int
     bucket_ms: int
     missing: str = "quarantine"
     conflict: str = "quarantine"
     late: str = "quarantine"
+    since: int = 0
+    least_ms: int = 0
+    hashed_from: int = 0
+
+    def protects_until(self, marks: Rows) -> NDArray[np.int64]:
+        """Up to which stream time each mark was there for certain: it may have expired by a shorter window."""
+        certain = np.where(marks["offset"] < self.since, min(self.least_ms, self.window_ms), self.window_ms)
+        return marks["filed"] + certain
 
 
 class Missing(NamedTuple):
@@ -135,8 +147,8 @@ def fates(
         before = known.before(ids, offsets)
         first = rows[np.maximum(before, 0)]
         until = first["filed"] + rule.window_ms
-        protected, over = keyed & (before >= 0) & (floor <= until), ceiling > until
-        equal = first["payload"] == unmarked["payload"]
+        protected, over = keyed & (before >= 0) & (floor <= until), ceiling > rule.protects_until(first)
+        equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
         dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
     else:
         protected = over = equal = dead = seen_only = np.zeros(count, np.bool_)

@@ -106,12 +106,16 @@ class Judge:
         marks = found.marks = found.marks[np.argsort(found.marks["offset"], kind="stable")]
         known = self._known.later(marks)
         self._findings.add(laws.no_duplicate(self.tp, found, known, self._rule, self._wheres))
-        if self._rule is not None and len(marks):
+        if self._rule is None or not len(marks):
+            return
+        self._known = known
+        # How marks of another window moved stream time, that of now does not say.
+        marks = marks[marks["offset"] >= self._rule.since]
+        if len(marks):
             before = self._floor
             if not self._begun:
                 before, self._begun = int(marks[0]["filed"]), True
             self._floor = int(stream_floor(marks, marks["offset"], before, self._rule.window_ms)[-1])
-            self._known = known
             self._forget(self._rule)
 
     def _count_effects(self, found: Stretch) -> None:

@@ -86,7 +86,7 @@ def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterato
     rows = known.rows[known.rows["outcome"] != TRIMMED]
     new = rows["offset"][1:] >= stretch.start
     same = (rows["id"][1:] == rows["id"][:-1]) & new
-    within = same & (rows["filed"][1:] <= rows["filed"][:-1] + rule.window_ms)
+    within = same & (rows["filed"][1:] <= rule.protects_until(rows[:-1]))
     for i in np.flatnonzero(within).tolist():
         first, second = int(rows[i]["offset"]), int(rows[i + 1]["offset"])
         if first == second:

@@ -180,7 +180,7 @@ class _Prover:
     def _balance_range(self, judges: dict[TP, Judge], whole_outputs: bool) -> None:
         """The running counts are of the whole history. They say this much of a range: no more than all were filtered."""
         there = self._there
-        if not any(end > start for start, end in there.range.values()):
+        if not any(end > start for start, end in there.range.values()) and not there.of_another_rule:
             tp = there.sources[0]
             self._gaps.append(Gap(tp, *there.range[tp], "there is no event in the range that was asked for"))
         if self._rule is None or not whole_outputs:
@@ -233,9 +233,16 @@ class _Prover:
             # What an earlier declaration let pass took effect without a mark, and still has its outputs.
             passed = [name for name in ("missing", "conflict", "late") if name in position.passed]
             rule = rule._replace(**dict.fromkeys(passed, "pass"))
+            at = position.topics[tp.topic]
+            rule = rule._replace(hashed_from=at.hashed_from)
+            windows = there.windows(tp)
+            if windows is not None:
+                # Marks were trimmed by whole buckets, of a quarter of the window of then.
+                bucket_ms = max(rule.bucket_ms, windows.most_ms // 4)
+                rule = rule._replace(since=windows.since, least_ms=windows.least_ms, bucket_ms=bucket_ms)
         judge = Judge(
             tp, rule, self._findings, self._scan.wheres, whole=whole, from_the_beginning=there.from_the_first(tp),
-            stream_ms=position.stream_time.ms, gone=self._marks_gone(tp),
+            stream_ms=position.stream_time.ms, gone=self._marks_gone(tp, rule),
             dropped_before=position.counts.get("dropped", 0) > 0 and not drops,
         )  # fmt: skip
         source = None
@@ -268,12 +275,12 @@ class _Prover:
         ))  # fmt: skip
         return judge
 
-    def _marks_gone(self, tp: TP) -> Missing | None:
-        if self._rule is None or not self._scan.marks_gone.get(tp):
+    def _marks_gone(self, tp: TP, rule: Rule | None) -> Missing | None:
+        if rule is None or not self._scan.marks_gone.get(tp):
             return None
         before, filed = self._scan.first_mark.get(tp, (2**61, 2**61))
         return Missing(
-            before + _EPOCH_EVENTS, filed + self._rule.bucket_ms, self._there.from_the_first(tp), self._scan.ahead[tp]
+            before + _EPOCH_EVENTS, filed + rule.bucket_ms, self._there.from_the_first(tp), self._scan.ahead[tp]
         )
 
     def _judge_marks(self) -> None:

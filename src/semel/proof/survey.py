@@ -10,9 +10,9 @@ from semel.port import TP, Broker, TopicInfo
 from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
-from semel.runtime.changed import changes
-from semel.runtime.decide import check_log_ids
-from semel.state.positions import Sink
+from semel.runtime.changed import Changes, changes
+from semel.runtime.decide import check_log_ids, windows_of
+from semel.state.positions import Sink, Windows
 
 
 class Survey:
@@ -20,7 +20,7 @@ class Survey:
 
     `sources`: the source partitions that were read; `outputs`: the partitions that outputs went to; `missing`: topics that
     records went to and that are deleted, with how many. `starts` of all of them, `ends` of what was written. `range`: which
-    offsets of a source partition are judged.
+    offsets of a source partition are judged. `of_another_rule`: where another dedup rule judged of what was asked for.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Survey:
         self.starts: dict[TP, int] = {}
         self.ends: dict[TP, int] = {}
         self.range: dict[TP, tuple[int, int]] = {}
+        self.of_another_rule: set[TP] = set()
         self.gaps: list[Gap] = []
         self._broker = broker
         self._logs = logs
@@ -40,6 +41,7 @@ class Survey:
         self._since, self._until = since_ms, until_ms
         self._topics: dict[str, TopicInfo] = {}
         self._configs: dict[str, dict[str, str]] = {}
+        self._rules: dict[int, Changes] = {}
 
     async def look(self, findings: Findings, read: Callable[[int], None]) -> None:
         """NothingToProve, ShapeChanged, TopicChanged; RpcLost where no broker answers."""
@@ -135,21 +137,46 @@ class Survey:
         """Nothing was deleted from a log between where it began for us and our first look at it."""
         return self.starts[tp] <= self._began(tp) and not self.compacted(tp.topic)
 
+    def windows(self, tp: TP) -> Windows | None:
+        """From where on the dedup window of today is the judge, and which there were before; None where it always was."""
+        position = self.cut.positions[tp.partition]
+        at = position.topics[tp.topic]
+        if at.windows is None and "window" in position.passed:
+            return Windows(at.next, 0, 0)  # a version that did not note more
+        return windows_of(at, self._rules[tp.partition].window_ms)
+
     # -- inside
+
+    def _behind_other_rules(self, tp: TP, begin: int, end: int) -> int:
+        """Where the dedup rule of today begins to be the judge, of a range; a gap before it."""
+        position, changed = self.cut.positions[tp.partition], self._rules[tp.partition]
+        at = position.topics[tp.topic]
+        windows = self.windows(tp)
+        # Declared, and no worker has committed under it: none was judged by it.
+        since = {"compare": self.cut.next(tp) if changed.compare else at.hashed_from}
+        if windows is not None:
+            since["window"] = windows.since
+        named = sorted(name for name, offset in since.items() if offset > begin)
+        behind = min(end, max(since.values()))
+        if behind <= begin:
+            return begin
+        self.of_another_rule.add(tp)
+        self.gaps.append(Gap(
+            tp, begin, behind, f"another {' and '.join(f'{name}=' for name in named)} of the dedup rule judged these events, so "
+            "that they cannot be held against the rule of today: ask about later ones with --since, or begin anew with "
+            "`semel reset` or under another name; its workers need nothing", behind - begin,
+        ))  # fmt: skip
+        return behind
 
     def _check_declaration(self) -> None:
         """Whether counts and marks are what the declaration of today reads and makes. ShapeChanged, TopicChanged, too."""
         plan, types, marks = self._plan, self._plan.types(), self._plan.marks_topic
         others: set[str] = set()
-        rules: set[str] = set()
-        for position in self.cut.positions.values():
+        for task, position in self.cut.positions.items():
             # As a worker takes it, which may not have committed since.
             changed = changes(plan, position, types)
             others |= set(position.readers) - plan.readers
-            rules |= {"window", "compare"} & set(position.passed)
-            rules |= {
-                name for name, is_another in (("window", changed.window), ("compare", changed.compare)) if is_another
-            }
+            self._rules[task] = changed
             if marks in position.logs:
                 if marks not in self._topics:
                     raise NothingToProve(
@@ -157,12 +184,6 @@ class Survey:
                         "not run either; `semel reset` begins anew"
                     )
                 check_log_ids(plan.app, {marks: position.logs[marks]}, self._topics)
-        if rules:
-            raise NothingToProve(
-                f"the dedup rule of {plan.app!r} was another once ({', '.join(sorted(rules))}), and events before were judged by "
-                "it: they cannot be held against the rule of today, nor those of a range, since marks of both may stand side by "
-                "side. Its workers need nothing. It can be proven again after `semel reset`, or under another name"
-            )
         if others:
             raise NothingToProve(
                 f"{plan.app!r} took in events of {', '.join(sorted(others))} under an earlier declaration, and its counts and "
@@ -193,7 +214,9 @@ class Survey:
             if tp in since:
                 begin = max(begin, since[tp] if since[tp] >= 0 else cut)
             end = cut if until.get(tp, -1) < 0 else min(cut, until[tp])
-            self.range[tp] = begin, max(begin, end)
+            end = max(begin, end)
+            begin = self._behind_other_rules(tp, begin, end)
+            self.range[tp] = begin, end
             if self._since is None and first < 0 and self.starts[tp] > 0:
                 self.gaps.append(Gap(tp, 0, self.starts[tp], "where the task began was not recorded by its version"))
             elif self.compacted(tp.topic):

@@ -21,12 +21,15 @@ WAYS = (
 
 @dataclass(slots=True)
 class Changes:
-    """`notes`: what a person should know. `migrate`: tables whose rows are to be migrated, and to what."""
+    """`notes`: what a person should know. `migrate`: tables whose rows are to be migrated, and to what.
+
+    `window_ms`: the dedup window that was, where it is another now; else 0.
+    """
 
     notes: list[str] = field(default_factory=list[str])
     migrate: dict[str, str] = field(default_factory=dict[str, str])
     compare: bool = False
-    window: bool = False
+    window_ms: int = 0
 
 
 def changes(plan: Plan, recorded: Position, types: str) -> Changes:
@@ -104,7 +107,7 @@ def _of_dedup(plan: Plan, before: Any, after: Any, code: Any, code_now: Any, fou
     if any(before.get(name) != after.get(name) for name in ("key", "time")):
         return [f"the dedup rule was {before}, is {after}"]
     if before["window_ms"] != after["window_ms"]:
-        found.window = True
+        found.window_ms = before["window_ms"]
         longer = after["window_ms"] > before["window_ms"]
         found.notes.append(
             f"the dedup window of {plan.app!r} was {before['window_ms']} ms, is {after['window_ms']} ms: ids "

@@ -13,7 +13,7 @@ from semel.plan import Plan
 from semel.port import TP, RpcError, TopicInfo
 from semel.runtime.changed import Changes, changes
 from semel.state import positions
-from semel.state.positions import UNKNOWN, Position, TopicPosition
+from semel.state.positions import UNKNOWN, Position, TopicPosition, Windows
 
 
 def disagrees(partition: int, recorded: Position | None, group_offsets: Mapping[TP, int]) -> bool:
@@ -65,6 +65,7 @@ def decide(
                 born=at.since,
                 former=_former(plan, name, at, recorded or Position({})),
                 hashed_from=at.next if changed.compare else at.hashed_from,
+                windows=windows_of(at, changed.window_ms),
             )
         elif offset >= 0:
             if not adopt:
@@ -79,7 +80,7 @@ def decide(
     recorded = recorded or Position({})
     left = {n: at for n, at in {**recorded.left, **recorded.topics}.items() if n not in plan.sources}
     passed = {*recorded.passed, *(plan.dedup.passes if plan.dedup is not None else ())}
-    passed |= {name for name, is_other in (("window", changed.window), ("compare", changed.compare)) if is_other}
+    passed |= {name for name, is_other in (("window", changed.window_ms), ("compare", changed.compare)) if is_other}
     return positions.moved(
         recorded,
         topics=decided,
@@ -90,6 +91,14 @@ def decide(
         readers=tuple(sorted({*recorded.readers, *plan.readers})),
         passed=tuple(sorted(passed)),
     )
+
+
+def windows_of(at: TopicPosition, before_ms: int) -> Windows | None:
+    """Where the window of now begins to judge, where that of before was `before_ms`; 0: it is the same."""
+    if not before_ms:
+        return at.windows
+    earlier = at.windows or Windows(0, before_ms, before_ms)
+    return Windows(at.next, min(earlier.least_ms, before_ms), max(earlier.most_ms, before_ms))
 
 
 def _with_old(now: str, before: str, tables: Iterable[str]) -> str:

@@ -3,8 +3,8 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
-`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `kinds`, `trimmed`) may be absent;
-a reader of the same version passes over what it does not know.
+`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `windows`, `kinds`, `trimmed`) may
+be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropp
 UNKNOWN = -1
 
 
+class Windows(NamedTuple):
+    """Records from `since` on were judged by the dedup window of now, those before by others, of `least_ms` to `most_ms`."""
+
+    since: int
+    least_ms: int
+    most_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class TopicPosition:
     """`next`: the offset every consumer of the task has reached; `cursors`: agents that are further.
@@ -34,7 +42,8 @@ class TopicPosition:
     `first`: where the task began; -1 where that was not noted. `born`: how many partitions the topic had when the app
     began to read it; 0 where that was not noted. `former`: where agents stand that were declared once, to go on there; `UNKNOWN`
     where that was not noted.
-    `hashed_from`: marks of records before it have the payload hash of another `compare=`.
+    `hashed_from`: marks of records before it have the payload hash of another `compare=`. `windows`: None where the dedup
+    window was always the same, or that it changed was not noted here.
     """
 
     id: str
@@ -46,6 +55,7 @@ class TopicPosition:
     born: int = 0
     former: dict[str, int] = field(default_factory=dict[str, int])
     hashed_from: int = 0
+    windows: Windows | None = None
 
     @property
     def since(self) -> int:
@@ -58,7 +68,7 @@ class TopicPosition:
         return self.cursors.get(agent, self.next if former == UNKNOWN else former)
 
     def to_json(self) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             "id": self.id,
             "partitions": self.partitions,
             "next": self.next,
@@ -71,6 +81,8 @@ class TopicPosition:
             found["former"] = self.former
         if self.hashed_from:
             found["hashed_from"] = self.hashed_from
+        if self.windows is not None:
+            found["windows"] = [*self.windows]
         return found
 
 
@@ -218,6 +230,7 @@ def _topic(found: dict[str, Any]) -> TopicPosition:
         found.get("born", 0),
         dict(found.get("former", {})),
         found.get("hashed_from", 0),
+        Windows(*found["windows"]) if "windows" in found else None,
     )
 
 

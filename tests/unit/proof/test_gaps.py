@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Table, Topic
+from semel.dedup import Handling
 from semel.errors import SemelError, ShapeChanged, TopicChanged
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
@@ -251,11 +252,117 @@ async def test_a_declaration_that_workers_take_is_proven_before_one_of_them_has_
     assert (await history.proof()).verdict is Verdict.CLEAN
 
 
-async def test_another_window_is_not_held_against_events_from_before_it(histories: Histories) -> None:
-    history = await histories(seed=8, pipeline={"dedup": Dedup("id", window=timedelta(days=7))}).filled(40)
-    history.world.pipeline.dedup = Dedup("id", window=timedelta(days=8))
-    with pytest.raises(NothingToProve, match=r"another once \(window\).* Its workers need nothing"):
-        await history.proof()
+CHANGES = [
+    ("window", {"window": timedelta(hours=1)}, {"window": timedelta(hours=6)}),
+    ("window", {"window": timedelta(hours=6)}, {"window": timedelta(hours=1)}),
+    ("compare", {"window": timedelta(hours=1)}, {"window": timedelta(hours=1), "compare": "amount"}),
+    ("compare and window", {"window": timedelta(hours=1), "compare": "id"}, {"window": timedelta(hours=2)}),
+]
+
+
+async def under_both(
+    histories: Histories, seed: int, before: dict[str, Any], after: dict[str, Any], handling: Handling = "quarantine"
+) -> tuple[History, dict[int, int]]:
+    """Events under one rule, more under another, with redeliveries across the change; where each partition changed."""
+    handled: dict[str, Any] = {"missing": handling, "late": handling, "conflict": handling}
+    rules = [Dedup("id", **rule, **handled) for rule in (before, after)]
+    history = histories(seed=seed, pipeline={"dedup": rules[0]}, commit_interval_ms=10)
+    world = history.world
+    changed: dict[int, int] = {}
+    for n, rule in enumerate(rules):
+        changed = {task: at.topics[SOURCE].next for task, at in world.committed_positions().items()} if n else {}
+        world.pipeline.dedup = rule
+        worker = world.start()
+        for part in range(n, n + 2):
+            # Ids and days of the last part come again first.
+            random_times(history, rules[0], 120, part=part, calm=100)
+            await world.drained()
+        await worker.stop()
+    return history, changed
+
+
+@pytest.mark.parametrize(("named", "before", "after"), CHANGES)
+async def test_events_that_another_rule_judged_are_unprovable_and_those_after_them_are_judged(
+    histories: Histories, named: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    history = histories(seed=8, pipeline={"dedup": Dedup("id", **before)})
+    world = history.world
+    begun = int(world.clock.time() * 1000) - 600_000
+    old = [world.pay("a1", 60, at_ms=begun + n) for n in range(20)]
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    world.pipeline.dedup = Dedup("id", **after)
+    # Declared, and no worker has committed under it.
+    tp = world.place("a1")
+    assert only_gap(await history.proof()) == (tp, 0, 20)
+    assert only_gap(await history.proof(since_ms=begun + 10)) == (tp, 10, 20)
+    worker = world.start()
+    for n, event in enumerate(old):
+        world.write({**event, "amount": 61} if n % 2 else event, "a1", at_ms=begun + 1_000 + n)
+    for n in range(20):
+        world.pay("a1", 60, at_ms=begun + 2_000 + n)
+    await world.drained()
+    await worker.stop()
+    proof = await history.proof()
+    assert only_gap(proof) == (tp, 0, 20)
+    said = " and ".join(f"{name}=" for name in named.split(" and "))
+    assert (
+        proof.gaps[0].sentence.startswith(f"another {said} of the dedup rule") and "--since" in proof.gaps[0].sentence
+    )
+    later = await history.proof(since_ms=begun + 1_000)
+    assert later.verdict is Verdict.CLEAN, later.text()
+    entry, record = history.some(SINK, lambda r: history.said(r).offset >= 40)
+    history.append(SINK, history.partition_of(SINK, entry), record)
+    assert (await history.proof(since_ms=begun + 1_000)).verdict is Verdict.VIOLATED
+    assert Law.NO_DUPLICATE in broken(await history.proof())
+
+
+@pytest.mark.parametrize("handling", ["quarantine", "drop", "pass"])
+@pytest.mark.parametrize(("named", "before", "after"), CHANGES)
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_is_right_under_either_rule_is_never_called_wrong(
+    histories: Histories, seed: int, named: str, before: dict[str, Any], after: dict[str, Any], handling: Handling
+) -> None:
+    history, changed = await under_both(histories, seed, before, after, handling)
+    proof = await history.proof()
+    assert not broken(proof), proof.text()
+    gaps = {gap.tp.partition: gap.end for gap in proof.gaps if gap.sentence.startswith("another ")}
+    assert gaps == changed
+    # Declared once more, and no worker has committed under it.
+    history.world.pipeline.dedup = Dedup("id", window=timedelta(days=9))
+    proof = await history.proof()
+    assert not broken(proof), proof.text()
+    assert all(part.records == 0 for part in proof.parts)
+
+
+async def test_an_event_that_takes_effect_again_within_every_window_there_was_is_doubled_across_the_change(
+    histories: Histories,
+) -> None:
+    history = histories(seed=3, pipeline={"dedup": Dedup("id", window=timedelta(hours=1))})
+    world = history.world
+    begun = int(world.clock.time() * 1000) - 600_000
+    for offset, window in enumerate((1, 6)):
+        world.pipeline.dedup = Dedup("id", window=timedelta(hours=window))
+        world.pay("a1", 60, id=f"p{offset}", at_ms=begun + offset)
+        worker = world.start()
+        await world.drained()
+        await worker.stop()
+    first, second = (record for _, record in history.entries(MARKS))
+    second.key = first.key
+    _, again = history.entries(SOURCE)[1]
+    again.value = (again.value or b"").replace(b"p1", b"p0")
+    assert Law.NO_DUPLICATE in broken(await history.proof(since_ms=begun + 1))
+
+
+async def test_a_change_whose_place_was_not_noted_leaves_all_unprovable(histories: Histories) -> None:
+    history, _ = await under_both(histories, 4, *CHANGES[0][1:])
+    for partition in range(history.world.partitions):
+        entry, record = history.position_records(partition)[-1]
+        history.change_position(entry, record, lambda found: found["topics"][SOURCE].pop("windows"))
+    proof = await history.proof()
+    assert proof.verdict is Verdict.UNPROVABLE
+    assert all(part.records == 0 for part in proof.parts)
 
 
 async def test_a_rule_that_reads_other_ids_than_the_marks_have_is_refused(histories: Histories) -> None:
