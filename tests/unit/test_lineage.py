@@ -11,7 +11,8 @@ from semel.errors import OutputRefused
 from semel.hand import Hand, Steps
 from semel.lineage import HEADER, Lineage
 from semel.output import Output
-from semel.stages.sink import Destination, TopicLimits
+from semel.port import TP
+from semel.stages.sink import Destination, Out, TopicLimits
 from semel.testing.broker import MemoryRecord
 
 NOW = 1_700_000_000_000
@@ -88,13 +89,17 @@ def test_the_size_of_an_output_includes_its_lineage() -> None:
         sink(300).record({}, source, 3, NOW, header)
 
 
+def out_of(offset: int, step: int) -> Out:
+    return Out(TP("out", 0), None, b"%d" % offset, b"%d" % step, ())
+
+
 def test_steps_number_the_outputs_of_an_event_and_refused_ones_leave_no_gap() -> None:
     hand = hand_at(42)
     assert step_of(hand) == (42, 0)
-    hand.emit("first", hand.record)
+    hand.emit(out_of(42, 0), hand.record)
     assert step_of(hand) == (42, 1)
     assert step_of(hand) == (42, 1)
-    hand.emit("second", hand.record)
+    hand.emit(out_of(42, 1), hand.record)
     assert step_of(hand) == (42, 2)
 
 
@@ -105,7 +110,7 @@ def test_a_batchs_outputs_stand_in_the_order_of_their_events_however_the_batch_i
     for offset in (1, 1, 3, 9, 1, 3):
         record = MemoryRecord(NOW, b"k", b"{}", (), offset)
         said.append(step_of(hand, record))
-        hand.emit(said[-1], record)
+        hand.emit(out_of(*said[-1]), record)
     assert said == [(1, 0), (1, 1), (3, 0), (9, 0), (1, 2), (3, 1)]
-    assert hand.steps.in_order(hand.outputs) == sorted(said)
+    assert hand.steps.in_order(hand.outputs) == [out_of(*step) for step in sorted(said)]
     assert len(hand.steps.counts) == 3

@@ -73,11 +73,11 @@ def test_progress_and_what_is_shown_do_not_fall_while_a_worker_is_away(watch):
 
 
 def test_trouble_names_who_does_not_answer_and_what_the_others_wait_for(watch):
-    watch.hear("a", document({0: ("restoring", -1)}) | {"waiting_for": "topic flights"})
+    watch.hear("a", document({0: ("restoring", -1)}) | {"waiting_for": "waiting for the source topic flights"})
     watch.gone("b")
 
     said = "\n".join(watch.trouble())
 
-    assert "a waiting for: topic flights" in said
+    assert "a: waiting for the source topic flights" in said
     assert "a task 0: restoring" in said
     assert "b (killed) does not answer at http://127.0.0.1/b" in said
