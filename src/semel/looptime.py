@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 # a busy loop is late by a few milliseconds.
 TICK_S = 0.05
 LATE_S = 0.02
+# What is less of a timeout is none: added to the time of the loop it may be rounded away, and be waited for for ever.
+LEAST_S = 1e-6
 # Where nobody's timeout depends on it, so often will do.
 COARSE_S = 0.5
 
@@ -128,7 +130,7 @@ class Timeout:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         left = self._when - self._time.now()
-        if left <= 0:
+        if left < LEAST_S:
             self._inner.reschedule(loop.time())
         else:
             self._timer = loop.call_later(left, self._look)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -110,7 +110,7 @@ class GroupMember:
         self._url = worker_url(url) or ""
         self._fenced_since: float | None = None
         self._said = ("", 0.0)
-        self._stranger_at = -STRANGER_EVERY_S
+        self._stranger_at = self._programs_at = -STRANGER_EVERY_S
         self._anew = 0
         self._in_a_row = 0
         self._session_ms = session_timeout_ms
@@ -240,6 +240,7 @@ class GroupMember:
         decided: dict[str, bytes] = {}
         if joined.is_leader:
             members = self._workers((m.member_id, m.metadata) for m in joined.members)
+            self._say_programs({m.topics: m.instance for m in members if m.topics})
             shares = assign(members, max(partitions.values(), default=0))
             owners = {task: (m.instance, m.url) for m in members for task in shares[m.member_id]}
             for m in members:
@@ -266,6 +267,7 @@ class GroupMember:
             self._in_a_row += 1
             return False
         self._in_a_row = 0
+        self._say_programs({self._topics: self._instance, tuple(assignment.partitions): "the leader of the group"})
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))
         self.last_answer_at = self._clock.monotonic()
@@ -350,6 +352,20 @@ class GroupMember:
                         member_id[:80], self._group, _cut(wrong), STRANGER,
                     )  # fmt: skip
         return members
+
+    def _say_programs(self, read: Mapping[tuple[str, ...], str]) -> None:
+        """`read`: source topics, and one of the workers that read them. A task is one worker's, whole."""
+        programs = {tuple(sorted(topics)): instance for topics, instance in read.items()}
+        now = self._clock.monotonic()
+        if len(programs) < 2 or now - self._programs_at < STRANGER_EVERY_S:
+            return
+        self._programs_at = now
+        log.warning(
+            "workers of %r run different programs: %s. A partition is handled by one of them, and what its program does not read "
+            "waits there. If no upgrade is under way that ends with one program everywhere, give each an id of its own",
+            self._group,
+            "; ".join(f"{instance} reads {', '.join(map(repr, topics))[:200]}" for topics, instance in sorted(programs.items())),
+        )  # fmt: skip
 
     def _say(self, refusal: str, *, loud: bool = False) -> None:
         """`loud`: somebody has to do something about it."""

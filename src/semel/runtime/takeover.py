@@ -11,6 +11,7 @@ from semel import looptime
 from semel.errors import CommitError, TopicChanged
 from semel.plan import Plan, TablePlan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
+from semel.runtime import predecessor
 from semel.runtime.decide import source_remade
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.memory import shares
@@ -162,6 +163,8 @@ class TakeOver:
         fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
         if fresh:
             elder = await self._eldest() if task.partition else None
+            if not task.partition and len(fresh) == len(position.topics):
+                await predecessor.look(self._broker, self._plan, self._topics.known)
             position = await self._begin(task, position, fresh, elder)
         await self._check_former(task, position)
         task.committed = position

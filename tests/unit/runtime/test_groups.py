@@ -655,6 +655,19 @@ async def test_a_member_that_is_no_worker_gets_no_task_and_the_leader_goes_on(
     world.check()
 
 
+async def test_workers_of_one_app_that_read_other_topics_are_named_by_the_leader_and_by_whom_it_leads(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = world.start("w1")
+    await world.until_running(worker)
+    stranger = MemoryBroker(world.cluster, "stranger")
+    await join_with(world, stranger, b'{"topics":["orders"],"instance":"w2","url":"","tasks":[],"anew":0}')
+    await world.until(lambda: worker.engine.stats["rebalances"] == 2)
+    await world.clock.sleep(1)
+    [line] = [r.getMessage() for r in caplog.records if "different programs" in r.getMessage()]
+    assert "w1 reads 'payments'" in line and "w2 reads 'orders'" in line
+
+
 @pytest.mark.parametrize("decided", [b"{not json", b"[1]", b'{"tasks":[7],"partitions":{"payments":2}}',
                                      b'{"tasks":["x"]}', b'{"owners":{"0":null}}'], ids=repr)  # fmt: skip
 async def test_a_leader_that_is_no_worker_is_waited_out(
