@@ -201,13 +201,12 @@ class Hand:
     def _in_body(self) -> bool:
         """Whether the running code is the agent's own, which handles what is in hand, whatever its context says."""
         try:
-            here = asyncio.current_task() is self.body
+            if self.body is None or asyncio.current_task() is not self.body:
+                return False
         except RuntimeError:
             return False
-        if here and self.body is not None:
-            event_number.set(self.event)
-            return True
-        return False
+        event_number.set(self.event)
+        return True
 
     # -- tables
 

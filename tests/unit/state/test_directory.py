@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import orjson
@@ -17,6 +15,7 @@ import pytest
 from semel.cli.exits import FINDING, USAGE, code_of
 from semel.errors import InstanceTaken, StateDirectoryError
 from semel.state.directory import FORMAT, StateDirectory, first_free_instance
+from tests.unit.forked import forked
 
 
 @pytest.fixture
@@ -166,27 +165,6 @@ def test_a_place_that_can_be_none_is_a_wrong_setting_and_a_full_disk_is_not(
     with pytest.raises(StateDirectoryError) as later:
         made(tmp_path / "w1")
     assert code_of(later.value) == FINDING
-
-
-@contextlib.contextmanager
-def forked() -> Generator[int]:
-    """The pid of a child of this process that lives as long as the block, as those of a process pool do."""
-    (wait, go), (begun, begin) = os.pipe(), os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(go)
-        os.write(begin, b".")
-        os.read(wait, 1)
-        os._exit(0)
-    os.close(wait)
-    os.read(begun, 1)
-    os.close(begun)
-    os.close(begin)
-    try:
-        yield pid
-    finally:
-        os.close(go)
-        os.waitpid(pid, 0)
 
 
 def test_a_process_that_user_code_forks_keeps_no_lock_of_a_worker_that_is_gone(path: Path) -> None:

@@ -14,6 +14,7 @@ from semel.web import connections
 from semel.web.answer import Refusal
 from semel.web.connections import Connections, listen, most_connections
 from semel.web.quiet import Seldom
+from tests.unit.forked import forked
 
 
 async def half_sent(worker, count, sent=b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: "):
@@ -263,19 +264,7 @@ def test_kinds_without_end_are_one():
 async def test_a_process_that_a_handler_forks_keeps_no_port_of_a_worker_that_is_gone():
     [listening] = await listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    (wait, go), (begun, begin) = os.pipe(), os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(go)
-        os.write(begin, b".")
-        os.read(wait, 1)
-        os._exit(0)
-    await asyncio.to_thread(os.read, begun, 1)
-    listening.close()
-    try:
+    with forked():
+        listening.close()
         [again] = await listen("127.0.0.1", port)
         again.close()
-    finally:
-        for end in (go, wait, begun, begin):
-            os.close(end)
-        await asyncio.to_thread(os.waitpid, child, 0)
