@@ -281,21 +281,22 @@ class Hand:
             raise
 
     def write(self, rows: Rows, key: Any, value: Any) -> None:
-        raw = rows.raw(key)
-        encoded = None if value is MISSING else rows.encode(key, raw, value)
-        size = ROW_BYTES + len(raw)
-        if encoded is not None:
-            size += len(encoded)
-        self.bytes = held = self.bytes + size
+        raw, before, size = rows.write(key, value)
+        self.undo.append((rows, key, raw, before))
+        self.bytes = held = self.bytes + ROW_BYTES + size
         if held > self.most_bytes:
-            self.check_size()
-        self.undo.append((rows, key, raw, rows.open.get(raw, MISSING)))
-        rows.set(key, raw, encoded, value)
+            try:
+                self.check_size()
+            except OutputRefused:
+                self.undo.pop()
+                rows.unset(key, raw, before)
+                raise
         if not rows.immutable:
-            if encoded is None:
+            stored = rows.open[raw]
+            if stored is None:
                 self.live.pop((rows.name, raw), None)
             else:
-                self.live[(rows.name, raw)] = Live(rows, key, raw, value, encoded, True)
+                self.live[(rows.name, raw)] = Live(rows, key, raw, value, stored, True)
 
     # -- outputs
 

@@ -654,6 +654,25 @@ def test_a_value_larger_than_the_room_for_all_is_not_kept_at_hand(store: Store) 
     assert table["large"] == bytes(90_000)
 
 
+@pytest.mark.parametrize("value", [str, list[str]])
+def test_a_write_that_is_too_much_for_one_event_leaves_the_row_as_it_was(store: Store, value: Any) -> None:
+    table = Table("t", key=str, value=value)
+    hand = take_in_hand(rows_of(table, store))
+    hand.begin()
+    small, large = ("x", "x" * 5_000) if value is str else (["x"], ["x" * 5_000])
+    table["a"] = small
+    hand.most_bytes = 2_000
+    for key in ("a", "b"):
+        with pytest.raises(OutputRefused, match="over 2000 bytes"):
+            table[key] = large
+    assert table["a"] == small
+    assert "b" not in table
+    table["c"] = small
+    finish(hand)
+    hand.begin()
+    assert [table.get(key) for key in ("a", "b", "c")] == [small, None, small]
+
+
 def test_the_shape_of_a_table_names_its_types() -> None:
     assert Table("t", key=str, value=list[int]).shape() == {"key": "str", "value": "list[int]", "merge": False}
     assert Table("t", merge=max).shape()["merge"] is True

@@ -299,7 +299,8 @@ class Lane:
         return found
 
     def begin(self, hand: Hand) -> None:
-        self._check_run(hand)
+        if self.hand is not hand or self.closed:
+            self._check_run(hand)
         hand.begin()
         if self._stepped_at is None:
             self.noted[CODE] = 1

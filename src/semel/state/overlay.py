@@ -54,6 +54,7 @@ class Rows:
         "_prefix",
         "_raw_key",
         "_raws",
+        "_small",
         "_store",
         "_weights",
         "hot",
@@ -92,6 +93,7 @@ class Rows:
         self.limit = limit
         self.limit_bytes = limit_bytes
         self.max_bytes = max_bytes
+        self._small = min(SMALL_BYTES, max_bytes)
         self.immutable = value.immutable
         self.key_codec = key
         self._store = store
@@ -107,7 +109,7 @@ class Rows:
         # and Decimal("1.0"); values where what is written is what would be read back.
         self._exact_key = key.type if _plain_key(key.type) else None
         self._raw_key = self._exact_key or str
-        kept = self.immutable and self._exact_key is not None and isinstance(value.type, type)
+        kept = self.immutable and self._exact_key is not None and kind_of is None and isinstance(value.type, type)
         self._exact = value.type if kept else None
         self._raws: dict[Any, bytes] = {}
         # 1, 1.0 and True are one key to Python; only one of them is a key of the table.
@@ -266,11 +268,40 @@ class Rows:
 
     # -- writing: the caller keeps the way back
 
-    def encode(self, key: Any, raw: bytes, value: Any) -> bytes:
+    def write(self, key: Any, value: Any) -> tuple[bytes, bytes | _Missing | None, int]:
+        """Set a row, or delete it with MISSING. Its key's bytes, what the open epoch held of it, and the size of both."""
+        raw = self._raws.get(key) if type(key) is self._raw_key else None
+        if raw is None:
+            raw = self.raw(key)
+        before = self.open.get(raw, MISSING)
+        if value is MISSING:
+            self.set(key, raw, None, value)
+            return raw, before, len(raw)
         try:
             encoded = self._encode(value)
         except TypeError as exc:
-            raise HandlingError(f"table {self.name!r}, row {key!r}: {exc}") from exc
+            raise self._unfit(key, exc) from exc
+        if type(value) is self._exact and type(encoded) is bytes and not self._weights:
+            size = len(raw) + len(encoded)
+            if size <= self._small:
+                # What `_checked` and `set` would do of almost every row.
+                self.open[raw] = encoded
+                self.hot[key] = value
+                return raw, before, size
+        encoded = self._checked(key, raw, encoded)
+        self.set(key, raw, encoded, value)
+        return raw, before, len(raw) + len(encoded)
+
+    def encode(self, key: Any, raw: bytes, value: Any) -> bytes:
+        try:
+            return self._checked(key, raw, self._encode(value))
+        except TypeError as exc:
+            raise self._unfit(key, exc) from exc
+
+    def _unfit(self, key: Any, why: TypeError) -> HandlingError:
+        return HandlingError(f"table {self.name!r}, row {key!r}: {why}")
+
+    def _checked(self, key: Any, raw: bytes, encoded: Any) -> bytes:
         if type(encoded) is not bytes:
             encoded = self._as_bytes(key, encoded)
         if len(encoded) + len(raw) > self.max_bytes:
