@@ -264,7 +264,7 @@ def _tagged(declared: Any) -> Codec[Any]:
         if not own:
             tag: Any = getattr(value, field)
             if tag not in tags[cls]:
-                raise TypeError(f"a {cls.__name__} has {field}={tag!r}; it takes {', '.join(map(repr, tags[cls]))}")
+                raise TypeError(f"{cls.__name__} has {field}={tag!r}; it takes {', '.join(map(repr, tags[cls]))}")
             return codecs[tag].encode(value)
         raw = codecs[tags[cls][0]].encode(value)
         return prefixes[cls] + (b"}" if raw == b"{}" else b"," + raw[1:])
@@ -273,12 +273,12 @@ def _tagged(declared: Any) -> Codec[Any]:
         try:
             tag: Any = peek(raw).tag
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise DecodeError(f"not a {name}: {exc}{hint(raw)}") from exc
+            raise DecodeError(f"not of type {name}: {exc}{hint(raw)}") from exc
         codec = codecs.get(tag) if isinstance(tag, str) else None
         if codec is None:
             has = f"is {tag!r:.60}" if tag is not None else "is not there"
             raise DecodeError(
-                f"not a {name}: its field {field!r}, which tells them apart, {has}; it takes {wanted}{hint(raw)}"
+                f"not of type {name}: its field {field!r}, which tells them apart, {has}; it takes {wanted}{hint(raw)}"
             )
         return codec.decode(raw)
 
@@ -473,7 +473,7 @@ def _plain(value: Any) -> Any:
         return list(cast("tuple[Any, ...]", value))
     found = msgspec.to_builtins(value, order="deterministic", builtin_types=(dict,))
     if found is value:
-        raise TypeError(f"a {type(value).__name__} does not fit in JSON")
+        raise TypeError(f"type {type(value).__name__} does not fit in JSON")
     return found
 
 
@@ -502,9 +502,9 @@ def _reader(declared: Any, read: Callable[[bytes], Any]) -> Callable[[bytes], An
         try:
             return read(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise DecodeError(f"not a {name}: {exc}{hint(raw)}") from exc
+            raise DecodeError(f"not of type {name}: {exc}{hint(raw)}") from exc
         except BaseException as exc:  # of a `__post_init__`: it is called, not awaited, whatever it raises is its own
-            raise DecodeError(f"not a {name}: {described(exc)}") from exc
+            raise DecodeError(f"not of type {name}: {described(exc)}") from exc
 
     return decode
 

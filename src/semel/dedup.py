@@ -353,7 +353,7 @@ def _content(value: Any) -> Any:
         parts = cast("dict[str, Any]", vars(value))
         return {name: part for name, part in parts.items() if not name.startswith("__")}
     except TypeError:
-        raise TypeError(f"a {type(value).__name__} cannot be compared by its content") from None
+        raise TypeError(f"type {type(value).__name__} cannot be compared by its content") from None
 
 
 _encode = msgspec.json.Encoder(order="deterministic", enc_hook=_content).encode

@@ -46,7 +46,7 @@ def _model_codec(declared: Any) -> Codec[Any]:
             errors = exc.errors(include_url=False, include_context=False, include_input=False)
             wrong = [f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in errors]
             more = f"; and {len(wrong) - _SAID} more" if len(wrong) > _SAID else ""
-            raise DecodeError(f"not a {name}: {'; '.join(wrong[:_SAID])}{more}{codec.hint(raw)}") from exc
+            raise DecodeError(f"not of type {name}: {'; '.join(wrong[:_SAID])}{more}{codec.hint(raw)}") from exc
 
     return Codec(declared, encode, decode, False)
 

@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 def checked_name(name: str, what: str) -> str:
     """A name Kafka accepts for a topic, or DeclarationError."""
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise DeclarationError(f"{what} name {name!r} is a {type(name).__name__}; give a str")
+        raise DeclarationError(f"{what} name {name!r} is of type {type(name).__name__}; give a str")
     if not _NAME.fullmatch(name) or name in (".", ".."):
         raise DeclarationError(
             f"{what} name {name!r} is not possible on Kafka; use 1 to 249 of the characters a-z A-Z 0-9 . _ -"

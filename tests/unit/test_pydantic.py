@@ -43,7 +43,7 @@ def test_a_model_is_written_under_its_aliases_and_comes_back() -> None:
 def test_what_is_wrong_with_a_value_is_one_line() -> None:
     with pytest.raises(DecodeError) as refused:
         codec_for(Payment).decode(b'{"id":5}')
-    assert str(refused.value) == "not a Payment: id: Input should be a valid string; sum: Field required"
+    assert str(refused.value) == "not of type Payment: id: Input should be a valid string; sum: Field required"
     with pytest.raises(DecodeError, match="schema registry"):
         codec_for(Payment).decode(b"\x00\x00\x00\x00\x07{}")
 

@@ -47,5 +47,5 @@ def test_a_topic_has_configs_of_its_own() -> None:
 
 
 def test_a_name_that_is_no_text_is_refused_with_words() -> None:
-    with pytest.raises(DeclarationError, match="topic name 5 is a int; give a str"):
+    with pytest.raises(DeclarationError, match="topic name 5 is of type int; give a str"):
         Topic(5)  # type: ignore[arg-type]

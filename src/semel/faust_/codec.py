@@ -102,7 +102,7 @@ def _reader(load: Callable[[Any], Any], what: str) -> Callable[[bytes], Any]:
         try:
             return load(raw)
         except Exception as exc:
-            raise DecodeError(f"not a {what}: {type(exc).__name__}: {exc}") from exc
+            raise DecodeError(f"not of type {what}: {type(exc).__name__}: {exc}") from exc
 
     return decode
 

@@ -371,7 +371,7 @@ def _key_of(codec: Codec[Any], text: str) -> Any:
             f"{exc}. A key is written as its JSON, percent-encoded: 5, %22text%22, %5B1,%22x%22%5D"
         ) from None
     except (TypeError, RecursionError):
-        raise DecodeError(f"not a {codec.name} that can be a key: {text:.80}") from None
+        raise DecodeError(f"{text!r:.80} cannot be a key of type {codec.name}") from None
 
 
 def _raw(rows: Rows, key: Any) -> bytes:

@@ -206,7 +206,7 @@ class Destination:
         if isinstance(given, (bytes, bytearray, memoryview)):
             return bytes(given)  # pyright: ignore[reportUnknownArgumentType]
         raise OutputRefused(
-            f"output to {self.topic.name!r}, {what}: its codec gave {given!r:.80}, a {type(given).__name__}; "
+            f"output to {self.topic.name!r}, {what}: its codec gave {given!r:.80}, of type {type(given).__name__}; "
             "Codec.encode returns bytes"
         )
 

@@ -315,7 +315,7 @@ class Rows:
         """What a codec of somebody else's gave where bytes are to be: a row is written to Kafka and to the store."""
         if isinstance(given, (bytes, bytearray, memoryview)):
             return bytes(given)  # pyright: ignore[reportUnknownArgumentType]
-        wrong = TypeError(f"its codec gave {given!r:.80}, a {type(given).__name__}; Codec.encode returns bytes")
+        wrong = TypeError(f"its codec gave {given!r:.80}, of type {type(given).__name__}; Codec.encode returns bytes")
         raise HandlingError(f"table {self.name!r}, row {key!r:.120}: {wrong}") from wrong
 
     def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
