@@ -21,6 +21,10 @@ class Unreachable(SemelError):
     """Nobody answers where a worker was looked for."""
 
 
+class Unjudged(SemelError):
+    """Nothing is proven, and nothing is found: there is nothing to judge, or no way to."""
+
+
 class Unwritten(SemelError):
     """Standard output or a file cannot be written."""
 
@@ -32,6 +36,8 @@ def code_of(error: BaseException) -> int | None:
             return USAGE
         case Unwritten():
             return UNWRITTEN
+        case Unjudged():
+            return UNPROVABLE
         case InstanceTaken():
             return INSTANCE_TAKEN
         case Unreachable() | RpcLost() | NotReady():

@@ -30,18 +30,19 @@ def prove(
 ) -> None:
     """Say whether anything was lost, doubled, reordered or torn, with witnesses. Reads only; the pipeline may be running.
 
-    Exit code 0: clean; 1: a law is broken; 3: the broker cannot be reached; 5: unprovable in part, because retention or
-    compaction took the witnesses, or another dedup rule judged; 6: clean, and that could not be written, or no room for the
-    files it takes.
+    Exit code 0: clean; 1: a law is broken; 3: the broker cannot be reached; 5: unprovable, in part (retention or compaction
+    took the witnesses, or another dedup rule judged) or at all (it never ran here, or as another declaration); 6: clean, and
+    that could not be written, or no room for the files it takes.
     """
     import asyncio
     import tempfile
 
     from semel import project
     from semel.cli import output
-    from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unwritten
+    from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unjudged, Unwritten, code_of
     from semel.config import Settings
-    from semel.errors import ConfigError
+    from semel.errors import ConfigError, SemelError
+    from semel.port import RpcError
     from semel.proof import Verdict, html
     from semel.proof import prove as run
     from semel.runtime.clock import SystemClock
@@ -74,6 +75,11 @@ def prove(
 
     try:
         proof = asyncio.run(work())
+    except (SemelError, RpcError) as exc:
+        if code_of(exc) not in (FINDING, None):
+            raise
+        # That nobody can judge is no verdict: only a broken law is a finding.
+        raise Unjudged(str(exc)) from exc
     except (ConnectionError, TimeoutError):
         raise
     except OSError as exc:

@@ -8,7 +8,9 @@ from collections import defaultdict
 import pytest
 
 from semel import cli
-from semel.proof import Finding, Law, Proof, Verdict
+from semel.errors import ConfigError, ShapeChanged, TopicChanged
+from semel.port import RpcError, RpcLost
+from semel.proof import Finding, Law, NothingToProve, Proof, Verdict
 
 PIPELINE = """
 from semel.pipeline import Pipeline
@@ -84,6 +86,41 @@ def test_a_proof_that_has_no_room_for_its_files_is_none(proven, capsys):
     proven.proof = OSError(errno.ENOSPC, "No space left on device")
     assert proven("prove", "shop") == 6
     assert "nothing is proven: the files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        NothingToProve("'shop' took in events of payments under an earlier declaration"),
+        ShapeChanged("table 'balances' has another value"),
+        TopicChanged("'shop-dedup-changelog' was made anew"),
+        RpcError("Fetch", 29, "orders[0]"),
+        RpcError("Fetch", 6, "orders[0], of which no broker is the leader for long"),
+    ],
+)
+def test_what_cannot_be_judged_is_unprovable_and_no_violation(proven, refused, capsys):
+    proven.proof = refused
+    assert proven("prove", "shop") == 5
+    out, err = capsys.readouterr()
+    assert (out, err.strip()) == ("", f"semel: {refused}")
+
+
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        (RpcLost("Metadata"), 3),
+        (RpcError("SaslAuthenticate", 58, "login"), 3),
+        (ConfigError("no"), 2),
+        (ConnectionError("gone"), None),
+    ],
+)
+def test_what_keeps_it_from_judging_has_the_code_of_the_table(proven, refused, code):
+    proven.proof = refused
+    if code is None:
+        with pytest.raises(ConnectionError):
+            proven("prove", "shop")
+    else:
+        assert proven("prove", "shop") == code
 
 
 @pytest.mark.parametrize("at", ["1969-01-01T00:00:00Z", "1969-12-31T23:59:59.999+00:00", "0001-01-01"])
