@@ -236,21 +236,6 @@ def test_the_answers_of_the_design_are_those_of_the_code() -> None:
     assert said == {answer.name: {code for code, found in table.items() if found is answer} for answer in Answer}
 
 
-def test_every_module_on_the_map_is_there() -> None:
-    engine = text("design.md").partition("In `src/semel/`")[2].partition("## Non-obvious")[0]
-    folder = ROOT / "src" / "semel"
-    named = 0
-    for row in [line for line in engine.splitlines() if line.startswith("| `")]:
-        room = folder
-        for name in re.findall(r"`([\w/]+)`", row.split("|")[1]):
-            if "/" in name.rstrip("/"):
-                room = folder / name.partition("/")[0]
-            module = room / name.rpartition("/")[2] if not name.endswith("/") else folder / name
-            assert module.is_dir() or module.with_suffix(".py").is_file(), name
-            named += 1
-    assert named > 40
-
-
 def test_every_decision_is_in_the_list() -> None:
     listed = text("decisions/README.md")
     for page in (DOCS / "decisions").glob("*.md"):
