@@ -28,7 +28,8 @@ from benchmarks.report import say
 from feeds.collect import committed
 from semel import project
 from semel.chaos.cluster import Cluster
-from semel.chaos.events import Input, deliveries, from_types
+from semel.chaos.events import Input, deliveries
+from semel.chaos.generated import from_types
 from semel.chaos.load import Load
 from semel.chaos.plan import Fault, Kind, Shape, schedule
 from semel.chaos.proxy import Trouble

@@ -36,7 +36,7 @@ def conclude(report: Report, on: Torture, *, deduped: bool) -> None:
     """The counts of the run, and whether it is void; before the proof, which may not come about."""
     counts = dict(on.load.counts)
     redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
-    taken = on.compaction.taken
+    taken, became = on.compaction.taken, on.sight.watch.counts()
     report.seconds = on.now()
     report.processed = on.sight.processed
     report.events = {
@@ -51,6 +51,8 @@ def conclude(report: Report, on: Torture, *, deduped: bool) -> None:
         starts=sum(worker.starts for worker in on.everyone),
         redelivered=redelivered,
         deduped=deduped,
+        taken_in=became["in"],
+        given_up=became["dead"],
     )
 
 

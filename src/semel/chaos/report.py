@@ -118,7 +118,7 @@ def summary(report: Report) -> str:
     lines += [f"  finding: {finding}" for finding in report.all_findings[:FINDINGS_SHOWN]]
     if len(report.all_findings) > FINDINGS_SHOWN:
         lines.append(f"  and {len(report.all_findings) - FINDINGS_SHOWN} more")
-    lines += [f"  void: {reason}; run it longer, or with more kinds of faults" for reason in report.void]
+    lines += [f"  void: {reason}" for reason in report.void]
     lines.append(f"{report.verdict}, seed {report.seed}")
     return "\n".join(lines)
 

@@ -124,15 +124,28 @@ class Bites:
     duplicates: int = 0
 
 
-def void_reasons(entries: Iterable[Entry], bites: Bites, *, starts: int, redelivered: int, deduped: bool) -> list[str]:
+_LONGER = "run it longer, or with more kinds of faults"
+
+
+def void_reasons(
+    entries: Iterable[Entry],
+    bites: Bites,
+    *,
+    starts: int,
+    redelivered: int,
+    deduped: bool,
+    taken_in: int = 0,
+    given_up: int = 0,
+) -> list[str]:
     """Why the run says nothing of the pipeline, whatever the proof says; empty where it does.
 
-    `starts`: how many workers were started; each of them had one assignment without any fault.
+    `starts`: how many workers were started; each of them had one assignment without any fault. `given_up`: how many of the
+    records `taken_in` became dead letters.
     """
     entries = list(entries)
     reasons: list[str] = []
     if not entries:
-        return ["no fault took place"]
+        return [f"no fault took place; {_LONGER}"]
     if not any(e.bit for e in entries):
         reasons.append(f"none of the {len(entries)} faults met anything at work")
     if not (
@@ -143,4 +156,10 @@ def void_reasons(entries: Iterable[Entry], bites: Bites, *, starts: int, redeliv
         reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")
     if deduped and not redelivered:
         reasons.append("no record was redelivered")
+    reasons = [f"{reason}; {_LONGER}" for reason in reasons]
+    if given_up * 2 > taken_in:
+        reasons.append(
+            f"{given_up:,} of {taken_in:,} records became dead letters, so that hardly any took effect; give events that this "
+            "pipeline takes, by --key, chaos_events(rng) in its module, or --input"
+        )
     return reasons

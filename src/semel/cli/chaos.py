@@ -58,6 +58,7 @@ def chaos(
     from semel import project
     from semel.chaos import events as made
     from semel.chaos.copying import copy
+    from semel.chaos.generated import from_types
     from semel.chaos.plan import wanted
     from semel.chaos.run import Asked, now_ms, run
     from semel.chaos.subject import subject
@@ -77,7 +78,7 @@ def chaos(
     elif from_topic is not None:
         source = asyncio.run(copy(from_topic, broker, events))
     else:
-        source = made.from_module(what, pipeline, seed) or made.from_types(what, seed, now_ms, key)
+        source = made.from_module(what, pipeline, seed) or from_types(what, seed, now_ms, key)
     ended = run(
         Asked(
             target=pipeline,

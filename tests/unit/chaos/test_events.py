@@ -18,7 +18,8 @@ import pytest
 
 from semel import Dedup, Output, Pipeline, Table, Topic, content_hash, current_event, header
 from semel.chaos import events
-from semel.chaos.events import MIX, Input, Made, deliveries, from_file, from_module, from_types
+from semel.chaos.events import MIX, Input, Made, deliveries, from_file, from_module
+from semel.chaos.generated import from_types
 from semel.chaos.subject import Subject, subject
 from semel.chaos.values import NotMade
 from semel.errors import ConfigError
@@ -70,13 +71,17 @@ def test_the_record_key_is_the_field_that_the_agent_keys_its_table_by() -> None:
     assert all(key == value["buyer"].encode() for key, value in made_of(made))
 
 
-def test_a_key_made_of_several_fields_is_read_off() -> None:
+def test_a_key_made_of_several_fields_is_asked_for() -> None:
     pairs = Table("pairs", value=int, default=int)
 
     def count(trade: Trade) -> None:
         pairs[f"{trade.seller}>{trade.buyer}!"] += 1
 
-    made = from_types(pipeline(count, pairs), 1, now_ms)
+    with pytest.raises(
+        ConfigError, match=r"refuses 2\d of 24 .*--key '{origin}-{dest}', or define chaos_events\(rng\)"
+    ):
+        from_types(pipeline(count, pairs), 1, now_ms)
+    made = from_types(pipeline(count, pairs), 1, now_ms, "{seller}>{buyer}!")
     assert "keyed by {seller}>{buyer}!" in made.notes[0]
     assert all(key == f"{v['seller']}>{v['buyer']}!".encode() for key, v in made_of(made))
 
@@ -117,18 +122,23 @@ def test_an_agent_that_takes_batches_is_understood_too() -> None:
     assert "keyed by {seller}" in from_types(pipeline(add_up, counts), 1, now_ms).notes[0]
 
 
-def test_an_agent_that_fails_on_made_up_events_is_told_of() -> None:
+def test_a_pipeline_that_refuses_what_is_made_up_is_not_run_with_it() -> None:
     def refuse(_trade: Trade) -> None:
         raise ValueError("no such shop")
 
-    assert "no such shop" in from_types(pipeline(refuse), 1, now_ms).notes[1]
+    with pytest.raises(ConfigError, match=r"refuses 24 of 24 .*no such shop"):
+        from_types(pipeline(refuse), 1, now_ms)
+
+
+def test_an_agent_that_fails_on_some_of_them_is_told_of() -> None:
+    def refuse(trade: Trade) -> None:
+        if trade.amount > 700:
+            raise ValueError("too much")
+
+    assert "too much" in from_types(pipeline(refuse), 1, now_ms).notes[1]
 
 
 def test_what_the_agent_yields_and_cannot_send_is_said() -> None:
-    async def letter(trades: AsyncIterable[Trade]) -> AsyncIterator[Output]:
-        async for trade in trades:
-            yield Output(trade.buyer, topic="letters")  # pyright: ignore[reportArgumentType]
-
     async def wrong(trades: AsyncIterable[Trade]) -> AsyncIterator[Output]:
         async for trade in trades:
             yield Output(trade.buyer, topic=Topic("sums", value=int))
@@ -138,8 +148,8 @@ def test_what_the_agent_yields_and_cannot_send_is_said() -> None:
             yield Output(trade.amount, topic=Topic("sums", value=int))
             yield Output(None, topic=Topic("sums", value=int))
 
-    assert "Output(topic='letters'): give a semel.Topic" in from_types(pipeline(letter), 1, now_ms).notes[1]
-    assert "the agent fails" in from_types(pipeline(wrong), 1, now_ms).notes[1]
+    with pytest.raises(ConfigError, match="24 of 24"):
+        from_types(pipeline(wrong), 1, now_ms)
     assert len(from_types(pipeline(right), 1, now_ms).notes) == 1
 
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from semel import App, Pipeline, Topic
-from semel.chaos.events import from_types
+from semel.chaos.generated import from_types
 from semel.chaos.subject import subject
 from semel.errors import ConfigError
 

@@ -69,3 +69,15 @@ def test_a_run_whose_faults_did_not_bite_is_void(
     assert any(
         says in reason for reason in void_reasons(entries, bites, starts=3, redelivered=redelivered, deduped=True)
     )
+
+
+def test_a_run_whose_records_are_given_up_is_void_and_says_what_to_give() -> None:
+    def reasons(given_up: int) -> list[str]:
+        return void_reasons(
+            [entry()], BITTEN, starts=3, redelivered=50, deduped=True, taken_in=1_000, given_up=given_up
+        )
+
+    assert reasons(500) == []
+    [reason] = reasons(501)
+    assert reason.startswith("501 of 1,000 records became dead letters")
+    assert "chaos_events(rng)" in reason
