@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -90,6 +91,7 @@ class BrokerSecurity(BaseModel):
             raise ConfigError("broker_security.key_file is set without cert_file; set both")
         password = _secret("broker_security.password", self.password, self.password_file)
         object.__setattr__(self, "password", password)
+        _check_text("broker_security.username", self.username or "")
         sasl = self.protocol.startswith("SASL")
         if sasl and not (self.sasl_mechanism and self.username and password):
             raise ConfigError(
@@ -227,6 +229,11 @@ class Settings(BaseSettings):
         derived: dict[str, object] = dict(derive_timeouts(given))
         token = _secret("web_token", self.web_token, self.web_token_file)
         derived["web_token"] = token
+        if token is not None and token.get_secret_value().strip() != token.get_secret_value():
+            raise ConfigError(
+                "web_token begins or ends with a blank, which no client can send in a header; remove it, or put the token into "
+                "a file and name that by web_token_file, of which surrounding blanks are left out"
+            )
         if not is_loopback(self.web_bind) and token is None and not self.web_open:
             raise ConfigError(
                 f"web_bind = {self.web_bind!r} lets other machines read every table; "
@@ -361,6 +368,7 @@ def _secret(name: str, value: SecretStr | None, file: Path | None) -> SecretStr 
         given = value.get_secret_value() if value is not None else ""
         if given and not given.strip():
             raise ConfigError(f"{name} is blank; write the secret into it")
+        _check_text(name, given)
         return value if given else None
     if value is not None:
         raise ConfigError(f"{name} and {name}_file are both set; keep one")
@@ -371,7 +379,18 @@ def _secret(name: str, value: SecretStr | None, file: Path | None) -> SecretStr 
         raise ConfigError(f"{name}_file = {str(file)!r} cannot be read: {reason}") from None
     if not text:
         raise ConfigError(f"{name}_file = {str(file)!r} is empty; write the secret into it")
+    _check_text(f"{name}_file = {str(file)!r}", text)
     return SecretStr(text)
+
+
+def _check_text(name: str, given: str) -> None:
+    """What no header and no login can carry, mostly copied along with the secret. ConfigError, without the text."""
+    if any(unicodedata.category(c) == "Cc" for c in given):
+        raise ConfigError(
+            f"{name} has a line break or another control character in it; give the secret alone, in one line"
+        )
+    if any(unicodedata.category(c) == "Cs" for c in given):
+        raise ConfigError(f"{name} is not UTF-8 text; give the secret as text")
 
 
 # -- the environment

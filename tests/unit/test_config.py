@@ -436,6 +436,38 @@ def test_a_token_of_blanks_is_none(token):
         Settings(web_token=token)
 
 
+@pytest.mark.parametrize(
+    "token", [f"{'t' * 20}\n", f" {'t' * 20}", f"{'t' * 20}\t", f"{'t' * 20}\n{'u' * 20}", "t" * 20 + "\udcff"]
+)
+def test_a_token_that_no_header_can_carry_is_refused_without_being_said(token):
+    with pytest.raises(
+        ConfigError, match=r"^web_token (has a line break|begins or ends with a blank|is not UTF-8)"
+    ) as refused:
+        Settings(web_token=token)
+    assert "ttt" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["username", "password"])
+def test_a_login_with_a_line_break_is_refused_without_being_said(field):
+    with pytest.raises(ConfigError, match=rf"^broker_security\.{field} has a line break") as refused:
+        Settings(broker_security=SASL | {"password": "hunter2", field: "hunter3\n"})
+    assert "hunter" not in str(refused.value)
+
+
+def test_a_password_may_end_with_a_blank():
+    settings = Settings(broker_security=SASL | {"password": "hunter2 "})
+    assert settings.broker_security.password.get_secret_value() == "hunter2 "
+
+
+def test_what_surrounds_a_secret_in_its_file_is_left_out_and_several_lines_are_refused(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text(f"\n  {'t' * 20} \r\n")
+    assert Settings(web_token_file=secret).web_token.get_secret_value() == "t" * 20
+    secret.write_text(f"{'t' * 20}\n{'u' * 20}\n")
+    with pytest.raises(ConfigError, match=r"web_token_file = .* has a line break"):
+        Settings(web_token_file=secret)
+
+
 def test_the_web_url_follows_bind_and_port_and_one_that_is_set_wins(monkeypatch):
     monkeypatch.setattr(config.socket, "gethostname", lambda: "pod-3")
 
