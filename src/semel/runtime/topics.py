@@ -265,7 +265,8 @@ class Topics:
         if limits_from(self.configs[letters]).compacted:
             raise TopicChanged(
                 f"the dead-letter topic {letters!r} is compacted: a dead letter would take away the earlier ones of its key, "
-                "and one without a key is refused. Set cleanup.policy=delete on it"
+                "and one without a key is refused. Set cleanup.policy=delete,retention.ms=-1,retention.bytes=-1 on it, or Kafka "
+                "deletes what is older than its retention; what compaction took is gone"
             )
 
     async def look_at_retention(self) -> None:

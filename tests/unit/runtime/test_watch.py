@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
@@ -558,7 +559,16 @@ async def test_a_source_that_takes_more_than_the_dead_letter_topic_is_said_at_th
     assert DEAD in said.getMessage() and "5000000" in said.getMessage()
 
 
-async def test_a_compacted_dead_letter_topic_is_refused(world: World) -> None:
-    world.cluster.create_topic(DEAD, 2, {"cleanup.policy": "compact"})
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+async def test_a_compacted_dead_letter_topic_is_refused_and_what_is_said_mends_it(
+    world: World, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    world.cluster.create_topic(DEAD, 2, {"cleanup.policy": policy, "retention.ms": "604800000"})
     error = await ended(world, world.start())
-    assert DEAD in str(error) and "cleanup.policy=delete" in str(error)
+    assert f"dead-letter topic {DEAD!r} is compacted" in str(error)
+    told = re.search(r"Set (\S+) on it", str(error))
+    assert told is not None
+    world.cluster.alter_topic(DEAD, dict(setting.split("=") for setting in told[1].split(",")))
+    caplog.clear()
+    await world.until_running(world.start("w2"))
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and DEAD in r.getMessage()]
