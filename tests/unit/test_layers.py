@@ -17,13 +17,11 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "semel"
 
 AGAINST_THE_ORDER = {
-    ("semel.chaos.run", "semel.cli.output"),
     ("semel.stages.agent", "semel.runtime.deaths"),
     ("semel.stages.agent", "semel.runtime.task"),
     ("semel.stages.commit", "semel.runtime.failpoints"),
     ("semel.stages.host", "semel.runtime.task"),
     ("semel.stages.slice", "semel.runtime.task"),
-    ("semel.up.run", "semel.cli.output"),
 }
 TYPES_AGAINST_THE_ORDER = {
     ("semel.stages.host", "semel.stages.agent"),

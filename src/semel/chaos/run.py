@@ -329,9 +329,9 @@ class Run:
             document["report"] = str(self.asked.report)
             self.display.say(f"report: {self.asked.report}")
         if self.asked.as_json:
-            from semel.cli import output
+            from semel import printing
 
-            output.document(document)
+            printing.document(document)
         else:
             print(summary(self.report), flush=True)  # noqa: T201
 

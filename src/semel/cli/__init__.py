@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from semel.cli import exits, kafka, output, tables
+from semel import printing
+from semel.cli import exits, kafka, tables
 from semel.cli.chaos import chaos
 from semel.cli.prove import prove
 from semel.cli.reset import reset
@@ -59,7 +60,7 @@ def main() -> None:
             raise
         # A second line, as of another program's output, is indented: none passes for one of a log.
         said = "\n    ".join(folded(line) for line in str(error).splitlines())
-        output.tell(f"semel: {said}")
+        printing.tell(f"semel: {said}")
         sys.exit(code)
     finally:
-        output.settle()
+        printing.settle()

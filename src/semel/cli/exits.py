@@ -5,6 +5,7 @@ from __future__ import annotations
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
 from semel.local.errors import NotReady
 from semel.port import RpcError, RpcLost
+from semel.printing import Unwritten
 from semel.stages.answers import LOGIN, needs_a_person
 
 OK = 0
@@ -23,10 +24,6 @@ class Unreachable(SemelError):
 
 class Unjudged(SemelError):
     """Nothing is proven, and nothing is found: there is nothing to judge, or no way to."""
-
-
-class Unwritten(SemelError):
-    """Standard output or a file cannot be written."""
 
 
 def code_of(error: BaseException) -> int | None:

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from semel.cli import output
+from semel import printing
 from semel.folding import folded
 
 
@@ -59,7 +59,7 @@ class Stream(logging.StreamHandler[TextIO]):
         elif not self._said:
             self._said = True
             if self.stream is not sys.stderr:
-                output.tell(f"semel: the log cannot be written ({error}); its lines are lost until it can")
+                printing.tell(f"semel: the log cannot be written ({error}); its lines are lost until it can")
 
 
 def configure(*, as_json: bool) -> None:

@@ -37,12 +37,12 @@ def prove(
     import asyncio
     import tempfile
 
-    from semel import project
-    from semel.cli import output
-    from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unjudged, Unwritten, code_of
+    from semel import printing, project
+    from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unjudged, code_of
     from semel.config import Settings
     from semel.errors import ConfigError, SemelError
     from semel.port import RpcError
+    from semel.printing import Unwritten
     from semel.proof import Verdict, html
     from semel.proof import prove as run
     from semel.runtime.clock import SystemClock
@@ -65,7 +65,7 @@ def prove(
         broker = kafka_broker(settings, client_id=f"{plan.app}-prove")
         await broker.start()
         try:
-            with output.bar() as told:
+            with printing.bar() as told:
                 return await run(
                     broker, plan, SystemClock(), since_ms=since_ms, until_ms=until_ms,
                     progress=lambda now: told(now.phase, now.done, now.total),
@@ -90,22 +90,22 @@ def prove(
     code = {Verdict.CLEAN: OK, Verdict.VIOLATED: FINDING, Verdict.UNPROVABLE: UNPROVABLE}[proof.verdict]
     try:
         if as_json:
-            output.document(proof.to_json())
+            printing.document(proof.to_json())
         else:
-            output.say(output.plain(proof.text()))
+            printing.say(printing.plain(proof.text()))
         if report is not None:
             _write(report, html(proof))
-            output.tell(f"the report is in {report}")
+            printing.tell(f"the report is in {report}")
     except Unwritten as exc:
         # What was found stands above that it could not be written: its code, too.
-        output.tell(f"semel: the verdict is {proof.verdict.value}, and {exc}")
+        printing.tell(f"semel: the verdict is {proof.verdict.value}, and {exc}")
         raise typer.Exit(code or UNWRITTEN) from exc
     if code:
         raise typer.Exit(code)
 
 
 def _write(report: Path, text: str) -> None:
-    from semel.cli.exits import Unwritten
+    from semel.printing import Unwritten
 
     try:
         report.write_text(text, encoding="utf-8")

@@ -26,8 +26,7 @@ def reset(
     """
     import asyncio
 
-    from semel import project
-    from semel.cli import output
+    from semel import printing, project
     from semel.cli.moment import moment
     from semel.config import Settings
     from semel.runtime.clock import SystemClock
@@ -48,13 +47,13 @@ def reset(
         await broker.start()
         try:
             clock = SystemClock()
-            found = await run(plan, engine_settings(settings, adopt=False), broker, clock, target, say=output.tell)
+            found = await run(plan, engine_settings(settings, adopt=False), broker, clock, target, say=printing.tell)
         finally:
             await broker.close()
         return {f"{tp.topic}[{tp.partition}]": offset for tp, offset in sorted(found.items())}
 
     offsets = asyncio.run(work())
     if as_json:
-        output.document({"pipeline": plan.app, "to": to, "positions": offsets})
+        printing.document({"pipeline": plan.app, "to": to, "positions": offsets})
     else:
-        output.tell(f"{plan.app} begins again at " + ", ".join(f"{tp}@{offset}" for tp, offset in offsets.items()))
+        printing.tell(f"{plan.app} begins again at " + ", ".join(f"{tp}@{offset}" for tp, offset in offsets.items()))

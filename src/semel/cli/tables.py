@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from semel.cli import exits, output
+from semel import printing
+from semel.cli import exits
 from semel.cli.client import Refused, WorkerClient
 from semel.errors import ConfigError, SemelError
 from semel.web.paths import query, row_path, table_path
@@ -38,9 +39,9 @@ def get(
     with _refusals(as_json):
         found = WorkerClient(url).get(_path(row_path, table, key))
         if as_json:
-            output.document(found)
+            printing.document(found)
         else:
-            output.say(output.shown(found["value"], indent=2))
+            printing.say(printing.shown(found["value"], indent=2))
 
 
 @app.command()
@@ -73,16 +74,16 @@ def scan(
             if page is None or len(rows) >= limit:
                 break
         if as_json:
-            output.document({"rows": rows, "next": page})
+            printing.document({"rows": rows, "next": page})
             return
-        output.rows(("key", "value", "partition"), (_line(row) for row in rows))
+        printing.rows(("key", "value", "partition"), (_line(row) for row in rows))
         if page is not None:
-            output.tell(f"there are more than the {len(rows)} shown: raise --limit, or go on with --page {page}")
+            printing.tell(f"there are more than the {len(rows)} shown: raise --limit, or go on with --page {page}")
 
 
 def _line(row: dict[str, Any]) -> tuple[str, str, str]:
     held = row.get("partitions") or [row["partition"]]
-    return output.shown(row["key"]), output.shown(row["value"]), ",".join(map(str, held))
+    return printing.shown(row["key"]), printing.shown(row["value"]), ",".join(map(str, held))
 
 
 def _path(build: Any, *parts: Any) -> str:
@@ -99,9 +100,9 @@ def _refusals(as_json: bool) -> Generator[None, None, None]:
         yield
     except SemelError as error:
         if as_json:
-            output.document(
+            printing.document(
                 error.document or {"error": str(error)} if isinstance(error, Refused) else {"error": str(error)}
             )
-        output.tell(f"semel: {error}")
+        printing.tell(f"semel: {error}")
         usage = isinstance(error, Refused) and error.status == 400
         raise typer.Exit(exits.USAGE if usage else exits.code_of(error) or exits.FINDING) from error

@@ -93,9 +93,9 @@ async def _work(up: Up, as_json: bool) -> int:
     found = up.report.document()
     up.display.close()
     if as_json:
-        from semel.cli import output
+        from semel import printing
 
-        output.document(found)
+        printing.document(found)
     else:
         print(summary(found), flush=True)  # noqa: T201
     code = OK if up.report.ok else FINDING

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from semel import cli
-from semel.cli import exits, logs, output
+from semel import cli, printing
+from semel.cli import exits, logs
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, PositionConflict
 from semel.local.errors import NotReady, PortTaken
 from semel.port import RpcError, RpcLost
@@ -138,7 +138,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_costs_nothing_else(as_jso
                 logging.getLogger("semel.x").warning("line %d", n)
         finally:
             root.handlers[:], root.level = before
-            output.settle()
+            printing.settle()
     assert capsys.readouterr().err.count("the log cannot be written ([Errno 28]") == (1 if as_json else 0)
     assert "Traceback" not in capsys.readouterr().err
 

@@ -12,7 +12,11 @@ from typing import Any
 
 import typer
 
-from semel.cli.exits import Unwritten
+from semel.errors import SemelError
+
+
+class Unwritten(SemelError):
+    """Standard output or a file cannot be written."""
 
 
 def say(text: str) -> None:
