@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dis
-import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from types import CodeType, FunctionType, MethodType, NoneType, UnionType
+from types import CodeType, FunctionType, NoneType, UnionType
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from semel.errors import DeclarationError
+from semel.functions import behind, called
 from semel.output import Output
 from semel.plan import AgentKind
 
-# Decorators around decorators; one that wraps itself must not hang the declaration.
-_DEEPEST = 100
 _STREAM = re.compile(r"\b(StreamT?|AsyncItera(tor|ble)|AsyncGenerator)\b")
 
 
@@ -39,7 +37,7 @@ def kind_of(run: Callable[..., Any]) -> AgentKind:
         raise DeclarationError(
             f"agent {name!r} is called with one argument, the stream or the event, and does not take that: {exc}"
         ) from exc
-    functions = list(_behind(run))
+    functions = list(behind(run))
     if any(inspect.isgeneratorfunction(f) for f, _ in functions):
         raise DeclarationError(
             f"agent {name!r} is a plain generator, which nobody iterates over. For several results of one event make it take "
@@ -60,38 +58,34 @@ def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type
 
     `accepted`: the classes that its sink takes; None: not known, or no sink.
     """
-    functions = [f for f, _ in _behind(run)]
+    functions = [f for f, _ in behind(run)]
     loops = kind is AgentKind.STREAM and not any(inspect.isasyncgenfunction(f) for f in functions)
     if loops and any(_returns_a_value(f.__code__) for f in functions):
         raise DeclarationError(
-            f"agent {_called(run)!r} iterates over its stream and returns a value, which goes nowhere and ends its loop; yield "
+            f"agent {called(run)!r} iterates over its stream and returns a value, which goes nowhere and ends its loop; yield "
             "results inside the loop"
         )
     for result in _declared_results(run, functions, kind):
         if issubclass(result, Awaitable):
             raise DeclarationError(
-                f"agent {_called(run)!r} is a plain function that returns {result.__name__}, which nobody awaits; declare it "
+                f"agent {called(run)!r} is a plain function that returns {result.__name__}, which nobody awaits; declare it "
                 "with async def"
             )
         if accepted is not None and not any(issubclass(result, a) or issubclass(a, result) for a in accepted):
             names = " or ".join(a.__name__ for a in accepted)
             raise DeclarationError(
-                f"agent {_called(run)!r} gives {result.__name__}, by its annotation, and {where} takes {names}; let the two agree"
+                f"agent {called(run)!r} gives {result.__name__}, by its annotation, and {where} takes {names}; let the two agree"
             )
 
 
 def gives_nothing(run: Callable[..., Any], kind: AgentKind) -> bool:
     """Whether its code shows that it can have no result: it iterates and never yields, or returns nothing but None."""
-    functions = [f for f, _ in _behind(run)]
+    functions = [f for f, _ in behind(run)]
     if not functions or any(inspect.isasyncgenfunction(f) for f in functions):
         return False
     if kind is AgentKind.STREAM:
         return True
     return not any(_returns_a_value(f.__code__) for f in functions) and any(_returns(f.__code__) for f in functions)
-
-
-def _called(run: Any) -> str:
-    return getattr(run, "__name__", None) or repr(run)
 
 
 def _returns(code: CodeType) -> bool:
@@ -132,31 +126,6 @@ def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) 
             yield cast("type", found)
 
 
-def _behind(run: Any) -> Iterator[tuple[FunctionType, int]]:
-    """The functions a call of `run` goes through, outermost first, each with how many of its parameters are given."""
-    given = 0
-    for _ in range(_DEEPEST):
-        if isinstance(run, functools.partial):
-            partial = cast("functools.partial[Any]", run)
-            given += len(partial.args)
-            run = partial.func
-        elif isinstance(run, MethodType):
-            given += 1
-            run = run.__func__
-        elif isinstance(run, FunctionType):
-            yield run, given
-            run = getattr(run, "__wrapped__", None)
-        elif run is None or isinstance(run, type):
-            return
-        else:
-            run = getattr(run, "__wrapped__", None) or _method(run)
-
-
-def _method(run: Any) -> MethodType | None:
-    method = getattr(run, "__call__", None)  # noqa: B004  (what it is bound to, not whether it is there)
-    return method if isinstance(method, MethodType) else None
-
-
 def _takes_stream(function: FunctionType, given: int) -> bool:
     parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[given:]
     if not parameters or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -168,7 +137,7 @@ def _takes_stream(function: FunctionType, given: int) -> bool:
 def asked_of_stream(run: Callable[..., Any]) -> set[str]:
     """The names of the methods that a streaming agent's code calls on its stream, also on what those give."""
     asked: set[str] = set()
-    for function, given in _behind(run):
+    for function, given in behind(run):
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters)[given:]
         if not parameters:
             continue

@@ -32,6 +32,7 @@ from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
 from semel.exact import check_of, only_reading_tells, writer_where_plain
+from semel.functions import check_gives_value
 from semel.structure import describe
 
 T = TypeVar("T")
@@ -60,6 +61,11 @@ class Codec(Generic[T]):
     nullable: bool = False
     structure: Any = None
 
+    def __post_init__(self) -> None:
+        """DeclarationError for what is awaited: `encode` and `decode` are called."""
+        for name, given in (("encode", self.encode), ("decode", self.decode)):
+            check_gives_value(given, f"Codec({_name(self.type)}) {name}")
+
     @property
     def name(self) -> str:
         return _name(self.type)
@@ -73,6 +79,8 @@ _REGISTERED_BY = {"faust.models.record": "semel.faust_.codec", "pydantic.main": 
 
 def register(applies: Callable[[Any], bool], make: Callable[[Any], Codec[Any]]) -> None:
     """The converter hook: types for which `applies(type)` holds get their codec from `make(type)`. Later ones win."""
+    check_gives_value(applies, "register() applies")
+    check_gives_value(make, "register() make")
     _converters.insert(0, (applies, make))
 
 

@@ -16,6 +16,7 @@ import orjson
 import xxhash
 
 from semel.errors import DeclarationError
+from semel.functions import check_gives_value
 from semel.structure import fingerprint
 
 Handling = Literal["quarantine", "pass", "drop"]
@@ -99,6 +100,8 @@ class Dedup:
             raise DeclarationError(f"Dedup time={time!r}; give a field's name, or a function of the value")
         if compare is not None and not _reads(compare) and not _names(compare):
             raise DeclarationError(f"Dedup compare={compare!r}; give the names of fields, or a function of the value")
+        for name, given in (("key", key), ("time", time), ("compare", compare)):
+            check_gives_value(given, f"Dedup {name}")
         if not isinstance(window, timedelta) or window <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(f"Dedup window is {window!r}; give a timedelta above zero, as timedelta(days=7)")
         for name, handling in (("missing", missing), ("conflict", conflict), ("late", late)):

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_origin
 
 from semel.codec import Codec, codec_for, key_codec_for
 from semel.errors import DeclarationError, OutsideEvent
+from semel.functions import called, check_gives_value
 from semel.hand import Hand, event_number, in_hand
 from semel.state.overlay import MISSING, Rows
 from semel.topic import checked_name, is_whole
@@ -63,15 +64,17 @@ class Table:
             raise DeclarationError(f"table {name!r}: merge={merge!r}; give a function of two values of one key")
         if merge is not None and not _takes(merge, 2):
             raise DeclarationError(
-                f"table {name!r}: merge={_called(merge)} does not take two values of one key; give a function of two"
+                f"table {name!r}: merge={called(merge)} does not take two values of one key; give a function of two"
             )
+        for what, given in (("default", default), ("merge", merge), ("migrate", migrate)):
+            check_gives_value(given, f"table {name!r}: {what}")
         if not is_whole(version):
             raise DeclarationError(f"table {name!r}: version={version!r}; give a number, as version=2")
         if migrate is not None and not callable(migrate):  # pyright: ignore[reportUnnecessaryComparison]
             raise DeclarationError(f"table {name!r}: migrate={migrate!r}; give a function of a row as it was written")
         if migrate is not None and not _takes(migrate, 1):
             raise DeclarationError(
-                f"table {name!r}: migrate={_called(migrate)} does not take one row as it was written; give a function of one"
+                f"table {name!r}: migrate={called(migrate)} does not take one row as it was written; give a function of one"
             )
         self._make = _maker(name, default, self.value)
 
@@ -218,10 +221,6 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _called(function: Any) -> str:
-    return getattr(function, "__name__", None) or repr(function)
 
 
 def _hashable(declared: Any) -> bool:

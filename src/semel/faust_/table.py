@@ -17,6 +17,7 @@ from semel.errors import DeclarationError, OutsideEvent, StateNotReady
 from semel.faust_.arguments import TABLE, check
 from semel.faust_.codec import kind_of_key, table_key_codec, value_codec
 from semel.faust_.settings import not_in_memory
+from semel.functions import check_gives_value
 from semel.hand import in_hand
 from semel.plan import TablePlan
 from semel.runtime.task import TaskState
@@ -33,6 +34,7 @@ class Table(FaustTable):
         check(TABLE, f"table {name!r}", given)
         if name in RESERVED:
             raise DeclarationError(f"table name {name!r} is reserved ({', '.join(sorted(RESERVED))}); choose another")
+        check_gives_value(given.get("default"), f"table {name!r}: default")
         self.said_partitions: int | None = given.get("partitions")
         super().__init__(app, name=name, store=None, **given)
 

@@ -285,3 +285,11 @@ async def test_what_faust_says_of_a_table_is_said_or_refused_with_true_words(sta
     ):  # fmt: skip
         with pytest.raises(DeclarationError, match="written by the engine, with the event's position"):
             ask()
+
+
+async def test_a_default_that_nobody_would_await_is_refused(stage: Stage) -> None:
+    async def made() -> int:
+        return 0
+
+    with pytest.raises(DeclarationError, match="table 'sums': default=made is declared with async def"):
+        stage.app().Table("sums", default=made)
