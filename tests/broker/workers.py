@@ -15,8 +15,8 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from semel.local.nursery import Forked, Nursery
-from semel.local.process import environment_without_settings
+from semel.local import worker
+from semel.local.nursery import Nursery
 
 NURSERY = Nursery()
 SEMEL = Path(sys.executable).with_name("semel")
@@ -26,8 +26,8 @@ START_S = 60.0  # two cores, shared: a start is mostly imports
 _WEB = re.compile(r"web views on (http://\S+)")
 
 
-class WorkerProcess:
-    """One worker: a name, a state directory, settings. It can be started again; its log goes on in one file."""
+class WorkerProcess(worker.WorkerProcess):
+    """One worker: a name, a state directory, settings. What does not come of it fails the test."""
 
     def __init__(
         self,
@@ -39,13 +39,10 @@ class WorkerProcess:
         log_file: Path,
         environment: dict[str, str],
     ) -> None:
+        settings = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
+        super().__init__(NURSERY, target, instance, log_file=log_file, environment=settings, directory=PROJECT)
         self.instance = instance
         self.state_dir = state_dir
-        self._target = target
-        self._log_file = log_file
-        self._environment = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
-        self._process: Forked | None = None
-        self._log_from = 0
         self._url = ""
 
     # -- its life
@@ -53,45 +50,14 @@ class WorkerProcess:
     def start(
         self, *arguments: str, failpoint: str = "", web_port: int = 0, fresh: bool = False, **environment: str
     ) -> WorkerProcess:
-        """Start it, again where it ran before. `failpoint` as `SEMEL_FAILPOINT` has it; `fresh` as the nursery has it."""
-        assert not self.running, f"{self.instance} runs"
-        env = environment_without_settings() | self._environment | environment
-        if failpoint:
-            env["SEMEL_FAILPOINT"] = failpoint
         self._url = ""
-        self._log_from = self._log_file.stat().st_size if self._log_file.exists() else 0
-        command = ["worker", self._target, "--instance", self.instance, "--web-port", str(web_port), *arguments]
-        self._process = NURSERY.fork(command, env, self._log_file, directory=PROJECT, fresh=fresh)
-        return self
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
-        return None if self._process is None else self._process.exit_code
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
-
-    def send(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send(number)
+        web = ("--web-port", str(web_port))
+        return super().start(*web, *arguments, failpoint=failpoint, fresh=fresh, **environment)
 
     def kill9(self) -> None:
         self.send(signal.SIGKILL)
         while self.running:
             time.sleep(0.002)
-
-    def freeze(self) -> None:
-        self.send(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.send(signal.SIGCONT)
 
     def term(self) -> None:
         self.send(signal.SIGTERM)
@@ -103,36 +69,22 @@ class WorkerProcess:
 
     async def ended(self, within_s: float = 30.0) -> int:
         """Waits until it ends by itself; its exit code."""
-        assert self._process is not None
-        code = await self._process.ended(within_s)
+        code = await super().ended(within_s)
         if code is None:
             pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
         return code
 
     async def frozen(self, within_s: float = 30.0) -> None:
         """Waits until a failpoint has stopped it."""
-        assert self._process is not None
-        if not await self._process.stopped(within_s):
+        if not await self.froze(within_s):
             assert self.running, f"worker {self.instance} ended instead of stopping\n{self.log_end()}"
             pytest.fail(f"worker {self.instance} never came to its failpoint\n{self.log_end()}")
 
     # -- what it says
 
     @property
-    def log(self) -> str:
-        """What it said since its last start."""
-        if not self._log_file.exists():
-            return ""
-        with self._log_file.open("rb") as file:
-            file.seek(self._log_from)
-            return file.read().decode(errors="replace")
-
-    @property
     def whole_log(self) -> str:
-        return self._log_file.read_text(errors="replace")
-
-    def log_end(self, lines: int = 40) -> str:
-        return f"--- {self.instance}\n" + "\n".join(self.log.splitlines()[-lines:])
+        return self.log_from(0)
 
     async def said(self, pattern: str, within_s: float = START_S) -> re.Match[str]:
         """Waits for a line of its log."""

@@ -18,12 +18,12 @@ from semel.chaos.timeline import void_reasons
 from semel.chaos.torture import TERM_S, Torture
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
+from semel.local.views import Views
 from semel.plan import Plan
 from semel.port import TP, RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 from semel.runtime.oddcode import ON_PURPOSE
-from semel.up.workers import Views
 
 # A worker that still joins is a session away from its partitions at most, and a restore.
 TABLES_S = 30.0

@@ -27,15 +27,15 @@ from semel.chaos.sight import Sight
 from semel.chaos.subject import Subject
 from semel.chaos.torture import Torture
 from semel.chaos.watching import Watching
-from semel.chaos.workers import WorkerProcess
+from semel.chaos.workers import ChaosWorker
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
 from semel.local.folder import RunFolder
 from semel.local.install import install
 from semel.local.nursery import Nursery
+from semel.local.views import Views
 from semel.port import TopicSpec
-from semel.up.workers import Views
 
 FOLDER = Path(".semel/chaos")
 # Short, so that a dead worker is missed soon; the local broker allows it.
@@ -205,7 +205,7 @@ class Run:
         nursery.start()
         names = [f"w{n}" for n in range(1, asked.workers + 1)] + [f"guest{n}" for n in range(1, GUESTS + 1)]
         processes = [
-            WorkerProcess(
+            ChaosWorker(
                 nursery,
                 asked.target,
                 name,
@@ -257,11 +257,11 @@ class Run:
         while not holds():
             self._refuse_failed()
             if time.monotonic() > deadline:
-                ends = "".join(f"\n{w.log}:\n{w.log_end()}" for w in on.everyone)
+                ends = "".join(f"\n{w.log_end()}" for w in on.everyone)
                 raise SemelError(f"{otherwise} within {READY_S:g} s: {'; '.join(self.sight.trouble())}{ends}")
             if unhurt and (ended := [w for w in on.everyone if w.exit_code]):
                 raise SemelError(
-                    f"a worker ended with exit code {ended[0].exit_code} before anything went wrong; its log ends:\n"
+                    f"a worker ended with exit code {ended[0].exit_code} before anything went wrong\n"
                     + "\n".join(w.log_end() for w in ended)
                 )
             await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from semel.chaos.timeline import Bites
-from semel.up.watch import Document, Watch, WorkerState
+from semel.local.watch import Document, Watch, WorkerState
 
 COUNTED = ("aborts", "unknown", "fences", "recoveries", "rebalances")
 

@@ -14,12 +14,12 @@ import orjson
 from semel.codec import Codec
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
+from semel.local.views import Views
 from semel.plan import Plan, TablePlan
 from semel.port import TP
 from semel.proof.findings import Law
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.up.workers import Views
 
 SHOWN = 5
 

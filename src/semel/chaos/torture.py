@@ -17,7 +17,7 @@ from semel.chaos.compaction import Compaction
 from semel.chaos.load import Load
 from semel.chaos.sight import Sight
 from semel.chaos.timeline import Entry, Timeline
-from semel.chaos.workers import WorkerProcess
+from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
 from semel.port import Broker
 from semel.runtime import oddcode
@@ -44,8 +44,8 @@ class Torture:
     plan: Plan
     broker: Broker
     cluster: Cluster
-    workers: list[WorkerProcess]
-    guest: Callable[[int], WorkerProcess]
+    workers: list[ChaosWorker]
+    guest: Callable[[int], ChaosWorker]
     sight: Sight
     load: Load
     compaction: Compaction
@@ -55,7 +55,7 @@ class Torture:
     findings: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
     active: set[int] = field(default_factory=set[int])
-    guests: list[WorkerProcess] = field(default_factory=list[WorkerProcess])
+    guests: list[ChaosWorker] = field(default_factory=list[ChaosWorker])
     at_brokers: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_group: asyncio.Lock = field(default_factory=asyncio.Lock)
     at_input: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,7 +71,7 @@ class Torture:
         return self.plan.app
 
     @property
-    def everyone(self) -> list[WorkerProcess]:
+    def everyone(self) -> list[ChaosWorker]:
         return [*self.workers, *self.guests]
 
     # -- one fault, from its beginning to the recovery
@@ -109,7 +109,7 @@ class Torture:
     # -- whom
 
     @asynccontextmanager
-    async def claimed(self, index: int) -> AsyncGenerator[WorkerProcess]:
+    async def claimed(self, index: int) -> AsyncGenerator[ChaosWorker]:
         """The worker of that number, or the next that no other fault has in hand; waits while all are."""
         while True:
             idle = [w for w in self.in_turn(index) if w.name not in self._busy]
@@ -124,7 +124,7 @@ class Torture:
             self._busy.discard(chosen.name)
 
     @asynccontextmanager
-    async def victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[WorkerProcess]]:
+    async def victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[ChaosWorker]]:
         """The worker that is claimed by that number; `everyone`: and all others that no fault has in hand."""
         async with self.claimed(index) as first:
             others = [worker for worker in self.workers if everyone and self.idle(worker)]
@@ -134,25 +134,25 @@ class Torture:
             finally:
                 self._busy.difference_update(worker.name for worker in others)
 
-    def in_turn(self, index: int) -> list[WorkerProcess]:
+    def in_turn(self, index: int) -> list[ChaosWorker]:
         index %= len(self.workers)
         return [*self.workers[index:], *self.workers[:index]]
 
-    def idle(self, worker: WorkerProcess) -> bool:
+    def idle(self, worker: ChaosWorker) -> bool:
         return worker.name not in self._busy
 
     # -- processes
 
-    def start(self, worker: WorkerProcess, *, failpoint: str = "") -> None:
+    def start(self, worker: ChaosWorker, *, failpoint: str = "") -> None:
         worker.start(failpoint=failpoint)
         self.sight.meet(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
-    def gone(self, worker: WorkerProcess) -> None:
+    def gone(self, worker: ChaosWorker) -> None:
         self.sight.gone(worker.name)
         self.timeline.turn(worker.name, self.now(), "dead")
 
-    async def kill9(self, workers: Iterable[WorkerProcess]) -> None:
+    async def kill9(self, workers: Iterable[ChaosWorker]) -> None:
         for worker in workers:
             worker.expected_end = True
             worker.send(signal.SIGKILL)
@@ -160,17 +160,17 @@ class Torture:
             await worker.kill9()
             self.gone(worker)
 
-    def freeze(self, worker: WorkerProcess) -> None:
+    def freeze(self, worker: ChaosWorker) -> None:
         worker.freeze()
         self.sight.gone(worker.name)
         self.timeline.turn(worker.name, self.now(), "frozen")
 
-    def thaw(self, worker: WorkerProcess) -> None:
+    def thaw(self, worker: ChaosWorker) -> None:
         worker.thaw()
         self.sight.meet(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
-    async def holding(self, worker: WorkerProcess, within_s: float) -> bool:
+    async def holding(self, worker: ChaosWorker, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and worker.running:
             if self.sight.holds(worker.name):
@@ -178,23 +178,23 @@ class Torture:
             await asyncio.sleep(LOOK_S)
         return False
 
-    def ended_by_itself(self, worker: WorkerProcess, code: int) -> None:
+    def ended_by_itself(self, worker: ChaosWorker, code: int) -> None:
         """A finding, but for one that says that it may not do what a fault took the right to."""
         late = time.monotonic() - self.rights_since > GONE_S
         if code in (1, 2) and not late and REFUSED.search(worker.log_end()):
             self.unrightful += 1
             return
-        self.findings.append(f"{worker.name} ended by itself with exit code {code}; its log ends:\n{worker.log_end()}")
+        self.findings.append(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
 
     # -- the group
 
-    def invite(self, number: int) -> WorkerProcess:
+    def invite(self, number: int) -> ChaosWorker:
         guest = self.guest(number)
         self.guests.append(guest)
         self.start(guest)
         return guest
 
-    async def dismiss(self, guests: list[WorkerProcess], *, kill: bool) -> None:
+    async def dismiss(self, guests: list[ChaosWorker], *, kill: bool) -> None:
         for guest in guests:
             if kill or await guest.term(TERM_S) is None:
                 await guest.kill9()
@@ -234,7 +234,7 @@ class Torture:
             worker.set_clock(0)
             oddcode.order(worker.odd_code, 0.0)
 
-    async def supervise(self, worker: WorkerProcess) -> None:
+    async def supervise(self, worker: ChaosWorker) -> None:
         """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.
 
         One that says it cannot reach its broker (exit code 3) while brokers or connections are troubled is right.

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from semel.chaos.show import Display, Shown, WorkerShown
 from semel.chaos.timeline import Sample, percentile, rates
 from semel.chaos.torture import Torture
-from semel.chaos.workers import WorkerProcess
-from semel.up.workers import Views
+from semel.chaos.workers import ChaosWorker
+from semel.local.views import Views
 
 ASK_EVERY_S = 0.2
 SAMPLE_EVERY_S = 0.5
@@ -55,7 +55,7 @@ class Watching:
                 self._display.show(self._shown(now))
             await asyncio.sleep(ASK_EVERY_S)
 
-    async def _ask(self, worker: WorkerProcess) -> None:
+    async def _ask(self, worker: ChaosWorker) -> None:
         pid, asked = worker.pid, time.monotonic()
         self._asking.add(pid)
         try:
@@ -93,7 +93,7 @@ class Watching:
             workers=tuple(self._worker_shown(w) for w in on.everyone),
         )
 
-    def _worker_shown(self, worker: WorkerProcess) -> WorkerShown:
+    def _worker_shown(self, worker: ChaosWorker) -> WorkerShown:
         seen = self._torture.sight.watch.workers.get(worker.name)
         tasks = seen.tasks if seen is not None else {}
         phase = "frozen" if worker.frozen else "dead" if not worker.running else "running" if tasks else "starting"

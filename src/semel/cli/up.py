@@ -24,14 +24,18 @@ def up(
     Run it in the root of the repository. Exit code 0: nothing lost, doubled or wrong; 1: something is; 130: interrupted
     before the audit was done. Without --events the workers stay after it, with their web page, until Ctrl-C.
     """
+    import importlib
+
     from semel import project
     from semel.errors import ConfigError
 
     where = Path.cwd()
-    if not (where / "feeds" / "flights.py").is_file():
-        raise ConfigError(f"there is no folder feeds in {where}; run `semel up` in the root of semel's repository")
+    missing = next((name for name in ("demos/up/run.py", "feeds/flights.py") if not (where / name).is_file()), None)
+    if missing is not None:
+        raise ConfigError(
+            f"there is no {missing} in {where}: `semel up` shows semel on the pipelines of its own repository; run it in "
+            "the root of that, and your own pipeline with `semel worker`"
+        )
     pipeline = project.load("pipelines.flights")
-
-    from semel.up.run import run
-
-    raise typer.Exit(run(pipeline, events=events, seed=seed, as_json=as_json))
+    demo = importlib.import_module("demos.up.run")
+    raise typer.Exit(demo.run(pipeline, events=events, seed=seed, as_json=as_json))

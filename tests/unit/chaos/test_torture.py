@@ -11,7 +11,7 @@ import pytest
 from semel.chaos.sight import Sight
 from semel.chaos.timeline import Timeline
 from semel.chaos.torture import GONE_S, Torture
-from semel.chaos.workers import WorkerProcess
+from semel.chaos.workers import ChaosWorker
 
 
 class Ended:
@@ -36,7 +36,7 @@ class Unhurt:
 
 def torture(*workers: Ended) -> Torture:
     anything: Any = None
-    processes = [cast("WorkerProcess", worker) for worker in workers]
+    processes = [cast("ChaosWorker", worker) for worker in workers]
     return Torture(
         plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything, sight=Sight("t", 1),
         load=anything, compaction=anything, timeline=Timeline(), now=lambda: 0.0, say=lambda said: None,
@@ -51,7 +51,7 @@ async def test_a_worker_that_ends_for_want_of_a_right_is_started_again_and_no_fi
     ended = Ended(code, REFUSED)
     on = torture(ended)
     on.rights_since = math.inf
-    await on.supervise(cast("WorkerProcess", ended))
+    await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, on.unrightful, ended.starts) == ([], 1, 2)
 
 
@@ -64,7 +64,7 @@ async def test_any_other_end_is_a_finding(code: int, said: str, taken_s: float) 
     ended = Ended(code, said)
     on = torture(ended)
     on.rights_since = time.monotonic() - taken_s
-    await on.supervise(cast("WorkerProcess", ended))
+    await on.supervise(cast("ChaosWorker", ended))
     assert (len(on.findings), on.unrightful, ended.starts) == (1, 0, 2)
 
 
@@ -72,5 +72,5 @@ async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> No
     ended = Ended(3)
     on = torture()
     on.active.add(1)
-    await on.supervise(cast("WorkerProcess", ended))
+    await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, ended.starts) == ([], 1)

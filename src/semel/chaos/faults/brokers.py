@@ -9,7 +9,7 @@ from semel.chaos.asking import until_done
 from semel.chaos.plan import Fault, Grown
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
-from semel.chaos.workers import WorkerProcess
+from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
 from semel.port import RpcError, RpcLost, TopicInfo
 from semel.proof.logs import Unreadable
@@ -20,7 +20,7 @@ GUEST_S = 20.0
 async def rebalance(on: Torture, fault: Fault, entry: Entry) -> None:
     async with on.at_group:
         on.begins(entry, "the group")
-        guests: list[WorkerProcess] = []
+        guests: list[ChaosWorker] = []
         try:
             for number in range(1, fault.nth + 1):
                 guests.append(on.invite(number))
@@ -86,7 +86,7 @@ async def _partitions(on: Torture, name: str) -> int:
 async def compact(on: Torture, fault: Fault, entry: Entry) -> None:
     """Compaction takes events behind the workers; where they are frozen or down, also such as nobody has read."""
     async with on.at_input, AsyncExitStack() as claims:
-        kept_off: list[WorkerProcess] = []
+        kept_off: list[ChaosWorker] = []
         if fault.hold_s:
             kept_off = await claims.enter_async_context(on.victims(fault.worker, everyone=True))
         on.begins(entry, ", ".join(w.name for w in kept_off) or "the input")

@@ -98,7 +98,7 @@ async def term(on: Torture, fault: Fault, entry: Entry) -> None:
         if fault.step:
             await on.kill9([worker])
             on.start(worker, failpoint=f"{fault.step}:stop:{fault.nth}")
-            entry.bit = await worker.stopped(ARMED_S)
+            entry.bit = await worker.froze(ARMED_S)
             entry.note = "" if entry.bit else f"{fault.step} was not passed"
             worker.expected_end = True
             worker.send(signal.SIGTERM)

@@ -3,8 +3,8 @@ from collections import Counter
 import orjson
 import pytest
 
+from demos.up.feed import YEAR_EVENTS, Feed, parts
 from feeds.flights import time_ms
-from semel.up.feed import YEAR_EVENTS, Feed, parts
 
 
 @pytest.mark.parametrize("events", [1, 2, 3, 4, 7, 100, 5_001, YEAR_EVENTS])

@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from semel.up.report import Report
-from semel.up.show import Shown, WorkerShown, line, picture, summary
+from demos.up.report import Report
+from demos.up.show import Shown, WorkerShown, line, picture, summary
 
 MOMENT = Shown(
     seconds=12.34,

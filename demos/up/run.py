@@ -14,6 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from demos.up.audit import Found, Letter, Verdict, judge
+from demos.up.feed import YEAR_EVENTS, Feed, parts
+from demos.up.report import Report
+from demos.up.show import Display, Shown, WorkerShown, display, summary
 from feeds import collect
 from feeds.publish import create_topic, publish
 from feeds.record import Record
@@ -22,13 +26,11 @@ from semel.local import jars, ports
 from semel.local.folder import RunFolder
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
+from semel.local.nursery import Nursery
+from semel.local.views import Views
+from semel.local.watch import Watch, WorkerState
+from semel.local.worker import WorkerProcess, end_all
 from semel.pipeline import Pipeline
-from semel.up.audit import Found, Letter, Verdict, judge
-from semel.up.feed import YEAR_EVENTS, Feed, parts
-from semel.up.report import Report
-from semel.up.show import Display, Shown, WorkerShown, display, summary
-from semel.up.watch import Watch, WorkerState
-from semel.up.workers import Views, Worker, gone
 
 T = TypeVar("T")
 
@@ -119,7 +121,8 @@ class Up:
         self._held = RunFolder(self.folder, "semel up")
         self._kafka: LocalKafka | None = None
         self._views: Views | None = None
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WorkerProcess] = {}
+        self._nursery: Nursery | None = None
         self._watch = Watch(pipeline.source.name, PARTITIONS)
         self._recent: deque[tuple[float, int]] = deque()
         self._began: float | None = None
@@ -137,7 +140,7 @@ class Up:
 
     @property
     def url(self) -> str:
-        return self._workers[NAMES[0]].url
+        return self._watch.workers[NAMES[0]].url
 
     @property
     def stays(self) -> bool:
@@ -174,6 +177,8 @@ class Up:
     async def _start(self) -> None:
         kafka = self._kafka
         assert kafka is not None
+        self._nursery = Nursery(self.folder / "logs" / "nursery.log")
+        self._nursery.start()
         self.display.say("starting Kafka, reading a year of flights")
         try:
             await asyncio.gather(asyncio.to_thread(kafka.start), asyncio.to_thread(self.feed.open))
@@ -187,14 +192,21 @@ class Up:
         self._views = Views()
         for name, wanted in zip(NAMES, WEB_PORTS, strict=True):
             port = wanted if ports.is_free(wanted) else ports.choose(1)[0]
-            worker = Worker(TARGET, name, port, config, self.folder / "logs" / f"{name}.log")
-            self._workers[name] = worker
-            self._watch.workers[name] = WorkerState(name, worker.url)
-            self._launch(worker)
+            self._workers[name] = WorkerProcess(
+                self._nursery,
+                TARGET,
+                name,
+                log_file=self.folder / "logs" / f"{name}.log",
+                environment={},
+                arguments=("--web-port", str(port), "--config", str(config)),
+            )
+            self._watch.workers[name] = WorkerState(name, f"http://127.0.0.1:{port}")
+            self._launch(self._workers[name])
         self.display.say(f"two workers; web page: {self.url}/pipelines")
 
-    def _launch(self, worker: Worker) -> None:
-        worker.start()
+    def _launch(self, worker: WorkerProcess) -> None:
+        # As a user starts it: with imports of its own.
+        worker.start(fresh=True)
         state = self._watch.workers[worker.name]
         state.pid, state.phase = worker.pid, "starting"
 
@@ -249,7 +261,7 @@ class Up:
             key=lambda w: (w.document["lag"] or 0, w.document["counts"].get("in", 0)) if w.document else (-1, 0),
         )
         self._down = victim.name
-        self._workers[victim.name].kill9()
+        self._workers[victim.name].send(signal.SIGKILL)
         self.report.kills += 1
         self._killed, self._killed_at, self._killed_tasks = victim.name, time.monotonic(), set(victim.tasks)
         self._told = f"{victim.name} killed"
@@ -262,7 +274,8 @@ class Up:
     async def _start_again(self) -> None:
         assert self._killed is not None
         worker = self._workers[self._killed]
-        await gone(worker)
+        while await worker.ended(5.0) is None:
+            continue
         await asyncio.sleep(max(0.0, self._killed_at + DEAD_FOR_S - time.monotonic()))
         self._launch(worker)
         self._down = None
@@ -341,16 +354,21 @@ class Up:
     async def _ask(self, name: str) -> None:
         worker = self._workers[name]
         assert self._views is not None
-        if not worker.alive:
+        if not worker.running:
             return
         pid = worker.pid
-        document = await self._views.pipeline(worker.url)
+        document = await self._views.pipeline(self._watch.workers[name].url)
         # An answer that was on its way when its worker was killed says what no longer holds.
-        if document is not None and worker.pid == pid and worker.alive and self._watch.workers[name].phase != "killed":
+        if (
+            document is not None
+            and worker.pid == pid
+            and worker.running
+            and self._watch.workers[name].phase != "killed"
+        ):
             self._watch.hear(name, document)
 
     def _see_recovery(self) -> None:
-        if self._killed is None or not self._workers[self._killed].alive:
+        if self._killed is None or not self._workers[self._killed].running:
             return
         if self._killed_tasks <= self._watch.running() and self._watch.workers[self._killed].tasks:
             took = time.monotonic() - self._killed_at
@@ -363,7 +381,7 @@ class Up:
 
     def _refuse_dead(self) -> None:
         for worker in self._workers.values():
-            if not worker.alive and worker.name != self._down:
+            if not worker.running and worker.name != self._down:
                 raise UpError(f"{worker.name} ended by itself; {worker.log_end()}")
 
     def _refuse_standstill(self, now: float) -> None:
@@ -420,8 +438,10 @@ class Up:
         if self._views is not None:
             await self._views.close()
         workers = list(self._workers.values())
-        stopped = [worker.name for worker in workers if worker.alive]
-        await asyncio.to_thread(Worker.end_all, workers, GRACE_S)
+        stopped = [worker.name for worker in workers if worker.running]
+        await asyncio.to_thread(end_all, workers, GRACE_S)
+        if self._nursery is not None:
+            await asyncio.to_thread(self._nursery.close)
         if self._kafka is not None:
             await asyncio.to_thread(self._kafka.stop, GRACE_S)
             stopped += ["Kafka"] if self._kafka.nodes else []

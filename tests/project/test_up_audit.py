@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from demos.up.audit import Expected, Found, judge
 from feeds.truth import FlightsTruth
-from semel.up.audit import Expected, Found, judge
 
 DUPLICATES = 5
 CONFLICTS = Counter({(b"JFK-LAX", b'{"id":"JFK-0-arrived","delay":1}'): 1, (b"EWR-ORD", b'{"id":"x"}'): 2})

@@ -1,6 +1,6 @@
 import pytest
 
-from semel.up.watch import Watch, WorkerState
+from semel.local.watch import Watch, WorkerState
 
 
 def document(tasks, *, commits=1, **counts):

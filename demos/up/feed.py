@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
+from demos.up.audit import Expected, Letter
 from feeds import flights
 from feeds.record import Record
 from feeds.redelivery import Delivery, redeliver
 from feeds.truth import FlightsTruth
-from semel.up.audit import Expected, Letter
 
 YEAR_EVENTS = 993_360
 

@@ -1,0 +1,1 @@
+"""What shows semel at work on the pipelines of this project."""
