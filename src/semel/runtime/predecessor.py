@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from semel import lineage
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, RpcError, RpcLost, TopicInfo
+from semel.port import EARLIEST, LATEST, TP, Broker, Record, RpcError, RpcLost, TopicInfo
 
 log = logging.getLogger("semel.restore")
 
@@ -38,6 +38,16 @@ async def look(broker: Broker, plan: Plan, known: Mapping[str, TopicInfo]) -> No
 
 async def _writer_of(broker: Broker, plan: Plan, topic: TopicInfo) -> lineage.Lineage | None:
     """Whoever wrote one of its last records from a source of this app, and is not this app."""
+    async for record in last_records(broker, topic):
+        said = lineage.of(record.headers)
+        found = lineage.parse(said) if said is not None else None
+        if found is not None and found.app != plan.app and found.topic in plan.sources:
+            return found
+    return None
+
+
+async def last_records(broker: Broker, topic: TopicInfo) -> AsyncIterator[Record]:
+    """Some of its last committed records, of each partition the newest first."""
     tps = [TP(topic.name, partition) for partition in range(min(topic.partitions, PARTITIONS))]
     ends = await broker.list_offsets(tps, LATEST)
     starts = await broker.list_offsets(tps, EARLIEST)
@@ -51,8 +61,4 @@ async def _writer_of(broker: Broker, plan: Plan, topic: TopicInfo) -> lineage.Li
             purpose="restore",
         )  # fmt: skip
         for record in reversed(answer[tp].records if tp in answer else []):
-            said = lineage.of(record.headers)
-            found = lineage.parse(said) if said is not None else None
-            if found is not None and found.app != plan.app and found.topic in plan.sources:
-                return found
-    return None
+            yield record

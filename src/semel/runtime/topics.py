@@ -9,6 +9,7 @@ from semel.errors import ConfigError, OutputRefused, TopicChanged
 from semel.partitioner import KeyPartitions
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
+from semel.runtime import foreign
 from semel.runtime.decide import source_resized
 from semel.stages.answers import needs_a_person
 from semel.stages.sink import NOT_THE_VALUE_BYTES, Destination, limits_from
@@ -144,6 +145,9 @@ class Topics:
         room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
         factor, safe = await self._safety()
         await self._fit(found, tasks, may_be_behind=may_be_behind)
+        for name in outputs.keys() & found.keys():
+            if (keeper := await self._keeper_of(found[name])) is not None:
+                raise ConfigError(foreign.refusal(name, keeper))
         specs: list[TopicSpec] = []
         for name in plan.logs:
             if name in found:
@@ -173,6 +177,12 @@ class Topics:
         await self._have_named(tasks)
         self._check_room(source_configs)
         self._check_segments()
+
+    async def _keeper_of(self, topic: TopicInfo) -> str | None:
+        """The other app whose state it holds, asked for once."""
+        if topic.name in self.known and self.known[topic.name].id == topic.id:
+            return None
+        return await foreign.keeper_of(self._broker, self._plan, topic)
 
     def _open(self, topic: Topic) -> None:
         limits = limits_from(self.configs[topic.name])
@@ -369,6 +379,8 @@ class Topics:
             await self._broker.create_topics([self._output(topic, tasks, *await self._safety())])
             while name not in (found := await self._broker.topics([name])):
                 await self._clock.sleep(0.05)
+        elif (keeper := await self._keeper_of(found[name])) is not None:
+            raise OutputRefused(f"output to {name!r}: {foreign.refusal(name, keeper)}")
         self.known.update(found)
         self.configs |= await self._broker.topic_configs([name])
         self._open(topic)
