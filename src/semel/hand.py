@@ -1,8 +1,7 @@
 """The partition in hand: the one ambient value. Tables named by closure need it; nothing else may use it.
 
-A `Hand` belongs to one lane (one running agent). While an event is in hand it collects the event's write set: table
-writes go to the open epoch at once, with the way back kept, so that reads stay one dictionary away and an event that
-fails leaves no trace; outputs wait until the event ends.
+A `Hand` belongs to one lane (one running agent). While an event is in hand it collects the event's write set, which joins
+the open epoch when the event is done, or is dropped when it fails.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ from semel import lineage
 from semel.errors import HandlingError, OutputRefused, OutsideEvent, StaleIncarnation
 from semel.state.overlay import MISSING, Rows
 from semel.state.store import StoreError
+from semel.state.writeset import DirtyValue, WriteSet
 
 in_hand: ContextVar[Hand | None] = ContextVar("semel_in_hand", default=None)
 # The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
 # event still finds the hand, with another event in it, and is told apart by this.
 event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
-
-# What a row takes of a transaction beside its key and value.
-ROW_BYTES = 30
 
 
 def refuse_waiting_for_commit(what: str) -> None:
@@ -38,20 +35,6 @@ def refuse_waiting_for_commit(what: str) -> None:
             f"the commit of {what} was waited for inside an event: commits wait for running events, so each would wait for the "
             "other. Send within the event, which needs no waiting: what it sends commits with it"
         )
-
-
-class Live:
-    """A changeable value that the event in hand has seen. `before`: its bytes then; `there`: whether it was a row."""
-
-    __slots__ = ("before", "key", "raw", "rows", "there", "value")
-
-    def __init__(self, rows: Rows, key: Any, raw: bytes, value: Any, before: bytes, there: bool) -> None:
-        self.rows = rows
-        self.key = key
-        self.raw = raw
-        self.value = value
-        self.before = before
-        self.there = there
 
 
 class Steps:
@@ -147,13 +130,12 @@ class Hand:
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
     belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
-    `thread`, `body`, `context`: what the agent's code runs in. `bytes`: about how much the event in hand has written;
-    `most_bytes`: how much it may.
+    `thread`, `body`, `context`: what the agent's code runs in. `writes`: what the event in hand has written.
     """
 
     __slots__ = (
-        "alive", "attempts", "batch", "body", "bytes", "context", "entered", "event", "holding", "id", "live", "most_bytes",
-        "origin", "outputs", "record", "steps", "store_failed", "tables", "task", "thread", "told", "undo",
+        "alive", "attempts", "batch", "body", "context", "entered", "event", "holding", "id", "origin", "record", "steps",
+        "store_failed", "tables", "task", "thread", "told", "writes",
     )  # fmt: skip
 
     def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
@@ -166,8 +148,6 @@ class Hand:
         self.batch: Sequence[tuple[Any, Any]] = ()
         self.attempts = Attempts()
         self.holding = False
-        self.bytes = 0
-        self.most_bytes = 1 << 62
         self.event = 0
         self.task: Any = None
         self.tables: dict[str, Rows] = {}
@@ -175,15 +155,13 @@ class Hand:
         self.id: Any = None
         self.origin: bytes | None = None
         self.steps: Steps | None = None
-        self.undo: list[tuple[Any, ...]] = []
-        self.outputs: list[Any] = []
-        self.live: dict[tuple[str, bytes], Live] = {}
+        self.writes = WriteSet()
 
     def begin(self) -> None:
         """An event is in hand from now on, for whatever runs in this context or is started from it."""
         self.holding = True
         id = self.id
-        self.bytes = len(id) if type(id) is bytes else 0
+        self.writes.bytes = len(id) if type(id) is bytes else 0
         self.event = number = self.event + 1
         event_number.set(number)
 
@@ -252,7 +230,7 @@ class Hand:
 
     def _read_changeable(self, rows: Rows, key: Any, default: Any) -> Any:
         raw = rows.raw(key)
-        seen = self.live.get((rows.name, raw))
+        seen = self.writes.dirty.get((rows.name, raw))
         if seen is not None:
             if default is None and not seen.there and rows.encode(key, raw, seen.value) == seen.before:
                 # A default that was handed out and not changed is no row.
@@ -261,42 +239,24 @@ class Hand:
         stored = rows.load(raw)
         if stored is not None:
             value = rows.decoded(key, stored)
-            self.live[(rows.name, raw)] = Live(rows, key, raw, value, stored, True)
+            self.writes.dirty[(rows.name, raw)] = DirtyValue(rows, key, raw, value, stored, True)
         elif default is None:
             return MISSING
         else:
             value = default()
-            self.live[(rows.name, raw)] = Live(rows, key, raw, value, rows.encode(key, raw, value), False)
+            self.writes.dirty[(rows.name, raw)] = DirtyValue(rows, key, raw, value, rows.encode(key, raw, value), False)
         return value
 
     def has(self, rows: Rows, key: Any) -> bool:
         """Whether there is such a row, readable or not."""
         raw = rows.raw(key)
-        if (rows.name, raw) in self.live:
+        if (rows.name, raw) in self.writes.dirty:
             return self.read(rows, key, None) is not MISSING
         try:
             return rows.load(raw) is not None
         except StoreError as exc:
             self.unreadable(exc)
             raise
-
-    def write(self, rows: Rows, key: Any, value: Any) -> None:
-        raw, before, size = rows.write(key, value)
-        self.undo.append((rows, key, raw, before))
-        self.bytes = held = self.bytes + ROW_BYTES + size
-        if held > self.most_bytes:
-            try:
-                self.check_size()
-            except OutputRefused:
-                self.undo.pop()
-                rows.unset(key, raw, before)
-                raise
-        if not rows.immutable:
-            stored = rows.open[raw]
-            if stored is None:
-                self.live.pop((rows.name, raw), None)
-            else:
-                self.live[(rows.name, raw)] = Live(rows, key, raw, value, stored, True)
 
     # -- outputs
 
@@ -306,7 +266,7 @@ class Hand:
         if origin is None:
             return None
         if steps is None:
-            id, step = self.id, len(self.outputs)
+            id, step = self.id, len(self.writes.outputs)
         else:
             id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
         return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
@@ -324,61 +284,14 @@ class Hand:
 
     def emit(self, out: Any, record: Any) -> None:
         """OutputRefused where it is too much for one event."""
-        self.bytes = held = self.bytes + out.size
-        if held > self.most_bytes:
-            self.check_size(out.size)
-        self.outputs.append(out)
+        self.writes.emit(out)
         if self.steps is not None:
             self.steps.taken(record.offset)
 
-    # -- the write set
+    # -- how it ends
 
-    def write_back(self) -> None:
-        """Write what was changed in place. Raises as a write does; called before the event is finished."""
-        for seen in self.live.values():
-            rows, raw = seen.rows, seen.raw
-            encoded = rows.encode(seen.key, raw, seen.value)
-            if encoded != seen.before:
-                self.bytes += ROW_BYTES + len(raw) + len(encoded)
-                if self.bytes > self.most_bytes:
-                    self.check_size()
-                self.undo.append((rows, seen.key, raw, rows.open.get(raw, MISSING)))
-                rows.set(seen.key, raw, encoded, seen.value)
-        self.live.clear()
-
-    def check_size(self, coming: int = 0) -> None:
-        """OutputRefused where the event has written more than one may. `coming`: bytes that are about to be added."""
-        # A row that is written again and again is in the transaction once.
-        rows = {(id(owner), raw): owner.open.get(raw) for owner, _, raw, _ in self.undo}
-        held = coming + sum(out.size for out in self.outputs)
-        held += sum(ROW_BYTES + len(raw) + len(value or b"") for (_, raw), value in rows.items())
-        self.bytes = held
-        if held > self.most_bytes:
-            raise OutputRefused(
-                f"the results and rows of one event are over {self.most_bytes} bytes, which is what one transaction may "
-                "carry of one event; write less for an event, or raise memory_budget_bytes (a quarter of it, 64 MiB at most)"
-            )
-
-    def undo_all(self) -> None:
+    def undo(self) -> None:
         """The event leaves no trace."""
         self.attempts.failed(self.event)
-        for owner, key, raw, before in reversed(self.undo):
-            owner.unset(key, raw, before)
-        self.undo.clear()
-        self.live.clear()
-        self.outputs.clear()
-
-    def detach(self) -> list[tuple[Any, ...]]:
-        """Take the unfinished event's writes out of the open epoch, to be put into the next (protocol rule 3)."""
-        taken: list[tuple[Any, ...]] = []
-        for owner, key, raw, before in reversed(self.undo):
-            taken.append((owner, key, raw, owner.open[raw]))
-            owner.unset(key, raw, before)
-        self.undo.clear()
-        taken.reverse()
-        return taken
-
-    def attach(self, taken: list[tuple[Any, ...]]) -> None:
-        for owner, key, raw, now in taken:
-            self.undo.append((owner, key, raw, owner.open.get(raw, MISSING)))
-            owner.redo(raw, now)
+        self.writes.drop()
+        self.holding = False

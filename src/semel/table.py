@@ -114,14 +114,14 @@ class Table:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         hand, rows = self._rows()
-        hand.write(rows, key, value)
+        hand.writes.write(rows, key, value)
 
     def __delitem__(self, key: Any) -> None:
         """KeyError where there is no such row. One that cannot be read is deleted all the same."""
         hand, rows = self._rows()
         if not hand.has(rows, key):
             raise KeyError(key)
-        hand.write(rows, key, MISSING)
+        hand.writes.write(rows, key, MISSING)
 
     def pop(self, key: Any, *default: Any) -> Any:
         hand, rows = self._rows()
@@ -130,7 +130,7 @@ class Table:
             if default:
                 return default[0]
             raise KeyError(key)
-        hand.write(rows, key, MISSING)
+        hand.writes.write(rows, key, MISSING)
         return found
 
     def setdefault(self, key: Any, default: Any = None) -> Any:

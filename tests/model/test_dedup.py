@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from semel.stages.dedup import Verdict, judge, move_time
+from semel.dedup import Dedup
+from semel.stages.dedup import Columns, classify, move_time
 from semel.state import positions
-from semel.state.marks import DONE, Marks, pack, unpack
+from semel.state.marks import Marks, unpack
 from semel.state.positions import Position, StreamTime
 from semel.state.store import Store
 
 WINDOW, BUCKET = 40, 10
 START = 1000
+RULE = Dedup("id", window=timedelta(milliseconds=WINDOW))
 
 
 class Arrived(NamedTuple):
@@ -110,24 +113,20 @@ class Real:
         return Marks(self.store, self.partition, window_ms=WINDOW, bucket_ms=BUCKET)
 
     def see(self, offset: int, record: Arrived, wall: int) -> str:
-        now = self.stream.ms
-        timed = move_time(self.stream, record.time, wall, WINDOW)
-        raw = self.marks.find(record.id)
-        mark = None if raw is None else unpack(raw)
-        if timed.verdict is Verdict.LATE:
-            self.stream = timed.stream_time
-            verdict = judge(mark, offset, record.payload, now or 0, WINDOW)
-            return timed.verdict.value if verdict is Verdict.FRESH else verdict.value
-        if timed.verdict is not None:
-            self.stream = timed.stream_time
-            return timed.verdict.value
-        verdict = judge(mark, offset, record.payload, timed.stream_time.ms or 0, WINDOW)
-        if verdict is Verdict.FRESH:
-            self.stream = timed.stream_time
-            self.marks.open[record.id] = pack(offset, record.time, timed.filed_at, record.payload, DONE)
-        elif now is None or min(record.time, wall) <= now + WINDOW:
-            self.stream = timed.stream_time
-        return verdict.value
+        return self.see_all([(offset, record)], wall)[0]
+
+    def see_all(self, records: Sequence[tuple[int, Arrived]], wall: int) -> list[str]:
+        """As one batch, of which everything succeeds."""
+        ids = [r.id for _, r in records]
+        batch = Columns(
+            [offset for offset, _ in records], ids, [r.time for _, r in records], [r.payload for _, r in records]
+        )
+        judged = classify(batch, self.marks.known(ids), self.stream, RULE, wall)
+        for id, mark, stream in zip(ids, judged.marks, judged.streams, strict=True):
+            if mark is not None:
+                self.marks.open[id] = mark
+            self.stream = StreamTime(*stream)
+        return [verdict.value for verdict in judged.verdicts]
 
     def seal(self) -> list[tuple[bytes, bytes]]:
         self.sealed_stream = self.stream
@@ -314,6 +313,26 @@ def test_dedup_says_what_a_toy_says_that_forgets_nothing(shared: Store, happenin
     run.land(True)
 
 
+records = st.tuples(st.sampled_from(IDS), st.integers(-2 * WINDOW, 2 * WINDOW), st.sampled_from([1, 1, 2]))
+
+
+@settings(max_examples=300, deadline=None, print_blob=True)
+@given(st.lists(records, max_size=20), st.lists(records, min_size=1, max_size=40), st.integers(1, 7))
+def test_a_batch_is_judged_as_its_records_are_one_by_one(
+    shared: Store, before: list[tuple[bytes, int, int]], arrived: list[tuple[bytes, int, int]], size: int
+) -> None:
+    one_by_one, batches = (Real(shared, next(_partitions)) for _ in range(2))
+    log = [(offset, Arrived(id, START + off, payload)) for offset, (id, off, payload) in enumerate([*before, *arrived])]
+    for real in (one_by_one, batches):
+        real.see_all(log[: len(before)], START)
+        real.seal()
+        real.land(told_offset=True)
+    rest = log[len(before) :]
+    expected = [one_by_one.see(offset, record, START) for offset, record in rest]
+    said = [v for at in range(0, len(rest), size) for v in batches.see_all(rest[at : at + size], START)]
+    assert (said, batches.stream, batches.marks.open) == (expected, one_by_one.stream, one_by_one.marks.open)
+
+
 @settings(max_examples=300, deadline=None, print_blob=True)
 @given(
     st.integers(1, 1000),
@@ -325,8 +344,8 @@ def test_stream_time_never_goes_back_nor_past_the_wall_clock_by_itself(
 ) -> None:
     stream = StreamTime(first)
     for time, wall in happening:
-        timed = move_time(stream, time, wall, window)
-        after = timed.stream_time
+        verdict, filed_at, *moved = move_time(stream.ms, stream.pending, time, wall, window)
+        after = StreamTime(*moved)
         assert len(after.pending) < 3
         if stream.ms is not None:
             assert after.ms is not None
@@ -336,8 +355,8 @@ def test_stream_time_never_goes_back_nor_past_the_wall_clock_by_itself(
                 assert after.ms in (min(time, wall), *stream.pending)
             if after.ms > stream.ms + window:
                 assert len(stream.pending) == 2
-        if timed.verdict is None:
+        if verdict is None:
             assert after.ms is not None
-            assert timed.filed_at >= min(after.ms, time, wall)
+            assert filed_at >= min(after.ms, time, wall)
             assert orjson.loads(Position({}, after).encode())["stream_time"] == after.ms
         stream = after

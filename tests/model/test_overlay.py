@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from semel.hand import Hand, in_hand
 from semel.state.marks import DONE, Marks, pack
-from semel.state.overlay import MISSING, Rows
+from semel.state.overlay import Rows
 from semel.state.store import Store
 from semel.table import Table
 from tests.unit.rows import committed, fail, finish, land, rows_of
@@ -156,14 +156,14 @@ class Run:
         """As the dedup stage does, before the agent has the event."""
         self.begin()
         raw = key.encode()
-        self.hand.undo.append((self.marks, raw, raw, self.marks.open.get(raw, MISSING)))
-        self.marks.open[raw] = self.toy.now()["marks"][raw] = pack(n, 0, 0, 0, DONE)
+        mark = self.toy.now()["marks"][raw] = pack(n, 0, 0, 0, DONE)
+        self.hand.writes.marks.append((raw, mark))
 
     # -- how an event ends
 
     def succeed(self) -> None:
         if self.toy.event is not None:
-            finish(self.hand)
+            finish(self.hand, self.marks)
             self.toy.open, self.toy.event = self.toy.event, None
             self.written |= self.writing
             self.writing.clear()
@@ -185,13 +185,11 @@ class Run:
         """With an event in hand it is left out: the epoch has all of what was done before it, and nothing of it."""
         if self.sealing:
             return
-        taken = self.hand.detach() if self.toy.event is not None else None
+        if self.toy.event is not None:
+            event("an event left out of an epoch")
         for rows in self.rows.values():
             rows.seal()
         self.marks.seal()
-        if taken is not None:
-            event("an event left out of an epoch")
-            self.hand.attach(taken)
         self.toy.sealed = copy.deepcopy(self.toy.open)
         self.sealing = True
         self.check_sealed()
@@ -229,7 +227,7 @@ class Run:
     def abort(self) -> None:
         """Everything that is not committed is gone, the event in hand too."""
         self.hand.alive = False
-        self.hand.undo.clear()
+        self.hand.writes.forget()
         for rows in self.rows.values():
             rows.drop()
         self.marks.drop()
@@ -257,7 +255,8 @@ class Run:
                 self.toy.now()[name].get(key, {"totals": 0, "lists": []}.get(name)) for key in KEYS
             ]
         for key in KEYS:
-            assert self.marks.find(key.encode()) == self.toy.now()["marks"].get(key.encode())
+            # The event's own is for others to see when it is done.
+            assert self.marks.find(key.encode()) == self.toy.open["marks"].get(key.encode())
         if ours:
             self.fail()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from semel.hand import Hand, in_hand
+from semel.state.marks import Marks
 from semel.state.overlay import Rows
 from semel.state.store import Store
 from semel.table import Table
@@ -43,17 +44,16 @@ def begun(table: Table, store: Store, **options: Any) -> tuple[Rows, Hand]:
     return rows, hand
 
 
-def finish(hand: Hand) -> None:
+def finish(hand: Hand, marks: Marks | None = None) -> None:
     """What a lane does when an event ends well."""
-    hand.write_back()
-    hand.undo.clear()
-    hand.outputs.clear()
+    hand.writes.write_back()
+    hand.writes.fold(marks)
+    hand.writes.outputs.clear()
     hand.holding = False
 
 
 def fail(hand: Hand) -> None:
-    hand.undo_all()
-    hand.holding = False
+    hand.undo()
 
 
 def land(store: Store, *tables: Rows) -> None:

@@ -112,5 +112,5 @@ def test_a_batchs_outputs_stand_in_the_order_of_their_events_however_the_batch_i
         said.append(step_of(hand, record))
         hand.emit(out_of(*said[-1]), record)
     assert said == [(1, 0), (1, 1), (3, 0), (9, 0), (1, 2), (3, 1)]
-    assert hand.steps.in_order(hand.outputs) == [out_of(*step) for step in sorted(said)]
+    assert hand.steps.in_order(hand.writes.outputs) == [out_of(*step) for step in sorted(said)]
     assert len(hand.steps.counts) == 3

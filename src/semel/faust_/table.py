@@ -73,14 +73,14 @@ class Table(FaustTable):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         hand = self._hand("written")
-        hand.write(hand.rows(self.name), key, value)
+        hand.writes.write(hand.rows(self.name), key, value)
 
     def __delitem__(self, key: Any) -> None:
         hand = self._hand("written")
         rows = hand.rows(self.name)
         if not hand.has(rows, key):
             raise KeyError(key)
-        hand.write(rows, key, MISSING)
+        hand.writes.write(rows, key, MISSING)
 
     def pop(self, key: Any, *default: Any) -> Any:
         """As `get`."""

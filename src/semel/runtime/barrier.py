@@ -38,8 +38,8 @@ class Barrier:
     def open(self) -> None:
         self._open.set()
 
-    async def quiesce(self) -> list[Lane]:
-        """Wait for running events, at most the handler timeout; the lanes whose events are not over."""
+    async def quiesce(self) -> None:
+        """Wait for running events, at most the handler timeout. What is not over then is in a later epoch."""
         ends = self._clock.monotonic() + self._timeout_ms / 1000
         while True:
             busy = [lane for lane in self._lanes if lane.hand.holding]
@@ -60,4 +60,3 @@ class Barrier:
                 "agent %s has been handling %s for over %d ms; it is left out of the epochs until it is done",
                 lane.plan.name, where, self._timeout_ms,
             )  # fmt: skip
-        return busy

@@ -112,7 +112,6 @@ class Engine:
         self.writer: Writer | None = None
         # What a lane sees (stages.host)
         self.gate_closed = False
-        self.landings = 0
         self.epoch_outputs: list[Out] = []
         self.open_bytes = 0
         self.epoch_bytes, self.event_bytes = self.shares.epoch, self.shares.event

@@ -49,7 +49,6 @@ class Worker(Protocol):
     membership: Membership | None
     writer: Writer | None
     gate_closed: bool
-    landings: int
     epoch_outputs: list[Out]
     open_bytes: int
     epoch_bytes: int
@@ -247,12 +246,9 @@ class Epochs:
             self._cutting = self._worker.gate_closed = True
             self._barrier.close()
             try:
-                busy = await self._barrier.quiesce()
+                await self._barrier.quiesce()
                 await self._pass("barrier.before_seal")
-                attach = [lane.detach() for lane in busy if lane.hand.holding]
                 sealed, carried = self._seal(membership)
-                for put_back in attach:
-                    put_back()
             finally:
                 self._cutting = self._full = False
                 self._open_gate()
@@ -352,7 +348,6 @@ class Epochs:
     def _land(self, sealed: Sealed) -> None:
         """The epoch is committed on Kafka: let the store have it."""
         trims = epoch.land(self._store, self._plan, self._worker.tasks.values(), sealed, now_ms=self._now_ms())
-        self._worker.landings += 1
         if trims and self._settings.trim_marks:
             trimming = asyncio.create_task(self._trim(trims))
             self._trimming.add(trimming)

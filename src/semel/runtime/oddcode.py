@@ -140,7 +140,7 @@ class OddCode:
             except (OutsideEvent, StaleIncarnation):
                 continue
             for key in list(rows.hot):
-                hand.write(rows, key, MISSING)
+                hand.writes.write(rows, key, MISSING)
 
     # -- one run
 

@@ -1,12 +1,13 @@
 """Admission: which records of a slice the agent gets, and as what (protocol rules 19 to 21 and 23).
 
-These loops are the hot path: a record is looked at in them, and in `Lane.begin` and `Lane.finish`, and nowhere else.
+These loops are the hot path: a record is looked at in them, in `classify`, and in `Lane.begin` and `Lane.finish`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from semel.dedup import Dedup
@@ -15,16 +16,17 @@ from semel.hand import Hand
 from semel.plan import AgentPlan
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.aside import Aside
-from semel.stages.dedup import Verdict, judge, move_time
+from semel.stages.dedup import Classified, Columns, Verdict, classify
 from semel.stages.host import Host
 from semel.stages.slice import Slice
 from semel.stages.source import Undecodable, decoder
 from semel.stages.wallclock import WallClock
-from semel.state.marks import DEAD, DONE, Marks, pack, unpack
-from semel.state.overlay import MISSING
+from semel.state.marks import DEAD, Marks, unpack
 
 log = logging.getLogger("semel.agent")
 
+# What a function of the rule may raise and does not end the worker: it is called, not awaited, so a cancellation is its own.
+_ITS_OWN = (Exception, asyncio.CancelledError, GeneratorExit, SystemExit)
 # Event times beyond this fit no mark (64 bits, with room for a window).
 _FAR_MS = 2**62
 _TIMELESS = (
@@ -67,15 +69,10 @@ class Admission:
         """The value of one record of the slice, decoded anew: nobody has changed it."""
         return self._decoders[s.cursor.tp.topic]([record])[0]
 
-    def mark_dead(self, s: Slice, record: Record) -> None:
-        """Remember the id of an event that is dead-lettered: its duplicates follow it there."""
-        marks = s.cursor.task.marks
-        if self._filter is not None and marks is not None:
-            self._filter.mark_dead(s, record, self.value(s, record), marks)
-
 
 class DedupFilter:
-    """A dedup rule over slices: each event is judged by its time and by the mark of its id, and marked if it is new."""
+    """A dedup rule over slices. A slice is judged as a whole when it is taken: until it is given back nothing but its own
+    events changes the marks and the stream time of its task, and one that fails gives it back."""
 
     def __init__(self, host: Host, rule: Dedup, aside: Aside, wall_clock: WallClock) -> None:
         self._host = host
@@ -90,131 +87,121 @@ class DedupFilter:
     def fresh(
         self, s: Slice, hand: Hand, values: Sequence[Any], records: Sequence[Record], marks: Marks
     ) -> Iterator[Any]:
-        host, aside, rule, task = self._host, self._aside, self._rule, s.cursor.task
-        condemned, batch, undo = s.cursor.condemned, s.batch, hand.undo
-        time_of, payload_of = self._time_of, self._payload_of
-        window, wall = rule.window_ms, s.wall_ms
+        task, written = s.cursor.task, hand.writes.marks
         if not self._said_keyless:
             self._see_keys(s, records)
+        batch, error = self._columns(s, values, records)
+        ids = batch.ids
+        known = marks.known([id for id in ids if type(id) is bytes])
         hashed_from = task.hashed_from(s.cursor.tp.topic)
-        ids = self._ids(values, records)
-        known: dict[bytes, bytes] = marks.stored([i for i in ids if type(i) is bytes]) if marks.buckets else {}
-        seen = host.landings
-        for index, value, record, key in zip(range(s.start, s.end), values, records, ids, strict=True):
+        judged = classify(batch, known, task.stream, self._rule, s.wall_ms, hashed_from)
+        index = s.start
+        for value, record, id, verdict, mark, stream in zip(
+            values, records, ids, judged.verdicts, judged.marks, judged.streams, strict=False
+        ):
             s.index = index
             hand.record = record
-            hand.id = key
-            if type(value) is Undecodable or (condemned and record.offset in condemned):
-                aside.unfit(s, record, value)
+            hand.id = id
+            if mark is not None:
+                written.append((id, mark))  # pyright: ignore[reportArgumentType]  (what has a mark has an id)
+            elif self._set_aside(s, verdict, value, record, batch, judged):
+                if s.batch is None:
+                    task.stream_ms, task.pending = stream
+                else:
+                    s.moved = stream
+                index += 1
                 continue
-            if type(key) is not bytes:
-                why = key if type(key) is str else "the event has no dedup key"
-                if not aside.handled(s, rule.missing, "missing", record, why):
-                    yield value
-                continue
-            if time_of is None:
-                at = record.timestamp
-            else:
-                try:
-                    at = time_of(value, record)
-                    if not -_FAR_MS < at < _FAR_MS:
-                        raise ValueError(f"{at} ms is no time")
-                except Exception as exc:
-                    why = f"the event time cannot be read: {described(exc)}"
-                    aside.quarantine(s, record, "missing", why)
-                    continue
-            now = task.stream_ms
-            if now is not None and now - window <= at <= wall and at <= now + window and not task.pending:
-                # What `move_time` would say of almost every event.
-                filed = stream = at if at > now else now
-                pending: tuple[int, ...] = ()
-            else:
-                if at == NO_TIMESTAMP and time_of is None:
-                    if not aside.handled(s, rule.missing, "missing", record, _TIMELESS):
-                        yield value
-                    continue
-                timed = move_time(task.stream, at, wall, window)
-                if timed.verdict is not None:
-                    task.stream = timed.stream_time
-                    if not self._untimely(s, timed.verdict, key, at, record, value, marks):
-                        yield value
-                    continue
-                filed, pending = timed.filed_at, timed.stream_time.pending
-                stream = timed.stream_time.ms or 0
-            if host.landings != seen:
-                # A commit landed since the lookup: a mark it knew nothing of may have moved into the store.
-                known = marks.stored([i for i in ids[index - s.start :] if type(i) is bytes])
-                seen = host.landings
-            payload = payload_of(value, record)
-            raw = marks.open.get(key) or marks.sealed.get(key) or known.get(key)
-            if (
-                raw is None
-                or (verdict := judge(unpack(raw), record.offset, payload, stream, window, hashed_from)) is Verdict.FRESH
-            ):
-                undo.append((marks, key, key, marks.open.get(key, MISSING)))
-                marks.mark(key, pack(record.offset, at, filed, payload, DONE))
-            elif self._known(s, verdict, record, raw):
-                if now is None or min(at, wall) <= now + window:
-                    # One event again is no second witness of a jump in time.
-                    task.stream_ms, task.pending = stream, pending
-                continue
-            if batch is None:
-                s.moved = stream, pending
-            else:
-                task.stream_ms, task.pending = stream, pending
+            s.moved = stream
             yield value
-        s.index = s.end
+            index += 1
+        s.index = index
+        if error is not None:
+            hand.record = records[len(ids)]
+            raise error
 
-    def _see_keys(self, s: Slice, records: Sequence[Record]) -> None:
-        """Say once that a redelivery without a key may land in a partition that does not know the event."""
-        name, partition = s.cursor.tp
-        _, partitions = s.cursor.task.topics[name]
-        keyless = next((r for r in records if r.key is None), None) if partitions > 1 else None
-        if keyless is not None:
-            self._said_keyless = True
-            log.warning(
-                "records of %s without a key, the first one here %d@%d: their producer spreads them over %d partitions, and the "
-                "dedup rule of %s recognises a redelivery only in the partition of the first. Produce them under a key, as "
-                "their dedup id", name, partition, keyless.offset, partitions, self._host.app,
-            )  # fmt: skip
+    # -- what is known of each record
+
+    def _columns(
+        self, s: Slice, values: Sequence[Any], records: Sequence[Record]
+    ) -> tuple[Columns, BaseException | None]:
+        """Up to the first record whose payload the rule cannot compare; and the error of that one."""
+        condemned = s.cursor.condemned
+        unfit = {n for n, r in enumerate(records) if r.offset in condemned} if condemned else set[int]()
+        unfit.update(n for n, v in enumerate(values) if type(v) is Undecodable)
+        ids, times, payloads, error = self._ids(values, records), self._times(values, records), list[int](), None
+        if unfit:
+            ids = [None if n in unfit else id for n, id in enumerate(ids)]
+        payload_of = self._payload_of
+        try:
+            for value, record, id in zip(values, records, ids, strict=True):
+                payloads.append(0 if id is None else payload_of(value, record))
+        except _ITS_OWN as exc:
+            error = exc
+        end = len(payloads)
+        return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error
 
     def _ids(self, values: Sequence[Any], records: Sequence[Record]) -> list[bytes | str | None]:
+        """The keys, None where there is none, or what went wrong reading it."""
         read = self._id_of
         try:
             return [None if type(v) is Undecodable else read(v, r) for v, r in zip(values, records, strict=True)]
-        except Exception:
+        except _ITS_OWN:
             return [self._id(v, r) for v, r in zip(values, records, strict=True)]
 
     def _id(self, value: Any, record: Record) -> bytes | str | None:
-        """The key, None where there is none, or what went wrong reading it."""
         if type(value) is Undecodable:
             return None
         try:
             return self._id_of(value, record)
-        except Exception as exc:
+        except _ITS_OWN as exc:
             return f"the dedup key cannot be read: {described(exc)}"
 
-    def _untimely(
-        self, s: Slice, verdict: Verdict, key: bytes, at_ms: int, record: Record, value: Any, marks: Marks
+    def _times(self, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
+        """Event times in ms, None where there is none, or what went wrong reading it."""
+        read = self._time_of
+        if read is None:
+            return [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in records]
+        return [self._time(read, v, r) for v, r in zip(values, records, strict=True)]
+
+    def _time(self, read: Callable[[Any, Any], int], value: Any, record: Record) -> int | str | None:
+        if type(value) is Undecodable:
+            return None
+        try:
+            at = read(value, record)
+            if not -_FAR_MS < at < _FAR_MS:
+                raise ValueError(f"{at} ms is no time")
+            return at
+        except _ITS_OWN as exc:
+            return f"the event time cannot be read: {described(exc)}"
+
+    # -- what does not take effect
+
+    def _set_aside(
+        self, s: Slice, verdict: Verdict, value: Any, record: Record, batch: Columns, judged: Classified
     ) -> bool:
-        """Deal with an event that is CLOCK or LATE; False where it takes effect all the same."""
-        rule, aside = self._rule, self._aside
-        if verdict is Verdict.CLOCK:
-            self._wall_clock.refused(s, at_ms, self._host.clock.monotonic())
-            why = f"event time {at_ms} is more than the dedup window ahead of this worker's clock"
-            aside.quarantine(s, record, "clock", why)
+        """Deal with a record that is not fresh; False where the rule says that it takes effect all the same."""
+        rule, aside, nth = self._rule, self._aside, s.index - s.start
+        id, at = batch.ids[nth], batch.times[nth]
+        if type(value) is Undecodable or record.offset in s.cursor.condemned:
+            aside.unfit(s, record, value)
             return True
-        raw = marks.find(key)
-        if raw is not None:
-            # A late event is protected for a whole window, in which its redelivery is later still.
-            stream_ms = s.cursor.task.stream_ms or 0
-            hashed_from = s.cursor.task.hashed_from(s.cursor.tp.topic)
-            payload = self._payload_of(value, record)
-            found = judge(unpack(raw), record.offset, payload, stream_ms, rule.window_ms, hashed_from)
-            if found is not Verdict.FRESH:
-                return self._known(s, found, record, raw)
-        why = f"event time {at_ms} is older than stream time less the dedup window"
-        return aside.handled(s, rule.late, "late", record, why)
+        match verdict:
+            case Verdict.MISSING:
+                why = _TIMELESS if type(id) is bytes else id if type(id) is str else "the event has no dedup key"
+                return aside.handled(s, rule.missing, "missing", record, why)
+            case Verdict.UNREADABLE:
+                aside.quarantine(s, record, "missing", str(at))
+            case Verdict.CLOCK:
+                assert isinstance(at, int)
+                self._wall_clock.refused(s, at, self._host.clock.monotonic())
+                why = f"event time {at} is more than the dedup window ahead of this worker's clock"
+                aside.quarantine(s, record, "clock", why)
+            case Verdict.LATE:
+                why = f"event time {at} is older than stream time less the dedup window"
+                return aside.handled(s, rule.late, "late", record, why)
+            case _:
+                return self._known(s, verdict, record, judged.known[nth])
+        return True
 
     def _known(self, s: Slice, verdict: Verdict, record: Record, raw: bytes) -> bool:
         """Deal with an event whose id is known; False where it takes effect all the same."""
@@ -234,13 +221,15 @@ class DedupFilter:
             aside.done(s, "duplicates")
         return True
 
-    def mark_dead(self, s: Slice, record: Record, value: Any, marks: Marks) -> None:
-        key = self._id(value, record)
-        if not isinstance(key, bytes):
-            return
-        task = s.cursor.task
-        at = record.timestamp if self._time_of is None else self._time_of(value, record)
-        timed = move_time(task.stream, at, s.wall_ms, self._rule.window_ms)
-        if timed.verdict is None:
-            task.stream = timed.stream_time
-            marks.mark(key, pack(record.offset, at, timed.filed_at, self._payload_of(value, record), DEAD))
+    def _see_keys(self, s: Slice, records: Sequence[Record]) -> None:
+        """Say once that a redelivery without a key may land in a partition that does not know the event."""
+        name, partition = s.cursor.tp
+        _, partitions = s.cursor.task.topics[name]
+        keyless = next((r for r in records if r.key is None), None) if partitions > 1 else None
+        if keyless is not None:
+            self._said_keyless = True
+            log.warning(
+                "records of %s without a key, the first one here %d@%d: their producer spreads them over %d partitions, and the "
+                "dedup rule of %s recognises a redelivery only in the partition of the first. Produce them under a key, as "
+                "their dedup id", name, partition, keyless.offset, partitions, self._host.app,
+            )  # fmt: skip

@@ -41,6 +41,7 @@ from semel.stages.sink import Destination
 from semel.stages.slice import OpenBatch, Slice
 from semel.stages.wallclock import WallClock
 from semel.state.inhand import CODE, HOLDS, InHand
+from semel.state.marks import dead
 from semel.state.store import StoreError
 from semel.topic import Topic
 
@@ -236,7 +237,7 @@ class Lane:
         self.slice = s = Slice(cursor, chunk, end, int(self.host.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.hand.task = task
-        self.hand.most_bytes = self.host.event_bytes
+        self.hand.writes.most_bytes = self.host.event_bytes
         self.hand.tables = task.tables
         self.hand.id = self.hand.steps = None
         self.hand.origin = self.host.origin(self.plan, cursor.tp)
@@ -285,7 +286,7 @@ class Lane:
 
     def admit_batch(self, s: Slice, hand: Hand) -> list[tuple[Any, Any]]:
         """The values of a slice and their records, as one unit of work; `complete` ends it, whether any are left or not."""
-        s.batch = OpenBatch(s.cursor.task.stream)
+        s.batch = OpenBatch()
         ids: dict[int, Any] = {}
         found: list[tuple[Any, Any]] = []
         for value in self._admission.values(s, hand):
@@ -472,12 +473,13 @@ class Lane:
         s = self.slice
         if s is None or not hand.alive:
             raise StaleIncarnation("the event's epoch is over")
-        if hand.live:
-            hand.write_back()
+        writes = hand.writes
+        if writes.dirty:
+            writes.write_back()
         task: Task = hand.task
         counts = task.counts
-        outputs = hand.outputs
-        self.host.add(outputs, hand.bytes + EVENT_BYTES)
+        outputs = writes.outputs
+        self.host.add(outputs, writes.bytes + EVENT_BYTES)
         if outputs:
             counts["out"] += len(outputs)
             if hand.origin is not None:
@@ -489,10 +491,10 @@ class Lane:
         else:
             counts["filtered"] += 1
         counts["in"] += 1
+        writes.fold(task.marks)
         if s.moved is not None:
             task.stream_ms, task.pending = s.moved
             s.moved = None
-        hand.undo.clear()
         hand.holding = False
         s.index += 1
         if not task.touched:
@@ -503,9 +505,10 @@ class Lane:
     def _finish_batch(self, hand: Hand, s: Slice, batch: OpenBatch) -> None:
         if not hand.alive:
             raise StaleIncarnation("the batch's epoch is over")
-        hand.write_back()
+        writes = hand.writes
+        writes.write_back()
         self._look_at_the_clock()
-        results, steps = hand.outputs, hand.steps
+        results, steps = writes.outputs, hand.steps
         task = s.cursor.task
         task.counts["out"] += len(results)
         task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
@@ -513,14 +516,17 @@ class Lane:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        self.host.add(outs, hand.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
+        self.host.add(outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
         results.clear()
-        hand.undo.clear()
+        writes.fold(task.marks)
+        if s.moved is not None:
+            task.stream_ms, task.pending = s.moved
+            s.moved = None
         hand.holding = False
         hand.batch = ()
         s.batch = None
         s.index = s.end
-        self._heavy = max(hand.bytes // max(1, batch.events), self._heavy * 3 // 4)
+        self._heavy = max(writes.bytes // max(1, batch.events), self._heavy * 3 // 4)
         for name, count in batch.counts.items():
             task.counts[name] += count
         task.counts["in"] += batch.events
@@ -591,13 +597,11 @@ class Lane:
             self.host.store_failed(exc)
             return
         task = s.cursor.task
-        marked = any(owner is task.marks for owner, *_ in hand.undo)
-        hand.undo_all()
-        hand.holding = False
+        marks, stream = hand.writes.marks[:], s.moved
+        hand.undo()
         s.moved = None
         batch, s.batch = s.batch, None
         if batch is not None:
-            task.stream = batch.stream
             s.index = s.start
         if batch is not None and s.end - s.start > 1:
             # One of them did it: go through them one by one.
@@ -605,8 +609,10 @@ class Lane:
             self._failures.split(s.cursor.tp, s.end - s.start, exc, self.host.clock.monotonic())
         elif not self._tried_again(s, exc):
             record = s.record
-            if marked:
-                self._admission.mark_dead(s, record)
+            if marks and task.marks is not None and stream is not None:
+                [(id, mark)] = marks
+                task.marks.mark(id, dead(mark))
+                task.stream_ms, task.pending = stream
             reason = "rejected" if isinstance(exc, Reject) else "failed"
             self._aside.quarantine(s, record, reason, described(exc), s.cursor.attempts.count)
             s.cursor.attempts.given_up()
@@ -634,23 +640,6 @@ class Lane:
 
     # ------------------------------------------------------------------ epochs
 
-    def detach(self) -> Callable[[], None]:
-        """Leave the event in hand out of the epoch about to be sealed; the returned call puts it into the next."""
-        hand, s = self.hand, self.slice
-        taken = hand.detach()
-        task: Task = hand.task
-        stream = task.stream
-        batch = s.batch if s is not None else None
-        if batch is not None:
-            task.stream = batch.stream
-
-        def attach() -> None:
-            hand.attach(taken)
-            if batch is not None:
-                task.stream = stream
-
-        return attach
-
     def abandon(self) -> None:
         """The incarnation is over: whatever is in hand is void, and so is the body that holds it.
 
@@ -665,7 +654,7 @@ class Lane:
         self._resumed()
         self._held_s = 0.0
         self.hand.alive = False
-        self.hand.undo.clear()
+        self.hand.writes.forget()
         self.hand = Hand(self._store_failed)
         self.slice = None
         self.noted[CODE] = self.noted[HOLDS] = 0

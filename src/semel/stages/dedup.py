@@ -1,38 +1,66 @@
-"""Dedup, decided: pure functions of an event, its id's mark and the task's stream time (protocol rules 19-21)."""
+"""Dedup, decided: a pure function of a batch, the marks of its ids, stream time and the rule (protocol rules 19-21)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from semel.state.marks import Mark
+from semel.dedup import Dedup
+from semel.state.marks import DONE, Mark, pack, unpack
 from semel.state.positions import StreamTime
 
 IN_A_ROW = 3
 
 
 class Verdict(Enum):
-    """FRESH takes effect. REPLAYED is this very record again, already done. The rest is handled as the rule says."""
+    """FRESH takes effect. REPLAYED is this very record again, already done. UNREADABLE: its time cannot be read. The rest is
+    handled as the rule says."""
 
     FRESH = "fresh"
     REPLAYED = "replayed"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
     MISSING = "missing"
+    UNREADABLE = "unreadable"
     LATE = "late"
     CLOCK = "clock"
 
 
-class Timed(NamedTuple):
-    """`filed_at`: the time a mark of this event is filed under; None where `verdict` keeps it from taking effect."""
-
-    stream_time: StreamTime
-    verdict: Verdict | None
-    filed_at: int
+# Tuples, since two of them are made for every event. Stream time, as `StreamTime`: its ms, and what is pending.
+Moment = tuple[int | None, tuple[int, ...]]
+# None, CLOCK or LATE; the time that a mark of the event is filed under; stream time after it.
+Timed = tuple[Verdict | None, int, int | None, tuple[int, ...]]
 
 
-def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -> Timed:
-    """Stream time after an event of `event_ms`, and what that says of the event.
+class Columns(NamedTuple):
+    """A batch of records, column by column.
+
+    `ids`: None or why, where there is none. `times`: in ms; None where there is none, why where it cannot be read. `payloads`:
+    64-bit hashes.
+    """
+
+    offsets: Sequence[int]
+    ids: Sequence[bytes | str | None]
+    times: Sequence[int | str | None]
+    payloads: Sequence[int]
+
+
+class Classified(NamedTuple):
+    """What each record of a batch is, column by column, if every one before it that takes effect succeeds.
+
+    `marks`: what an event that is FRESH is remembered by, else None. `streams`: stream time once the record is done. `known`: by
+    index, the mark that the record's id had already.
+    """
+
+    verdicts: list[Verdict]
+    marks: list[bytes | None]
+    streams: list[Moment]
+    known: dict[int, bytes]
+
+
+def move_time(now: int | None, pending: tuple[int, ...], event_ms: int, wall_ms: int, window_ms: int) -> Timed:
+    """Stream time (`now`, `pending`) after an event of `event_ms`, and what that says of the event.
 
     Stream time is the greatest event time seen, never past `wall_ms`; the first event sets it. An event more than a
     window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move
@@ -41,23 +69,23 @@ def move_time(stream: StreamTime, event_ms: int, wall_ms: int, window_ms: int) -
     they had come in order. Events that are always further apart than the window move it two events later.
     """
     if event_ms > wall_ms + window_ms:
-        return Timed(stream, Verdict.CLOCK, event_ms)
-    now = stream.ms
-    reach = min(event_ms, wall_ms)
+        return Verdict.CLOCK, event_ms, now, pending
+    reach = event_ms if event_ms < wall_ms else wall_ms
     if now is None:
-        return Timed(StreamTime(reach), None, reach)
+        return None, reach, reach, ()
     if event_ms < now - window_ms:
-        return Timed(StreamTime(now), Verdict.LATE, now)
+        return Verdict.LATE, now, now, ()
     if reach > now + window_ms:
-        waiting = (*stream.pending, reach)
+        waiting = (*pending, reach)
         if len(waiting) < IN_A_ROW:
-            return Timed(StreamTime(now, waiting), None, reach)
+            return None, reach, now, waiting
         now, *later = sorted(waiting)
         for time in later:
             if time <= now + window_ms:
                 now = time
-        return Timed(StreamTime(now, tuple(t for t in waiting if t > now)), None, max(now, reach))
-    return Timed(StreamTime(max(now, reach)), None, max(now, reach))
+        return None, max(now, reach), now, tuple(t for t in waiting if t > now)
+    now = max(now, reach)
+    return None, now, now, ()
 
 
 def judge(
@@ -74,3 +102,43 @@ def judge(
     if stream_ms > mark.filed_at + window_ms:
         return Verdict.FRESH
     return Verdict.DUPLICATE if mark.payload == payload or mark.offset < hashed_from else Verdict.CONFLICT
+
+
+def classify(
+    batch: Columns, marks: Mapping[bytes, bytes], stream: StreamTime, rule: Dedup, wall_ms: int, hashed_from: int = 0
+) -> Classified:
+    """Judge records in their order. `marks`: of those ids in the batch that have one. Changes nothing; `streams` and `marks` of
+    the answer are to be applied as each record is done.
+    """
+    window = rule.window_ms
+    now, pending = stream.ms, stream.pending
+    after: Moment = now, pending
+    seen = dict(marks)
+    passed = Verdict.CONFLICT if rule.conflict == "pass" else None
+    verdicts, written, streams, known = list[Verdict](), list[bytes | None](), list[Moment](), dict[int, bytes]()
+    for index, (offset, id, at, payload) in enumerate(zip(*batch, strict=True)):
+        mark = None
+        if type(id) is not bytes or at is None:
+            verdict = Verdict.MISSING
+        elif isinstance(at, str):
+            verdict = Verdict.UNREADABLE
+        else:
+            untimely, filed, ms, waiting = move_time(now, pending, at, wall_ms, window)
+            raw = seen.get(id)
+            verdict = untimely or Verdict.FRESH
+            if raw is not None and untimely is not Verdict.CLOCK:
+                # A late event is protected for a whole window, in which its redelivery is later still.
+                of_known = judge(unpack(raw), offset, payload, ms or 0, window, hashed_from)
+                if of_known is not Verdict.FRESH:
+                    verdict, known[index] = of_known, raw
+            if verdict is Verdict.FRESH:
+                mark = seen[id] = pack(offset, at, filed, payload, DONE)
+            elif untimely is None and now is not None and min(at, wall_ms) > now + window and verdict is not passed:
+                # One event again is no second witness of a jump in time.
+                ms, waiting = now, pending
+            if ms != now or waiting is not pending:
+                now, pending = after = ms, waiting
+        verdicts.append(verdict)
+        written.append(mark)
+        streams.append(after)
+    return Classified(verdicts, written, streams, known)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """`landings` counts the epochs whose rows and marks moved into the store. `interrupts`: what ends the worker though an
-    agent's code raised it.
+    """`interrupts`: what ends the worker though an agent's code raised it.
 
     `add`: the only way into the open epoch, of outputs and of about how many bytes all is that comes with them, rows included;
     at `epoch_bytes` the epoch is full, and lanes wait until it is cut. `event_bytes`: the most that one event, or one batch,
@@ -31,7 +30,6 @@ class Host(Protocol):
     clock: Clock
     randomness: Randomness
     gate_closed: bool
-    landings: int
     interrupts: tuple[type[BaseException], ...]
     dead_letters: DeadLetters
     epoch_bytes: int

@@ -7,19 +7,17 @@ from collections import Counter
 from semel.port import Record
 from semel.runtime.task import Chunk, Cursor
 from semel.stages.sink import Out
-from semel.state.positions import StreamTime
 
 
 class OpenBatch:
     """A slice handled as one unit of work. What became of its other records counts only when the batch is done.
 
-    `stream`: stream time before it. `events`: how many of its records the agent got. `counts`, `letters`: the rest.
+    `events`: how many of its records the agent got. `counts`, `letters`: the rest.
     """
 
-    __slots__ = ("counts", "events", "letters", "stream")
+    __slots__ = ("counts", "events", "letters")
 
-    def __init__(self, stream: StreamTime) -> None:
-        self.stream = stream
+    def __init__(self) -> None:
         self.events = 0
         self.counts: Counter[str] = Counter()
         self.letters: list[Out] = []
@@ -29,7 +27,7 @@ class Slice:
     """Records of one cursor given to a lane: `records[start:end]` of a chunk.
 
     `index`: the record in hand, or the next one. `wall_ms`: the clock when the slice was taken. `moved`: stream time after
-    the event in hand; it moves when the event is done, not before, and in the same epoch. `batch`: None where its events
+    the event in hand, or the batch; it moves when that is done, not before, and in the same epoch. `batch`: None where its events
     are handled one by one.
     """
 

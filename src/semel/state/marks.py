@@ -42,6 +42,11 @@ def unpack(raw: bytes) -> Mark:
 pack = _MARK.pack
 
 
+def dead(raw: bytes) -> bytes:
+    """The same mark, of an event that went to the dead letters: its duplicates follow it there."""
+    return unpack(raw)._replace(outcome=DEAD).pack()
+
+
 def filed_at(raw: bytes) -> int:
     return int.from_bytes(raw[16:24], "big", signed=True)
 
@@ -77,8 +82,16 @@ class Marks:
                         found[key] = value
         return found
 
+    def known(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The marks of `ids` that there are, committed or not."""
+        found = self.stored(ids) if self.buckets else {}
+        for newer in (self.sealed, self.open):
+            if newer:
+                found.update((id, newer[id]) for id in ids if id in newer)
+        return found
+
     def find(self, key: bytes) -> bytes | None:
-        return self.open.get(key) or self.sealed.get(key) or self.stored((key,)).get(key)
+        return self.known((key,)).get(key)
 
     def find_committed(self, key: bytes) -> bytes | None:
         return self.stored((key,)).get(key)
@@ -98,16 +111,6 @@ class Marks:
         if before is not None:
             self.replaced[(key, before)] = None
         self.open[key] = value
-
-    redo = mark
-
-    def unset(self, key: bytes, raw: bytes, before: bytes | object) -> None:
-        """The way back of one mark, as `Hand.undo` keeps it."""
-        if isinstance(before, bytes):
-            self.open[raw] = before
-            self.replaced.pop((raw, before), None)
-        else:
-            self.open.pop(raw, None)
 
     def seal(self) -> list[tuple[bytes, bytes]]:
         """What the changelog is to hold of the open epoch."""

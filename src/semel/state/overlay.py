@@ -1,7 +1,8 @@
 """One table on one task: what is committed lies in the store, what is not yet lies over it.
 
-Reads see the open epoch, then the sealed one, then the store. Values that cannot change in place are kept decoded
-(`hot`); values that can are decoded afresh for each event and written back at its end if they changed.
+Reads see what the event in hand has written, then the open epoch, then the sealed one, then the store. Values that cannot
+change in place are kept decoded (`hot`); values that can are decoded afresh for each event and written back at its end if
+they changed.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Rows:
         "numeric_key",
         "open",
         "partition",
+        "pending",
         "place",
         "sealed",
     )
@@ -106,8 +108,9 @@ class Rows:
         # The one row whose key is of no kind, where there is one: it says nothing about the others.
         self._of_no_kind: bytes | None = None
         # Keys are kept at hand where keys that are equal to Python are equal as bytes, which is not so of Decimal("1")
-        # and Decimal("1.0"); values where what is written is what would be read back.
-        self._exact_key = key.type if _plain_key(key.type) else None
+        # and Decimal("1.0"), and the other way round, which a codec of somebody else's need not do; values where what is
+        # written is what would be read back.
+        self._exact_key = key.type if _plain_key(key.type) and key.structure is not None else None
         self._raw_key = self._exact_key or str
         kept = self.immutable and self._exact_key is not None and kind_of is None and isinstance(value.type, type)
         self._exact = value.type if kept else None
@@ -119,6 +122,8 @@ class Rows:
         self._heavy = 0
         self._weights: dict[Any, int] = {}
         self._most = min(limit, limit_bytes // KEY_BYTES)
+        # What the event in hand has written: a part of its write set.
+        self.pending: dict[bytes, bytes | None] = {}
         self.open: dict[bytes, bytes | None] = {}
         self.sealed: dict[bytes, bytes | None] = {}
 
@@ -159,7 +164,8 @@ class Rows:
     @property
     def kind(self) -> str:
         """Which kind of keys its rows have, also those that are not committed; "" where there are none."""
-        return self.noted_kind or (self._kind if self._tells(self.open) or self._tells(self.sealed) else "")
+        tells = self._tells(self.open) or self._tells(self.sealed) or self._tells(self.pending)
+        return self.noted_kind or (self._kind if tells else "")
 
     def _tells(self, rows: dict[bytes, bytes | None]) -> bool:
         return len(rows) > (self._of_no_kind in rows)
@@ -225,12 +231,10 @@ class Rows:
     # -- reading
 
     def load(self, raw: bytes) -> bytes | None:
-        found = self.open.get(raw, MISSING)
-        if found is MISSING:
-            found = self.sealed.get(raw, MISSING)
-            if found is MISSING:
-                return self.committed(raw)
-        return found  # pyright: ignore[reportReturnType]
+        for written in (self.pending, self.open, self.sealed):
+            if raw in written:
+                return written[raw]
+        return self.committed(raw)
 
     def value(self, key: Any) -> Any:
         """The current value of a table with immutable values, or MISSING."""
@@ -266,14 +270,14 @@ class Rows:
         """Committed rows as raw keys and values, in key order, `start` inclusive, `end` exclusive."""
         return self._store.scan_rows(self._prefix, start, end)
 
-    # -- writing: the caller keeps the way back
+    # -- writing
 
     def write(self, key: Any, value: Any) -> tuple[bytes, bytes | _Missing | None, int]:
-        """Set a row, or delete it with MISSING. Its key's bytes, what the open epoch held of it, and the size of both."""
+        """Set a row, or delete it with MISSING. Its key's bytes, what the event in hand had written before, the size of both."""
         raw = self._raws.get(key) if type(key) is self._raw_key else None
         if raw is None:
             raw = self.raw(key)
-        before = self.open.get(raw, MISSING)
+        before = self.pending.get(raw, MISSING)
         if value is MISSING:
             self.set(key, raw, None, value)
             return raw, before, len(raw)
@@ -285,7 +289,7 @@ class Rows:
             size = len(raw) + len(encoded)
             if size <= self._small:
                 # What `_checked` and `set` would do of almost every row.
-                self.open[raw] = encoded
+                self.pending[raw] = encoded
                 self.hot[key] = value
                 return raw, before, size
         encoded = self._checked(key, raw, encoded)
@@ -325,7 +329,7 @@ class Rows:
                 self._of_no_kind = raw
             # Among them may be keys of another kind that were only looked for.
             self._forget()
-        self.open[raw] = encoded
+        self.pending[raw] = encoded
         if type(value) is self._exact and encoded is not None:
             size = len(encoded)
             if size > SMALL_BYTES or self._weights:
@@ -335,17 +339,25 @@ class Rows:
         elif self.immutable:
             self._drop(key)
 
-    def unset(self, key: Any, raw: bytes, before: Any) -> None:
-        """Back to what the open epoch held for this row before; MISSING: nothing."""
-        if before is MISSING:
-            self.open.pop(raw, None)
+    def unwrite(self, key: Any, raw: bytes, before: bytes | _Missing | None) -> None:
+        """Take one write back. `before`: what the event in hand had written of this row until then, as `write` tells it."""
+        if isinstance(before, _Missing):
+            self.pending.pop(raw, None)
         else:
-            self.open[raw] = before
+            self.pending[raw] = before
         self._drop(key)
 
-    def redo(self, raw: bytes, now: bytes | None) -> None:
-        """What `unset` took back, once more."""
-        self.open[raw] = now
+    def undo(self) -> None:
+        """Drop what the event in hand has written."""
+        if self.hot:
+            for raw in self.pending:
+                self._drop(self.key_codec.decode(raw))
+        self.pending.clear()
+
+    def fold(self) -> None:
+        """What the event in hand has written joins the open epoch."""
+        self.open.update(self.pending)
+        self.pending.clear()
 
     # -- epochs
 
@@ -363,7 +375,7 @@ class Rows:
         self.sealed = {}
 
     def drop(self) -> None:
-        self.open, self.sealed = {}, {}
+        self.pending, self.open, self.sealed = {}, {}, {}
         self._forget()
 
 

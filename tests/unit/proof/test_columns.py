@@ -53,16 +53,15 @@ def test_stream_time_was_never_less_than_the_floor_says(times: list[int], rng: r
     known: dict[int, Mark] = {}
     for offset, at in enumerate(times):
         records.append(offset)
-        timed = move_time(stream, at, 10**9, WINDOW)
-        if timed.verdict is not None:
-            stream = timed.stream_time
+        untimely, filed_at, *moved = move_time(stream.ms, stream.pending, at, 10**9, WINDOW)
+        stream = StreamTime(*moved)
+        if untimely is not None:
             continue
         id = rng.randrange(10**6)
-        verdict = judge(known.get(id), offset, 0, timed.stream_time.ms or 0, WINDOW)
-        stream = timed.stream_time
+        verdict = judge(known.get(id), offset, 0, stream.ms or 0, WINDOW)
         if verdict is Verdict.FRESH:
-            known[id] = Mark(offset, at, timed.filed_at, 0, DONE)
-            told.append((offset, id, timed.filed_at))
+            known[id] = Mark(offset, at, filed_at, 0, DONE)
+            told.append((offset, id, filed_at))
             actual.append(stream.ms)
     rows = marks(*told)
     for before in (NEVER, told[0][2]) if told else ():

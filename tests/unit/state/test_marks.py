@@ -6,10 +6,9 @@ import random
 
 import pytest
 
-from semel.hand import Hand
 from semel.state.marks import DEAD, DONE, OUTCOMES, Mark, Marks, filed_at, pack, unpack
-from semel.state.overlay import MISSING
 from semel.state.store import Store
+from semel.state.writeset import WriteSet
 
 
 def mark(filed: int, *, offset: int = 0, payload: int = 1) -> bytes:
@@ -104,34 +103,21 @@ def test_nothing_is_trimmed_while_it_is_not_known_where_the_marks_of_a_live_buck
     assert marks.first_live_offset() == 600
 
 
-def test_a_mark_is_taken_back_to_what_was_there_before(marks: Marks) -> None:
-    marks.open = {b"a": mark(1), b"b": mark(2)}
-    marks.unset(b"a", b"a", mark(0))
-    marks.unset(b"b", b"b", MISSING)
-    marks.unset(b"c", b"c", MISSING)
-    assert marks.open == {b"a": mark(0)}
-
-
 def test_marks_of_a_batch_that_is_left_out_of_an_epoch_are_all_in_the_next(marks: Marks) -> None:
     """Seed 830115: of an id that came again after its window, within one batch, the first mark was not written."""
-    hand, first, again = Hand(), mark(0), mark(300, offset=3)
-    for value in (first, again):
-        hand.undo.append((marks, b"id", b"id", marks.open.get(b"id", MISSING)))
-        marks.mark(b"id", value)
-    taken = hand.detach()
+    writes, first, again = WriteSet(), mark(0), mark(300, offset=3)
+    writes.marks += [(b"id", first), (b"id", again)]
     assert marks.seal() == []
-    hand.attach(taken)
+    writes.fold(marks)
     assert marks.find(b"id") == again
     assert marks.seal() == [(b"id", first), (b"id", again)]
 
 
-def test_marks_of_a_batch_that_is_left_out_and_fails_leave_no_trace(marks: Marks) -> None:
-    hand = Hand()
-    for value in (mark(0), mark(300, offset=3)):
-        hand.undo.append((marks, b"id", b"id", marks.open.get(b"id", MISSING)))
-        marks.mark(b"id", value)
-    hand.attach(hand.detach())
-    hand.undo_all()
+def test_marks_of_a_batch_that_fails_leave_no_trace(marks: Marks) -> None:
+    writes = WriteSet()
+    writes.marks += [(b"id", mark(0)), (b"id", mark(300, offset=3))]
+    writes.drop()
+    writes.fold(marks)
     assert marks.seal() == []
 
 
