@@ -29,9 +29,10 @@ from feeds.collect import committed
 from semel import project
 from semel.chaos.cluster import Cluster
 from semel.chaos.events import Input, deliveries
+from semel.chaos.fault import Fault, Shape
 from semel.chaos.generated import from_types
 from semel.chaos.load import Load
-from semel.chaos.plan import Fault, Kind, Shape, schedule
+from semel.chaos.plan import schedule
 from semel.chaos.proxy import Trouble
 from semel.chaos.subject import subject
 from semel.kafka import KafkaBroker
@@ -40,7 +41,7 @@ from semel.local.install import install
 from semel.port import LATEST, TP, TopicSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS: tuple[Kind, ...] = ("kill", "zombie", "term", "net", "broker-kill")
+KINDS: tuple[str, ...] = ("kill", "zombie", "term", "net", "broker-kill")
 SOURCE, SINK, PARTITIONS, RATE = "payments", "settlements", 4, 200.0
 SESSION_S = 6.0
 # After each fault, so that a peer has time to come back before the next.

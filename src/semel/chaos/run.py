@@ -16,11 +16,13 @@ from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Compaction
 from semel.chaos.ending import conclude, judge
 from semel.chaos.events import Input, deliveries
-from semel.chaos.faults import growing, inflict
+from semel.chaos.fault import Machine, Shape
+from semel.chaos.faults import heal, inflict
+from semel.chaos.faults.brokers import growing
 from semel.chaos.kept import KeptSource
 from semel.chaos.load import Load
 from semel.chaos.page import write
-from semel.chaos.plan import Kind, Shape, possible, schedule
+from semel.chaos.plan import possible, schedule
 from semel.chaos.report import CLEAN, UNPROVABLE, Report, summary
 from semel.chaos.show import Display, display
 from semel.chaos.sight import Sight
@@ -59,7 +61,7 @@ class Asked:
     target: str
     subject: Subject
     source: Input
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     count: int | None
     minutes: float
     workers: int
@@ -138,10 +140,8 @@ class Run:
         kafka = self._take_folder()
         stalls = "disk-slow" in self.asked.kinds and await asyncio.to_thread(disks.can_stall, self.folder)
         mounts = stalls or ("disk-full" in self.asked.kinds and await asyncio.to_thread(disks.can_mount, self.folder))
-        kinds, left_out = possible(
-            self.asked.kinds, workers=self.asked.workers, brokers=self.asked.brokers, mounts=mounts, stalls=stalls
-        )
-        self.report.left_out = {str(kind): why for kind, why in left_out.items()}
+        kinds, left_out = possible(self.asked.kinds, Machine(self.asked.brokers, mounts, stalls))
+        self.report.left_out = left_out
         self.report.kinds, self.report.notes = tuple(kinds), self.asked.source.notes
         for sentence in (*self.asked.source.notes, *(f"no {kind}: {why}" for kind, why in left_out.items())):
             say(sentence)
@@ -268,7 +268,7 @@ class Run:
 
     # -- the storm
 
-    async def _storm(self, on: Torture, kinds: list[Kind], loading: asyncio.Task[None]) -> None:
+    async def _storm(self, on: Torture, kinds: list[str], loading: asyncio.Task[None]) -> None:
         """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
         self.report.seconds = self.now()
         shape = Shape(self.asked.workers, self.asked.brokers, SESSION_S, growing(self.asked.subject.plan))
@@ -304,7 +304,7 @@ class Run:
         """The load stops, and everything that it sent comes to its end."""
         on.load.stop()
         await asyncio.wait({loading}, timeout=30)
-        on.heal()
+        heal(on)
         if not await on.load.finish(30):
             self.report.findings.append("the load's last records could not be written for 30 s with no fault in force")
         asked = time.monotonic()

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-# Kinds that hit a process, and count as met where it held partitions, or was seen to suffer.
-SEEN = ("kill", "failpoint", "term", "zombie", "disk-full", "disk-slow", "clock", "compact")
-
 # A guest that has left is away; that is no fault.
 Phase = Literal["starting", "running", "frozen", "dead", "away"]
 
@@ -20,7 +17,8 @@ class Entry:
     """One fault. Times in seconds since the run began.
 
     `bit`: it met something at work (a process that held partitions died, an exchange was lost, a generation went by);
-    one that did not bite proves nothing. `recovered_s`: all partitions ran again and commits went on.
+    one that did not bite proves nothing. `recovered_s`: all partitions ran again and commits went on. `seen`: it hits a
+    process, and that it was met needs no count of the engine.
     """
 
     number: int
@@ -32,6 +30,7 @@ class Entry:
     recovered_s: float | None = None
     bit: bool = False
     note: str = ""
+    seen: bool = False
 
     @property
     def recovery_s(self) -> float | None:
@@ -150,7 +149,7 @@ def void_reasons(
         reasons.append(f"none of the {len(entries)} faults met anything at work")
     if not (
         bites.assignments > starts or bites.aborts or bites.unknown or bites.fences or bites.recoveries
-    ) and not any(e.bit and e.kind in SEEN for e in entries):
+    ) and not any(e.bit and e.seen for e in entries):
         reasons.append("no rebalance, abort, fence or restart was seen")
     if deduped and redelivered and not bites.duplicates:
         reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from semel.chaos import disks
 from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import Compaction
 from semel.chaos.load import Load
@@ -20,7 +19,6 @@ from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
 from semel.port import Broker
-from semel.runtime import oddcode
 
 TERM_S = 40.0
 # With nothing going wrong any more; a session, a transaction and a restore on a busy machine are far below it.
@@ -37,8 +35,7 @@ class Torture:
 
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
     excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `unrightful`: how
-    many workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not. `at_brokers`,
-    `at_group`, `at_input`, `at_quotas`, `at_rights`, `at_code`: held by the one fault that has them in hand.
+    many workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not.
     """
 
     plan: Plan
@@ -56,15 +53,10 @@ class Torture:
     mended: list[str] = field(default_factory=list[str])
     active: set[int] = field(default_factory=set[int])
     guests: list[ChaosWorker] = field(default_factory=list[ChaosWorker])
-    at_brokers: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at_group: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at_input: asyncio.Lock = field(default_factory=asyncio.Lock)
     unrightful: int = 0
     rights_since: float = -math.inf
-    at_quotas: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at_rights: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at_code: asyncio.Lock = field(default_factory=asyncio.Lock)
     _busy: set[str] = field(default_factory=set[str])
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
 
     @property
     def app(self) -> str:
@@ -107,6 +99,10 @@ class Torture:
                 return
 
     # -- whom
+
+    def alone(self, what: str) -> asyncio.Lock:
+        """Held by the one fault that has this in hand: the brokers, the group, the input, their quotas, rights or code."""
+        return self._locks.setdefault(what, asyncio.Lock())
 
     @asynccontextmanager
     async def claimed(self, index: int) -> AsyncGenerator[ChaosWorker]:
@@ -209,9 +205,9 @@ class Torture:
 
         Seen of Kafka 4.1.1 after a SIGKILL: a coordinator that had loaded a part of its log only, then failed to reload it.
         """
-        if self.at_brokers.locked():
+        if self.alone("brokers").locked():
             return
-        async with self.at_brokers:
+        async with self.alone("brokers"):
             for node, why in self.cluster.stuck().items():
                 self.mended.append(f"broker {node} did not load what it coordinates and was started again ({why})")
                 self.say(f"{self.now():7.1f} s  {self.mended[-1]}")
@@ -222,17 +218,7 @@ class Torture:
                 finally:
                     self.active.discard(-node)
 
-    # -- the end
-
-    def heal(self) -> None:
-        """Whatever a fault that was interrupted left behind."""
-        for worker in self.everyone:
-            if worker.frozen:
-                worker.thaw()
-            if worker.state_dir.is_mount():
-                disks.free(worker.state_dir)
-            worker.set_clock(0)
-            oddcode.order(worker.odd_code, 0.0)
+    # -- who ended
 
     async def supervise(self, worker: ChaosWorker) -> None:
         """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.

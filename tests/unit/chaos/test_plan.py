@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
-from semel.chaos.faults import growing
-from semel.chaos.plan import DENIED, KINDS, STEPS, THROTTLED, Fault, Kind, Shape, possible, schedule, wanted
+from semel.chaos.fault import STEPS, Fault, Machine, Shape
+from semel.chaos.faults import FAULTS
+from semel.chaos.faults.brokers import growing
+from semel.chaos.faults.limits import DENIED, THROTTLED
+from semel.chaos.plan import KINDS, possible, schedule, wanted
+from semel.chaos.workers import ChaosWorker
 from semel.errors import ConfigError
+from semel.local.nursery import Nursery
+from semel.runtime import oddcode
 
 SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
 
 
-def faults(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS, shape: Shape = SHAPE) -> list[Fault]:
+def faults(seed: int, count: int, kinds: tuple[str, ...] = KINDS, shape: Shape = SHAPE) -> list[Fault]:
     return list(islice(schedule(seed, kinds, shape), count))
 
 
@@ -80,7 +87,7 @@ def test_while_a_long_fault_lasts_the_next_does_not_wait_for_its_end() -> None:
         ("kill,kill", ("kill",), None),
     ],
 )
-def test_faults_are_asked_for_by_kind_and_number(text: str | None, kinds: tuple[Kind, ...], count: int | None) -> None:
+def test_faults_are_asked_for_by_kind_and_number(text: str | None, kinds: tuple[str, ...], count: int | None) -> None:
     assert wanted(text) == (wanted(None).__class__)(kinds, count)
 
 
@@ -91,15 +98,15 @@ def test_what_is_no_fault_is_refused_by_name(text: str) -> None:
 
 
 def test_what_cannot_happen_here_is_left_out_with_its_reason() -> None:
-    kinds, left_out = possible(KINDS, workers=2, brokers=1, mounts=False, stalls=False)
+    kinds, left_out = possible(KINDS, Machine(brokers=1, mounts=False, stalls=False))
     assert set(KINDS) - set(kinds) == {"leader", "disk-full", "disk-slow"} == set(left_out)
     assert "--brokers 3" in left_out["leader"]
     assert "loop devices" in left_out["disk-slow"]
-    assert possible(KINDS, workers=2, brokers=3, mounts=True, stalls=True) == (list(KINDS), {})
+    assert possible(KINDS, Machine(brokers=3, mounts=True, stalls=True)) == (list(KINDS), {})
 
 
 def test_where_disks_can_be_full_but_not_slow_only_the_slow_ones_are_left_out() -> None:
-    kinds, left_out = possible(("disk-full", "disk-slow"), workers=2, brokers=1, mounts=True, stalls=False)
+    kinds, left_out = possible(("disk-full", "disk-slow"), Machine(brokers=1, mounts=True, stalls=False))
     assert (kinds, list(left_out)) == (["disk-full"], ["disk-slow"])
 
 
@@ -166,3 +173,20 @@ def test_code_is_odd_seldom_or_often_in_one_worker_or_in_all() -> None:
     found = faults(4, 100, ("odd-code",))
     assert {fault.nth for fault in found} == {20, 50, 200}
     assert {fault.worker for fault in found} == {-1, 0, 1, 2}
+
+
+def test_what_a_fault_that_was_interrupted_left_at_a_worker_is_taken_from_it(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    worker = ChaosWorker(Nursery(), "p", "w1", port=1, bootstrap="", folder=tmp_path, settings={})
+    clean = left(worker, tmp_path)
+    worker.freeze()
+    worker.set_clock(5_000)
+    oddcode.order(worker.odd_code, 0.5)
+    assert all(now != then for now, then in zip(left(worker, tmp_path), clean, strict=True))
+    for fault in FAULTS.values():
+        fault.heal(worker)
+    assert left(worker, tmp_path) == clean
+
+
+def left(worker: ChaosWorker, folder: Path) -> tuple[object, ...]:
+    return worker.frozen, (folder / "state/w1.clock").read_bytes(), worker.odd_code.read_bytes()

@@ -12,7 +12,7 @@ BITTEN = Bites(assignments=9, duplicates=40, fences=1)
 def entry(
     number: int = 1, kind: str = "kill", *, bit: bool = True, healed: float = 2.0, back: float | None = 3.5
 ) -> Entry:
-    return Entry(number, kind, kind, "w1", 1.0, healed, back, bit)
+    return Entry(number, kind, kind, "w1", 1.0, healed, back, bit, seen=kind == "kill")
 
 
 def test_a_recovery_counts_from_the_end_of_its_fault() -> None:

@@ -6,7 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from semel.chaos.asking import until_done
-from semel.chaos.plan import Fault, Grown
+from semel.chaos.cluster import Cluster
+from semel.chaos.fault import Chance, Drawn, Fault, Grown, Machine
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
 from semel.chaos.workers import ChaosWorker
@@ -17,32 +18,65 @@ from semel.proof.logs import Unreadable
 GUEST_S = 20.0
 
 
-async def rebalance(on: Torture, fault: Fault, entry: Entry) -> None:
-    async with on.at_group:
-        on.begins(entry, "the group")
-        guests: list[ChaosWorker] = []
-        try:
-            for number in range(1, fault.nth + 1):
-                guests.append(on.invite(number))
-                await asyncio.sleep(fault.hold_s / 4)
-            await on.holding(guests[0], GUEST_S)
-            await asyncio.sleep(fault.hold_s)
-            entry.bit = any(on.sight.holds(guest.name) for guest in guests)
-        finally:
-            await on.dismiss(guests, kill=fault.number % 2 == 0)
+class Rebalance(Fault):
+    kind = "rebalance"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        return {"nth": chance.rng.randint(1, 3), "hold_s": chance.rng.uniform(1, 4)}
+
+    @property
+    def what(self) -> str:
+        return f"{self.nth} more workers"
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        async with on.alone("group"):
+            on.begins(entry, "the group")
+            guests: list[ChaosWorker] = []
+            try:
+                for number in range(1, self.nth + 1):
+                    guests.append(on.invite(number))
+                    await asyncio.sleep(self.hold_s / 4)
+                await on.holding(guests[0], GUEST_S)
+                await asyncio.sleep(self.hold_s)
+                entry.bit = any(on.sight.holds(guest.name) for guest in guests)
+            finally:
+                await on.dismiss(guests, kill=self.number % 2 == 0)
 
 
-async def broker_away(on: Torture, fault: Fault, entry: Entry) -> None:
-    node = on.cluster.nodes[fault.broker]
-    async with on.at_brokers:
-        on.begins(entry, f"broker {node}")
-        entry.bit = on.sight.processed > 0
-        if fault.kind == "leader":
-            await on.cluster.leave(node)
-        else:
-            await on.cluster.kill(node)
-        await asyncio.sleep(fault.hold_s)
-        await on.cluster.back(node)
+class BrokerKill(Fault):
+    kind = "broker-kill"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        return {"variant": "SIGKILL to a broker", "hold_s": chance.rng.uniform(0, 2)}
+
+    async def leaves(self, cluster: Cluster, node: int) -> None:
+        await cluster.kill(node)
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        node = on.cluster.nodes[self.broker]
+        async with on.alone("brokers"):
+            on.begins(entry, f"broker {node}")
+            entry.bit = on.sight.processed > 0
+            await self.leaves(on.cluster, node)
+            await asyncio.sleep(self.hold_s)
+            await on.cluster.back(node)
+
+
+class Leader(BrokerKill):
+    kind = "leader"
+
+    @classmethod
+    def impossible(cls, here: Machine) -> str:
+        return "" if here.brokers >= 3 else "leaders move among several brokers: --brokers 3"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        return {"variant": "leaders and coordinators move", "hold_s": chance.rng.uniform(0, 2)}
+
+    async def leaves(self, cluster: Cluster, node: int) -> None:
+        await cluster.leave(node)
 
 
 def growing(plan: Plan) -> tuple[Grown, ...]:
@@ -52,25 +86,39 @@ def growing(plan: Plan) -> tuple[Grown, ...]:
     return (*sinks, "the dead letters", *sources)
 
 
-async def grow(on: Torture, fault: Fault, entry: Entry) -> None:
+class Grow(Fault):
     """Outputs stay where they were; a source's new partitions are taken up, and get their share of the keys."""
-    match fault.variant:
-        case "the source":
-            name = on.sight.topic
-        case "the results":
-            name = sorted(on.plan.sinks)[fault.number % len(on.plan.sinks)]
-        case _:
-            name = on.plan.dead_letter_topic
-    # The input is compacted partition by partition.
-    async with on.at_input:
-        on.begins(entry, name)
-        before = await _partitions(on, name)
-        now = before + fault.nth
-        entry.bit, entry.note = bool(on.sight.processed), f"{before} before, {now} now"
-        await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
-        if name == on.sight.topic:
-            on.sight.partitions = on.load.partitions = now
-    await asyncio.sleep(fault.hold_s)
+
+    kind = "grow"
+    weight = 0.5
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        variant = chance.rng.choice(chance.shape.grows)
+        return {"variant": variant, "nth": chance.rng.randint(1, 2), "hold_s": chance.rng.uniform(1, 3)}
+
+    @property
+    def what(self) -> str:
+        return f"{self.nth} more partitions of {self.variant}"
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        match self.variant:
+            case "the source":
+                name = on.sight.topic
+            case "the results":
+                name = sorted(on.plan.sinks)[self.number % len(on.plan.sinks)]
+            case _:
+                name = on.plan.dead_letter_topic
+        # The input is compacted partition by partition.
+        async with on.alone("input"):
+            on.begins(entry, name)
+            before = await _partitions(on, name)
+            now = before + self.nth
+            entry.bit, entry.note = bool(on.sight.processed), f"{before} before, {now} now"
+            await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
+            if name == on.sight.topic:
+                on.sight.partitions = on.load.partitions = now
+        await asyncio.sleep(self.hold_s)
 
 
 async def _partitions(on: Torture, name: str) -> int:
@@ -83,30 +131,40 @@ async def _partitions(on: Torture, name: str) -> int:
     return found[name].partitions
 
 
-async def compact(on: Torture, fault: Fault, entry: Entry) -> None:
+class Compact(Fault):
     """Compaction takes events behind the workers; where they are frozen or down, also such as nobody has read."""
-    async with on.at_input, AsyncExitStack() as claims:
-        kept_off: list[ChaosWorker] = []
-        if fault.hold_s:
-            kept_off = await claims.enter_async_context(on.victims(fault.worker, everyone=True))
-        on.begins(entry, ", ".join(w.name for w in kept_off) or "the input")
-        if on.load.keyless:
-            entry.note = "the input has records without a key, which a compacted topic does not hold"
-            return
-        frozen = fault.variant == "while they are frozen"
-        if frozen:
-            for worker in kept_off:
-                on.freeze(worker)
-        else:
-            await on.kill9(kept_off)
-        try:
-            await asyncio.sleep(fault.hold_s)
-            async with on.at_brokers:
-                await on.compaction.prepare()
-            taken = await on.compaction.strike()
-            entry.bit, entry.note = taken.gone > 0, str(taken)
-        except (RpcError, RpcLost, Unreadable) as error:
-            entry.note = f"the input could not be kept for the proof, and so was not compacted: {error}"
-        finally:
-            for worker in kept_off:
-                (on.thaw if frozen else on.start)(worker)
+
+    kind = "compact"
+    seen = True
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        variant = chance.rng.choice(("while they run", "while they are frozen", "while they are down"))
+        return {"variant": variant, "hold_s": 0.0 if variant == "while they run" else chance.rng.uniform(0.5, 3)}
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        async with on.alone("input"), AsyncExitStack() as claims:
+            kept_off: list[ChaosWorker] = []
+            if self.hold_s:
+                kept_off = await claims.enter_async_context(on.victims(self.worker, everyone=True))
+            on.begins(entry, ", ".join(w.name for w in kept_off) or "the input")
+            if on.load.keyless:
+                entry.note = "the input has records without a key, which a compacted topic does not hold"
+                return
+            frozen = self.variant == "while they are frozen"
+            if frozen:
+                for worker in kept_off:
+                    on.freeze(worker)
+            else:
+                await on.kill9(kept_off)
+            try:
+                await asyncio.sleep(self.hold_s)
+                async with on.alone("brokers"):
+                    await on.compaction.prepare()
+                taken = await on.compaction.strike()
+                entry.bit, entry.note = taken.gone > 0, str(taken)
+            except (RpcError, RpcLost, Unreadable) as error:
+                entry.note = f"the input could not be kept for the proof, and so was not compacted: {error}"
+            finally:
+                for worker in kept_off:
+                    (on.thaw if frozen else on.start)(worker)

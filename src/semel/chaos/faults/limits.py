@@ -9,7 +9,7 @@ from typing import cast
 
 from semel.chaos.asking import until_done
 from semel.chaos.cluster import WORKERS
-from semel.chaos.plan import Fault
+from semel.chaos.fault import Chance, Drawn, Fault
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import REFUSED, Torture
 from semel.kafka.admin import Acl, Operation, Resource, add_acls, remove_acls, set_quota
@@ -24,50 +24,84 @@ _QUOTAS = {
 MET_S = 0.7
 
 
-async def throttle(on: Torture, fault: Fault, entry: Entry) -> None:
+THROTTLED = tuple(_QUOTAS)
+# Which right is taken away, and on what.
+DENIED = (
+    "Read on the source", "Describe on the source", "Write on the results", "Write on the state", "Read on the state",
+    "Read on the group", "Describe on the group", "Write on the transactional id",
+)  # fmt: skip
+
+
+class Throttle(Fault):
     """The quota is halved until it is met: nobody knows how much this pipeline reads and writes, and one of a small part of
     that would make it wait for minutes.
     """
-    quota, most, least = _QUOTAS[fault.variant]
-    workers = on.workers if fault.worker < 0 else on.in_turn(fault.worker)[:1]
-    names = [worker.name for worker in workers]
-    clients = [f"{on.app}-{name}" for name in names]
-    async with on.at_quotas:
-        on.begins(entry, ", ".join(names))
-        before = on.sight.throttles(names)
-        until = time.monotonic() + fault.hold_s
-        try:
-            while (left := until - time.monotonic()) > 0:
-                if most >= least and on.sight.throttles(names) == before:
-                    await _set(on, clients, quota, most)
-                    entry.note, most = f"{quota} {most:,.6g}", most / 2
-                await asyncio.sleep(min(left, MET_S))
-        finally:
-            await _set(on, clients, quota, None)
-        met = on.sight.throttles(names) - before
-        entry.bit = met > 0
-        entry.note += f", {met} answers asked to wait" * (met > 0)
+
+    kind = "throttle"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        whom = chance.all_workers(0.3)
+        return {**whom, "variant": chance.rng.choice(THROTTLED), "hold_s": chance.rng.uniform(3, 7)}
+
+    @property
+    def what(self) -> str:
+        return f"a quota of {self.variant}"
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        quota, most, least = _QUOTAS[self.variant]
+        workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
+        names = [worker.name for worker in workers]
+        clients = [f"{on.app}-{name}" for name in names]
+        async with on.alone("quotas"):
+            on.begins(entry, ", ".join(names))
+            before = on.sight.throttles(names)
+            until = time.monotonic() + self.hold_s
+            try:
+                while (left := until - time.monotonic()) > 0:
+                    if most >= least and on.sight.throttles(names) == before:
+                        await _set(on, clients, quota, most)
+                        entry.note, most = f"{quota} {most:,.6g}", most / 2
+                    await asyncio.sleep(min(left, MET_S))
+            finally:
+                await _set(on, clients, quota, None)
+            met = on.sight.throttles(names) - before
+            entry.bit = met > 0
+            entry.note += f", {met} answers asked to wait" * (met > 0)
 
 
-async def deny(on: Torture, fault: Fault, entry: Entry) -> None:
+class Deny(Fault):
     """Workers wait, or end and are started again, until they may again."""
-    operation, _, what = fault.variant.partition(" on the ")
-    acls = [
-        Acl(resource, name, WORKERS, cast("Operation", operation), allows=False) for resource, name in _named(on, what)
-    ]
-    async with on.at_rights:
-        on.begins(entry, "all workers")
-        said = [(worker, worker.log_bytes) for worker in on.everyone]
-        ended, on.rights_since = on.unrightful, math.inf
-        try:
-            await until_done(fault.variant, lambda: add_acls(on.cluster.bootstrap, acls))
-            await asyncio.sleep(fault.hold_s)
-        finally:
-            await until_done(fault.variant, lambda: remove_acls(on.cluster.bootstrap, acls))
-            on.rights_since = time.monotonic()
-        ended = on.unrightful - ended
-        entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in said)
-        entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
+
+    kind = "deny"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        return {"variant": chance.rng.choice(DENIED), "hold_s": chance.rng.uniform(1, 6)}
+
+    @property
+    def what(self) -> str:
+        return f"no {self.variant}"
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        operation, _, what = self.variant.partition(" on the ")
+        acls = [
+            Acl(resource, name, WORKERS, cast("Operation", operation), allows=False)
+            for resource, name in _named(on, what)
+        ]
+        async with on.alone("rights"):
+            on.begins(entry, "all workers")
+            said = [(worker, worker.log_bytes) for worker in on.everyone]
+            ended, on.rights_since = on.unrightful, math.inf
+            try:
+                await until_done(self.variant, lambda: add_acls(on.cluster.bootstrap, acls))
+                await asyncio.sleep(self.hold_s)
+            finally:
+                await until_done(self.variant, lambda: remove_acls(on.cluster.bootstrap, acls))
+                on.rights_since = time.monotonic()
+            ended = on.unrightful - ended
+            entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in said)
+            entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
 
 
 def _named(on: Torture, what: str) -> list[tuple[Resource, str]]:

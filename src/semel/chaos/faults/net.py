@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack
 
-from semel.chaos.plan import Fault
+from semel.chaos.fault import Chance, Drawn, Fault
 from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
@@ -15,34 +15,63 @@ from semel.errors import SemelError
 EXCHANGE_S = 8.0
 
 
-async def net(on: Torture, fault: Fault, entry: Entry) -> None:
-    worker = None if fault.worker < 0 else on.in_turn(fault.worker)[0]
-    client = f"{on.app}-{worker.name}" if worker else ""
-    on.begins(entry, worker.name if worker else "all workers")
-    proxies = on.cluster.proxies
-    match fault.variant:
-        case "cut":
-            entry.bit = sum(proxy.cut(client) for proxy in proxies) > 0
-        case "half-close":
-            side = Side.ANSWERS if fault.number % 2 else Side.REQUESTS
-            entry.bit = sum(proxy.half_close(client, side) for proxy in proxies) > 0
-        case "lose request" | "lose answer":
-            lose = Lose.REQUEST if fault.variant == "lose request" else Lose.ANSWER
-            nth, ends = fault.nth, list[Rule]()
-            if fault.step == "InitProducerId":
-                # A writer is taken only where one was lost.
-                nth, ends = 1, [proxy.lose(END_TXN, Lose.REQUEST, client=client) for proxy in proxies]
-            rules = [proxy.lose(APIS[fault.step], lose, nth=nth, client=client) for proxy in proxies]
-            entry.bit = await _any_done(rules, EXCHANGE_S)
-            for proxy in proxies:
-                for rule in (*rules, *ends):
-                    proxy.forget(rule)
-            entry.note = "" if entry.bit else "there was no such exchange"
-        case _:
-            with ExitStack() as lasting:
-                troubles = [lasting.enter_context(proxy.trouble(_trouble(fault, client))) for proxy in proxies]
-                await asyncio.sleep(fault.hold_s)
-            entry.bit = any(trouble.touched for trouble in troubles)
+MODES = ("cut", "delay", "silent requests", "silent answers", "half-close", "refuse", "lose request", "lose answer")
+# The exchanges of a commit, EndTxn most, which decides; and the one by which a new writer is taken after such a loss.
+EXCHANGES = (
+    *("EndTxn", "EndTxn", "Produce", "TxnOffsetCommit"),
+    *("AddPartitionsToTxn", "AddOffsetsToTxn", "InitProducerId"),
+)
+
+
+class Net(Fault):
+    kind = "net"
+    weight = 8
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        rng, whom = chance.rng, chance.all_workers(0.2)
+        variant = rng.choices(MODES, (2, 2, 1, 1, 1, 1, 4, 6))[0]
+        own: Drawn = {}
+        if variant in ("lose request", "lose answer"):
+            own = {"step": rng.choice(EXCHANGES), "nth": rng.randint(1, 4)}
+        elif variant == "delay":
+            own = {"hold_s": rng.uniform(1, 4), "offset_ms": rng.choice((20, 100, 400))}
+        elif variant not in ("cut", "half-close"):
+            own = {"hold_s": chance.past_session_s(2) if rng.random() < 0.25 else rng.uniform(0.5, 4)}
+        return {**whom, "variant": variant, **own}
+
+    @property
+    def what(self) -> str:
+        return f"{self.variant} {self.step}".rstrip()
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        worker = None if self.worker < 0 else on.in_turn(self.worker)[0]
+        client = f"{on.app}-{worker.name}" if worker else ""
+        on.begins(entry, worker.name if worker else "all workers")
+        proxies = on.cluster.proxies
+        match self.variant:
+            case "cut":
+                entry.bit = sum(proxy.cut(client) for proxy in proxies) > 0
+            case "half-close":
+                side = Side.ANSWERS if self.number % 2 else Side.REQUESTS
+                entry.bit = sum(proxy.half_close(client, side) for proxy in proxies) > 0
+            case "lose request" | "lose answer":
+                lose = Lose.REQUEST if self.variant == "lose request" else Lose.ANSWER
+                nth, ends = self.nth, list[Rule]()
+                if self.step == "InitProducerId":
+                    # A writer is taken only where one was lost.
+                    nth, ends = 1, [proxy.lose(END_TXN, Lose.REQUEST, client=client) for proxy in proxies]
+                rules = [proxy.lose(APIS[self.step], lose, nth=nth, client=client) for proxy in proxies]
+                entry.bit = await _any_done(rules, EXCHANGE_S)
+                for proxy in proxies:
+                    for rule in (*rules, *ends):
+                        proxy.forget(rule)
+                entry.note = "" if entry.bit else "there was no such exchange"
+            case _:
+                with ExitStack() as lasting:
+                    troubles = [lasting.enter_context(proxy.trouble(_trouble(self, client))) for proxy in proxies]
+                    await asyncio.sleep(self.hold_s)
+                entry.bit = any(trouble.touched for trouble in troubles)
 
 
 def _trouble(fault: Fault, client: str) -> Trouble:

@@ -5,72 +5,119 @@ from __future__ import annotations
 import asyncio
 
 from semel.chaos import disks
-from semel.chaos.plan import Fault
+from semel.chaos.fault import Chance, Drawn, Fault, Machine
 from semel.chaos.stalls import Stalling
 from semel.chaos.timeline import Entry
 from semel.chaos.torture import Torture
+from semel.chaos.workers import ChaosWorker
 
 # How long a worker may take to come back with its store.
 WRITTEN_S = 20.0
 
 
-async def disk_full(on: Torture, fault: Fault, entry: Entry) -> None:
-    async with on.claimed(fault.worker) as worker:
-        on.begins(entry, worker.name)
-        if not worker.state_dir.is_mount():
-            entry.note = "its state directory is not on a file system of its own"
-            return
-        worker.expected_end = True
-        try:
-            await asyncio.to_thread(disks.fill, worker.state_dir)
-            await asyncio.sleep(fault.hold_s / 2)
-            # What runs on has its files; what starts must write some.
-            await on.kill9([worker])
-            on.start(worker)
+class DiskFull(Fault):
+    kind = "disk-full"
+    weight = 0.4
+    seen = True
+
+    @classmethod
+    def impossible(cls, here: Machine) -> str:
+        return "" if here.mounts else "a small file system of its own can be mounted by root on Linux only"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        return {"variant": "no space left for the state directory", "hold_s": chance.rng.uniform(2, 5)}
+
+    @classmethod
+    def heal(cls, worker: ChaosWorker) -> None:
+        if worker.state_dir.is_mount():
+            disks.free(worker.state_dir)
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        async with on.claimed(self.worker) as worker:
+            on.begins(entry, worker.name)
+            if not worker.state_dir.is_mount():
+                entry.note = "its state directory is not on a file system of its own"
+                return
             worker.expected_end = True
-            code = await worker.ended(fault.hold_s / 2 + 3)
-            entry.bit = code is not None
-        finally:
-            await asyncio.to_thread(disks.free, worker.state_dir)
-        await on.kill9([worker])
-        on.start(worker)
-
-
-async def corrupt_block(on: Torture, fault: Fault, entry: Entry) -> None:
-    """Whatever reads the block first finds it: a handler, a commit, a view, RocksDB's own compaction, the next start."""
-    async with on.claimed(fault.worker) as worker:
-        on.begins(entry, worker.name)
-        down = fault.variant.endswith("while it is down")
-        if not disks.table_files(worker.state_dir):
-            # A store that is small is in its log; at the next start it is written to a table file.
-            await on.kill9([worker])
-            on.start(worker)
-            await on.holding(worker, WRITTEN_S)
-        if down:
-            await on.kill9([worker])
-        damaged = await asyncio.to_thread(disks.damage, worker.state_dir, fault.number)
-        entry.bit = damaged > 0
-        entry.note = f"{damaged} table files" if damaged else "RocksDB has written no table file yet"
-        await asyncio.sleep(fault.hold_s)
-        if down:
-            on.start(worker)
-
-
-async def disk_slow(on: Torture, fault: Fault, entry: Entry) -> None:
-    async with on.claimed(fault.worker) as worker:
-        on.begins(entry, worker.name)
-        if not disks.can_be_slow(worker.state_dir):
-            entry.note = "its state directory is not on a file system that can be frozen"
-            return
-        stalling = await asyncio.to_thread(Stalling, worker.state_dir)
-        try:
-            stalling.watch(worker.pid)
-            await asyncio.sleep(fault.hold_s / 2)
-            if fault.variant.endswith("at a start"):
+            try:
+                await asyncio.to_thread(disks.fill, worker.state_dir)
+                await asyncio.sleep(self.hold_s / 2)
+                # What runs on has its files; what starts must write some.
                 await on.kill9([worker])
                 on.start(worker)
+                worker.expected_end = True
+                code = await worker.ended(self.hold_s / 2 + 3)
+                entry.bit = code is not None
+            finally:
+                await asyncio.to_thread(disks.free, worker.state_dir)
+            await on.kill9([worker])
+            on.start(worker)
+
+
+class CorruptBlock(Fault):
+    """Whatever reads the block first finds it: a handler, a commit, a view, RocksDB's own compaction, the next start."""
+
+    kind = "corrupt-block"
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        variant = chance.rng.choice(("bytes of the store flip", "bytes of the store flip while it is down"))
+        return {"variant": variant, "hold_s": chance.rng.uniform(0, 1)}
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        async with on.claimed(self.worker) as worker:
+            on.begins(entry, worker.name)
+            down = self.variant.endswith("while it is down")
+            if not disks.table_files(worker.state_dir):
+                # A store that is small is in its log; at the next start it is written to a table file.
+                await on.kill9([worker])
+                on.start(worker)
+                await on.holding(worker, WRITTEN_S)
+            if down:
+                await on.kill9([worker])
+            damaged = await asyncio.to_thread(disks.damage, worker.state_dir, self.number)
+            entry.bit = damaged > 0
+            entry.note = f"{damaged} table files" if damaged else "RocksDB has written no table file yet"
+            await asyncio.sleep(self.hold_s)
+            if down:
+                on.start(worker)
+
+
+class DiskSlow(Fault):
+    kind = "disk-slow"
+    seen = True
+
+    @classmethod
+    def impossible(cls, here: Machine) -> str:
+        return (
+            ""
+            if here.stalls
+            else (
+                "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and mkfs.ext4"
+            )
+        )
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        variant = chance.rng.choice(("the state directory stalls", "the state directory stalls, also at a start"))
+        return {"variant": variant, "hold_s": chance.rng.uniform(2, 5)}
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        async with on.claimed(self.worker) as worker:
+            on.begins(entry, worker.name)
+            if not disks.can_be_slow(worker.state_dir):
+                entry.note = "its state directory is not on a file system that can be frozen"
+                return
+            stalling = await asyncio.to_thread(Stalling, worker.state_dir)
+            try:
                 stalling.watch(worker.pid)
-            await asyncio.sleep(fault.hold_s / 2)
-        finally:
-            seen = await asyncio.to_thread(stalling.end)
-        entry.bit, entry.note = seen.met > 0, str(seen)
+                await asyncio.sleep(self.hold_s / 2)
+                if self.variant.endswith("at a start"):
+                    await on.kill9([worker])
+                    on.start(worker)
+                    stalling.watch(worker.pid)
+                await asyncio.sleep(self.hold_s / 2)
+            finally:
+                seen = await asyncio.to_thread(stalling.end)
+            entry.bit, entry.note = seen.met > 0, str(seen)

@@ -1,0 +1,123 @@
+"""What a fault is: one class says when it can happen, how one is drawn, what it does, how it is healed, and how it is seen.
+
+A new kind is a class in `faults/` and its line in `FAULTS`; nothing else knows the kinds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from semel.runtime.failpoints import NAMES
+
+if TYPE_CHECKING:
+    from semel.chaos.timeline import Entry
+    from semel.chaos.torture import Torture
+    from semel.chaos.workers import ChaosWorker
+
+# Fields of a fault, by name.
+Drawn = dict[str, Any]
+
+# An orderly stop with a transaction open is too rare to be waited for; the broker suite makes it by hand.
+STEPS = tuple(name for name in NAMES if name != "abort.before_end")
+
+# What gets more partitions; the source only where nothing that is kept belongs to a key.
+Grown = Literal["the results", "the dead letters", "the source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What there is to be hit. `session_s`: how long a silent worker keeps its place; `grows`: what may get more partitions."""
+
+    workers: int
+    brokers: int
+    session_s: float
+    grows: tuple[Grown, ...] = ("the dead letters",)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine allows. `mounts`: a small file system for a worker's state; `stalls`: one that can be frozen, too."""
+
+    brokers: int
+    mounts: bool
+    stalls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """All chance in a plan. `deck`: the steps of the protocol that are yet to come before one comes again."""
+
+    rng: Random
+    shape: Shape
+    deck: list[str]
+
+    def past_session_s(self, most_s: float) -> float:
+        """Longer than a silent worker keeps its place."""
+        return self.shape.session_s + self.rng.uniform(0.5, most_s)
+
+    def step(self) -> str:
+        if not self.deck:
+            self.deck.extend(STEPS)
+            self.rng.shuffle(self.deck)
+        return self.deck.pop()
+
+    def all_workers(self, share: float) -> Drawn:
+        """Now and then all of them instead of one."""
+        return {"worker": -1} if self.rng.random() < share else {}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `gap_s`: how long after the one before; `overlap`: without waiting until that one is recovered from.
+
+    `worker` and `broker` say whom, counted from 0 (-1: all); `hold_s` how long it lasts; `step` where (a failpoint, or the
+    exchange that is lost) and `nth` at the how many-th time. `variant` is the mode of its kind, `fresh_disk` whether the
+    worker finds its state directory empty when it comes back.
+
+    Of a kind: `weight`, how often it comes, the ones that cost least recovery most; `seen`: it hits a process, so that its
+    having met one at work is seen without the engine's counts.
+    """
+
+    kind: ClassVar[str]
+    weight: ClassVar[float] = 1.0
+    seen: ClassVar[bool] = False
+
+    number: int
+    gap_s: float
+    overlap: bool
+    worker: int = 0
+    broker: int = 0
+    hold_s: float = 0.0
+    variant: str = ""
+    step: str = ""
+    nth: int = 1
+    fresh_disk: bool = False
+    offset_ms: int = 0
+
+    @classmethod
+    def impossible(cls, here: Machine) -> str:
+        """Why it cannot happen here; empty where it can."""
+        return ""
+
+    @classmethod
+    def drawn(cls, chance: Chance) -> Drawn:
+        """The fields that are this kind's own."""
+        return {}
+
+    @property
+    def what(self) -> str:
+        return self.variant
+
+    def __str__(self) -> str:
+        held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
+        return f"{self.kind}: {self.what}{held}{', disk lost' if self.fresh_disk else ''}"
+
+    async def apply(self, on: Torture, entry: Entry) -> None:
+        """Do it and end it again. `entry` gets whom it hit, whether that was at work (`bit`) and what there is to note."""
+        raise NotImplementedError
+
+    @classmethod
+    def heal(cls, worker: ChaosWorker) -> None:
+        """Take from a worker what one that was interrupted left; nothing where there is none."""
