@@ -8,8 +8,8 @@ answer means is decided by `semel.stages.answers`.
 Errors, the same for every method:
 
 * `RpcError`: the broker answered with an error code. Before raising, the implementation forgets
-  what the code makes stale (3, 5, 6, 9, 74, 100: metadata; 14, 15, 16: the coordinator), so
-  that calling again looks it up afresh.
+  what the code makes stale (`STALE_METADATA`, `STALE_COORDINATOR` of `semel.codes`), so that
+  calling again looks it up afresh.
 * `RpcLost`: no answer within the timeout, a connection lost or refused. The request may or may not
   have taken effect. `sent` is False where it certainly never left this process.
 """
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from semel.codes import Code
 from semel.throttles import Throttles
 
 # A record's objects beside its value: itself, its key, its place in a list. A header's: a pair, a name, bytes.
@@ -49,10 +50,10 @@ class RpcError(Exception):
 
 
 class MemberIdRequired(RpcError):
-    """JoinGroup of a dynamic member: code 79; join again under `member_id` (KIP-394)."""
+    """JoinGroup of a dynamic member: join again under `member_id` (KIP-394)."""
 
     def __init__(self, member_id: str) -> None:
-        super().__init__("JoinGroup", 79, "join again with the given member id")
+        super().__init__("JoinGroup", Code.MEMBER_ID_REQUIRED, "join again with the given member id")
         self.member_id = member_id
 
 
@@ -107,7 +108,7 @@ class Fetched:
     transactions, nor records below the offset asked for. `next_offset` is the position after
     everything looked at, control and aborted batches included: equal to the offset asked for
     when nothing was there. It may lie within a batch whose rest is for the next fetch. Offsets of
-    -1 are unknown. `error` is a Kafka error code, 0 for none (1 = offset out of range; `log_start` and
+    -1 are unknown. `error` is a Kafka error code, 0 for none (OFFSET_OUT_OF_RANGE: `log_start` and
     `high_watermark` are filled in where known). `size` is what the records take in memory, in bytes;
     0 where nobody has looked.
     """

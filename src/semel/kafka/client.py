@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from semel import looptime
+from semel.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
 from semel.kafka import apis
 from semel.kafka.cluster import Cluster, Kind, addresses
-from semel.kafka.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
 from semel.kafka.connection import Address, Connections
 from semel.kafka.security import Security
 from semel.kafka.wire import Answer, Call

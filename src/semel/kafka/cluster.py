@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
+from semel.codes import Code
 from semel.errors import ConfigError
 from semel.kafka.connection import Address
 from semel.port import TP
 
 _DEFAULT_PORT = 9092
-_LEADER_NOT_AVAILABLE = 5
 
 
 class Kind(IntEnum):
@@ -64,7 +64,7 @@ class Cluster:
 
     def why(self, topic: str) -> int:
         """The error code that explains a missing leader: the topic's own, else 5 (leader not available)."""
-        return self._refusals.get(topic, _LEADER_NOT_AVAILABLE)
+        return self._refusals.get(topic, Code.LEADER_NOT_AVAILABLE)
 
     def coordinator(self, kind: Kind, key: str) -> int | None:
         return self._coordinators.get((kind, key))

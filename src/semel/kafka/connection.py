@@ -19,14 +19,12 @@ from aiokafka.errors import (
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from semel import looptime
+from semel.codes import Code, describe
 from semel.kafka import apis
-from semel.kafka.codes import describe
 from semel.kafka.wire import Answer, Call, Versions
 from semel.port import RpcError, RpcLost
 from semel.throttles import Throttles
 
-_UNSUPPORTED_MECHANISM = 33
-_UNSUPPORTED_VERSION = 35
 _MAX_IDLE_MS = 540_000  # below the broker's connections.max.idle.ms of 10 minutes, so that we hang up, not it
 _UNBOUNDED_MS = 86_400_000  # aiokafka's own timer; ours is the deadline of each call
 
@@ -196,7 +194,7 @@ class Connections:
 def _refused_login(error: BrokerResponseError, options: dict[str, Any]) -> RpcError:
     said = str(error).partition(f"{type(error).__name__}: ")[2] or str(error)
     way = "correct username and password in [broker_security], or give this user a password there"
-    if error.errno == _UNSUPPORTED_MECHANISM:
+    if error.errno == Code.UNSUPPORTED_SASL_MECHANISM:
         way = "set broker_security.sasl_mechanism to one that the broker has"
     detail = f"{said}; {way} (the login was by {options.get('sasl_mechanism')})"
     return RpcError("SaslAuthenticate", error.errno, describe(error.errno, detail))
@@ -233,6 +231,6 @@ def check_versions(address: Address, versions: Versions) -> None:
     if missing:
         raise RpcError(
             "ApiVersions",
-            _UNSUPPORTED_VERSION,
+            Code.UNSUPPORTED_VERSION,
             f"broker {address} lacks {', '.join(missing)}; semel needs Kafka 3.0 or later",
         )

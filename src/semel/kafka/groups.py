@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from semel.codes import Code
 from semel.kafka import apis
 from semel.kafka.client import Calls, by_topic, partitions_by_topic
 from semel.kafka.cluster import Kind
@@ -13,7 +14,6 @@ from semel.port import TP, GroupInfo, GroupMember, Joined, MemberIdRequired, Mem
 
 _PROTOCOL_TYPE = "consumer"
 _PROTOCOL = "semel"
-_MEMBER_ID_REQUIRED = 79
 _NO_GENERATION = -1
 _UNKNOWN_EPOCH = -1
 _DEFAULT_REBALANCE_TIMEOUT_MS = 60_000
@@ -45,7 +45,7 @@ class GroupCalls(Calls):
         )
         answer = await self._ask(group, call, rebalance_timeout_ms)
         _, code, generation, _, leader, assigned_id, members = answer
-        if code == _MEMBER_ID_REQUIRED:
+        if code == Code.MEMBER_ID_REQUIRED:
             raise MemberIdRequired(assigned_id)
         self._check_group(call, code, group)
         return Joined(

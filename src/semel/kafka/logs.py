@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from semel.codes import STALE_METADATA, Code
 from semel.kafka import apis, records
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, partitions_by_topic
-from semel.kafka.codes import STALE_METADATA
 from semel.kafka.wire import Answer
 from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost, TooLarge, record_bytes
 
@@ -71,7 +71,7 @@ class LogCalls(Calls):
                         data, asked, aborted=(aborted or ()) if committed else None, most_bytes=most
                     )
                     if purpose == "restore" and any(type(row) is TooLarge for row in rows_read):
-                        rows_read, position, error = [], asked, records.CORRUPT_MESSAGE
+                        rows_read, position, error = [], asked, Code.CORRUPT_MESSAGE
                     size = record_bytes(rows_read)
                     left -= size
                     found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error, size)

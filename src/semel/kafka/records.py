@@ -17,13 +17,11 @@ from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
+from semel.codes import Code
 from semel.errors import ConfigError
 from semel.kafka.decompression import bound_of, decompressed
 from semel.kafka.tolerant import read_batch, read_each
 from semel.port import Producer, Record, TooLarge
-
-CORRUPT_MESSAGE = 2
-UNSUPPORTED_COMPRESSION_TYPE = 76
 
 _CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _MAGIC = 2
@@ -125,10 +123,10 @@ def read(
             if position > offset and (taken >= enough or len(records) >= ENOUGH_RECORDS):
                 break
     except UnsupportedCodecError:
-        return records, position, 0 if position > offset else UNSUPPORTED_COMPRESSION_TYPE
+        return records, position, 0 if position > offset else Code.UNSUPPORTED_COMPRESSION_TYPE
     except Exception:
         # Whatever the codec of a batch raises: it is this partition's, and no other's in the same answer.
-        return records, position, 0 if position > offset else CORRUPT_MESSAGE
+        return records, position, 0 if position > offset else Code.CORRUPT_MESSAGE
     return records, position, 0
 
 

@@ -7,14 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from semel import looptime
+from semel.codes import Code
 from semel.kafka import apis
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up
 from semel.kafka.wire import Answer
 from semel.port import TP, RpcError, RpcLost, TopicInfo, TopicSpec
 
-_UNKNOWN_TOPIC = 3
-_TOPIC_EXISTS = 36
-_NOT_CONTROLLER = 41
 _TOPIC_RESOURCE = 2
 _POLL_S = 0.02
 
@@ -32,7 +30,9 @@ class TopicCalls(Calls):
         deadline = self._client.deadline()
         call = apis.CREATE_TOPICS([_row(spec) for spec in specs], self._broker_timeout_ms, False)
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
-        self._check_topics(call.api.name, [(name, code, text) for name, code, text in results], _TOPIC_EXISTS)
+        self._check_topics(
+            call.api.name, [(name, code, text) for name, code, text in results], Code.TOPIC_ALREADY_EXISTS
+        )
         await self._show([spec.name for spec in specs], True, deadline)
 
     async def create_partitions(self, name: str, partitions: int) -> None:
@@ -54,7 +54,9 @@ class TopicCalls(Calls):
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         for name in names:
             self._client.cluster.forget_topic(name)
-        self._check_topics(call.api.name, [(name, code, None) for name, code in results], _UNKNOWN_TOPIC)
+        self._check_topics(
+            call.api.name, [(name, code, None) for name, code in results], Code.UNKNOWN_TOPIC_OR_PARTITION
+        )
         await self._show(names, False, deadline)
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -96,7 +98,7 @@ class TopicCalls(Calls):
         _, _, _, _, rows, _ = await self._client.metadata(names, deadline)
         found: dict[str, TopicInfo] = {}
         for code, name, topic_id, _, partitions, _ in rows:
-            if code != _UNKNOWN_TOPIC:
+            if code != Code.UNKNOWN_TOPIC_OR_PARTITION:
                 self._check_topics(apis.METADATA.name, [(name, code, None)])
                 found[name] = TopicInfo(name, topic_id.hex(), len(partitions))
         return found
@@ -107,7 +109,7 @@ class TopicCalls(Calls):
         return self._client.cluster.controller
 
     def _check_topics(self, api: str, rows: Collection[tuple[str, int, str | None]], *harmless: int) -> None:
-        if any(code == _NOT_CONTROLLER for _, code, _ in rows):
+        if any(code == Code.NOT_CONTROLLER for _, code, _ in rows):
             self._client.cluster.controller = -1
         self._client.check(
             api,

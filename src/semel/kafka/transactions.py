@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from semel.codes import Code
 from semel.kafka import apis
 from semel.kafka.client import Calls, by_topic, in_parallel, partitions_by_topic
 from semel.kafka.cluster import Kind
@@ -12,7 +13,6 @@ from semel.kafka.wire import Answer, Call
 from semel.port import TP, BatchBuilder, Membership, Producer
 
 _ACKS_ALL = -1
-_DUPLICATE_SEQUENCE = 46
 _UNKNOWN_EPOCH = -1
 
 
@@ -56,7 +56,9 @@ class TransactionCalls(Calls):
                 for topic, partitions in topics
                 for partition, code, offset, _, _, record_errors, text in partitions
             ]
-            self._client.check(name, ((tp, code, text) for tp, code, _, text in rows if code != _DUPLICATE_SEQUENCE))
+            self._client.check(
+                name, ((tp, code, text) for tp, code, _, text in rows if code != Code.DUPLICATE_SEQUENCE_NUMBER)
+            )
             return {tp: -1 if code else offset for tp, code, offset, _ in rows}
 
         split = await self._client.by_leader(name, batches, deadline)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+from semel.codes import Code
 from semel.errors import SemelError
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
 from semel.proof.recording import Recording, merged
@@ -17,7 +18,6 @@ PIECE_BYTES = 4 << 20
 # A broker may be away, or a partition stand still, for this long: a transaction that is open ends by its timeout.
 PATIENCE_S = 60.0
 AWAY_S = 15.0
-OUT_OF_RANGE = 1
 
 
 class Unreadable(SemelError):
@@ -71,7 +71,7 @@ class Logs:
             while at < end:
                 found = await (fetching or self._fetch(tp, at))
                 fetching = None
-                if found.error == OUT_OF_RANGE:
+                if found.error == Code.OFFSET_OUT_OF_RANGE:
                     # Records were deleted while we read: go on with what is there.
                     begin = (await self.starts([tp]))[tp]
                     if begin <= at:
@@ -108,7 +108,7 @@ class Logs:
                         partition_max_bytes=PIECE_BYTES, purpose="proof",
                     )  # fmt: skip
                     found = answer.get(tp)
-                    if found is not None and found.error in (0, OUT_OF_RANGE):
+                    if found is not None and found.error in (0, Code.OFFSET_OUT_OF_RANGE):
                         if found.error or found.next_offset > at:
                             return found
                         failed = None

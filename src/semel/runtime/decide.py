@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from semel.codes import Code
 from semel.errors import PositionConflict, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, RpcError, TopicInfo
@@ -211,11 +212,14 @@ def check_topic(plan: Plan, at: TopicPosition, info: TopicInfo) -> None:
     if at.id != info.id:
         raise source_remade(plan.app, info.name)
     if info.partitions < at.partitions:
-        raise RpcError(
-            "Metadata", 3, f"a broker knows {info.partitions} of {at.partitions} partitions of {info.name!r}"
-        )
+        raise not_known(f"a broker knows {info.partitions} of {at.partitions} partitions of {info.name!r}")
     if at.partitions != info.partitions and not (plan.may_grow and at.partitions < info.partitions):
         raise source_resized(plan.app, info.name, at.partitions, info.partitions)
+
+
+def not_known(words: str) -> RpcError:
+    """What a broker would say that has not heard of it yet."""
+    return RpcError("Metadata", Code.UNKNOWN_TOPIC_OR_PARTITION, words)
 
 
 def source_remade(app: str, name: str) -> TopicChanged:

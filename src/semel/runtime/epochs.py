@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from semel.codes import NO_RIGHT
 from semel.errors import CarryOverFull
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
@@ -368,7 +369,7 @@ class Epochs:
             await self._broker.delete_records(before)
             self._worker.stats["trims"] += 1
         except RpcError as exc:
-            if exc.code in (29, 31):
+            if exc.code in NO_RIGHT:
                 self._settings.trim_marks = False
                 log.warning("deleting expired marks is not permitted (%s); %s will only grow. Grant Delete on it to trim",
                             exc, self._plan.marks_topic)  # fmt: skip

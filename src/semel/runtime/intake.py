@@ -13,6 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 
+from semel.codes import Code
 from semel.port import LATEST, TP, Broker, Clock, Fetched, RpcError, RpcLost, record_bytes
 from semel.runtime.task import Chunk, Cursor
 from semel.runtime.troubles import NO_LEADER, Troubles
@@ -257,7 +258,7 @@ class Intake:
                 answer = answers.get(feed.tp)
                 if answer is None or self.feeds.get(feed.tp) is not feed:
                     continue
-                if answer.error == 1:
+                if answer.error == Code.OFFSET_OUT_OF_RANGE:
                     self._trimmed(feed.tp, feed.offset, answer)
                     pause = 0.5
                 elif answer.error:

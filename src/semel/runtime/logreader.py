@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from semel.codes import Code
 from semel.errors import RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, OpenTransaction, Randomness, RpcError, RpcLost
@@ -75,7 +76,7 @@ class LogReader:
                     raise self.refused(exc) from exc
                 for tp in tps:
                     self.troubles.met(tp, -1, exc)
-                if exc.code == 88 and self._clock.monotonic() - stalled_since > STALL_S:
+                if exc.code == Code.UNSTABLE_OFFSET_COMMIT and self._clock.monotonic() - stalled_since > STALL_S:
                     await self.fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
                     stalled_since = self._clock.monotonic()
             except RpcLost as exc:
@@ -186,7 +187,7 @@ class Reading:
             fetched = await reader.fetch(tp, self._at)
             if fetched is None:
                 continue
-            if fetched.error == 1:
+            if fetched.error == Code.OFFSET_OUT_OF_RANGE:
                 start = (await reader.starts([tp]))[tp]
                 if start <= self._at:
                     raise RecoveryError(

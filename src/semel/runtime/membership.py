@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from semel.address import worker_url
+from semel.codes import Code
 from semel.errors import ConfigError, InstanceTaken
 from semel.port import Broker, Clock, MemberIdRequired, Membership, RpcError, RpcLost
 from semel.runtime.assignor import (
@@ -293,9 +294,9 @@ class GroupMember:
                 await self._broker.heartbeat(self.membership)
                 self.last_answer_at = asked_at
             except RpcError as exc:
-                if exc.code == 27:
+                if exc.code == Code.REBALANCE_IN_PROGRESS:
                     return
-                if exc.code in (22, 25, 82):
+                if exc.code in (Code.ILLEGAL_GENERATION, Code.UNKNOWN_MEMBER_ID, Code.FENCED_INSTANCE_ID):
                     self._lost = True
                     self._forget_id(exc.code)
                     log.warning("the group no longer knows us (%s); what is open is dropped", exc)
@@ -309,14 +310,14 @@ class GroupMember:
                 return
 
     def _forget_id(self, code: int) -> None:
-        if code == 25:
+        if code == Code.UNKNOWN_MEMBER_ID:
             self._member_id = ""
 
     async def _refused(self, exc: RpcError | RpcLost) -> None:
         # A rebalance that overtook us is joined again at once; a broker that is away is waited for.
         pause = 0.02 if answer_of(exc) in (Answer.REJOIN, Answer.RETRY) else 0.25
         if isinstance(exc, RpcError):
-            if exc.code == 82:
+            if exc.code == Code.FENCED_INSTANCE_ID:
                 pause = 0.25
                 await self._learn_whose_name_it_is(exc)
             self._forget_id(exc.code)
@@ -327,12 +328,12 @@ class GroupMember:
                     "group.max.session.timeout.ms"
                 ) from exc
         self.refused = str(exc)
-        if isinstance(exc, RpcError) and exc.code == 23:
+        if isinstance(exc, RpcError) and exc.code == Code.INCONSISTENT_GROUP_PROTOCOL:
             self.refused = (
                 f"group {self._group!r} is in use by another program, a consumer with this group.id ({exc}): stop it, or "
                 "name the pipeline otherwise; a pipeline's group is its workers' alone"
             )
-        self._say(self.refused, loud=isinstance(exc, RpcError) and exc.code == 23)
+        self._say(self.refused, loud=isinstance(exc, RpcError) and exc.code == Code.INCONSISTENT_GROUP_PROTOCOL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()

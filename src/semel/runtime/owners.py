@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from semel.codes import LOGIN
 from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Record, RpcError, RpcLost, TopicInfo
 from semel.runtime.logreader import LogReader
 from semel.runtime.task import Task
-from semel.stages.answers import LOGIN, needs_a_person
+from semel.stages.answers import needs_a_person
 from semel.state import positions
 from semel.state.positions import Position
 

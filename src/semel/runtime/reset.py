@@ -13,6 +13,7 @@ from typing import Literal
 import orjson
 
 from semel import looptime
+from semel.codes import LOGIN, NO_RIGHT
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo, TopicSpec
@@ -20,14 +21,13 @@ from semel.runtime import owners
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
-from semel.stages.answers import LOGIN, needs_a_person
+from semel.stages.answers import needs_a_person
 from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
 from semel.state.positions import Position, Sink, StreamTime, TopicPosition
 
 # That this client may not do it: on a topic, on the cluster.
-RIGHTS = (29, 31)
 
 Target = Literal["earliest", "latest"] | datetime
 
@@ -159,7 +159,7 @@ async def _check_rights(plan: Plan, broker: Broker, doomed: list[TopicInfo]) -> 
             try:
                 await harmless()
             except RpcError as exc:
-                if exc.code in RIGHTS:
+                if exc.code in NO_RIGHT:
                     raise ConfigError(
                         f"{info.name!r} has to be deleted and created anew, and this client may not: {exc}. Grant {right} on the "
                         f"topics of {plan.app!r}, then reset; until then nothing is changed"
@@ -172,7 +172,7 @@ async def _grown(broker: Broker, clock: Clock, topic: TopicInfo, partitions: int
     try:
         await broker.create_partitions(topic.name, partitions)
     except RpcError as exc:
-        if exc.code in RIGHTS:
+        if exc.code in NO_RIGHT:
             return topic
         raise
     while (now := (await broker.topics([topic.name])).get(topic.name, topic)).partitions < partitions:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from semel.codes import NO_RIGHT
 from semel.errors import ConfigError, OutputRefused, TopicChanged
 from semel.partitioner import KeyPartitions
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime import foreign
-from semel.runtime.decide import source_resized
+from semel.runtime.decide import not_known, source_resized
 from semel.stages.answers import needs_a_person
 from semel.stages.sink import NOT_THE_VALUE_BYTES, Destination, limits_from
 from semel.state.positions import Sink
@@ -60,7 +61,7 @@ _RIGHTS = {
 
 def denied(app: str, exc: RpcError | RpcLost) -> ConfigError:
     """Where asking again is in vain: what was refused, and the right that is missing, if one is."""
-    if isinstance(exc, RpcError) and exc.code in (29, 31):
+    if isinstance(exc, RpcError) and exc.code in NO_RIGHT:
         return ConfigError(
             f"{exc}: {app!r} may not use that topic; grant {_RIGHTS.get(exc.api, 'the rights it needs')}"
         )
@@ -340,9 +341,7 @@ class Topics:
             return
         before = sizes[odd[0]]
         if may_be_behind:
-            raise RpcError(
-                "Metadata", 3, f"a broker knows {before} partitions of {odd[0]!r}, and {tasks} of the source"
-            )
+            raise not_known(f"a broker knows {before} partitions of {odd[0]!r}, and {tasks} of the source")
         if self._plan.sources and all(size == before for size in sizes.values()):
             largest = max(self._plan.sources, key=lambda name: self.known[name].partitions)
             raise source_resized(self._plan.app, largest, before, tasks)

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from semel.codes import Code, describe
 from semel.port import TP, Clock, OpenTransaction, RpcError, RpcLost
 from semel.stages.answers import needs_a_person
 
@@ -16,19 +17,18 @@ PATIENT_S = 5.0
 SAID_EVERY_S = 60.0
 
 # What a partition's answer to a fetch means, and whether it stays until somebody does something.
-_ANSWERS: dict[int, tuple[str, bool]] = {
-    2: (
-        "a batch in it is damaged (CORRUPT_MESSAGE); let a replica lead that has it whole, or move the app past it (semel reset)",
-        True,
+_ANSWERS: dict[int, tuple[str, str, bool]] = {
+    Code.CORRUPT_MESSAGE: (
+        "a batch in it is damaged", "; let a replica lead that has it whole, or move the app past it (semel reset)", True,
     ),
-    3: ("brokers do not know it (UNKNOWN_TOPIC_OR_PARTITION)", False),
-    5: ("it has no leader (LEADER_NOT_AVAILABLE)", False),
-    6: ("its leader has moved (NOT_LEADER_OR_FOLLOWER)", False),
-    29: ("this client may not (TOPIC_AUTHORIZATION_FAILED); grant Read on the topic", True),
-    56: ("its broker's disk fails (KAFKA_STORAGE_ERROR)", False),
-    76: ("a batch in it is compressed in a way that is not known here (UNSUPPORTED_COMPRESSION_TYPE)", True),
-}
-NO_LEADER = RpcError("Fetch", 5)
+    Code.UNKNOWN_TOPIC_OR_PARTITION: ("brokers do not know it", "", False),
+    Code.LEADER_NOT_AVAILABLE: ("it has no leader", "", False),
+    Code.NOT_LEADER_OR_FOLLOWER: ("its leader has moved", "", False),
+    Code.TOPIC_AUTHORIZATION_FAILED: ("this client may not", "; grant Read on the topic", True),
+    Code.KAFKA_STORAGE_ERROR: ("its broker's disk fails", "", False),
+    Code.UNSUPPORTED_COMPRESSION_TYPE: ("a batch in it is compressed in a way that is not known here", "", True),
+}  # fmt: skip
+NO_LEADER = RpcError("Fetch", Code.LEADER_NOT_AVAILABLE)
 
 
 WAY_OUT = (
@@ -120,9 +120,15 @@ def _reason(error: Exception) -> tuple[str, bool, str]:
     if isinstance(error, Held):
         return str(error), False, ""
     if isinstance(error, RpcError):
-        why, lasts = _ANSWERS.get(error.code, (f"{error.api} is answered with error {error.code}", False))
-        detail = f": {error.detail}" if error.detail and error.code not in _ANSWERS else ""
-        return f"{why}{detail}", lasts or needs_a_person(error), str(error.code)
+        if error.code in _ANSWERS:
+            what, way_out, lasts = _ANSWERS[error.code]
+            why = f"{what} ({describe(error.code)}){way_out}"
+        else:
+            why, lasts = (
+                f"{error.api} is answered with error {error.code}{f': {error.detail}' if error.detail else ''}",
+                False,
+            )
+        return why, lasts or needs_a_person(error), str(error.code)
     if isinstance(error, RpcLost):
         return str(error), False, "lost"
     return f"what the broker answered makes no sense ({type(error).__name__}: {error})", True, "unreadable"

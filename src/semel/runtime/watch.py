@@ -14,7 +14,7 @@ from semel.errors import CommitError, TopicChanged
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo
 from semel.runtime.assignor import Assignment
-from semel.runtime.decide import check_log_ids, check_topic, source_resized
+from semel.runtime.decide import check_log_ids, check_topic, not_known, source_resized
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task
 from semel.runtime.topics import MISSING_S, Topics
@@ -118,7 +118,7 @@ class TopicWatch:
         # What has never been there is waited for by whoever joins; only what was there can be gone.
         names = [name for name in (*self._plan.sources, *self._plan.logs) if name in known]
         if any(name not in known for name in self._plan.sources):
-            raise RpcError("Metadata", 3, f"not every source topic of {self._plan.app!r} has been there yet")
+            raise not_known(f"not every source topic of {self._plan.app!r} has been there yet")
         try:
             found = await self._broker.topics(names)
         except (RpcError, RpcLost):
@@ -141,7 +141,7 @@ class TopicWatch:
             raise
         for name in missing:
             if name in self._plan.sources:
-                raise RpcError("Metadata", 3, f"the brokers know no topic {name!r}")
+                raise not_known(f"the brokers know no topic {name!r}")
         self._looked_at = asked_at
 
     def _compare(self, found: Mapping[str, TopicInfo]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from semel.codes import LOGIN, NO_RIGHT, RETRIABLE, Code
 from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 
@@ -25,47 +26,32 @@ class Answer(Enum):
 
 
 _COMMON: dict[int, Answer] = {
-    51: Answer.RETRY,  # CONCURRENT_TRANSACTIONS: the last one's markers are still being written
-    3: Answer.WAIT,  # UNKNOWN_TOPIC_OR_PARTITION
-    5: Answer.WAIT,  # LEADER_NOT_AVAILABLE
-    6: Answer.WAIT,  # NOT_LEADER_OR_FOLLOWER
-    7: Answer.WAIT,  # REQUEST_TIMED_OUT, said by the broker
-    9: Answer.WAIT,  # REPLICA_NOT_AVAILABLE
-    13: Answer.WAIT,  # NETWORK_EXCEPTION, between brokers
-    14: Answer.WAIT,  # COORDINATOR_LOAD_IN_PROGRESS
-    15: Answer.WAIT,  # COORDINATOR_NOT_AVAILABLE
-    16: Answer.WAIT,  # NOT_COORDINATOR
-    19: Answer.WAIT,  # NOT_ENOUGH_REPLICAS
-    20: Answer.WAIT,  # NOT_ENOUGH_REPLICAS_AFTER_APPEND: idempotence makes asking again safe
-    56: Answer.WAIT,  # KAFKA_STORAGE_ERROR
-    74: Answer.WAIT,  # FENCED_LEADER_EPOCH
-    75: Answer.WAIT,  # UNKNOWN_LEADER_EPOCH
-    88: Answer.WAIT,  # UNSTABLE_OFFSET_COMMIT
-    100: Answer.WAIT,  # UNKNOWN_TOPIC_ID
-    46: Answer.SUCCESS,  # DUPLICATE_SEQUENCE_NUMBER
-    22: Answer.REJOIN,  # ILLEGAL_GENERATION
-    25: Answer.REJOIN,  # UNKNOWN_MEMBER_ID
-    27: Answer.REJOIN,  # REBALANCE_IN_PROGRESS
-    82: Answer.REJOIN,  # FENCED_INSTANCE_ID: whether our name is taken, the group says to who joins
-    45: Answer.ABORT,  # OUT_OF_ORDER_SEQUENCE_NUMBER
-    48: Answer.ABORT,  # INVALID_TXN_STATE
-    120: Answer.ABORT,  # TRANSACTION_ABORTABLE
-    47: Answer.FENCED,  # INVALID_PRODUCER_EPOCH
-    90: Answer.FENCED,  # PRODUCER_FENCED
-    49: Answer.UNKNOWN,  # INVALID_PRODUCER_ID_MAPPING
-    59: Answer.UNKNOWN,  # UNKNOWN_PRODUCER_ID
-    10: Answer.RECORD,  # MESSAGE_TOO_LARGE
-    18: Answer.RECORD,  # RECORD_LIST_TOO_LARGE
-    32: Answer.RECORD,  # INVALID_TIMESTAMP
-    87: Answer.RECORD,  # INVALID_RECORD
-    17: Answer.TOPIC,  # INVALID_TOPIC_EXCEPTION
-    29: Answer.TOPIC,  # TOPIC_AUTHORIZATION_FAILED
+    **dict.fromkeys(RETRIABLE, Answer.WAIT),
+    Code.CONCURRENT_TRANSACTIONS: Answer.RETRY,  # the last one's markers are still being written
+    Code.DUPLICATE_SEQUENCE_NUMBER: Answer.SUCCESS,
+    Code.ILLEGAL_GENERATION: Answer.REJOIN,
+    Code.UNKNOWN_MEMBER_ID: Answer.REJOIN,
+    Code.REBALANCE_IN_PROGRESS: Answer.REJOIN,
+    Code.FENCED_INSTANCE_ID: Answer.REJOIN,  # whether our name is taken, the group says to who joins
+    Code.OUT_OF_ORDER_SEQUENCE_NUMBER: Answer.ABORT,
+    Code.INVALID_TXN_STATE: Answer.ABORT,
+    Code.TRANSACTION_ABORTABLE: Answer.ABORT,
+    Code.INVALID_PRODUCER_EPOCH: Answer.FENCED,
+    Code.PRODUCER_FENCED: Answer.FENCED,
+    Code.INVALID_PRODUCER_ID_MAPPING: Answer.UNKNOWN,
+    Code.UNKNOWN_PRODUCER_ID: Answer.UNKNOWN,
+    Code.MESSAGE_TOO_LARGE: Answer.RECORD,
+    Code.RECORD_LIST_TOO_LARGE: Answer.RECORD,
+    Code.INVALID_TIMESTAMP: Answer.RECORD,
+    Code.INVALID_RECORD: Answer.RECORD,
+    Code.INVALID_TOPIC_EXCEPTION: Answer.TOPIC,
+    Code.TOPIC_AUTHORIZATION_FAILED: Answer.TOPIC,
 }
 
 # The same code can mean another thing to another request.
 _BY_API: dict[tuple[str, int], Answer] = {
-    ("InitProducerId", 47): Answer.RETRY,  # a race of two inits of one id: the later one wins
-    ("InitProducerId", 90): Answer.RETRY,
+    ("InitProducerId", Code.INVALID_PRODUCER_EPOCH): Answer.RETRY,  # a race of two inits of one id: the later one wins
+    ("InitProducerId", Code.PRODUCER_FENCED): Answer.RETRY,
 }
 
 
@@ -77,11 +63,12 @@ def answer_of(exc: RpcError | RpcLost) -> Answer:
 
 
 # What no asking again can help: authorization, authentication, versions, policies, settings out of the broker's range.
-_FOR_A_PERSON = frozenset({17, 24, 26, 29, 30, 31, 33, 34, 35, 37, 38, 39, 40, 42, 43, 44, 50, 53, 58})
-
-
-# A login that is refused: nobody is let in, whatever is asked.
-LOGIN = frozenset({33, 34, 58})
+_FOR_A_PERSON = LOGIN | NO_RIGHT | {
+    Code.INVALID_TOPIC_EXCEPTION, Code.INVALID_GROUP_ID, Code.INVALID_SESSION_TIMEOUT, Code.GROUP_AUTHORIZATION_FAILED,
+    Code.UNSUPPORTED_VERSION, Code.INVALID_PARTITIONS, Code.INVALID_REPLICATION_FACTOR, Code.INVALID_REPLICA_ASSIGNMENT,
+    Code.INVALID_CONFIG, Code.INVALID_REQUEST, Code.UNSUPPORTED_FOR_MESSAGE_FORMAT, Code.POLICY_VIOLATION,
+    Code.INVALID_TRANSACTION_TIMEOUT, Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+}  # fmt: skip
 
 
 def is_explained(exc: BaseException) -> bool:

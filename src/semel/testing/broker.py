@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from semel.codes import STALE_COORDINATOR, STALE_METADATA, Code, severity
 from semel.port import (
     EARLIEST,
     LATEST,
@@ -20,7 +21,7 @@ from semel.port import (
 )
 from semel.testing.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
 from semel.testing.memory.cluster import ClusterSettings, MemoryCluster
-from semel.testing.memory.connection import STALE_COORDINATOR, STALE_METADATA, Connection
+from semel.testing.memory.connection import Connection
 from semel.testing.memory.faults import (
     Call,
     Fault,
@@ -111,7 +112,7 @@ class MemoryBroker:
     async def create_partitions(self, name: str, partitions: int) -> None:
         def apply() -> None:
             if self.cluster.known_topic(name) is None:
-                raise Refused(3, f"topic {name}")
+                raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"topic {name}")
             self.cluster.add_partitions(name, partitions)
 
         await self._connection.call("CreatePartitions", {"name": name, "partitions": partitions}, apply)
@@ -125,7 +126,7 @@ class MemoryBroker:
             for name in names:
                 topic = self.cluster.known_topic(name)
                 if topic is None:
-                    raise Refused(3, f"topic {name}")
+                    raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"topic {name}")
                 found[name] = dict(topic.configs)
             return found
 
@@ -219,7 +220,7 @@ class MemoryBroker:
             for tp in tps:
                 self._may(tp.topic, "Write")
                 if self.cluster.find(tp) is None:
-                    raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
+                    raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"no partition {tp.topic}-{tp.partition}")
             self.cluster.transactions.add_partitions(producer, tps)
 
         await self._connection.call("AddPartitionsToTxn", {"producer": producer, "tps": tps}, apply)
@@ -240,7 +241,7 @@ class MemoryBroker:
                     bases[tp] = self._append(producer, tp, data)
                 except Refused as error:
                     detail = f"{tp.topic}-{tp.partition}: {error.detail}"
-                    if worst is None or _severity(error.code) > _severity(worst.code):
+                    if worst is None or severity(error.code) > severity(worst.code):
                         worst = Refused(error.code, detail)
             if worst is not None:
                 raise worst
@@ -370,20 +371,20 @@ class MemoryBroker:
         """The log, if we ask its leader."""
         log = self.cluster.find(tp)
         if log is None:
-            raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
+            raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"no partition {tp.topic}-{tp.partition}")
         node = self.cluster.leader(tp)
         if self._leaders.setdefault(tp, -1 if node is None else node) != node:
-            raise Refused(6, f"{tp.topic}-{tp.partition} is led by {node}")
+            raise Refused(Code.NOT_LEADER_OR_FOLLOWER, f"{tp.topic}-{tp.partition} is led by {node}")
         return log
 
     def _coordinator(self, kind: str, name: str) -> None:
         moves = self.cluster.coordinator_moves(kind, name)
         if self._coordinators.setdefault((kind, name), moves) != moves:
-            raise Refused(16, f"the coordinator of {name} moved")
+            raise Refused(Code.NOT_COORDINATOR, f"the coordinator of {name} moved")
 
     def _may(self, topic: str, right: str) -> None:
         if self.cluster.faults.denies(topic, right):
-            raise Refused(29, f"{right} on topic {topic}")
+            raise Refused(Code.TOPIC_AUTHORIZATION_FAILED, f"{right} on topic {topic}")
 
     def _append(self, producer: Producer, tp: TP, data: bytes) -> int:
         self._may(tp.topic, "Write")
@@ -402,11 +403,11 @@ class MemoryBroker:
         for tp, offset in wants.items():
             log = self.cluster.find(tp)
             if self.cluster.faults.denies(tp.topic, "Read"):
-                answer[tp] = Fetched([], offset, -1, -1, -1, error=29)
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.TOPIC_AUTHORIZATION_FAILED)
             elif log is None:
-                answer[tp] = Fetched([], offset, -1, -1, -1, error=3)
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.UNKNOWN_TOPIC_OR_PARTITION)
             elif self.cluster.leader(tp) != node:
-                answer[tp] = Fetched([], offset, -1, -1, -1, error=6)
+                answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.NOT_LEADER_OR_FOLLOWER)
             else:
                 answer[tp], size = log.read(
                     offset, committed=committed, max_bytes=min(left, partition_max_bytes), at_least_one=not taken
@@ -414,13 +415,3 @@ class MemoryBroker:
                 taken += size
                 left -= size
         return answer, taken
-
-
-_RETRIABLE = frozenset({3, 5, 6, 7, 13, 14, 15, 16, 19, 20, 51, 56, 74})
-
-
-def _severity(code: int) -> int:
-    """Which of several answers to one Produce decides: a fenced producer over all, then what concerns the data."""
-    if code in (47, 90):
-        return 3
-    return 1 if code in _RETRIABLE else 2

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka.errors import BrokerResponseError, IllegalSaslStateError, KafkaConnectionError
 
+from semel.codes import Code, describe, severity
 from semel.kafka import KafkaBroker, Security, apis
 from semel.kafka.client import in_parallel
-from semel.kafka.codes import NAMES, describe, severity
 from semel.kafka.connection import Address, _refused_login, _why_closed, check_versions
 from semel.port import RpcError, RpcLost
 
@@ -177,8 +177,8 @@ def test_a_broker_that_is_too_old_is_told_what_it_lacks() -> None:
     assert refused.value.code == 35
 
 
-def test_codes_aiokafka_does_not_know_have_their_names() -> None:
-    names = [NAMES[code] for code in (74, 76, 82, 87, 88, 90, 120)]
+def test_codes_aiokafka_does_not_know_have_the_names_that_kafka_gives_them() -> None:
+    names = [Code(code).name for code in (74, 76, 82, 87, 88, 90, 103, 105, 120)]
     assert names == [
         "FENCED_LEADER_EPOCH",
         "UNSUPPORTED_COMPRESSION_TYPE",
@@ -186,6 +186,8 @@ def test_codes_aiokafka_does_not_know_have_their_names() -> None:
         "INVALID_RECORD",
         "UNSTABLE_OFFSET_COMMIT",
         "PRODUCER_FENCED",
+        "INCONSISTENT_TOPIC_ID",
+        "TRANSACTIONAL_ID_NOT_FOUND",
         "TRANSACTION_ABORTABLE",
     ]
     assert describe(19, "too few", at="t-3") == "NOT_ENOUGH_REPLICAS at t-3: too few"

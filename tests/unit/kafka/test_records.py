@@ -9,6 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
+from semel.codes import Code
 from semel.errors import ConfigError
 from semel.kafka import decompression, records
 from semel.kafka.records import Batch, codec_number
@@ -155,7 +156,7 @@ def test_a_corrupt_batch_ends_the_set_and_is_the_answer_once_it_comes_first() ->
     broken[-1] ^= 0xFF
     found, position, error = records.read(batch(0, 3) + bytes(broken), 0, aborted=())
     assert (offsets(found), position, error) == ([0, 1, 2], 3, 0)
-    assert records.read(bytes(broken), 3, aborted=()) == ([], 3, records.CORRUPT_MESSAGE)
+    assert records.read(bytes(broken), 3, aborted=()) == ([], 3, Code.CORRUPT_MESSAGE)
 
 
 def test_a_batch_of_the_old_format_reads_too() -> None:
@@ -250,7 +251,7 @@ def test_a_damaged_batch_is_damaged_and_no_bomb(compression: str) -> None:
     whole = packed(compression, b"0" * 10_000)
     damaged = bytearray(whole)
     damaged[61:] = bytes(len(damaged) - 61)
-    assert records.read(sealed(damaged, 0), 0, aborted=()) == ([], 0, records.CORRUPT_MESSAGE)
+    assert records.read(sealed(damaged, 0), 0, aborted=()) == ([], 0, Code.CORRUPT_MESSAGE)
 
 
 @pytest.mark.parametrize("odd", [False, True], ids=["", "with odd header names"])

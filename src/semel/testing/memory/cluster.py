@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 
+from semel.codes import Code
 from semel.port import TP, Clock, TopicInfo, TopicSpec
 from semel.testing.memory.batch import BATCH_OVERHEAD, MemoryRecord, record_size
 from semel.testing.memory.faults import Faults
@@ -195,9 +196,11 @@ class MemoryCluster:
             if spec.name in self._topics:
                 continue
             if spec.partitions < 1:
-                raise Refused(37, f"{spec.name}: {spec.partitions} partitions")
+                raise Refused(Code.INVALID_PARTITIONS, f"{spec.name}: {spec.partitions} partitions")
             if not 1 <= spec.replication_factor <= self.settings.brokers:
-                raise Refused(38, f"{spec.name}: replication factor {spec.replication_factor}")
+                raise Refused(
+                    Code.INVALID_REPLICATION_FACTOR, f"{spec.name}: replication factor {spec.replication_factor}"
+                )
             topic_id = f"{self.rng.getrandbits(128):032x}"
             self._topics[spec.name] = Topic(spec, topic_id, self.timers.now(), self._journal)
             for partition in range(spec.partitions):

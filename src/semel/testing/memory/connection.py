@@ -6,16 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
+from semel.codes import Code
 from semel.port import MemberIdRequired, RpcError, RpcLost
 from semel.testing.memory.cluster import MemoryCluster
 from semel.testing.memory.faults import Fault, Link
 from semel.testing.memory.log import PartitionLog
 from semel.testing.memory.refused import Refused
 from semel.throttles import Throttles
-
-# Error codes after which a client looks leaders, or a coordinator, up afresh.
-STALE_METADATA = frozenset({3, 5, 6, 9, 74, 100})
-STALE_COORDINATOR = frozenset({14, 15, 16})
 
 _NO_FAULT = Fault()
 
@@ -85,7 +82,7 @@ class Connection:
 
     def _error(self, api: str, refused: Refused) -> RpcError:
         self._forget(refused.code)
-        if refused.code == 79 and refused.member_id:
+        if refused.code == Code.MEMBER_ID_REQUIRED and refused.member_id:
             return MemberIdRequired(refused.member_id)
         return RpcError(api, refused.code, refused.detail)
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from semel.codes import Code
 from semel.port import GroupInfo, GroupMember, Joined
 from semel.testing.memory.journal import Journal
 from semel.testing.memory.member import NEW_MEMBER_JOIN_S, JoinFuture, Member, SyncFuture, refuse
@@ -65,14 +66,14 @@ class Group:
             return self._add(member)
         known = self.validate(member.member_id, member.instance_id)
         if self.state == EMPTY:
-            raise Refused(25, "the group is empty")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, "the group is empty")
         unchanged = known.metadata == member.metadata
         as_before = self.state == COMPLETING or (self.state == STABLE and known.member_id != self.leader)
         if unchanged and as_before:
             everyone = self.state == COMPLETING and known.member_id == self.leader
             return self._answer_now(known, self.leader or "", everyone=everyone)
         known.metadata, known.session_s, known.rebalance_s = member.metadata, member.session_s, member.rebalance_s
-        refuse(known.joining, 27, "the member joined once more")
+        refuse(known.joining, Code.REBALANCE_IN_PROGRESS, "the member joined once more")
         known.joining = asyncio.get_running_loop().create_future()
         future = known.joining
         if self.state == PREPARING:
@@ -86,9 +87,9 @@ class Group:
     ) -> SyncFuture:
         member = self.validate(member_id, instance_id, generation)
         if self.state == EMPTY:
-            raise Refused(25, "the group is empty")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, "the group is empty")
         if self.state == PREPARING:
-            raise Refused(27, "the group rebalances")
+            raise Refused(Code.REBALANCE_IN_PROGRESS, "the group rebalances")
         future: SyncFuture = asyncio.get_running_loop().create_future()
         self._unsynced.discard(member_id)
         if not self._unsynced and self._sync is not None:
@@ -97,7 +98,7 @@ class Group:
             self._touch(member)
             future.set_result(member.assignment)
             return future
-        refuse(member.syncing, 27, "the member synced once more")
+        refuse(member.syncing, Code.REBALANCE_IN_PROGRESS, "the member synced once more")
         member.syncing = future
         if member_id == self.leader:
             for each in self.members.values():
@@ -115,10 +116,10 @@ class Group:
     def heartbeat(self, member_id: str, instance_id: str | None, generation: int) -> None:
         member = self.validate(member_id, instance_id, generation)
         if self.state == EMPTY:
-            raise Refused(25, "the group is empty")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, "the group is empty")
         self._touch(member)
         if self.state == PREPARING:
-            raise Refused(27, "the group rebalances")
+            raise Refused(Code.REBALANCE_IN_PROGRESS, "the group rebalances")
 
     def leave(self, member_id: str, instance_id: str | None) -> None:
         if instance_id is None and member_id in self._pending:
@@ -131,14 +132,14 @@ class Group:
         if instance_id is not None:
             holder = self._statics.get(instance_id)
             if holder is None:
-                raise Refused(25, f"no member has instance id {instance_id}")
+                raise Refused(Code.UNKNOWN_MEMBER_ID, f"no member has instance id {instance_id}")
             if holder != member_id:
-                raise Refused(82, f"instance id {instance_id} belongs to {holder} now")
+                raise Refused(Code.FENCED_INSTANCE_ID, f"instance id {instance_id} belongs to {holder} now")
         member = self.members.get(member_id)
         if member is None:
-            raise Refused(25, f"{member_id} is not a member")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, f"{member_id} is not a member")
         if generation is not None and generation != self.generation:
-            raise Refused(22, f"generation {generation}, the group is in {self.generation}")
+            raise Refused(Code.ILLEGAL_GENERATION, f"generation {generation}, the group is in {self.generation}")
         return member
 
     def describe(self) -> GroupInfo:
@@ -164,7 +165,7 @@ class Group:
 
         Written is a generation once it is synced, a static member's return to a stable group, and that nobody is left.
         """
-        self.fail_waiting(16, "the coordinator moved")
+        self.fail_waiting(Code.NOT_COORDINATOR, "the coordinator moved")
         for timer in (
             self._rebalance,
             self._sync,
@@ -216,7 +217,7 @@ class Group:
     def _replace(self, old: Member, member: Member) -> JoinFuture:
         """A static member is back under a new id: the old id is fenced from now on."""
         leader_before = self.leader or ""
-        self._drop(old, 82, f"instance id {old.instance_id} joined again")
+        self._drop(old, Code.FENCED_INSTANCE_ID, f"instance id {old.instance_id} joined again")
         members = {m.member_id: m for m in self.members.values()}
         self.members = {**members, member.member_id: member}
         assert member.instance_id is not None
@@ -246,7 +247,7 @@ class Group:
         refuse(member.syncing, code, detail)
 
     def _remove(self, member: Member, why: str) -> None:
-        self._drop(member, 25, why)
+        self._drop(member, Code.UNKNOWN_MEMBER_ID, why)
         self._unsynced.discard(member.member_id)
         if member.instance_id is not None:
             self._statics.pop(member.instance_id, None)
@@ -288,7 +289,7 @@ class Group:
         if self._sync is not None:
             self._sync.cancel()
         for member in self.members.values():
-            refuse(member.syncing, 27, "the group rebalances")
+            refuse(member.syncing, Code.REBALANCE_IN_PROGRESS, "the group rebalances")
             member.syncing = None
         self._unsynced.clear()
         self._initial = self.state == EMPTY and self._initial_delay_s > 0
@@ -316,7 +317,7 @@ class Group:
         self._initial = False
         for member in list(self.members.values()):
             if member.joining is None and member.instance_id is None:
-                self._drop(member, 25, "the member did not join in time")
+                self._drop(member, Code.UNKNOWN_MEMBER_ID, "the member did not join in time")
         if self.members and not self._elect_joined_leader():
             self._arm_rebalance(max(m.rebalance_s for m in self.members.values()))
             return

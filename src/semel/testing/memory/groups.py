@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from semel.codes import Code
 from semel.port import TP, GroupInfo, Membership, Producer
 from semel.testing.memory.group import EMPTY, Group
 from semel.testing.memory.journal import Journal
@@ -70,14 +71,17 @@ class GroupCoordinator:
         client: str,
     ) -> JoinFuture:
         if not name:
-            raise Refused(24, "a group needs a name")
+            raise Refused(Code.INVALID_GROUP_ID, "a group needs a name")
         least, most = self._session_range
         if not least <= session_timeout_ms <= most:
-            raise Refused(26, f"session timeout {session_timeout_ms} ms is not within {least} and {most}")
+            raise Refused(
+                Code.INVALID_SESSION_TIMEOUT,
+                f"session timeout {session_timeout_ms} ms is not within {least} and {most}",
+            )
         group = self._groups.get(name)
         if group is None:
             if member_id:
-                raise Refused(25, f"{member_id} is not a member")
+                raise Refused(Code.UNKNOWN_MEMBER_ID, f"{member_id} is not a member")
             group = self._groups[name] = Group(name, self._timers, self._initial_delay_s, self._journal)
         session_s, rebalance_s = session_timeout_ms / 1000, rebalance_timeout_ms / 1000
         if member_id:
@@ -85,7 +89,7 @@ class GroupCoordinator:
         member_id = f"{instance_id or client}-{self._rng.getrandbits(64):016x}"
         if instance_id is None:
             group.expect(member_id, session_s)
-            raise Refused(79, "join again with the given member id", member_id)
+            raise Refused(Code.MEMBER_ID_REQUIRED, "join again with the given member id", member_id)
         return group.join_new(Member(member_id, instance_id, metadata, session_s, rebalance_s))
 
     def sync(self, m: Membership, assignments: Mapping[str, bytes]) -> SyncFuture:
@@ -109,7 +113,7 @@ class GroupCoordinator:
         """TxnOffsetCommit with the fence of KIP-447."""
         group = self._groups.get(m.group)
         if group is None:
-            raise Refused(22, f"the group {m.group} does not exist")
+            raise Refused(Code.ILLEGAL_GENERATION, f"the group {m.group} does not exist")
         group.validate(m.member_id, m.instance_id, m.generation)
         self._refuse_unknown(offsets)
         if self._journal is not None:
@@ -133,7 +137,7 @@ class GroupCoordinator:
         """OffsetCommit of somebody who is not a member: only while there are none."""
         group = self._groups.get(name)
         if group is not None and group.state != EMPTY:
-            raise Refused(25, f"the group {name} is not empty: {group.state}")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, f"the group {name} is not empty: {group.state}")
         self._refuse_unknown(offsets)
         own = self._of(name)
         for tp, offset in offsets.items():
@@ -152,7 +156,9 @@ class GroupCoordinator:
             return dict.fromkeys(tps, -1)
         for tp in tps:
             if any(tp in pending for pending in own.pending.values()):
-                raise Refused(88, f"a transaction holds an offset of {tp.topic}-{tp.partition}")
+                raise Refused(
+                    Code.UNSTABLE_OFFSET_COMMIT, f"a transaction holds an offset of {tp.topic}-{tp.partition}"
+                )
         return {tp: own.visible[tp][1] if tp in own.visible else -1 for tp in tps}
 
     def answer_former_offsets(self, name: str, for_s: float) -> None:
@@ -172,7 +178,7 @@ class GroupCoordinator:
     def _known(self, m: Membership) -> Group:
         group = self._groups.get(m.group)
         if group is None:
-            raise Refused(25, f"the group {m.group} does not exist")
+            raise Refused(Code.UNKNOWN_MEMBER_ID, f"the group {m.group} does not exist")
         return group
 
     def _of(self, name: str) -> _Offsets:
@@ -185,4 +191,4 @@ class GroupCoordinator:
     def _refuse_unknown(self, offsets: Mapping[TP, int]) -> None:
         for tp in offsets:
             if not self._exists(tp):
-                raise Refused(3, f"no partition {tp.topic}-{tp.partition}")
+                raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"no partition {tp.topic}-{tp.partition}")

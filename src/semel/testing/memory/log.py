@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 
+from semel.codes import Code
 from semel.port import NO_TIMESTAMP, TP, Fetched, Record
 from semel.testing.memory.batch import BATCH_OVERHEAD, NO_PRODUCER, Batch, MemoryRecord
 from semel.testing.memory.journal import Journal
@@ -88,7 +89,7 @@ class PartitionLog:
         """What a fetch at `offset` gets, and how many bytes that took."""
         stable = self.last_stable_offset
         if not self.log_start <= offset <= self.end:
-            return Fetched([], offset, -1, -1, -1, error=1), 0
+            return Fetched([], offset, -1, -1, -1, error=Code.OFFSET_OUT_OF_RANGE), 0
         bound = stable if committed else self.end
         records: list[Record] = []
         next_offset, taken = offset, 0
@@ -97,7 +98,7 @@ class PartitionLog:
                 break
             if entry.base_offset in self._damaged:
                 if next_offset == offset:
-                    return Fetched([], offset, self.end, stable, self.log_start, error=2), 0
+                    return Fetched([], offset, self.end, stable, self.log_start, error=Code.CORRUPT_MESSAGE), 0
                 break
             taken += entry.size
             next_offset = entry.last_offset + 1
@@ -179,7 +180,7 @@ class PartitionLog:
         """Write the control marker: it takes an offset also where the transaction wrote nothing."""
         state = self._producers.get(producer_id)
         if state is not None and epoch < state.epoch:
-            raise Refused(47, f"marker of epoch {epoch}, the log has seen {state.epoch}")
+            raise Refused(Code.INVALID_PRODUCER_EPOCH, f"marker of epoch {epoch}, the log has seen {state.epoch}")
         if state is None or state.epoch != epoch:
             self._producers[producer_id] = _ProducerState(epoch)
         outcome = COMMITTED if commit else ABORTED
@@ -193,11 +194,11 @@ class PartitionLog:
     def delete_before(self, offset: int) -> int:
         """DeleteRecords; -1 is the high watermark. Returns the new start of the log."""
         if "delete" not in self.configs["cleanup.policy"]:
-            raise Refused(44, "the topic's cleanup.policy is compact only")
+            raise Refused(Code.POLICY_VIOLATION, "the topic's cleanup.policy is compact only")
         if offset == -1:
             offset = self.end
         if not 0 <= offset <= self.end:
-            raise Refused(1, f"{offset} is beyond the end, {self.end}")
+            raise Refused(Code.OFFSET_OUT_OF_RANGE, f"{offset} is beyond the end, {self.end}")
         if offset > self.log_start:
             self.log_start = offset
             if self._journal is not None:
@@ -273,30 +274,37 @@ class PartitionLog:
 
     def _check_batch(self, batch: Batch, now_ms: int) -> None:
         if not batch.records:
-            raise Refused(87, "a batch without records")
+            raise Refused(Code.INVALID_RECORD, "a batch without records")
         if batch.size > int(self.configs["max.message.bytes"]):
-            raise Refused(10, f"{batch.size} bytes, max.message.bytes is {self.configs['max.message.bytes']}")
+            raise Refused(
+                Code.MESSAGE_TOO_LARGE, f"{batch.size} bytes, max.message.bytes is {self.configs['max.message.bytes']}"
+            )
         late = now_ms + int(self.configs["message.timestamp.after.max.ms"])
         early = now_ms - int(self.configs["message.timestamp.before.max.ms"])
         for record in batch.records:
             stamped = record.timestamp != NO_TIMESTAMP and self.configs["message.timestamp.type"] == "CreateTime"
             if stamped and not early <= record.timestamp <= late:
-                raise Refused(32, f"timestamp {record.timestamp} is out of range, the broker's time is {now_ms}")
+                raise Refused(
+                    Code.INVALID_TIMESTAMP,
+                    f"timestamp {record.timestamp} is out of range, the broker's time is {now_ms}",
+                )
             if record.key is None and "compact" in self.configs["cleanup.policy"]:
-                raise Refused(87, "a record without a key in a compacted topic")
+                raise Refused(Code.INVALID_RECORD, "a record without a key in a compacted topic")
 
     def _check_sequence(self, state: _ProducerState, batch: Batch) -> int | None:
         """The base offset of the batch this one repeats, None where it is the next one."""
         if batch.epoch < state.epoch:
-            raise Refused(47, f"epoch {batch.epoch}, the log has seen {state.epoch}")
+            raise Refused(Code.INVALID_PRODUCER_EPOCH, f"epoch {batch.epoch}, the log has seen {state.epoch}")
         if batch.epoch > state.epoch:
             if batch.base_sequence != 0:
-                raise Refused(45, f"a new epoch starts with sequence {batch.base_sequence}")
+                raise Refused(
+                    Code.OUT_OF_ORDER_SEQUENCE_NUMBER, f"a new epoch starts with sequence {batch.base_sequence}"
+                )
             return None
         for first, last, base_offset in state.recent:
             if (first, last) == (batch.base_sequence, batch.last_sequence):
                 return base_offset
         expected = state.recent[-1][1] + 1 if state.recent else 0
         if batch.base_sequence != expected:
-            raise Refused(45, f"sequence {batch.base_sequence}, expected {expected}")
+            raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER, f"sequence {batch.base_sequence}, expected {expected}")
         return None

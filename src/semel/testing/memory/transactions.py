@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from semel.codes import Code
 from semel.port import TP, Producer
 from semel.testing.memory.journal import Journal
 from semel.testing.memory.refused import Refused
@@ -78,17 +79,17 @@ class TransactionCoordinator:
 
     def init_producer_id(self, transactional_id: str, timeout_ms: int) -> Producer:
         if not 0 < timeout_ms <= self._max_timeout_ms:
-            raise Refused(50, f"transaction timeout {timeout_ms} ms")
+            raise Refused(Code.INVALID_TRANSACTION_TIMEOUT, f"transaction timeout {timeout_ms} ms")
         txn = self._by_id.get(transactional_id)
         if txn is None:
             txn = Transaction(transactional_id, self._new_producer_id(), timeout_ms / 1000)
             self._by_id[transactional_id] = txn
             return self._created(txn)
         if txn.ending:
-            raise Refused(51, f"the last transaction is in {txn.state}")
+            raise Refused(Code.CONCURRENT_TRANSACTIONS, f"the last transaction is in {txn.state}")
         if txn.state == ONGOING:
             self._abort_and_fence(txn)
-            raise Refused(51, "the open transaction of an earlier producer is being aborted")
+            raise Refused(Code.CONCURRENT_TRANSACTIONS, "the open transaction of an earlier producer is being aborted")
         if txn.epoch >= MAX_EPOCH:
             txn.producer_id, txn.epoch = self._new_producer_id(), 0
         else:
@@ -114,14 +115,16 @@ class TransactionCoordinator:
         """
         txn = self._by_id.get(producer.transactional_id)
         if txn is None or txn.producer_id != producer.id:
-            raise Refused(49, f"{producer.transactional_id} has not producer id {producer.id}")
+            raise Refused(
+                Code.INVALID_PRODUCER_ID_MAPPING, f"{producer.transactional_id} has not producer id {producer.id}"
+            )
         if txn.epoch != producer.epoch:
-            raise Refused(47, f"epoch {producer.epoch}, the coordinator has {txn.epoch}")
+            raise Refused(Code.INVALID_PRODUCER_EPOCH, f"epoch {producer.epoch}, the coordinator has {txn.epoch}")
         if txn.ending:
-            raise Refused(51, f"the transaction is in {txn.state}")
+            raise Refused(Code.CONCURRENT_TRANSACTIONS, f"the transaction is in {txn.state}")
         known = tp in txn.partitions if tp is not None else group in txn.groups
         if txn.state != ONGOING or not known:
-            raise Refused(48, f"{tp or group} is not in the transaction")
+            raise Refused(Code.INVALID_TXN_STATE, f"{tp or group} is not in the transaction")
 
     def end(self, producer: Producer, *, commit: bool) -> None:
         txn = self._owned(producer)
@@ -133,11 +136,13 @@ class TransactionCoordinator:
             case "CompleteAbort" if not commit:
                 return
             case "PrepareCommit" if commit:
-                raise Refused(51, "the transaction is being committed")
+                raise Refused(Code.CONCURRENT_TRANSACTIONS, "the transaction is being committed")
             case "PrepareAbort" if not commit:
-                raise Refused(51, "the transaction is being aborted")
+                raise Refused(Code.CONCURRENT_TRANSACTIONS, "the transaction is being aborted")
             case _:
-                raise Refused(48, f"{'commit' if commit else 'abort'} of a transaction in {txn.state}")
+                raise Refused(
+                    Code.INVALID_TXN_STATE, f"{'commit' if commit else 'abort'} of a transaction in {txn.state}"
+                )
 
     # -- within
 
@@ -153,15 +158,17 @@ class TransactionCoordinator:
     def _owned(self, producer: Producer) -> Transaction:
         txn = self._by_id.get(producer.transactional_id)
         if txn is None or txn.producer_id != producer.id:
-            raise Refused(49, f"{producer.transactional_id} has not producer id {producer.id}")
+            raise Refused(
+                Code.INVALID_PRODUCER_ID_MAPPING, f"{producer.transactional_id} has not producer id {producer.id}"
+            )
         if txn.epoch != producer.epoch:
-            raise Refused(90, f"epoch {producer.epoch}, the coordinator has {txn.epoch}")
+            raise Refused(Code.PRODUCER_FENCED, f"epoch {producer.epoch}, the coordinator has {txn.epoch}")
         return txn
 
     def _enlist(self, producer: Producer) -> Transaction:
         txn = self._owned(producer)
         if txn.ending:
-            raise Refused(51, f"the last transaction is in {txn.state}")
+            raise Refused(Code.CONCURRENT_TRANSACTIONS, f"the last transaction is in {txn.state}")
         return txn
 
     def _begin(self, txn: Transaction) -> None:
