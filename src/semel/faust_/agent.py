@@ -28,8 +28,6 @@ from semel.stages.agent import Lane
 class Agent(faust.Agent):
     """`bind` gives it its lane when the engine is built."""
 
-    declared: AgentPlan | None = None
-    """Set for the agent of a `Pipeline`: what it was declared as."""
     lane: Lane | None = None
 
     def __init__(self, fun: Any, *, app: Any, **given: Any) -> None:
@@ -42,8 +40,6 @@ class Agent(faust.Agent):
 
     def plan(self) -> AgentPlan:
         """DeclarationError for what the engine does not run."""
-        if self.declared is not None:
-            return self.declared
         check(AGENT, f"agent {self.name!r}", self._given)
         for method in sorted(asked_of_stream(self.fun)):
             rule = STREAM.get(method)
@@ -61,10 +57,8 @@ class Agent(faust.Agent):
 
     def bind(self, lane: Lane) -> None:
         self.lane = lane
-        if self.declared is None:
-            # The agent of a Pipeline gets the engine's own stream, as in PipelineTester.
-            lane.make_stream = self._make_stream
-            lane.on_result = self._deliver
+        lane.make_stream = self._make_stream
+        lane.on_result = self._deliver
 
     def _make_stream(self, hand: Hand) -> Any:
         stream: Any = self.stream()

@@ -41,8 +41,8 @@ from semel.faust_.stream import Stream
 from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
 from semel.faust_.transport import SCHEME
+from semel.faust_.worker import AppWorker
 from semel.hand import event_number
-from semel.pipeline import Pipeline
 from semel.plan import Plan, Start
 from semel.port import RpcError, RpcLost, TopicSpec
 from semel.runtime.engine import Engine
@@ -90,12 +90,13 @@ class App(faust.App):
         self.semel_settings = self._base
         self._id = id
         self._start: Start | None = start
-        self._pipelines: list[Pipeline] = []
         self.instance: str | None = options.pop("consumer_group_instance_id", None) or None
         self.adopt = False
         self.host: EngineHost | None = None
+        self._engine_made = asyncio.Event()
         self.engine_failure: BaseException | None = None
-        # True where somebody else (`semel worker`) watches `engine_failure` and says what happened.
+        self.engine_failed = asyncio.Event()
+        # True where somebody else (`semel worker`) watches `engine_failed` and says what happened.
         self.supervised = False
         self._stopping_engine = False
         # Tasks and services of the app have started.
@@ -182,13 +183,20 @@ class App(faust.App):
     def engine(self) -> Engine | None:
         return self.host.engine if self.host is not None else None
 
-    def add_pipeline(self, pipeline: Pipeline) -> Any:
-        """The pipeline's agent becomes an agent of this app, which must be the pipeline's own."""
-        [declared] = pipeline.plan().agents
-        agent: Any = self.agent(self.topic(pipeline.source.name), name=declared.name)(pipeline.agent)
-        agent.declared = declared
-        self._pipelines.append(pipeline)
-        return agent
+    def as_supervised(self, *, instance: str | None, adopt: bool) -> AppWorker:
+        """The app as `semel worker` runs it."""
+        return AppWorker(self, instance=instance, adopt=adopt)
+
+    async def restored(self) -> None:
+        """Until the engine has restored its first assignment."""
+        await self._engine_made.wait()
+        assert self.engine is not None
+        await self.engine.until_restored()
+
+    def failed(self, exc: BaseException) -> None:
+        """The engine has ended with that."""
+        self.engine_failure = exc
+        self.engine_failed.set()
 
     def plan(self) -> Plan:
         """What the engine is to run: every agent on a topic, every table, every topic that may be sent to."""
@@ -198,16 +206,8 @@ class App(faust.App):
         plan = Plan(self.conf.id, start=self._start or start_of(self.conf) or "earliest")
         plan.agents = [agent.plan() for agent in agents]
         plan.tables = [table.plan() for table in self.tables.values() if isinstance(table, Table)]
-        for pipeline in self._pipelines:
-            declared = pipeline.plan()
-            plan.tables += declared.tables
-            plan.outputs += declared.outputs
-            plan.start = declared.start
         internal = {
-            name
-            for a in agents
-            for name in getattr(a.channel, "topics", ())
-            if a.declared is None and getattr(a.channel, "internal", False)
+            name for a in agents for name in getattr(a.channel, "topics", ()) if getattr(a.channel, "internal", False)
         }
         plan.internal_sources = internal
         sources = plan.sources
@@ -215,8 +215,7 @@ class App(faust.App):
             for sink in getattr(agent, "_sinks", ()):
                 if isinstance(sink, Topic):
                     plan.outputs.append(sink.as_output())
-        plan.outputs += [_opaque(name) for name in sources if name not in {t.name for t in plan.outputs} and agents
-                         and not self._pipelines]  # fmt: skip
+        plan.outputs += [_opaque(name) for name in sources if name not in {t.name for t in plan.outputs}]
         return plan
 
     def is_leader(self) -> bool:
@@ -314,8 +313,9 @@ class App(faust.App):
             pages=own_pages(self) if self._web_wanted else None,
         )
         engine = self.host.engine
-        # An app's timers, pages and tasks run here, too; a pipeline has none.
-        engine.only_agents = bool(self._pipelines)
+        # An app's timers, pages and tasks run here, too.
+        engine.only_agents = False
+        self._engine_made.set()
         for lane in engine.lanes:
             for agent in self.agents.values():
                 if isinstance(agent, Agent) and agent.on_topic and agent.name == lane.plan.name:
@@ -370,8 +370,8 @@ class App(faust.App):
         return bool(self.conf.web_enabled)
 
     async def create_topic(self, name: str, partitions: int, replication: int, config: Mapping[str, Any]) -> None:
-        while self.engine is None and not self.should_stop:  # noqa: ASYNC110  (Faust's flags are no events)
-            await asyncio.sleep(0.02)
+        if self.engine is None:
+            await self.wait_for_stopped(self._engine_made.wait())
         if self.engine is None:
             return
         try:
@@ -379,14 +379,6 @@ class App(faust.App):
             await self.engine.broker.create_topics([spec])
         except (RpcError, RpcLost) as exc:
             log.warning("topic %s could not be created: %s", name, exc)
-
-
-def app_of(pipeline: Pipeline, settings: Settings) -> App:
-    """The app that runs one pipeline; its id is the pipeline's name."""
-    # Faust's variables (BROKER_URL, APP_STORE, ...) are meant for Faust's apps.
-    app = App(pipeline.name, settings=settings, start=pipeline.start, autodiscover=False, env={})
-    app.add_pipeline(pipeline)
-    return app
 
 
 async def _of_its_event(coro: Any) -> Any:
@@ -434,4 +426,4 @@ def _when_ready(handler: Any) -> Any:
     return answer
 
 
-__all__ = ["App", "app_of"]
+__all__ = ["App"]

@@ -5,7 +5,6 @@
 # pyright: reportMissingTypeArgument=false, reportPrivateUsage=false
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -257,11 +256,7 @@ class TableManager(FaustTableManager):
         app: Any = self.app
         if app.producer_only or app.client_only:
             return False
-        while not app.should_stop:
-            if app.engine is not None and app.engine.restored:
-                return False
-            await asyncio.sleep(0.05)
-        return True
+        return await app.wait_for_stopped(app.restored())
 
 
 __all__ = ["Table", "TableManager", "faust"]

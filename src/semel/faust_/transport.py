@@ -42,7 +42,7 @@ class Consumer(faust.transport.consumer.Consumer):
         except asyncio.CancelledError:
             raise
         except BaseException as exc:
-            app.engine_failure = exc
+            app.failed(exc)
             if not app.supervised:
                 await app.crash(exc)
 

@@ -127,6 +127,8 @@ class Engine:
         self.awake: Callable[[float], bool] = lambda held_s: True
         self._topics_anew = False
         self.open_for_work = False
+        # Set where what `restored` says may have become true.
+        self._brought_up = asyncio.Event()
         self._restorer = Restorer(
             broker,
             clock,
@@ -278,6 +280,11 @@ class Engine:
     def restored(self) -> bool:
         """Every task of the current assignment runs."""
         return self.open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+
+    async def until_restored(self) -> None:
+        while not self.restored:
+            self._brought_up.clear()
+            await self._brought_up.wait()
 
     @property
     def paused_by(self) -> str:
@@ -661,6 +668,7 @@ class Engine:
             for lane in self.lanes:
                 lane.sink = self.topics.destinations.get(lane.plan.sink.name) if lane.plan.sink is not None else None
             self.open_for_work = True
+            self._brought_up.set()
         slots = asyncio.Semaphore(RESTORES)
 
         async def bring_up(task: Task) -> None:
@@ -688,6 +696,7 @@ class Engine:
                 noted.get(name) != at for name, at in self.topics.sinks(task.partition).items()
             )
             task.state = TaskState.RUNNING
+            self._brought_up.set()
             self._feed(task)
             self._epochs.changed.set()
             log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})

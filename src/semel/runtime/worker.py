@@ -16,6 +16,7 @@ from semel.config import Settings
 from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.runtime.deadline import Deadline, Threads, exits_said, leave
+from semel.runtime.supervised import PlainWorker, Supervised
 from semel.stages.answers import is_explained
 from semel.stages.body import place
 
@@ -38,16 +39,8 @@ def run(
     Told to end by SIGTERM or SIGINT, it does so within drain_timeout_ms and a few seconds, whatever the program's code does:
     a process that cannot return is ended with `exit_code` of its failure, and 1 where it stands still.
     """
-    from semel.faust_.app import app_of
-
     settings = project.settings_of(target, settings)
-    app = app_of(target, settings) if isinstance(target, Pipeline) else target
-    app.instance = instance or app.instance
-    app.adopt = adopt
-    app.supervised = True
-    # Faust tells of every service that starts and stops; what matters here is said by semel.
-    for noisy in ("faust", "mode", "semel.faust_"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    supervised = _supervised(target, settings, instance=instance, adopt=adopt)
     # Batches allocate many objects that live for an epoch; the default collects every 700 of them.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -58,7 +51,7 @@ def run(
     _show_faults()
     try:
         with exits_said():
-            failure = _until_served(loop, app, deadline)
+            failure = _until_served(loop, supervised, deadline, settings.drain_timeout_ms / 1000)
             _end_tasks(loop)
     finally:
         deadline.stop()
@@ -74,6 +67,18 @@ def run(
     return failure
 
 
+def _supervised(target: Any, settings: Settings, *, instance: str | None, adopt: bool) -> Supervised:
+    """An App brings its own, so that nobody else needs Faust."""
+    if not isinstance(target, Pipeline):
+        return target.as_supervised(instance=instance, adopt=adopt)
+    if settings.faust:
+        log.warning(
+            "[faust] sets %s, which a semel.App reads and nobody else: it has no effect on pipeline %r",
+            ", ".join(sorted(settings.faust)), target.name,
+        )  # fmt: skip
+    return PlainWorker(target.plan(), settings, instance=instance, adopt=adopt)
+
+
 def _show_faults() -> None:
     """A fault in native code shows where Python stood, on standard error."""
     if not faulthandler.is_enabled():
@@ -81,19 +86,20 @@ def _show_faults() -> None:
             faulthandler.enable()
 
 
-def _until_served(loop: asyncio.AbstractEventLoop, app: Any, deadline: Deadline) -> BaseException | None:
-    """Run the app to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
+def _until_served(
+    loop: asyncio.AbstractEventLoop, supervised: Supervised, deadline: Deadline, drain_s: float
+) -> BaseException | None:
+    """Run it to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
     stop = asyncio.Event()
 
     def told(*_: Any) -> None:
         # Not by way of the loop: it may be the one that stands still.
         deadline.start()
-        if app.host is not None:
-            app.host.told()
+        supervised.told()
         loop.call_soon_threadsafe(stop.set)
 
     before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}
-    serving = loop.create_task(_serve(app, stop), name="serve")
+    serving = loop.create_task(_serve(supervised, stop, drain_s), name="serve")
     raised: BaseException | None = None
     try:
         while True:
@@ -135,29 +141,28 @@ def _say_unless_left(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -
     loop.default_exception_handler(context)
 
 
-async def _serve(app: Any, stop: asyncio.Event) -> BaseException | None:
+async def _serve(supervised: Supervised, stop: asyncio.Event, drain_s: float) -> BaseException | None:
+    """Until it fails, or `stop` is set; then finish what is in hand within `drain_s`. What it failed with."""
     failure: BaseException | None = None
-    starting = asyncio.create_task(app.start(), name="app")
+    supervised.start()
+    failing = asyncio.create_task(supervised.wait_failed(), name="failing")
     told = asyncio.create_task(stop.wait(), name="stop")
     try:
-        while not stop.is_set():
-            await asyncio.wait({told, *({starting} if not starting.done() else ())}, timeout=0.2,
-                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
-            failure = app.engine_failure or app.crash_reason or (starting.exception() if starting.done() else None)
-            if failure is not None:
-                _say(failure)
-                break
-        if stop.is_set():
+        await asyncio.wait({failing, told}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            failure = failing.result()
+            _say(failure)
+        else:
             log.info("stopping: finishing what is in hand")
     finally:
         told.cancel()
+        failing.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(app.semel_settings.drain_timeout_ms / 1000):
-                await app.stop_engine()
-        starting.cancel()
+            async with asyncio.timeout(drain_s):
+                await supervised.stop()
         with contextlib.suppress(BaseException):
             async with asyncio.timeout(CLOSE_S):
-                await app.stop()
+                await supervised.close()
     return failure
 
 

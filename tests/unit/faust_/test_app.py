@@ -14,10 +14,8 @@ import pytest
 
 import semel
 import semel as faust
-from semel import Dedup, Pipeline
-from semel.config import Settings
 from semel.errors import ConfigError, DeclarationError, OutsideEvent
-from semel.faust_.app import App, app_of
+from semel.faust_.app import App
 from semel.faust_.stream import Stream
 from semel.hand import Hand
 from semel.plan import AgentKind
@@ -203,23 +201,6 @@ def test_json_keys_of_a_table_are_never_one_row() -> None:
     plain = an_app().Table("t").plan().key
     kinds = [1, "1", 1.0, True, "true", None, "null", (1, 2), "[1,2]"]
     assert len({plain.encode(k) for k in kinds}) == len(kinds)
-
-
-def test_a_pipeline_becomes_a_faust_agent_of_an_app_of_its_name() -> None:
-    async def handle(event):
-        return event
-
-    pipeline = Pipeline(
-        "pay", source=semel.Topic("payments"), agent=handle, dedup=Dedup("id", window=timedelta(days=1)),
-        sink=semel.Topic("out"), tables=[semel.Table("balances")],
-    )  # fmt: skip
-    app = app_of(pipeline, Settings())
-
-    assert app.conf.id == "pay"
-    assert len(app.agents) == 1
-    assert app.plan().dedup is pipeline.dedup
-    assert app.plan().logs == pipeline.plan().logs
-    assert app.plan().agents[0].kind is AgentKind.COROUTINE
 
 
 async def test_a_table_written_outside_an_event_is_refused() -> None:

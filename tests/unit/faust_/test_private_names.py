@@ -17,6 +17,7 @@ from faust.tables.manager import TableManager
 from faust.tables.table import Table
 from faust.topics import Topic
 from faust.transport.drivers import TRANSPORTS
+from mode import Service
 
 CALLED: list[tuple[Any, str, list[str]]] = [
     (Agent, "_reply", ["self", "key", "value", "reply_to", "correlation_id"]),
@@ -71,6 +72,12 @@ def test_a_private_method_that_is_called_takes_what_it_took(owner: Any, name: st
 @pytest.mark.parametrize(("owner", "name"), OVERRIDDEN, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_a_method_that_is_overridden_is_still_there(owner: Any, name: str) -> None:
     assert callable(getattr(owner, name)) or hasattr(owner, name)
+
+
+def test_an_app_that_has_crashed_has_an_event_that_says_so() -> None:
+    source = inspect.getsource(Service)
+
+    assert "self._crashed.set()" in source and "self.crash_reason = reason" in source
 
 
 def test_a_transport_names_its_consumer_and_producer_as_classes() -> None:

@@ -12,12 +12,10 @@ import faust as stock
 import pytest
 from mode import Service
 
-import semel as faust
-from semel import Pipeline, Topic
 from semel.cli import exits
 from semel.config import Settings
 from semel.errors import ConfigError, SemelError
-from semel.faust_.app import App, app_of
+from semel.faust_.app import App
 from semel.faust_.settings import FORCED, SETTINGS, Does, pristine
 from semel.faust_.stream import Stream
 from semel.kafka import KafkaBroker
@@ -241,13 +239,6 @@ def test_a_configuration_module_says_where_the_broker_is_and_nothing_else(
     assert not app.in_transaction
 
 
-def test_fausts_variables_do_not_reach_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROKER_URL", "kafka://elsewhere:9092")
-    monkeypatch.setenv("PRODUCER_ACKS", "1")
-    pipeline = faust.Pipeline("pay", source=faust.Topic("payments"), agent=lambda event: None)
-    assert app_of(pipeline, Settings()).semel_settings.bootstrap == Settings().bootstrap
-
-
 # -- what works by another name
 
 
@@ -368,7 +359,7 @@ def test_a_moot_setting_ends_no_start() -> None:
 def test_a_name_in_the_faust_section_that_faust_does_not_have_is_refused(name: str) -> None:
     settings = Settings(faust={name: 5})
     with pytest.raises(ConfigError, match=f"unknown setting '{name}' in \\[faust\\]"):
-        app_of(Pipeline("p", source=Topic("t"), agent=lambda event: None), settings)
+        App("p", settings=settings, autodiscover=False)
 
 
 def test_a_keyword_of_an_app_that_nothing_reads_is_said(caplog: pytest.LogCaptureFixture) -> None:

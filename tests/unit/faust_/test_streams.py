@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import semel
-from semel import Pipeline, Topic
-from semel.faust_.app import app_of
 from tests.unit.faust_.harness import Stage
 
 
@@ -26,28 +24,6 @@ async def test_what_filter_does_not_want_is_done_without_a_result(stage: Stage) 
     assert stage.read("even") == [0, 2, 4]
     assert stage.counts(app)["filtered"] == 3
     assert stage.read("shop.dlq") == []
-
-
-async def test_the_agent_of_a_pipeline_gets_semels_own_events(stage: Stage) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    async def look(stream: Any) -> Any:
-        async for event in stream.events():
-            assert isinstance(event, semel.Event)
-            seen.append((event.timestamp, event.topic, event.partition, event.offset, event.key, event.headers))
-            yield event.value
-
-    stage.topic("payments")
-    pipeline = Pipeline("pay", source=Topic("payments"), agent=look, sink=Topic("out"))
-    stage.send("payments", {"n": 1}, key="a")
-    app = app_of(pipeline, stage.settings(web_port=0))
-    app.conf.web_enabled = False
-    await stage.start(app)
-    await stage.done(app, 1)
-    [(timestamp, *where)] = seen
-    assert timestamp > 0
-    assert where == ["payments", 0, 0, "a", {}]
-    assert stage.read("out") == [{"n": 1}]
 
 
 async def test_a_tombstone_is_none_where_faust_gives_none(stage: Stage) -> None:

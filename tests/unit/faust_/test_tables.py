@@ -106,6 +106,7 @@ async def test_a_timer_waits_for_state_and_a_page_answers_503(stage: Stage) -> N
     answer = await handler(make_mocked_request("GET", "/total/"))
     assert answer.status == 503
     app.engine.tasks[0].state = TaskState.RUNNING
+    app.engine._brought_up.set()
     await stage.until(lambda: len(ticks) > at + 1)
     assert set(ticks[1:]) <= {0, 3}
     assert (await handler(make_mocked_request("GET", "/total/"))).status == 200
