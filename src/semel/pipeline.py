@@ -14,6 +14,7 @@ from semel.errors import DeclarationError
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
+from semel.takes import check_takes
 from semel.topic import KAFKAS_OWN, Topic, checked_name
 
 log = logging.getLogger("semel.pipeline")
@@ -95,6 +96,7 @@ class Pipeline:
         self._check_topics()
         self._check_fields()
         self._check_stream()
+        check_takes(self.agent, self.kind, self.source)
         accepted = accepted_classes(self.sink.value) if self.sink is not None else None
         check_results(self.agent, self.kind, accepted, f"sink {self.sink.name!r}" if self.sink is not None else "")
         if self.sink is not None and gives_nothing(self.agent, self.kind):
