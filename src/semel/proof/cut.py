@@ -6,7 +6,6 @@ held against the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +37,7 @@ class Cut:
     _before: dict[int, int] = field(default_factory=dict[int, int])
     _resetting: set[int] = field(default_factory=set[int])
 
-    async def read(
-        self, logs: Logs, plan: Plan, tps: list[TP], findings: Findings, read: Callable[[int], None]
-    ) -> None:
+    async def read(self, logs: Logs, plan: Plan, tps: list[TP], findings: Findings) -> None:
         """Read on to the ends as they are now. NothingToProve while a reset is under way."""
         ends = await logs.ends(tps)
         starts = await logs.starts(tps)
@@ -48,7 +45,6 @@ class Cut:
             async for piece in logs.read(tp, max(self.read_to.get(tp, 0), starts[tp]), ends[tp]):
                 for record in piece.records:
                     self._see(tp, record.offset, record.key, record.value, findings)
-                read(piece.next - piece.start)
             self.read_to[tp] = ends[tp]
         if self._resetting:
             raise NothingToProve(

@@ -85,7 +85,3 @@ class Findings:
             self.counts[finding.law] += 1
             if self.counts[finding.law] <= KEPT:
                 self.kept.append(finding)
-
-    def count(self, law: Law, more: int) -> None:
-        """More of the same that are not spelled out."""
-        self.counts[law] += more

@@ -48,7 +48,7 @@ class Tally:
     outputs: dict[str, int] = field(default_factory=dict[str, int])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Whole:
     """Which logs are there from where the task began, but for what was never committed."""
 

@@ -378,32 +378,6 @@ def fenced_writes_nothing(tp: TP, at: int, recent: Sequence[Position]) -> Iterat
         )
 
 
-# -- tables
-
-
-def table_is_fold(
-    table: str, partition: int, changes: Iterable[tuple[bytes, bytes | None]], rows: Mapping[bytes, bytes]
-) -> Iterator[Finding]:
-    """The rows of a table are the last word of its changelog on each key."""
-    folded: dict[bytes, bytes] = {}
-    for key, value in changes:
-        if value is None:
-            folded.pop(key, None)
-        else:
-            folded[key] = value
-    for key in sorted(folded.keys() | rows.keys()):
-        if folded.get(key) != rows.get(key):
-            shown = key.decode(errors="backslashreplace")
-            yield Finding(
-                Law.FOLD, f"{table}[{shown}] in partition {partition} is {_shown(rows.get(key))}, its changelog says "
-                f"{_shown(folded.get(key))}"
-            )  # fmt: skip
-
-
-def _shown(value: bytes | None) -> str:
-    return "absent" if value is None else repr(value[:80].decode(errors="backslashreplace"))
-
-
 def _place(tp: TP, offset: int) -> str:
     return f"{tp.topic}[{tp.partition}]@{offset}"
 

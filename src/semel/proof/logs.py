@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from semel.codes import Code
 from semel.errors import SemelError
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
+from semel.proof.proof import Progress
 from semel.proof.recording import Recording, merged
 from semel.stages.answers import needs_a_person
 
@@ -34,12 +35,24 @@ class Piece(NamedTuple):
 
 
 class Logs:
-    """`recording`: what was kept of logs whose records compaction took; it is read as if it were still there."""
+    """The one reader of a proof. `recording`: what was kept of logs whose records compaction took; it is read as if it were
+    still there. `progress` is told of each piece that was looked at; `phase` and `total` are what it is told of them.
+    """
 
-    def __init__(self, broker: Broker, clock: Clock, recording: Recording | None = None) -> None:
-        self._broker = broker
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        recording: Recording | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.broker = broker
+        self.recording = recording
+        self.phase = "positions"
+        self.total = 0
+        self.done = 0
         self._clock = clock
-        self._recording = recording
+        self._progress = progress
 
     async def asked(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to a request, asked again while brokers come and go. RpcLost, RpcError."""
@@ -53,15 +66,15 @@ class Logs:
             await self._clock.sleep(0.1)
 
     async def starts(self, tps: Sequence[TP]) -> dict[TP, int]:
-        return await self.asked(lambda: self._broker.list_offsets(tps, EARLIEST)) if tps else {}
+        return await self.asked(lambda: self.broker.list_offsets(tps, EARLIEST)) if tps else {}
 
     async def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         """The ends of the logs, open transactions included: what was committed before this call lies below."""
-        return await self.asked(lambda: self._broker.list_offsets(tps, LATEST)) if tps else {}
+        return await self.asked(lambda: self.broker.list_offsets(tps, LATEST)) if tps else {}
 
     async def at_time(self, tps: Sequence[TP], ms: int) -> dict[TP, int]:
         """The first offset of each that is stamped at that time or later; -1 for none."""
-        return await self.asked(lambda: self._broker.list_offsets(tps, ms)) if tps else {}
+        return await self.asked(lambda: self.broker.list_offsets(tps, ms)) if tps else {}
 
     async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
         """Committed records from `start` to `end`; the next piece is fetched while one is looked at."""
@@ -77,6 +90,7 @@ class Logs:
                     if begin <= at:
                         raise Unreadable(f"{tp.topic}[{tp.partition}] answers out of range at {at}; was it truncated?")
                     yield Piece([], at, min(begin, end), min(begin, end) - at)
+                    self._tell(min(begin, end) - at)
                     at = begin
                     continue
                 after = found.next_offset
@@ -85,18 +99,24 @@ class Logs:
                 records = found.records
                 if records and records[-1].offset >= end:
                     records = [r for r in records if r.offset < end]
-                if self._recording is not None:
-                    records = merged(records, self._recording.between(tp, at, min(after, end)))
+                if self.recording is not None:
+                    records = merged(records, self.recording.between(tp, at, min(after, end)))
                 yield Piece(records, at, min(after, end))
+                self._tell(min(after, end) - at)
                 at = after
         finally:
             if fetching is not None:
                 fetching.cancel()
                 await asyncio.gather(fetching, return_exceptions=True)
 
+    def _tell(self, offsets: int) -> None:
+        self.done += offsets
+        if self._progress is not None:
+            self._progress(Progress(self.phase, self.done, max(self.total, self.done)))
+
     async def _fetch(self, tp: TP, at: int) -> Fetched:
         """Something at `at`, or the news that it is gone."""
-        broker, clock = self._broker, self._clock
+        broker, clock = self.broker, self._clock
         since = clock.monotonic()
         failed: Exception | None = None
         while True:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from semel.port import TP
-from semel.proof.findings import PROMISES, Finding, Gap, Law, Verdict, Witness
+from semel.proof.findings import Finding, Gap, Law, Verdict, Witness
 
 
 class Progress(NamedTuple):
@@ -115,10 +114,6 @@ def shown(witness: Witness) -> str:
 def shown_gap(gap: Gap) -> str:
     of = f", {gap.events:,} events" if gap.events else ""
     return f"{gap.tp.topic}[{gap.tp.partition}] {gap.start:,} to {gap.end:,}{of}: {gap.sentence}"
-
-
-def promises(laws: Sequence[Law]) -> list[tuple[Law, str]]:
-    return [(law, PROMISES[law]) for law in laws]
 
 
 def _witness(witness: Witness) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
 from semel import lineage
 from semel.errors import SemelError
@@ -16,8 +17,8 @@ from semel.proof.findings import Findings, Witness
 from semel.proof.laws import Placed
 from semel.proof.logs import Logs
 from semel.proof.spool import Spool
+from semel.proof.survey import Survey
 
-Read = Callable[[int], None]
 # As many as fit into the columns; semel never writes more.
 _DIGITS, _STEP_DIGITS = 17, 10
 
@@ -40,34 +41,58 @@ class Group:
         self.keys: list[bytes | None] = []
 
 
-class Scan:
-    """`wheres`: the partitions read, by the number that rows have for them."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the logs that the pipeline writes hold, but for the rows themselves, which are in the spool.
 
-    def __init__(self, plan: Plan, logs: Logs, spool: Spool, findings: Findings, read: Read) -> None:
-        self.wheres: list[TP] = []
-        self.strangers: Counter[TP] = Counter()
-        self.stranger_witnesses: dict[TP, list[Witness]] = {}
-        self.sent = 0
-        self.outputs: Counter[TP] = Counter()
-        self.letters = 0
-        self.marks = 0
-        # Offsets of marks that are gone, and the first mark that stands after them.
-        self.marks_gone: dict[TP, int] = {}
-        self.first_mark: dict[TP, tuple[int, int]] = {}
-        # How far event times were ahead of the clock, at most, in ms.
-        self.ahead: Counter[TP] = Counter()
-        # Offsets that were deleted while they were to be read.
-        self.gone: Counter[TP] = Counter()
+    `wheres`: the partitions read, by the number that rows have for them. `strangers`: records without lineage of this app;
+    `outputs`: how many of its own are in each partition. `marks_gone`: offsets of marks that are gone, `first_mark`: offset
+    and filing time of the first that stands after them, both by source partition; `ahead`: how far event times were ahead of
+    the clock, at most, in ms. `gone`: offsets that were deleted while they were to be read. `counts`: of `marks`, and of
+    outputs `sent` without an event.
+    """
+
+    wheres: list[TP] = field(default_factory=list[TP])
+    strangers: Counter[TP] = field(default_factory=Counter[TP])
+    stranger_witnesses: dict[TP, list[Witness]] = field(default_factory=dict[TP, list[Witness]])
+    outputs: Counter[TP] = field(default_factory=Counter[TP])
+    marks_gone: dict[TP, int] = field(default_factory=dict[TP, int])
+    first_mark: dict[TP, tuple[int, int]] = field(default_factory=dict[TP, tuple[int, int]])
+    ahead: Counter[TP] = field(default_factory=Counter[TP])
+    gone: Counter[TP] = field(default_factory=Counter[TP])
+    counts: Counter[str] = field(default_factory=Counter[str])
+
+
+async def read_written(there: Survey, logs: Logs, spool: Spool, findings: Findings) -> Written:
+    """Read all of it, each log once. UnknownMark, Unreadable; RpcLost where no broker answers."""
+    plan = there.plan
+    scan = _Scan(plan, logs, spool, findings)
+    logs.phase = "outputs"
+    for tp in there.outputs:
+        await scan.outputs_in(tp, there.begins(tp), there.ends[tp])
+    if plan.dedup is not None:
+        logs.phase = "marks"
+        [source] = plan.sources
+        for tp in there.tps(plan.marks_topic):
+            await scan.marks_in(tp, TP(source, tp.partition), there.starts[tp], there.ends[tp])
+    logs.phase = "dead letters"
+    for tp in there.tps(plan.dead_letter_topic):
+        await scan.letters_in(tp, there.begins(tp), there.ends[tp])
+    return scan.written
+
+
+class _Scan:
+    def __init__(self, plan: Plan, logs: Logs, spool: Spool, findings: Findings) -> None:
+        self.written = Written()
         self._plan = plan
         self._logs = logs
         self._spool = spool
         self._findings = findings
-        self._read = read
         self._agents = {lineage.signed(a.name): i for i, a in enumerate(plan.agents)}
 
     def _number(self, tp: TP) -> int:
-        self.wheres.append(tp)
-        return len(self.wheres) - 1
+        self.written.wheres.append(tp)
+        return len(self.written.wheres) - 1
 
     def _agent(self, name: str) -> int:
         return self._agents.get(lineage.signed(name), 0)
@@ -80,15 +105,14 @@ class Scan:
         last: dict[tuple[TP, int], tuple[int, int]] = {}
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
-                self.gone[tp] += piece.missing
+                self.written.gone[tp] += piece.missing
                 for found in self._ours(tp, piece.records):
                     rows = outputs_of(found.offsets, found.steps, found.agent, found.at, where)
                     before = last.get((found.source, found.agent), (-1, -1))
                     disorder = disorder or not in_order(rows, before)
                     last[(found.source, found.agent)] = found.offsets[-1], found.steps[-1]
-                    self.outputs[tp] += len(rows)
+                    self.written.outputs[tp] += len(rows)
                     self._spool.add("outputs", found.source, rows)
-                self._read(piece.next - piece.start)
         if disorder:
             await self._by_key(tp, start, end)
 
@@ -139,13 +163,13 @@ class Scan:
         elif again:
             return
         elif said.app == self._plan.app:
-            self.sent += 1
+            self.written.counts["sent"] += 1
 
     def _stranger(self, tp: TP, record: Record, again: bool) -> None:
         if again:
             return
-        self.strangers[tp] += 1
-        seen = self.stranger_witnesses.setdefault(tp, [])
+        self.written.strangers[tp] += 1
+        seen = self.written.stranger_witnesses.setdefault(tp, [])
         if len(seen) < 3:
             key = None if record.key is None else record.key.decode(errors="backslashreplace")
             seen.append(Witness(tp, record.offset, "no lineage", key=key))
@@ -164,12 +188,12 @@ class Scan:
 
     async def marks_in(self, tp: TP, source: TP, start: int, end: int) -> None:
         """A partition of the marks' changelog. What is missing at its start was trimmed when its window was over."""
-        self.marks_gone[source] = start
+        self.written.marks_gone[source] = start
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 if piece.missing:
-                    self.marks_gone[source] += piece.missing
-                    self.first_mark.pop(source, None)
+                    self.written.marks_gone[source] += piece.missing
+                    self.written.first_mark.pop(source, None)
                 try:
                     rows, ahead = marks_of(piece.records)
                 except ValueError as exc:
@@ -178,18 +202,17 @@ class Scan:
                         "another version of semel; prove with that one"
                     ) from exc
                 if len(rows):
-                    self.first_mark.setdefault(source, (int(rows["offset"].min()), int(rows["filed"][0])))
-                    self.ahead[source] = max(self.ahead[source], ahead)
-                    self.marks += len(rows)
+                    self.written.first_mark.setdefault(source, (int(rows["offset"].min()), int(rows["filed"][0])))
+                    self.written.ahead[source] = max(self.written.ahead[source], ahead)
+                    self.written.counts["marks"] += len(rows)
                     self._spool.add("marks", source, rows)
-                self._read(piece.next - piece.start)
 
     async def letters_in(self, tp: TP, start: int, end: int) -> None:
         """A partition of the dead-letter topic. Who wrote without semel's headers there is nobody's witness."""
         where, app = self._number(tp), self._plan.app.encode()
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
-                self.gone[tp] += piece.missing
+                self.written.gone[tp] += piece.missing
                 rows: dict[TP, list[tuple[int, int, int, int]]] = {}
                 for record in piece.records:
                     said = dict(record.headers)
@@ -203,7 +226,5 @@ class Scan:
                     content = 0 if "semel.left_out" in said else content_of(record)
                     rows.setdefault(source, []).append((int(offset), agent, record.offset, content))
                 for source, found in rows.items():
-                    self.letters += len(found)
                     offsets, agents, at, contents = zip(*found, strict=True)
                     self._spool.add("letters", source, letters_of(offsets, agents, at, contents, where))
-                self._read(piece.next - piece.start)

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from semel.port import TP
 from semel.proof.fates import NEVER, stream_floor
-from semel.proof.findings import Law
 from semel.proof.history import MARK, OUTPUT, Known, among, distinct
-from semel.proof.laws import table_is_fold
 from semel.proof.spool import Spool
 from semel.stages.dedup import Verdict, judge, move_time
 from semel.state.marks import DONE, Mark
@@ -97,11 +95,3 @@ def test_rows_come_back_by_block_whether_they_fit_in_memory_or_not(tmp_path: Pat
         assert sorted(spool.take("outputs", tp, number, OUTPUT)["offset"].tolist()) == sorted(offsets)
         assert not len(spool.take("outputs", tp, number, OUTPUT))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_row_that_its_changelog_does_not_say_is_found() -> None:
-    changes = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"c", b"4"), (b"c", None)]
-    assert not list(table_is_fold("balances", 0, changes, {b"a": b"3", b"b": b"2"}))
-    found = list(table_is_fold("balances", 0, changes, {b"a": b"1", b"c": b"4"}))
-    assert {f.law for f in found} == {Law.FOLD}
-    assert len(found) == 3
