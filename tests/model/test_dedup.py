@@ -139,7 +139,7 @@ class Real:
             self.next += 1
         batch = self.store.batch()
         if marks.sealed:
-            marks.land(batch, marks.sealed.items(), first if told_offset else -1)
+            marks.file(batch, marks.sealed.items(), first if told_offset else -1)
         position = Position({}, self.sealed_stream)
         if self.sealed_stream.ms is not None:
             marks.drop_buckets(batch, marks.expired(self.sealed_stream.ms))
@@ -167,7 +167,7 @@ class Real:
         self.marks = self._marks()
         for offset in sorted(self.log):
             batch = self.store.batch()
-            self.marks.land(batch, [self.log[offset]], offset)
+            self.marks.file(batch, [self.log[offset]], offset)
             self.store.write(batch)
         if meta is not None:
             batch = self.store.batch()

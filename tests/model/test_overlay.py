@@ -211,7 +211,7 @@ class Run:
         if not self.sealing:
             return
         batch = self.store.batch()
-        self.marks.land(batch, self.marks.sealed.items(), 0)
+        self.marks.file(batch, self.marks.sealed.items(), 0)
         self.store.write(batch)
         land(self.store, *self.rows.values())
         self.marks.sealed = {}

@@ -38,12 +38,10 @@ def seal(
     for task in tasks:
         task.touched = False
         p = task.partition
-        for rows in task.touched_rows:
-            tp = TP(plan.changelog(rows.name), p)
-            records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in rows.seal().items()]
-        if task.marks is not None and task.marks.open:
-            tp = TP(plan.marks_topic, p)
-            records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in task.marks.seal()]
+        for log in task.state_logs:
+            if log.touched:
+                tp = TP(log.topic, p)
+                records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in log.seal()]
         # Until it is known that nobody else has a log, it is claimed only.
         task.claims = dict.fromkeys(task.unclaimed, now_ms)
         logs = {name: task.logs[name]["id"] for name in state_logs if name not in task.unclaimed}
@@ -74,31 +72,18 @@ def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now
             continue
         landed.append(task)
         p = task.partition
-        for rows in task.tables.values():
-            if rows.sealed:
-                batch.rows(rows.prefix, rows.sealed)
-                _advance(task, plan.changelog(rows.name), sealed)
-        marks = task.marks
-        if marks is not None:
-            tp = TP(plan.marks_topic, p)
-            if marks.sealed:
-                marks.land(batch, marks.sealed.items(), sealed.base_offsets.get(tp, -1), position.stream_time.ms)
-                _advance(task, plan.marks_topic, sealed)
-            expired = marks.expired(position.stream_time.ms) if position.stream_time.ms is not None else []
-            if expired:
-                marks.drop_buckets(batch, expired)
-            if position.trimmed > task.committed.trimmed:
-                trims[tp] = position.trimmed
+        for log in task.state_logs:
+            log.land(batch, _advance(task, log.topic, sealed), position.stream_time.ms)
+        if position.trimmed > task.committed.trimmed:
+            trims[TP(plan.marks_topic, p)] = position.trimmed
         task.stamp_offset = _advance(task, plan.positions_topic, sealed)
         batch.meta(p, task_meta(task, position, now_ms))
     store.write(batch)
     for task in landed:
         assert task.sealed_position is not None
         task.committed, task.sealed_position = task.sealed_position, None
-        for rows in task.tables.values():
-            rows.landed()
-        if task.marks is not None:
-            task.marks.sealed = {}
+        for log in task.state_logs:
+            log.landed()
     return trims
 
 

@@ -25,15 +25,12 @@ from semel.runtime.task import Task, task_meta
 from semel.runtime.topics import Topics
 from semel.runtime.troubles import Troubles
 from semel.state import positions
-from semel.state.marks import filed_at
 from semel.state.positions import Position
 from semel.state.store import Store
 
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
-# Among so many marks in a row one at least is of an event that was not ahead: three that are move stream time.
-LATEST_MARKS = 100
 # How long a coordinator may answer with offsets of before its last commits (docs/decisions/group-offsets-behind.md).
 BEHIND_S = 5.0
 BEHIND_PAUSE_S = 0.2
@@ -110,8 +107,8 @@ class Restorer:
             bereft(self._plan, task.partition, recorded, {tp.topic: starts[tp] for tp in logs}, stands)
         # What it holds is of then until all is read: a restore that is broken off leaves no younger a store.
         task.as_of_ms = int(meta.get("at", 0)) if known else began_ms
-        if task.marks is not None:
-            task.marks.buckets = {int(b): o for b, o in meta.get("buckets", {}).items()} if known else {}
+        for state in task.state_logs:
+            state.recall(meta if known else {})
         at = {tp: max(stands.get(tp.topic, 0), starts[tp]) for tp in logs}
         task.to_restore = sum(max(0, ends[tp] - at[tp]) for tp in logs)
         task.restored = 0
@@ -157,10 +154,8 @@ class Restorer:
             task.redeclared = (before.shape, before.types) != (position.shape, position.types)
         task.stamp_offset = held.offset
         batch = self._store.batch()
-        stream_ms = None if held.position is None else held.position.stream_time.ms
-        if task.marks is not None and stream_ms is not None:
-            # The log keeps marks for longer than they count. The next commit may be far off.
-            task.marks.drop_buckets(batch, task.marks.expired(stream_ms))
+        for state in task.state_logs:
+            state.restored(batch, None if held.position is None else held.position.stream_time.ms)
         batch.meta(task.partition, task_meta(task, held.position, began_ms))
         self._store.write(batch)
         await self._pass("restore.end")
@@ -313,17 +308,7 @@ class Restorer:
                 held.see(record, tp)
             return
         batch = self._store.batch()
-        if tp.topic == self._plan.marks_topic:
-            assert task.marks is not None
-            if fetched.records:
-                marks = {r.key: r.value for r in fetched.records if r.key is not None and r.value is not None}
-                # The position, with the stream time, comes last. Marks are filed under it, or ahead of it, and it never goes
-                # back: so it was the least of the latest, or not much later.
-                stream_ms = min(map(filed_at, list(marks.values())[-LATEST_MARKS:]), default=None)
-                task.marks.land(batch, marks.items(), fetched.records[0].offset, stream_ms)
-        else:
-            rows = next(r for r in task.tables.values() if self._plan.changelog(r.name) == tp.topic)
-            batch.rows(rows.prefix, {r.key: r.value for r in fetched.records if r.key is not None})
+        next(state for state in task.state_logs if state.topic == tp.topic).replay(batch, fetched.records)
         # Until the end the old position stays beside newer rows, and neither is used.
         task.logs[tp.topic]["next"] = fetched.next_offset
         batch.meta(task.partition, task_meta(task, held.stored, task.as_of_ms))

@@ -131,6 +131,7 @@ class TakeOver:
                 table.value,
                 place=self._place(table),
                 max_bytes=self._topics.max_bytes(plan.changelog(table.name)),
+                topic=plan.changelog(table.name),
                 kind_of=table.kind_of,
                 limit=HOT_ROWS,
                 limit_bytes=shares(self._settings.memory_budget_bytes).rows // max(1, tasks * len(plan.tables)),
@@ -138,7 +139,9 @@ class TakeOver:
         dedup = plan.dedup
         if dedup is not None:
             task.dedup = dedup
-            task.marks = Marks(self._store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms)
+            task.marks = Marks(
+                self._store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms, topic=plan.marks_topic
+            )
         for name in plan.sources:
             info = known[name]
             if partition < info.partitions:

@@ -17,6 +17,7 @@ from semel.state.inhand import Suspect
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
 from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
+from semel.state.statelog import StateLog
 
 
 class TaskState(Enum):
@@ -196,11 +197,10 @@ class Task:
 
     def open_anew(self) -> None:
         """Forget everything that is not committed."""
+        for log in self.state_logs:
+            log.drop()
         for name, rows in self.tables.items():
-            rows.drop()
             rows.noted_kind = self.committed.kinds.get(name, "")
-        if self.marks is not None:
-            self.marks.drop()
         self.stream = self.committed.stream_time
         self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
         self.outputs = dict(self.committed.outputs)
@@ -256,15 +256,14 @@ class Task:
         return [TP(topic, self.partition) for topic in self.topics]
 
     @property
-    def holds_state(self) -> bool:
-        """The store holds a row or a mark of it."""
-        if self.marks is not None and self.marks.buckets:
-            return True
-        return any(True for rows in self.tables.values() for _ in rows.scan())
+    def state_logs(self) -> tuple[StateLog, ...]:
+        """Its state, of whatever kind."""
+        return (*self.tables.values(), *(() if self.marks is None else (self.marks,)))
 
     @property
-    def touched_rows(self) -> list[Rows]:
-        return [rows for rows in self.tables.values() if rows.open]
+    def holds_state(self) -> bool:
+        """The store holds something of it."""
+        return any(log.holds_any for log in self.state_logs)
 
 
 def task_meta(task: Task, position: Position | None, at_ms: int) -> dict[str, Any]:
@@ -273,8 +272,7 @@ def task_meta(task: Task, position: Position | None, at_ms: int) -> dict[str, An
         "v": 1,
         "logs": task.logs,
         "position": position.to_json() if position is not None else None,
-        "buckets": {str(b): o for b, o in task.marks.buckets.items()} if task.marks is not None else {},
-        "window_ms": task.marks.window_ms if task.marks is not None else None,
+        **{name: value for log in task.state_logs for name, value in log.noted().items()},
         "at": at_ms,
         "stamp": task.stamp_offset,
     }

@@ -14,7 +14,10 @@ from semel.runtime import foreign
 from semel.runtime.decide import not_known, source_resized
 from semel.stages.answers import needs_a_person
 from semel.stages.sink import NOT_THE_VALUE_BYTES, Destination, limits_from
+from semel.state.marks import Marks
+from semel.state.overlay import Rows
 from semel.state.positions import Sink
+from semel.state.statelog import KEPT
 from semel.topic import KAFKAS_OWN, Topic
 
 log = logging.getLogger("semel.topics")
@@ -23,7 +26,6 @@ log = logging.getLogger("semel.topics")
 HEADROOM_BYTES = 65_536
 # Younger position records are not compacted: a writer whose commit got no answer looks for its own.
 COMPACTION_LAG_MS = 600_000
-_KEEP = {"retention.ms": "-1", "retention.bytes": "-1"}
 # What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
 # For so long a broker may not have heard of partitions that others know.
@@ -32,12 +34,6 @@ BEHIND_S = 5.0
 MISSING_S = 30.0
 
 
-# A log is compacted but for the segment that is written to, and restores read all of it. Kafka's own segments are of 1 GiB
-# and seven days.
-_ROWS = {
-    "cleanup.policy": "compact", "delete.retention.ms": "86400000", "segment.bytes": str(64 << 20), "segment.ms": "86400000",
-    "min.cleanable.dirty.ratio": "0.3",
-}  # fmt: skip
 # One record a partition counts; one is written at each commit, with a marker that stays for delete.retention.ms.
 _POSITIONS = {
     "cleanup.policy": "compact", "delete.retention.ms": "3600000", "segment.bytes": str(4 << 20), "segment.ms": "3600000",
@@ -72,7 +68,7 @@ def deleted_by(configs: Mapping[str, str]) -> str:
     """The settings of a topic by which Kafka deletes its records, whatever is in them; empty where it does not."""
     if "delete" not in configs.get("cleanup.policy", ""):
         return ""
-    limits = [f"{name}={configs[name]}" for name in _KEEP if configs.get(name, "-1") != "-1"]
+    limits = [f"{name}={configs[name]}" for name in KEPT if configs.get(name, "-1") != "-1"]
     return ", ".join([f"cleanup.policy={configs['cleanup.policy']}", *limits]) if limits else ""
 
 
@@ -97,6 +93,7 @@ class Topics:
         self._keys_bytes = keys_bytes
         # Partition count -> where keys go; tables and sinks of all tasks share what is known.
         self._places: dict[int, KeyPartitions] = {}
+        self._created_with = {plan.marks_topic: Marks.topic_config, plan.positions_topic: _POSITIONS}
         self.known: dict[str, TopicInfo] = {}
         self.destinations: dict[str, Destination] = {}
         self.configs: dict[str, dict[str, str]] = {}
@@ -153,15 +150,10 @@ class Topics:
         for name in plan.logs:
             if name in found:
                 continue
-            if name == plan.marks_topic:
-                kept = {"cleanup.policy": "delete", **_KEEP, "segment.bytes": str(16 << 20)}
-            elif name == plan.positions_topic:
-                kept = _POSITIONS
-            else:
-                kept = _ROWS
+            kept = self._created_with.get(name, Rows.topic_config)
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in found:
-            kept = {**_KEEP, **_STAMPED, **safe, "max.message.bytes": room}
+            kept = {**KEPT, **_STAMPED, **safe, "max.message.bytes": room}
             specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, kept))
         specs += [self._output(topic, tasks, factor, safe) for name, topic in outputs.items() if name not in found]
         if specs:
@@ -322,7 +314,7 @@ class Topics:
             size = int(self.configs[name].get("segment.bytes", "0"))
             if name == plan.marks_topic or size < LARGE_SEGMENT_BYTES:
                 continue
-            better = _POSITIONS if name == plan.positions_topic else _ROWS
+            better = self._created_with.get(name, Rows.topic_config)
             self._warn(
                 ("segments", name),
                 f"{name} has segments of {size >> 20} MiB, and compaction leaves the newest alone: a restart without the local "
@@ -404,7 +396,7 @@ class Topics:
     def _output(self, topic: Topic, tasks: int, factor: int, safe: Mapping[str, str]) -> TopicSpec:
         # Outputs keep their event's timestamp: with Kafka's default of seven days, results of old events would be deleted as
         # soon as they are written. Give Topic(configs=...) to decide otherwise.
-        return TopicSpec(topic.name, topic.partitions or tasks, factor, {**_KEEP, **safe, **topic.configs})
+        return TopicSpec(topic.name, topic.partitions or tasks, factor, {**KEPT, **safe, **topic.configs})
 
     async def _persist(self, request: Callable[[], object]) -> dict[str, TopicInfo]:
         """Ask until the broker answers; say so while it does not."""

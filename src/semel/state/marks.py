@@ -7,17 +7,21 @@ comparing times, never by what has been removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from semel.dedup import Ids
+from semel.port import Record
+from semel.state.statelog import KEPT
 from semel.state.store import Store, StoreBatch, bucket_prefix
 
 _MARK = Struct(">qqqQB")
 
 READINGS_MAX = 100  # a page of a person
+# Among so many marks in a row one at least is of an event that was not ahead: three that are move stream time.
+LATEST_MARKS = 100
 DONE, DEAD = 0, 1
 OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered"}
 
@@ -58,10 +62,11 @@ class Marks:
     no more, and go to the changelog all the same: it says of every event that it took effect.
     """
 
-    __slots__ = ("bucket_ms", "buckets", "open", "partition", "replaced", "sealed", "store", "window_ms")
+    __slots__ = ("bucket_ms", "buckets", "open", "partition", "replaced", "sealed", "store", "topic", "window_ms")
 
-    def __init__(self, store: Store, partition: int, *, window_ms: int, bucket_ms: int) -> None:
+    def __init__(self, store: Store, partition: int, *, window_ms: int, bucket_ms: int, topic: str = "") -> None:
         self.store = store
+        self.topic = topic
         self.partition = partition
         self.window_ms = window_ms
         self.bucket_ms = bucket_ms
@@ -112,16 +117,56 @@ class Marks:
             self.replaced[(key, before)] = None
         self.open[key] = value
 
-    def seal(self) -> list[tuple[bytes, bytes]]:
-        """What the changelog is to hold of the open epoch."""
-        written = [*self.replaced, *self.open.items()]
+    # -- as a state log
+
+    topic_config: ClassVar[Mapping[str, str]] = {"cleanup.policy": "delete", **KEPT, "segment.bytes": str(16 << 20)}
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.open)
+
+    def seal(self) -> list[tuple[bytes, bytes | None]]:
+        written: list[tuple[bytes, bytes | None]] = [*self.replaced, *self.open.items()]
         self.sealed, self.open, self.replaced = self.open, {}, {}
         return written
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        if self.sealed:
+            self.file(batch, self.sealed.items(), first_offset, stream_ms)
+        self.restored(batch, stream_ms)
+
+    def landed(self) -> None:
+        self.sealed = {}
 
     def drop(self) -> None:
         self.open, self.sealed, self.replaced = {}, {}, {}
 
-    def land(
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        marks = {r.key: r.value for r in records if r.key is not None and r.value is not None}
+        if records:
+            # The position, with the stream time, comes last. Marks are filed under it, or ahead of it, and it never goes
+            # back: so it was the least of the latest, or not much later.
+            stream_ms = min(map(filed_at, list(marks.values())[-LATEST_MARKS:]), default=None)
+            self.file(batch, marks.items(), records[0].offset, stream_ms)
+
+    def noted(self) -> dict[str, Any]:
+        return {"buckets": {str(b): o for b, o in self.buckets.items()}, "window_ms": self.window_ms}
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        self.buckets = {int(b): o for b, o in noted.get("buckets", {}).items()}
+
+    def restored(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        # The log keeps marks for longer than they count.
+        if stream_ms is not None:
+            self.drop_buckets(batch, self.expired(stream_ms))
+
+    @property
+    def holds_any(self) -> bool:
+        return bool(self.buckets)
+
+    # -- in the store
+
+    def file(
         self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int, stream_ms: int | None = None
     ) -> None:
         """File marks by their bucket. `first_offset` is the changelog offset of the first of them.

@@ -7,14 +7,15 @@ they changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from semel.codec import Codec
 from semel.errors import DecodeError, HandlingError, OutputRefused, WrongPartition
-from semel.state.store import Store, row_prefix
+from semel.port import Record
+from semel.state.store import Store, StoreBatch, row_prefix
 
 
 class _Missing:
@@ -72,6 +73,7 @@ class Rows:
         "pending",
         "place",
         "sealed",
+        "topic",
     )
 
     def __init__(
@@ -85,12 +87,14 @@ class Rows:
         *,
         place: Callable[[bytes], int] | None,
         max_bytes: int,
+        topic: str = "",
         kind_of: Callable[[Any], str] | None = None,
         limit: int = 50_000,
         limit_bytes: int = 32 << 20,
     ) -> None:
         self.name = name
         self.partition = partition
+        self.topic = topic
         self.place = place
         self.limit = limit
         self.limit_bytes = limit_bytes
@@ -359,15 +363,29 @@ class Rows:
         self.open.update(self.pending)
         self.pending.clear()
 
-    # -- epochs
+    # -- as a state log
+
+    # Compacted but for the segment that is written to, and restores read all of it: Kafka's own are of 1 GiB and seven days.
+    topic_config: ClassVar[Mapping[str, str]] = {
+        "cleanup.policy": "compact", "delete.retention.ms": "86400000", "segment.bytes": str(64 << 20),
+        "segment.ms": "86400000", "min.cleanable.dirty.ratio": "0.3",
+    }  # fmt: skip
 
     @property
     def prefix(self) -> bytes:
         return self._prefix
 
-    def seal(self) -> dict[bytes, bytes | None]:
+    @property
+    def touched(self) -> bool:
+        return bool(self.open)
+
+    def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
         self.sealed, self.open = self.open, {}
-        return self.sealed
+        return self.sealed.items()
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        if self.sealed:
+            batch.rows(self._prefix, self.sealed)
 
     def landed(self) -> None:
         if self._tells(self.sealed):
@@ -377,6 +395,22 @@ class Rows:
     def drop(self) -> None:
         self.pending, self.open, self.sealed = {}, {}, {}
         self._forget()
+
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        batch.rows(self._prefix, {r.key: r.value for r in records if r.key is not None})
+
+    def noted(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        """There is nothing."""
+
+    def restored(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """There is nothing to do."""
+
+    @property
+    def holds_any(self) -> bool:
+        return any(True for _ in self.scan())
 
 
 def _plain_key(declared: Any) -> bool:

@@ -327,10 +327,10 @@ async def test_the_log_is_not_trimmed_past_marks_whose_place_is_not_known(hours:
     marks = Marks(worker.store, 7, window_ms=HOUR, bucket_ms=HOUR // 4)
     raw = marks_of(1_000_000)
     batch = worker.store.batch()
-    marks.land(batch, [(b"a", raw)], -1)
-    marks.land(batch, [(b"b", raw)], 50)
+    marks.file(batch, [(b"a", raw)], -1)
+    marks.file(batch, [(b"b", raw)], 50)
     assert marks.first_live_offset() is None
-    marks.land(batch, [(b"c", marks_of(1_000_000 + HOUR))], 60)
+    marks.file(batch, [(b"c", marks_of(1_000_000 + HOUR))], 60)
     assert marks.first_live_offset() is None
 
 

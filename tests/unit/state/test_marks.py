@@ -22,7 +22,7 @@ def marks(store: Store) -> Marks:
 
 def land(marks: Marks, found: dict[bytes, bytes], first_offset: int = 0) -> None:
     batch = marks.store.batch()
-    marks.land(batch, found.items(), first_offset)
+    marks.file(batch, found.items(), first_offset)
     marks.store.write(batch)
 
 
@@ -135,7 +135,7 @@ def test_events_of_random_times_ahead_share_few_buckets_and_are_protected_as_lon
             found[b"%d-%d" % (n, m)] = mark(at)
             filed[b"%d-%d" % (n, m)] = at
         batch = store.batch()
-        marks.land(batch, found.items(), n, stream)
+        marks.file(batch, found.items(), n, stream)
         marks.drop_buckets(batch, marks.expired(stream))
         store.write(batch)
         most = max(most, len(marks.buckets))
@@ -150,8 +150,8 @@ def test_events_of_random_times_ahead_share_few_buckets_and_are_protected_as_lon
 def test_of_two_marks_the_one_filed_later_counts_whatever_bucket_they_share(marks: Marks) -> None:
     """The first was far ahead when it was filed, in a wide bucket; the second when time had come there."""
     batch = marks.store.batch()
-    marks.land(batch, [(b"a", mark(100_001))], 0, 0)
-    marks.land(batch, [(b"a", mark(100_300))], 1, 100_250)
+    marks.file(batch, [(b"a", mark(100_001))], 0, 0)
+    marks.file(batch, [(b"a", mark(100_300))], 1, 100_250)
     marks.store.write(batch)
     first, second = sorted(marks.buckets, key=marks.buckets.__getitem__)
     assert first > second
