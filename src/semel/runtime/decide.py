@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ def disagrees(partition: int, recorded: Position | None, group_offsets: Mapping[
 def decide(
     plan: Plan,
     partition: int,
-    sources: Iterable[str],
+    sources: Collection[str],
     recorded: Position | None,
     group_offsets: Mapping[TP, int],
     topics: Mapping[str, TopicInfo],
@@ -47,6 +47,10 @@ def decide(
     check_logs(plan, partition, recorded, group_offsets, topics, adopt=adopt, holds_state=holds_state)
     changed = changes(plan, recorded, types) if recorded is not None else Changes()
     decided: dict[str, TopicPosition] = {}
+    for name, at in recorded.topics.items() if recorded is not None else ():
+        if name in plan.sources and name not in sources:
+            # By this broker it has no such partition. What stands there must not be lost.
+            check_topic(plan, at, topics[name])
     for name in sources:
         info = topics[name]
         tp = TP(name, partition)

@@ -648,7 +648,7 @@ class Engine:
                 await self.topics.ready()
                 self._topics_anew = False
             asked_at = self.clock.monotonic()
-            topics = await self._takeover.metadata()
+            topics = await self._takeover.metadata(self.assignment.partitions)
             letters = self.plan.dead_letter_topic
             self.dead_letters = DeadLetters(
                 letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)

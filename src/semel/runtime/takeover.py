@@ -86,8 +86,12 @@ class TakeOver:
                 log.info("taking a writer: %s", exc)
                 await self._clock.sleep(0.2)
 
-    async def metadata(self) -> dict[str, TopicInfo]:
-        """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good."""
+    async def metadata(self, shared: Mapping[str, int]) -> dict[str, TopicInfo]:
+        """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good.
+
+        `shared`: how many partitions of each source the group has shared out. A broker that knows fewer is asked again: a task
+        would find none of its own.
+        """
         self._asked = False
         names = [*self._plan.sources, *self._plan.logs]
         until = self._clock.monotonic() + MISSING_S
@@ -95,9 +99,12 @@ class TakeOver:
             try:
                 found = await self._topics.refreshed(names)
                 missing = [name for name in names if name not in found]
-                if not missing:
+                behind = [
+                    name for name, partitions in shared.items() if name in found and found[name].partitions < partitions
+                ]
+                if not missing and (not behind or self._clock.monotonic() > until):
                     return found
-                if self._clock.monotonic() > until:
+                if missing and self._clock.monotonic() > until:
                     raise TopicChanged(
                         f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Run "
                         "`semel reset` to start anew from the source"

@@ -295,6 +295,49 @@ async def test_a_broker_that_has_not_heard_of_the_growth_is_asked_again_at_a_sta
     assert sorted(second.engine.tasks) == [0, 1, 2, 3]
 
 
+async def test_a_worker_whose_partitions_its_broker_has_not_heard_of_waits_for_them(world: World) -> None:
+    """It has none but such: what is recorded of them must not be overwritten by a task that has nothing to read."""
+    world.pipeline = passing()
+    first = world.start()
+    await world.until_running(first)
+    world.cluster.add_partitions("payments", 4)
+    await world.until(lambda: sorted(first.engine.tasks) == [0, 1, 2, 3])
+    await world.until_running(first)
+    for partition in (2, 3):
+        put(world, partition, partition)
+    await world.until(lambda: numbers(world) == [2, 3])
+    await world.clock.sleep(1)
+    shared_at = float("inf")
+
+    def listen(call: Call) -> None:
+        nonlocal shared_at
+        if call.api == "SyncGroup":
+            shared_at = world.clock.monotonic()
+
+    world.cluster.faults.script(listen)
+    settled = world.clock.monotonic()
+    world.cluster.topics()["payments"].grown = settled + 0.01, 2
+
+    def behind_s() -> float:
+        """Once the partitions are shared out, a broker that has not heard of two of them is asked for a while."""
+        now = world.clock.monotonic()
+        return now - settled if 0 <= now - shared_at < 4 else 0.0
+
+    world.cluster.faults.metadata_delay_s = behind_s
+    others = [world.start(f"w{n}") for n in range(2, 5)]
+    await world.clock.sleep(8)
+    for partition in range(4):
+        put(world, partition, 10 + partition)
+    await world.until(lambda: len(numbers(world)) >= 6, within_s=60)
+    await world.until_running(first, *others)
+    await world.clock.sleep(2)
+    assert sorted(numbers(world)) == [2, 3, 10, 11, 12, 13]
+    recorded = {
+        p: task.committed.topics["payments"].next for w in (first, *others) for p, task in w.engine.tasks.items()
+    }
+    assert recorded == {0: 1, 1: 1, 2: 2, 3: 2}
+
+
 async def test_a_broker_that_has_not_heard_of_what_a_reset_made_is_asked_again_at_a_start(world: World) -> None:
     """The reset had the positions grow with the source; a broker that is behind knows as many as there were before."""
     worker = world.start()
