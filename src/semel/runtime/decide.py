@@ -161,6 +161,24 @@ def check_logs(
         check_log_ids(plan.app, recorded.logs, topics)
 
 
+def of_a_life_that_is_over(
+    partition: int, sources: Iterable[str], stored: Position, first: Position | None, topics: Mapping[str, TopicInfo]
+) -> bool:
+    """Whether a local position that no log knows of is from before a reset, which began anew on other sources.
+
+    They had no such partition then, so none was recorded; they have grown since. `first`: the record of the first task, the
+    authority for what the sources are.
+    """
+    if first is None:
+        return False
+    recorded = {**first.left, **first.topics}
+    former = all(name not in recorded or recorded[name].id != at.id for name, at in stored.topics.items())
+    return former and all(
+        name in first.topics and first.topics[name].id == topics[name].id and partition >= first.topics[name].since
+        for name in sources
+    )
+
+
 def check_log_ids(app: str, ids: Mapping[str, str], topics: Mapping[str, TopicInfo]) -> None:
     """TopicChanged where one of the logs that state went to is another topic now. One that is missing is passed over."""
     for name, topic_id in ids.items():

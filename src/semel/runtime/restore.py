@@ -16,7 +16,7 @@ from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
 from semel.runtime.changed import changes
-from semel.runtime.decide import bereft, check_logs, decide, disagrees
+from semel.runtime.decide import bereft, check_logs, decide, disagrees, of_a_life_that_is_over
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.owners import Owners
@@ -94,7 +94,8 @@ class Restorer:
         if known:
             why = await self._rebuild_reason(task, meta, position, known, topics, starts, ends)
             if why:
-                await self._check_logs(task, position is not None, group_offsets, topics, starts, ends)
+                if not await self._is_over(task, position, topics, starts, ends):
+                    await self._check_logs(task, position is not None, group_offsets, topics, starts, ends)
                 log.warning("task %d: its store is rebuilt from the changelogs: %s", task.partition, why)
                 batch = self._store.batch()
                 batch.drop_partition(task.partition)
@@ -206,6 +207,22 @@ class Restorer:
             if await self._logs.stable_offsets(task.source_tps()) != group_offsets:
                 return True
         return False
+
+    async def _is_over(
+        self,
+        task: Task,
+        position: Position | None,
+        topics: Mapping[str, TopicInfo],
+        starts: Mapping[TP, int],
+        ends: Mapping[TP, int],
+    ) -> bool:
+        """Whether a store without rows and marks holds but a position that a reset has left behind."""
+        if position is None or not task.partition or not self._plan.may_grow:
+            return False
+        if await self._recorded(task.partition, starts, ends) is not None:
+            return False
+        first = await self.position_of(0)
+        return of_a_life_that_is_over(task.partition, task.topics, position, first, topics)
 
     async def _check_logs(
         self,

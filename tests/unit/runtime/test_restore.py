@@ -17,15 +17,16 @@ from semel import Dedup, Pipeline, Table, Topic
 from semel.errors import PositionConflict, RecoveryError, SemelError, ShapeChanged, TopicChanged
 from semel.partitioner import partition_of
 from semel.plan import Plan
-from semel.port import TP, Producer
+from semel.port import TP, Producer, TopicInfo
 from semel.runtime import engine
+from semel.runtime.decide import of_a_life_that_is_over
 from semel.runtime.reset import reset
 from semel.runtime.restore import BEHIND_S
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import TaskState
 from semel.runtime.view import EngineView
 from semel.state import positions
-from semel.state.positions import Position
+from semel.state.positions import Position, TopicPosition
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, lose_answer, refuse
 from semel.testing.clock import VirtualClock
@@ -608,6 +609,27 @@ async def test_positions_made_anew_while_nobody_ran_are_refused(world: World, st
     await world.drained()
     check_store(world, worker)
     check_rows(world, worker)
+
+
+@pytest.mark.parametrize(
+    "stored, first, over",
+    [
+        ({"payments": "old"}, {"payments": ("new", 1)}, True),
+        ({"orders": "old"}, {"payments": ("new", 1)}, True),
+        # Of this life; there when the reset began it; of a source that is yet another; nobody says.
+        ({"payments": "new"}, {"payments": ("new", 1)}, False),
+        ({"payments": "old"}, {"payments": ("new", 2)}, False),
+        ({"payments": "old"}, {"payments": ("newer", 1)}, False),
+        ({"payments": "old"}, None, False),
+    ],
+)
+def test_what_a_store_alone_knows_of_a_partition_is_over_only_where_the_app_began_anew_without_it(
+    stored: dict[str, str], first: dict[str, tuple[str, int]] | None, over: bool
+) -> None:
+    local = Position({name: TopicPosition(topic_id, 3, 5) for name, topic_id in stored.items()})
+    told = first and Position({name: TopicPosition(i, 3, 0, born=born) for name, (i, born) in first.items()})
+    topics = {"payments": TopicInfo("payments", "new", 3)}
+    assert of_a_life_that_is_over(1, ["payments"], local, told or None, topics) is over
 
 
 async def test_a_changelog_made_anew_under_a_running_worker_stops_it(world: World) -> None:

@@ -248,6 +248,31 @@ async def test_a_partition_that_a_source_made_anew_has_more_of_is_not_taken_up(w
     assert numbers(world) == [1]
 
 
+async def test_a_store_from_before_a_reset_holds_up_no_partition_that_the_source_got_since(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reset wrote no position of it, since there was none; what the store says of it is of a source that is no more."""
+    world.pipeline = passing()
+    first = world.start()
+    put(world, 1, 1)
+    await world.until(lambda: numbers(world) == [1])
+    await world.clock.sleep(1)
+    await first.stop()
+    world.cluster.delete_topics(["payments"])
+    world.cluster.create_topic("payments", 1)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda text: None)
+    await broker.close()
+    world.cluster.add_partitions("payments", 2)
+    put(world, 1, 2)
+    # On the store of the first one.
+    second = world.start()
+    await world.until(lambda: second.over or numbers(world) == [1, 2], within_s=20)
+    assert not second.over and numbers(world) == [1, 2]
+    assert "task 1: its store is rebuilt" in caplog.text
+
+
 async def test_a_group_has_an_offset_of_each_partition_also_where_nothing_was_read(world: World) -> None:
     world.pipeline = passing()
     put(world, 1, 1)
