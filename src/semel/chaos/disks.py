@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from semel.chaos import stalls
+from semel.chaos import slow_disk
 
 SIZE_MB = 96
 _BALLAST = "ballast"
@@ -52,7 +52,7 @@ def can_mount(folder: Path) -> bool:
 
 def can_stall(folder: Path) -> bool:
     """Whether this process may mount a file on a loop device, and freeze it; tried."""
-    return _tried(folder, mount_file, stalls.freezes)
+    return _tried(folder, mount_file, slow_disk.freezes)
 
 
 def _tried(folder: Path, mounting: Mount, works: Callable[[Path], bool]) -> bool:
@@ -101,7 +101,7 @@ def can_be_slow(folder: Path) -> bool:
 def unmount(folder: Path) -> None:
     """What is still open in it goes with its process."""
     if folder.is_mount():
-        stalls.thaw(folder)
+        slow_disk.thaw(folder)
         _done("umount", "-l", str(folder))
 
 

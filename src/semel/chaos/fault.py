@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from semel.runtime.failpoints import NAMES
 
 if TYPE_CHECKING:
+    from semel.chaos.fleet import Fleet
     from semel.chaos.timeline import Entry
-    from semel.chaos.torture import Torture
     from semel.chaos.workers import ChaosWorker
 
 # Fields of a fault, by name.
@@ -114,7 +114,7 @@ class Fault:
         held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
         return f"{self.kind}: {self.what}{held}{', disk lost' if self.fresh_disk else ''}"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         """Do it and end it again. `entry` gets whom it hit, whether that was at work (`bit`) and what there is to note."""
         raise NotImplementedError
 

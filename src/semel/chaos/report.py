@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from semel.chaos.prover import Proved
 from semel.chaos.timeline import Bites, Timeline, percentile
 
 FINDINGS_SHOWN = 20
 CLEAN, VIOLATED, UNPROVABLE, VOID = "clean", "violated", "unprovable", "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """`verdict`: clean, violated or unprovable. `findings` and `summary` are sentences; `html` stands in the report."""
+
+    verdict: str
+    findings: tuple[str, ...]
+    summary: tuple[str, ...]
+    document: Mapping[str, Any]
+    html: str = ""
 
 
 @dataclass(slots=True)

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semel.chaos import disks
+from semel.chaos.archive import Archive
 from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Compaction
-from semel.chaos.ending import conclude, judge
 from semel.chaos.events import Input, deliveries
 from semel.chaos.fault import Machine, Shape
 from semel.chaos.faults import heal, inflict
 from semel.chaos.faults.brokers import growing
-from semel.chaos.kept import KeptSource
+from semel.chaos.fleet import Fleet
 from semel.chaos.load import Load
+from semel.chaos.monitor import Monitor
+from semel.chaos.observed import Observed
 from semel.chaos.page import write
 from semel.chaos.plan import possible, schedule
 from semel.chaos.report import CLEAN, UNPROVABLE, Report, summary
 from semel.chaos.show import Display, display
-from semel.chaos.sight import Sight
 from semel.chaos.subject import Subject
-from semel.chaos.torture import Torture
-from semel.chaos.watching import Watching
+from semel.chaos.verdict import conclude, judge
 from semel.chaos.workers import ChaosWorker
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
@@ -124,7 +124,7 @@ class Run:
         subject = asked.subject
         self.partitions = asked.partitions or subject.source.partitions or PARTITIONS
         self.report = Report(subject.name, asked.seed, asked.workers, asked.brokers, self.partitions)
-        self.sight = Sight(subject.source.name, self.partitions)
+        self.observed = Observed(subject.source.name, self.partitions)
         self._started = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began: float | None = None
@@ -148,27 +148,27 @@ class Run:
         if not kinds:
             raise SemelError("none of the faults that were asked for can happen here")
         broker, cluster = await self._start_brokers(kafka)
-        kept = self._started.enter_context(closing(KeptSource(self.folder / "input.sqlite", self.sight.topic)))
+        archive = self._started.enter_context(closing(Archive(self.folder / "input.sqlite", self.observed.topic)))
         views = Views()
         self._started.push_async_callback(views.close)
-        on = self._torture(broker, cluster, kept)
+        on = self._fleet(broker, cluster, archive)
         await self._start_workers(on, disks.mount_file if stalls else disks.mount if mounts else None)
-        watching = Watching(on, views, self.display, goal=self.asked.goal, beside=self._beside)
-        listening = self._beside(watching.go())
-        await self._until(on, lambda: self.sight.whole_since(0), "the workers did not come to run", unhurt=True)
-        watching.stage = "chaos"
+        monitor = Monitor(on, views, self.display, goal=self.asked.goal, beside=self._beside)
+        listening = self._beside(monitor.go())
+        await self._until(on, lambda: self.observed.whole_since(0), "the workers did not come to run", unhurt=True)
+        monitor.stage = "chaos"
         loading = self._beside(on.load.run())
-        await self._until(on, lambda: self.sight.behind(on.load.ends) < on.load.published, "nothing was processed")
+        await self._until(on, lambda: self.observed.behind(on.load.ends) < on.load.published, "nothing was processed")
         try:
             await self._storm(on, kinds, loading)
-            watching.stage = "draining"
+            monitor.stage = "draining"
             await self._settle(on, loading)
         finally:
             conclude(self.report, on, deduped=self.asked.subject.dedup is not None)
         listening.cancel()
-        watching.stage = "proving"
+        monitor.stage = "proving"
         say("the load is done and every fault healed; rows against changelogs, then the proof")
-        await judge(self.report, on, self.asked.subject, broker, kept, views, say)
+        await judge(self.report, on, self.asked.subject, broker, archive, views, say)
         self._publish()
 
     def _take_folder(self) -> Path:
@@ -195,11 +195,11 @@ class Run:
         broker = KafkaBroker(cluster.bootstrap, client_id="semel-chaos", rpc_timeout_ms=4000)
         self._started.push_async_callback(broker.close)
         await broker.start()
-        await broker.create_topics([TopicSpec(self.sight.topic, self.partitions, min(3, brokers), PLAIN)])
+        await broker.create_topics([TopicSpec(self.observed.topic, self.partitions, min(3, brokers), PLAIN)])
         return broker, cluster
 
-    def _torture(self, broker: KafkaBroker, cluster: Cluster, kept: KeptSource) -> Torture:
-        asked, topic = self.asked, self.sight.topic
+    def _fleet(self, broker: KafkaBroker, cluster: Cluster, archive: Archive) -> Fleet:
+        asked, topic = self.asked, self.observed.topic
         nursery = Nursery(self.folder / "logs" / "nursery.log")
         self._started.push_async_callback(asyncio.to_thread, nursery.close)
         nursery.start()
@@ -218,16 +218,16 @@ class Run:
         ]
         guests = dict(enumerate(processes[asked.workers :], 1))
         stream = deliveries(asked.source, asked.seed, now_ms)
-        return Torture(
+        return Fleet(
             plan=asked.subject.plan,
             broker=broker,
             cluster=cluster,
             workers=processes[: asked.workers],
             guest=guests.__getitem__,
-            sight=self.sight,
+            observed=self.observed,
             load=Load(broker, topic, self.partitions, stream, rate=self._rate(), seed=asked.seed),
             compaction=Compaction(
-                broker, cluster, kept, lambda: self.sight.partitions, lambda: self.sight.watch.positions
+                broker, cluster, archive, lambda: self.observed.partitions, lambda: self.observed.watch.positions
             ),
             timeline=self.report.timeline,
             now=self.now,
@@ -235,7 +235,7 @@ class Run:
             findings=self.report.findings,
         )
 
-    async def _start_workers(self, on: Torture, mount: disks.Mount | None) -> None:
+    async def _start_workers(self, on: Fleet, mount: disks.Mount | None) -> None:
         self._began = time.monotonic()
         for worker in on.workers:
             if mount is not None and not await asyncio.to_thread(mount, worker.state_dir):
@@ -251,14 +251,14 @@ class Run:
         seconds = self.asked.minutes * 60 if self.asked.count is None else self.asked.count * 3.0
         return max(1.0, min(self.asked.rate, limit * 1.2 / seconds))
 
-    async def _until(self, on: Torture, holds: Callable[[], bool], otherwise: str, *, unhurt: bool = False) -> None:
+    async def _until(self, on: Fleet, holds: Callable[[], bool], otherwise: str, *, unhurt: bool = False) -> None:
         """`unhurt`: while no worker may end, as nothing goes wrong yet."""
         deadline = time.monotonic() + READY_S
         while not holds():
             self._refuse_failed()
             if time.monotonic() > deadline:
                 ends = "".join(f"\n{w.log_end()}" for w in on.everyone)
-                raise SemelError(f"{otherwise} within {READY_S:g} s: {'; '.join(self.sight.trouble())}{ends}")
+                raise SemelError(f"{otherwise} within {READY_S:g} s: {'; '.join(self.observed.trouble())}{ends}")
             if unhurt and (ended := [w for w in on.everyone if w.exit_code]):
                 raise SemelError(
                     f"a worker ended with exit code {ended[0].exit_code} before anything went wrong\n"
@@ -268,7 +268,7 @@ class Run:
 
     # -- the storm
 
-    async def _storm(self, on: Torture, kinds: list[str], loading: asyncio.Task[None]) -> None:
+    async def _storm(self, on: Fleet, kinds: list[str], loading: asyncio.Task[None]) -> None:
         """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
         self.report.seconds = self.now()
         shape = Shape(self.asked.workers, self.asked.brokers, SESSION_S, growing(self.asked.subject.plan))
@@ -300,7 +300,7 @@ class Run:
             running.add(self._beside(inflict(on, fault)))
         await fewer_than(1)
 
-    async def _settle(self, on: Torture, loading: asyncio.Task[None]) -> None:
+    async def _settle(self, on: Fleet, loading: asyncio.Task[None]) -> None:
         """The load stops, and everything that it sent comes to its end."""
         on.load.stop()
         await asyncio.wait({loading}, timeout=30)
@@ -310,13 +310,13 @@ class Run:
         asked = time.monotonic()
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
-                while not (self.sight.whole_since(asked) and self.sight.behind(on.load.ends) == 0):
+                while not (self.observed.whole_since(asked) and self.observed.behind(on.load.ends) == 0):
                     self._refuse_failed()
                     await asyncio.sleep(0.1)
                 return
         self.report.findings.append(
-            f"recovery ends: {DRAIN_S:g} s after the last fault {self.sight.behind(on.load.ends):,} records are not "
-            f"processed: {'; '.join(self.sight.trouble()[:8])}"
+            f"recovery ends: {DRAIN_S:g} s after the last fault {self.observed.behind(on.load.ends):,} records are not "
+            f"processed: {'; '.join(self.observed.trouble()[:8])}"
         )
 
     # -- the end

@@ -57,8 +57,8 @@ def chaos(
 
     from semel import project
     from semel.chaos import events as made
-    from semel.chaos.copying import copy
     from semel.chaos.generated import from_types
+    from semel.chaos.import_input import copy
     from semel.chaos.plan import wanted
     from semel.chaos.run import Asked, now_ms, run
     from semel.chaos.subject import subject

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 from semel.codes import Code
@@ -75,6 +76,17 @@ class Logs:
     async def at_time(self, tps: Sequence[TP], ms: int) -> dict[TP, int]:
         """The first offset of each that is stamped at that time or later; -1 for none."""
         return await self.asked(lambda: self.broker.list_offsets(tps, ms)) if tps else {}
+
+    async def records(self, topic: str) -> AsyncGenerator[tuple[TP, Record]]:
+        """All that stands in a topic, partition by partition; nothing where there is no such topic."""
+        info = (await self.asked(lambda: self.broker.topics([topic]))).get(topic)
+        tps = [TP(topic, partition) for partition in range(0 if info is None else info.partitions)]
+        starts, ends = await self.starts(tps), await self.ends(tps)
+        for tp in tps:
+            async with aclosing(self.read(tp, starts[tp], ends[tp])) as pieces:
+                async for piece in pieces:
+                    for record in piece.records:
+                        yield tp, record
 
     async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
         """Committed records from `start` to `end`; the next piece is fetched while one is looked at."""

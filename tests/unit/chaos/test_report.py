@@ -9,8 +9,7 @@ import pytest
 
 from semel.chaos.page import COLOURS, page, picture
 from semel.chaos.plan import KINDS
-from semel.chaos.prover import Proved
-from semel.chaos.report import Report, summary
+from semel.chaos.report import Proved, Report, summary
 from semel.chaos.timeline import Bites, Entry, Sample, Timeline
 
 CLEAN = Proved("clean", (), ("clean: 7 laws",), {"verdict": "clean"}, "<html>the proof</html>")

@@ -11,8 +11,8 @@ from semel.chaos.faults.limits import Deny, Throttle
 from semel.chaos.faults.net import Net
 from semel.chaos.faults.processes import Clock, Failpoint, Kill, OddCode, Term, Zombie
 from semel.chaos.faults.state import CorruptBlock, DiskFull, DiskSlow
+from semel.chaos.fleet import Fleet
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import Torture
 
 __all__ = ["FAULTS", "heal", "inflict"]
 
@@ -25,7 +25,7 @@ FAULTS: dict[str, type[Fault]] = {
 }  # fmt: skip
 
 
-async def inflict(on: Torture, fault: Fault) -> None:
+async def inflict(on: Fleet, fault: Fault) -> None:
     """One fault, from its beginning to the recovery."""
     entry = Entry(fault.number, fault.kind, str(fault), "", on.now(), seen=fault.seen)
     on.active.add(fault.number)
@@ -37,7 +37,7 @@ async def inflict(on: Torture, fault: Fault) -> None:
     await on.recovered(entry)
 
 
-def heal(on: Torture) -> None:
+def heal(on: Fleet) -> None:
     """Whatever faults that were interrupted left behind."""
     for worker in on.everyone:
         for fault in FAULTS.values():

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from semel.chaos.asking import until_done
 from semel.chaos.cluster import Cluster
 from semel.chaos.fault import Chance, Drawn, Fault, Grown, Machine
+from semel.chaos.fleet import Fleet
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import Torture
 from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
 from semel.port import RpcError, RpcLost, TopicInfo
@@ -29,7 +29,7 @@ class Rebalance(Fault):
     def what(self) -> str:
         return f"{self.nth} more workers"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.alone("group"):
             on.begins(entry, "the group")
             guests: list[ChaosWorker] = []
@@ -39,7 +39,7 @@ class Rebalance(Fault):
                     await asyncio.sleep(self.hold_s / 4)
                 await on.holding(guests[0], GUEST_S)
                 await asyncio.sleep(self.hold_s)
-                entry.bit = any(on.sight.holds(guest.name) for guest in guests)
+                entry.bit = any(on.observed.holds(guest.name) for guest in guests)
             finally:
                 await on.dismiss(guests, kill=self.number % 2 == 0)
 
@@ -54,11 +54,11 @@ class BrokerKill(Fault):
     async def leaves(self, cluster: Cluster, node: int) -> None:
         await cluster.kill(node)
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         node = on.cluster.nodes[self.broker]
         async with on.alone("brokers"):
             on.begins(entry, f"broker {node}")
-            entry.bit = on.sight.processed > 0
+            entry.bit = on.observed.processed > 0
             await self.leaves(on.cluster, node)
             await asyncio.sleep(self.hold_s)
             await on.cluster.back(node)
@@ -101,10 +101,10 @@ class Grow(Fault):
     def what(self) -> str:
         return f"{self.nth} more partitions of {self.variant}"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         match self.variant:
             case "the source":
-                name = on.sight.topic
+                name = on.observed.topic
             case "the results":
                 name = sorted(on.plan.sinks)[self.number % len(on.plan.sinks)]
             case _:
@@ -114,14 +114,14 @@ class Grow(Fault):
             on.begins(entry, name)
             before = await _partitions(on, name)
             now = before + self.nth
-            entry.bit, entry.note = bool(on.sight.processed), f"{before} before, {now} now"
+            entry.bit, entry.note = bool(on.observed.processed), f"{before} before, {now} now"
             await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
-            if name == on.sight.topic:
-                on.sight.partitions = on.load.partitions = now
+            if name == on.observed.topic:
+                on.observed.partitions = on.load.partitions = now
         await asyncio.sleep(self.hold_s)
 
 
-async def _partitions(on: Torture, name: str) -> int:
+async def _partitions(on: Fleet, name: str) -> int:
     found: dict[str, TopicInfo] = {}
 
     async def look() -> None:
@@ -142,7 +142,7 @@ class Compact(Fault):
         variant = chance.rng.choice(("while they run", "while they are frozen", "while they are down"))
         return {"variant": variant, "hold_s": 0.0 if variant == "while they run" else chance.rng.uniform(0.5, 3)}
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.alone("input"), AsyncExitStack() as claims:
             kept_off: list[ChaosWorker] = []
             if self.hold_s:

@@ -10,8 +10,8 @@ from typing import cast
 from semel.chaos.asking import until_done
 from semel.chaos.cluster import WORKERS
 from semel.chaos.fault import Chance, Drawn, Fault
+from semel.chaos.fleet import REFUSED, Fleet
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import REFUSED, Torture
 from semel.kafka.admin import Acl, Operation, Resource, add_acls, remove_acls, set_quota
 
 # Kafka's name of a quota, what it begins with, and how small it may become: one epoch or restore is to take seconds.
@@ -48,24 +48,24 @@ class Throttle(Fault):
     def what(self) -> str:
         return f"a quota of {self.variant}"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         quota, most, least = _QUOTAS[self.variant]
         workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
         names = [worker.name for worker in workers]
         clients = [f"{on.app}-{name}" for name in names]
         async with on.alone("quotas"):
             on.begins(entry, ", ".join(names))
-            before = on.sight.throttles(names)
+            before = on.observed.throttles(names)
             until = time.monotonic() + self.hold_s
             try:
                 while (left := until - time.monotonic()) > 0:
-                    if most >= least and on.sight.throttles(names) == before:
+                    if most >= least and on.observed.throttles(names) == before:
                         await _set(on, clients, quota, most)
                         entry.note, most = f"{quota} {most:,.6g}", most / 2
                     await asyncio.sleep(min(left, MET_S))
             finally:
                 await _set(on, clients, quota, None)
-            met = on.sight.throttles(names) - before
+            met = on.observed.throttles(names) - before
             entry.bit = met > 0
             entry.note += f", {met} answers asked to wait" * (met > 0)
 
@@ -83,7 +83,7 @@ class Deny(Fault):
     def what(self) -> str:
         return f"no {self.variant}"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         operation, _, what = self.variant.partition(" on the ")
         acls = [
             Acl(resource, name, WORKERS, cast("Operation", operation), allows=False)
@@ -104,7 +104,7 @@ class Deny(Fault):
             entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
 
 
-def _named(on: Torture, what: str) -> list[tuple[Resource, str]]:
+def _named(on: Fleet, what: str) -> list[tuple[Resource, str]]:
     """The resources that a fault means."""
     plan = on.plan
     match what:
@@ -120,5 +120,5 @@ def _named(on: Torture, what: str) -> list[tuple[Resource, str]]:
             return [("transactional id", plan.transactional_id(worker.name)) for worker in on.everyone]
 
 
-async def _set(on: Torture, clients: list[str], quota: str, most: float | None) -> None:
+async def _set(on: Fleet, clients: list[str], quota: str, most: float | None) -> None:
     await until_done(f"a quota of {clients[0]}", lambda: set_quota(on.cluster.bootstrap, clients, quota, most))

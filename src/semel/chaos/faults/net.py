@@ -6,9 +6,9 @@ import asyncio
 from contextlib import ExitStack
 
 from semel.chaos.fault import Chance, Drawn, Fault
+from semel.chaos.fleet import Fleet
 from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import Torture
 from semel.errors import SemelError
 
 # A request of the kind that is to be lost comes with every commit.
@@ -44,7 +44,7 @@ class Net(Fault):
     def what(self) -> str:
         return f"{self.variant} {self.step}".rstrip()
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         worker = None if self.worker < 0 else on.in_turn(self.worker)[0]
         client = f"{on.app}-{worker.name}" if worker else ""
         on.begins(entry, worker.name if worker else "all workers")

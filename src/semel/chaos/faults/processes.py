@@ -9,8 +9,8 @@ from operator import sub
 
 from semel.chaos import disks
 from semel.chaos.fault import STEPS, Chance, Drawn, Fault
+from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import TERM_S, Torture
 from semel.chaos.workers import ChaosWorker
 from semel.runtime import oddcode
 from semel.runtime.oddcode import Done
@@ -38,10 +38,10 @@ class Kill(Fault):
             "fresh_disk": rng.random() < 0.15,
         }
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.victims(self.worker, everyone=self.variant == "SIGKILL to all") as victims:
             on.begins(entry, ", ".join(w.name for w in victims))
-            entry.bit = any(on.sight.holds(w.name) for w in victims)
+            entry.bit = any(on.observed.holds(w.name) for w in victims)
             await on.kill9(victims)
             await asyncio.sleep(self.hold_s)
             for worker in victims:
@@ -69,7 +69,7 @@ class Failpoint(Fault):
     def what(self) -> str:
         return f"kill -9 at {self.step}, time {self.nth}"
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
             await on.kill9([worker])
@@ -111,13 +111,13 @@ class Zombie(Fault):
         if worker.frozen:
             worker.thaw()
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             if self.variant == "replaced while frozen":
                 # Frozen before it joined it would wake as the later of the two, and rightly take the name.
                 await on.holding(worker, ARMED_S)
             on.begins(entry, worker.name)
-            entry.bit = bool(on.sight.holds(worker.name))
+            entry.bit = bool(on.observed.holds(worker.name))
             on.freeze(worker)
             if self.variant != "replaced while frozen":
                 await asyncio.sleep(self.hold_s)
@@ -156,7 +156,7 @@ class Term(Fault):
         step = chance.rng.choice([name for name in STEPS if name.startswith("commit.")])
         return {"variant": "SIGTERM within a commit", "step": step, "nth": chance.rng.randint(1, 5)}
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
             if self.step:
@@ -168,7 +168,7 @@ class Term(Fault):
                 worker.send(signal.SIGTERM)
                 worker.thaw()
             else:
-                entry.bit = bool(on.sight.holds(worker.name))
+                entry.bit = bool(on.observed.holds(worker.name))
             code = await worker.term(TERM_S)
             if code is None:
                 on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM (fault {self.number})")
@@ -200,10 +200,10 @@ class Clock(Fault):
     def heal(cls, worker: ChaosWorker) -> None:
         worker.set_clock(0)
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
-            entry.bit = bool(on.sight.holds(worker.name))
+            entry.bit = bool(on.observed.holds(worker.name))
             restarts = not self.variant.startswith("jumps")
             try:
                 if restarts:
@@ -239,7 +239,7 @@ class OddCode(Fault):
     def heal(cls, worker: ChaosWorker) -> None:
         oddcode.order(worker.odd_code, 0.0)
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
         files = [worker.odd_code for worker in workers]
         async with on.alone("code"):

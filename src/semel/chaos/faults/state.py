@@ -6,9 +6,9 @@ import asyncio
 
 from semel.chaos import disks
 from semel.chaos.fault import Chance, Drawn, Fault, Machine
-from semel.chaos.stalls import Stalling
+from semel.chaos.fleet import Fleet
+from semel.chaos.slow_disk import Stalling
 from semel.chaos.timeline import Entry
-from semel.chaos.torture import Torture
 from semel.chaos.workers import ChaosWorker
 
 # How long a worker may take to come back with its store.
@@ -33,7 +33,7 @@ class DiskFull(Fault):
         if worker.state_dir.is_mount():
             disks.free(worker.state_dir)
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
             if not worker.state_dir.is_mount():
@@ -65,7 +65,7 @@ class CorruptBlock(Fault):
         variant = chance.rng.choice(("bytes of the store flip", "bytes of the store flip while it is down"))
         return {"variant": variant, "hold_s": chance.rng.uniform(0, 1)}
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
             down = self.variant.endswith("while it is down")
@@ -103,7 +103,7 @@ class DiskSlow(Fault):
         variant = chance.rng.choice(("the state directory stalls", "the state directory stalls, also at a start"))
         return {"variant": variant, "hold_s": chance.rng.uniform(2, 5)}
 
-    async def apply(self, on: Torture, entry: Entry) -> None:
+    async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as worker:
             on.begins(entry, worker.name)
             if not disks.can_be_slow(worker.state_dir):

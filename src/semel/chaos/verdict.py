@@ -7,43 +7,44 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 
-from semel.chaos.kept import KeptSource
-from semel.chaos.prover import prove
-from semel.chaos.report import Report
+from semel import proof
+from semel.chaos.archive import Archive
+from semel.chaos.fleet import TERM_S, Fleet
+from semel.chaos.report import Proved, Report
 from semel.chaos.subject import Subject
 from semel.chaos.tables import compare
 from semel.chaos.timeline import void_reasons
-from semel.chaos.torture import TERM_S, Torture
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local.views import Views
 from semel.plan import Plan
-from semel.port import TP, RpcError, RpcLost
+from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 from semel.runtime.oddcode import ON_PURPOSE
 
 # A worker that still joins is a session away from its partitions at most, and a restore.
+TELL_EVERY_S = 2.0
 TABLES_S = 30.0
 ASK_EVERY_S = 0.2
 # Deliveries of an event that was sent before, by how it came to that.
 REDELIVERED = ("immediate", "late", "burst", "disordered", "resent")
 
 
-def conclude(report: Report, on: Torture, *, deduped: bool) -> None:
+def conclude(report: Report, on: Fleet, *, deduped: bool) -> None:
     """The counts of the run, and whether it is void; before the proof, which may not come about."""
     counts = dict(on.load.counts)
     redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
-    taken, became = on.compaction.taken, on.sight.watch.counts()
+    taken, became = on.compaction.taken, on.observed.watch.counts()
     report.seconds = on.now()
-    report.processed = on.sight.processed
+    report.processed = on.observed.processed
     report.events = {
         "published": on.load.published, "redelivered": redelivered, **counts, "compacted": taken.gone,
         "unread": taken.unread,
     }  # fmt: skip
-    report.bites = on.sight.bites()
+    report.bites = on.observed.bites()
     report.mended = on.mended
     report.void = void_reasons(
         on.timeline.entries,
@@ -58,10 +59,10 @@ def conclude(report: Report, on: Torture, *, deduped: bool) -> None:
 
 async def judge(
     report: Report,
-    on: Torture,
+    on: Fleet,
     subject: Subject,
     broker: KafkaBroker,
-    kept: KeptSource,
+    archive: Archive,
     views: Views,
     say: Callable[[str], None],
 ) -> None:
@@ -78,10 +79,10 @@ async def judge(
             report.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
             await worker.kill9()
     with _as_finding(report, "there is no proof"):
-        report.proved = await prove(broker, subject.plan, kept, say)
+        report.proved = await _prove(broker, subject.plan, archive, say)
 
 
-async def _compare(on: Torture, plan: Plan, broker: KafkaBroker, views: Views) -> list[str]:
+async def _compare(on: Fleet, plan: Plan, broker: KafkaBroker, views: Views) -> list[str]:
     """Any worker answers for all, but the last one to come back may just be joining, and partitions move for that."""
     until = time.monotonic() + TABLES_S
     for worker in itertools.cycle(on.workers):
@@ -96,23 +97,38 @@ async def _compare(on: Torture, plan: Plan, broker: KafkaBroker, views: Views) -
 
 async def _given_up(plan: Plan, broker: KafkaBroker) -> list[str]:
     """Events that odd code cost their last attempt, as a sentence: each had attempts left."""
-    logs, found = Logs(broker, SystemClock()), list[str]()
-    name = plan.dead_letter_topic
-    info = (await broker.topics([name])).get(name)
-    tps = [TP(name, partition) for partition in range(info.partitions if info is not None else 0)]
-    starts, ends = await logs.starts(tps), await logs.ends(tps)
-    for tp in tps:
-        async with aclosing(logs.read(tp, starts[tp], ends[tp])) as pieces:
-            async for piece in pieces:
-                for record in piece.records:
-                    said = dict(record.headers)
-                    if ON_PURPOSE.encode() in (said.get("semel.error") or b""):
-                        found.append(
-                            f"{tp.topic}[{tp.partition}]@{record.offset} after {said.get('semel.attempts')} attempts"
-                        )
-    return (
-        [f"a failed attempt is tried again: given up were {', '.join(found[:5])}; {len(found)} in all"] if found else []
+    spent: list[str] = []
+    async for tp, record in Logs(broker, SystemClock()).records(plan.dead_letter_topic):
+        headers = dict(record.headers)
+        if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
+            spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
+    return [f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"] * bool(spent)
+
+
+async def _prove(
+    broker: KafkaBroker, plan: Plan, recording: proof.Recording, progress: Callable[[str], None]
+) -> Proved:
+    """`recording`: what the run kept of its input. RpcLost where no broker answers; SemelError where the topics cannot be
+    understood.
+    """
+    told = time.monotonic()
+
+    def tell(how_far: proof.Progress) -> None:
+        nonlocal told
+        if time.monotonic() > told + TELL_EVERY_S:
+            told = time.monotonic()
+            progress(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
+
+    proven = await proof.prove(broker, plan, SystemClock(), progress=tell, recording=recording)
+    document = proven.to_json()
+    findings = tuple(
+        f"{finding['law']}: {finding['sentence']}"
+        + "".join(f"\n  {w['topic']}[{w['partition']}]@{w['offset']}: {w['what']}" for w in finding["witnesses"])
+        for finding in document["findings"]
     )
+    lines = proven.text().splitlines()
+    summary = (lines[0], *(line.strip() for line in lines if line.startswith("  note:")))
+    return Proved(proven.verdict.value, findings, summary, document, proof.html(proven))
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from semel.chaos.fleet import Fleet
 from semel.chaos.show import Display, Shown, WorkerShown
 from semel.chaos.timeline import Sample, percentile, rates
-from semel.chaos.torture import Torture
 from semel.chaos.workers import ChaosWorker
 from semel.local.views import Views
 
@@ -17,12 +17,12 @@ SAMPLE_EVERY_S = 0.5
 RATE_OVER_S = 3.0
 
 
-class Watching:
+class Monitor:
     """`stage`: how far the run is, as it is shown. `beside` runs work that must not fail unseen; `goal` is shown."""
 
     def __init__(
         self,
-        torture: Torture,
+        fleet: Fleet,
         views: Views,
         display: Display,
         *,
@@ -30,7 +30,7 @@ class Watching:
         beside: Callable[[Awaitable[None]], object],
     ) -> None:
         self.stage = "starting"
-        self._torture = torture
+        self._fleet = fleet
         self._views = views
         self._display = display
         self._goal = goal
@@ -41,17 +41,17 @@ class Watching:
         """Without end. Before the chaos a worker that ends is not started again, and no broker is."""
         next_sample = 0.0
         while True:
-            for worker in self._torture.everyone:
+            for worker in self._fleet.everyone:
                 if worker.running and not worker.frozen and worker.pid not in self._asking:
                     self._beside(self._ask(worker))
                 elif not worker.running and not worker.expected_end and self.stage != "starting":
-                    self._beside(self._torture.supervise(worker))
-            now = self._torture.now()
+                    self._beside(self._fleet.supervise(worker))
+            now = self._fleet.now()
             if now >= next_sample:
                 next_sample = now + SAMPLE_EVERY_S
                 self._sample(now)
                 if self.stage != "starting":
-                    self._beside(self._torture.mend_brokers())
+                    self._beside(self._fleet.mend_brokers())
                 self._display.show(self._shown(now))
             await asyncio.sleep(ASK_EVERY_S)
 
@@ -63,28 +63,26 @@ class Watching:
         finally:
             self._asking.discard(pid)
         # An answer that was on its way when its worker was killed or frozen says what no longer holds.
-        known = any(w is worker for w in self._torture.everyone)
+        known = any(w is worker for w in self._fleet.everyone)
         if document is None or not known or worker.pid != pid or not worker.running or worker.frozen:
             return
-        self._torture.sight.hear(worker.name, pid, document, asked)
+        self._fleet.observed.hear(worker.name, pid, document, asked)
         states = {task["state"] for task in document["tasks"]}
-        self._torture.timeline.turn(
-            worker.name, self._torture.now(), "running" if states == {"running"} else "starting"
-        )
+        self._fleet.timeline.turn(worker.name, self._fleet.now(), "running" if states == {"running"} else "starting")
 
     def _sample(self, now: float) -> None:
-        load, sight = self._torture.load, self._torture.sight
-        self._torture.timeline.samples.append(Sample(now, load.published, sight.processed, sight.behind(load.ends)))
+        load, observed = self._fleet.load, self._fleet.observed
+        self._fleet.timeline.samples.append(Sample(now, load.published, observed.processed, observed.behind(load.ends)))
 
     def _shown(self, now: float) -> Shown:
-        on = self._torture
+        on = self._fleet
         recent = rates(on.timeline.samples[-20:], RATE_OVER_S)
         return Shown(
             seconds=now,
             goal=self._goal,
             stage=self.stage,
             published=on.load.published,
-            lag=on.sight.behind(on.load.ends),
+            lag=on.observed.behind(on.load.ends),
             rate=recent[-1][1] if recent else 0.0,
             faults=on.timeline.by_kind(),
             active=len(on.active),
@@ -94,7 +92,7 @@ class Watching:
         )
 
     def _worker_shown(self, worker: ChaosWorker) -> WorkerShown:
-        seen = self._torture.sight.watch.workers.get(worker.name)
+        seen = self._fleet.observed.watch.workers.get(worker.name)
         tasks = seen.tasks if seen is not None else {}
         phase = "frozen" if worker.frozen else "dead" if not worker.running else "running" if tasks else "starting"
         return WorkerShown(worker.name, phase, worker.pid, tasks)

@@ -13,7 +13,7 @@ COUNTED = ("aborts", "unknown", "fences", "recoveries", "rebalances")
 
 
 @dataclass(slots=True)
-class Sight:
+class Observed:
     """`hear` and `gone` keep it true; times are the caller's, in seconds."""
 
     topic: str

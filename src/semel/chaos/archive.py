@@ -15,7 +15,7 @@ from semel.port import TP, Record
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRecord:
+class ArchivedRecord:
     """A `semel.port.Record` of which nothing else is left."""
 
     offset: int
@@ -25,7 +25,7 @@ class KeptRecord:
     headers: tuple[tuple[str, bytes | None], ...]
 
 
-class KeptSource:
+class Archive:
     """A `semel.proof.Recording` of one topic, in a new file. `upto`: partition -> the offset up to which it has every record."""
 
     def __init__(self, file: Path, topic: str) -> None:
@@ -57,7 +57,7 @@ class KeptSource:
             "SELECT at, stamp, key, value, headers FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at",
             (tp.partition, start, end),
         )
-        return [KeptRecord(at, stamp, key, value, _unpacked(headers)) for at, stamp, key, value, headers in rows]
+        return [ArchivedRecord(at, stamp, key, value, _unpacked(headers)) for at, stamp, key, value, headers in rows]
 
     def unread(self, tp: TP, start: int, end: int) -> NDArray[np.int64]:
         there = self._unread.get(tp.partition, set[int]()) if tp.topic == self.topic else set[int]()

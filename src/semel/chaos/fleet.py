@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import Compaction
 from semel.chaos.load import Load
-from semel.chaos.sight import Sight
+from semel.chaos.observed import Observed
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
@@ -30,7 +30,7 @@ GONE_S = 30.0
 
 
 @dataclass
-class Torture:
+class Fleet:
     """What there is to be hurt, and what was seen of it.
 
     `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
@@ -43,7 +43,7 @@ class Torture:
     cluster: Cluster
     workers: list[ChaosWorker]
     guest: Callable[[int], ChaosWorker]
-    sight: Sight
+    observed: Observed
     load: Load
     compaction: Compaction
     timeline: Timeline
@@ -77,11 +77,11 @@ class Torture:
     async def recovered(self, entry: Entry) -> None:
         """Until every partition runs and commits go on; a finding where it does not, with nothing else going wrong."""
         healed = time.monotonic()
-        processed = self.sight.processed
+        processed = self.observed.processed
         quiet_s, looked = 0.0, healed
         while True:
-            if self.sight.whole_since(healed) and (
-                self.sight.processed > processed or self.sight.behind(self.load.ends) == 0
+            if self.observed.whole_since(healed) and (
+                self.observed.processed > processed or self.observed.behind(self.load.ends) == 0
             ):
                 entry.recovered_s = self.now()
                 took = entry.recovery_s or 0.0
@@ -94,7 +94,7 @@ class Torture:
                 entry.note = entry.note or "never recovered"
                 self.findings.append(
                     f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
-                    "partitions run and commit: " + "; ".join(self.sight.trouble()[:8])
+                    "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
                 )
                 return
 
@@ -141,11 +141,11 @@ class Torture:
 
     def start(self, worker: ChaosWorker, *, failpoint: str = "") -> None:
         worker.start(failpoint=failpoint)
-        self.sight.meet(worker.name, worker.url, worker.pid)
+        self.observed.meet(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
     def gone(self, worker: ChaosWorker) -> None:
-        self.sight.gone(worker.name)
+        self.observed.gone(worker.name)
         self.timeline.turn(worker.name, self.now(), "dead")
 
     async def kill9(self, workers: Iterable[ChaosWorker]) -> None:
@@ -158,18 +158,18 @@ class Torture:
 
     def freeze(self, worker: ChaosWorker) -> None:
         worker.freeze()
-        self.sight.gone(worker.name)
+        self.observed.gone(worker.name)
         self.timeline.turn(worker.name, self.now(), "frozen")
 
     def thaw(self, worker: ChaosWorker) -> None:
         worker.thaw()
-        self.sight.meet(worker.name, worker.url, worker.pid)
+        self.observed.meet(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
     async def holding(self, worker: ChaosWorker, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and worker.running:
-            if self.sight.holds(worker.name):
+            if self.observed.holds(worker.name):
                 return True
             await asyncio.sleep(LOOK_S)
         return False
@@ -194,7 +194,7 @@ class Torture:
         for guest in guests:
             if kill or await guest.term(TERM_S) is None:
                 await guest.kill9()
-            self.sight.forget(guest.name)
+            self.observed.forget(guest.name)
             self.timeline.turn(guest.name, self.now(), "away")
             self.guests.remove(guest)
 

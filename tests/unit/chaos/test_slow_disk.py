@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.chaos import disks, stalls
+from semel.chaos import disks, slow_disk
 
 WRITER = """
 import os, sys
@@ -45,21 +45,21 @@ def writer(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_whoever_writes_to_a_stalling_disk_waits_and_is_seen_to(folder: Path, writer: subprocess.Popen[bytes]) -> None:
-    stalling = stalls.Stalling(folder)
+    stalling = slow_disk.Stalling(folder)
     stalling.watch(writer.pid)
     time.sleep(1.5)
     seen = stalling.end()
     assert not seen.failed
     assert seen.stalls >= 3
     assert seen.met >= 2
-    assert seen.worst_ms > 0.6 * stalls.FROZEN_S * 1000 > seen.quiet_ms
+    assert seen.worst_ms > 0.6 * slow_disk.FROZEN_S * 1000 > seen.quiet_ms
     assert stalling.end() is seen
 
 
 def test_who_does_not_write_meets_no_stall(folder: Path) -> None:
     sleeper = subprocess.Popen(["sleep", "30"])
     try:
-        stalling = stalls.Stalling(folder)
+        stalling = slow_disk.Stalling(folder)
         stalling.watch(sleeper.pid)
         time.sleep(1.0)
         seen = stalling.end()
@@ -72,20 +72,20 @@ def test_who_does_not_write_meets_no_stall(folder: Path) -> None:
 def test_a_disk_is_thawed_when_whoever_stalls_it_dies(folder: Path) -> None:
     """Its standard input ends then, as it does here with the one process that holds the other end of it."""
     script = (
-        "import os, sys, time; from pathlib import Path; from semel.chaos.stalls import Stalling\n"
+        "import os, sys, time; from pathlib import Path; from semel.chaos.slow_disk import Stalling\n"
         "Stalling(Path(sys.argv[1])); time.sleep(1); os.kill(os.getpid(), 9)"
     )
     died = subprocess.run([sys.executable, "-c", script, str(folder)], timeout=20, check=False)
     assert died.returncode == -9
-    time.sleep(2 * stalls.FROZEN_S)
-    assert not stalls.thaw(folder)
+    time.sleep(2 * slow_disk.FROZEN_S)
+    assert not slow_disk.thaw(folder)
     began = time.monotonic()
     (folder / "after").write_bytes(b"written")
-    assert time.monotonic() - began < stalls.FROZEN_S
+    assert time.monotonic() - began < slow_disk.FROZEN_S
 
 
 def test_a_folder_that_was_left_frozen_can_be_unmounted_and_used_again(folder: Path) -> None:
-    assert stalls.freeze(folder)
+    assert slow_disk.freeze(folder)
     disks.unmount(folder)
     assert not folder.is_mount()
     assert disks.mount_file(folder)
@@ -111,7 +111,7 @@ def test_a_disk_that_can_be_slow_can_be_full_too(folder: Path) -> None:
 
 
 def test_where_nothing_can_be_stalled_the_reason_is_kept(tmp_path: Path) -> None:
-    stalling = stalls.Stalling(tmp_path / "nowhere")
+    stalling = slow_disk.Stalling(tmp_path / "nowhere")
     stalling.watch(os.getpid())
     seen = stalling.end()
     assert "nowhere" in seen.failed

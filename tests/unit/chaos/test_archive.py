@@ -7,24 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from semel.chaos.kept import KeptRecord, KeptSource
+from semel.chaos.archive import Archive, ArchivedRecord
 from semel.port import TP
 
 PAYMENTS = TP("payments", 0)
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[KeptSource]:
-    made = KeptSource(tmp_path / "input.sqlite", "payments")
+def kept(tmp_path: Path) -> Iterator[Archive]:
+    made = Archive(tmp_path / "input.sqlite", "payments")
     yield made
     made.close()
 
 
-def record(offset: int, value: bytes | None = b"{}", headers: tuple[tuple[str, bytes | None], ...] = ()) -> KeptRecord:
-    return KeptRecord(offset, 1_700_000_000_000 + offset, b"key", value, headers)
+def record(
+    offset: int, value: bytes | None = b"{}", headers: tuple[tuple[str, bytes | None], ...] = ()
+) -> ArchivedRecord:
+    return ArchivedRecord(offset, 1_700_000_000_000 + offset, b"key", value, headers)
 
 
-def test_records_come_back_as_they_were_by_offset(kept: KeptSource) -> None:
+def test_records_come_back_as_they_were_by_offset(kept: Archive) -> None:
     odd = [record(3, None), record(4, b"\x00\xff", (("id", b"\xff\x00"), ("none", None), ("id", b""))), record(9, b"")]
     kept.keep(0, odd[:2], 6)
     kept.keep(0, odd[2:], 10)
@@ -33,7 +35,7 @@ def test_records_come_back_as_they_were_by_offset(kept: KeptSource) -> None:
     assert kept.upto == {0: 10}
 
 
-def test_partitions_and_topics_are_not_taken_for_each_other(kept: KeptSource) -> None:
+def test_partitions_and_topics_are_not_taken_for_each_other(kept: Archive) -> None:
     kept.keep(0, [record(1)], 2)
     kept.keep(1, [record(1, b"other")], 2)
     kept.may_be_unread(1, [1])
@@ -46,15 +48,15 @@ def test_partitions_and_topics_are_not_taken_for_each_other(kept: KeptSource) ->
     ]
 
 
-def test_what_may_be_unread_is_said_in_order_and_only_where_it_is_asked_for(kept: KeptSource) -> None:
+def test_what_may_be_unread_is_said_in_order_and_only_where_it_is_asked_for(kept: Archive) -> None:
     kept.may_be_unread(0, {7, 3, 11})
     kept.may_be_unread(0, [5, 3])
     assert list(kept.unread(PAYMENTS, 0, 100)) == [3, 5, 7, 11]
     assert list(kept.unread(PAYMENTS, 4, 11)) == [5, 7]
 
 
-def test_a_file_of_an_earlier_run_is_not_read(kept: KeptSource, tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_run_is_not_read(kept: Archive, tmp_path: Path) -> None:
     kept.keep(0, [record(1)], 2)
-    again = KeptSource(tmp_path / "input.sqlite", "payments")
+    again = Archive(tmp_path / "input.sqlite", "payments")
     assert again.between(PAYMENTS, 0, 9) == []
     again.close()

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from semel.chaos.sight import Sight
+from semel.chaos.fleet import GONE_S, Fleet
+from semel.chaos.observed import Observed
 from semel.chaos.timeline import Timeline
-from semel.chaos.torture import GONE_S, Torture
 from semel.chaos.workers import ChaosWorker
 
 
@@ -34,12 +34,13 @@ class Unhurt:
     forgetful, away = False, frozenset[int]()
 
 
-def torture(*workers: Ended) -> Torture:
+def fleet(*workers: Ended) -> Fleet:
     anything: Any = None
     processes = [cast("ChaosWorker", worker) for worker in workers]
-    return Torture(
-        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything, sight=Sight("t", 1),
-        load=anything, compaction=anything, timeline=Timeline(), now=lambda: 0.0, say=lambda said: None,
+    return Fleet(
+        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything,
+        observed=Observed("t", 1), load=anything, compaction=anything, timeline=Timeline(), now=lambda: 0.0,
+        say=lambda said: None,
     )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ REFUSED = "ERROR Metadata was answered with error 29: TOPIC_AUTHORIZATION_FAILED
 @pytest.mark.parametrize("code", [1, 2])
 async def test_a_worker_that_ends_for_want_of_a_right_is_started_again_and_no_finding(code: int) -> None:
     ended = Ended(code, REFUSED)
-    on = torture(ended)
+    on = fleet(ended)
     on.rights_since = math.inf
     await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, on.unrightful, ended.starts) == ([], 1, 2)
@@ -62,7 +63,7 @@ async def test_a_worker_that_ends_for_want_of_a_right_is_started_again_and_no_fi
 )
 async def test_any_other_end_is_a_finding(code: int, said: str, taken_s: float) -> None:
     ended = Ended(code, said)
-    on = torture(ended)
+    on = fleet(ended)
     on.rights_since = time.monotonic() - taken_s
     await on.supervise(cast("ChaosWorker", ended))
     assert (len(on.findings), on.unrightful, ended.starts) == (1, 0, 2)
@@ -70,7 +71,7 @@ async def test_any_other_end_is_a_finding(code: int, said: str, taken_s: float) 
 
 async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> None:
     ended = Ended(3)
-    on = torture()
+    on = fleet()
     on.active.add(1)
     await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, ended.starts) == ([], 1)

@@ -1,0 +1,83 @@
+"""How the pipeline is doing, by what its workers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from semel.chaos.observed import Observed
+
+
+def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
+    return {
+        "tasks": [
+            {"partition": p, "state": s, "position": {"t": at}, "lag": 0, "restored": 0, "to_restore": 0}
+            for p, (s, at) in tasks.items()
+        ],
+        "counts": {"duplicates": stats.pop("duplicates", 0)},
+        "throttles": stats.pop("throttles", 0),
+        "commits": {"commits": 1, "aborts": 0, "unknown": 0, "fences": 0, "recoveries": 0, "rebalances": 1, **stats},
+    }
+
+
+@pytest.fixture
+def observed() -> Observed:
+    made = Observed("t", 2)
+    made.meet("w1", "http://w1", 10)
+    made.meet("w2", "http://w2", 20)
+    made.hear("w1", 10, document({0: ("running", 5)}), 1.0)
+    made.hear("w2", 20, document({1: ("running", 7)}), 2.0)
+    return made
+
+
+def test_it_is_whole_where_every_partition_runs_once(observed: Observed) -> None:
+    assert observed.whole_since(0.5)
+    assert observed.processed == 12
+
+
+def test_what_was_said_before_a_moment_does_not_count_after_it(observed: Observed) -> None:
+    assert not observed.whole_since(1.5)
+    observed.hear("w1", 10, document({0: ("running", 5)}), 3.0)
+    assert observed.whole_since(1.5)
+
+
+@pytest.mark.parametrize("tasks", [{}, {0: ("restoring", 5)}, {0: ("running", 5), 1: ("running", 7)}])
+def test_it_is_not_whole_else(observed: Observed, tasks: dict[int, tuple[str, int]]) -> None:
+    observed.hear("w1", 10, document(tasks), 3.0)
+    assert not observed.whole_since(0.5)
+
+
+def test_a_worker_that_is_gone_holds_nothing_and_positions_stay(observed: Observed) -> None:
+    observed.gone("w1")
+    assert observed.holds("w1") == set()
+    assert not observed.whole_since(0.5)
+    assert observed.processed == 12
+
+
+def test_what_is_still_to_be_done_is_counted_by_partition(observed: Observed) -> None:
+    assert observed.behind({0: 9, 1: 7}) == 4
+    assert observed.behind({0: 5, 1: 3}) == 0
+
+
+def test_what_engines_counted_is_kept_over_their_deaths(observed: Observed) -> None:
+    observed.hear("w1", 10, document({}, fences=1, duplicates=4), 3.0)
+    observed.gone("w1")
+    observed.meet("w1", "http://w1", 30)
+    observed.hear("w1", 30, document({}, fences=2, unknown=1, duplicates=9), 4.0)
+    bites = observed.bites()
+    assert (bites.fences, bites.unknown, bites.duplicates) == (3, 1, 9)
+    assert bites.assignments == 3
+
+
+def test_a_worker_that_will_not_come_back_is_forgotten(observed: Observed) -> None:
+    observed.forget("w2")
+    assert observed.trouble() == ["w1 task 0: running, at {'t': 5}, lag 0, restored 0 of 0"]
+
+
+def test_what_brokers_asked_to_wait_is_summed_up_over_the_lives_of_the_workers_meant(observed: Observed) -> None:
+    observed.hear("w1", 10, document({0: ("running", 5)}, throttles=2), 3.0)
+    observed.meet("w1", "http://w1", 11)
+    observed.hear("w1", 11, document({0: ("running", 5)}, throttles=3), 4.0)
+    observed.hear("w2", 20, document({1: ("running", 7)}, throttles=10), 4.0)
+    assert (observed.throttles(["w1"]), observed.throttles(["w1", "w2"]), observed.throttles(["w3"])) == (5, 15, 0)
