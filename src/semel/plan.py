@@ -5,6 +5,7 @@ It also owns the names of everything an app keeps on Kafka.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -151,6 +152,13 @@ class Plan:
             {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None},
             option=orjson.OPT_SORT_KEYS,
         ).decode()
+
+    @property
+    def program(self) -> str:
+        """What tells one declaration from another in the group, in one line: the agents' names, and a fingerprint of them and
+        of what stored state depends on. What the agents' code does has no part in it."""
+        names = ", ".join(sorted(agent.name for agent in self.agents))
+        return f"{names:.200} ({hashlib.sha256(f'{names} {self.shape()}'.encode()).hexdigest()[:8]})"
 
     def types(self) -> str:
         """What stored state looks like, as canonical JSON: of tables their types, of a dedup rule its functions."""

@@ -21,6 +21,7 @@ from semel.runtime.assignor import (
     decode_member,
     encode_assignment,
     encode_member,
+    mixed,
 )
 
 TOPICS = ("in",)
@@ -121,11 +122,34 @@ urls = st.sampled_from(["", "http://w1:6066", "https://[::1]:7/behind/a/proxy"])
         names,
         urls,
         st.lists(st.integers(0, 1000), max_size=5).map(tuple),
+        st.integers(0, 1000),
+        texts,
     )
 )
 def test_a_member_is_read_as_it_was_written(info: MemberInfo) -> None:
     assert decode_member(info.member_id, encode_member(info)) == info
     assert decode_member("m", b"") == MemberInfo("m", ())
+
+
+def test_members_of_versions_that_say_less_or_more_are_read() -> None:
+    before = b'{"topics":["in"],"instance":"w1","url":"","tasks":[0],"anew":2}'
+    assert decode_member("m", before) == MemberInfo("m", ("in",), "w1", "", (0,), 2, "")
+    assert decode_member("m", before[:-1] + b',"program":"settle","later":{}}').program == "settle"
+
+
+def test_programs_are_mixed_where_members_that_read_the_same_topics_run_several() -> None:
+    def member(instance: str, program: str, *topics: str) -> MemberInfo:
+        return MemberInfo(instance, topics or TOPICS, instance, program=program)
+
+    assert mixed([]) == mixed([member("a", "x"), member("b", "x"), member("c", "y", "other"), member("d", "")]) == []
+    members = [
+        member("c", "x"),
+        member("b", "y"),
+        member("a", "x"),
+        member("d", ""),
+        member("e", "x", *reversed(TOPICS)),
+    ]
+    assert mixed(members) == [{"x": ["a", "c", "e"], "y": ["b"]}]
 
 
 @settings(print_blob=True)

@@ -259,3 +259,22 @@ def test_a_sink_that_no_result_can_come_to_is_said(agent: Any, said: str, caplog
     caplog.clear()
     Pipeline("q", source=Topic("in"), agent=agent)
     assert caplog.text == ""
+
+
+def test_a_program_is_its_agents_tables_and_dedup_rule_and_not_what_their_code_does() -> None:
+    def program(agent: Any = settle, **changed: Any) -> str:
+        return declared(agent=agent, **changed).plan().program
+
+    def settle_otherwise(event: Any) -> Any:
+        return event
+
+    settle_otherwise.__name__ = "settle"
+    assert program() == program() == program(settle_otherwise)
+    assert program().startswith("settle (")
+    others = [
+        program(lambda event: None),
+        program(dedup=Dedup("id", window=DAY)),
+        program(dedup=Dedup("id", window=2 * DAY)),
+        program(tables=[Table("t")]),
+    ]
+    assert len({program(), *others}) == 5

@@ -22,7 +22,8 @@ T = TypeVar("T")
 class MemberInfo:
     """What a member says of itself when it joins.
 
-    `tasks`: what it ran last, so that it may keep it. `anew`: how often it joined again only to be heard.
+    `tasks`: what it ran last, so that it may keep it. `anew`: how often it joined again only to be heard. `program`: what it
+    runs (`Plan.program`); empty: not known, of a version that does not say it.
     """
 
     member_id: str
@@ -31,6 +32,7 @@ class MemberInfo:
     url: str = ""
     tasks: tuple[int, ...] = ()
     anew: int = 0
+    program: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,19 @@ def assign(members: Sequence[MemberInfo], tasks: int) -> dict[str, tuple[int, ..
     return {member_id: tuple(sorted(held)) for member_id, held in kept.items()}
 
 
+def mixed(members: Sequence[MemberInfo]) -> list[dict[str, list[str]]]:
+    """Program -> instances that run it, of members that read the same topics and do not run the same.
+
+    What a member does not say of itself is taken for what the others say.
+    """
+    running: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for member in sorted(members, key=lambda m: m.instance):
+        if member.program:
+            by_program = running.setdefault(tuple(sorted(member.topics)), {})
+            by_program.setdefault(member.program, []).append(member.instance)
+    return [by_program for by_program in running.values() if len(by_program) > 1]
+
+
 # -- on the wire: JSON; the broker's envelope around it is the client's business
 
 
@@ -94,6 +109,7 @@ class _Member(msgspec.Struct):
     url: str = ""
     tasks: tuple[int, ...] = ()
     anew: int = 0
+    program: str = ""
 
 
 class _Assignment(msgspec.Struct):
@@ -107,15 +123,24 @@ _read_assignment = msgspec.json.Decoder(_Assignment).decode
 
 
 def encode_member(info: MemberInfo) -> bytes:
-    said = {"topics": info.topics, "instance": info.instance, "url": info.url, "tasks": info.tasks, "anew": info.anew}
-    return orjson.dumps(said)
+    return orjson.dumps(
+        {
+            "topics": info.topics,
+            "instance": info.instance,
+            "url": info.url,
+            "tasks": info.tasks,
+            "anew": info.anew,
+            "program": info.program,
+        }
+    )
 
 
 def decode_member(member_id: str, raw: bytes) -> MemberInfo:
     """Malformed where a worker of ours would not have said it. A URL that is none is no address."""
     said = _read(_read_member, raw) if raw else _Member()
     _check_instance(said.instance)
-    return MemberInfo(member_id, said.topics, said.instance, worker_url(said.url) or "", said.tasks, said.anew)
+    url = worker_url(said.url) or ""
+    return MemberInfo(member_id, said.topics, said.instance, url, said.tasks, said.anew, said.program)
 
 
 def encode_assignment(assignment: Assignment) -> bytes:

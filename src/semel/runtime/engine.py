@@ -203,6 +203,7 @@ class Engine:
             instance_id=f"{self.app}-{self.instance}",
             topics=tuple(self.plan.sources),
             url=s.web_url,
+            program=self.plan.program,
             session_timeout_ms=s.session_timeout_ms,
             rebalance_timeout_ms=s.rebalance_timeout_ms,
         )

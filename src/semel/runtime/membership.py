@@ -26,6 +26,7 @@ from semel.runtime.assignor import (
     decode_member,
     encode_assignment,
     encode_member,
+    mixed,
 )
 from semel.runtime.failpoints import Failpoints
 from semel.stages.answers import Answer, answer_of, needs_a_person
@@ -96,6 +97,7 @@ class GroupMember:
         instance_id: str | None,
         topics: tuple[str, ...],
         url: str,
+        program: str,
         session_timeout_ms: int,
         rebalance_timeout_ms: int,
     ) -> None:
@@ -109,6 +111,10 @@ class GroupMember:
         self._topics = topics
         # As the others will read it, so that we know it again.
         self._url = worker_url(url) or ""
+        self._program = program
+        # What was warned of already, and when last.
+        self._mixed: set[frozenset[str]] = set()
+        self._mixed_at = -STRANGER_EVERY_S
         self._fenced_since: float | None = None
         self._said = ("", 0.0)
         self._stranger_at = self._programs_at = -STRANGER_EVERY_S
@@ -218,7 +224,9 @@ class GroupMember:
             return False
         self._rejoin.clear()
         await self._pass("group.before_join")
-        about_us = MemberInfo(self._member_id, self._topics, self._instance, self._url, self.tasks, self._anew)
+        about_us = MemberInfo(
+            self._member_id, self._topics, self._instance, self._url, self.tasks, self._anew, self._program
+        )
         try:
             joined = await self._broker.join_group(
                 self._group,
@@ -242,6 +250,7 @@ class GroupMember:
         if joined.is_leader:
             members = self._workers((m.member_id, m.metadata) for m in joined.members)
             self._say_programs({m.topics: m.instance for m in members if m.topics})
+            self._say_mixed(members)
             shares = assign(members, max(partitions.values(), default=0))
             owners = {task: (m.instance, m.url) for m in members for task in shares[m.member_id]}
             for m in members:
@@ -368,6 +377,23 @@ class GroupMember:
             "; ".join(f"{instance} reads {', '.join(map(repr, topics))[:200]}" for topics, instance in sorted(programs.items())),
         )  # fmt: skip
 
+    def _say_mixed(self, members: list[MemberInfo]) -> None:
+        """Of each mixture once, by the leader, which alone hears all: an upgrade goes through one, and ends it."""
+        now = self._clock.monotonic()
+        for by_program in mixed(members):
+            if frozenset(by_program) in self._mixed or now - self._mixed_at < STRANGER_EVERY_S:
+                continue
+            self._mixed.add(frozenset(by_program))
+            self._mixed_at = now
+            log.warning(
+                "workers of %r read the same topics and run different programs (other agents, tables or dedup rule): %s. An "
+                "event is handled by the program of the worker that has its partition just then. While an upgrade is under way "
+                "that is in order, and ends with it. If none is, stop the workers of one of them, or give each program an id of "
+                "its own",
+                self._group,
+                "; ".join(f"{_cut(', '.join(i))} with {_cut(program)}" for program, i in sorted(by_program.items())[:4]),
+            )  # fmt: skip
+
     def _say(self, refusal: str, *, loud: bool = False) -> None:
         """`loud`: somebody has to do something about it."""
         said, at = self._said
@@ -403,6 +429,6 @@ class GroupMember:
             ) from fenced
 
 
-def _cut(wrong: Malformed) -> str:
+def _cut(wrong: Malformed | str) -> str:
     """What was found wrong may hold what the member wrote: on one line, and short."""
     return repr(str(wrong))[1:-1][:200]

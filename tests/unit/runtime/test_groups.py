@@ -19,7 +19,7 @@ from semel.stages.sink import Out
 from semel.state.store import Store
 from semel.testing.broker import Call, MemoryBroker, delay, lose_request, refuse
 from semel.web.view import Restoring
-from tests.unit.runtime.harness import APP, Worker, World
+from tests.unit.runtime.harness import APP, Payment, Worker, World, payments_pipeline
 
 NOTES = TP("notes", 0)
 
@@ -666,6 +666,70 @@ async def test_workers_of_one_app_that_read_other_topics_are_named_by_the_leader
     await world.clock.sleep(1)
     [line] = [r.getMessage() for r in caplog.records if "different programs" in r.getMessage()]
     assert "w1 reads 'payments'" in line and "w2 reads 'orders'" in line
+
+
+def mixtures(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "the same topics and run different programs" in r.getMessage()]
+
+
+def another_program(world: World) -> None:
+    """What starts from here on has an agent of another name."""
+
+    def audit(payment: Payment) -> None: ...
+
+    world.pipeline = payments_pipeline(world.work, make=lambda tables: audit)
+
+
+async def test_workers_of_one_app_with_other_agents_on_the_same_topics_are_named_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    another_program(world)
+    second = world.start("w2")
+    await world.until(lambda: len(owned(first)) == len(owned(second)) == 1)
+    [line] = mixtures(caplog)
+    assert "workers of 'payments'" in line and "w1 with settle (" in line and "w2 with audit (" in line
+    assert "While an upgrade is under way that is in order" in line and "an id of its own" in line
+    await world.clock.sleep(120)
+    world.start("w3")
+    await world.until(lambda: first.engine.stats["rebalances"] == 3)
+    assert mixtures(caplog) == [line]
+
+
+async def test_workers_of_one_program_and_of_versions_that_do_not_say_theirs_are_no_mixture(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = world.start("w1"), world.start("w2")
+    await world.until(lambda: len(owned(first)) == len(owned(second)) == 1)
+    before = b'{"topics":["payments"],"instance":"w0","url":"","tasks":[],"anew":0}'
+    rebalances = first.engine.stats["rebalances"]
+    await join_with(world, MemoryBroker(world.cluster, "before"), before)
+    await world.until(lambda: first.engine.stats["rebalances"] > rebalances)
+    await world.clock.sleep(1)
+    assert mixtures(caplog) == []
+
+
+async def test_an_upgrade_worker_by_worker_is_said_once_by_each_that_leads_it_and_ends_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path, partitions=6)
+    names = ["w1", "w2", "w3"]
+    workers = {name: world.start(name) for name in names}
+    await world.until_running(*workers.values())
+    another_program(world)
+    for name in names:
+        await workers[name].stop()
+        workers[name] = world.start(name)
+        await world.clock.sleep(120)
+        await world.until_running(*workers.values())
+    lines = mixtures(caplog)
+    assert 1 <= len(lines) <= 2
+    caplog.clear()
+    workers["w4"] = world.start("w4")
+    await world.until_running(*workers.values())
+    assert mixtures(caplog) == []
+    await world.close()
 
 
 @pytest.mark.parametrize("decided", [b"{not json", b"[1]", b'{"tasks":[7],"partitions":{"payments":2}}',
