@@ -59,7 +59,7 @@ class Watch:
 
 
 def has_work(engine: Engine) -> bool:
-    return bool(engine.epoch_outputs) or any(t.touched for t in engine.tasks.values())
+    return bool(engine.epoch.outputs) or any(t.touched for t in engine.tasks.values())
 
 
 class Current:

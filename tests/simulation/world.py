@@ -196,7 +196,7 @@ class SimulatedWorld(World):
     def amid_work(self, worker: Worker) -> bool:
         """Something is under way: an epoch, an event, a restore, a rebalance. A worker at rest proves nothing by dying."""
         engine = worker.engine
-        if not engine.restored or engine.membership is None or engine.gate_closed or engine._epochs.committing:
+        if not engine.restored or engine.membership is None or engine.epoch.closed or engine._epochs.committing:
             return True
         return has_work(engine) or any(lane.slice is not None or lane.ready for lane in engine.lanes)
 

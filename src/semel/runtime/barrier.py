@@ -5,38 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from semel.hand import Hand
 from semel.port import Clock
 from semel.stages.agent import Lane
+from semel.stages.epoch import OpenEpoch
 
 log = logging.getLogger("semel.engine")
 
 
 class Barrier:
-    def __init__(self, clock: Clock, lanes: Sequence[Lane], *, handler_timeout_ms: int) -> None:
+    def __init__(self, clock: Clock, lanes: Sequence[Lane], epoch: OpenEpoch, *, handler_timeout_ms: int) -> None:
         self._clock = clock
         self._lanes = lanes
+        self._epoch = epoch
         self._timeout_ms = handler_timeout_ms
-        self._open = asyncio.Event()
-        self._open.set()
-        self._parked = asyncio.Event()
         # Events that have been waited for once: the next epoch does not wait for them again.
         self._left_out: dict[Lane, tuple[Hand, int]] = {}
         self.left_out = 0
-
-    def gate(self) -> Awaitable[Any]:
-        """What a lane awaits between two events while the gate is closed."""
-        self._parked.set()
-        return self._open.wait()
-
-    def close(self) -> None:
-        self._open.clear()
-
-    def open(self) -> None:
-        self._open.set()
 
     async def quiesce(self) -> None:
         """Wait for running events, at most the handler timeout. What is not over then is in a later epoch."""
@@ -47,10 +34,10 @@ class Barrier:
             left = ends - self._clock.monotonic()
             if not awaited or left <= 0:
                 break
-            self._parked.clear()
+            self._epoch.parked.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, 0.05)):
-                    await self._parked.wait()
+                    await self._epoch.parked.wait()
         self._left_out = {lane: (lane.hand, lane.hand.event) for lane in busy}
         for lane in awaited:
             self.left_out += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from semel import lineage, looptime
@@ -43,6 +43,7 @@ from semel.stages import body
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer, needs_a_person
 from semel.stages.commit import CommitFailed, Writer
+from semel.stages.epoch import OpenEpoch
 from semel.stages.sink import DeadLetters, Destination, Out
 from semel.state.inhand import InHand
 from semel.state.store import Store, StoreError
@@ -111,10 +112,8 @@ class Engine:
         self.group: GroupMember | None = None
         self.writer: Writer | None = None
         # What a lane sees (stages.host)
-        self.gate_closed = False
-        self.epoch_outputs: list[Out] = []
-        self.open_bytes = 0
-        self.epoch_bytes, self.event_bytes = self.shares.epoch, self.shares.event
+        changed = asyncio.Event()
+        self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
         self._void_sends_told = False
         self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
@@ -158,10 +157,9 @@ class Engine:
         self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._epochs = Epochs(
             self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
-            watch=self._watch, sinks=self.topics.sinks,
+            watch=self._watch, changed=changed, sinks=self.topics.sinks,
         )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._epochs.suspects, self._background)
-        self.gate = self._epochs.gate
         self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._epochs.commit_seconds
         self.commit_histogram = self._epochs.commit_histogram
@@ -303,14 +301,14 @@ class Engine:
     def budget_bytes(self) -> dict[str, int]:
         """The memory budget, and the shares of it that `held_bytes` are of."""
         share = self.shares
-        return {"all": share.budget, "source": share.source, "epoch": self.epoch_bytes, "rows": share.rows,
+        return {"all": share.budget, "source": share.source, "epoch": self.epoch.limit_bytes, "rows": share.rows,
                 "keys": share.keys, "carry": share.carry}  # fmt: skip
 
     def held_bytes(self) -> dict[str, int]:
         """What of the memory budget is in use, by share."""
         return {
             "source": self.intake.held_bytes,
-            "epoch": self.open_bytes,
+            "epoch": self.epoch.bytes,
             "rows": sum(rows.hot_bytes for task in self.tasks.values() for rows in task.tables.values()),
             "keys": self.topics.keys_bytes,
             "carry": self._epochs.carry.bytes,
@@ -495,13 +493,6 @@ class Engine:
 
     # ================================================================== epochs
 
-    def add(self, outs: Iterable[Out], size: int) -> None:
-        """What came of an event is part of the open epoch; lanes wait at the gate once that is as large as one may be."""
-        self.epoch_outputs.extend(outs)
-        self.open_bytes = held = self.open_bytes + size
-        if held >= self.epoch_bytes:
-            self._epochs.full()
-
     def carry(self, out: Out) -> asyncio.Future[None]:
         """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
         done = self._epochs.carry.add(out, self.clock.monotonic())
@@ -524,8 +515,7 @@ class Engine:
                     "handled again, this is started again"
                 )
             case Fate.OPEN:
-                self._epochs.join(out)
-                self.add((out,), out.size)
+                self.epoch.join(out)
                 return None
             case Fate.SEALED:
                 assert hand.attempts.after is not None
@@ -568,11 +558,10 @@ class Engine:
         self.intake.clear()
         # Also those of logs: a restore is over, or is begun anew.
         self.troubles.clear()
-        self.epoch_outputs = []
         self._alone = None
         for lane in self.lanes:
             lane.abandon()
-        self._epochs.dropped()
+        self.epoch.drop()
         for task in self.tasks.values():
             task.state = TaskState.RESTORING
             task.sealed_position = None

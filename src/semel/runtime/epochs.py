@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from semel.codes import NO_RIGHT
-from semel.errors import CarryOverFull
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime import carry, epoch
@@ -28,7 +27,7 @@ from semel.runtime.watch import TopicWatch
 from semel.stages.agent import Lane
 from semel.stages.answers import Answer
 from semel.stages.commit import REQUEST_BYTES, CommitFailed, EpochState, Sealed, Throttled, Unwritable, Writer
-from semel.stages.sink import Out
+from semel.stages.epoch import OpenEpoch
 from semel.state.positions import Sink
 from semel.state.store import Store
 
@@ -49,10 +48,7 @@ class Worker(Protocol):
     lanes: list[Lane]
     membership: Membership | None
     writer: Writer | None
-    gate_closed: bool
-    epoch_outputs: list[Out]
-    open_bytes: int
-    epoch_bytes: int
+    epoch: OpenEpoch
     stats: dict[str, float]
 
 
@@ -71,9 +67,12 @@ class Epochs:
         *,
         transactional_id: str,
         watch: TopicWatch,
+        changed: asyncio.Event,
         sinks: Callable[[int], dict[str, Sink]],
     ) -> None:
         self._watch = watch
+        # Something happened that may make an epoch due.
+        self.changed = changed
         self._sinks = sinks
         self._worker = worker
         self._plan = plan
@@ -83,23 +82,15 @@ class Epochs:
         self._clock = clock
         self._pass = failpoints
         self._transactional_id = transactional_id
-        self._barrier = Barrier(clock, worker.lanes, handler_timeout_ms=settings.handler_timeout_ms)
+        self._epoch = worker.epoch
+        self._barrier = Barrier(clock, worker.lanes, worker.epoch, handler_timeout_ms=settings.handler_timeout_ms)
         self._share = shares(settings.memory_budget_bytes)
         self._least_bytes = min(EPOCH_LEAST_BYTES, self._share.epoch)
         self.carry = CarryOver(settings.carry_over_limit, self._share.carry)
         self._followers = Followers(())
         self.suspects = Suspects()
-        # Something happened that may make an epoch due.
-        self.changed = asyncio.Event()
-        self.gate = self._barrier.gate
         self.number = 0
         self.committing = False
-        # The open epoch is as large as one may be: no event begins before it is cut.
-        self._full = False
-        # What tasks have put into it that have outlived their events.
-        self._joined_bytes = 0
-        # Running events are waited for, or the epoch is being cut.
-        self._cutting = False
         self._since: float | None = None
         # Shorter than what is set while brokers throttle what an epoch of that length writes.
         self._interval_s = settings.commit_interval_ms / 1000
@@ -118,7 +109,7 @@ class Epochs:
     # -- when
 
     def has_work(self) -> bool:
-        if self._worker.epoch_outputs or any(t.touched for t in self._worker.tasks.values()):
+        if self._epoch.outputs or any(t.touched for t in self._worker.tasks.values()):
             return True
         return bool(self.carry) and self._can_carry()
 
@@ -160,7 +151,7 @@ class Epochs:
             if self._since is None:
                 self._since = now
             left = self._since + self._interval_s - now
-            if left <= 0 or self._full or self._idle() or self.suspects.cautious:
+            if left <= 0 or self._epoch.full or self._idle() or self.suspects.cautious:
                 return
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -169,54 +160,20 @@ class Epochs:
 
     # -- how large
 
-    def full(self) -> None:
-        """Close the gate until the open epoch is cut: a transaction takes so many bytes in its time, and memory as well."""
-        if not self._full:
-            self._full = True
-            self._worker.gate_closed = True
-            self._barrier.close()
-            self.changed.set()
-
-    def join(self, out: Out) -> None:
-        """A task that has outlived its event puts this into the open epoch. It has passed no gate, so there is a bound: what
-        one event may write, for all of them. CarryOverFull."""
-        size, most = self._joined_bytes + out.size, self._share.event
-        if size > most:
-            raise CarryOverFull(
-                f"{self._joined_bytes} bytes were sent since the last commit by tasks that have outlived their events, and "
-                f"{most} is the limit for one commit; let such a task wait between what it sends, send from the agent, or "
-                "raise memory_budget_bytes (a quarter of it, 64 MiB at most)"
-            )
-        self._joined_bytes = size
-
-    def dropped(self) -> None:
-        """What the open epoch held is given up."""
-        self._emptied()
-        if not self._cutting:
-            self._open_gate()
-
-    def _emptied(self) -> None:
-        self._worker.open_bytes = self._joined_bytes = 0
-        self._full = False
-
-    def _open_gate(self) -> None:
-        self._worker.gate_closed = False
-        self._barrier.open()
-
     def _fit(self, size: int, seconds: float) -> None:
         """After an epoch of `size` bytes was committed in so many seconds: how large the next may be."""
-        worker, timeout = self._worker, self._settings.commit_timeout_ms / 1000
+        epoch, timeout = self._epoch, self._settings.commit_timeout_ms / 1000
         if seconds > timeout / 2:
-            worker.epoch_bytes = max(self._least_bytes, min(worker.epoch_bytes, int(size * timeout / seconds / 2)))
+            epoch.limit_bytes = max(self._least_bytes, min(epoch.limit_bytes, int(size * timeout / seconds / 2)))
         elif seconds < timeout / 4:
-            worker.epoch_bytes = min(self._share.epoch, worker.epoch_bytes * 2)
+            epoch.limit_bytes = min(self._share.epoch, epoch.limit_bytes * 2)
 
     def _too_large(self, sealed: Sealed, writer: Writer, cause: Exception) -> None:
         """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
         the brokers take what they can, that event is to blame."""
-        worker, least = self._worker, self._least_bytes
-        as_small_as_can_be = worker.epoch_bytes == least or self.suspects.cautious
-        worker.epoch_bytes = max(least, min(worker.epoch_bytes, sealed.size) // 4)
+        epoch, least = self._epoch, self._least_bytes
+        as_small_as_can_be = epoch.limit_bytes == least or self.suspects.cautious
+        epoch.limit_bytes = max(least, min(epoch.limit_bytes, sealed.size) // 4)
         if as_small_as_can_be and sealed.size > least and self._took_too_long(writer, cause):
             self.suspects.unfinished(
                 f"what it writes is too much for one transaction: of {writer.to_send} bytes the brokers took "
@@ -244,15 +201,13 @@ class Epochs:
             return False
         self.committing = True
         try:
-            self._cutting = self._worker.gate_closed = True
-            self._barrier.close()
+            self._epoch.begin_cut()
             try:
                 await self._barrier.quiesce()
                 await self._pass("barrier.before_seal")
                 sealed, carried = self._seal(membership)
             finally:
-                self._cutting = self._full = False
-                self._open_gate()
+                self._epoch.end_cut()
             if sealed is None:
                 return False
             await self._commit(sealed, carried, writer, membership)
@@ -270,7 +225,7 @@ class Epochs:
         touched = [t for t in self._worker.tasks.values() if t.touched]
         carried: list[Carried] = []
         if not self.suspects.cautious:
-            carried = self.carry.take(bytes_left=self._worker.epoch_bytes - self._worker.open_bytes)
+            carried = self.carry.take(bytes_left=self._epoch.limit_bytes - self._epoch.bytes)
         elif not touched:
             # While somebody is sought who is to blame, an epoch is one event's or one output's.
             carried = self.carry.take(1)
@@ -284,7 +239,7 @@ class Epochs:
         if not touched and not carried:
             return None, []
         self.number += 1
-        outs, self._worker.epoch_outputs = self._worker.epoch_outputs, []
+        outs, size = self._epoch.take()
         outs.extend(c.out for c in carried)
         self._followers = Followers(lane.hand for lane in self._worker.lanes if lane.on_result is not None)
         self.suspects.sealed(self._worker.lanes)
@@ -293,8 +248,7 @@ class Epochs:
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
             writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks,
         )  # fmt: skip
-        sealed.size = self._worker.open_bytes + sum(c.out.size for c in carried)
-        self._emptied()
+        sealed.size = size + sum(c.out.size for c in carried)
         return sealed, carried
 
     async def _commit(
@@ -309,7 +263,7 @@ class Epochs:
                 sealed.step(EpochState.ABORTING)
                 raise
             started = self._clock.monotonic()
-            writer.request_bytes = min(REQUEST_BYTES, max(REQUEST_LEAST_BYTES, self._worker.epoch_bytes))
+            writer.request_bytes = min(REQUEST_BYTES, max(REQUEST_LEAST_BYTES, self._epoch.limit_bytes))
             await writer.commit(sealed, membership)
         except BaseException as exc:
             self._not_committed(sealed, carried, exc)

@@ -121,8 +121,8 @@ class Lane:
         try:
             while True:
                 self._check_run(hand)
-                if self.host.gate_closed or self.host.catching_up:
-                    await (self.host.gate() if self.host.gate_closed else self.host.catch_up(0.0))
+                if self.host.epoch.closed or self.host.catching_up:
+                    await (self.host.epoch.gate() if self.host.epoch.closed else self.host.catch_up(0.0))
                     continue
                 taken, soonest = self._take()
                 if taken is not None:
@@ -228,7 +228,9 @@ class Lane:
 
     def _hold(self, cursor: Cursor, now: float) -> Slice:
         task, chunk = cursor.task, cursor.queue[0]
-        limit = SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch_bytes // self._heavy))
+        limit = (
+            SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch.limit_bytes // self._heavy))
+        )
         one = self.host.cautious() or self.host.one_by_one()
         if one or (chunk.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
@@ -237,7 +239,7 @@ class Lane:
         self.slice = s = Slice(cursor, chunk, end, int(self.host.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.hand.task = task
-        self.hand.writes.most_bytes = self.host.event_bytes
+        self.hand.writes.most_bytes = self.host.epoch.event_bytes
         self.hand.tables = task.tables
         self.hand.id = self.hand.steps = None
         self.hand.origin = self.host.origin(self.plan, cursor.tp)
@@ -315,8 +317,8 @@ class Lane:
             host.finished()
             await self.let_go()
             turn_ends = host.clock.monotonic() + TURN_S
-        while host.gate_closed or host.catching_up:
-            await (host.gate() if host.gate_closed else host.catch_up(0.0))
+        while host.epoch.closed or host.catching_up:
+            await (host.epoch.gate() if host.epoch.closed else host.catch_up(0.0))
         self._check_run(hand)
         return turn_ends
 
@@ -479,7 +481,7 @@ class Lane:
         task: Task = hand.task
         counts = task.counts
         outputs = writes.outputs
-        self.host.add(outputs, writes.bytes + EVENT_BYTES)
+        self.host.epoch.add(outputs, writes.bytes + EVENT_BYTES)
         if outputs:
             counts["out"] += len(outputs)
             if hand.origin is not None:
@@ -516,7 +518,9 @@ class Lane:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        self.host.add(outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
+        self.host.epoch.add(
+            outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
+        )
         results.clear()
         writes.fold(task.marks)
         if s.moved is not None:

@@ -41,7 +41,7 @@ class Aside:
         if s.batch is not None:
             s.batch.letters.append(letter)
         else:
-            self._host.add((letter,), letter.size)
+            self._host.epoch.add((letter,), letter.size)
 
     def quarantine(self, s: Slice, record: Record, reason: str, error: str, attempts: int = 0) -> None:
         host, tp = self._host, s.cursor.tp

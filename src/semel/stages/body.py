@@ -226,6 +226,7 @@ async def _run_function(lane: Lane, hand: Hand) -> None:
     host, run = lane.host, lane.plan.run
     awaits = lane.plan.kind is AgentKind.COROUTINE
     monotonic, begin, finish, emit = host.clock.monotonic, lane.begin, lane.finish, lane.emit
+    epoch = host.epoch
     while True:
         s = await lane.next_slice(hand)
         turn_ends = monotonic() + TURN_S
@@ -242,7 +243,7 @@ async def _run_function(lane: Lane, hand: Hand) -> None:
             except Exception as exc:
                 lane.failed(exc, hand)
                 break
-            if monotonic() > turn_ends or host.gate_closed:
+            if monotonic() > turn_ends or epoch.closed:
                 turn_ends = await lane.pause(hand, turn_ends)
         else:
             lane.end_slice(hand)

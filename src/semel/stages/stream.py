@@ -71,7 +71,7 @@ class LaneStream:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         lane, hand = self._lane, self._hand
-        host = lane.host
+        host, epoch = lane.host, lane.host.epoch
         monotonic, begin, finish = host.clock.monotonic, lane.begin, lane.finish
         await lane.enter(hand)
         while True:
@@ -82,7 +82,7 @@ class LaneStream:
                     begin(hand)
                     yield value
                     finish(hand)
-                    if monotonic() > turn_ends or host.gate_closed:
+                    if monotonic() > turn_ends or epoch.closed:
                         turn_ends = await lane.pause(hand, turn_ends)
                 lane.end_slice(hand)
             except Exception as exc:

@@ -85,7 +85,7 @@ async def test_an_epoch_holds_no_more_than_its_share_however_long_the_commit_bef
         world.pay()
     for _ in range(300):
         await world.clock.sleep(0.01)
-        most = max(most, worker.engine.open_bytes, sum(out.size for out in worker.engine.epoch_outputs))
+        most = max(most, worker.engine.epoch.bytes, sum(out.size for out in worker.engine.epoch.outputs))
     go.set()
     # An event that runs when the epoch is full ends in it; a batch is one unit.
     unit = 300_000 if style != "batches" else 256 * 110_000
@@ -103,14 +103,14 @@ async def test_brokers_that_take_little_get_smaller_epochs_until_they_commit(wor
         world.pay()
     await world.drained(within_s=300)
     assert worker.engine.stats["unknown"] < 15
-    assert worker.engine.epoch_bytes < worker.engine.shares.epoch
+    assert worker.engine.epoch.limit_bytes < worker.engine.shares.epoch
     world.cluster.faults.clear()
     for _ in range(30):
         world.pay()
         await world.clock.sleep(0.2)
     await world.drained()
     # And larger ones again when they take more.
-    assert worker.engine.epoch_bytes == worker.engine.shares.epoch
+    assert worker.engine.epoch.limit_bytes == worker.engine.shares.epoch
     world.check()
 
 
@@ -316,17 +316,17 @@ async def with_an_open_epoch(world: World) -> tuple[Worker, Callable[[bytes], An
 async def test_what_a_task_sends_that_has_outlived_its_event_counts_in_the_open_epoch(world: World) -> None:
     worker, send, go = await with_an_open_epoch(world)
     engine, sent = worker.engine, 0
-    while not engine.gate_closed:
+    while not engine.epoch.closed:
         assert send(b"x" * 1_000_000) is None
         sent += 1
         assert sent < 100
-    held = sum(out.size for out in engine.epoch_outputs)
-    assert held - 1_000_000 < engine.epoch_bytes <= engine.open_bytes
-    assert abs(engine.open_bytes - held) < 1_000
+    held = sum(out.size for out in engine.epoch.outputs)
+    assert held - 1_000_000 < engine.epoch.limit_bytes <= engine.epoch.bytes
+    assert abs(engine.epoch.bytes - held) < 1_000
     go.set()
     await world.drained()
     assert len(world.cluster.committed("notes")[0]) == sent
-    assert not engine.gate_closed
+    assert not engine.epoch.closed
 
 
 async def test_tasks_that_have_outlived_their_events_send_no_more_than_their_share_into_one_epoch(world: World) -> None:
