@@ -158,7 +158,7 @@ class Plan:
         """What tells one declaration from another in the group, in one line: the agents' names, and a fingerprint of them and
         of what stored state depends on. What the agents' code does has no part in it."""
         names = ", ".join(sorted(agent.name for agent in self.agents))
-        return f"{names:.200} ({hashlib.sha256(f'{names} {self.shape()}'.encode()).hexdigest()[:8]})"
+        return f"{names:.160} ({hashlib.sha256(f'{names} {self.shape()}'.encode()).hexdigest()[:8]})"
 
     def types(self) -> str:
         """What stored state looks like, as canonical JSON: of tables their types, of a dedup rule its functions."""
