@@ -132,8 +132,8 @@ class Cluster:
     def stuck(self) -> dict[int, str]:
         """Brokers that cannot coordinate, since this was asked last, and why."""
         self._look()
-        found, self._stuck = self._stuck, {}
-        return found
+        stuck, self._stuck = self._stuck, {}
+        return stuck
 
     @property
     def forgetful(self) -> bool:
@@ -143,9 +143,9 @@ class Cluster:
 
     def _look(self) -> None:
         for node in set(self.nodes) - self.away:
-            with self.kafka.log_path(node).open("rb") as said:
-                said.seek(self._read.get(node, 0))
-                new = said.read()
+            with self.kafka.log_path(node).open("rb") as file:
+                file.seek(self._read.get(node, 0))
+                new = file.read()
             whole = new.rfind(b"\n") + 1
             self._read[node] = self._read.get(node, 0) + whole
             text = new[:whole].decode(errors="replace")

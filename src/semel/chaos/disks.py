@@ -38,9 +38,9 @@ def damage(state_dir: Path, seed: int) -> int:
             for _ in range(3):
                 at = rng.randrange(max(1, size // 2))
                 file.seek(at)
-                found = file.read(8)
+                data = file.read(8)
                 file.seek(at)
-                file.write(bytes(byte ^ 0xFF for byte in found))
+                file.write(bytes(byte ^ 0xFF for byte in data))
             damaged += 1
     return damaged
 

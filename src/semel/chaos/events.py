@@ -126,10 +126,10 @@ def _recorded(value: Any) -> bytes | None:
 def _altered(value: bytes | None) -> bytes | None:
     """The same JSON object with one more field: another payload, whatever its fields mean."""
     try:
-        found = orjson.loads(value or b"")
+        parsed = orjson.loads(value or b"")
     except orjson.JSONDecodeError:
         return None
-    return orjson.dumps(cast("dict[str, Any]", found) | {"_chaos": True}) if isinstance(found, dict) else None
+    return orjson.dumps(cast("dict[str, Any]", parsed) | {"_chaos": True}) if isinstance(parsed, dict) else None
 
 
 # -- redeliveries

@@ -243,6 +243,6 @@ class Fleet:
 
 
 def _so(entry: Entry) -> str:
-    said = [] if entry.bit else ["it met nothing at work"]
-    said += [entry.note] if entry.note else []
-    return f" ({'; '.join(said)})" if said else ""
+    remarks = [] if entry.bit else ["it met nothing at work"]
+    remarks += [entry.note] if entry.note else []
+    return f" ({'; '.join(remarks)})" if remarks else ""

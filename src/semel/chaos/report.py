@@ -67,7 +67,7 @@ class Report:
     def document(self) -> dict[str, Any]:
         kinds = self.timeline.by_kind()
         recoveries = self.timeline.recoveries()
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "pipeline": self.pipeline,
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
@@ -96,17 +96,17 @@ class Report:
             "ok": self.ok,
         }
         if self.error:
-            found["error"] = self.error
-        return found
+            document["error"] = self.error
+        return document
 
 
 def summary(report: Report) -> str:
     """The report as sentences."""
-    found = report.document()
-    faults, recoveries, events, engine = (found[name] for name in ("faults", "recoveries", "events", "engine"))
+    document = report.document()
+    faults, recoveries, events, engine = (document[name] for name in ("faults", "recoveries", "events", "engine"))
     kinds = ", ".join(f"{count['faults']} {kind}" for kind, count in faults["kinds"].items())
     lines = [
-        f"{faults['total']} faults in {found['seconds']:,} s, {faults['bit']} of which met something at work: {kinds}",
+        f"{faults['total']} faults in {document['seconds']:,} s, {faults['bit']} of which met something at work: {kinds}",
         *(f"  no {kind}: {why}" for kind, why in report.left_out.items()),
     ]
     if recoveries["count"]:

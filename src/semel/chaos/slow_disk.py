@@ -71,8 +71,8 @@ class Stalling:
     def end(self) -> Stalled:
         """Thawed, and what was seen meanwhile."""
         if self._ended is None:
-            out, said = self._process.communicate(timeout=10)
-            self._ended = Stalled(**json.loads(out)) if out else Stalled(failed=said.strip()[-200:] or "it was killed")
+            out, err = self._process.communicate(timeout=10)
+            self._ended = Stalled(**json.loads(out)) if out else Stalled(failed=err.strip()[-200:] or "it was killed")
         return self._ended
 
 
@@ -147,13 +147,13 @@ def _stall(folder: Path) -> Stalled:
     try:
         while True:
             frozen = freeze(folder)
-            said = _asked_to_end(FROZEN_S)
+            line = _asked_to_end(FROZEN_S)
             stalls += frozen
             met += frozen and _waits(pid)
             thaw(folder)
-            if said == "":
+            if line == "":
                 break
-            pid = int(said) if said else pid
+            pid = int(line) if line else pid
             time.sleep(OPEN_S)
     finally:
         thaw(folder)

@@ -44,15 +44,15 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
     expected = {_text(table, key): value for key, value in _merged(table, parts).items()}
     shown = {_text_of(key): value for key, value in rows}
     wrong = sorted(key for key in expected.keys() | shown.keys() if expected.get(key) != shown.get(key))
-    found = [
+    differ = [
         f"{Law.FOLD.value}: {table.name}[{key}] is shown as {_said(shown, key)}, the changelog says {_said(expected, key)}"
         for key in wrong[:SHOWN]
     ]
     if len(wrong) > SHOWN:
-        found.append(f"{Law.FOLD.value}: {len(wrong) - SHOWN:,} more rows of {table.name} differ from the changelog")
+        differ.append(f"{Law.FOLD.value}: {len(wrong) - SHOWN:,} more rows of {table.name} differ from the changelog")
     if len(rows) != len(shown):
-        found.append(f"{Law.FOLD.value}: {len(rows) - len(shown):,} rows of {table.name} are shown more than once")
-    return found
+        differ.append(f"{Law.FOLD.value}: {len(rows) - len(shown):,} rows of {table.name} are shown more than once")
+    return differ
 
 
 def _differences_by_place(
@@ -64,14 +64,14 @@ def _differences_by_place(
     )
     shown = Counter((_text_of(key), _canonical(value)) for key, value in rows)
     wrong = sorted((expected - shown).keys() | (shown - expected).keys())
-    found = [
+    differ = [
         f"{Law.FOLD.value}: {table.name}[{key}] = {value:.120} is shown {shown[key, value]} times, the changelog has it "
         f"{expected[key, value]} times"
         for key, value in wrong[:SHOWN]
     ]
     if len(wrong) > SHOWN:
-        found.append(f"{Law.FOLD.value}: {len(wrong) - SHOWN:,} more rows of {table.name} differ from the changelog")
-    return found
+        differ.append(f"{Law.FOLD.value}: {len(wrong) - SHOWN:,} more rows of {table.name} differ from the changelog")
+    return differ
 
 
 def _canonical(value: Any) -> str:

@@ -100,15 +100,15 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 def rates(samples: Sequence[Sample], over_s: float) -> list[tuple[float, float]]:
     """(time, processed records a second), each over the `over_s` before it."""
-    found: list[tuple[float, float]] = []
+    by_sample: list[tuple[float, float]] = []
     first = 0
     for now in samples:
         while samples[first].at_s < now.at_s - over_s:
             first += 1
         before = samples[first]
         if now.at_s > before.at_s:
-            found.append((now.at_s, max(0.0, (now.processed - before.processed) / (now.at_s - before.at_s))))
-    return found
+            by_sample.append((now.at_s, max(0.0, (now.processed - before.processed) / (now.at_s - before.at_s))))
+    return by_sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,13 +122,13 @@ class Grow(Fault):
 
 
 async def _partitions(on: Fleet, name: str) -> int:
-    found: dict[str, TopicInfo] = {}
+    topics: dict[str, TopicInfo] = {}
 
     async def look() -> None:
-        found.update(await on.broker.topics([name]))
+        topics.update(await on.broker.topics([name]))
 
     await until_done(f"the size of {name!r}", look)
-    return found[name].partitions
+    return topics[name].partitions
 
 
 class Compact(Fault):

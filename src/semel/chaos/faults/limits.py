@@ -91,7 +91,7 @@ class Deny(Fault):
         ]
         async with on.alone("rights"):
             on.begins(entry, "all workers")
-            said = [(worker, worker.log_bytes) for worker in on.everyone]
+            logged = [(worker, worker.log_bytes) for worker in on.everyone]
             ended, on.rights_since = on.unrightful, math.inf
             try:
                 await until_done(self.variant, lambda: add_acls(on.cluster.bootstrap, acls))
@@ -100,7 +100,7 @@ class Deny(Fault):
                 await until_done(self.variant, lambda: remove_acls(on.cluster.bootstrap, acls))
                 on.rights_since = time.monotonic()
             ended = on.unrightful - ended
-            entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in said)
+            entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in logged)
             entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
 
 
