@@ -7,12 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
+from semel import looptime
 from semel.codes import Code
 from semel.errors import SemelError
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
 from semel.proof.proof import Progress
 from semel.proof.recording import Recording, merged
 from semel.stages.answers import needs_a_person
+from semel.stages.asking import ask
 
 T = TypeVar("T")
 
@@ -57,14 +59,7 @@ class Logs:
 
     async def asked(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to a request, asked again while brokers come and go. RpcLost, RpcError."""
-        until = self._clock.monotonic() + AWAY_S
-        while True:
-            try:
-                return await request()
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc) or self._clock.monotonic() > until:
-                    raise
-            await self._clock.sleep(0.1)
+        return await ask(self._clock, request, until=looptime.now() + AWAY_S)
 
     async def starts(self, tps: Sequence[TP]) -> dict[TP, int]:
         return await self.asked(lambda: self.broker.list_offsets(tps, EARLIEST)) if tps else {}

@@ -15,6 +15,7 @@ from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, OpenTransaction, Randomness, RpcError, RpcLost
 from semel.runtime.troubles import NO_LEADER, Held, Troubles
 from semel.stages.answers import needs_a_person
+from semel.stages.asking import Pause, ask
 
 log = logging.getLogger("semel.restore")
 
@@ -63,27 +64,29 @@ class LogReader:
 
     async def _answer(self, request: Callable[[], Awaitable[dict[TP, int]]], tps: list[TP]) -> dict[TP, int]:
         """Ask again while brokers come and go; look for a stuck transaction meanwhile."""
-        pause = 0.02
         stalled_since = self._clock.monotonic()
-        while True:
+
+        async def answer() -> dict[TP, int]:
+            nonlocal stalled_since
             try:
-                answer = await request()
-                for tp in tps:
-                    self.troubles.over(tp)
-                return answer
+                return await request()
             except RpcError as exc:
-                if needs_a_person(exc):
-                    raise self.refused(exc) from exc
-                for tp in tps:
-                    self.troubles.met(tp, -1, exc)
                 if exc.code == Code.UNSTABLE_OFFSET_COMMIT and self._clock.monotonic() - stalled_since > STALL_S:
                     await self.fence_holders([TP(self._plan.positions_topic, tp.partition) for tp in tps])
                     stalled_since = self._clock.monotonic()
-            except RpcLost as exc:
-                for tp in tps:
-                    self.troubles.met(tp, -1, exc)
-            await self._clock.sleep(pause * (0.5 + self._randomness.random()))
-            pause = min(pause * 1.5, 0.5)
+                raise
+
+        def waiting(exc: RpcError | RpcLost) -> None:
+            for tp in tps:
+                self.troubles.met(tp, -1, exc)
+
+        answers = await ask(
+            self._clock, answer, pause=Pause(0.02, 0.5), spread=lambda: 0.5 + self._randomness.random(),
+            waiting=waiting, giving_up=self.refused,
+        )  # fmt: skip
+        for tp in tps:
+            self.troubles.over(tp)
+        return answers
 
     # -- records
 

@@ -22,12 +22,14 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
 from semel.stages.answers import needs_a_person
+from semel.stages.asking import see
 from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
 from semel.stages.sink import Out
 from semel.state import positions
 from semel.state.positions import Position, Sink, StreamTime, TopicPosition
 
-# That this client may not do it: on a topic, on the cluster.
+# For so long brokers may take to show what was done to a topic.
+SHOWN_S = 60.0
 
 Target = Literal["earliest", "latest"] | datetime
 
@@ -106,8 +108,7 @@ async def reset(
                     f"{name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until then "
                     "nothing is changed"
                 ) from exc
-        while await broker.topics(doomed):
-            await clock.sleep(0.1)
+        await _shown(broker, clock, dict.fromkeys(doomed, 0), "deleted")
     await topics.ready()
     say("setting the group's offsets")
     await broker.set_group_offsets(plan.app, offsets)
@@ -175,9 +176,22 @@ async def _grown(broker: Broker, clock: Clock, topic: TopicInfo, partitions: int
         if exc.code in NO_RIGHT:
             return topic
         raise
-    while (now := (await broker.topics([topic.name])).get(topic.name, topic)).partitions < partitions:
-        await clock.sleep(0.1)
-    return now
+    grown = {topic.name: partitions}
+    return (await _shown(broker, clock, grown, f"given {partitions} partitions"))[topic.name]
+
+
+async def _shown(broker: Broker, clock: Clock, sizes: Mapping[str, int], done: str) -> Mapping[str, TopicInfo]:
+    """Topics, once the brokers show what was done to them: `sizes` by name, 0 for none. RecoveryError where they do not."""
+    return await see(
+        clock,
+        lambda: broker.topics(list(sizes)),
+        lambda shown: all((shown[n].partitions if n in shown else 0) == size for n, size in sizes.items()),
+        within_s=SHOWN_S,
+        otherwise=lambda _: RecoveryError(
+            f"{', '.join(sizes)}: {done}, and for {SHOWN_S:g} s the brokers do not show it; see their logs, and run `semel "
+            "reset` again: repeating it is safe"
+        ),
+    )
 
 
 async def _fetch(broker: Broker, tp: TP, at: int) -> Fetched | None:

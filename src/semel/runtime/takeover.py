@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from semel import looptime
 from semel.errors import CommitError, TopicChanged
@@ -19,7 +20,7 @@ from semel.runtime.restore import Restorer
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Attempts, Cursor, Task
 from semel.runtime.topics import MISSING_S, Topics, denied
-from semel.stages.answers import needs_a_person
+from semel.stages.asking import ask, see
 from semel.stages.commit import Writer
 from semel.state import positions
 from semel.state.marks import Marks
@@ -63,7 +64,8 @@ class TakeOver:
     async def writer(self) -> Writer:
         """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
         settings = self._settings
-        while True:
+
+        async def taken() -> Writer:
             writer = Writer(
                 self._broker,
                 self._clock,
@@ -73,18 +75,16 @@ class TakeOver:
                 commit_timeout_ms=settings.commit_timeout_ms,
                 max_batch_bytes=self._topics.max_batch_bytes,
             )
-            try:
-                await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
-                return writer
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise CommitError(
-                        f"no transactional writer {self._transactional_id!r} is to be had: {exc}; allow this client to "
-                        "write under that transactional id, and keep transaction_timeout_ms below the broker's "
-                        "transaction.max.timeout.ms"
-                    ) from exc
-                log.info("taking a writer: %s", exc)
-                await self._clock.sleep(0.2)
+            await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
+            return writer
+
+        def refused(exc: RpcError | RpcLost) -> CommitError:
+            return CommitError(
+                f"no transactional writer {self._transactional_id!r} is to be had: {exc}; allow this client to write under "
+                "that transactional id, and keep transaction_timeout_ms below the broker's transaction.max.timeout.ms"
+            )
+
+        return await ask(self._clock, taken, giving_up=refused)
 
     async def metadata(self, shared: Mapping[str, int]) -> dict[str, TopicInfo]:
         """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good.
@@ -94,27 +94,26 @@ class TakeOver:
         """
         self._asked = False
         names = [*self._plan.sources, *self._plan.logs]
-        until = self._clock.monotonic() + MISSING_S
-        while True:
-            try:
-                found = await self._topics.refreshed(names)
-                missing = [name for name in names if name not in found]
-                behind = [
-                    name for name, partitions in shared.items() if name in found and found[name].partitions < partitions
-                ]
-                if not missing and (not behind or self._clock.monotonic() > until):
-                    return found
-                if missing and self._clock.monotonic() > until:
-                    raise TopicChanged(
-                        f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Run "
-                        "`semel reset` to start anew from the source"
-                    )
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise denied(self._plan.app, exc) from exc
-                log.debug("metadata: %s", exc)
-                until = self._clock.monotonic() + MISSING_S
-            await self._clock.sleep(0.1)
+
+        def gone(found: dict[str, TopicInfo]) -> TopicChanged | None:
+            missing = [name for name in names if name not in found]
+            if not missing:
+                return None
+            return TopicChanged(
+                f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Run `semel reset` to "
+                "start anew from the source"
+            )
+
+        async def all_there() -> dict[str, TopicInfo]:
+            return await see(
+                self._clock,
+                lambda: self._topics.refreshed(names),
+                lambda found: all(name in found and found[name].partitions >= shared.get(name, 1) for name in names),
+                within_s=MISSING_S,
+                otherwise=gone,
+            )
+
+        return await ask(self._clock, all_there, giving_up=partial(denied, self._plan.app))
 
     def task(
         self,
@@ -232,10 +231,5 @@ class TakeOver:
         return positions.moved(position, topics=topics, counts=counts, sinks=sinks)
 
     async def _offsets(self, tps: list[TP], at: int) -> dict[TP, int]:
-        while True:
-            try:
-                return await self._broker.list_offsets(tps, at)
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise denied(self._plan.app, exc) from exc
-                await self._clock.sleep(0.1)
+        giving_up = partial(denied, self._plan.app)
+        return await ask(self._clock, lambda: self._broker.list_offsets(tps, at), giving_up=giving_up)

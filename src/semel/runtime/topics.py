@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from semel.codes import NO_RIGHT
 from semel.errors import ConfigError, OutputRefused, TopicChanged
@@ -12,13 +13,15 @@ from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime import foreign
 from semel.runtime.decide import not_known, source_resized
-from semel.stages.answers import needs_a_person
+from semel.stages.asking import ask, see
 from semel.stages.sink import NOT_THE_VALUE_BYTES, Destination, limits_from
 from semel.state.marks import Marks
 from semel.state.overlay import Rows
 from semel.state.positions import Sink
 from semel.state.statelog import KEPT
 from semel.topic import KAFKAS_OWN, Topic
+
+T = TypeVar("T")
 
 log = logging.getLogger("semel.topics")
 
@@ -159,8 +162,7 @@ class Topics:
         if specs:
             log.info("creating topics %s", ", ".join(s.name for s in specs))
             await self._broker.create_topics(specs)
-            while len(found := await self._broker.topics(names)) < len(set(names)):
-                await self._clock.sleep(0.05)
+            found = await self._shown(names)
             # Creating what is there is no error: a broker that is behind may not have known of a log.
             await self._fit(found, tasks, may_be_behind=may_be_behind)
         self.known.update(found)
@@ -302,9 +304,7 @@ class Topics:
         if self._plan.may_grow and name in found and found[name].partitions < tasks:
             log.info("%s gets %d partitions, as the source has, instead of %d", name, tasks, found[name].partitions)
             await self._broker.create_partitions(name, tasks)
-            while (grown := await self._broker.topics([name])).get(name, found[name]).partitions < tasks:
-                await self._clock.sleep(0.05)
-            found[name] = grown[name]
+            found |= await self._shown([name], tasks)
         self._check_sizes(found, tasks, may_be_behind=may_be_behind)
 
     def _check_segments(self) -> None:
@@ -368,8 +368,7 @@ class Topics:
         if name not in found:
             log.info("creating topic %s", name)
             await self._broker.create_topics([self._output(topic, tasks, *await self._safety())])
-            while name not in (found := await self._broker.topics([name])):
-                await self._clock.sleep(0.05)
+            found = await self._shown([name])
         elif (keeper := await self._keeper_of(found[name])) is not None:
             raise OutputRefused(f"output to {name!r}: {foreign.refusal(name, keeper)}")
         self.known.update(found)
@@ -398,23 +397,29 @@ class Topics:
         # soon as they are written. Give Topic(configs=...) to decide otherwise.
         return TopicSpec(topic.name, topic.partitions or tasks, factor, {**KEPT, **safe, **topic.configs})
 
-    async def _persist(self, request: Callable[[], object]) -> dict[str, TopicInfo]:
+    async def _persist(self, request: Callable[[], Awaitable[T]]) -> T:
         """Ask until the broker answers; say so while it does not."""
-        pause, told = 0.1, False
-        while True:
-            try:
-                found = await request()  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise denied(self._plan.app, exc) from exc
-                self._say(f"the broker does not answer: {exc}")
-                told = True
-                await self._clock.sleep(pause)
-                pause = min(pause * 1.5, 1.0)
-                continue
-            if told:
-                self._say("")
-            return found  # pyright: ignore[reportReturnType,reportUnknownVariableType]
+        told = False
+
+        def waiting(exc: RpcError | RpcLost) -> None:
+            nonlocal told
+            told = True
+            self._say(f"the broker does not answer: {exc}")
+
+        found = await ask(self._clock, request, waiting=waiting, giving_up=lambda exc: denied(self._plan.app, exc))
+        if told:
+            self._say("")
+        return found
+
+    async def _shown(self, names: Sequence[str], partitions: int = 1) -> dict[str, TopicInfo]:
+        """What was made just now, once the brokers know of it. RpcError where they do not for long: it is made once more."""
+        return await see(
+            self._clock,
+            lambda: self._broker.topics(names),
+            lambda shown: all(name in shown and shown[name].partitions >= partitions for name in names),
+            within_s=BEHIND_S,
+            otherwise=lambda _: not_known(f"{', '.join(names)}: made just now, and the brokers do not show it"),
+        )
 
     def max_bytes(self, topic: str) -> int:
         """What a record's value may have in this topic."""

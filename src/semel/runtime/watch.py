@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from semel import looptime
 from semel.errors import CommitError, TopicChanged
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo
@@ -18,7 +19,8 @@ from semel.runtime.decide import check_log_ids, check_topic, not_known, source_r
 from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task
 from semel.runtime.topics import MISSING_S, Topics
-from semel.stages.answers import Answer, needs_a_person
+from semel.stages.answers import Answer
+from semel.stages.asking import Pause, ask
 from semel.stages.commit import CommitFailed
 from semel.state.positions import TopicPosition
 
@@ -95,19 +97,18 @@ class TopicWatch:
         if self._changed is not None:
             raise self._changed
         began = self._clock.monotonic()
-        until = began + self._settings.commit_timeout_ms / 1000
+        until = looptime.now() + self._settings.commit_timeout_ms / 1000
+
+        def unconfirmed(exc: RpcError | RpcLost) -> CommitFailed:
+            unknown = CommitError(
+                f"nobody confirms that the source topics of {self._plan.app!r} are what they were ({exc}), and on older "
+                "knowledge nothing is committed"
+            )
+            return CommitFailed(Answer.ABORT, unknown)
+
         # An answer that was asked for since will do, however long it took: brokers may be slow, or ask to wait.
         while began - self._looked_at > CONFIRM_S:
-            try:
-                await self._look()
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc) or self._clock.monotonic() >= until:
-                    unknown = CommitError(
-                        f"nobody confirms that the source topics of {self._plan.app!r} are what they were ({exc}), and on "
-                        "older knowledge nothing is committed"
-                    )
-                    raise CommitFailed(Answer.ABORT, unknown) from exc
-                await self._clock.sleep(0.05)
+            await ask(self._clock, self._look, until=until, pause=Pause(0.05, 0.2), giving_up=unconfirmed)
 
     # -- sources and logs
 

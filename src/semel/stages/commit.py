@@ -18,6 +18,7 @@ from semel.errors import CommitError
 from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLost
 from semel.runtime.failpoints import Failpoints
 from semel.stages.answers import Answer, answer_of
+from semel.stages.asking import Pause, ask, passes
 from semel.stages.sink import Out
 
 T = TypeVar("T")
@@ -122,35 +123,8 @@ class _Bound:
         self._timeout.extend(wait)
 
 
-async def ask(
-    clock: Clock,
-    request: Callable[[], Awaitable[T]],
-    *,
-    until: float,
-    retry_ms: float = 1.0,
-    wait_ms: float = 20.0,
-    hindered: Callable[[], None] = lambda: None,
-) -> T:
-    """Send a request until it is answered for good or the bound (`until`, loop time) is over.
-
-    Raises the last `RpcError` or `RpcLost`. Only answers that certainly had no effect, or that idempotence makes safe to
-    ask for again, are asked again (see `answers`). `hindered` is told of each that says that a broker is not in order.
-    """
-    pause = wait_ms
-    while True:
-        try:
-            return await request()
-        except (RpcError, RpcLost) as exc:
-            answer = answer_of(exc)
-            if answer is Answer.WAIT or isinstance(exc, RpcLost):
-                hindered()
-            if answer not in (Answer.RETRY, Answer.WAIT) or looptime.now() >= until:
-                raise
-            if answer is Answer.RETRY:
-                await clock.sleep(retry_ms / 1000)
-            else:
-                await clock.sleep(pause / 1000)
-                pause = min(pause * 1.5, 200.0)
+# Between the requests of a commit, which all its events wait for.
+_PAUSE = Pause(0.02, 0.2, retry_s=0.001)
 
 
 class Writer:
@@ -193,7 +167,8 @@ class Writer:
             self._clock,
             lambda: self._broker.init_producer_id(self.transactional_id, self._timeout_ms),
             until=until,
-            retry_ms=5,
+            worth=passes,
+            pause=_PAUSE._replace(retry_s=0.005),
         )
         await self._pass("begin.after_init")
 
@@ -258,7 +233,7 @@ class Writer:
 
         async def asked(api: str, request: Callable[[], Awaitable[T]]) -> T:
             bound.wait_for(api)
-            return await ask(clock, request, until=bound.until, hindered=self._note_hindered)
+            return await ask(clock, request, until=bound.until, worth=self._passes, pause=_PAUSE)
 
         # Nothing is sent, and no transaction begun, if its records cannot follow.
         bound.wait_for("Produce")
@@ -285,11 +260,13 @@ class Writer:
             await passing("commit.after_offsets")
         bound.wait_for("EndTxn")
         epoch.ending = True
-        await ask(clock, lambda: broker.end_txn(producer, commit=True), until=bound.until)
+        await ask(clock, lambda: broker.end_txn(producer, commit=True), until=bound.until, worth=passes, pause=_PAUSE)
         await passing("commit.after_end")
 
-    def _note_hindered(self) -> None:
-        self.hindered = True
+    def _passes(self, exc: RpcError | RpcLost) -> bool:
+        if isinstance(exc, RpcLost) or answer_of(exc) is Answer.WAIT:
+            self.hindered = True
+        return passes(exc)
 
     def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:
         """Batches in rounds: one batch a partition in a round, requests of bounded size. Unwritable."""

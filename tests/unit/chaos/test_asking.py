@@ -9,8 +9,7 @@ from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 
 
-async def test_it_is_asked_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "AGAIN_S", 0.0)
+async def test_it_is_asked_until_it_is_done() -> None:
     answers: list[Exception | None] = [
         RpcLost("AlterConfigs", "the broker is away"),
         RpcError("AlterConfigs", 41),
