@@ -18,8 +18,9 @@ from semel.chaos.cluster import Cluster
 from semel.errors import SemelError
 from semel.kafka.admin import set_topic_configs
 from semel.port import TP, Broker, Record, RpcError, RpcLost
-from semel.proof.logs import Logs, Unreadable
+from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
+from semel.runtime.committed import Unreadable
 
 PLAIN: Mapping[str, str] = {"retention.ms": "-1"}
 _ROLLING = {**PLAIN, "segment.ms": "1"}

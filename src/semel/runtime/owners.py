@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from semel.codes import LOGIN
 from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, Record, RpcError, RpcLost, TopicInfo
+from semel.port import TP, Broker, Clock, Record, RpcError, TopicInfo
 from semel.runtime.logreader import LogReader
 from semel.runtime.task import Task
 from semel.stages.answers import needs_a_person
+from semel.stages.asking import ask
 from semel.state import positions
 from semel.state.positions import Position
 
@@ -142,14 +143,7 @@ class Owners:
         return found
 
     async def _seen(self, name: str) -> TopicInfo | None:
-        while True:
-            try:
-                return await seen(self._broker, name, self._say)
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise
-                log.debug("metadata: %s", exc)
-                await self._clock.sleep(0.1)
+        return await ask(self._clock, lambda: seen(self._broker, name, self._say))
 
     def _say(self, text: str) -> None:
         """Once each, though every task finds the same."""

@@ -16,8 +16,9 @@ from semel import looptime
 from semel.codes import LOGIN, NO_RIGHT
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, Fetched, RpcError, TopicInfo, TopicSpec
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcError, TopicInfo, TopicSpec
 from semel.runtime import owners
+from semel.runtime.committed import CommittedLogs
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.runtime.topics import Topics
@@ -194,21 +195,6 @@ async def _shown(broker: Broker, clock: Clock, sizes: Mapping[str, int], done: s
     )
 
 
-async def _fetch(broker: Broker, tp: TP, at: int) -> Fetched | None:
-    """What stands there; None where nothing came. RpcError where the broker refuses it for good."""
-    node = (await broker.leaders([tp])).get(tp)
-    if node is None:
-        return None
-    fetched = (await broker.fetch(node, {tp: at}, committed=True, max_wait_ms=50, max_bytes=1 << 20,
-                                  partition_max_bytes=1 << 20, purpose="restore")).get(tp)  # fmt: skip
-    if fetched is not None and fetched.error:
-        refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
-        if needs_a_person(refused):
-            raise refused
-        return None
-    return None if fetched is None or fetched.next_offset == at else fetched
-
-
 async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: Callable[[str], None]) -> None:
     """RecoveryError where another app's positions have that log: it is not ours to delete."""
     for app in plan.others_of(log):
@@ -250,21 +236,17 @@ def _say_what_moved(
 
 
 async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> list[Position]:
-    """All that a topic of positions holds."""
-    found: list[Position] = []
+    """All that a topic of positions holds. RpcError, RpcLost, Unreadable."""
+    logs = CommittedLogs(broker, clock, "restore")
     tps = [TP(topic.name, p) for p in range(topic.partitions)]
-    at, ends = await broker.list_offsets(tps, EARLIEST), await broker.list_offsets(tps, LATEST, committed=True)
-    for tp in tps:
-        while at[tp] < ends[tp]:
-            fetched = await _fetch(broker, tp, at[tp])
-            if fetched is None:
-                await clock.sleep(0.05)
-                continue
-            at[tp] = fetched.next_offset
-            for record in fetched.records:
-                if record.key == positions.KEY and record.value is not None:
-                    found.append(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}"))
-    return found
+    starts, ends = await logs.starts(tps), await broker.list_offsets(tps, LATEST, committed=True)
+    return [
+        positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
+        for tp in tps
+        async for piece in logs.read(tp, starts[tp], ends[tp])
+        for record in piece.records
+        if record.key == positions.KEY and record.value is not None
+    ]
 
 
 async def _ends(broker: Broker, names: list[str]) -> bytes:
