@@ -11,6 +11,7 @@ from pathlib import Path
 
 from semel.chaos.report import Report
 from semel.chaos.timeline import Entry, Timeline, rates
+from semel.markup import frame, table
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 16.0
 LANE, CURVE = 22.0, 84.0
@@ -54,11 +55,9 @@ def write(path: Path, report: Report) -> None:
 
 def page(report: Report) -> str:
     tone = "clean" if report.ok else "bad"
-    title = f"chaos: {escape(report.pipeline)}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f'<h1>{title} — <span class="{tone}">{escape(report.verdict)}</span></h1>'
+    title = f"chaos: {report.pipeline}"
+    body = (
+        f'<h1>{escape(title)} — <span class="{tone}">{escape(report.verdict)}</span></h1>'
         f'<div class="dim">seed {report.seed} · {report.workers} workers · {report.brokers} '
         f"broker{'s' if report.brokers > 1 else ''} · {report.partitions} partitions · {report.seconds:,.0f} s</div>"
         f"{_cards(report)}{_findings(report)}"
@@ -67,8 +66,9 @@ def page(report: Report) -> str:
         "the workers; below, source records done per second, and how many were still to be done.</figcaption></figure>"
         f"{_kinds(report)}{_faults(report.timeline.entries)}{_proof(report)}"
         f"<h2>How it was made</h2><p>{'<br>'.join(escape(note) for note in (*report.notes, *report.mended))}</p>"
-        f"<p class=dim>{escape(_again(report))}</p></body></html>\n"
+        f"<p class=dim>{escape(_again(report))}</p>"
     )
+    return frame(title, _STYLE, body)
 
 
 def _again(report: Report) -> str:
@@ -206,30 +206,28 @@ def _legend() -> str:
 
 
 def _kinds(report: Report) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(kind)}<td class=n>{count['faults']:,}<td class=n>{count['bit']:,}<td>"
+    rows = [
+        (escape(kind), f"{count['faults']:,}", f"{count['bit']:,}", "")
         for kind, count in report.timeline.by_kind().items()
-    )
-    rows += "".join(
-        f"<tr><td>{escape(kind)}<td class=n>0<td class=n>0<td class=dim>{escape(why)}"
-        for kind, why in report.left_out.items()
-    )
-    return (
-        "<h2>Faults by kind</h2><table><tr><th>kind<th class=n>faults<th class=n>met something at work<th>"
-        f"{rows}</table>"
-    )
+    ]
+    rows += [(escape(kind), "0", "0", f"<span class=dim>{escape(why)}</span>") for kind, why in report.left_out.items()]
+    return "<h2>Faults by kind</h2>" + table(("kind", "faults", "met something at work", ""), rows, numbers=(1, 2))
 
 
 def _faults(entries: Sequence[Entry]) -> str:
-    rows = "".join(
-        f"<tr><td class=n>{entry.number}<td class=n>{entry.at_s:.1f}<td>{escape(entry.what)}<td>{escape(entry.whom)}"
-        f"<td class=n>{_seconds(entry.recovery_s)}<td>{escape(entry.note)}{'' if entry.bit else ' met nothing at work'}"
+    rows = [
+        (
+            str(entry.number),
+            f"{entry.at_s:.1f}",
+            escape(entry.what),
+            escape(entry.whom),
+            _seconds(entry.recovery_s),
+            escape(entry.note) + ("" if entry.bit else " met nothing at work"),
+        )
         for entry in entries
-    )
-    return (
-        "<details><summary>Every fault</summary><div class=wide><table><tr><th class=n>#<th class=n>at, s<th>what<th>whom"
-        f"<th class=n>recovered after<th>{rows}</table></div></details>"
-    )
+    ]
+    shown = table(("#", "at, s", "what", "whom", "recovered after", ""), rows, numbers=(0, 1, 4))
+    return f"<details><summary>Every fault</summary><div class=wide>{shown}</div></details>"
 
 
 def _proof(report: Report) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from html import escape
 
+from semel.markup import frame, moment, table
 from semel.proof.findings import PROMISES, Finding, Verdict
 from semel.proof.proof import Proof, shown, shown_gap
 
@@ -42,21 +42,16 @@ def html(proof: Proof) -> str:
         _partitions(proof),
         _counts(proof),
     ]
-    return (
-        "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(proof.pipeline)}: {verdict.value}</title><style>{_STYLE}</style>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</html>\n"
-    )
+    return frame(f"{proof.pipeline}: {verdict.value}", _STYLE, "\n".join(part for part in parts if part))
 
 
 def _asked(proof: Proof) -> str:
     bounds = [
-        f"{name} {_time(ms)}" for name, ms in (("since", proof.since_ms), ("until", proof.until_ms)) if ms is not None
+        f"{name} {moment(ms)}" for name, ms in (("since", proof.since_ms), ("until", proof.until_ms)) if ms is not None
     ]
     over = ", ".join(bounds) or "the whole history"
     ledger = "the running counts close over it" if proof.ledger else "the running counts are not closed over it"
-    return escape(f"semel prove, {_time(proof.at_ms)}; {over}; {ledger}.")
+    return escape(f"semel prove, {moment(proof.at_ms)}; {over}; {ledger}.")
 
 
 def _laws(proof: Proof) -> str:
@@ -71,7 +66,7 @@ def _laws(proof: Proof) -> str:
         if not count and proof.verdict is Verdict.UNPROVABLE:
             said = "<span class=holds>holds where there are witnesses</span>"
         rows.append([f"<code>{law.value}</code>", escape(PROMISES[law]), said])
-    return "<h2>Laws</h2>" + _table(("law", "says that", ""), rows)
+    return "<h2>Laws</h2>" + table(("law", "says that", ""), rows)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -94,30 +89,15 @@ def _partitions(proof: Proof) -> str:
         for p in proof.parts
     ]
     headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
-    return "<h2>Partitions</h2>" + _table(headings, rows, numbers_from=1)
+    return "<h2>Partitions</h2>" + table(headings, rows, numbers=range(1, 8))
 
 
 def _counts(proof: Proof) -> str:
     rows = [[escape(name.replace("_", " ")), f"{count:,}"] for name, count in proof.counts.items()]
-    return "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>" + _table(
-        ("", ""), rows, numbers_from=1
+    return "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>" + table(
+        ("", ""), rows, numbers=range(1, 8)
     )
 
 
 def _list(heading: str, items: Sequence[str]) -> str:
     return f"<h2>{heading}</h2><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 99) -> str:
-    def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if i >= numbers_from else ''}>{value}</{tag}>" for i, value in enumerate(values)
-        )
-
-    head = f"<tr>{cells('th', headings)}</tr>" if any(headings) else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table>{head}{body}</table>"
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

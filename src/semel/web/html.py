@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from semel import markup
 from semel.web.answer import TOO_DEEP
 from semel.web.paths import row_path, table_path
 from semel.web.view import Owner
@@ -36,12 +36,9 @@ h1 small{font-weight:normal;color:#777}
 
 def page(title: str, *parts: str, refresh_s: int | None = None) -> str:
     refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · semel</title>'
-        f'<meta name="viewport" content="width=device-width">{refresh}<style>{STYLE}</style></head><body>'
-        '<nav><a href="/">overview</a><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
-        f"<h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}</body></html>"
-    )
+    nav = '<nav><a href="/">overview</a><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
+    body = f"{nav}<h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}"
+    return markup.frame(f"{title} · semel", STYLE, body, head=refresh)
 
 
 def key_text(key: Any) -> str:
@@ -97,7 +94,7 @@ def _overview(found: Mapping[str, Any], owners: Sequence[Owner]) -> str:
         + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
-        + _table(("worker", "partitions"), _workers(found, owners))
+        + markup.table(("worker", "partitions"), _workers(found, owners))
     )
 
 
@@ -131,7 +128,7 @@ def tables(infos: Sequence[Mapping[str, Any]]) -> str:
         )
         for info in infos
     ]
-    return page("tables", _table(("table", "pipeline", "partitions", "rows"), rows))
+    return page("tables", markup.table(("table", "pipeline", "partitions", "rows"), rows))
 
 
 def _rows(info: Mapping[str, Any]) -> str:
@@ -157,7 +154,7 @@ def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: st
     )
     more = f'<p><a href="{escape(next_page)}">next page</a></p>' if next_page else ""
     order = "<p>Rows stand in the order of their keys as text: 10 before 2.</p>" if numeric else ""
-    return page(table, search, order, _table(("key", "value", "partition"), lines), more)
+    return page(table, search, order, markup.table(("key", "value", "partition"), lines), more)
 
 
 def pipelines(found: Sequence[Mapping[str, Any]]) -> str:
@@ -204,7 +201,7 @@ def _pipeline(found: Mapping[str, Any]) -> str:
         + _trouble(found)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
-        + _table(
+        + markup.table(
             ("partition", "state", "position", "lag", "stream time"),
             [
                 (
@@ -212,7 +209,7 @@ def _pipeline(found: Mapping[str, Any]) -> str:
                     escape(_state(task)),
                     escape(", ".join(f"{topic} {_number(at)}" for topic, at in task["position"].items())),
                     _number(task["lag"]),
-                    escape(_time(task["stream_time_ms"])),
+                    _stream_time(task["stream_time_ms"]),
                 )
                 for task in found["tasks"]
             ],
@@ -251,17 +248,12 @@ def _state(task: Mapping[str, Any]) -> str:
     return f"{task['state']} {task['restored']:,} of {task['to_restore']:,}"
 
 
+def _stream_time(ms: int | None) -> str:
+    return "–" if ms is None else markup.moment(ms)
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else escape(f"{value:,}")
-
-
-def _time(ms: int | None) -> str:
-    if ms is None:
-        return "–"
-    try:
-        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (ValueError, OverflowError, OSError):  # a clock that was set wrong is shown as it is
-        return str(ms)
 
 
 def document(title: str, found: Any) -> str:
@@ -288,12 +280,6 @@ def _row_link(table: str, key: Any) -> str:
         return f'<a href="{escape(row_path(table, key_text(key)))}">{label}</a>'
     except UnicodeEncodeError:  # a lone surrogate has no URL
         return label
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _text(value: Any, indent: int | None = None) -> str:
