@@ -7,23 +7,18 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, is_typeddict
 
-from semel.agent import asked_of_stream, check_results, gives_nothing, kind_of
+from semel.agent import Kind, asked_of_stream, check_results, gives_nothing, kind_of
 from semel.codec import accepted_classes, fields_of
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
+from semel.shape import FAUSTS
 from semel.table import Table
 from semel.takes import check_takes
 from semel.topic import KAFKAS_OWN, Topic, checked_name
 
 log = logging.getLogger("semel.pipeline")
-
-# What a Faust agent may ask of its stream, and a Pipeline's may not.
-_FAUSTS = frozenset(
-    ("take", "take_events", "take_with_timestamp", "noack_take", "group_by", "through", "echo", "noack", "combine", "join",
-     "left_join", "inner_join", "outer_join", "add_processor", "derive_topic")
-)  # fmt: skip
 
 
 class Pipeline:
@@ -32,7 +27,8 @@ class Pipeline:
     `source`: the topic read; it must exist. `agent`: an `async for` agent over the stream, or a function of one event.
     `dedup`: how an event is known again; without it, every record counts once by its position. `tables`: the tables the
     agent uses. `sink`: where results go by default. `retry`: what happens when the agent raises. `start`: "earliest" or
-    "latest", where a group that has never committed begins.
+    "latest", where a group that has never committed begins. `kind`: whether the agent takes the "stream" or one "event" at a
+    time, where its function does not show that.
 
     DeclarationError where the parts do not fit.
     """
@@ -50,6 +46,7 @@ class Pipeline:
         retry: Retry = Retry(),  # noqa: B008  (frozen)
         concurrency: int = 1,
         start: Start = "earliest",
+        kind: Kind | None = None,
     ) -> None:
         self.name = checked_name(name, "pipeline")
         self.source = source
@@ -62,7 +59,7 @@ class Pipeline:
         self.retry = retry
         self.start: Start = start
         self.concurrency = concurrency
-        self.kind = kind_of(agent)
+        self.kind = kind_of(agent, kind)
         self._check(partition_by)
         for table in self.tables:
             table.belong_to(self.name)
@@ -117,7 +114,7 @@ class Pipeline:
             )
 
     def _check_stream(self) -> None:
-        missing = sorted(asked_of_stream(self.agent) & _FAUSTS) if self.kind is AgentKind.STREAM else []
+        missing = sorted(asked_of_stream(self.agent) & FAUSTS) if self.kind is AgentKind.STREAM else []
         if missing:
             raise DeclarationError(
                 f"pipeline {self.name!r}: its agent asks for stream.{missing[0]}(), which only Faust has so far; iterate "
