@@ -348,7 +348,9 @@ UNCERTAIN = [
     delegates, asks_for_the_next, asks_for_the_next_event, within_a_context, within_a_function, made_into_something_else,
     in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, one,
     rows_of_the_whole_event, loops_over_something_else, Agent().over_event, passing(delegates), awaiting(plain), awaiting(one),
-    functools.partial(delegates), functools.partial(with_context, stream="bound by name"), functools.partial(context_is_iterated, "rows"), globals()["without_source"],
+    functools.partial(delegates),
+    functools.partial(with_context, stream="bound by name"), functools.partial(context_is_iterated, "rows"),
+    globals()["without_source"],
 ]  # fmt: skip
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import AsyncIterable, AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import semel
 from semel import Output, Pipeline, Reject, Retry, Table, Topic
+
+KINDS = (
+    "values", "events", "current", "batches", "items", "filtered", "enumerated", "sending", "elsewhere", "function",
+    "coroutine", "looping", "delegating", "asking", "asking_events", "handing_on", "object", "method", "partial", "decorated",
+)  # fmt: skip
+# Whose functions do not show what they take.
+SAID: dict[str, Any] = {"delegating": "stream", "asking": "stream", "asking_events": "stream"}
+
+
+def audit_of(name: str) -> str:
+    return f"{name}.audit"
 
 
 def pipeline_of(kind: str, name: str) -> Pipeline:
@@ -24,6 +37,7 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
             return None
         result: dict[str, Any] = {"n": value["n"], "sum": sums[value["account"]], "type": type(event).__name__}
         if event is not None:
+            assert event.value == value
             result |= {"at": [event.topic, event.partition, event.offset, event.timestamp], "key": event.key}
             result["headers"] = {h: (v or b"").decode() for h, v in event.headers.items()}
         return result
@@ -64,20 +78,73 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
             if result is not None:
                 yield Output(result, key="another", headers={"h": b"2"})
 
+    async def elsewhere(stream: Any) -> Any:
+        async for value in stream:
+            result = work(value)
+            if result is not None:
+                yield Output(result, topic=Topic(audit_of(name), key=str, value=dict)) if value["n"] % 2 else result
+
     def function(value: dict[str, Any]) -> Any:
         return work(value, semel.current_event())
 
     async def coroutine(value: dict[str, Any]) -> Any:
         return work(value)
 
-    agents = (values, events, current, batches, items, filtered, enumerated, sending, function, coroutine)
+    async def looping(stream: Any) -> None:
+        async for value in stream:
+            work(value)
+
+    async def delegating(stream: Any) -> None:
+        await looping(stream)
+
+    async def asking(stream: Any) -> None:
+        values = aiter(stream)
+        while True:
+            work(await anext(values))
+
+    async def asking_events(stream: Any) -> None:
+        events = stream.events()
+        while True:
+            event = await anext(events)
+            work(event.value, event)
+
+    def handing_on(stream: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        return values(stream)
+
+    class Worker:
+        async def __call__(self, stream: Any) -> Any:
+            async for value in stream:
+                yield work(value)
+
+        async def method(self, stream: Any) -> Any:
+            async for event in stream.events():
+                yield work(event.value, event)
+
+    async def with_factor(factor: int, value: dict[str, Any]) -> Any:
+        return work(value) if factor else None
+
+    def passing(agent: Any) -> Any:
+        @functools.wraps(agent)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return agent(*args, **kwargs)
+
+        return wrapper
+
+    agents: dict[str, Any] = {
+        "values": values, "events": events, "current": current, "batches": batches, "items": items, "filtered": filtered,
+        "enumerated": enumerated, "sending": sending, "elsewhere": elsewhere, "function": function, "coroutine": coroutine,
+        "looping": looping, "delegating": delegating, "asking": asking, "asking_events": asking_events,
+        "handing_on": handing_on, "object": Worker(), "method": Worker().method, "partial": functools.partial(with_factor, 1),
+        "decorated": passing(values),
+    }  # fmt: skip
     return Pipeline(
         name,
         source=Topic(f"{name}.payments", key=str, value=dict),
-        agent={agent.__name__: agent for agent in agents}[kind],
+        agent=agents[kind],
         tables=[sums],
         sink=Topic(f"{name}.settlements", key=str, value=dict),
         retry=Retry(attempts=2, first_delay=timedelta(milliseconds=20)),
+        kind=SAID.get(kind),
     )
 
 
