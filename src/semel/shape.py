@@ -137,21 +137,32 @@ class _Reader(ast.NodeVisitor):
 
     # -- a stream
 
-    def visit_AsyncFor(self, node: ast.AsyncFor) -> None:
+    def _iterated(self, node: ast.expr) -> None:
         self.waits = True
-        self.shape.iterates = self.shape.iterates or self._made_of_it(node.iter)
-        self.visit(node.iter)
+        self.shape.iterates = self.shape.iterates or self._made_of_it(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and self._is_it(node.func.value):
+            # A method that no stream has may be an event's, or a mistyped one.
+            self.looks = True
+            self.shape.asked.add(node.func.attr)
+            for argument in (*node.args, *node.keywords):
+                self.visit(argument)
+        else:
+            self.visit(node)
+
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> None:
+        self._iterated(node.iter)
         self._assigned(node.target, None)
         for statement in (*node.body, *node.orelse):
             self.visit(statement)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         if node.is_async:
-            self.waits = True
-            self.shape.iterates = self.shape.iterates or self._made_of_it(node.iter)
-        elif self._made_of_it(node.iter):
-            self.shape.takes_event = True
-        self.generic_visit(node)
+            self._iterated(node.iter)
+        else:
+            self.shape.takes_event = self.shape.takes_event or self._made_of_it(node.iter)
+            self.visit(node.iter)
+        for part in (node.target, *node.ifs):
+            self.visit(part)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if self._made_of_it(node.value):

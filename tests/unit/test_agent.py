@@ -305,6 +305,11 @@ async def asks_for_the_next_event(stream):
         db.note(await anext(events))
 
 
+async def mistyped(stream):
+    async for event in stream.event():
+        db.note(event)
+
+
 async def within_a_context(stream):
     async with db.closing(stream) as events:
         async for event in events:
@@ -345,7 +350,8 @@ class Delegates:
 
 exec("async def without_source(stream):\n    async for event in stream: pass")
 UNCERTAIN = [
-    delegates, asks_for_the_next, asks_for_the_next_event, within_a_context, within_a_function, made_into_something_else,
+    delegates, mistyped, asks_for_the_next, asks_for_the_next_event, within_a_context, within_a_function,
+    made_into_something_else,
     in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, one,
     rows_of_the_whole_event, loops_over_something_else, Agent().over_event, passing(delegates), awaiting(plain), awaiting(one),
     functools.partial(delegates),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -546,8 +546,8 @@ def test_an_agent_whose_body_hangs_is_named_with_its_line(tester_of: TesterOf) -
 
 
 def test_an_agent_that_ends_by_itself_is_said_with_its_error(tester_of: TesterOf) -> None:
-    async def broken(orders: Any) -> None:
-        async for _ in orders.no_such_thing():
+    async def broken(orders: AsyncIterable[Any]) -> None:
+        async for _ in orders.no_such_thing():  # type: ignore[attr-defined]
             pass
 
     tester = tester_of(pipeline_of(broken))
