@@ -211,11 +211,12 @@ def take(stream: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name, rule in STREAM.items() if rule.does is Does.REFUSED])
-def test_what_a_stream_does_not_do_is_refused_at_start_where_the_code_shows_it(name: str) -> None:
-    app = an_app()
+def test_what_a_stream_does_not_do_is_refused_at_start_where_the_code_shows_it(name: str, tmp_path: Path) -> None:
+    app, file = an_app(), tmp_path / "agents.py"
     code = f"async def process(stream):\n    async for x in stream.filter(bool).{name}(1):\n        pass\n"
     scope: dict[str, Any] = {"__name__": __name__}
-    exec(code, scope)
+    file.write_text(code)
+    exec(compile(code, file, "exec"), scope)
     app.agent(app.topic("orders"))(scope["process"])
     with pytest.raises(DeclarationError, match=name):
         app.plan()
