@@ -37,6 +37,8 @@ PASSING = [
 ]
 FENCES = [47, 90, 49, 59]
 NTH = (1, 1, 1, 1, 2, 2, 3, 5, 8)
+# The last ones are longer than a request, a commit and a transaction may take.
+THROTTLES_S = (0.05, 0.5, 0.5, 3.0, 9.0)
 # Events that end every process which handles them, at most. Each holds its partition up for half a minute.
 DEADLY = 2
 
@@ -139,8 +141,7 @@ class Storm:
             if throttles.random() < self.throttling and self.may(
                 f"{call.client}/{n}/throttle", f"throttle: {call.api} of {call.client}"
             ):
-                # Longer than a request, a commit and a transaction may take, now and then.
-                slow = replace(slow, throttle_s=throttles.choice([0.05, 0.5, 0.5, 3.0, 9.0]))
+                slow = replace(slow, throttle_s=throttles.choice(THROTTLES_S))
                 self.figures["throttled seconds"] += int(slow.throttle_s)
         if call.api == "EndTxn" and call.client in self._doubted and self._note_is_under_way(call.client):
             return lose_answer() if self._doubted.pop(call.client) else lose_request()

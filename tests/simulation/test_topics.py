@@ -14,10 +14,11 @@ import pytest
 from semel.port import LATEST, TP, Broker
 from semel.runtime import reset
 from semel.runtime.watch import TopicWatch
+from semel.testing.broker import throttle
 from semel.testing.clock import run_virtual
 from tests.simulation.choices import Choices
-from tests.simulation.storm import Outcome, Storm
-from tests.simulation.topics import Change
+from tests.simulation.storm import THROTTLES_S, Outcome, Storm
+from tests.simulation.topics import HEARD_S, Change
 from tests.simulation.world import SimulatedWorld, seeded
 
 STOPS = [Change.SOURCE_GROWS, Change.SOURCE_ANEW, Change.LOG_ANEW]
@@ -125,7 +126,7 @@ def test_a_sink_that_is_taken_away_may_be_made_by_a_worker_that_starts_meanwhile
             storm.start_all()
             world.pay_many(20, trouble=False)
             await world.until_at_rest("the first events")
-            world.loop.call_later(1.0, lambda: storm._start("w2"), context=world.cluster.context)
+            world.loop.call_later(HEARD_S + 1.0, lambda: storm._start("w2"), context=world.cluster.context)
             await storm.others.look_at_what_is_said()
             world.pay_many(20, trouble=False)
             await storm.calm()
@@ -134,6 +135,31 @@ def test_a_sink_that_is_taken_away_may_be_made_by_a_worker_that_starts_meanwhile
             await world.close()
 
     assert run_virtual(main()) == (2, [])
+
+
+def test_a_worker_that_was_told_to_wait_before_all_was_quiet_need_not_say_yet_what_is_gone(tmp_path: Path) -> None:
+    """Seed 11002104: it was not to ask for metadata for nine seconds, and the topic was taken away in the fourth."""
+
+    async def main() -> list[str]:
+        world = SimulatedWorld(tmp_path, seed=1, partitions=2, style="stream", window=timedelta(days=7), real=False)
+        storm = Storm(world, 1, Choices(), crashes=0)
+        storm.quiet = storm.odd.quiet = True
+        storm.names = ["w1"]
+        try:
+            storm.start_all()
+            world.pay_many(20, trouble=False)
+            await world.until_at_rest("the first events")
+            longest = max(THROTTLES_S)
+            world.cluster.faults.clear()
+            world.cluster.faults.script(lambda call: throttle(longest) if call.api == "Metadata" else None)
+            await world.clock.sleep(2)
+            world.cluster.faults.clear()
+            await storm.others.look_at_what_is_said()
+            return [str(v) for v in storm.others.broken]
+        finally:
+            await world.close()
+
+    assert run_virtual(main()) == []
 
 
 def test_without_state_it_goes_on_when_the_source_grows(tmp_path: Path) -> None:

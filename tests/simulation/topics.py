@@ -39,6 +39,8 @@ MOST = 8
 LIVES = 3
 # Until every worker has asked again, and its question is answered.
 SAID_S = SAY_MISSING_S + 3.0
+# What a worker has asked before all is quiet is answered by then, and it has waited for as long as it was told to.
+HEARD_S = 10.0
 
 
 class Change(Enum):
@@ -325,8 +327,12 @@ class Others:
     # -- what is said
 
     async def look_at_what_is_said(self) -> None:
-        """With all at rest: a topic that is missing, and one that outputs do not use all of, is named by every worker."""
+        """With all at rest: a topic that is missing, and one that outputs do not use all of, is named by every worker.
+
+        Of those that may ask: whom a broker has told to wait knows of nothing until then.
+        """
         world, cluster = self._world, self._world.cluster
+        await world.clock.sleep(HEARD_S)
         for worker in world.alive():
             destination = worker.engine.topics.destinations.get(SINK)
             unused = destination is not None and destination.partitions < self._size(SINK)
