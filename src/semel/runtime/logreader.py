@@ -28,7 +28,10 @@ LONGEST_PAUSE_S = 2.0
 
 
 class LogReader:
-    """Asks until the answer is there. RecoveryError where the broker refuses for good."""
+    """Asks until the answer is there. RecoveryError where the broker refuses for good.
+
+    `look_at`: awaited where a log ends before what it held; raises where its topic is another one by now.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class LogReader:
         plan: Plan,
         troubles: Troubles,
         *,
+        look_at: Callable[[str], Awaitable[None]],
         own_id: str,
         transaction_timeout_ms: int,
     ) -> None:
@@ -46,6 +50,7 @@ class LogReader:
         self._randomness = randomness
         self._plan = plan
         self.troubles = troubles
+        self.look_at = look_at
         self._own_id = own_id
         self._transaction_timeout_ms = transaction_timeout_ms
 
@@ -183,7 +188,7 @@ class Reading:
         self._end = end
 
     async def chunk(self) -> Fetched | None:
-        """What comes next; None at the end. RecoveryError where the log says that it never was this long."""
+        """What comes next; None at the end. RecoveryError where the log became shorter, TopicChanged where it is another."""
         tp, reader = self._tp, self._reader
         asked_at, pause = self._clock.monotonic(), 0.05
         while self._at < self._end:
@@ -193,6 +198,7 @@ class Reading:
             if fetched.error == Code.OFFSET_OUT_OF_RANGE:
                 start = (await reader.starts([tp]))[tp]
                 if start <= self._at:
+                    await reader.look_at(tp.topic)
                     raise RecoveryError(
                         f"{tp.topic}[{tp.partition}] answers out of range at {self._at}; was it truncated?"
                     )

@@ -14,9 +14,9 @@ import orjson
 
 from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, TopicInfo
+from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, RpcError, RpcLost, TopicInfo
 from semel.runtime.changed import changes
-from semel.runtime.decide import bereft, check_logs, decide, disagrees, of_a_life_that_is_over
+from semel.runtime.decide import bereft, check_log_ids, check_logs, decide, disagrees, of_a_life_that_is_over
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.logreader import LogReader
 from semel.runtime.owners import Owners
@@ -24,6 +24,7 @@ from semel.runtime.settings import EngineSettings
 from semel.runtime.task import Task, task_meta
 from semel.runtime.topics import Topics
 from semel.runtime.troubles import Troubles
+from semel.stages.answers import needs_a_person
 from semel.state import positions
 from semel.state.positions import Position
 from semel.state.store import Store
@@ -31,7 +32,8 @@ from semel.state.store import Store
 log = logging.getLogger("semel.restore")
 
 CHUNK_RECORDS = 20_000
-# How long a coordinator may answer with offsets of before its last commits (docs/decisions/group-offsets-behind.md).
+# How long a coordinator may answer with offsets of before its last commits (docs/decisions/group-offsets-behind.md), and a
+# broker with a topic that is no more.
 BEHIND_S = 5.0
 BEHIND_PAUSE_S = 0.2
 
@@ -54,6 +56,7 @@ class Restorer:
         own_id: str,
     ) -> None:
         self._topics = topics
+        self._broker = broker
         self._types = ""
         self._said: set[str] = set()
         self._clock = clock
@@ -67,6 +70,7 @@ class Restorer:
             randomness,
             plan,
             troubles,
+            look_at=self._look_at,
             own_id=own_id,
             transaction_timeout_ms=settings.transaction_timeout_ms,
         )
@@ -161,6 +165,26 @@ class Restorer:
         self._store.write(batch)
         await self._pass("restore.end")
         return position
+
+    async def _look_at(self, name: str) -> None:
+        """TopicChanged where a log is another topic than when this takeover began: some brokers hear of that later than others.
+
+        One that is missing is waited for; the watch ends the worker where it does not come back.
+        """
+        known = self._topics.known.get(name)
+        until = self._clock.monotonic() + BEHIND_S
+        while known is not None and self._clock.monotonic() < until:
+            try:
+                found = await self._broker.topics([name])
+            except (RpcError, RpcLost) as exc:
+                if needs_a_person(exc):
+                    raise self._logs.refused(exc) from exc
+                log.debug("metadata: %s", exc)
+                found = {}
+            check_log_ids(self._plan.app, {name: known.id}, found)
+            if name not in found:
+                until = self._clock.monotonic() + BEHIND_S
+            await self._clock.sleep(BEHIND_PAUSE_S)
 
     async def starts(self, tps: list[TP]) -> dict[TP, int]:
         return await self._logs.starts(tps)

@@ -496,6 +496,47 @@ async def test_a_changelog_made_anew_while_nobody_ran_is_refused(world: World, l
     check_store(world, worker)
 
 
+@pytest.mark.parametrize("behind_s", [0.0, 3.0], ids=["brokers know", "brokers hear of it late"])
+@pytest.mark.parametrize("log", ["balances-changelog", "journals-changelog", "dedup-changelog", "positions"])
+async def test_a_log_that_is_made_anew_while_it_is_read_is_another_one_and_was_not_truncated(
+    world: World, log: str, behind_s: float
+) -> None:
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    await settled(world)
+    shutil.rmtree(world.path / "w1")
+    shutil.move(world.path / "copy", world.path / "w1")
+    worker = world.start()
+    reached, go = worker.hold_at("restore.after_ends")
+    await reached.wait()
+    world.cluster.delete_topics([f"{APP}-{log}"])
+    world.cluster.create_topic(f"{APP}-{log}", 2)
+    world.cluster.faults.metadata_delay_s = lambda: behind_s
+    go.set()
+    error = await fate(world, worker)
+    assert isinstance(error, TopicChanged), error
+    assert f"'{APP}-{log}' was deleted and created again" in str(error) and "semel reset" in str(error)
+
+
+async def test_a_log_that_was_truncated_is_said_to_be(world: World) -> None:
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    await settled(world)
+    shutil.rmtree(world.path / "w1")
+    shutil.move(world.path / "copy", world.path / "w1")
+    worker = world.start()
+    reached, go = worker.hold_at("restore.after_ends")
+    await reached.wait()
+    topic = world.cluster.topics()[f"{APP}-positions"]
+    world.cluster.delete_topics([topic.name])
+    world.cluster.create_topic(topic.name, 2)
+    # The same topic, that is, as brokers that lost its end after an unclean election have it.
+    world.cluster.topics()[topic.name].id = topic.id
+    go.set()
+    error = await fate(world, worker)
+    assert isinstance(error, RecoveryError) and "was it truncated?" in str(error)
+
+
 def delete_records(world: World, log: str, partition: int, *, keep: int = 0) -> None:
     """Somebody deletes all of a log but for so many offsets, as Kafka does by a retention that the topic has for a while."""
     there = world.cluster.log(TP(f"{APP}-{log}", partition))
