@@ -549,9 +549,10 @@ class Storm:
     def outcome(self) -> Outcome:
         world = self.world
         history = world.judged()
-        violations = [*self.others.broken, *judge(history)]
+        # What may be the cause comes first: of an app whose workers end again and again, all that they leave undone is missed.
+        violations = [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]
         violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
-        violations += [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]
+        violations += [*self.others.broken, *judge(history)]
         n = self.figures
         n["crash points"] = world.crashes
         n["idle kills"] = world.idle_kills

@@ -162,6 +162,23 @@ def test_a_worker_that_was_told_to_wait_before_all_was_quiet_need_not_say_yet_wh
     assert run_virtual(main()) == []
 
 
+def test_what_ended_a_worker_is_said_before_what_was_left_undone(tmp_path: Path) -> None:
+    """Seed 11002627: workers ended at every start, and three events that had no output were all that was printed of it."""
+
+    async def main() -> list[str]:
+        world = SimulatedWorld(tmp_path, seed=1, partitions=2, style="stream", window=timedelta(days=7), real=False)
+        storm = Storm(world, 1, Choices(), crashes=0)
+        try:
+            world.pay_many(5, trouble=False)
+            world.findings.append("w1#1 ended with TopicChanged")
+            return [v.law for v in storm.outcome().violations]
+        finally:
+            await world.close()
+
+    laws = run_virtual(main())
+    assert laws[0] == "no_unexpected_end" and "no_loss" in laws
+
+
 def test_without_state_it_goes_on_when_the_source_grows(tmp_path: Path) -> None:
     outcome = changed(tmp_path, Change.SOURCE_GROWS, stateful=False)
     assert [str(v) for v in outcome.violations] == []
