@@ -20,7 +20,7 @@ from tests.broker import logs
 from tests.broker.conftest import MakeLedger
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
-from tests.broker.test_topics import refuses
+from tests.broker.test_topics import USAGE, refuses
 from tests.broker.truth import payments
 from tests.broker.workers import WorkerProcess
 
@@ -381,4 +381,4 @@ async def test_a_read_only_disk_is_said(ledger41: Ledger) -> None:
     with disk(ledger41.directory / "small", 1) as small:
         make_read_only(small)
         worker = ledger41.worker(state="small").start()
-        await refuses(worker, str(small), "Read-only file system")
+        await refuses(worker, str(small), "Read-only file system", code=USAGE)

@@ -21,12 +21,12 @@ from tests.broker.workers import WorkerProcess
 
 pytestmark = pytest.mark.broker
 
-REFUSAL, UNPROVABLE = 1, 5
+REFUSAL, USAGE, UNPROVABLE = 1, 2, 5
 
 
-async def refuses(worker: WorkerProcess, *words: str) -> None:
-    """It ends with 1, and its last words name the thing and the way out."""
-    assert await worker.ended() == REFUSAL, worker.log_end()
+async def refuses(worker: WorkerProcess, *words: str, code: int = REFUSAL) -> None:
+    """It ends with `code`, and its last words name the thing and the way out."""
+    assert await worker.ended() == code, worker.log_end()
     error = next(line for line in reversed(worker.log.splitlines()) if "ERROR" in line)
     for word in words:
         assert word in error, worker.log_end()

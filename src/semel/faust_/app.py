@@ -21,7 +21,7 @@ from aiohttp import web
 from faust.app.base import BootStrategy
 
 from semel.config import Settings
-from semel.errors import DeclarationError, StaleIncarnation, StateDirectoryError, StateNotReady
+from semel.errors import DeclarationError, StaleIncarnation, StateNotReady
 from semel.faust_.agent import Agent
 from semel.faust_.arguments import PAGE, check_signals
 from semel.faust_.arguments import check as check_arguments
@@ -48,6 +48,7 @@ from semel.port import RpcError, RpcLost, TopicSpec
 from semel.runtime.engine import Engine
 from semel.runtime.host import EngineHost, open_engine
 from semel.runtime.task import TaskState
+from semel.state.directory import unusable
 from semel.topic import Topic as SemelTopic
 
 log = logging.getLogger("semel.app")
@@ -356,10 +357,7 @@ class App(faust.App):
             where.mkdir(parents=True, exist_ok=True)
             super()._create_directories()
         except OSError as exc:
-            raise StateDirectoryError(
-                f"the state directory {where} cannot be used ({exc.strerror}); make it writable for this user, "
-                "free some space, or set state_dir to another place"
-            ) from exc
+            raise unusable(where, exc) from exc
 
     async def on_stop(self) -> None:
         await self.stop_engine()

@@ -22,6 +22,15 @@ FORMAT = 1
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
+def unusable(path: Path, why: OSError) -> StateDirectoryError:
+    """StateDirectoryUnusable, a setting to be changed, unless it has to do with the disk."""
+    kind = StateDirectoryError if why.errno in _FULL_OR_BROKEN else StateDirectoryUnusable
+    return kind(
+        f"the state directory {path} cannot be used ({why.strerror}); make it writable for this user, "
+        "free some space, or set state_dir to another place"
+    )
+
+
 class StateDirectory:
     """`{state_dir}/{app}/{instance}`, held by a lock for as long as this object lives. Its user's alone (0700).
 
@@ -35,11 +44,7 @@ class StateDirectory:
             _make_private(path)
             self._lock = open(os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o600), "rb", buffering=0)  # noqa: SIM115
         except OSError as exc:
-            kind = StateDirectoryError if exc.errno in _FULL_OR_BROKEN else StateDirectoryUnusable
-            raise kind(
-                f"the state directory {path} cannot be used ({exc.strerror}); make it writable for this user, "
-                "free some space, or set state_dir to another place"
-            ) from exc
+            raise unusable(path, exc) from exc
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
