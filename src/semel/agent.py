@@ -20,6 +20,8 @@ from semel.shape import Shape, shape_of
 
 Kind = Literal["stream", "event"]
 
+# `stream`, `payments`, but not `address` or `status`: what such a name is given is no single event, or badly named.
+_NAME_OF_MANY = re.compile(r"stream|[^sui]s$")
 _STREAM = re.compile(r"\b(StreamT?|AsyncItera(tor|ble)|AsyncGenerator)\b")
 
 
@@ -30,7 +32,7 @@ def kind_of(run: Callable[..., Any], said: Kind | None = None) -> AgentKind:
 
     `said`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
     `functools.wraps` counts: the outermost of which it is certain. DeclarationError for what cannot be called with one argument,
-    and for a coroutine function of which it is certain neither way.
+    and for a coroutine function of which it is certain neither way, and whose parameter has the name of many.
     """
     name = called(run)
     if not callable(run):
@@ -92,9 +94,9 @@ def _takes_stream(layers: list[_Layer], name: str) -> bool:
         certain = _layer_takes_stream(layer, name)
         if certain is not None:
             return certain
-    if not any(inspect.iscoroutinefunction(layer.function) for layer in layers):
-        return False
     parameter = next((layer.parameter.name for layer in layers if layer.parameter is not None), "its parameter")
+    if not any(inspect.iscoroutinefunction(layer.function) for layer in layers) or not _NAME_OF_MANY.search(parameter):
+        return False
     raise DeclarationError(
         f"agent {name!r} may take the stream or one event at a time: what can be seen of its code says neither for certain. "
         f"Annotate {parameter!r} (AsyncIterable[...] for the stream, else the event's type), or give the Pipeline "

@@ -343,6 +343,10 @@ async def annotated_for_the_type_checker(stream: OnlyForTheTypeChecker) -> None:
     await db.consume(stream)
 
 
+async def of_many(payments):
+    await db.save_all(payments)
+
+
 class Delegates:
     async def __call__(self, stream):
         await db.consume(stream)
@@ -352,10 +356,8 @@ exec("async def without_source(stream):\n    async for event in stream: pass")
 UNCERTAIN = [
     delegates, mistyped, asks_for_the_next, asks_for_the_next_event, within_a_context, within_a_function,
     made_into_something_else,
-    in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, one,
-    rows_of_the_whole_event, loops_over_something_else, Agent().over_event, passing(delegates), awaiting(plain), awaiting(one),
-    functools.partial(delegates),
-    functools.partial(with_context, stream="bound by name"), functools.partial(context_is_iterated, "rows"),
+    in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, passing(delegates),
+    functools.partial(delegates), of_many,
     globals()["without_source"],
 ]  # fmt: skip
 
@@ -408,6 +410,10 @@ async def never_waits(event):
     db.note(event)
 
 
+async def of_one(address):
+    await db.save(address)
+
+
 async def never_looks(event):
     await db.tick()
 
@@ -419,6 +425,16 @@ async def never_looks(event):
 )  # fmt: skip
 def test_what_no_stream_could_be_is_one_event(run: Callable[..., Any]) -> None:
     assert kind_of(run) is COROUTINE
+
+
+@pytest.mark.parametrize(
+    "run",
+    [one, rows_of_the_whole_event, loops_over_something_else, Agent().over_event, awaiting(plain), awaiting(one),
+     functools.partial(with_context, stream="bound by name"), functools.partial(context_is_iterated, "rows"), of_one],
+)  # fmt: skip
+def test_what_may_be_either_and_is_not_named_as_many_is_one_event(run: Callable[..., Any]) -> None:
+    assert kind_of(run) is COROUTINE
+    assert kind_of(run, "stream") is STREAM
 
 
 def handed_on(stream: AsyncIterable[int]) -> AsyncIterator[int]:
