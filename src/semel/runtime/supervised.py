@@ -9,6 +9,9 @@ from semel.config import Settings
 from semel.plan import Plan
 from semel.runtime.host import EngineHost, open_engine
 
+# What of Faust's settings is about the engine's connections and views, so that a pipeline has it, too.
+READ_OF_FAUST = frozenset({"broker_client_id", "producer_compression_type", "web_enabled"})
+
 
 class Supervised(Protocol):
     """Started once, on the running loop; then stopped and closed, however it went."""
@@ -50,7 +53,12 @@ class PlainWorker:
         self._running = asyncio.create_task(self._run(), name="engine")
 
     async def _run(self) -> None:
-        self.host = await open_engine(self._plan, self._settings, instance=self._instance, adopt=self._adopt)
+        of_faust = self._settings.faust
+        self.host = await open_engine(
+            self._plan, self._settings, instance=self._instance, adopt=self._adopt,
+            client_id=of_faust.get("broker_client_id"), compression=of_faust.get("producer_compression_type"),
+            pages=() if of_faust.get("web_enabled", True) else None,
+        )  # fmt: skip
         if self._stopping:
             self.host.engine.stop()
         await self.host.run()

@@ -16,7 +16,7 @@ from semel.config import Settings
 from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.runtime.deadline import Deadline, Threads, exits_said, leave
-from semel.runtime.supervised import PlainWorker, Supervised
+from semel.runtime.supervised import READ_OF_FAUST, PlainWorker, Supervised
 from semel.stages.answers import is_explained
 from semel.stages.body import place
 
@@ -71,10 +71,10 @@ def _supervised(target: Any, settings: Settings, *, instance: str | None, adopt:
     """An App brings its own, so that nobody else needs Faust."""
     if not isinstance(target, Pipeline):
         return target.as_supervised(instance=instance, adopt=adopt)
-    if settings.faust:
+    if unread := sorted(settings.faust.keys() - READ_OF_FAUST):
         log.warning(
             "[faust] sets %s, which a semel.App reads and nobody else: it has no effect on pipeline %r",
-            ", ".join(sorted(settings.faust)), target.name,
+            ", ".join(unread), target.name,
         )  # fmt: skip
     return PlainWorker(target.plan(), settings, instance=instance, adopt=adopt)
 

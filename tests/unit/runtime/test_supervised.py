@@ -169,5 +169,28 @@ def test_a_faust_section_that_a_pipeline_does_not_read_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = Pipeline("shop", source=Topic("orders"), agent=lambda order: order)
-    worker._supervised(pipeline, Settings(faust={"broker_client_id": "till"}), instance=None, adopt=False)
-    assert "[faust] sets broker_client_id, which a semel.App reads and nobody else" in caplog.text
+    given = {"broker_client_id": "till", "stream_buffer_maxsize": 1}
+    worker._supervised(pipeline, Settings(faust=given), instance=None, adopt=False)
+    assert "[faust] sets stream_buffer_maxsize, which a semel.App reads and nobody else" in caplog.text
+
+
+async def test_what_of_a_faust_section_is_about_the_connection_reaches_the_engine(
+    cluster: MemoryCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def connect(settings: Settings, *, client_id: str, compression: str | None) -> MemoryBroker:
+        asked.append((client_id, compression))
+        return MemoryBroker(cluster, client_id)
+
+    monkeypatch.setattr(host, "kafka_broker", connect)
+    given = {"broker_client_id": "till", "producer_compression_type": "gzip", "web_enabled": False}
+    running = of(lambda order: order, tmp_path, faust=given)
+    running.start()
+    async with asyncio.timeout(5):
+        while running.host is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert asked == [("till", "gzip")]
+    assert running.host._web is None
+    await running.stop()
+    await running.close()
