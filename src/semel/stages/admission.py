@@ -126,19 +126,29 @@ class DedupFilter:
     ) -> tuple[Columns, BaseException | None]:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
         condemned = s.cursor.condemned
-        unfit = {n for n, r in enumerate(records) if r.offset in condemned} if condemned else set[int]()
-        unfit.update(n for n, v in enumerate(values) if type(v) is Undecodable)
-        ids, times, payloads, error = self._ids(values, records), self._times(values, records), list[int](), None
-        if unfit:
-            ids = [None if n in unfit else id for n, id in enumerate(ids)]
-        payload_of = self._payload_of
+        # What cannot be decoded has no id either.
+        ids, times = self._ids(values, records), self._times(values, records)
+        if condemned:
+            ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
+        read = self._payload_of
         try:
-            for value, record, id in zip(values, records, ids, strict=True):
-                payloads.append(0 if id is None else payload_of(value, record))
-        except _ITS_OWN as exc:
-            error = exc
+            payloads = [read(v, r) if type(i) is bytes else 0 for v, r, i in zip(values, records, ids, strict=True)]
+            error = None
+        except _ITS_OWN:
+            payloads, error = self._payloads(values, records, ids)
         end = len(payloads)
         return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error
+
+    def _payloads(
+        self, values: Sequence[Any], records: Sequence[Record], ids: Sequence[object]
+    ) -> tuple[list[int], BaseException | None]:
+        payloads: list[int] = []
+        try:
+            for value, record, id in zip(values, records, ids, strict=True):
+                payloads.append(self._payload_of(value, record) if type(id) is bytes else 0)
+        except _ITS_OWN as exc:
+            return payloads, exc
+        return payloads, None
 
     def _ids(self, values: Sequence[Any], records: Sequence[Record]) -> list[bytes | str | None]:
         """The keys, None where there is none, or what went wrong reading it."""

@@ -92,7 +92,8 @@ class Marks:
         found = self.stored(ids) if self.buckets else {}
         for newer in (self.sealed, self.open):
             if newer:
-                found.update((id, newer[id]) for id in ids if id in newer)
+                for id in [id for id in ids if id in newer]:
+                    found[id] = newer[id]
         return found
 
     def find(self, key: bytes) -> bytes | None:
@@ -112,9 +113,8 @@ class Marks:
 
     def mark(self, key: bytes, value: bytes) -> None:
         """The mark of an event in the open epoch. One of the same id whose window ended within it is written, too."""
-        before = self.open.get(key)
-        if before is not None:
-            self.replaced[(key, before)] = None
+        if key in self.open:
+            self.replaced[(key, self.open[key])] = None
         self.open[key] = value
 
     # -- as a state log

@@ -358,11 +358,6 @@ class Rows:
                 self._drop(self.key_codec.decode(raw))
         self.pending.clear()
 
-    def fold(self) -> None:
-        """What the event in hand has written joins the open epoch."""
-        self.open.update(self.pending)
-        self.pending.clear()
-
     # -- as a state log
 
     # Compacted but for the segment that is written to, and restores read all of it: Kafka's own are of 1 GiB and seven days.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from semel.errors import OutputRefused
+from semel.state.overlay import MISSING, Rows
 
 if TYPE_CHECKING:
     from semel.state.marks import Marks
-    from semel.state.overlay import Rows
 
 # What a row takes of a transaction beside its key and value.
 ROW_BYTES = 30
@@ -31,15 +31,15 @@ class DirtyValue:
 class WriteSet:
     """Of an event, or of a batch, which is one unit of work.
 
-    `rows`: of each table that it wrote to, the rows by the bytes of their keys; None: deleted. `dirty`: values that may have
-    been changed in place, by table and key. `mark`: the dedup mark that comes with it, of a batch `marks`: id and mark.
+    `rows`: the tables that it wrote to; what it wrote is in `Rows.pending` of each. `dirty`: values that may have
+    been changed in place, by table and key. `marks`: ids and dedup marks, of an event one.
     `outputs`: records to be sent, in their order. `bytes`: about what all takes of a transaction; `most_bytes`: how much it may.
     """
 
     __slots__ = ("bytes", "dirty", "marks", "most_bytes", "outputs", "rows")
 
     def __init__(self) -> None:
-        self.rows: dict[Rows, dict[bytes, bytes | None]] = {}
+        self.rows: list[Rows] = []
         self.dirty: dict[tuple[str, bytes], DirtyValue] = {}
         self.marks: list[tuple[bytes, bytes]] = []
         self.outputs: list[Any] = []
@@ -51,7 +51,8 @@ class WriteSet:
     def write(self, rows: Rows, key: Any, value: Any) -> None:
         """Set a row, or delete it with MISSING. OutputRefused where it is too much for one event; then nothing is written."""
         raw, before, size = rows.write(key, value)
-        self.rows[rows] = rows.pending
+        if before is MISSING and len(rows.pending) == 1:
+            self.rows.append(rows)
         self.bytes = held = self.bytes + ROW_BYTES + size
         if held > self.most_bytes:
             try:
@@ -77,8 +78,8 @@ class WriteSet:
         """OutputRefused where it has grown larger than it may be. `coming`: bytes that are about to be added."""
         # A row that is written again and again is in the transaction once.
         held = coming + sum(out.size for out in self.outputs)
-        for pending in self.rows.values():
-            held += sum(ROW_BYTES + len(raw) + len(value or b"") for raw, value in pending.items())
+        for rows in set(self.rows):
+            held += sum(ROW_BYTES + len(raw) + len(value or b"") for raw, value in rows.pending.items())
         self.bytes = held
         if held > self.most_bytes:
             raise OutputRefused(
@@ -95,7 +96,8 @@ class WriteSet:
             encoded = rows.encode(seen.key, raw, seen.value)
             if encoded != seen.before:
                 self.bytes += ROW_BYTES + len(raw) + len(encoded)
-                self.rows[rows] = rows.pending
+                if not rows.pending:
+                    self.rows.append(rows)
                 rows.set(seen.key, raw, encoded, seen.value)
                 if self.bytes > self.most_bytes:
                     self.check_size()
@@ -105,7 +107,11 @@ class WriteSet:
         """Rows and marks join the open epoch; outputs are whoever's who calls this to take."""
         if self.rows:
             for rows in self.rows:
-                rows.fold()
+                pending, written = rows.pending, rows.open
+                # One by one: a dict that is cleared is allocated anew for the next event.
+                while pending:
+                    raw, value = pending.popitem()
+                    written[raw] = value
             self.rows.clear()
         if self.marks:
             assert marks is not None
