@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from semel.codes import Code
 from semel.throttles import Throttles
@@ -215,6 +215,11 @@ class BatchBuilder(Protocol):
         headers: Sequence[tuple[str, bytes | None]],
     ) -> bool:
         """True if the record is in; False if the batch is full (nothing was added). A first record always fits."""
+        ...
+
+    def fill(self, records: Sequence[tuple[Any, int | None, bytes | None, bytes | None, Any, int]], start: int) -> int:
+        """Append from `start` on, as many as fit; the index of the first that is not in. Of each what lies between its first and
+        its last item: timestamp, key, value, headers."""
         ...
 
     def count(self) -> int: ...

@@ -375,6 +375,26 @@ async def test_a_batch_is_full_by_its_encoded_size_but_takes_any_first_record(ri
     assert small.count() == 1
 
 
+async def test_batches_are_filled_one_after_the_other_as_if_record_by_record(rig: Rig, broker: Broker) -> None:
+    tp = TP(await rig.topic(broker), 0)
+    records = [
+        (tp, 1_700_000_000_000 + n, b"%d" % n, None if n % 7 == 0 else b"x" * (n % 90), (("n", b"v"),) * (n % 3), 0)
+        for n in range(200)
+    ]
+    writer = await rig.writer(broker)
+    at, base = 0, 0
+    while at < len(records):
+        filled, one_by_one = broker.batch_builder(2_000), broker.batch_builder(2_000)
+        after = filled.fill(records, at)
+        for _, timestamp, key, value, headers, _ in records[at:after]:
+            assert one_by_one.append(timestamp, key, value, headers)
+        if after < len(records):
+            assert not one_by_one.append(*records[after][1:5])
+        assert filled.count() == after - at > 0
+        assert filled.build(writer.producer, base) == one_by_one.build(writer.producer, base)
+        at, base = after, base + after - at
+
+
 async def test_one_fetch_answers_for_several_partitions(rig: Rig, broker: Broker) -> None:
     name = await rig.topic(broker, 3)
     tps = [TP(name, partition) for partition in range(3)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, cast
 
 from aiokafka import codec
@@ -31,6 +32,7 @@ _ATTRIBUTES = struct.Struct(">h")
 _COUNT = struct.Struct(">i")
 _LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT, _COUNT_AT, _HEADER_BYTES = 8, 16, 21, 57, 61
 _COMPRESSION_BITS = 0x07
+_NO_HEADERS: list[Any] = []
 
 # What one read hands on of one partition, compressed batches decompressed: several times what a fetch asks for. Both
 # bounds are passed by one batch, or one record, at most; the rest is for the next fetch.
@@ -71,6 +73,15 @@ class Batch:
             return False
         self._count += 1
         return True
+
+    def fill(self, records: Sequence[tuple[Any, int | None, bytes | None, bytes | None, Any, int]], start: int) -> int:
+        append, count = self._append, self._count
+        for _, timestamp, key, value, headers, _ in islice(records, start, None):
+            if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:
+                break
+            count += 1
+        appended, self._count = count - self._count, count
+        return start + appended
 
     def count(self) -> int:
         return self._count

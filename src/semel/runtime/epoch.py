@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from semel.plan import Plan
-from semel.port import NO_TIMESTAMP, TP
+from semel.port import TP
 from semel.runtime.task import Task, task_meta
 from semel.stages.commit import Sealed, by_partition
-from semel.stages.sink import Out
+from semel.stages.sink import Out, state_records
 from semel.state import positions
 from semel.state.positions import Position, Sink
 from semel.state.store import Store
@@ -30,7 +30,6 @@ def seal(
     `sinks`: by task, what is known of the topics that outputs go to.
     `tasks`: those touched; each gets a position record and the fence of its offsets, moved or not (rule 9). An app without
     source topics leaves a position record without positions: the epoch's name, so that it can be found again.
-    Records of the state carry no time of ours: a broker would refuse them where our clock is ahead of its own.
     """
     records = by_partition(outs)
     offsets: dict[TP, int] = {}
@@ -41,20 +40,20 @@ def seal(
         for log in task.state_logs:
             if log.touched:
                 tp = TP(log.topic, p)
-                records[tp] = [Out(tp, NO_TIMESTAMP, key, value, ()) for key, value in log.seal()]
+                records[tp] = state_records(tp, log.seal())
         # Until it is known that nobody else has a log, it is claimed only.
         task.claims = dict.fromkeys(task.unclaimed, now_ms)
         logs = {name: task.logs[name]["id"] for name in state_logs if name not in task.unclaimed}
         position = task.position(generation, writer, number, now_ms, logs, sinks(p))
         task.sealed_position = position
         tp = TP(plan.positions_topic, p)
-        records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]
+        records[tp] = state_records(tp, [(positions.KEY, position.encode())])
         for topic, at in position.topics.items():
             offsets[TP(topic, p)] = at.next
     if not plan.sources:
         tp = TP(plan.positions_topic, 0)
         position = Position({}, generation=generation, writer=writer, epoch=number, at_ms=now_ms)
-        records[tp] = [Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ())]
+        records[tp] = state_records(tp, [(positions.KEY, position.encode())])
     return Sealed(number, records, offsets, now_ms)
 
 

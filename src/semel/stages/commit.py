@@ -285,17 +285,14 @@ class Writer:
             return nth + 1
 
         for tp, outs in records.items():
-            nth = 0
+            nth = at = 0
             # A broker holds a topic's max.message.bytes against the whole batch.
             size = min(BATCH_BYTES, self.request_bytes, self._max_batch_bytes(tp.topic))
-            builder = self._broker.batch_builder(size)
             try:
-                for out in outs:
-                    if not builder.append(out.timestamp, out.key, out.value, out.headers):
-                        nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
-                        builder = self._broker.batch_builder(size)
-                        builder.append(out.timestamp, out.key, out.value, out.headers)
-                add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
+                while at < len(outs):
+                    builder = self._broker.batch_builder(size)
+                    at = builder.fill(outs, at)
+                    nth = add(nth, tp, builder.build(producer, self._next_sequence(tp, builder.count())))
             except Exception as exc:
                 raise Unwritable(f"a record for {tp.topic!r} cannot be encoded ({type(exc).__name__}: {exc})") from exc
         return rounds

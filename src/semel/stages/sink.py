@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from semel import lineage
@@ -31,6 +31,15 @@ class Out(NamedTuple):
     value: bytes | None
     headers: Headers
     size: int = 0
+
+
+# As `Out(...)`, which is a function of Python's: it is called for every output, row and mark.
+_new: Callable[[type[Out], tuple[Any, ...]], Out] = tuple.__new__  # pyright: ignore
+
+
+def state_records(tp: TP, changes: Iterable[tuple[bytes, bytes | None]]) -> list[Out]:
+    """What a log of state is to hold. It says no time: a broker would refuse ours where our clock is ahead of its own."""
+    return [_new(Out, (tp, NO_TIMESTAMP, key, value, (), 0)) for key, value in changes]
 
 
 class TopicLimits(NamedTuple):
@@ -194,12 +203,12 @@ class Destination:
                 raise OutputRefused(
                     f"output to {self.topic.name!r}, partition {partition}: the topic has {self.partitions} partitions"
                 )
-            return Out(self._tps[partition], timestamp, key, value, headers, size)
+            return _new(Out, (self._tps[partition], timestamp, key, value, headers, size))
         partition_of, tps = self.partition_of, self._tps
         if self._apart:
             partition_of, tps = self._apart.get(source_partition, (partition_of, tps))
         tp = tps[source_partition % len(tps)] if key is None else tps[partition_of(key)]
-        return Out(tp, timestamp, key, value, headers, size)
+        return _new(Out, (tp, timestamp, key, value, headers, size))
 
     def _as_bytes(self, what: str, given: Any) -> bytes:
         """What a codec of somebody else's gave where bytes are to be."""

@@ -115,6 +115,12 @@ class MemoryBatchBuilder:
         records.append(MemoryRecord(timestamp, key, value, tuple(headers)))
         return True
 
+    def fill(self, records: Sequence[tuple[Any, int | None, bytes | None, bytes | None, Any, int]], start: int) -> int:
+        for nth, (_, timestamp, key, value, headers, _) in enumerate(records[start:], start):
+            if not self.append(timestamp, key, value, headers):
+                return nth
+        return len(records)
+
     def count(self) -> int:
         return len(self._records)
 
