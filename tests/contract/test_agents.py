@@ -70,7 +70,7 @@ async def in_a_worker(kind: str, ledger: Ledger) -> Found:
     )
     worker = ledger.worker().start(KIND=kind)
     try:
-        await ledger.drained()
+        await ledger.until_done(len(EVENTS))
         [counts] = [p["counts"] for p in (await worker.get("/pipelines"))[1]]
         there = await logs.topics(ledger.bootstrap)
         written = [name for name in sorted((ledger.sink, audit_of(ledger.name))) if name in there]
