@@ -188,8 +188,12 @@ async def test_a_run_whose_faults_met_nothing_is_void(start: Start, project: Pat
         "    yield 'key', 'only one'\n"
         "    yield 'key', 'and another'\n"
     )
-    process = start("quiet", "--minutes", "0.1", "--faults", "net", "--seed", "1", "--json")
-    found = await asyncio.to_thread(ended, process, project)
+    for _ in range(3):
+        process = start("quiet", "--minutes", "0.1", "--faults", "net", "--seed", "1", "--json")
+        found = await asyncio.to_thread(ended, process, project)
+        if found["verdict"] == "void":
+            break
+        # On a slow machine the workers' first commits come when the fault waits for them.
     assert (process.returncode, found["verdict"]) == (1, "void"), found
     assert found["void"]
 

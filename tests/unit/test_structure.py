@@ -41,7 +41,8 @@ async def agent(stream): ...
 
 tables = [semel.Table("rows", value=Row), semel.Table("records", value=Record)]
 dedup = semel.Dedup(lambda event: event["a"] in {"a", "b", "c", "d"}, window=datetime.timedelta(1))
-plan = semel.Pipeline("p", source=semel.Topic("in", value=dict), agent=agent, tables=tables, dedup=dedup).plan()
+stream = semel.Topic("in", value=dict)
+plan = semel.Pipeline("p", source=stream, agent=agent, kind="stream", tables=tables, dedup=dedup).plan()
 sys.stdout.write(plan.types())
 """
 
