@@ -254,9 +254,8 @@ class Run:
             assert table.get_many(KEYS) == [
                 self.toy.now()[name].get(key, {"totals": 0, "lists": []}.get(name)) for key in KEYS
             ]
-        for key in KEYS:
-            # The event's own is for others to see when it is done.
-            assert self.marks.find(key.encode()) == self.toy.open["marks"].get(key.encode())
+        # The event's own are for others to see when it is done.
+        assert self.marks.known([key.encode() for key in KEYS]) == self.toy.open["marks"]
         if ours:
             self.fail()
 

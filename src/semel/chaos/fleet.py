@@ -120,6 +120,13 @@ class Fleet:
             self._busy.discard(chosen.name)
 
     @asynccontextmanager
+    async def struck(self, index: int, entry: Entry) -> AsyncGenerator[ChaosWorker]:
+        """As `claimed`, by a fault that begins at once."""
+        async with self.claimed(index) as worker:
+            self.begins(entry, worker.name)
+            yield worker
+
+    @asynccontextmanager
     async def victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[ChaosWorker]]:
         """The worker that is claimed by that number; `everyone`: and all others that no fault has in hand."""
         async with self.claimed(index) as first:

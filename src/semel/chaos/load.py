@@ -137,8 +137,7 @@ class Load:
             batches: dict[TP, bytes] = {}
             for tp, there in records.items():
                 builder = self._broker.batch_builder(900_000)
-                for out in there:
-                    builder.append(out.timestamp, out.key, out.value, out.headers)
+                builder.fill(there, 0)
                 batches[tp] = builder.build(producer, 0)
             await self._broker.produce(producer, batches)
             await self._broker.end_txn(producer, commit=False)

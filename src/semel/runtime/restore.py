@@ -160,7 +160,8 @@ class Restorer:
         task.stamp_offset = held.offset
         batch = self._store.batch()
         for state in task.state_logs:
-            state.restored(batch, None if held.position is None else held.position.stream_time.ms)
+            # The next commit may be far off.
+            state.expire(batch, None if held.position is None else held.position.stream_time.ms)
         batch.meta(task.partition, task_meta(task, held.position, began_ms))
         self._store.write(batch)
         await self._pass("restore.end")

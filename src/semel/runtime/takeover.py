@@ -89,11 +89,15 @@ class TakeOver:
     async def metadata(self, shared: Mapping[str, int]) -> dict[str, TopicInfo]:
         """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good.
 
-        `shared`: how many partitions of each source the group has shared out. A broker that knows fewer is asked again: a task
-        would find none of its own.
+        `shared`: how many partitions of each source the group has shared out. A broker that knows fewer of the same topic is
+        asked again: a task would find none of its own.
         """
         self._asked = False
         names = [*self._plan.sources, *self._plan.logs]
+        ids = {name: info.id for name, info in self._topics.known.items()}
+
+        def whole(info: TopicInfo) -> bool:
+            return info.partitions >= shared.get(info.name, 1) or info.id != ids.get(info.name, info.id)
 
         def gone(found: dict[str, TopicInfo]) -> TopicChanged | None:
             missing = [name for name in names if name not in found]
@@ -108,7 +112,7 @@ class TakeOver:
             return await see(
                 self._clock,
                 lambda: self._topics.refreshed(names),
-                lambda found: all(name in found and found[name].partitions >= shared.get(name, 1) for name in names),
+                lambda found: all(name in found and whole(found[name]) for name in names),
                 within_s=MISSING_S,
                 otherwise=gone,
             )

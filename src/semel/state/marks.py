@@ -96,9 +96,6 @@ class Marks:
                     found[id] = newer[id]
         return found
 
-    def find(self, key: bytes) -> bytes | None:
-        return self.known((key,)).get(key)
-
     def find_committed(self, key: bytes) -> bytes | None:
         return self.stored((key,)).get(key)
 
@@ -133,7 +130,7 @@ class Marks:
     def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
         if self.sealed:
             self.file(batch, self.sealed.items(), first_offset, stream_ms)
-        self.restored(batch, stream_ms)
+        self.expire(batch, stream_ms)
 
     def landed(self) -> None:
         self.sealed = {}
@@ -155,8 +152,7 @@ class Marks:
     def recall(self, noted: Mapping[str, Any]) -> None:
         self.buckets = {int(b): o for b, o in noted.get("buckets", {}).items()}
 
-    def restored(self, batch: StoreBatch, stream_ms: int | None) -> None:
-        # The log keeps marks for longer than they count.
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
         if stream_ms is not None:
             self.drop_buckets(batch, self.expired(stream_ms))
 

@@ -400,8 +400,8 @@ class Rows:
     def recall(self, noted: Mapping[str, Any]) -> None:
         """There is nothing."""
 
-    def restored(self, batch: StoreBatch, stream_ms: int | None) -> None:
-        """There is nothing to do."""
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """Rows are kept for good."""
 
     @property
     def holds_any(self) -> bool:

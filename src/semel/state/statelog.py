@@ -36,7 +36,8 @@ class StateLog(Protocol):
         ...
 
     def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
-        """The sealed epoch is committed: what it changes goes to the store. Nothing is forgotten before `landed`.
+        """The sealed epoch is committed: what it changes goes to the store, and what it makes expire leaves it. Nothing is
+        forgotten before `landed`.
 
         `first_offset`: where its records begin in the log, -1 where that is not known. `stream_ms`: stream time after it.
         """
@@ -60,8 +61,8 @@ class StateLog(Protocol):
 
     def recall(self, noted: Mapping[str, Any]) -> None: ...
 
-    def restored(self, batch: StoreBatch, stream_ms: int | None) -> None:
-        """Its log has been read to the end; `stream_ms`: stream time then."""
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """Take what no longer counts at this stream time out of the store; its log may keep it for longer."""
         ...
 
     @property

@@ -59,6 +59,12 @@ def restored_records(worker: Worker) -> int:
 # ---------------------------------------------------------------------- incremental, mostly
 
 
+def back_to_the_copy(world: World) -> None:
+    """The worker has the store that it had before."""
+    shutil.rmtree(world.path / "w1")
+    shutil.move(world.path / "copy", world.path / "w1")
+
+
 async def test_a_worker_that_comes_back_reads_only_what_it_has_not(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,8 +86,7 @@ async def test_a_store_that_is_behind_is_brought_forward(world: World, caplog: p
     worker = world.start()
     await world.drained()
     await worker.stop()
-    shutil.rmtree(world.path / "w1")
-    shutil.move(world.path / "copy", world.path / "w1")
+    back_to_the_copy(world)
     worker = world.start()
     await world.until_running(worker)
     assert 0 < restored_records(worker) < 1_000
@@ -167,8 +172,7 @@ async def test_an_old_store_with_news_in_its_changelog_is_rebuilt(
     await settled(world)
     shutil.copytree(world.path / "w1", world.path / "copy")
     await settled(world, 50)
-    shutil.rmtree(world.path / "w1")
-    shutil.move(world.path / "copy", world.path / "w1")
+    back_to_the_copy(world)
     world.clock.jump(13 * 3600)
     worker = world.start()
     await world.until_running(worker)
@@ -496,19 +500,24 @@ async def test_a_changelog_made_anew_while_nobody_ran_is_refused(world: World, l
     check_store(world, worker)
 
 
+async def about_to_read_its_logs(world: World) -> tuple[Worker, asyncio.Event]:
+    """A worker whose store is behind, and what lets it go on once it knows where the logs end."""
+    await settled(world)
+    shutil.copytree(world.path / "w1", world.path / "copy")
+    await settled(world)
+    back_to_the_copy(world)
+    worker = world.start()
+    reached, go = worker.hold_at("restore.after_ends")
+    await reached.wait()
+    return worker, go
+
+
 @pytest.mark.parametrize("behind_s", [0.0, 3.0], ids=["brokers know", "brokers hear of it late"])
 @pytest.mark.parametrize("log", ["balances-changelog", "journals-changelog", "dedup-changelog", "positions"])
 async def test_a_log_that_is_made_anew_while_it_is_read_is_another_one_and_was_not_truncated(
     world: World, log: str, behind_s: float
 ) -> None:
-    await settled(world)
-    shutil.copytree(world.path / "w1", world.path / "copy")
-    await settled(world)
-    shutil.rmtree(world.path / "w1")
-    shutil.move(world.path / "copy", world.path / "w1")
-    worker = world.start()
-    reached, go = worker.hold_at("restore.after_ends")
-    await reached.wait()
+    worker, go = await about_to_read_its_logs(world)
     world.cluster.delete_topics([f"{APP}-{log}"])
     world.cluster.create_topic(f"{APP}-{log}", 2)
     world.cluster.faults.metadata_delay_s = lambda: behind_s
@@ -519,14 +528,7 @@ async def test_a_log_that_is_made_anew_while_it_is_read_is_another_one_and_was_n
 
 
 async def test_a_log_that_was_truncated_is_said_to_be(world: World) -> None:
-    await settled(world)
-    shutil.copytree(world.path / "w1", world.path / "copy")
-    await settled(world)
-    shutil.rmtree(world.path / "w1")
-    shutil.move(world.path / "copy", world.path / "w1")
-    worker = world.start()
-    reached, go = worker.hold_at("restore.after_ends")
-    await reached.wait()
+    worker, go = await about_to_read_its_logs(world)
     topic = world.cluster.topics()[f"{APP}-positions"]
     world.cluster.delete_topics([topic.name])
     world.cluster.create_topic(topic.name, 2)

@@ -20,6 +20,10 @@ def marks(store: Store) -> Marks:
     return Marks(store, 3, window_ms=100, bucket_ms=25)
 
 
+def find(marks: Marks, id: bytes) -> bytes | None:
+    return marks.known([id]).get(id)
+
+
 def land(marks: Marks, found: dict[bytes, bytes], first_offset: int = 0) -> None:
     batch = marks.store.batch()
     marks.file(batch, found.items(), first_offset)
@@ -49,10 +53,10 @@ def test_the_open_epoch_is_seen_before_the_sealed_one_before_the_store(marks: Ma
     marks.open = {b"b": sealed, b"c": sealed}
     assert dict(marks.seal()) == {b"b": sealed, b"c": sealed}
     marks.open[b"c"] = opened
-    assert [marks.find(key) for key in (b"a", b"b", b"c", b"d")] == [stored, sealed, opened, None]
+    assert [find(marks, key) for key in (b"a", b"b", b"c", b"d")] == [stored, sealed, opened, None]
     assert [marks.find_committed(key) for key in (b"a", b"b", b"c", b"d")] == [stored, stored, stored, None]
     marks.drop()
-    assert marks.find(b"c") == stored
+    assert find(marks, b"c") == stored
 
 
 def test_of_two_stored_marks_of_one_id_the_one_filed_later_counts(marks: Marks) -> None:
@@ -66,7 +70,7 @@ def test_a_bucket_expires_when_no_mark_in_it_can_protect_any_more(marks: Marks) 
     land(marks, {b"a": mark(0), b"b": mark(24), b"c": mark(25)})
     assert drop(marks, 124) == []
     assert drop(marks, 125) == [0]
-    assert [marks.find(key) for key in (b"a", b"b", b"c")] == [None, None, mark(25)]
+    assert [find(marks, key) for key in (b"a", b"b", b"c")] == [None, None, mark(25)]
     assert drop(marks, 150) == [1]
     assert marks.buckets == {}
 
@@ -74,10 +78,10 @@ def test_a_bucket_expires_when_no_mark_in_it_can_protect_any_more(marks: Marks) 
 def test_marks_from_before_1970_expire_like_others(marks: Marks) -> None:
     land(marks, {b"a": mark(-1), b"b": mark(-26), b"c": mark(0)})
     assert sorted(marks.buckets) == [-2, -1, 0]
-    assert marks.find(b"a") == mark(-1)
+    assert find(marks, b"a") == mark(-1)
     assert drop(marks, 75) == [-2]
     assert drop(marks, 100) == [-1]
-    assert [marks.find(key) for key in (b"a", b"b", b"c")] == [None, None, mark(0)]
+    assert [find(marks, key) for key in (b"a", b"b", b"c")] == [None, None, mark(0)]
 
 
 def test_the_changelog_may_be_trimmed_to_the_first_mark_of_any_live_bucket(marks: Marks) -> None:
@@ -109,7 +113,7 @@ def test_marks_of_a_batch_that_is_left_out_of_an_epoch_are_all_in_the_next(marks
     writes.marks += [(b"id", first), (b"id", again)]
     assert marks.seal() == []
     writes.fold(marks)
-    assert marks.find(b"id") == again
+    assert find(marks, b"id") == again
     assert marks.seal() == [(b"id", first), (b"id", again)]
 
 
@@ -155,4 +159,4 @@ def test_of_two_marks_the_one_filed_later_counts_whatever_bucket_they_share(mark
     marks.store.write(batch)
     first, second = sorted(marks.buckets, key=marks.buckets.__getitem__)
     assert first > second
-    assert marks.find(b"a") == mark(100_300)
+    assert find(marks, b"a") == mark(100_300)

@@ -70,8 +70,7 @@ class Failpoint(Fault):
         return f"kill -9 at {self.step}, time {self.nth}"
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             await on.kill9([worker])
             if self.fresh_disk:
                 worker.lose_disk()
@@ -157,8 +156,7 @@ class Term(Fault):
         return {"variant": "SIGTERM within a commit", "step": step, "nth": chance.rng.randint(1, 5)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             if self.step:
                 await on.kill9([worker])
                 on.start(worker, failpoint=f"{self.step}:stop:{self.nth}")
@@ -201,8 +199,7 @@ class Clock(Fault):
         worker.set_clock(0)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             entry.bit = bool(on.observed.holds(worker.name))
             restarts = not self.variant.startswith("jumps")
             try:

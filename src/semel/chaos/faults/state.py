@@ -34,8 +34,7 @@ class DiskFull(Fault):
             disks.free(worker.state_dir)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             if not worker.state_dir.is_mount():
                 entry.note = "its state directory is not on a file system of its own"
                 return
@@ -66,8 +65,7 @@ class CorruptBlock(Fault):
         return {"variant": variant, "hold_s": chance.rng.uniform(0, 1)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             down = self.variant.endswith("while it is down")
             if not disks.table_files(worker.state_dir):
                 # A store that is small is in its log; at the next start it is written to a table file.
@@ -104,8 +102,7 @@ class DiskSlow(Fault):
         return {"variant": variant, "hold_s": chance.rng.uniform(2, 5)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
-            on.begins(entry, worker.name)
+        async with on.struck(self.worker, entry) as worker:
             if not disks.can_be_slow(worker.state_dir):
                 entry.note = "its state directory is not on a file system that can be frozen"
                 return
