@@ -36,10 +36,10 @@ from semel.partitioner import partition_of
 from semel.pipeline import Pipeline
 from semel.port import TP, Fetched, Producer
 from semel.runtime.clock import SystemClock, SystemRandomness
-from semel.runtime.engine import Engine
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, MemoryCluster
+from semel.worker.engine import Engine
 
 PARTITIONS = 4
 # As large as what the intake asks of a partition at once.

@@ -24,13 +24,14 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from agents.settle import Payment, Settlement, settle
 from benchmarks import report
-from semel import Dedup, Pipeline, Topic, lineage
+from semel import Dedup, Pipeline, Topic
 from semel.kafka import records as kafka_records
 from semel.partitioner import partition_of
 from semel.port import EARLIEST, TP, Fetched, TopicInfo
 from semel.proof import Progress, Verdict, prove
 from semel.runtime.clock import SystemClock
-from semel.state.marks import DONE, pack
+from semel.state import lineage
+from semel.state.dedup_marks import DONE, pack
 from semel.state.positions import KEY, Position, StreamTime, TopicPosition
 
 BATCH_BYTES = 500_000

@@ -30,13 +30,14 @@ from agents.settle import Payment, Settlement, settle
 from benchmarks import report
 from benchmarks.prove import NAME, History, Log
 from benchmarks.rig import ROOT
-from semel import Dedup, Pipeline, Topic, lineage
+from semel import Dedup, Pipeline, Topic
 from semel.kafka import KafkaBroker
 from semel.local.kafka import LocalKafka
 from semel.local.process import environment_without_settings
 from semel.port import EARLIEST, LATEST, TP, Producer, TopicSpec
 from semel.runtime.clock import SystemClock
-from semel.runtime.topics import Topics
+from semel.state import lineage
+from semel.task.topics import Topics
 
 WINDOW = timedelta(days=1)
 WINDOWS = 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from demos.up.audit import Found, Letter, Verdict, judge
-from demos.up.feed import YEAR_EVENTS, Feed, parts
+from demos.up.feed import YEAR_EVENTS, PartitionFetch, parts
 from demos.up.report import Report
 from demos.up.show import Display, Shown, WorkerShown, display, summary
 from feeds import collect
@@ -23,10 +23,10 @@ from feeds.publish import create_topic, publish
 from feeds.record import Record
 from semel.errors import SemelError
 from semel.local import jars, ports
-from semel.local.folder import RunFolder
+from semel.local.forkserver import Nursery
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
-from semel.local.nursery import Nursery
+from semel.local.run_directory import RunFolder
 from semel.local.views import Views
 from semel.local.watch import Watch, WorkerState
 from semel.local.worker import WorkerProcess, end_all
@@ -95,7 +95,7 @@ async def _work(up: Up, as_json: bool) -> int:
     found = up.report.document()
     up.display.close()
     if as_json:
-        from semel import printing
+        from semel.display import printing
 
         printing.document(found)
     else:
@@ -115,7 +115,7 @@ class Up:
         self.pipeline = pipeline
         self.display = shown
         self.report = Report(seed)
-        self.feed = Feed(events or YEAR_EVENTS, seed)
+        self.feed = PartitionFetch(events or YEAR_EVENTS, seed)
         self.folder = Path(".semel/up")
         self._stay = events is None
         self._held = RunFolder(self.folder, "semel up")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from semel.output import Output as Output
     from semel.pipeline import Pipeline as Pipeline
     from semel.retry import Retry as Retry
-    from semel.stages.stream import Batch as Batch
+    from semel.stages.agent.stream import Batch as Batch
     from semel.table import Table as Table
     from semel.topic import Topic as Topic
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "App": "semel.faust_.app",
-    "Batch": "semel.stages.stream",
+    "Batch": "semel.stages.agent.stream",
     "Dedup": "semel.dedup",
     "Event": "semel.event",
     "Output": "semel.output",

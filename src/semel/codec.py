@@ -31,9 +31,9 @@ import orjson
 from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
-from semel.exact import check_of, only_reading_tells, writer_where_plain
 from semel.functions import check_gives_value
-from semel.structure import describe
+from semel.schema.exact import check_of, only_reading_tells, writer_where_plain
+from semel.schema.fingerprint import describe
 
 T = TypeVar("T")
 
@@ -48,9 +48,9 @@ class Codec(Generic[T]):
     """How values of `type` become bytes.
 
     `encode` raises TypeError for a value that is not of the type, or would not come back as it went, wherever inside
-    (`semel.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
+    (`semel.schema.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
-    of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like (`semel.structure`),
+    of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like (`semel.schema.fingerprint`),
     None where nobody knows: then the type's name has to do.
     """
 

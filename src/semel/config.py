@@ -37,9 +37,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from semel.address import worker_url
 from semel.errors import ConfigError
-from semel.timeouts import TIMEOUTS, derive_timeouts
+from semel.group.address import worker_url
+from semel.runtime.timeouts import TIMEOUTS, derive_timeouts
 
 log = logging.getLogger("semel.config")
 

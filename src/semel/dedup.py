@@ -1,4 +1,4 @@
-"""Dedup: how an event is known again. The declaration; deciding is in `semel.stages.dedup`."""
+"""Dedup: how an event is known again. The declaration; deciding is in `semel.stages.dedup.classify`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import xxhash
 
 from semel.errors import DeclarationError
 from semel.functions import check_gives_value
-from semel.structure import fingerprint
+from semel.schema.fingerprint import fingerprint
 
 Handling = Literal["quarantine", "pass", "drop"]
 _HANDLINGS = ("quarantine", "pass", "drop")

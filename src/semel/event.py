@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from semel.hand import in_hand
 from semel.output import Headers
 from semel.port import Record
+from semel.state.event_context import current_context
 
 
 class Event:
@@ -57,7 +57,7 @@ class Event:
 
 def current_event() -> Event | None:
     """The event in hand, inside an agent; None elsewhere, also in a task that has outlived its event."""
-    hand = in_hand.get()
-    if hand is None or not hand.mine:
+    context = current_context.get()
+    if context is None or not context.mine:
         return None
-    return hand.task.event_in_hand(hand)
+    return context.task.event_in_hand(context)

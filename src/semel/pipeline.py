@@ -7,15 +7,15 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, is_typeddict
 
-from semel.agent import Kind, asked_of_stream, check_results, gives_nothing, kind_of
+from semel.callables.kind import Kind, asked_of_stream, check_results, gives_nothing, kind_of
+from semel.callables.shape import FAUSTS
+from semel.callables.takes import check_takes
 from semel.codec import accepted_classes, fields_of
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
-from semel.shape import FAUSTS
 from semel.table import Table
-from semel.takes import check_takes
 from semel.topic import KAFKAS_OWN, Topic, checked_name
 
 log = logging.getLogger("semel.pipeline")

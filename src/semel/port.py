@@ -3,7 +3,7 @@
 `semel.kafka` implements it on real brokers, `semel.testing` in memory with faults from one seed.
 The engine imports neither. A method is one logical request of the Kafka protocol: it finds the
 leader or coordinator itself, sends once, and answers with plain data. It never retries; what an
-answer means is decided by `semel.stages.answers`.
+answer means is decided by `semel.broker.answers`.
 
 Errors, the same for every method:
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn, TypeVar, cast, get_origin
 from semel.codec import Codec, codec_for, key_codec_for
 from semel.errors import DeclarationError, OutsideEvent
 from semel.functions import called, check_gives_value
-from semel.hand import Hand, event_number, in_hand
-from semel.state.overlay import MISSING, Rows
+from semel.state.event_context import EventContext, current_context, event_number
+from semel.state.table_rows import MISSING, Rows
 from semel.topic import checked_name, is_whole
 
 RESERVED = frozenset({"dedup", "positions", "parked", "replay", "repartition"})
@@ -84,10 +84,10 @@ class Table:
     # -- reading
 
     def __getitem__(self, key: Any) -> Any:
-        hand, rows = self._rows()
+        context, rows = self._rows()
         found = rows.hot.get(key, MISSING)
         if found is MISSING or rows.numeric_key is not None:
-            found = hand.read(rows, key, self._make)
+            found = context.read(rows, key, self._make)
             if found is MISSING:
                 if self._make is None:
                     raise KeyError(key)
@@ -95,42 +95,42 @@ class Table:
         return found
 
     def get(self, key: Any, default: D | None = None) -> Any | D | None:
-        hand, rows = self._rows()
-        found = hand.read(rows, key, None)
+        context, rows = self._rows()
+        found = context.read(rows, key, None)
         return default if found is MISSING else found
 
     def __contains__(self, key: Any) -> bool:
-        hand, rows = self._rows()
-        return hand.has(rows, key)
+        context, rows = self._rows()
+        return context.has(rows, key)
 
     def get_many(self, keys: Iterable[Any]) -> list[Any]:
         """The values of `keys` in order, `None` (or the default) for rows that are not there."""
-        hand, rows = self._rows()
+        context, rows = self._rows()
         make = self._make
-        found = [hand.read(rows, key, make) for key in keys]
+        found = [context.read(rows, key, make) for key in keys]
         return [(make() if make else None) if value is MISSING else value for value in found]
 
     # -- writing
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        hand, rows = self._rows()
-        hand.writes.write(rows, key, value)
+        context, rows = self._rows()
+        context.writes.write(rows, key, value)
 
     def __delitem__(self, key: Any) -> None:
         """KeyError where there is no such row. One that cannot be read is deleted all the same."""
-        hand, rows = self._rows()
-        if not hand.has(rows, key):
+        context, rows = self._rows()
+        if not context.has(rows, key):
             raise KeyError(key)
-        hand.writes.write(rows, key, MISSING)
+        context.writes.write(rows, key, MISSING)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        hand, rows = self._rows()
-        found = hand.read(rows, key, None)
+        context, rows = self._rows()
+        found = context.read(rows, key, None)
         if found is MISSING:
             if default:
                 return default[0]
             raise KeyError(key)
-        hand.writes.write(rows, key, MISSING)
+        context.writes.write(rows, key, MISSING)
         return found
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -159,15 +159,20 @@ class Table:
             )
         self.owner = pipeline
 
-    def _rows(self) -> tuple[Hand, Rows]:
-        hand = in_hand.get()
-        if hand is not None:
+    def _rows(self) -> tuple[EventContext, Rows]:
+        context = current_context.get()
+        if context is not None:
             # What is refused, and why, is the hand's to say; this is every table access of every event.
-            if hand.holding and hand.alive and event_number.get() == hand.event and get_ident() == hand.thread:
-                rows = hand.tables.get(self.name)
+            if (
+                context.holding
+                and context.alive
+                and event_number.get() == context.event
+                and get_ident() == context.thread
+            ):
+                rows = context.tables.get(self.name)
                 if rows is not None:
-                    return hand, rows
-            return hand, hand.rows(self.name)
+                    return context, rows
+            return context, context.rows(self.name)
         raise OutsideEvent(
             f"table {self.name!r} was used where no event is in hand; use it inside an agent, while it handles an event. "
             "From outside, ask the web views: GET /tables/" + self.name

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from semel import lineage
 from semel.local.kafka import LocalKafka
+from semel.state import lineage
 from tests.broker import logs
 from tests.broker.conftest import MakeLedger
 from tests.broker.ledger import Ledger

@@ -51,14 +51,14 @@ async def test_a_store_older_than_the_log_is_brought_up_to_it(ledger: Ledger) ->
     await ledger.drained()
     assert await worker.stopped() == 0
     state = state_of(ledger, worker)
-    aside = shutil.copytree(state, ledger.directory / "aside")
+    side_outputs = shutil.copytree(state, ledger.directory / "aside")
     before = sum((await logs.ends(ledger.bootstrap, ledger.changelog)).values())
     await ledger.feed(payments(112, 1_000))
     worker.start()
     await ledger.drained()
     assert await worker.stopped() == 0
     shutil.rmtree(state)
-    shutil.move(aside, state)
+    shutil.move(side_outputs, state)
     await ledger.feed(payments(113, 1_000))
     worker.start()
     await ledger.settle(worker)
@@ -168,7 +168,7 @@ async def went_back(own_kafka: MakeKafka, make_ledger: MakeLedger) -> tuple[Loca
     await ledger.drained()
     assert await worker.stopped() == 0
     kafka.stop()
-    aside = shutil.copytree(kafka.data_dir, ledger.directory / "broker")
+    side_outputs = shutil.copytree(kafka.data_dir, ledger.directory / "broker")
     kafka.start()
     await ledger.feed(payments(118, 500))
     worker.start()
@@ -176,7 +176,7 @@ async def went_back(own_kafka: MakeKafka, make_ledger: MakeLedger) -> tuple[Loca
     assert await worker.stopped() == 0
     kafka.stop()
     shutil.rmtree(kafka.data_dir)
-    shutil.move(aside, kafka.data_dir)
+    shutil.move(side_outputs, kafka.data_dir)
     kafka.start()
     return kafka, ledger, worker
 

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from semel.local import worker
-from semel.local.nursery import Nursery
+from semel.local.forkserver import Nursery
 
 NURSERY = Nursery()
 SEMEL = Path(sys.executable).with_name("semel")

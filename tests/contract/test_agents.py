@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from semel import lineage
 from semel.local.kafka import LocalKafka
+from semel.state import lineage
 from semel.testing import PipelineTester
 from tests.broker import logs
 from tests.broker.ledger import Ledger

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semel.runtime.assignor import (
+from semel.group.assignor import (
     Assignment,
     Malformed,
     MemberInfo,

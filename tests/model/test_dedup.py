@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from semel.dedup import Dedup
-from semel.stages.dedup import Columns, classify, move_time
+from semel.stages.dedup.classify import Columns, classify, move_time
 from semel.state import positions
-from semel.state.marks import Marks, unpack
+from semel.state.dedup_marks import Marks, unpack
 from semel.state.positions import Position, StreamTime
 from semel.state.store import Store
 
@@ -97,7 +97,7 @@ class Toy:
         return "duplicate" if first[1] == record.payload else "conflict"
 
 
-# -- the real parts, put together as a lane and an engine do
+# -- the real parts, put together as a runner and an engine do
 
 
 class Real:

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from semel.hand import Hand, in_hand
-from semel.state.marks import DONE, Marks, pack
-from semel.state.overlay import Rows
+from semel.state.dedup_marks import DONE, Marks, pack
+from semel.state.event_context import EventContext, current_context
 from semel.state.store import Store
+from semel.state.table_rows import Rows
 from semel.table import Table
 from tests.unit.rows import committed, fail, finish, land, rows_of
 
@@ -85,15 +85,15 @@ class Run:
         self._take_hand()
 
     def _take_hand(self) -> None:
-        self.hand = Hand()
-        self.hand.tables = self.rows
-        in_hand.set(self.hand)
+        self.context = EventContext()
+        self.context.tables = self.rows
+        current_context.set(self.context)
 
     # -- what an agent does
 
     def begin(self) -> None:
         if self.toy.event is None:
-            self.hand.begin()
+            self.context.begin()
             self.toy.event = copy.deepcopy(self.toy.open)
 
     def get(self, name: str, key: str) -> None:
@@ -157,13 +157,13 @@ class Run:
         self.begin()
         raw = key.encode()
         mark = self.toy.now()["marks"][raw] = pack(n, 0, 0, 0, DONE)
-        self.hand.writes.marks.append((raw, mark))
+        self.context.writes.marks.append((raw, mark))
 
     # -- how an event ends
 
     def succeed(self) -> None:
         if self.toy.event is not None:
-            finish(self.hand, self.marks)
+            finish(self.context, self.marks)
             self.toy.open, self.toy.event = self.toy.event, None
             self.written |= self.writing
             self.writing.clear()
@@ -174,7 +174,7 @@ class Run:
 
     def fail(self) -> None:
         if self.toy.event is not None:
-            fail(self.hand)
+            fail(self.context)
             self.toy.event = None
             self.writing.clear()
             self.kept.clear()
@@ -226,8 +226,8 @@ class Run:
 
     def abort(self) -> None:
         """Everything that is not committed is gone, the event in hand too."""
-        self.hand.alive = False
-        self.hand.writes.forget()
+        self.context.alive = False
+        self.context.writes.forget()
         for rows in self.rows.values():
             rows.drop()
         self.marks.drop()
@@ -295,4 +295,4 @@ def test_tables_are_dictionaries_whose_events_take_effect_whole_or_not_at_all(
         run.seal()
         run.land()
     run.check_committed()
-    in_hand.set(None)
+    current_context.set(None)

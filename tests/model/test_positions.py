@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from semel.errors import RecoveryError
 from semel.plan import AgentKind, AgentPlan
 from semel.port import TP
-from semel.runtime.task import Cursor, Task
 from semel.state import positions
 from semel.state.positions import COUNTS, VERSION, Position, Sink, StreamTime, TopicPosition, Windows
+from semel.state.task import Cursor, Task
 from semel.topic import Topic
 
 offsets = st.integers(0, 2**63 - 1)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from semel.memory.batch import MemoryRecord
 from semel.port import TP
 from semel.state import positions
 from semel.state.positions import Position
-from semel.testing.memory.batch import MemoryRecord
 
 
 @dataclass(slots=True)
@@ -180,7 +180,7 @@ class Recorder:
     def position(record: MemoryRecord) -> Position:
         return positions.decode(record.value or b"", "")
 
-    # -- semel.testing.memory.journal.Journal
+    # -- semel.memory.journal.Journal
 
     def created(self, transactional_id: str, producer_id: int, epoch: int) -> None:
         self.events.append(Created(self._now(), transactional_id, producer_id, epoch))

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from semel.memory.batch import MemoryRecord
 from semel.partitioner import partition_of
 from semel.port import TP
 from semel.state import positions
 from semel.state.positions import Position
-from semel.testing.memory.batch import MemoryRecord
 from tests.simulation import records
 from tests.simulation.history import (
     Appended,

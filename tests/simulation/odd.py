@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from semel.errors import OutsideEvent, StaleIncarnation
-from semel.hand import in_hand
+from semel.state.event_context import current_context
 from tests.simulation.world import SimulatedWorld, seeded
-from tests.unit.runtime.harness import Payment
+from tests.unit.harness import Payment
 
 
 class Odd(BaseException):
@@ -68,8 +68,8 @@ class OddCode:
 
     async def _write_late(self, account: str) -> None:
         """When the event is over, in whatever way, its task may write nothing any more."""
-        hand: Any = in_hand.get()
-        while hand.mine:  # noqa: ASYNC110  (what it looks at is no event of the loop's)
+        context: Any = current_context.get()
+        while context.mine:  # noqa: ASYNC110  (what it looks at is no event of the loop's)
             await asyncio.sleep(0.01)
         balances = self._world.pipeline.tables[0]
         try:

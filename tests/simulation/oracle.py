@@ -10,11 +10,11 @@ from typing import Any
 import orjson
 import xxhash
 
-from semel.runtime.deaths import LEAST
-from semel.state.marks import DEAD, DONE, Mark
+from semel.memory.batch import MemoryRecord
+from semel.stages.agent.deaths import LEAST
+from semel.state.dedup_marks import DEAD, DONE, Mark
 from semel.state.positions import COUNTS
-from semel.testing.memory.batch import MemoryRecord
-from tests.unit.runtime.harness import Payment
+from tests.unit.harness import Payment
 
 JOURNAL_LENGTH = 20
 IN_A_ROW = 3

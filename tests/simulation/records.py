@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import orjson
 
-from semel import lineage
-from semel.state.marks import Mark, unpack
-from semel.testing.memory.batch import MemoryRecord
+from semel.memory.batch import MemoryRecord
+from semel.state import lineage
+from semel.state.dedup_marks import Mark, unpack
 from tests.simulation.history import History
 from tests.simulation.oracle import Effect
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+from semel.broker.answers import Answer, answer_of, needs_a_person
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
-from semel.stages.answers import Answer, answer_of, needs_a_person
 from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.testing.clock import process
 from tests.simulation.choices import Choices
@@ -27,7 +27,7 @@ from tests.simulation.odd import OddCode
 from tests.simulation.topics import Others
 from tests.simulation.watch import Key
 from tests.simulation.world import NOTES, TOPICS, SimulatedWorld, seeded
-from tests.unit.runtime.harness import APP, Payment, Worker
+from tests.unit.harness import APP, Payment, Worker
 
 GROUP_APIS = frozenset({"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "DescribeGroups"})
 # Every code of the protocol's list, and some that are not in it.
@@ -162,7 +162,7 @@ class Storm:
     def _note_is_under_way(self, client: str) -> bool:
         worker = self.world.workers.get(client)
         mine = any(sender is worker for sender in self.world.unanswered())
-        return mine and worker is not None and not worker.engine._epochs.carry
+        return mine and worker is not None and not worker.engine._committer.outbox
 
     def passing_fault(self, call: Call, rng: random.Random) -> tuple[Fault | None, str]:
         """One that is over when the request is made again."""

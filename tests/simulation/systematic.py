@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from semel.broker.answers import Answer, answer_of
 from semel.port import RpcError
-from semel.stages.answers import Answer, answer_of
 from semel.testing.broker import Call, Fault, delay, refuse
 from tests.simulation.choices import Choices
 from tests.simulation.codes import BROKER_SAYS
 from tests.simulation.laws import Violation, judge
 from tests.simulation.storm import ALL_CODES, Outcome
 from tests.simulation.world import SimulatedWorld, seeded
-from tests.unit.runtime.harness import Worker
+from tests.unit.harness import Worker
 
 WORKLOADS = ("steady", "pair", "restore", "orphan", "expiry", "notes")
 APIS = tuple(BROKER_SAYS)

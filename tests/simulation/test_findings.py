@@ -11,13 +11,13 @@ from typing import Any
 
 from semel.errors import CommitError
 from semel.port import TP
-from semel.stages.sink import Out
+from semel.stages.sink.destination import Out
 from semel.testing.clock import run_virtual
 from tests.simulation.choices import Choices
 from tests.simulation.storm import Storm
 from tests.simulation.watch import watching
 from tests.simulation.world import SimulatedWorld
-from tests.unit.runtime.harness import World
+from tests.unit.harness import World
 
 
 def test_a_disk_that_is_full_before_a_new_store_was_ever_written_pauses_the_work(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_a_stream_that_outlives_its_assignment_ends_without_a_word_on_the_log(tm
         await world.until_running(worker)
         # Records arrive in the very moment in which everything is dropped.
         worker.engine.drop_everything()
-        for lane in worker.engine.lanes:
-            lane.wake.set()
+        for runner in worker.engine.runners:
+            runner.wake.set()
         await world.clock.sleep(0.1)
         worker.engine.start_over()
         world.pay_many(5)
@@ -135,7 +135,7 @@ def test_what_is_sent_after_the_last_epoch_was_cut_fails_when_the_worker_has_sto
         await world.until(lambda: len(world.work.handled) == 1)
         worker.engine.stop()
         await reached.wait()
-        told = worker.engine.carry(Out(TP("settlements", 0), None, b"k", b"late", ()))
+        told = worker.engine.outbox(Out(TP("settlements", 0), None, b"k", b"late", ()))
         go.set()
         assert await worker.gone() is None
         assert isinstance(told.exception(), CommitError)
@@ -145,7 +145,7 @@ def test_what_is_sent_after_the_last_epoch_was_cut_fails_when_the_worker_has_sto
 
 
 def test_virtual_time_reaches_a_moment_that_lies_less_than_the_clocks_resolution_ahead() -> None:
-    """Seed 910836: a lane asked again and again how long a retry had to wait, and time stood still a hair before it."""
+    """Seed 910836: a runner asked again and again how long a retry had to wait, and time stood still a hair before it."""
 
     async def main() -> int:
         loop = asyncio.get_running_loop()

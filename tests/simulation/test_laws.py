@@ -11,11 +11,11 @@ from pathlib import Path
 import orjson
 import pytest
 
+from semel.memory.batch import MemoryRecord
 from semel.port import TP
 from semel.state import positions
-from semel.state.marks import unpack
+from semel.state.dedup_marks import unpack
 from semel.testing.clock import run_virtual
-from semel.testing.memory.batch import MemoryRecord
 from tests.simulation.history import (
     Appended,
     Created,

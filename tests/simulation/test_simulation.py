@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from semel.group.membership import MEMBER_STEPS
 from semel.runtime.failpoints import NAMES
-from semel.runtime.membership import MEMBER_STEPS
-from semel.stages.commit import EPOCH_STEPS
+from semel.stages.commit.transaction import EPOCH_STEPS
 from tests.simulation.shrink import shrunk
 from tests.simulation.systematic import WORKLOADS, Case, answers, first_crashes, parsed, second_crashes
 from tests.simulation.work import Batch, run_seed, try_case

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from semel.port import LATEST, TP, Broker
-from semel.runtime import reset
-from semel.runtime.watch import TopicWatch
+from semel.task.topic_watch import TopicWatch
 from semel.testing.broker import throttle
 from semel.testing.clock import run_virtual
+from semel.worker import reset
 from tests.simulation.choices import Choices
 from tests.simulation.storm import THROTTLES_S, Outcome, Storm
 from tests.simulation.topics import HEARD_S, Change

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 from semel.errors import PositionConflict, SemelError, TopicChanged
 from semel.port import TP, RpcError, RpcLost
-from semel.runtime.reset import Target, reset
 from semel.runtime.settings import EngineSettings
-from semel.runtime.watch import CONFIRM_S, SAY_MISSING_S
 from semel.state.positions import KEY
+from semel.task.topic_watch import CONFIRM_S, SAY_MISSING_S
 from semel.testing.broker import Call, Fault, MemoryBroker
 from semel.testing.clock import process
+from semel.worker.reset import Target, reset
 from tests.simulation.history import Recovery
 from tests.simulation.laws import SINK, SOURCE, Violation
 from tests.simulation.world import REST_S, TOPICS, seeded
-from tests.unit.runtime.harness import APP, Worker
+from tests.unit.harness import APP, Worker
 
 if TYPE_CHECKING:
     from tests.simulation.storm import Storm

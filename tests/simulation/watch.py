@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from semel.runtime.engine import Engine
+from semel.group.membership import MEMBER_STEPS, GroupMember, MemberState
 from semel.runtime.failpoints import NAMES, Failpoints
-from semel.runtime.membership import MEMBER_STEPS, GroupMember, MemberState
-from semel.runtime.task import Task, TaskState
-from semel.stages.commit import EPOCH_STEPS, EpochState, Sealed
+from semel.stages.commit.transaction import EPOCH_STEPS, EpochState, Sealed
+from semel.state.task import Task, TaskState
 from semel.testing.clock import process
+from semel.worker.engine import Engine
 
 TASK_STEPS = frozenset({(TaskState.RESTORING, TaskState.RUNNING), (TaskState.RUNNING, TaskState.RESTORING)})
 

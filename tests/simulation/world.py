@@ -16,20 +16,21 @@ from typing import Any, cast
 
 import orjson
 
-from semel import Dedup, Pipeline, Retry, Topic, lineage
+from semel import Dedup, Pipeline, Retry, Topic
 from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
+from semel.memory.batch import Batch, MemoryRecord
 from semel.partitioner import partition_of
 from semel.port import TP, RpcError, RpcLost
-from semel.runtime.task import TaskState
-from semel.stages.sink import Out
+from semel.stages.sink.destination import Out
+from semel.state import lineage
 from semel.state.store import Store, StoreError
+from semel.state.task import TaskState
 from semel.testing.clock import VirtualClock, VirtualLoop
-from semel.testing.memory.batch import Batch, MemoryRecord
 from tests.simulation.history import History, Recorder, Recovery, StoreSeen, TopicDeleted
 from tests.simulation.laws import Violation, judge
 from tests.simulation.store_model import Disk, ModelStore
 from tests.simulation.watch import Watch, has_work, watching
-from tests.unit.runtime.harness import APP, ATTEMPTS, Killed, Payment, Settlement, Work, Worker, World
+from tests.unit.harness import APP, ATTEMPTS, Killed, Payment, Settlement, Work, Worker, World
 
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
 # gone, a session, a transaction's timeout, and the restore after all of them.
@@ -196,9 +197,9 @@ class SimulatedWorld(World):
     def amid_work(self, worker: Worker) -> bool:
         """Something is under way: an epoch, an event, a restore, a rebalance. A worker at rest proves nothing by dying."""
         engine = worker.engine
-        if not engine.restored or engine.membership is None or engine.epoch.closed or engine._epochs.committing:
+        if not engine.restored or engine.membership is None or engine.epoch.closed or engine._committer.committing:
             return True
-        return has_work(engine) or any(lane.slice is not None or lane.ready for lane in engine.lanes)
+        return has_work(engine) or any(runner.unit is not None or runner.ready for runner in engine.runners)
 
     def crash(self, worker: Worker, *where: str, arrives: bool = False) -> None:
         """Kill it; it counts where it was amid work. `arrives`: what it has sent still reaches the cluster."""
@@ -230,7 +231,7 @@ class SimulatedWorld(World):
         """An output without an event; its sender is of this worker's process."""
         text = f"n{len(self.notes)}"
         with contextlib.suppress(SemelError):
-            self.notes[text] = worker, worker.engine.carry(Out(TP(NOTES, 0), None, b"k", text.encode(), ()))
+            self.notes[text] = worker, worker.engine.outbox(Out(TP(NOTES, 0), None, b"k", text.encode(), ()))
 
     def unanswered(self) -> list[Worker]:
         """Who waits for an answer to a note. A sender that died with its worker waits for nothing."""
@@ -353,7 +354,7 @@ class SimulatedWorld(World):
             at = self.recorder.committed_next(p)
             if at < self.recorder.source_ends.get(p, 0) or task.committed.topics["payments"].next < at or task.touched:
                 return False
-        return not any(w.engine._epochs.committing for w in workers)
+        return not any(w.engine._committer.committing for w in workers)
 
     async def rest(self) -> None:
         """Wait for it, and note what the stores hold then."""

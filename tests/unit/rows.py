@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from semel.hand import Hand, in_hand
-from semel.state.marks import Marks
-from semel.state.overlay import Rows
+from semel.state.dedup_marks import Marks
+from semel.state.event_context import EventContext, current_context
 from semel.state.store import Store
+from semel.state.table_rows import Rows
 from semel.table import Table
 
 
@@ -29,31 +29,31 @@ def rows_of(
     )  # fmt: skip
 
 
-def take_in_hand(*rows: Rows) -> Hand:
-    hand = Hand()
-    hand.tables = {r.name: r for r in rows}
-    in_hand.set(hand)
-    return hand
+def take_in_hand(*rows: Rows) -> EventContext:
+    context = EventContext()
+    context.tables = {r.name: r for r in rows}
+    current_context.set(context)
+    return context
 
 
-def begun(table: Table, store: Store, **options: Any) -> tuple[Rows, Hand]:
+def begun(table: Table, store: Store, **options: Any) -> tuple[Rows, EventContext]:
     """The table's rows, in the hand of an event that has begun; options as `rows_of` has them."""
     rows = rows_of(table, store, **options)
-    hand = take_in_hand(rows)
-    hand.begin()
-    return rows, hand
+    context = take_in_hand(rows)
+    context.begin()
+    return rows, context
 
 
-def finish(hand: Hand, marks: Marks | None = None) -> None:
-    """What a lane does when an event ends well."""
-    hand.writes.write_back()
-    hand.writes.fold(marks)
-    hand.writes.outputs.clear()
-    hand.holding = False
+def finish(context: EventContext, marks: Marks | None = None) -> None:
+    """What a runner does when an event ends well."""
+    context.writes.write_back()
+    context.writes.fold(marks)
+    context.writes.outputs.clear()
+    context.holding = False
 
 
-def fail(hand: Hand) -> None:
-    hand.undo()
+def fail(context: EventContext) -> None:
+    context.undo()
 
 
 def land(store: Store, *tables: Rows) -> None:

@@ -16,18 +16,18 @@ from prometheus_client.core import Metric
 
 import semel
 from semel import errors
+from semel.broker import answers
+from semel.broker.answers import Answer
 from semel.config import BrokerSecurity, Settings
+from semel.group.membership import MEMBER_STEPS
 from semel.port import TP
-from semel.runtime import metrics
 from semel.runtime.failpoints import NAMES
-from semel.runtime.membership import MEMBER_STEPS
-from semel.runtime.progress import Histogram
-from semel.stages import answers
-from semel.stages.answers import Answer
-from semel.stages.commit import EPOCH_STEPS
-from semel.stages.sink import DeadLetters, dead_letter
+from semel.stages.commit.transaction import EPOCH_STEPS
+from semel.stages.fetch.lag import Histogram
+from semel.stages.sink.destination import DeadLetters, dead_letter
 from semel.table import RESERVED
 from semel.throttles import Throttles
+from semel.worker import metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -140,7 +140,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
     class NoEngine:
         app = "app"
         tasks: dict[int, Any] = {}  # noqa: RUF012
-        lanes = ()
+        runners = ()
         commit_histogram = Histogram()
         broker = SimpleNamespace(throttles=Throttles(lambda: 0.0))
         troubles = SimpleNamespace(counts={})

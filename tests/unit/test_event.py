@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from semel import Event, Output, current_event
-from semel.hand import Hand, in_hand
+from semel.state.event_context import EventContext, current_context
 
 
 class Given(NamedTuple):
@@ -21,20 +21,20 @@ class Given(NamedTuple):
 
 
 class OneEvent:
-    """A task whose lane has this event in hand."""
+    """A task whose runner has this event in hand."""
 
     def __init__(self) -> None:
         self.event = Event({"n": 1}, Given(), "payments", 3)
 
-    def event_in_hand(self, hand: Hand) -> Event:
+    def event_in_hand(self, context: EventContext) -> Event:
         return self.event
 
 
 @pytest.fixture(autouse=True)
 def nothing_in_hand() -> Iterator[None]:
-    token = in_hand.set(None)
+    token = current_context.set(None)
     yield
-    in_hand.reset(token)
+    current_context.reset(token)
 
 
 def test_an_event_is_its_record_with_its_value_and_its_position() -> None:
@@ -56,16 +56,16 @@ def test_headers_of_one_name_are_all_there() -> None:
 
 def test_there_is_a_current_event_only_while_it_is_handled_and_only_for_its_own_code() -> None:
     assert current_event() is None
-    hand = Hand()
-    hand.task = task = OneEvent()
-    in_hand.set(hand)
+    context = EventContext()
+    context.task = task = OneEvent()
+    current_context.set(context)
     assert current_event() is None
-    hand.begin()
+    context.begin()
     assert current_event() is task.event
     started_by_its_handler = contextvars.copy_context()
     assert started_by_its_handler.run(current_event) is task.event
-    hand.holding = False
+    context.holding = False
     assert current_event() is None
-    hand.begin()
+    context.begin()
     assert current_event() is task.event
     assert started_by_its_handler.run(current_event) is None

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "semel"
 
 AGAINST_THE_ORDER = {
-    ("semel.stages.agent", "semel.runtime.deaths"),
-    ("semel.stages.agent", "semel.runtime.task"),
-    ("semel.stages.commit", "semel.runtime.failpoints"),
-    ("semel.stages.host", "semel.runtime.task"),
-    ("semel.stages.slice", "semel.runtime.task"),
+    ("semel.stages.agent.runner", "semel.stages.agent.deaths"),
+    ("semel.stages.agent.runner", "semel.state.task"),
+    ("semel.stages.commit.transaction", "semel.runtime.failpoints"),
+    ("semel.stages.agent.services", "semel.state.task"),
+    ("semel.stages.fetch.work_unit", "semel.state.task"),
 }
 TYPES_AGAINST_THE_ORDER = {
-    ("semel.stages.host", "semel.stages.agent"),
+    ("semel.stages.agent.services", "semel.stages.agent.runner"),
 }
 
 

@@ -20,10 +20,10 @@ from semel.errors import (
     StaleIncarnation,
     WrongPartition,
 )
-from semel.hand import Hand, in_hand
 from semel.partitioner import KeyPartitions
-from semel.state.overlay import Rows
+from semel.state.event_context import EventContext, current_context
 from semel.state.store import Store
+from semel.state.table_rows import Rows
 from semel.table import RESERVED, Table
 from tests.unit.rows import begun, committed, fail, finish, land, rows_of, take_in_hand
 
@@ -35,9 +35,9 @@ class Account:
 
 @pytest.fixture(autouse=True)
 def nothing_in_hand() -> Iterator[None]:
-    token = in_hand.set(None)
+    token = current_context.set(None)
     yield
-    in_hand.reset(token)
+    current_context.reset(token)
 
 
 # -- declaring
@@ -126,9 +126,9 @@ def test_a_table_needs_an_event_in_hand(store: Store) -> None:
     for use in (lambda: table["a"], lambda: table.get("a"), lambda: "a" in table, lambda: table.update({"a": 1})):
         with pytest.raises(OutsideEvent, match="no event is in hand"):
             use()
-    _, hand = begun(table, store)
+    _, context = begun(table, store)
     table["a"] = 1
-    finish(hand)
+    finish(context)
     with pytest.raises(OutsideEvent, match="between two events"):
         table["a"] = 2
     with pytest.raises(OutsideEvent):
@@ -143,8 +143,8 @@ def test_a_table_that_the_pipeline_does_not_list_names_the_way_out(store: Store)
 
 def test_work_of_an_incarnation_that_is_over_cannot_touch_a_table(store: Store) -> None:
     table = Table("t", value=int, default=int)
-    _, hand = begun(table, store)
-    hand.alive = False
+    _, context = begun(table, store)
+    context.alive = False
     with pytest.raises(StaleIncarnation):
         table["a"] += 1
 
@@ -152,7 +152,7 @@ def test_work_of_an_incarnation_that_is_over_cannot_touch_a_table(store: Store) 
 async def test_a_task_of_the_handler_works_on_its_event_and_on_no_later_one(store: Store) -> None:
     table = Table("t", key=str, value=dict, default=dict)
     rows = rows_of(table, store)
-    hand = take_in_hand(rows)
+    context = take_in_hand(rows)
     release = asyncio.Event()
 
     async def during() -> None:
@@ -166,22 +166,22 @@ async def test_a_task_of_the_handler_works_on_its_event_and_on_no_later_one(stor
             return "refused"
         return "done"
 
-    hand.begin()
+    context.begin()
     straggler = asyncio.create_task(after())
     await asyncio.create_task(during())
-    finish(hand)
+    finish(context)
 
-    hand.begin()
+    context.begin()
     release.set()
     assert await straggler == "refused"
     table["c"]["second"] = 1
-    finish(hand)
+    finish(context)
     assert [rows.decode(value or b"") for value in rows.open.values()] == [{"during": 1}, {"second": 1}]
 
 
 async def test_a_callback_that_fires_in_a_later_event_is_told_apart(store: Store) -> None:
     table = Table("t", value=int)
-    hand = take_in_hand(rows_of(table, store))
+    context = take_in_hand(rows_of(table, store))
     seen: list[str] = []
 
     def fire() -> None:
@@ -190,33 +190,33 @@ async def test_a_callback_that_fires_in_a_later_event_is_told_apart(store: Store
         except OutsideEvent as exc:
             seen.append(str(exc))
 
-    hand.begin()
+    context.begin()
     asyncio.get_running_loop().call_soon(fire)
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     await asyncio.sleep(0)
     assert len(seen) == 1
-    assert not hand.writes.rows
+    assert not context.writes.rows
 
 
 def test_hand_mine_is_true_only_for_the_code_of_the_event_in_hand(store: Store) -> None:
-    hand = take_in_hand()
-    assert not hand.mine
-    hand.begin()
+    context = take_in_hand()
+    assert not context.mine
+    context.begin()
     inherited = contextvars.copy_context()
-    assert hand.mine
-    assert inherited.run(lambda: hand.mine)
-    hand.holding = False
-    assert not hand.mine
-    hand.begin()
-    assert not inherited.run(lambda: hand.mine)
+    assert context.mine
+    assert inherited.run(lambda: context.mine)
+    context.holding = False
+    assert not context.mine
+    context.begin()
+    assert not inherited.run(lambda: context.mine)
 
 
 # -- as a dict
 
 
 @pytest.fixture(params=["immutable", "changeable"])
-def numbers(request: pytest.FixtureRequest, store: Store) -> tuple[Table, Rows, Hand]:
+def numbers(request: pytest.FixtureRequest, store: Store) -> tuple[Table, Rows, EventContext]:
     """A table without a default, of ints or of lists of one int; `value` makes one."""
     table = Table("t", value=int if request.param == "immutable" else list)
     rows = rows_of(table, store)
@@ -227,10 +227,10 @@ def value_of(table: Table) -> Callable[[int], Any]:
     return (lambda n: n) if table.value.immutable else (lambda n: [n])
 
 
-def test_a_table_is_a_dict(numbers: tuple[Table, Rows, Hand]) -> None:
-    table, _, hand = numbers
+def test_a_table_is_a_dict(numbers: tuple[Table, Rows, EventContext]) -> None:
+    table, _, context = numbers
     v = value_of(table)
-    hand.begin()
+    context.begin()
     with pytest.raises(KeyError, match="a"):
         table["a"]
     with pytest.raises(KeyError, match="a"):
@@ -257,50 +257,50 @@ def test_a_table_is_a_dict(numbers: tuple[Table, Rows, Hand]) -> None:
     assert table["c"] == v(5)
 
 
-def test_an_event_that_fails_leaves_no_trace(numbers: tuple[Table, Rows, Hand], store: Store) -> None:
-    table, rows, hand = numbers
+def test_an_event_that_fails_leaves_no_trace(numbers: tuple[Table, Rows, EventContext], store: Store) -> None:
+    table, rows, context = numbers
     v = value_of(table)
-    hand.begin()
+    context.begin()
     table.update({"kept": v(1), "changed": v(1), "gone": v(1)})
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     table["changed"] = v(2)
     table["changed"] = v(3)
     del table["gone"]
     table["new"] = v(1)
-    fail(hand)
-    hand.begin()
+    fail(context)
+    context.begin()
     assert table.get_many(["kept", "changed", "gone", "new"]) == [v(1), v(1), v(1), None]
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
     assert committed(store, rows) == {"kept": v(1), "changed": v(1), "gone": v(1)}
 
 
 def test_reads_see_the_open_epoch_over_the_sealed_one_over_the_store(
-    numbers: tuple[Table, Rows, Hand], store: Store
+    numbers: tuple[Table, Rows, EventContext], store: Store
 ) -> None:
-    table, rows, hand = numbers
+    table, rows, context = numbers
     v = value_of(table)
-    hand.begin()
+    context.begin()
     table.update({"a": v(1), "b": v(1), "c": v(1)})
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
-    hand.begin()
+    context.begin()
     table.update({"b": v(2)})
     del table["c"]
-    finish(hand)
+    finish(context)
     rows.seal()
-    hand.begin()
+    context.begin()
     assert table.get_many(["a", "b", "c"]) == [v(1), v(2), None]
     table["c"] = v(3)
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     assert table.get_many(["a", "b", "c"]) == [v(1), v(2), v(3)]
-    finish(hand)
+    finish(context)
     rows.drop()
-    hand.begin()
+    context.begin()
     assert table.get_many(["a", "b", "c"]) == [v(1), v(1), v(1)]
 
 
@@ -315,7 +315,7 @@ def test_a_table_cannot_be_iterated_even_with_a_default() -> None:
 def test_reading_a_default_writes_nothing(store: Store) -> None:
     for value, default in ((int, int), (int, 7), (dict, dict), (Account, Account)):
         table = Table("t", value=value, default=default)
-        rows, hand = begun(table, store)
+        rows, context = begun(table, store)
         made = default() if callable(default) else default
         assert table["a"] == made
         assert table.get_many(["a", "b"]) == [made, made]
@@ -323,93 +323,93 @@ def test_reading_a_default_writes_nothing(store: Store) -> None:
         assert table.get("a") is None
         with pytest.raises(KeyError):
             del table["a"]
-        finish(hand)
+        finish(context)
         assert rows.open == {}
 
 
 def test_a_default_changed_in_place_is_a_row_from_then_on(store: Store) -> None:
     table = Table("t", value=dict, default=dict)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     table["a"]["n"] = 1
     assert "a" in table
     assert table.get("a") == {"n": 1}
-    finish(hand)
+    finish(context)
     assert rows.open == {b"a": b'{"n":1}'}
 
 
 def test_a_value_changed_in_place_is_written_back_once_and_only_if_it_changed(store: Store) -> None:
     table = Table("t", value=Account)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     table["a"], table["b"] = Account(1), Account(1)
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
-    hand.begin()
+    context.begin()
     for _ in range(3):
         table["a"].balance += 1
     assert table["b"].balance == 1
-    finish(hand)
+    finish(context)
     assert rows.open == {b"a": b'{"balance":4}'}
 
 
 def test_a_value_changed_after_it_was_assigned_is_written_as_it_is_at_the_end(store: Store) -> None:
     table = Table("t", value=list)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     mine = [1]
     table["a"] = mine
     table["b"] = mine
     mine.append(2)
-    finish(hand)
+    finish(context)
     assert rows.open == {b"a": b"[1,2]", b"b": b"[1,2]"}
 
 
 def test_a_value_changed_after_its_event_ended_changes_no_row(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     kept = table["a"]
     kept.append(1)
-    finish(hand)
+    finish(context)
     kept.append(2)
-    hand.begin()
+    context.begin()
     assert table["a"] == [1]
     assert table["a"] is not kept
     kept.append(3)
-    finish(hand)
+    finish(context)
     assert rows.open == {b"a": b"[1]"}
 
 
 def test_a_value_changed_in_an_event_that_failed_changes_no_row(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     table["a"].append(1)
-    fail(hand)
-    hand.begin()
+    fail(context)
+    context.begin()
     assert table["a"] == []
-    finish(hand)
+    finish(context)
     assert rows.open == {}
 
 
 def test_a_value_changed_in_place_to_what_does_not_fit_raises_when_the_event_ends(store: Store) -> None:
     table = Table("t", value=dict, default=dict)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     table["a"]["x"] = 1
     table["b"]["x"] = object()
     with pytest.raises(HandlingError, match="row 'b'"):
-        finish(hand)
-    fail(hand)
+        finish(context)
+    fail(context)
     assert rows.open == {}
 
 
 def test_a_deleted_row_is_not_written_back(store: Store) -> None:
     table = Table("t", value=list, default=list)
-    rows, hand = begun(table, store)
+    rows, context = begun(table, store)
     table["a"] = [1]
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     kept = table["a"]
     del table["a"]
     kept.append(2)
-    finish(hand)
+    finish(context)
     assert rows.open == {b"a": None}
 
 
@@ -419,7 +419,7 @@ def test_a_deleted_row_is_not_written_back(store: Store) -> None:
 def test_a_key_of_another_type_is_refused_also_when_it_equals_one_that_is_known(store: Store) -> None:
     for value in (int, list):
         table = Table("t", key=int, value=value)
-        _, hand = begun(table, store)
+        _, context = begun(table, store)
         table[1] = value()
         assert table[1] == value()
         for odd in (True, 1.0, Decimal(1), "1"):
@@ -428,7 +428,7 @@ def test_a_key_of_another_type_is_refused_also_when_it_equals_one_that_is_known(
                     use(odd)
             with pytest.raises(HandlingError, match="keys are int"):
                 table[odd] = value()
-        finish(hand)
+        finish(context)
 
 
 def test_bool_keys_and_int_keys_are_different_rows_of_different_tables(store: Store) -> None:
@@ -442,21 +442,21 @@ def test_bool_keys_and_int_keys_are_different_rows_of_different_tables(store: St
 
 def test_a_value_of_another_type_is_refused(store: Store) -> None:
     table = Table("t", value=int)
-    _, hand = begun(table, store)
+    _, context = begun(table, store)
     for odd in (True, 1.5, None, "1"):
         with pytest.raises(HandlingError, match="row 'a': expected int"):
             table["a"] = odd
-    assert not hand.writes.rows
+    assert not context.writes.rows
 
 
 def test_a_value_is_read_as_its_type_in_the_event_that_wrote_it_and_after_a_restart(store: Store) -> None:
     table = Table("t", value=float)
-    _, hand = begun(table, store)
+    _, context = begun(table, store)
     table["a"] = 3
     assert type(table["a"]) is float
-    finish(hand)
+    finish(context)
     raw = Table("raw", value=bytes)
-    _, hand = begun(raw, store, number=2)
+    _, context = begun(raw, store, number=2)
     buffer = bytearray(b"x")
     raw["a"] = buffer
     buffer.append(0)
@@ -528,10 +528,10 @@ def test_a_table_with_merge_keeps_a_partial_row_wherever_its_events_are(store: S
     table = Table("t", value=int, default=int, merge=lambda a, b: a + b)
     sides = [rows_of(table, store, partition=p) for p in (0, 1)]
     for rows in sides:
-        hand = take_in_hand(rows)
-        hand.begin()
+        context = take_in_hand(rows)
+        context.begin()
         table["a"] += 1 + rows.partition
-        finish(hand)
+        finish(context)
         rows.seal()
     land(store, *sides)
     assert [committed(store, rows) for rows in sides] == [{"a": 1}, {"a": 2}]
@@ -540,23 +540,23 @@ def test_a_table_with_merge_keeps_a_partial_row_wherever_its_events_are(store: S
 def test_a_row_that_its_changelog_would_not_take_is_refused_and_the_key_counts(store: Store) -> None:
     for value, big in ((str, "x" * 80), (list, ["x" * 80])):
         table = Table("t", value=value)
-        _, hand = begun(table, store, max_bytes=100)
+        _, context = begun(table, store, max_bytes=100)
         table["a"] = big
         with pytest.raises(OutputRefused, match=r"bytes do not fit its changelog, which takes 100"):
             table["k" * 50] = big
-        fail(hand)
+        fail(context)
 
 
 def test_a_stored_row_of_another_type_names_the_table_and_the_row(store: Store) -> None:
     written = Table("t", value=dict)
-    hand = take_in_hand(rows := rows_of(written, store))
-    hand.begin()
+    context = take_in_hand(rows := rows_of(written, store))
+    context.begin()
     written["a"] = {"balance": "much"}
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
     declared = Table("t", value=Account)
-    _, hand = begun(declared, store)
+    _, context = begun(declared, store)
     with pytest.raises(DecodeError, match="table 't', row 'a': what is stored cannot be read"):
         declared["a"]
 
@@ -564,13 +564,13 @@ def test_a_stored_row_of_another_type_names_the_table_and_the_row(store: Store) 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 def test_a_row_that_cannot_be_read_can_be_deleted_and_replaced(store: Store, how: str) -> None:
     written = Table("t", value=dict)
-    rows, hand = begun(written, store)
+    rows, context = begun(written, store)
     written["a"] = {"balance": "much"}
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
     declared = Table("t", value=Account)
-    rows, hand = begun(declared, store)
+    rows, context = begun(declared, store)
     assert "a" in declared
     with pytest.raises(KeyError):
         del declared["b"]
@@ -579,7 +579,7 @@ def test_a_row_that_cannot_be_read_can_be_deleted_and_replaced(store: Store, how
         assert "a" not in declared
     else:
         declared["a"] = Account(1)
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
     assert committed(store, rows) == ({} if how == "deleted" else {"a": Account(1)})
@@ -587,66 +587,66 @@ def test_a_row_that_cannot_be_read_can_be_deleted_and_replaced(store: Store, how
 
 def test_a_row_of_a_wrong_type_inside_is_refused_when_it_is_written(store: Store) -> None:
     table = Table("t", value=Account, default=Account)
-    _, hand = begun(table, store)
+    _, context = begun(table, store)
     with pytest.raises(HandlingError, match=r"table 't', row 'a': balance: expected int, got str: '12'"):
         table["a"] = Account("12")  # type: ignore[arg-type]
     table["b"].balance = "13"
     with pytest.raises(HandlingError, match="row 'b': balance: expected int"):
-        finish(hand)
+        finish(context)
 
 
 def test_what_is_kept_at_hand_is_bounded_for_readers_and_for_writers(store: Store) -> None:
     table = Table("t", key=str, value=int, default=int)
     rows = rows_of(table, store, limit=10)
-    hand = take_in_hand(rows)
+    context = take_in_hand(rows)
     for n in range(100):
-        hand.begin()
+        context.begin()
         table[f"w{n}"] = n
         table[f"w{n}"] += 1
         assert f"r{n}" not in table
-        finish(hand)
+        finish(context)
         assert len(rows.hot) <= 10
-    hand.begin()
+    context.begin()
     assert table.get_many([f"w{n}" for n in range(100)]) == list(range(1, 101))
 
 
 def test_what_is_kept_at_hand_is_bounded_in_bytes(store: Store) -> None:
     table = Table("t", key=str, value=str)
     rows = rows_of(table, store, limit_bytes=100_000)
-    hand, most = take_in_hand(rows), 0
+    context, most = take_in_hand(rows), 0
     for n in range(200):
-        hand.begin()
+        context.begin()
         table[f"w{n}"] = "x" * 1_000
         table[f"w{n}"] += "y"
         assert f"{n}" * 500 not in table
-        finish(hand)
+        finish(context)
         kept = sum(map(len, rows.hot.values())) + sum(map(len, rows.hot))
         assert kept <= rows.hot_bytes <= 110_000
         most = max(most, len(rows.hot))
     assert most > 10
-    hand.begin()
+    context.begin()
     assert table.get_many([f"w{n}" for n in range(200)]) == ["x" * 1_000 + "y"] * 200
 
 
 def test_a_row_that_is_written_again_and_again_is_kept_at_hand_once(store: Store) -> None:
     table = Table("t", key=str, value=str)
     rows = rows_of(table, store, limit_bytes=100_000)
-    hand = take_in_hand(rows)
-    hand.begin()
+    context = take_in_hand(rows)
+    context.begin()
     table["small"] = "x"
     for n in range(1_000):
         table["large"] = "x" * 1_000 if n % 3 else "y"
     assert set(rows.hot) == {"small", "large"}
     assert rows.hot_bytes < 3_000
-    fail(hand)
+    fail(context)
     assert rows.hot_bytes < 1_100
 
 
 def test_a_value_larger_than_the_room_for_all_is_not_kept_at_hand(store: Store) -> None:
     table = Table("t", key=str, value=bytes)
     rows = rows_of(table, store, limit_bytes=100_000)
-    hand = take_in_hand(rows)
-    hand.begin()
+    context = take_in_hand(rows)
+    context.begin()
     table["small"] = b"x"
     table["large"] = b"x"
     table["large"] = bytes(90_000)
@@ -657,19 +657,19 @@ def test_a_value_larger_than_the_room_for_all_is_not_kept_at_hand(store: Store) 
 @pytest.mark.parametrize("value", [str, list[str]])
 def test_a_write_that_is_too_much_for_one_event_leaves_the_row_as_it_was(store: Store, value: Any) -> None:
     table = Table("t", key=str, value=value)
-    hand = take_in_hand(rows_of(table, store))
-    hand.begin()
+    context = take_in_hand(rows_of(table, store))
+    context.begin()
     small, large = ("x", "x" * 5_000) if value is str else (["x"], ["x" * 5_000])
     table["a"] = small
-    hand.writes.most_bytes = 2_000
+    context.writes.most_bytes = 2_000
     for key in ("a", "b"):
         with pytest.raises(OutputRefused, match="over 2000 bytes"):
             table[key] = large
     assert table["a"] == small
     assert "b" not in table
     table["c"] = small
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     assert [table.get(key) for key in ("a", "b", "c")] == [small, None, small]
 
 
@@ -682,14 +682,14 @@ def test_the_shape_of_a_table_names_its_types() -> None:
 
 
 def test_an_event_left_out_of_an_epoch_takes_effect_in_the_next(
-    numbers: tuple[Table, Rows, Hand], store: Store
+    numbers: tuple[Table, Rows, EventContext], store: Store
 ) -> None:
-    table, rows, hand = numbers
+    table, rows, context = numbers
     v = value_of(table)
-    hand.begin()
+    context.begin()
     table.update({"a": v(1), "b": v(1)})
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     table["a"] = v(2)
     table["a"] = v(3)
     del table["b"]
@@ -697,27 +697,27 @@ def test_an_event_left_out_of_an_epoch_takes_effect_in_the_next(
     land(store, rows)
     assert committed(store, rows) == {"a": v(1), "b": v(1)}
     assert table.get_many(["a", "b"]) == [v(3), None]
-    finish(hand)
+    finish(context)
     rows.seal()
     land(store, rows)
     assert committed(store, rows) == {"a": v(3)}
 
 
 def test_an_event_left_out_of_an_epoch_that_fails_later_leaves_no_trace(
-    numbers: tuple[Table, Rows, Hand], store: Store
+    numbers: tuple[Table, Rows, EventContext], store: Store
 ) -> None:
-    table, rows, hand = numbers
+    table, rows, context = numbers
     v = value_of(table)
-    hand.begin()
+    context.begin()
     table["a"] = v(1)
-    finish(hand)
-    hand.begin()
+    finish(context)
+    context.begin()
     table["a"] = v(2)
     table["a"] = v(3)
     table["b"] = v(1)
     rows.seal()
     land(store, rows)
-    fail(hand)
+    fail(context)
     assert rows.open == {}
-    hand.begin()
+    context.begin()
     assert table.get_many(["a", "b"]) == [v(1), None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from semel import looptime
+from semel.broker import asking
 from semel.errors import SemelError
+from semel.runtime import looptime
 from semel.runtime.clock import SystemClock
-from semel.stages import asking
 
 ASKED_S = 60.0
 

@@ -20,7 +20,7 @@ from semel.kafka.admin import set_topic_configs
 from semel.port import TP, Broker, Record, RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.runtime.committed import Unreadable
+from semel.task.read_committed import Unreadable
 
 PLAIN: Mapping[str, str] = {"retention.ms": "-1"}
 _ROLLING = {**PLAIN, "segment.ms": "1"}

@@ -8,7 +8,7 @@ from semel.errors import ConfigError
 from semel.port import EARLIEST, LATEST, TP
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.runtime.host import kafka_broker
+from semel.worker.node import kafka_broker
 
 
 async def copy(topic: str, broker: str | None, events: int) -> Input:

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from semel import looptime
+from semel.broker.answers import Answer
 from semel.chaos.events import Delivery
 from semel.kafka import KafkaBroker
 from semel.partitioner import partition_of
 from semel.port import TP, RpcError, RpcLost
+from semel.runtime import looptime
 from semel.runtime.clock import SystemClock
 from semel.runtime.failpoints import Failpoints
-from semel.stages.answers import Answer
-from semel.stages.commit import CommitFailed, Sealed, Writer, by_partition
-from semel.stages.sink import Out
+from semel.stages.commit.transaction import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.sink.destination import Out
 
 TURN_S = 0.1
 ABORTED_SHARE = 0.03

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from semel.chaos.report import Report
 from semel.chaos.timeline import Entry, Timeline, rates
-from semel.markup import frame, table
+from semel.display.markup import frame, table
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 16.0
 LANE, CURVE = 22.0, 84.0

@@ -33,9 +33,9 @@ from semel.chaos.workers import ChaosWorker
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
-from semel.local.folder import RunFolder
+from semel.local.forkserver import Nursery
 from semel.local.install import install
-from semel.local.nursery import Nursery
+from semel.local.run_directory import RunFolder
 from semel.local.views import Views
 from semel.port import TopicSpec
 
@@ -329,7 +329,7 @@ class Run:
             document["report"] = str(self.asked.report)
             self.display.say(f"report: {self.asked.report}")
         if self.asked.as_json:
-            from semel import printing
+            from semel.display import printing
 
             printing.document(document)
         else:

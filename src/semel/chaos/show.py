@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from semel.screen import Lines, Picture, Screen, WorkerShown, panel, workers_grid, workers_line
+from semel.display.screen import Lines, Picture, Screen, WorkerShown, panel, workers_grid, workers_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

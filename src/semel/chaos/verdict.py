@@ -23,7 +23,7 @@ from semel.plan import Plan
 from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.runtime.oddcode import ON_PURPOSE
+from semel.stages.agent.odd_code import ON_PURPOSE
 
 # A worker that still joins is a session away from its partitions at most, and a restore.
 TELL_EVERY_S = 2.0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Self
 
 from semel.local import ports
-from semel.local.nursery import Nursery
+from semel.local.forkserver import Nursery
 from semel.local.worker import WorkerProcess
-from semel.runtime import oddcode
 from semel.runtime.clock import OFFSET
+from semel.stages.agent import odd_code
 
 
 class ChaosWorker(WorkerProcess):
@@ -61,7 +61,7 @@ class ChaosWorker(WorkerProcess):
             arguments=("--web-port", str(port), "--config", str(folder / "worker.toml")),
         )
         self.set_clock(0)
-        oddcode.order(self.odd_code, 0.0)
+        odd_code.order(self.odd_code, 0.0)
 
     def start(self, *arguments: str, failpoint: str = "", fresh: bool = False, **environment: str) -> Self:
         super().start(*arguments, failpoint=failpoint, fresh=fresh, **environment)

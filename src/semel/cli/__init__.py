@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from semel import printing
 from semel.cli import exits, kafka, tables
 from semel.cli.chaos import chaos
 from semel.cli.prove import prove
 from semel.cli.reset import reset
 from semel.cli.up import up
 from semel.cli.worker import worker
-from semel.folding import folded
+from semel.display import printing
+from semel.display.folding import folded
 
 # Plain help and errors: one line that a log or a person can take, and no start-up spent on drawing.
 app = typer.Typer(

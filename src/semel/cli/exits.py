@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from semel.broker.answers import needs_a_person
 from semel.codes import LOGIN
+from semel.display.printing import Unwritten
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
 from semel.local.errors import NotReady
 from semel.port import RpcError, RpcLost
-from semel.printing import Unwritten
-from semel.stages.answers import needs_a_person
 
 OK = 0
 FINDING = 1  # a finding or a refusal

@@ -8,8 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from semel import printing
-from semel.folding import folded
+from semel.display import printing
+from semel.display.folding import folded
 
 
 class Lines(logging.Formatter):

@@ -37,16 +37,17 @@ def prove(
     import asyncio
     import tempfile
 
-    from semel import printing, project
+    from semel import project
     from semel.cli.exits import FINDING, OK, UNPROVABLE, UNWRITTEN, Unjudged, code_of
     from semel.config import Settings
+    from semel.display import printing
+    from semel.display.printing import Unwritten
     from semel.errors import ConfigError, SemelError
     from semel.port import RpcError
-    from semel.printing import Unwritten
     from semel.proof import Verdict, html
     from semel.proof import prove as run
     from semel.runtime.clock import SystemClock
-    from semel.runtime.host import kafka_broker
+    from semel.worker.node import kafka_broker
 
     since_ms, until_ms = _ms("--since", since), _ms("--until", until)
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:
@@ -105,7 +106,7 @@ def prove(
 
 
 def _write(report: Path, text: str) -> None:
-    from semel.printing import Unwritten
+    from semel.display.printing import Unwritten
 
     try:
         report.write_text(text, encoding="utf-8")

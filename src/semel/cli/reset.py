@@ -26,12 +26,13 @@ def reset(
     """
     import asyncio
 
-    from semel import printing, project
+    from semel import project
     from semel.cli.moment import moment
     from semel.config import Settings
+    from semel.display import printing
     from semel.runtime.clock import SystemClock
-    from semel.runtime.host import engine_settings, kafka_broker
-    from semel.runtime.reset import reset as run
+    from semel.worker.node import engine_settings, kafka_broker
+    from semel.worker.reset import reset as run
 
     match to:
         case "earliest" | "latest":

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from semel import printing
 from semel.cli import exits
 from semel.cli.client import Refused, WorkerClient
+from semel.display import printing
 from semel.errors import ConfigError, SemelError
 from semel.web.paths import query, row_path, table_path
 

@@ -1,4 +1,4 @@
-"""Faust's Agent, run by a lane of the engine instead of actors and a supervisor.
+"""Faust's Agent, run by a runner of the engine instead of actors and a supervisor.
 
 A failing event is the engine's business (undo, retry, dead letter), so the agent itself never crashes; its actors,
 queues and restarts have no part in it. An agent on an in-memory channel stays stock Faust.
@@ -15,20 +15,20 @@ import faust
 from faust.agents.models import ReqRepRequest
 from faust.types import TopicT
 
-from semel.agent import asked_of_stream
+from semel.callables.kind import asked_of_stream
 from semel.errors import DeclarationError
 from semel.faust_.arguments import AGENT, STREAM, check
 from semel.faust_.codec import source_of
 from semel.faust_.rules import Does
-from semel.hand import Hand
 from semel.plan import AgentKind, AgentPlan
-from semel.stages.agent import Lane
+from semel.stages.agent.runner import AgentRunner
+from semel.state.event_context import EventContext
 
 
 class Agent(faust.Agent):
-    """`bind` gives it its lane when the engine is built."""
+    """`bind` gives it its runner when the engine is built."""
 
-    lane: Lane | None = None
+    runner: AgentRunner | None = None
 
     def __init__(self, fun: Any, *, app: Any, **given: Any) -> None:
         self._given = given
@@ -55,24 +55,24 @@ class Agent(faust.Agent):
             run=self.fun,
         )
 
-    def bind(self, lane: Lane) -> None:
-        self.lane = lane
-        lane.make_stream = self._make_stream
-        lane.on_result = self._deliver
+    def bind(self, runner: AgentRunner) -> None:
+        self.runner = runner
+        runner.make_stream = self._make_stream
+        runner.on_result = self._deliver
 
-    def _make_stream(self, hand: Hand) -> Any:
+    def _make_stream(self, context: EventContext) -> Any:
         stream: Any = self.stream()
         # The tree of services keeps what was made under it for good, and every failed attempt makes a stream; this one is
         # never started, nor stopped.
         stream.beacon.detach(self.beacon)
-        stream.lane, stream.hand = self.lane, hand
+        stream.runner, stream.context = self.runner, context
         stream.add_processor(self._maybe_unwrap_reply_request)
         return stream
 
     async def _deliver(self, value: Any) -> None:
         """A yielded value goes to who asked for it and to the agent's sinks, all within the event's write set."""
-        lane = self.lane
-        event = lane.event_in_hand() if lane is not None else None
+        runner = self.runner
+        event = runner.event_in_hand() if runner is not None else None
         if event is not None:
             request = event.value
             if isinstance(request, ReqRepRequest):
@@ -108,7 +108,7 @@ class Agent(faust.Agent):
             "read the answer from a topic or a table"
         )
 
-    # -- the service: lanes run elsewhere, there is nothing to supervise
+    # -- the service: runners run elsewhere, there is nothing to supervise
 
     async def on_start(self) -> None:
         if not self.on_topic:

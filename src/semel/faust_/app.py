@@ -42,14 +42,14 @@ from semel.faust_.table import Table, TableManager
 from semel.faust_.topic import Topic
 from semel.faust_.transport import SCHEME
 from semel.faust_.worker import AppWorker
-from semel.hand import event_number
 from semel.plan import Plan, Start
 from semel.port import RpcError, RpcLost, TopicSpec
-from semel.runtime.engine import Engine
-from semel.runtime.host import EngineHost, open_engine
-from semel.runtime.task import TaskState
 from semel.state.directory import unusable
+from semel.state.event_context import event_number
+from semel.state.task import TaskState
 from semel.topic import Topic as SemelTopic
+from semel.worker.engine import Engine
+from semel.worker.node import EngineHost, open_engine
 
 log = logging.getLogger("semel.app")
 
@@ -300,7 +300,7 @@ class App(faust.App):
     # -- its life, as the consumer drives it
 
     async def run_engine(self) -> None:
-        """Build the engine from what is declared, bind its lanes to the agents, and run it. Raises why it cannot go on."""
+        """Build the engine from what is declared, bind its runners to the agents, and run it. Raises why it cannot go on."""
         plan = self.plan()
         settings = self._settings_at_start()
         say_moot(self.conf)
@@ -317,10 +317,10 @@ class App(faust.App):
         # An app's timers, pages and tasks run here, too.
         engine.only_agents = False
         self._engine_made.set()
-        for lane in engine.lanes:
+        for runner in engine.runners:
             for agent in self.agents.values():
-                if isinstance(agent, Agent) and agent.on_topic and agent.name == lane.plan.name:
-                    agent.bind(lane)
+                if isinstance(agent, Agent) and agent.on_topic and agent.name == runner.plan.name:
+                    agent.bind(runner)
         if self._stopping_engine:
             engine.stop()
         try:

@@ -18,7 +18,7 @@ import msgspec
 from semel import codec
 from semel.codec import Codec
 from semel.errors import DecodeError
-from semel.structure import described_default
+from semel.schema.fingerprint import described_default
 from semel.topic import Topic
 
 
@@ -125,7 +125,7 @@ def value_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
 
 
 def _structure(typ: Any) -> Any:
-    """As `semel.structure` describes a class: of a record its fields with their types and defaults."""
+    """As `semel.schema.fingerprint` describes a class: of a record its fields with their types and defaults."""
     if not _is_record(typ):
         return getattr(typ, "__name__", None)
     options = typ._options

@@ -17,11 +17,11 @@ from semel.faust_.arguments import TABLE, check
 from semel.faust_.codec import kind_of_key, table_key_codec, value_codec
 from semel.faust_.settings import not_in_memory
 from semel.functions import check_gives_value
-from semel.hand import in_hand
 from semel.plan import TablePlan
-from semel.runtime.task import TaskState
-from semel.state.overlay import MISSING
+from semel.state.event_context import current_context
 from semel.state.store import StoreError
+from semel.state.table_rows import MISSING
+from semel.state.task import TaskState
 from semel.table import RESERVED
 
 
@@ -71,15 +71,15 @@ class Table(FaustTable):
         return self._read(key, None) is not MISSING
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        hand = self._hand("written")
-        hand.writes.write(hand.rows(self.name), key, value)
+        context = self._hand("written")
+        context.writes.write(context.rows(self.name), key, value)
 
     def __delitem__(self, key: Any) -> None:
-        hand = self._hand("written")
-        rows = hand.rows(self.name)
-        if not hand.has(rows, key):
+        context = self._hand("written")
+        rows = context.rows(self.name)
+        if not context.has(rows, key):
             raise KeyError(key)
-        hand.writes.write(rows, key, MISSING)
+        context.writes.write(rows, key, MISSING)
 
     def pop(self, key: Any, *default: Any) -> Any:
         """As `get`."""
@@ -123,37 +123,37 @@ class Table(FaustTable):
 
     def items(self) -> Iterator[tuple[Any, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What is committed on this worker, in key order within each partition. Within an event: of partitions that run."""
-        hand = in_hand.get()
-        if hand is None or not hand.mine:
+        context = current_context.get()
+        if context is None or not context.mine:
             self._refuse_part()
         return self._items()
 
     def _items(self) -> Iterator[tuple[Any, Any]]:
-        hand = in_hand.get()
+        context = current_context.get()
         try:
             for rows in self._local():
                 for raw, value in rows.scan():
                     yield rows.key_of(raw), rows.decode(value)
         except StoreError as exc:
-            if hand is not None:
-                hand.unreadable(exc)
+            if context is not None:
+                context.unreadable(exc)
             raise
 
     # -- where the rows are
 
     def _hand(self, doing: str) -> Any:
-        hand = in_hand.get()
-        if hand is None or not hand.mine:
+        context = current_context.get()
+        if context is None or not context.mine:
             raise OutsideEvent(
                 f"table {self.name!r} was {doing} where no event is in hand; write tables inside an agent, while it handles "
                 "an event, or send an event to a topic"
             )
-        return hand
+        return context
 
     def _read(self, key: Any, default: Any) -> Any:
-        hand = in_hand.get()
-        if hand is not None and hand.mine:
-            return hand.read(hand.rows(self.name), key, default)
+        context = current_context.get()
+        if context is not None and context.mine:
+            return context.read(context.rows(self.name), key, default)
         self._refuse_part()
         for rows in self._local():
             raw = rows.committed(rows.raw(key))

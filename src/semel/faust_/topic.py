@@ -16,13 +16,13 @@ import faust
 from faust.types.tuples import TP, FutureMessage, RecordMetadata
 from mode.utils.times import want_seconds
 
-from semel import lineage
 from semel.errors import CommitError, DeclarationError, OutputRefused, StaleIncarnation
 from semel.faust_.arguments import TOPIC, check
 from semel.faust_.settings import partitions_of
-from semel.hand import event_number, in_hand, refuse_waiting_for_commit
 from semel.output import header, pairs_of
-from semel.stages.sink import Out
+from semel.stages.sink.destination import Out
+from semel.state import lineage
+from semel.state.event_context import current_context, event_number, refuse_waiting_for_commit
 from semel.topic import Topic as SemelTopic
 
 log = logging.getLogger("semel.app")
@@ -112,8 +112,8 @@ class Topic(faust.Topic):
                 f"send_soon to {name!r} before its partitions are known; use `await topic.send(...)`, or declare the topic "
                 "at module level so that the worker knows it at start"
             )
-        hand, number = in_hand.get(), event_number.get()
-        held = hand if hand is not None and hand.mine else None
+        context, number = current_context.get(), event_number.get()
+        held = context if context is not None and context.mine else None
         if held is not None and not held.alive:
             raise StaleIncarnation("the event in hand was given up")
         now_ms = int(engine.clock.time() * 1000)
@@ -138,14 +138,14 @@ class Topic(faust.Topic):
         committed: asyncio.Future[None] | None = None
         if held is not None:
             held.emit(out, record)
-        elif hand is None or not number:
-            committed = engine.carry(out)
+        elif context is None or not number:
+            committed = engine.outbox(out)
         else:
-            committed = engine.follow(hand, number, out)
+            committed = engine.follow(context, number, out)
         if committed is None:
             message.set_result(metadata)
-            if callback is not None and hand is not None:
-                hand.attempts.told.append((number, partial(self._tell, message)))
+            if callback is not None and context is not None:
+                context.attempts.told.append((number, partial(self._tell, message)))
             return message
 
         def settle(done: asyncio.Future[None]) -> None:

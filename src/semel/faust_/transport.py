@@ -86,7 +86,7 @@ class Consumer(faust.transport.consumer.Consumer):
 
     def highwater(self, tp: TP) -> int:
         engine = getattr(self.app, "engine", None)
-        feed = engine.intake.feeds.get((tp.topic, tp.partition)) if engine is not None else None
+        feed = engine.fetcher.feeds.get((tp.topic, tp.partition)) if engine is not None else None
         return feed.high_watermark if feed is not None else -1
 
     def topic_partitions(self, topic: str) -> int | None:

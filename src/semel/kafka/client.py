@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from semel import looptime
 from semel.codes import STALE_COORDINATOR, STALE_METADATA, describe, is_fenced, severity
 from semel.kafka import apis
 from semel.kafka.cluster import Cluster, Kind, addresses
@@ -20,6 +19,7 @@ from semel.kafka.connection import Address, Connections
 from semel.kafka.security import Security
 from semel.kafka.wire import Answer, Call
 from semel.port import TP, RpcError, RpcLost
+from semel.runtime import looptime
 from semel.throttles import Throttles
 
 _NO_TOPIC_ID = bytes(16)

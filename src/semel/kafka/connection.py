@@ -18,11 +18,11 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
-from semel import looptime
 from semel.codes import Code, describe
 from semel.kafka import apis
 from semel.kafka.wire import Answer, Call, Versions
 from semel.port import RpcError, RpcLost
+from semel.runtime import looptime
 from semel.throttles import Throttles
 
 _MAX_IDLE_MS = 540_000  # below the broker's connections.max.idle.ms of 10 minutes, so that we hang up, not it

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from semel import looptime
 from semel.codes import Code
 from semel.kafka import apis
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up
 from semel.kafka.wire import Answer
 from semel.port import TP, RpcError, RpcLost, TopicInfo, TopicSpec
+from semel.runtime import looptime
 
 _TOPIC_RESOURCE = 2
 _POLL_S = 0.02

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from semel.local.nursery import Forked, Nursery
+from semel.local.forkserver import Forked, Nursery
 from semel.local.process import environment_without_settings
 
 

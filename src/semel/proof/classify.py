@@ -22,7 +22,7 @@ from semel.proof.proof import Part
 from semel.proof.scan import Written
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey
-from semel.state.marks import DONE
+from semel.state.dedup_marks import DONE
 
 # Within one epoch marks may stand in another order than their events.
 _EPOCH_EVENTS = 50_000

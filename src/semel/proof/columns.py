@@ -12,10 +12,10 @@ from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import TP, Record
 from semel.proof.history import LETTER, MARK, OUTPUT, UNMARKED, Kind, Offsets, Rows, Stretch
-from semel.stages.source import Undecodable, decoder
+from semel.stages.fetch.decode import Undecodable, decoder
 from semel.topic import Topic
 
-# As `semel.state.marks` packs a mark.
+# As `semel.state.dedup_marks` packs a mark.
 _PACKED = np.dtype([("offset", ">i8"), ("time", ">i8"), ("filed", ">i8"), ("payload", ">u8"), ("outcome", "u1")])
 # Marked records of a stretch whose ids are read again, to see that the rule is that of the marks.
 _SAMPLE = 200

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semel.proof.history import Kind, Known, Offsets, Rows
-from semel.state.marks import DEAD
+from semel.state.dedup_marks import DEAD
 
 # The outcome of a mark that was trimmed: its record is there, what became of it is not.
 TRIMMED = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from semel.markup import frame, moment, table
+from semel.display.markup import frame, moment, table
 from semel.proof.findings import PROMISES, Finding, Verdict
 from semel.proof.proof import Proof, shown, shown_gap
 

@@ -13,7 +13,7 @@ from semel.proof import laws
 from semel.proof.fates import NEVER, TRIMMED, Fate, Missing, Rule, ceiling_at, fates, floor_at, stream_floor
 from semel.proof.findings import Findings, Gap
 from semel.proof.history import MARK, Kind, Known, Offsets, Rows, Stretch, among, distinct
-from semel.state.marks import DONE
+from semel.state.dedup_marks import DONE
 
 # Event times go up and down a little; their median over so many records is a clock that no single one can move.
 _CALM = 64

@@ -12,7 +12,7 @@ from semel.port import TP
 from semel.proof.fates import TRIMMED, Fate, Rule
 from semel.proof.findings import Finding, Law, Witness
 from semel.proof.history import Known, Rows, Stretch, among
-from semel.state.marks import DEAD, DONE
+from semel.state.dedup_marks import DEAD, DONE
 from semel.state.positions import Position
 
 _SAID = {

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from semel.port import TP, Broker, Clock
 from semel.proof.proof import Progress
 from semel.proof.recording import Recording, merged
-from semel.runtime.committed import CommittedLogs, Piece
+from semel.task.read_committed import CommittedLogs, Piece
 
 
 class Logs(CommittedLogs):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from semel import lineage
 from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
@@ -18,6 +17,7 @@ from semel.proof.laws import Placed
 from semel.proof.logs import Logs
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey
+from semel.state import lineage
 
 # As many as fit into the columns; semel never writes more.
 _DIGITS, _STEP_DIGITS = 17, 10

@@ -11,9 +11,9 @@ from semel.port import TP, TopicInfo
 from semel.proof.cut import Cut, NothingToProve
 from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
-from semel.runtime.changed import Changes, changes
-from semel.runtime.decide import check_log_ids, windows_of
 from semel.state.positions import Sink, Windows
+from semel.task.declaration_changes import Changes, changes
+from semel.task.start_position import check_log_ids, windows_of
 
 
 @dataclass(frozen=True, slots=True)

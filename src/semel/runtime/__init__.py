@@ -1,1 +1,1 @@
-"""Runtime: one worker. It holds tasks, fetches for them, lets agents run, commits epochs, follows the group."""
+"""What every part of a running worker needs: settings, time, the memory budget, failpoints."""

@@ -1,1 +1,1 @@
-"""The five stages, in order: source, dedup, agent, sink, commit."""
+"""The flow of an event: fetch, dedup, agent, sink, commit."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import orjson
 
 from semel.errors import InstanceTaken, StateDirectoryError, StateDirectoryUnusable
-from semel.forks import keep_from_children
+from semel.runtime.forks import keep_from_children
 
 log = logging.getLogger("semel.store")
 
@@ -70,7 +70,7 @@ class StateDirectory:
         return self.path / "db"
 
     @property
-    def in_hand(self) -> Path:
+    def current_context(self) -> Path:
         """What the agents of the process that holds it have in hand."""
         return self.path / "IN_HAND"
 

@@ -5,6 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semel.codes import STALE_COORDINATOR, STALE_METADATA, Code, severity
+from semel.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
+from semel.memory.cluster import ClusterSettings, MemoryCluster
+from semel.memory.connection import Connection
+from semel.memory.faults import (
+    Call,
+    Fault,
+    Faults,
+    Quota,
+    RandomFaults,
+    Rule,
+    delay,
+    lose_answer,
+    lose_request,
+    refuse,
+    throttle,
+    unsent,
+)
+from semel.memory.log import PartitionLog
+from semel.memory.refused import Refused
 from semel.port import (
     EARLIEST,
     LATEST,
@@ -19,25 +38,6 @@ from semel.port import (
     TopicInfo,
     TopicSpec,
 )
-from semel.testing.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
-from semel.testing.memory.cluster import ClusterSettings, MemoryCluster
-from semel.testing.memory.connection import Connection
-from semel.testing.memory.faults import (
-    Call,
-    Fault,
-    Faults,
-    Quota,
-    RandomFaults,
-    Rule,
-    delay,
-    lose_answer,
-    lose_request,
-    refuse,
-    throttle,
-    unsent,
-)
-from semel.testing.memory.log import PartitionLog
-from semel.testing.memory.refused import Refused
 from semel.throttles import Throttles
 
 __all__ = [

@@ -15,7 +15,7 @@ from semel.pipeline import Pipeline
 from semel.plan import Plan
 from semel.port import TP
 from semel.runtime.failpoints import NAMES
-from semel.runtime.task import Task, TaskState
+from semel.state.task import Task, TaskState
 from semel.testing import stuck
 from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock, VirtualLoop

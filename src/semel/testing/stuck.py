@@ -49,11 +49,11 @@ def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], c
     ]
     for worker in workers:
         engine = worker.engine
-        for lane in engine.lanes:
-            event = lane.event_in_hand()
+        for runner in engine.runners:
+            event = runner.event_in_hand()
             if event is not None:
                 said.append(
-                    f"agent {lane.plan.name!r} is still handling {event.topic}[{event.partition}]@{event.offset}, "
+                    f"agent {runner.plan.name!r} is still handling {event.topic}[{event.partition}]@{event.offset}, "
                     f"{event.value!r:.200}"
                 )
         waiting = [why for why in (engine.waiting_for, engine.paused_by) if why]

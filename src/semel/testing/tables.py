@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from semel.plan import TablePlan
-from semel.runtime.task import Task
+from semel.state.task import Task
 from semel.table import Table
 from semel.testing.errors import PipelineTesterError, unknown
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from semel.pipeline import Pipeline
-from semel.runtime.task import Task
+from semel.state.task import Task
 from semel.testing.clock import DEFAULT_START, VirtualLoop
 from semel.testing.consumer import ResultsConsumer
 from semel.testing.crash import Crash

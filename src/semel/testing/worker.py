@@ -11,13 +11,13 @@ from pathlib import Path
 from semel.errors import SemelError, StateDirectoryError
 from semel.plan import Plan
 from semel.port import TP, Fetched
-from semel.runtime.engine import Engine
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store, StoreBatch
 from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock
 from semel.testing.errors import interrupts
+from semel.worker.engine import Engine
 
 # No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
 POLL_MS = 3_600_000

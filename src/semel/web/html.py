@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from semel import markup
+from semel.display import markup
 from semel.web.answer import TOO_DEEP
 from semel.web.paths import row_path, table_path
 from semel.web.view import Owner

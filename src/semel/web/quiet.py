@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from aiohttp.http_exceptions import HttpProcessingError
 
-from semel.folding import folded
+from semel.display.folding import folded
 
 EVERY_S = 60.0
 SAID_CHARACTERS_MAX = 200  # of what a request said

@@ -11,8 +11,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from semel.display.folding import folded
 from semel.errors import DecodeError
-from semel.folding import folded
 from semel.web import html
 from semel.web.answer import HEADERS, Refusal, dumps, respond, restoring
 from semel.web.auth import CHALLENGE, HOP, Guard

@@ -23,7 +23,7 @@ from semel.web.scan import (
     PageToken,
     RowPage,
     Scan,
-    Slice,
+    WorkUnit,
     combined,
     in_order,
     read_each,
@@ -152,8 +152,8 @@ class Rows:
         rows = [await self._budget.run(self._view.get, table, key, partition) for partition in held]
         return [row for row in rows if row is not None]
 
-    async def _slices(self, scan: Scan, wanted: Sequence[int]) -> dict[int, Slice]:
-        async def there(url: str, held: list[int]) -> list[Slice]:
+    async def _slices(self, scan: Scan, wanted: Sequence[int]) -> dict[int, WorkUnit]:
+        async def there(url: str, held: list[int]) -> list[WorkUnit]:
             parameters = [
                 ("partitions", _joined(held)),
                 ("prefix", scan.prefix),
@@ -164,14 +164,14 @@ class Rows:
             ]
             answer = await self._peers.get(url, table_path(scan.table) + query(parameters), _Slices)
             return [
-                Slice(found.partition, _rows(url, found.rows, [found.partition]), found.more, found.last)
+                WorkUnit(found.partition, _rows(url, found.rows, [found.partition]), found.more, found.last)
                 for found in answer.slices
                 if found.partition in held
             ]
 
         read = read_each if self.table(scan.table).merged else read_in_order
 
-        async def here(held: list[int]) -> list[Slice]:
+        async def here(held: list[int]) -> list[WorkUnit]:
             return await read(self._view, self._budget, scan, held)
 
         answers = await ask(self._view, wanted, here, there)

@@ -73,7 +73,7 @@ class Scan:
         return replace(self, limit=limit)
 
 
-class Slice(NamedTuple):
+class WorkUnit(NamedTuple):
     """A partition's rows, in raw key order. `more`: there may be further ones behind the raw key `last`."""
 
     partition: int
@@ -87,7 +87,7 @@ class RowPage(NamedTuple):
     next: PageToken | None
 
 
-async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: int, bytes_max: int) -> Slice:
+async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: int, bytes_max: int) -> WorkUnit:
     """At most `scan.limit` rows of a partition held here. Restoring, NotOwned."""
     page = scan.page
     after = page.raw if page is not None and page.partition in (partition, ALL_PARTITIONS) else None
@@ -109,16 +109,16 @@ async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: in
             rows.append(row)
             size += row_size(row)
             if size >= bytes_max:
-                return Slice(partition, rows, found.next is not None or position + 1 < len(found.rows), row.raw)
+                return WorkUnit(partition, rows, found.next is not None or position + 1 < len(found.rows), row.raw)
         after = found.next
         if after is None or len(rows) >= scan.limit:
             break
-    return Slice(partition, rows, after is not None, after or b"")
+    return WorkUnit(partition, rows, after is not None, after or b"")
 
 
-async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
+async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[WorkUnit]:
     """Slices of the partitions held here, ascending, until `scan.limit` rows or a page's bytes are reached."""
-    slices: list[Slice] = []
+    slices: list[WorkUnit] = []
     left = scan.limit
     for partition in sorted(partitions):
         found = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
@@ -129,7 +129,7 @@ async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions
     return slices
 
 
-async def read_each(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
+async def read_each(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[WorkUnit]:
     """A slice of every one of the partitions, each up to `scan.limit` rows."""
     share = PAGE_BYTES_MAX // max(1, len(partitions))
     return [await read_slice(view, budget, scan, partition, share) for partition in sorted(partitions)]
@@ -144,7 +144,7 @@ class Taken(NamedTuple):
     whole: bool = True
 
 
-def in_order(slices: Mapping[int, Slice], partitions: Sequence[int], limit: int) -> Taken:
+def in_order(slices: Mapping[int, WorkUnit], partitions: Sequence[int], limit: int) -> Taken:
     """Rows of ascending `partitions` as far as they are known, at most `limit`."""
     rows: list[TableRow] = []
     size = 0
@@ -164,7 +164,7 @@ def in_order(slices: Mapping[int, Slice], partitions: Sequence[int], limit: int)
     return Taken(rows, PageToken(rows[-1].partition, rows[-1].raw)) if rows else Taken(rows, None, whole=False)
 
 
-def combined(slices: Sequence[Slice]) -> tuple[list[list[TableRow]], PageToken | None]:
+def combined(slices: Sequence[WorkUnit]) -> tuple[list[list[TableRow]], PageToken | None]:
     """Rows of equal keys over all partitions, in raw key order, and how far they are complete (None: to the end)."""
     horizon = min((found.last for found in slices if found.more), default=None)
     merged = heapq.merge(*(found.rows for found in slices), key=attrgetter("raw"))

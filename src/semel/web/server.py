@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from semel.address import worker_url
 from semel.config import Settings, default_web_url
 from semel.errors import ConfigError
+from semel.group.address import worker_url
 from semel.web.answer import Refusal
 from semel.web.auth import Guard, Names
 from semel.web.budget import HEALTH_SHARE, REQUEST_S, Budget
@@ -54,7 +54,7 @@ class WebServer:
         self._connections = Connections(self._probes)
         self._names = Names(settings.web_bind, settings.web_url)
         self._app = web.Application(
-            middlewares=[self._connections.middleware, guard.signing, refusals, self._admission, guard.middleware],
+            middlewares=[self._connections.middleware, guard.signing, refusals, self._processor, guard.middleware],
             client_max_size=BODY_BYTES_MAX,
         )
         rows, overview = Rows(view, self._peers, self._budget), Overview(view, self._peers, self._budget)
@@ -65,7 +65,7 @@ class WebServer:
         self._port = settings.web_port
 
     @property
-    def _admission(self) -> Middleware:
+    def _processor(self) -> Middleware:
         """A request waits for its turn; one that was sent to another name than this worker's is refused."""
 
         @web.middleware

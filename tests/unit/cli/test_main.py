@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from semel import cli, printing
+from semel import cli
 from semel.cli import exits, logs
+from semel.display import printing
 from semel.errors import ConfigError, DeclarationError, InstanceTaken, PositionConflict
 from semel.local.errors import NotReady, PortTaken
 from semel.port import RpcError, RpcLost

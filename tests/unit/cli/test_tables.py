@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from semel.printing import shown
+from semel.display.printing import shown
 from semel.web.view import Restoring
 
 

@@ -14,9 +14,9 @@ import pytest
 from semel.config import Settings
 from semel.faust_.app import App
 from semel.port import TP
-from semel.runtime import host
 from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock
+from semel.worker import node
 
 BROKER = "kafka://127.0.0.1:29999"
 
@@ -31,8 +31,8 @@ class Stage:
         self.apps: list[App] = []
         self._clients = itertools.count()
         monkeypatch.chdir(path)
-        monkeypatch.setattr(host, "SystemClock", lambda: self.clock)
-        monkeypatch.setattr(host, "kafka_broker", self._connect)
+        monkeypatch.setattr(node, "SystemClock", lambda: self.clock)
+        monkeypatch.setattr(node, "kafka_broker", self._connect)
         # What each connection was asked for: client id, compression.
         self.connections: list[tuple[str, str | None]] = []
 

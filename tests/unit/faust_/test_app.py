@@ -17,8 +17,8 @@ import semel as faust
 from semel.errors import ConfigError, DeclarationError, OutsideEvent
 from semel.faust_.app import App
 from semel.faust_.stream import Stream
-from semel.hand import Hand
 from semel.plan import AgentKind
+from semel.state.event_context import EventContext
 
 
 def an_app(name: str = "shop", **options: object) -> App:
@@ -219,7 +219,7 @@ def test_what_a_stream_cannot_do_yet_is_refused_where_it_is_asked_for() -> None:
             pass
 
     stream = process.stream()
-    stream.lane = object()  # as bound by the engine
+    stream.runner = object()  # as bound by the engine
 
     for refused in (lambda: stream.take(10, within=1), lambda: stream.group_by(len), lambda: stream.through("x")):
         with pytest.raises(DeclarationError, match="does not run on semel yet"):
@@ -277,9 +277,9 @@ async def test_the_streams_of_attempts_that_failed_are_not_kept() -> None:
         return sum(isinstance(found, Stream) for found in gc.get_objects())
 
     agent, before = app.agents["tests.unit.faust_.test_app.count"], streams()
-    running = agent._make_stream(Hand())
+    running = agent._make_stream(EventContext())
     for _ in range(50):
-        running = agent._make_stream(Hand())
+        running = agent._make_stream(EventContext())
     assert isinstance(running, Stream)
     assert streams() - before <= 2
     assert len(agent.beacon.children) <= 2

@@ -11,8 +11,8 @@ from aiohttp.test_utils import make_mocked_request
 from semel.errors import DeclarationError, HandlingError, OutsideEvent, StateNotReady
 from semel.faust_.app import App, own_pages
 from semel.port import TP
-from semel.runtime.task import TaskState
-from semel.runtime.view import EngineView
+from semel.state.task import TaskState
+from semel.worker.view import EngineView
 from tests.unit.faust_.harness import Stage
 
 

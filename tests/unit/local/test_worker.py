@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.local.nursery import Nursery
+from semel.local.forkserver import Nursery
 from semel.local.worker import WorkerProcess, end_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the nursery is for Linux")

@@ -9,15 +9,15 @@ from typing import Any
 
 import orjson
 
-from semel import Pipeline, Topic, lineage
+from semel import Pipeline, Topic
+from semel.memory.log import Entry, PartitionLog
 from semel.plan import Plan
 from semel.port import TP
 from semel.proof import Law, Proof, prove
-from semel.state import positions
-from semel.state.marks import unpack
+from semel.state import lineage, positions
+from semel.state.dedup_marks import unpack
 from semel.testing.broker import MemoryBroker, MemoryRecord
-from semel.testing.memory.log import Entry, PartitionLog
-from tests.unit.runtime.harness import APP, Settlement, World, payments_pipeline
+from tests.unit.harness import APP, Settlement, World, payments_pipeline
 
 MARKS, POSITIONS, LETTERS, SINK, SOURCE = (
     f"{APP}-dedup-changelog", f"{APP}-positions", f"{APP}.dlq", "settlements", "payments"

@@ -14,15 +14,15 @@ import pytest
 from semel import Dedup, Reject, Topic
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.proof import Gap, NothingToProve, Verdict, prove
-from semel.runtime.engine import Engine
-from semel.runtime.reset import reset
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
+from semel.worker.engine import Engine
+from semel.worker.reset import reset
 from tests.simulation.storm import brewed
+from tests.unit.harness import Payment, Settlement, World
 from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained
-from tests.unit.runtime.harness import Payment, Settlement, World
 
 Histories = Callable[..., History]
 HOUR_MS = 3_600_000

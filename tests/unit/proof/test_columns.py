@@ -13,8 +13,8 @@ from semel.port import TP
 from semel.proof.fates import NEVER, stream_floor
 from semel.proof.history import MARK, OUTPUT, Known, among, distinct
 from semel.proof.spool import Spool
-from semel.stages.dedup import Verdict, judge, move_time
-from semel.state.marks import DONE, Mark
+from semel.stages.dedup.classify import Verdict, judge, move_time
+from semel.state.dedup_marks import DONE, Mark
 from semel.state.positions import StreamTime
 
 WINDOW = 1_000

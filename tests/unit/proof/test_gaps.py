@@ -14,9 +14,9 @@ from semel.errors import SemelError, ShapeChanged, TopicChanged
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
 from semel.proof import Law, NothingToProve, Proof, Verdict
+from tests.unit.harness import Payment
 from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken
 from tests.unit.proof.test_clean import random_times
-from tests.unit.runtime.harness import Payment
 
 Histories = Callable[..., History]
 
@@ -157,7 +157,7 @@ async def test_events_of_one_id_that_both_have_outputs_are_found_where_their_mar
     log.delete_before(log.end)
     world.lose_store("w1")
     # A worker that does not miss them, as those of former versions did not.
-    monkeypatch.setattr("semel.runtime.restore.bereft", lambda *_: [])
+    monkeypatch.setattr("semel.task.restore.bereft", lambda *_: [])
     for n in range(0, 100, 4):
         world.pay(f"a{n % 5}", 1, id=f"p{n}")
     worker = world.start()

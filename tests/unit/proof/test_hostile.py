@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from semel import lineage
 from semel.proof import Law, Verdict
+from semel.state import lineage
+from tests.unit.harness import APP
 from tests.unit.proof.rig import LETTERS, SINK, SOURCE, History
-from tests.unit.runtime.harness import APP
 
 Histories = Callable[..., History]
 

@@ -9,7 +9,7 @@ import pytest
 
 from semel.port import TP
 from semel.proof import Law, Verdict
-from semel.state.marks import Mark, unpack
+from semel.state.dedup_marks import Mark, unpack
 from tests.unit.proof.rig import LETTERS, MARKS, POSITIONS, SINK, SOURCE, History, broken, mark_offset
 
 Histories = Callable[..., History]

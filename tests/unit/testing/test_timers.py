@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from semel.memory.timers import Timers
 from semel.testing.clock import VirtualClock, run_virtual
-from semel.testing.memory.timers import Timers
 
 
 def test_what_is_due_is_done_in_order_and_what_is_cancelled_is_not() -> None:

@@ -13,7 +13,7 @@ from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
 from semel.port import RpcError, RpcLost, TopicInfo
-from semel.runtime.committed import Unreadable
+from semel.task.read_committed import Unreadable
 
 GUEST_S = 20.0
 

@@ -12,8 +12,8 @@ from semel.chaos.fault import STEPS, Chance, Drawn, Fault
 from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
-from semel.runtime import oddcode
-from semel.runtime.oddcode import Done
+from semel.stages.agent import odd_code
+from semel.stages.agent.odd_code import Done
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
@@ -234,24 +234,24 @@ class OddCode(Fault):
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
-        oddcode.order(worker.odd_code, 0.0)
+        odd_code.order(worker.odd_code, 0.0)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
         files = [worker.odd_code for worker in workers]
         async with on.alone("code"):
             on.begins(entry, ", ".join(worker.name for worker in workers))
-            before = [oddcode.done(file) for file in files]
+            before = [odd_code.done(file) for file in files]
             try:
                 for file in files:
-                    oddcode.order(file, 1 / self.nth, self.number)
+                    odd_code.order(file, 1 / self.nth, self.number)
                 await asyncio.sleep(self.hold_s)
             finally:
                 for file in files:
-                    oddcode.order(file, 0.0)
+                    odd_code.order(file, 0.0)
             met = Counter[str]()
             for file, then in zip(files, before, strict=True):
-                met.update(dict(zip(Done._fields, map(sub, oddcode.done(file), then), strict=True)))
+                met.update(dict(zip(Done._fields, map(sub, odd_code.done(file), then), strict=True)))
         entry.bit = met.total() > 0
         entry.note = (
             f"{met['ended']} attempts ended, {met['held']} held the loop, {met['outlived']} tasks outlived their event, "

@@ -1,0 +1,1 @@
+"""What brokers answer, and asking them again."""

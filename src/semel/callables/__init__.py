@@ -1,0 +1,1 @@
+"""Functions that users give: what their shape says before they are called."""

@@ -1,0 +1,235 @@
+"""What kind of agent a callable is: one that takes the stream, or one that takes an event at a time; and what it gives.
+
+Told by its shape. Where that is not certain it is refused: an event that is taken for a stream, or the other way round, would
+be handled by nobody.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from types import FunctionType, NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+
+from semel.callables.shape import Shape, shape_of
+from semel.errors import DeclarationError
+from semel.functions import behind, called
+from semel.output import Output
+from semel.plan import AgentKind
+
+Kind = Literal["stream", "event"]
+
+# `stream`, `payments`, but not `address` or `status`: what such a name is given is no single event, or badly named.
+_NAME_OF_MANY = re.compile(r"stream|[^sui]s$")
+_STREAM = re.compile(r"\b(StreamT?|AsyncItera(tor|ble)|AsyncGenerator)\b")
+
+
+def kind_of(run: Callable[..., Any], said: Kind | None = None) -> AgentKind:
+    """An async generator takes the stream. Other functions take one event, unless their parameter is annotated as a stream
+    (`AsyncIterable`, `AsyncIterator`, a class with `__aiter__`), or a coroutine function iterates over it: `async for` over the
+    parameter, its `events()`, `items()`, `filter()`, `enumerate()`, `batches()`.
+
+    `said`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
+    `functools.wraps` counts: the outermost of which it is certain. DeclarationError for what cannot be called with one argument,
+    and for a coroutine function of which it is certain neither way, and whose parameter has the name of many.
+    """
+    name = called(run)
+    if not callable(run):
+        raise DeclarationError(f"agent {run!r} cannot be called; give a function of the stream or of one event")
+    if said not in (None, "stream", "event"):
+        raise DeclarationError(f"agent {name!r}: kind={said!r}; it takes 'stream' or 'event', or is left out")
+    try:
+        signature = inspect.signature(run)
+    except (TypeError, ValueError):
+        # Code in another language that does not say what it takes.
+        return AgentKind.STREAM if said == "stream" else AgentKind.FUNCTION
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        raise DeclarationError(
+            f"agent {name!r} is called with one argument, the stream or the event, and does not take that: {exc}"
+        ) from exc
+    layers = _layers(run)
+    if any(inspect.isgeneratorfunction(layer.function) for layer in layers):
+        raise DeclarationError(
+            f"agent {name!r} is a plain generator, which nobody iterates over. For several results of one event make it take "
+            "the stream: `async def agent(stream)` with `async for event in stream:` around its `yield`s"
+        )
+    if said == "event" and any(inspect.isasyncgenfunction(layer.function) for layer in layers[:1]):
+        raise DeclarationError(
+            f"agent {name!r} is an async generator, and kind='event': nobody iterates over what it gives of one event. Make it "
+            "take the stream, with `async for event in stream:` around its `yield`s, or return one result"
+        )
+    takes_stream = said == "stream" if said is not None else _takes_stream(layers, name)
+    if takes_stream:
+        return AgentKind.STREAM
+    awaited = any(inspect.iscoroutinefunction(layer.function) for layer in layers)
+    return AgentKind.COROUTINE if awaited else AgentKind.FUNCTION
+
+
+class _Layer(NamedTuple):
+    """A function that a call goes through, and its parameter that gets the stream or the event; None: not known."""
+
+    function: Any  # a FunctionType, which pyright would take for a method
+    parameter: inspect.Parameter | None
+
+    @property
+    def shape(self) -> Shape | None:
+        return shape_of(self.function, self.parameter.name if self.parameter is not None else None)
+
+
+def _layers(run: Any) -> list[_Layer]:
+    return [_Layer(function, _parameter(function, given)) for function, given in behind(run)]
+
+
+def _parameter(function: FunctionType, given: int) -> inspect.Parameter | None:
+    parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[given:]
+    first = parameters[0] if parameters else None
+    return None if first is None or first.kind is inspect.Parameter.VAR_POSITIONAL else first
+
+
+def _takes_stream(layers: list[_Layer], name: str) -> bool:
+    for layer in layers:
+        certain = _layer_takes_stream(layer, name)
+        if certain is not None:
+            return certain
+    parameter = next((layer.parameter.name for layer in layers if layer.parameter is not None), "its parameter")
+    if not any(inspect.iscoroutinefunction(layer.function) for layer in layers) or not _NAME_OF_MANY.search(parameter):
+        return False
+    raise DeclarationError(
+        f"agent {name!r} may take the stream or one event at a time: what can be seen of its code says neither for certain. "
+        f"Annotate {parameter!r} (AsyncIterable[...] for the stream, else the event's type), or give the Pipeline "
+        "kind='stream' or kind='event'"
+    )
+
+
+def _layer_takes_stream(layer: _Layer, name: str) -> bool | None:
+    """None where it is not certain."""
+    function, parameter = layer
+    if inspect.isasyncgenfunction(function):
+        return True
+    declared = _declares_stream(function, parameter) if parameter is not None else None
+    if declared:
+        return True
+    if not inspect.iscoroutinefunction(function):
+        return declared
+    shape = layer.shape
+    if declared is False and shape is not None and shape.iterates and parameter is not None:
+        raise DeclarationError(
+            f"agent {name!r} iterates over {parameter.name!r}, which is annotated as {parameter.annotation!s}; annotate it as "
+            "AsyncIterable[...], or give the Pipeline kind='stream' or kind='event'"
+        )
+    if declared is False or shape is None:
+        return declared
+    if shape.iterates != shape.takes_event:
+        return shape.iterates
+    return False if _gives_value(function) else None
+
+
+def _declares_stream(function: FunctionType, parameter: inspect.Parameter) -> bool | None:
+    """What its annotation says; None where there is none, or one that says nothing."""
+    declared = parameter.annotation
+    if declared is inspect.Parameter.empty:
+        return None
+    declared = _hints(function).get(parameter.name, declared)
+    if isinstance(declared, str):
+        return True if _STREAM.search(declared) else None
+    return _is_stream(declared)
+
+
+def _is_stream(declared: Any) -> bool | None:
+    declared = getattr(declared, "__value__", declared)  # type X = ...
+    origin = get_origin(declared)
+    if origin is Annotated:
+        return _is_stream(get_args(declared)[0])
+    if origin in (Union, UnionType):
+        parts = {_is_stream(part) for part in get_args(declared) if part is not NoneType}
+        return parts.pop() if len(parts) == 1 else None
+    declared = origin or declared
+    if declared is Any or declared is object or not isinstance(declared, type):
+        # Of what a Literal or a NewType is made is a value; a type variable may be anything.
+        return False if origin is Literal or hasattr(declared, "__supertype__") else None
+    return hasattr(declared, "__aiter__") or any(c.__name__ == "StreamT" for c in declared.__mro__)
+
+
+def _gives_value(function: FunctionType) -> bool:
+    """Whether its annotation says that it returns something: one that takes the stream yields, or gives nothing."""
+    declared = _hints(function).get("return", function.__annotations__.get("return"))
+    return declared not in (None, NoneType, Any, "None", "Any", "object", object)
+
+
+def _hints(function: FunctionType) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:
+        # What an annotation names may exist for the type checker only.
+        return {}
+
+
+def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type, ...] | None, where: str) -> None:
+    """DeclarationError where code or annotation shows that what the agent gives cannot be a result.
+
+    `accepted`: the classes that its sink takes; None: not known, or no sink.
+    """
+    layers = _layers(run)
+    functions = [layer.function for layer in layers]
+    loops = kind is AgentKind.STREAM and not any(inspect.isasyncgenfunction(f) for f in functions)
+    if loops and any(shape.iterates and shape.returns_value for shape in _shapes(layers)):
+        raise DeclarationError(
+            f"agent {called(run)!r} iterates over its stream and returns a value, which goes nowhere and ends its loop; yield "
+            "results inside the loop"
+        )
+    for result in _declared_results(run, functions, kind):
+        if issubclass(result, Awaitable):
+            raise DeclarationError(
+                f"agent {called(run)!r} is a plain function that returns {result.__name__}, which nobody awaits; declare it "
+                "with async def"
+            )
+        if accepted is not None and not any(issubclass(result, a) or issubclass(a, result) for a in accepted):
+            names = " or ".join(a.__name__ for a in accepted)
+            raise DeclarationError(
+                f"agent {called(run)!r} gives {result.__name__}, by its annotation, and {where} takes {names}; let the two agree"
+            )
+
+
+def gives_nothing(run: Callable[..., Any], kind: AgentKind) -> bool:
+    """Whether its code shows that it can have no result: it iterates and never yields, or returns nothing but None."""
+    layers = _layers(run)
+    if any(inspect.isasyncgenfunction(layer.function) for layer in layers):
+        return False
+    shapes = list(_shapes(layers))
+    if kind is AgentKind.STREAM:
+        return any(shape.iterates for shape in shapes)
+    return bool(shapes) and len(shapes) == len(layers) and all(shape.returns_nothing for shape in shapes)
+
+
+def asked_of_stream(run: Callable[..., Any]) -> set[str]:
+    """The names of the methods that a streaming agent's code calls on its stream, also on what those give."""
+    return {name for shape in _shapes(_layers(run)) for name in shape.asked}
+
+
+def _shapes(layers: list[_Layer]) -> Iterator[Shape]:
+    for layer in layers:
+        shape = layer.shape
+        if shape is not None:
+            yield shape
+
+
+def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) -> Iterator[type]:
+    """The classes that the return annotation names, where it names classes; `Output` and None go without saying."""
+    try:
+        declared = get_type_hints(functions[-1] if functions else run).get("return")
+    except Exception:
+        # What an annotation names may exist for the type checker only.
+        return
+    if kind is AgentKind.STREAM:
+        arguments = get_args(declared)
+        if not any(inspect.isasyncgenfunction(f) for f in functions) or not arguments:
+            return
+        declared = arguments[0]
+    for part in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
+        found = get_origin(part) or part
+        silent = found in (NoneType, Output, Any) or is_typeddict(found) or getattr(found, "_is_protocol", False)
+        if isinstance(found, type) and not silent:
+            yield cast("type", found)

@@ -1,0 +1,1 @@
+"""The consumer group: membership, and who runs what."""

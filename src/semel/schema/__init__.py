@@ -1,0 +1,1 @@
+"""Types of values: what is exact, what has changed."""

@@ -1,0 +1,254 @@
+"""Body: runs an agent's own code over a runner, again and again until the runner is closed (protocol rule 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import os
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+from semel.errors import HandlingError, described
+from semel.plan import AgentKind
+from semel.stages.agent.driven import Driven
+from semel.stages.agent.runner import TURN_S, AgentRunner
+from semel.stages.agent.stream import EventStream
+from semel.state.event_context import EventContext, current_context
+
+log = logging.getLogger("semel.agent")
+
+# A body that its incarnation has left behind may take this long to notice; the next one does not wait longer.
+LEAVE_S = 0.2
+CLOSE_S = 0.5
+# After so many results the clock is looked at.
+LOOKS_EVERY = 8
+_LIBRARY = str(Path(os.__file__).parent)
+_NOT_THE_AGENTS = (str(Path(asyncio.__file__).parent), str(Path(__file__).parents[1]))
+
+
+async def run(runner: AgentRunner) -> None:
+    """Until the runner is closed: a body that failed, that returned or whose incarnation is over is followed by another.
+
+    Whatever a body ends with while its run is alive is the failure of what it had in hand, and nothing else: a cancellation
+    that the engine did not ask for, SystemExit, an error of another run. What it returns with is done.
+    """
+    idle_failures = 0
+    body: asyncio.Task[Any] | None = None
+    driven: Driven | None = None
+    said: Driven | None = None
+    # Bodies that did not end with their run. They may still be cleaning up.
+    left_behind: dict[asyncio.Task[Any], Driven] = {}
+    try:
+        while not runner.closed:
+            runner.over.clear()
+            runner.heard = None
+            context = runner.context
+            driven = Driven(_one_run(runner, context), partial(runner.step_begins, context), runner.step_ends)
+            runner.code = driven.coroutine
+            context.variables = copy_context()
+            context.body = body = asyncio.create_task(
+                driven, name=f"agent {runner.plan.name}", context=context.variables
+            )
+            over = asyncio.create_task(runner.over.wait())
+            await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
+            over.cancel()
+            ended = body.done()
+            await _cancelled(body, LEAVE_S)
+            if not body.done():
+                left_behind[body] = driven
+                body.add_done_callback(lambda done: _gone(left_behind, done))
+            if not body.done() or driven.forsaken:
+                _say_left_behind(runner, driven)
+                said = driven
+            if runner.context is not context or not ended:
+                continue
+            error = _error_of(body, runner)
+            if error is not None and isinstance(error, runner.host.interrupts):
+                raise error
+            if runner.heard is not None and runner.unit is None:
+                idle_failures = 0
+            elif error is not None and runner.at_record:
+                idle_failures = 0
+                runner.failed(error, context)
+            elif context.holding:
+                # It returned with an event in hand: that event is done.
+                idle_failures = 0
+                try:
+                    runner.returns(context)
+                except Exception as exc:
+                    runner.failed(exc, context)
+            elif not runner.closed:
+                runner.release()
+                idle_failures += 1
+                runner.failed_starts += 1
+                runner.start_error = "" if error is None else described(error)[:300]
+                pause = min(0.1 * 2**idle_failures, 10.0)
+                log.error("agent %s ended without an event in hand; it starts again in %.1f s", runner.plan.name, pause,
+                          exc_info=error)  # fmt: skip
+                await runner.host.clock.sleep(pause)
+            await runner.give_back()
+    finally:
+        if body is not None:
+            await _cancelled(body, CLOSE_S)
+            if driven is not None and driven is not said and (not body.done() or driven.forsaken):
+                _say_left_behind(runner, driven)
+            if not body.done() and driven is not None:
+                left_behind[body] = driven
+        for zombie, driving in list(left_behind.items()):
+            driving.left = True
+            await _cancelled(zombie, CLOSE_S)
+
+
+async def _cancelled(body: asyncio.Task[Any], wait_s: float) -> None:
+    if not body.done():
+        body.cancel()
+        await asyncio.wait({body}, timeout=wait_s)
+    if body.done():
+        _look_at(body)
+
+
+def _gone(left_behind: dict[asyncio.Task[Any], Driven], body: asyncio.Task[Any]) -> None:
+    left_behind.pop(body, None)
+    _look_at(body)
+
+
+def _look_at(body: asyncio.Task[Any]) -> None:
+    """At how it ended, whatever it is: a body that is over has nobody else to tell."""
+    if not body.cancelled():
+        body.exception()
+
+
+def _error_of(body: asyncio.Task[Any], runner: AgentRunner) -> BaseException | None:
+    """What a body that is done failed with, if it did."""
+    try:
+        returned = body.result()
+    except BaseException as exc:
+        return exc
+    if type(returned) is _Exit:
+        return returned.error
+    if returned is None:
+        return None
+    return HandlingError(
+        f"agent {runner.plan.name!r} iterates over its stream and returned {returned!r:.80}, which goes nowhere; yield results "
+        "inside the loop"
+    )
+
+
+def _say_left_behind(runner: AgentRunner, driven: Driven) -> None:
+    log.warning(
+        "agent %s does not end when its run does: its code swallows CancelledError or waits in a way that cannot be cancelled, "
+        "at %s. It is left behind, and nothing that it does counts", runner.plan.name, place(driven.coroutine),
+    )  # fmt: skip
+
+
+def place(coroutine: Any) -> str:
+    """Where an agent's code stands: its innermost frame that is no library's, else that is neither the engine's nor asyncio's."""
+    at = coroutine
+    where = own = ""
+    while at is not None:
+        frame = getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None) or getattr(at, "gi_frame", None)
+        if frame is not None and not frame.f_code.co_filename.startswith(_NOT_THE_AGENTS):
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+            if not frame.f_code.co_filename.startswith(_LIBRARY) and "site-packages" not in frame.f_code.co_filename:
+                own = where
+        at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
+        if type(at).__name__ == "async_generator_asend":
+            # It does not name its generator.
+            at = next((found for found in gc.get_referents(at) if inspect.isasyncgen(found)), None)
+    return own or where or "an unknown place"
+
+
+class _Exit:
+    """What asyncio would not keep in a task, but raise out of the loop: SystemExit and KeyboardInterrupt."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _one_run(runner: AgentRunner, context: EventContext) -> Any:
+    current_context.set(context)
+    context.thread = get_ident()
+    try:
+        if runner.plan.kind is AgentKind.STREAM:
+            return await _run_stream(runner, context)
+        return await _run_function(runner, context)
+    except (SystemExit, KeyboardInterrupt) as exc:
+        if isinstance(exc, runner.host.interrupts):
+            raise
+        return _Exit(exc)
+
+
+async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
+    """A generator's results are emitted where it yields them; what is refused is raised there."""
+    running = runner.plan.run(
+        EventStream(runner, context) if runner.make_stream is None else runner.make_stream(context)
+    )
+    if not hasattr(running, "__anext__"):
+        return await running
+    step = running.__anext__
+    throw = getattr(running, "athrow", None)
+    deliver = runner.on_result or partial(runner.emit, context)
+    monotonic = runner.host.clock.monotonic
+    turn_ends, delivered = monotonic() + TURN_S, 0
+    try:
+        while True:
+            found = await step()
+            while True:
+                try:
+                    waiting = deliver(found)
+                    if waiting is not None:
+                        await waiting
+                    delivered += 1
+                    if delivered % LOOKS_EVERY == 0 and monotonic() > turn_ends:
+                        # One event may have results without end.
+                        await asyncio.sleep(0)
+                        turn_ends = monotonic() + TURN_S
+                    break
+                except HandlingError as exc:
+                    if throw is None:
+                        raise
+                    found = await throw(exc)
+    except StopAsyncIteration:
+        return None
+    finally:
+        close = getattr(running, "aclose", None)
+        if close is not None:
+            # A generator that yields once more instead of ending has nothing more to say.
+            try:
+                await close()
+            except RuntimeError as exc:
+                log.debug("agent %s: %s", runner.plan.name, exc)
+
+
+async def _run_function(runner: AgentRunner, context: EventContext) -> None:
+    """What `EventStream` does, with the agent's function in the loop: no generator stands between it and the runner."""
+    host, run = runner.host, runner.plan.run
+    awaits = runner.plan.kind is AgentKind.COROUTINE
+    monotonic, begin, finish, emit = host.clock.monotonic, runner.begin, runner.finish, runner.emit
+    epoch = host.epoch
+    while True:
+        s = await runner.next_slice(context)
+        turn_ends = monotonic() + TURN_S
+        for value in runner.admit(s, context):
+            begin(context)
+            try:
+                result: Any = run(value)
+                if awaits:
+                    result = await result
+                waiting = emit(context, result)
+                if waiting is not None:
+                    await waiting
+                finish(context)
+            except Exception as exc:
+                runner.failed(exc, context)
+                break
+            if monotonic() > turn_ends or epoch.closed:
+                turn_ends = await runner.pause(context, turn_ends)
+        else:
+            runner.end_slice(context)
+        await runner.let_go()

@@ -1,0 +1,120 @@
+"""Failures: says which events failed and why, however many there are.
+
+Of failures that are alike (the same kind of error, raised at the same place) one is said every ten seconds, and the
+others are counted. A failed attempt is a line; the traceback is shown when an event is given up.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from semel.display.folding import folded
+from semel.errors import described
+from semel.port import TP, Record
+
+log = logging.getLogger("semel.agent")
+
+# Often enough to follow an outage, seldom enough that one event in a hundred failing leaves the log readable.
+SAID_EVERY_S = 10.0
+ERROR_CHARACTERS = 300
+KEY_CHARACTERS = 80
+
+
+class _Alike(NamedTuple):
+    """What failures have in common. `ending`: what came of them; `place`: where the error was raised."""
+
+    ending: str
+    error: str
+    place: str
+
+
+class _Said:
+    __slots__ = ("at_s", "more")
+
+    def __init__(self, at_s: float) -> None:
+        self.at_s = at_s
+        self.more = 0
+
+
+class Failures:
+    """One agent's. Times are the clock's monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._said: dict[_Alike, _Said] = {}
+        self._said_returned = False
+
+    def retried(
+        self, tp: TP, record: Record, exc: BaseException, attempt: int, attempts: int, delay_s: float, now_s: float
+    ) -> None:
+        """The event is tried again after `delay_s`."""
+        if self._may_say(_Alike("tried again", type(exc).__name__, _place(exc)), now_s):
+            log.warning("%s failed (attempt %d of %d), again in %.2f s: %s",
+                        _event(tp, record), attempt, attempts, delay_s, _line(exc))  # fmt: skip
+
+    def given_up(self, tp: TP, record: Record, exc: BaseException, attempt: int, attempts: int, now_s: float) -> None:
+        """It was the last attempt."""
+        if self._may_say(_Alike("given up", type(exc).__name__, _place(exc)), now_s):
+            log.warning("%s failed for good (attempt %d of %d): %s",
+                        _event(tp, record), attempt, attempts, _line(exc), exc_info=exc)  # fmt: skip
+
+    def lost_session(self, tp: TP, record: Record, attempt: int, attempts: int) -> None:
+        """It held the loop until the session was over. Each costs a session, so there are never many."""
+        log.warning("%s held the event loop for longer than the session timeout: the group gives the partition away, and "
+                    "this was attempt %d of %d", _event(tp, record), attempt, attempts)  # fmt: skip
+
+    def returned(self, agent: str, where: str) -> None:
+        """Its code returned with an event in hand. Said once: it may be meant, and is counted."""
+        if self._said_returned:
+            return
+        self._said_returned = True
+        log.warning(
+            "agent %s returned with %s in hand, and that event counts as done, with what it wrote: a `break` or `return` in the "
+            "loop means that, and an exception that is swallowed around the loop looks the same. Catch what an event may raise "
+            "inside the loop, or let it out of the agent. Said once; semel_agent_returned counts them",
+            agent, where,
+        )  # fmt: skip
+
+    def on_trial(self, tp: TP, record: Record, deaths: int, wait_s: float) -> None:
+        """The process died as often with nothing else in hand."""
+        log.warning("%s was alone in hand at %d deaths of the process, and waits %.0f s; the other partitions go on meanwhile",
+                    _event(tp, record), deaths, wait_s)  # fmt: skip
+
+    def split(self, tp: TP, events: int, exc: BaseException, now_s: float) -> None:
+        """A batch failed, and its events are gone through one by one."""
+        if self._may_say(_Alike("in a batch", type(exc).__name__, _place(exc)), now_s):
+            log.info("a batch of %d at %s[%d] failed; its events go on one by one: %s",
+                     events, tp.topic, tp.partition, _line(exc))  # fmt: skip
+
+    def sum_up(self, now_s: float) -> None:
+        """Say how many more there were of what has been silent for long enough."""
+        for alike in [a for a, said in self._said.items() if now_s - said.at_s >= SAID_EVERY_S]:
+            more = self._said.pop(alike).more
+            if more:
+                log.warning("%d more like it: %s, %s at %s", more, alike.ending, alike.error, alike.place)
+
+    def _may_say(self, alike: _Alike, now_s: float) -> bool:
+        self.sum_up(now_s)
+        if alike in self._said:
+            self._said[alike].more += 1
+            return False
+        self._said[alike] = _Said(now_s)
+        return True
+
+
+def _event(tp: TP, record: Record) -> str:
+    return f"{tp.topic}[{tp.partition}]@{record.offset} (key {repr(record.key)[:KEY_CHARACTERS]})"
+
+
+def _line(exc: BaseException) -> str:
+    """One line, whatever the message holds."""
+    return folded(" ".join(described(exc).split()))[: ERROR_CHARACTERS + len(type(exc).__name__) + 2]
+
+
+def _place(exc: BaseException) -> str:
+    trace = exc.__traceback__
+    if trace is None:
+        return "an unknown place"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,0 +1,682 @@
+"""Agent: events go in, write sets come out (protocol rules 1, 3 and 5).
+
+A `Runner` runs one agent of this worker: one body at a time over slices of all its partitions, an event at a time within a
+partition. Everything between receiving an event and asking for the next belongs to that event. An event that fails is
+undone, tried again in place after a while (its partition waits, the epoch and the other partitions do not), then
+dead-lettered. `body` runs the agent's code, `stream` is what that code iterates over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from semel.errors import (
+    HandlingError,
+    OutputRefused,
+    OutsideEvent,
+    ProcessEnded,
+    Reject,
+    SessionLost,
+    StaleIncarnation,
+    WrongPartition,
+    described,
+)
+from semel.event import Event
+from semel.output import Output
+from semel.plan import AgentPlan
+from semel.port import TP, Record
+from semel.runtime import looptime
+from semel.stages.agent.deaths import most, wait_s
+from semel.stages.agent.driven import Forsaken
+from semel.stages.agent.failures import Failures
+from semel.stages.agent.services import Host
+from semel.stages.dedup.processor import DedupProcessor
+from semel.stages.dedup.side_outputs import SideOutputs
+from semel.stages.dedup.wall_clock import WallClock
+from semel.stages.fetch.work_unit import OpenBatch, WorkUnit
+from semel.stages.sink.destination import Destination
+from semel.state.crash_notes import CODE, HOLDS, CrashNotes
+from semel.state.dedup_marks import dead
+from semel.state.event_context import EventContext, OutputNumbers
+from semel.state.store import StoreError
+from semel.state.task import Cursor, Task, TaskState
+from semel.topic import Topic
+
+SLICE_RECORDS = 256
+# A body that never lets go of the event loop keeps heartbeats and commits waiting; runners let go this often.
+TURN_S = 0.004
+# An agent that held the loop for longer has not let go of it that often: commits, heartbeats and answers get a share of the
+# time before its next event.
+HELD_S = 0.05
+# What an event is counted as in its epoch beside what it writes: its dedup mark, mostly.
+EVENT_BYTES = 100
+# Records decoded at once, in bytes: a slice ends there, with one at least.
+SLICE_BYTES = 1 << 20
+
+
+class AgentRunner:
+    """One agent of this worker.
+
+    `unit`: what it is at. `waiting`: there is nothing for it to do. `alone`: the record of the last slice that held only
+    one; in cautious epochs, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of a
+    `EventStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
+    """
+
+    def __init__(self, host: Host, plan: AgentPlan, notes: CrashNotes, noted: memoryview) -> None:
+        self.host = host
+        self.plan = plan
+        self.context = EventContext(self._store_failed)
+        self.unit: WorkUnit | None = None
+        self.notes, self.noted = notes, noted
+        self.ready: deque[Cursor] = deque()
+        self.wake = asyncio.Event()
+        self.waiting = False
+        self.closed = False
+        # The run that asks for its next slice; slices given so far; bodies in a row that ended before they asked, and how.
+        self.asking: EventContext | None = None
+        self.taken = 0
+        self.failed_starts = 0
+        self.start_error = ""
+        # The running body is to end: its incarnation is over, or the runner is closed.
+        self.over = asyncio.Event()
+        self.alone: tuple[TP, int] | None = None
+        self.sink: Destination | None = None
+        self.make_stream: Callable[[EventContext], Any] | None = None
+        # The error of the running body that has been counted as a failed attempt already.
+        self.heard: BaseException | None = None
+        self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
+        # `code`: the coroutine of the running body. When its running step began, and for how long steps before it held the loop.
+        self.code: Any = None
+        self._stepped_at: float | None = None
+        self._stepping: EventContext | None = None
+        self._held_s = 0.0
+        self._suspended: tuple[looptime.LoopTime, float] | None = None
+        # The event whose loss of the session has been counted.
+        self._charged: tuple[EventContext, int] | None = None
+        # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
+        self._heavy = 0
+        # Events, or batches, that counted as done because the agent's code returned.
+        self.returned = 0
+        self._side_outputs = SideOutputs(host)
+        self._failures = Failures()
+        self._wall_clock = WallClock()
+        self._processor = DedupProcessor(host, plan, self._side_outputs, self._wall_clock)
+        self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
+
+    # ------------------------------------------------------------------ taking
+
+    def offer(self, cursor: Cursor) -> None:
+        """There are records at this cursor."""
+        if not cursor.queued:
+            cursor.queued = True
+            self.ready.append(cursor)
+        self.wake.set()
+
+    async def next_slice(self, context: EventContext) -> WorkUnit:
+        """The next slice for the run that `context` belongs to. StaleIncarnation where that run is over."""
+        self.asking, self.failed_starts, self.start_error = context, 0, ""
+        try:
+            while True:
+                self._check_run(context)
+                if self.host.epoch.closed or self.host.catching_up:
+                    await (self.host.epoch.gate() if self.host.epoch.closed else self.host.catch_up(0.0))
+                    continue
+                taken, soonest = self._take()
+                if taken is not None:
+                    why = self._given_up_for(taken)
+                    if why is not None:
+                        self._give_up(taken, context, why)
+                        continue
+                    return taken
+                self.wake.clear()
+                self.waiting = True
+                self.host.finished()
+                try:
+                    async with asyncio.timeout(soonest):
+                        await self.wake.wait()
+                except TimeoutError:
+                    pass
+                finally:
+                    self.waiting = False
+        finally:
+            if self.asking is context:
+                self.asking = None
+
+    @property
+    def neglected(self) -> Cursor | None:
+        """Whose records the agent could have asked for, and has not: it is neither at a slice nor waiting for one."""
+        if self.unit is not None or self.asking is self.context:
+            return None
+        now = self.host.clock.monotonic()
+        for cursor in self.ready:
+            task = cursor.task
+            if task.state is TaskState.RUNNING and cursor.queue and cursor.due <= now and task.holder is None:
+                return cursor
+        return None
+
+    async def enter(self, context: EventContext) -> None:
+        """A body begins to iterate, perhaps anew. Raises where it has left its loop with an event in hand.
+
+        That event has failed: an exception that was swallowed around the loop and a `break` look alike from here, and an
+        event is done only when its code is. A body that swallows the end of its run as well is forsaken.
+        """
+        if context.entered:
+            await asyncio.sleep(0)
+        context.entered = True
+        if self.context is not context or self.closed:
+            if context.told:
+                await Forsaken()
+            context.told = True
+        self._check_run(context)
+        if context.holding:
+            left = HandlingError(
+                f"agent {self.plan.name!r} left its loop over the stream with this event in hand, and began another loop; "
+                "catch what an event may raise inside the loop, or let it out of the agent"
+            )
+            self.failed_unheard(left, context)
+            raise left
+        self.release()
+
+    def _check_run(self, context: EventContext) -> None:
+        if self.context is not context or self.closed:
+            raise StaleIncarnation("this stream belongs to a run that is over")
+
+    def _take(self) -> tuple[WorkUnit | None, float | None]:
+        """A slice that may run now; else how long until one may."""
+        now = self.host.clock.monotonic()
+        self._failures.sum_up(now)
+        soonest: float | None = None
+        if not self.host.may_take(self):
+            return None, 0.005
+        for _ in range(len(self.ready)):
+            cursor = self.ready.popleft()
+            task = cursor.task
+            if task.state is not TaskState.RUNNING or not cursor.queue:
+                cursor.queued = False
+                continue
+            self.ready.append(cursor)
+            if cursor.due > now:
+                soonest = cursor.due - now if soonest is None else min(soonest, cursor.due - now)
+            elif task.holder is None:
+                wait = self._on_trial(cursor, now) if cursor.attempts.suspects else None
+                if wait is None:
+                    return self._hold(cursor, now), None
+                soonest = wait if soonest is None else min(soonest, wait)
+        return None, soonest
+
+    def _on_trial(self, cursor: Cursor, now: float) -> float | None:
+        """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
+        fetched = cursor.queue[0]
+        record = fetched.records[fetched.start] if fetched.start < len(fetched.records) else None
+        suspect = cursor.attempts.suspect(record) if record is not None else None
+        if record is None or suspect is None or suspect.deaths >= most(self.plan.retry):
+            return None
+        if suspect.due is None:
+            wait = wait_s(suspect.deaths, suspect.held_s)
+            suspect.due = now + wait
+            if wait:
+                self._failures.on_trial(cursor.tp, record, suspect.deaths, wait)
+        if suspect.due > now:
+            return suspect.due - now
+        if not self.host.has_all_to_itself(self):
+            return 0.005
+        suspect.tried = True
+        return None
+
+    def _hold(self, cursor: Cursor, now: float) -> WorkUnit:
+        task, fetched = cursor.task, cursor.queue[0]
+        limit = (
+            SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch.limit_bytes // self._heavy))
+        )
+        one = self.host.cautious() or self.host.one_by_one()
+        if one or (fetched.records and cursor.position <= cursor.attempts.isolate_until):
+            limit = 1
+        end = fetched.end(limit, SLICE_BYTES)
+        self.taken += 1
+        self.unit = s = WorkUnit(cursor, fetched, end, int(self.host.clock.time() * 1000))
+        self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
+        self.context.task = task
+        self.context.writes.most_bytes = self.host.epoch.event_bytes
+        self.context.tables = task.tables
+        self.context.id = self.context.steps = None
+        self.context.origin = self.host.origin(self.plan, cursor.tp)
+        task.holder = self
+        if task.dedup is None:
+            task.dedup = self.plan.dedup
+        if end > s.start:
+            first = s.record
+            self.notes.note(self.noted, cursor.tp, first.offset, fetched.records[end - 1].offset, first.timestamp, now)
+        return s
+
+    def settle(self) -> None:
+        """Bring the cursor's position up to what is done; called before a seal and when the slice is given back."""
+        s = self.unit
+        if s is not None:
+            # A cursor that is ahead of its task's others meets records that it has done.
+            s.cursor.position = max(s.cursor.position, s.position)
+
+    def release(self) -> None:
+        """Give the slice back; what was not done of it stays first in its queue."""
+        s = self.unit
+        if s is None:
+            return
+        cursor, fetched = s.cursor, s.fetched
+        before = cursor.position
+        self.settle()
+        self.unit = None
+        self.noted[HOLDS] = 0
+        cursor.buffered -= s.index - fetched.start
+        fetched.start = s.index
+        if fetched.start >= len(fetched.records) and cursor.queue and cursor.queue[0] is fetched:
+            cursor.queue.popleft()
+            cursor.bytes -= fetched.size
+        if cursor.position != before:
+            # Also where nothing but control records, or records of aborted transactions, were behind the last event.
+            cursor.task.touched = True
+            self.host.finished()
+        cursor.task.holder = None
+        self.host.released(cursor, self)
+
+    # ------------------------------------------------------------------ going through a slice
+
+    def admit(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
+        """The values of a slice that are to take effect: `begin` each, then `finish` it, before asking for the next."""
+        return self._processor.values(s, context)
+
+    def admit_batch(self, s: WorkUnit, context: EventContext) -> list[tuple[Any, Any]]:
+        """The values of a slice and their records, as one unit of work; `complete` ends it, whether any are left or not."""
+        s.batch = OpenBatch()
+        ids: dict[int, Any] = {}
+        found: list[tuple[Any, Any]] = []
+        for value in self._processor.values(s, context):
+            record = context.record
+            found.append((value, record))
+            ids[record.offset] = context.id
+        context.steps = OutputNumbers(ids)
+        context.batch = found
+        s.batch.events = len(found)
+        s.index = s.start
+        return found
+
+    def begin(self, context: EventContext) -> None:
+        if self.context is not context or self.closed:
+            self._check_run(context)
+        context.begin()
+        if self._stepped_at is None:
+            self.noted[CODE] = 1
+            context.begun_elsewhere()
+
+    async def pause(self, context: EventContext, turn_ends: float) -> float:
+        """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
+        host = self.host
+        self.noted[CODE] = self._stepped_at is not None
+        if host.clock.monotonic() > turn_ends:
+            host.finished()
+            await self.let_go()
+            turn_ends = host.clock.monotonic() + TURN_S
+        while host.epoch.closed or host.catching_up:
+            await (host.epoch.gate() if host.epoch.closed else host.catch_up(0.0))
+        self._check_run(context)
+        return turn_ends
+
+    def step_begins(self, context: EventContext) -> None:
+        """The body of this hand runs from here to `step_ends`, and nothing else does."""
+        if self._suspended is not None:
+            held_s = self._resumed()
+            if held_s > HELD_S:
+                self._held_s += held_s
+                if context is self.context and self.host.answers_for_all(self):
+                    self._look_at_the_session(held_s)
+        self._stepping, self._stepped_at = context, self.host.clock.monotonic()
+        if context is self.context:
+            self.noted[CODE] = 1
+
+    def step_ends(self) -> None:
+        self._look_at_the_clock()
+        self._stepped_at = None
+        if self._stepping is not self.context:
+            return
+        self.noted[CODE] = self.context.holding
+        if self.context.holding:
+            # It awaits something within its event: tasks that it has started may hold the loop meanwhile.
+            time = looptime.running()
+            time.watch()
+            self._suspended = time, time.held_s
+
+    def _resumed(self) -> float:
+        """For how long the loop was held, by whomever, since the agent awaited something within its event."""
+        if self._suspended is None:
+            return 0.0
+        time, before = self._suspended
+        self._suspended = None
+        held_s = time.held_s - before
+        time.unwatch()
+        return held_s
+
+    def _look_at_the_clock(self) -> None:
+        """How long has this step held the loop? Called while what did it is still in hand."""
+        if self._stepped_at is None:
+            return
+        now = self.host.clock.monotonic()
+        held_s, self._stepped_at = now - self._stepped_at, now
+        if held_s > HELD_S:
+            self._held_s += held_s
+            if self._stepping is self.context:
+                self._look_at_the_session(held_s)
+
+    def _look_at_the_session(self, held_s: float) -> None:
+        if self.host.session_is_over(self._held_s, held_s):
+            self._count_lost_session()
+
+    async def let_go(self) -> None:
+        """Let others run: for a turn of the loop, or longer where this runner has held it."""
+        self._look_at_the_clock()
+        await self.give_back()
+
+    async def give_back(self) -> None:
+        held_s, self._held_s = self._held_s, 0.0
+        if held_s:
+            await self.host.catch_up(held_s)
+        else:
+            await asyncio.sleep(0)
+
+    def end_slice(self, context: EventContext) -> None:
+        self._check_run(context)
+        self.release()
+        self.host.finished()
+
+    @property
+    def where(self) -> str:
+        """The record that the agent is at, for people; a thread may ask, too."""
+        s, record = self.unit, self.context.record
+        if s is None:
+            return "no record"
+        if record is None or s.index < s.end:
+            record = s.fetched.records[min(s.index, s.end - 1)]
+        more = f" and {s.end - s.start - 1} more" if s.batch is not None and s.end - s.start > 1 else ""
+        return f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{record.offset} (key {record.key!r:.80}){more}"
+
+    @property
+    def at_record(self) -> bool:
+        """It is at a record of its slice that is not done."""
+        return self.unit is not None and self.unit.index < self.unit.end
+
+    def event_in_hand(self) -> Event | None:
+        s = self.unit
+        if s is None or not self.context.holding:
+            return None
+        record = self.context.record
+        return None if record is None else self.event(self._processor.value(s, record), record, s.cursor.tp)
+
+    def event(self, value: Any, record: Record, tp: TP) -> Event:
+        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
+
+    # ------------------------------------------------------------------ the write set
+
+    def emit(self, context: EventContext, result: Any) -> Awaitable[None] | None:
+        """A result of the event in hand; None is none. OutputRefused where its topic would not take it.
+
+        An answer is to be awaited: the result names a topic that is not known yet.
+        """
+        if result is None:
+            return None
+        if not context.alive:
+            raise StaleIncarnation("the event's epoch is over")
+        s = self.unit
+        if s is None or not context.holding:
+            raise OutsideEvent("a result was yielded where no event is in hand; yield inside the loop over the stream")
+        destination, record = self.sink, context.record
+        if type(result) is Output:
+            if result.of is not None:
+                record = context.record_of(result.of)
+            if result.topic is not None:
+                destination = self.host.destination(result.topic)
+                if destination is None:
+                    return self._open_and_emit(context, result, result.topic)
+        if destination is None:
+            raise OutputRefused(
+                f"agent {self.plan.name!r} returned a result, and {self.host.app!r} has no sink; give the pipeline a "
+                "sink=Topic(...), or the result a topic: Output(value, topic=...)"
+            )
+        if record is None:
+            raise OutputRefused(
+                f"agent {self.plan.name!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
+                "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
+            )
+        out = destination.record(result, record, context.task.partition, s.wall_ms, context.lineage(record))
+        context.emit(out, record)
+        return None
+
+    async def _open_and_emit(self, context: EventContext, result: Any, topic: Topic) -> None:
+        await self.host.open_destination(topic)
+        self.emit(context, result)
+
+    def returns(self, context: EventContext) -> None:
+        """The agent's code has returned with something in hand, which is done."""
+        where = self.where
+        self.complete(context)
+        self.returned += 1
+        self._failures.returned(self.plan.name, where)
+        self.release()
+
+    def complete(self, context: EventContext) -> None:
+        """Whatever is in hand is done: an event, or a batch."""
+        s = self.unit
+        if s is None or s.batch is None:
+            self.finish(context)
+        else:
+            self._finish_batch(context, s, s.batch)
+
+    def finish(self, context: EventContext) -> None:
+        """The event in hand is done: its write set joins the epoch."""
+        s = self.unit
+        if s is None or not context.alive:
+            raise StaleIncarnation("the event's epoch is over")
+        writes = context.writes
+        if writes.dirty:
+            writes.write_back()
+        task: Task = context.task
+        counts = task.counts
+        outputs = writes.outputs
+        self.host.epoch.add(outputs, writes.bytes + EVENT_BYTES)
+        if outputs:
+            counts["out"] += len(outputs)
+            if context.origin is not None:
+                sent = task.outputs
+                for out in outputs:
+                    topic = out.tp.topic
+                    sent[topic] = sent.get(topic, 0) + 1
+            outputs.clear()
+        else:
+            counts["filtered"] += 1
+        counts["in"] += 1
+        writes.fold(task.marks)
+        if s.moved is not None:
+            task.stream_ms, task.pending = s.moved
+            s.moved = None
+        context.holding = False
+        s.index += 1
+        if not task.touched:
+            # The next event may take its time; this one is not to wait for it.
+            task.touched = True
+            self.host.finished()
+
+    def _finish_batch(self, context: EventContext, s: WorkUnit, batch: OpenBatch) -> None:
+        if not context.alive:
+            raise StaleIncarnation("the batch's epoch is over")
+        writes = context.writes
+        writes.write_back()
+        self._look_at_the_clock()
+        results, steps = writes.outputs, context.steps
+        task = s.cursor.task
+        task.counts["out"] += len(results)
+        task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
+        if context.origin is not None:
+            for out in results:
+                task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
+        outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
+        self.host.epoch.add(
+            outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
+        )
+        results.clear()
+        writes.fold(task.marks)
+        if s.moved is not None:
+            task.stream_ms, task.pending = s.moved
+            s.moved = None
+        context.holding = False
+        context.batch = ()
+        s.batch = None
+        s.index = s.end
+        self._heavy = max(writes.bytes // max(1, batch.events), self._heavy * 3 // 4)
+        for name, count in batch.counts.items():
+            task.counts[name] += count
+        task.counts["in"] += batch.events
+        task.touched = True
+        self.host.finished()
+
+    # ------------------------------------------------------------------ failing
+
+    def _count_lost_session(self) -> None:
+        """What is in hand, or was until just now, cost the worker its place: nothing of it will be committed."""
+        s, context = self.unit, self.context
+        if s is None or self._charged == (context, context.event):
+            return
+        self._charged = context, context.event
+        attempts = s.cursor.attempts
+        if s.batch is not None and s.end - s.start > 1:
+            attempts.isolate_until = s.fetched.records[s.end - 1].offset
+            return
+        record = s.record if context.holding or s.batch is not None else context.record
+        if record is not None:
+            self._failures.lost_session(
+                s.cursor.tp, record, attempts.lost_session(record.offset), self.plan.retry.attempts
+            )
+
+    def _given_up_for(self, s: WorkUnit) -> SessionLost | ProcessEnded | None:
+        """Why it is not handled again: it holds one event, and that has cost its last session, or its last process."""
+        attempts = s.cursor.attempts
+        if s.end - s.start != 1 or not (attempts.lost or attempts.suspects):
+            return None
+        record = s.record
+        suspect = attempts.suspect(record)
+        if suspect is not None and suspect.deaths >= most(self.plan.retry):
+            attempts.died(record.offset, suspect.deaths)
+            return ProcessEnded(suspect.deaths)
+        if attempts.lost and attempts.count >= self.plan.retry.attempts and record.offset == attempts.offset:
+            return SessionLost(attempts.lost)
+        return None
+
+    def _give_up(self, s: WorkUnit, context: EventContext, why: SessionLost | ProcessEnded) -> None:
+        if isinstance(why, ProcessEnded) and why.times > most(self.plan.retry):
+            # The process died of giving it up, too: it is not the agent's code that ends it, but what decodes it or reads its id.
+            self._side_outputs.quarantine(s, s.record, "failed", described(why), why.times)
+            s.index += 1
+        else:
+            for _ in self._processor.values(s, context):
+                context.begin()
+                self.failed(why, context)
+                return
+        self.release()
+
+    def _store_failed(self, exc: StoreError) -> None:
+        self.host.store_failed(exc)
+
+    def failed_unheard(self, exc: Exception, context: EventContext) -> None:
+        """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
+        if context is self.context:
+            self.heard = exc
+        self.failed(exc, context)
+
+    def failed(self, exc: BaseException, context: EventContext) -> None:
+        """The event in hand failed: undo it, then decide whether it is tried again."""
+        s = self.unit
+        if s is None or not context.alive:
+            return
+        self._look_at_the_clock()
+        if isinstance(exc, StoreError):
+            # Not the event's fault: it is handled again when the store can be read.
+            self.host.store_failed(exc)
+            return
+        task = s.cursor.task
+        marks, stream = context.writes.marks[:], s.moved
+        context.undo()
+        s.moved = None
+        batch, s.batch = s.batch, None
+        if batch is not None:
+            s.index = s.start
+        if batch is not None and s.end - s.start > 1:
+            # One of them did it: go through them one by one.
+            s.cursor.attempts.isolate_until = s.fetched.records[s.end - 1].offset
+            self._failures.split(s.cursor.tp, s.end - s.start, exc, self.host.clock.monotonic())
+        elif not self._tried_again(s, exc):
+            record = s.record
+            if marks and task.marks is not None and stream is not None:
+                [(id, mark)] = marks
+                task.marks.mark(id, dead(mark))
+                task.stream_ms, task.pending = stream
+            reason = "rejected" if isinstance(exc, Reject) else "failed"
+            self._side_outputs.quarantine(s, record, reason, described(exc), s.cursor.attempts.count)
+            s.cursor.attempts.given_up()
+            s.index += 1
+        self.release()
+
+    def _tried_again(self, s: WorkUnit, exc: BaseException) -> bool:
+        """Count the attempt; whether, after a while, there is another."""
+        cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.host.clock.monotonic()
+        counted = self._charged == (self.context, self.context.event) or isinstance(exc, (SessionLost, ProcessEnded))
+        attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
+        delay = None
+        if not _hopeless(exc):
+            delay = retry.delay_s(exc, attempts, self.host.randomness.random())
+        if delay is None:
+            if not isinstance(exc, Reject):
+                self._failures.given_up(cursor.tp, record, exc, attempts, max(attempts, retry.attempts), now)
+            if isinstance(exc, OutputRefused):
+                self._wall_clock.refused(s, record.timestamp, now)
+            return False
+        self.alone = None
+        cursor.due = now + delay
+        self._failures.retried(cursor.tp, record, exc, attempts, retry.attempts, delay, now)
+        return True
+
+    # ------------------------------------------------------------------ epochs
+
+    def abandon(self) -> None:
+        """The incarnation is over: whatever is in hand is void, and so is the body that holds it.
+
+        A body that has had nothing in hand stays: what it did before its loop is done once.
+        """
+        for cursor in self.ready:
+            cursor.queued = False
+        self.ready.clear()
+        self.alone = None
+        if not self.context.event and self.unit is None:
+            return
+        self._resumed()
+        self._held_s = 0.0
+        self.context.alive = False
+        self.context.writes.forget()
+        self.context = EventContext(self._store_failed)
+        self.unit = None
+        self.noted[CODE] = self.noted[HOLDS] = 0
+        self.over.set()
+
+    def close(self) -> None:
+        self._resumed()
+        self.closed = True
+        self.context.alive = False
+        self.over.set()
+
+
+def _hopeless(exc: BaseException) -> bool:
+    """Whether another attempt would end as this one did: the error depends on the event and the code alone.
+
+    That is a row of another partition, and a key or value that is not of its table's type. The other HandlingErrors are
+    a matter of time: a task that outlived its event, a commit that may be done when the event is tried again.
+    """
+    return isinstance(exc, (WrongPartition, ProcessEnded)) or (
+        type(exc) is HandlingError and isinstance(exc.__cause__, TypeError)
+    )

@@ -1,0 +1,46 @@
+"""Host: what the stages need of the engine that runs them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from semel.plan import AgentPlan
+from semel.port import TP, Clock, Randomness
+from semel.stages.sink.destination import DeadLetters, Destination
+from semel.stages.sink.open_epoch import OpenEpoch
+from semel.state.store import StoreError
+from semel.state.task import Cursor
+from semel.topic import Topic
+
+if TYPE_CHECKING:
+    from semel.stages.agent.runner import AgentRunner
+
+
+class Host(Protocol):
+    """`interrupts`: what ends the worker though an agent's code raised it.
+
+    `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
+    """
+
+    app: str
+    clock: Clock
+    randomness: Randomness
+    epoch: OpenEpoch
+    interrupts: tuple[type[BaseException], ...]
+    dead_letters: DeadLetters
+
+    def cautious(self) -> bool: ...
+    def may_take(self, runner: AgentRunner) -> bool: ...
+    def one_by_one(self) -> bool: ...
+    def has_all_to_itself(self, runner: AgentRunner) -> bool: ...
+    @property
+    def catching_up(self) -> bool: ...
+    def answers_for_all(self, runner: AgentRunner) -> bool: ...
+    def session_is_over(self, held_s: float, last_s: float) -> bool: ...
+    async def catch_up(self, held_s: float) -> None: ...
+    def finished(self) -> None: ...
+    def store_failed(self, exc: StoreError) -> None: ...
+    def released(self, cursor: Cursor, runner: AgentRunner) -> None: ...
+    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None: ...
+    def destination(self, topic: Topic) -> Destination | None: ...
+    async def open_destination(self, topic: Topic) -> Destination: ...

@@ -1,0 +1,1 @@
+"""Commit: an epoch is cut, written in one transaction, and landed in the store."""

@@ -1,0 +1,1 @@
+"""Dedup: what each record is, and what becomes of those that the agent does not get."""

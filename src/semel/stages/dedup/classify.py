@@ -1,0 +1,148 @@
+"""Dedup, decided: a pure function of a batch, the marks of its ids, stream time and the rule (protocol rules 19-21)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from semel.dedup import Dedup
+from semel.state.dedup_marks import DONE, Mark, pack, unpack
+from semel.state.positions import StreamTime
+
+IN_A_ROW = 3
+
+
+class Verdict(Enum):
+    """FRESH takes effect. REPLAYED is this very record again, already done. UNREADABLE: its time cannot be read. The rest is
+    handled as the rule says."""
+
+    FRESH = "fresh"
+    REPLAYED = "replayed"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    LATE = "late"
+    CLOCK = "clock"
+
+
+# Tuples, since two of them are made for every event. Stream time, as `StreamTime`: its ms, and what is pending.
+Moment = tuple[int | None, tuple[int, ...]]
+# None, CLOCK or LATE; the time that a mark of the event is filed under; stream time after it.
+Timed = tuple[Verdict | None, int, int | None, tuple[int, ...]]
+
+
+class Columns(NamedTuple):
+    """A batch of records, column by column.
+
+    `ids`: None or why, where there is none. `times`: in ms; None where there is none, why where it cannot be read. `payloads`:
+    64-bit hashes.
+    """
+
+    offsets: Sequence[int]
+    ids: Sequence[bytes | str | None]
+    times: Sequence[int | str | None]
+    payloads: Sequence[int]
+
+
+class Classified(NamedTuple):
+    """What each record of a batch is, column by column, if every one before it that takes effect succeeds.
+
+    `marks`: what an event that is FRESH is remembered by, else None. `streams`: stream time once the record is done. `known`: by
+    index, the mark that the record's id had already.
+    """
+
+    verdicts: list[Verdict]
+    marks: list[bytes | None]
+    streams: list[Moment]
+    known: dict[int, bytes]
+
+
+def move_time(now: int | None, pending: tuple[int, ...], event_ms: int, wall_ms: int, window_ms: int) -> Timed:
+    """Stream time (`now`, `pending`) after an event of `event_ms`, and what that says of the event.
+
+    Stream time is the greatest event time seen, never past `wall_ms`; the first event sets it. An event more than a
+    window ahead of the wall clock is CLOCK; one older than stream time less the window is LATE. One that would move
+    stream time by more than a window (a quiet night, or one bad clock) takes effect, is filed under its own time, and
+    waits. Three in a row agree that it is as late as the smallest of them says: stream time moves there, and on as if
+    they had come in order. Events that are always further apart than the window move it two events later.
+    """
+    if now is not None and now - window_ms <= event_ms <= wall_ms and event_ms <= now + window_ms:
+        # Almost every event: neither late nor a jump, by a clock that is not ahead.
+        if event_ms > now:  # noqa: PLR1730  (a call costs more)
+            now = event_ms
+        return None, now, now, ()
+    if event_ms > wall_ms + window_ms:
+        return Verdict.CLOCK, event_ms, now, pending
+    reach = event_ms if event_ms < wall_ms else wall_ms
+    if now is None:
+        return None, reach, reach, ()
+    if event_ms < now - window_ms:
+        return Verdict.LATE, now, now, ()
+    if reach > now + window_ms:
+        waiting = (*pending, reach)
+        if len(waiting) < IN_A_ROW:
+            return None, reach, now, waiting
+        now, *later = sorted(waiting)
+        for time in later:
+            if time <= now + window_ms:
+                now = time
+        return None, max(now, reach), now, tuple(t for t in waiting if t > now)
+    now = max(now, reach)
+    return None, now, now, ()
+
+
+def judge(
+    mark: Mark | None, offset: int, payload: int, stream_ms: int, window_ms: int, hashed_from: int = 0
+) -> Verdict:
+    """What an event is to the mark of its id. A mark whose window is over protects no more.
+
+    `hashed_from`: marks of records before it have hashes that say nothing of today's payload.
+    """
+    if mark is None:
+        return Verdict.FRESH
+    if mark.offset == offset:
+        return Verdict.REPLAYED
+    if stream_ms > mark.filed_at + window_ms:
+        return Verdict.FRESH
+    return Verdict.DUPLICATE if mark.payload == payload or mark.offset < hashed_from else Verdict.CONFLICT
+
+
+def classify(
+    batch: Columns, marks: Mapping[bytes, bytes], stream: StreamTime, rule: Dedup, wall_ms: int, hashed_from: int = 0
+) -> Classified:
+    """Judge records in their order. `marks`: of those ids in the batch that have one. Changes nothing; `streams` and `marks` of
+    the answer are to be applied as each record is done.
+    """
+    window = rule.window_ms
+    now, pending = stream.ms, stream.pending
+    after: Moment = now, pending
+    seen = dict(marks)
+    passed = Verdict.CONFLICT if rule.conflict == "pass" else None
+    fresh = Verdict.FRESH
+    verdicts, written, streams, known = list[Verdict](), list[bytes | None](), list[Moment](), dict[int, bytes]()
+    for offset, id, at, payload in zip(*batch, strict=True):
+        mark = None
+        if type(id) is bytes and type(at) is int:
+            untimely, filed, ms, waiting = move_time(now, pending, at, wall_ms, window)
+            raw = seen.get(id)
+            verdict = fresh if untimely is None else untimely
+            if raw is not None and untimely is not Verdict.CLOCK:
+                # A late event is protected for a whole window, in which its redelivery is later still.
+                of_known = judge(unpack(raw), offset, payload, ms or 0, window, hashed_from)
+                if of_known is not fresh:
+                    verdict, known[len(verdicts)] = of_known, raw
+            if verdict is fresh:
+                mark = seen[id] = pack(offset, at, filed, payload, DONE)
+            elif untimely is None and now is not None and min(at, wall_ms) > now + window and verdict is not passed:
+                # One event again is no second witness of a jump in time.
+                ms, waiting = now, pending
+            if ms != now or waiting is not pending:
+                now, pending = after = ms, waiting
+        else:
+            verdict = Verdict.UNREADABLE if type(id) is bytes and at is not None else Verdict.MISSING
+        verdicts.append(verdict)
+        written.append(mark)
+        streams.append(after)
+    return Classified(verdicts, written, streams, known)

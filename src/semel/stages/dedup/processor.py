@@ -1,0 +1,247 @@
+"""Admission: which records of a slice the agent gets, and as what (protocol rules 19 to 21 and 23).
+
+These loops are the hot path: a record is looked at in them, in `classify`, and in `Runner.begin` and `Runner.finish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from semel.dedup import Dedup
+from semel.errors import described
+from semel.plan import AgentPlan
+from semel.port import NO_TIMESTAMP, Record
+from semel.stages.agent.services import Host
+from semel.stages.dedup.classify import Classified, Columns, Verdict, classify
+from semel.stages.dedup.side_outputs import SideOutputs
+from semel.stages.dedup.wall_clock import WallClock
+from semel.stages.fetch.decode import Undecodable, decoder
+from semel.stages.fetch.work_unit import WorkUnit
+from semel.state.dedup_marks import DEAD, Marks, unpack
+from semel.state.event_context import EventContext
+
+log = logging.getLogger("semel.agent")
+
+# What a function of the rule may raise and does not end the worker: it is called, not awaited, so a cancellation is its own.
+_ITS_OWN = (Exception, asyncio.CancelledError, GeneratorExit, SystemExit)
+# Event times beyond this fit no mark (64 bits, with room for a window).
+_FAR_MS = 2**62
+_TIMELESS = (
+    "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Dedup(time=...)"
+)
+
+
+class DedupProcessor:
+    """One agent's. `values` leaves nothing undone: a record that the agent does not get is set aside on the way."""
+
+    def __init__(self, host: Host, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
+        self._side_outputs = side_outputs
+        self._decoders = {t.name: decoder(t.value) for t in plan.sources}
+        self._filter = DedupFilter(host, plan.dedup, side_outputs, wall_clock) if plan.dedup is not None else None
+
+    def values(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
+        """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
+
+        Whoever iterates is done with a value, or has failed with it, before it asks for the next.
+        """
+        records = s.records
+        values = self._decoders[s.cursor.tp.topic](records)
+        marks = s.cursor.task.marks
+        if self._filter is None or marks is None:
+            return self._all(s, context, values, records)
+        return self._filter.fresh(s, context, values, records, marks)
+
+    def _all(
+        self, s: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record]
+    ) -> Iterator[Any]:
+        condemned = s.cursor.condemned
+        for index, value, record in zip(range(s.start, s.end), values, records, strict=True):
+            s.index = index
+            context.record = record
+            if type(value) is Undecodable or (condemned and record.offset in condemned):
+                self._side_outputs.unfit(s, record, value)
+            else:
+                yield value
+        s.index = s.end
+
+    def value(self, s: WorkUnit, record: Record) -> Any:
+        """The value of one record of the slice, decoded anew: nobody has changed it."""
+        return self._decoders[s.cursor.tp.topic]([record])[0]
+
+
+class DedupFilter:
+    """A dedup rule over slices. A slice is judged as a whole when it is taken: until it is given back nothing but its own
+    events changes the marks and the stream time of its task, and one that fails gives it back."""
+
+    def __init__(self, host: Host, rule: Dedup, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
+        self._host = host
+        self._rule = rule
+        self._side_outputs = side_outputs
+        self._wall_clock = wall_clock
+        self._said_keyless = False
+        self._id_of = rule.key_reader()
+        self._time_of = rule.time_reader()
+        self._payload_of = rule.payload_reader()
+
+    def fresh(
+        self, s: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record], marks: Marks
+    ) -> Iterator[Any]:
+        task, written = s.cursor.task, context.writes.marks
+        if not self._said_keyless:
+            self._see_keys(s, records)
+        batch, error = self._columns(s, values, records)
+        ids = batch.ids
+        known = marks.known([id for id in ids if type(id) is bytes])
+        hashed_from = task.hashed_from(s.cursor.tp.topic)
+        judged = classify(batch, known, task.stream, self._rule, s.wall_ms, hashed_from)
+        index = s.start
+        for value, record, id, verdict, mark, stream in zip(
+            values, records, ids, judged.verdicts, judged.marks, judged.streams, strict=False
+        ):
+            s.index = index
+            context.record = record
+            context.id = id
+            if mark is not None:
+                written.append((id, mark))  # pyright: ignore[reportArgumentType]  (what has a mark has an id)
+            elif self._set_aside(s, verdict, value, record, batch, judged):
+                if s.batch is None:
+                    task.stream_ms, task.pending = stream
+                else:
+                    s.moved = stream
+                index += 1
+                continue
+            s.moved = stream
+            yield value
+            index += 1
+        s.index = index
+        if error is not None:
+            context.record = records[len(ids)]
+            raise error
+
+    # -- what is known of each record
+
+    def _columns(
+        self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]
+    ) -> tuple[Columns, BaseException | None]:
+        """Up to the first record whose payload the rule cannot compare; and the error of that one."""
+        condemned = s.cursor.condemned
+        # What cannot be decoded has no id either.
+        ids, times = self._ids(values, records), self._times(values, records)
+        if condemned:
+            ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
+        read = self._payload_of
+        try:
+            payloads = [read(v, r) if type(i) is bytes else 0 for v, r, i in zip(values, records, ids, strict=True)]
+            error = None
+        except _ITS_OWN:
+            payloads, error = self._payloads(values, records, ids)
+        end = len(payloads)
+        return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error
+
+    def _payloads(
+        self, values: Sequence[Any], records: Sequence[Record], ids: Sequence[object]
+    ) -> tuple[list[int], BaseException | None]:
+        payloads: list[int] = []
+        try:
+            for value, record, id in zip(values, records, ids, strict=True):
+                payloads.append(self._payload_of(value, record) if type(id) is bytes else 0)
+        except _ITS_OWN as exc:
+            return payloads, exc
+        return payloads, None
+
+    def _ids(self, values: Sequence[Any], records: Sequence[Record]) -> list[bytes | str | None]:
+        """The keys, None where there is none, or what went wrong reading it."""
+        read = self._id_of
+        try:
+            return [None if type(v) is Undecodable else read(v, r) for v, r in zip(values, records, strict=True)]
+        except _ITS_OWN:
+            return [self._id(v, r) for v, r in zip(values, records, strict=True)]
+
+    def _id(self, value: Any, record: Record) -> bytes | str | None:
+        if type(value) is Undecodable:
+            return None
+        try:
+            return self._id_of(value, record)
+        except _ITS_OWN as exc:
+            return f"the dedup key cannot be read: {described(exc)}"
+
+    def _times(self, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
+        """Event times in ms, None where there is none, or what went wrong reading it."""
+        read = self._time_of
+        if read is None:
+            return [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in records]
+        return [self._time(read, v, r) for v, r in zip(values, records, strict=True)]
+
+    def _time(self, read: Callable[[Any, Any], int], value: Any, record: Record) -> int | str | None:
+        if type(value) is Undecodable:
+            return None
+        try:
+            at = read(value, record)
+            if not -_FAR_MS < at < _FAR_MS:
+                raise ValueError(f"{at} ms is no time")
+            return at
+        except _ITS_OWN as exc:
+            return f"the event time cannot be read: {described(exc)}"
+
+    # -- what does not take effect
+
+    def _set_aside(
+        self, s: WorkUnit, verdict: Verdict, value: Any, record: Record, batch: Columns, judged: Classified
+    ) -> bool:
+        """Deal with a record that is not fresh; False where the rule says that it takes effect all the same."""
+        rule, side_outputs, nth = self._rule, self._side_outputs, s.index - s.start
+        id, at = batch.ids[nth], batch.times[nth]
+        if type(value) is Undecodable or record.offset in s.cursor.condemned:
+            side_outputs.unfit(s, record, value)
+            return True
+        match verdict:
+            case Verdict.MISSING:
+                why = _TIMELESS if type(id) is bytes else id if type(id) is str else "the event has no dedup key"
+                return side_outputs.handled(s, rule.missing, "missing", record, why)
+            case Verdict.UNREADABLE:
+                side_outputs.quarantine(s, record, "missing", str(at))
+            case Verdict.CLOCK:
+                assert isinstance(at, int)
+                self._wall_clock.refused(s, at, self._host.clock.monotonic())
+                why = f"event time {at} is more than the dedup window ahead of this worker's clock"
+                side_outputs.quarantine(s, record, "clock", why)
+            case Verdict.LATE:
+                why = f"event time {at} is older than stream time less the dedup window"
+                return side_outputs.handled(s, rule.late, "late", record, why)
+            case _:
+                return self._known(s, verdict, record, judged.known[nth])
+        return True
+
+    def _known(self, s: WorkUnit, verdict: Verdict, record: Record, raw: bytes) -> bool:
+        """Deal with an event whose id is known; False where it takes effect all the same."""
+        rule, side_outputs, mark = self._rule, self._side_outputs, unpack(raw)
+        if verdict is Verdict.REPLAYED:
+            side_outputs.done(s, "replayed")
+        elif verdict is Verdict.CONFLICT:
+            if rule.conflict == "pass":
+                return False
+            side_outputs.count(s, "conflicts")
+            why = f"the same id with another payload was first seen at offset {mark.offset} of this partition"
+            side_outputs.handled(s, rule.conflict, "conflict", record, why)
+        elif mark.outcome == DEAD:
+            why = f"its first occurrence, offset {mark.offset}, is in the dead letters"
+            side_outputs.quarantine(s, record, "duplicate", why)
+        else:
+            side_outputs.done(s, "duplicates")
+        return True
+
+    def _see_keys(self, s: WorkUnit, records: Sequence[Record]) -> None:
+        """Say once that a redelivery without a key may land in a partition that does not know the event."""
+        name, partition = s.cursor.tp
+        _, partitions = s.cursor.task.topics[name]
+        keyless = next((r for r in records if r.key is None), None) if partitions > 1 else None
+        if keyless is not None:
+            self._said_keyless = True
+            log.warning(
+                "records of %s without a key, the first one here %d@%d: their producer spreads them over %d partitions, and the "
+                "dedup rule of %s recognises a redelivery only in the partition of the first. Produce them under a key, as "
+                "their dedup id", name, partition, keyless.offset, partitions, self._host.app,
+            )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Aside: records that are done without the agent, counted and, where it must be, kept as dead letters (rules 2 and 23)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from semel.display.folding import folded
+from semel.port import Record
+from semel.runtime.log_throttle import LogThrottle
+from semel.stages.agent.services import Host
+from semel.stages.fetch.decode import Undecodable
+from semel.stages.fetch.work_unit import WorkUnit
+from semel.stages.sink.destination import Out, dead_letter
+
+log = logging.getLogger("semel.agent")
+
+
+class SideOutputs:
+    """What is set aside is part of the batch in hand where there is one, or of the epoch at once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._throttle = LogThrottle(log, "records went to the dead letters")
+
+    def count(self, s: WorkUnit, name: str) -> None:
+        counts = s.cursor.task.counts if s.batch is None else s.batch.counts
+        counts[name] += 1
+
+    def done(self, s: WorkUnit, name: str, letter: Out | None = None) -> None:
+        """A record needs no agent any more; `name`: what it is counted as."""
+        self.count(s, "in")
+        self.count(s, name)
+        if letter is not None:
+            self._keep(s, letter)
+        if s.batch is None:
+            s.cursor.task.touched = True
+            self._host.finished()
+
+    def _keep(self, s: WorkUnit, letter: Out) -> None:
+        if s.batch is not None:
+            s.batch.letters.append(letter)
+        else:
+            self._host.epoch.add((letter,), letter.size)
+
+    def quarantine(self, s: WorkUnit, record: Record, reason: str, error: str, attempts: int = 0) -> None:
+        host, tp = self._host, s.cursor.tp
+        if self._throttle.may_say(reason, host.clock.monotonic()):
+            log.warning(
+                "%s[%d]@%d goes to the dead letters (%s): %s",
+                tp.topic,
+                tp.partition,
+                record.offset,
+                reason,
+                folded(error),
+            )
+        letter = dead_letter(
+            host.dead_letters, tp, record, pipeline=host.app, agent=s.cursor.agent.name, reason=reason, error=error,
+            attempts=attempts, now_ms=int(host.clock.time() * 1000),
+        )  # fmt: skip
+        self.done(s, "dead", letter)
+
+    def unfit(self, s: WorkUnit, record: Record, value: Any) -> None:
+        """A record that nobody is to look at: it cannot be decoded, or its writes were refused before."""
+        if type(value) is Undecodable:
+            self.quarantine(s, record, "undecodable", str(value.error))
+        else:
+            self.quarantine(s, record, "refused", s.cursor.condemned[record.offset])
+
+    def handled(self, s: WorkUnit, handling: str, reason: str, record: Record, error: str) -> bool:
+        """Do as a dedup rule says: "quarantine", "drop" or "pass". False where the event takes effect all the same."""
+        if handling == "pass":
+            return False
+        if handling == "drop":
+            self.done(s, "dropped")
+        else:
+            self.quarantine(s, record, reason, error)
+        return True

@@ -1,0 +1,1 @@
+"""Fetch: records come from the source, and become values."""

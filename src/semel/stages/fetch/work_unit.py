@@ -1,0 +1,59 @@
+"""Slice: the records a runner is at, and how far it has come in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from semel.port import Record
+from semel.stages.sink.destination import Out
+from semel.state.task import Cursor, FetchedBatch
+
+
+class OpenBatch:
+    """A slice handled as one unit of work. What became of its other records counts only when the batch is done.
+
+    `events`: how many of its records the agent got. `counts`, `letters`: the rest.
+    """
+
+    __slots__ = ("counts", "events", "letters")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.counts: Counter[str] = Counter()
+        self.letters: list[Out] = []
+
+
+class WorkUnit:
+    """Records of one cursor given to a runner: `records[start:end]` of a chunk.
+
+    `index`: the record in hand, or the next one. `wall_ms`: the clock when the slice was taken. `moved`: stream time after
+    the event in hand, or the batch; it moves when that is done, not before, and in the same epoch. `batch`: None where its events
+    are handled one by one.
+    """
+
+    __slots__ = ("batch", "cursor", "end", "fetched", "index", "moved", "start", "wall_ms")
+
+    def __init__(self, cursor: Cursor, fetched: FetchedBatch, end: int, wall_ms: int) -> None:
+        self.cursor = cursor
+        self.fetched = fetched
+        self.start = self.index = fetched.start
+        self.end = end
+        self.wall_ms = wall_ms
+        self.moved: tuple[int, tuple[int, ...]] | None = None
+        self.batch: OpenBatch | None = None
+
+    @property
+    def record(self) -> Record:
+        return self.fetched.records[self.index]
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them, done or not."""
+        found = self.fetched.records
+        return found if self.end - self.start == len(found) else found[self.start : self.end]
+
+    @property
+    def position(self) -> int:
+        """The next offset to be done."""
+        fetched = self.fetched
+        return fetched.records[self.index].offset if self.index < len(fetched.records) else fetched.next_offset

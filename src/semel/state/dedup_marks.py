@@ -1,0 +1,201 @@
+"""Dedup marks of one task: what is known of the ids seen within the window (protocol rules 19-21).
+
+A mark is filed under the stream time after its record moved it and protects until that plus the window. It is stored
+by bucket of that time, so that expiry is the removal of whole buckets; whether a mark still counts is always decided by
+comparing times, never by what has been removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from struct import Struct
+from typing import Any, ClassVar, NamedTuple
+
+from semel.dedup import Ids
+from semel.port import Record
+from semel.state.state_log import KEPT
+from semel.state.store import Store, StoreBatch, bucket_prefix
+
+_MARK = Struct(">qqqQB")
+
+READINGS_MAX = 100  # a page of a person
+# Among so many marks in a row one at least is of an event that was not ahead: three that are move stream time.
+LATEST_MARKS = 100
+DONE, DEAD = 0, 1
+OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered"}
+
+
+class Mark(NamedTuple):
+    """`offset`: the first record's position in the task's source partition; times in ms."""
+
+    offset: int
+    event_time: int
+    filed_at: int
+    payload: int
+    outcome: int
+
+    def pack(self) -> bytes:
+        return _MARK.pack(*self)
+
+
+def unpack(raw: bytes) -> Mark:
+    return Mark._make(_MARK.unpack(raw))
+
+
+pack = _MARK.pack
+
+
+def dead(raw: bytes) -> bytes:
+    """The same mark, of an event that went to the dead letters: its duplicates follow it there."""
+    return unpack(raw)._replace(outcome=DEAD).pack()
+
+
+def filed_at(raw: bytes) -> int:
+    return int.from_bytes(raw[16:24], "big", signed=True)
+
+
+class Marks:
+    """Reads see the open epoch's marks, then the sealed epoch's, then the store's.
+
+    `replaced`: marks of the open epoch whose window ended within it, so that their id has another one now. They protect
+    no more, and go to the changelog all the same: it says of every event that it took effect.
+    """
+
+    __slots__ = ("bucket_ms", "buckets", "open", "partition", "replaced", "sealed", "store", "topic", "window_ms")
+
+    def __init__(self, store: Store, partition: int, *, window_ms: int, bucket_ms: int, topic: str = "") -> None:
+        self.store = store
+        self.topic = topic
+        self.partition = partition
+        self.window_ms = window_ms
+        self.bucket_ms = bucket_ms
+        self.open: dict[bytes, bytes] = {}
+        self.sealed: dict[bytes, bytes] = {}
+        self.replaced: dict[tuple[bytes, bytes], None] = {}
+        # bucket -> the smallest changelog offset of a mark in it (-1: not known); only buckets in the store
+        self.buckets: dict[int, int] = {}
+
+    def stored(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The marks of `ids` that the store holds, the newest filed of each, by one lookup per bucket."""
+        found: dict[bytes, bytes] = {}
+        for bucket in sorted(self.buckets):
+            for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
+                if value is not None:
+                    before = found.get(key)
+                    if before is None or filed_at(before) <= filed_at(value):
+                        found[key] = value
+        return found
+
+    def known(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The marks of `ids` that there are, committed or not."""
+        found = self.stored(ids) if self.buckets else {}
+        for newer in (self.sealed, self.open):
+            if newer:
+                for id in [id for id in ids if id in newer]:
+                    found[id] = newer[id]
+        return found
+
+    def find_committed(self, key: bytes) -> bytes | None:
+        return self.stored((key,)).get(key)
+
+    def find_readings(self, ids: Ids) -> list[tuple[bytes, bytes]]:
+        """The committed marks of what may be meant, and of keys that begin so: at most `READINGS_MAX` of them."""
+        found = self.stored(ids.keys)
+        for bucket in sorted(self.buckets):
+            for beginning in ids.beginnings:
+                marks = self.store.scan_ids(bucket_prefix(self.partition, bucket), beginning)
+                found.update(islice(marks, READINGS_MAX - len(found)))
+        return list(found.items())
+
+    def mark(self, key: bytes, value: bytes) -> None:
+        """The mark of an event in the open epoch. One of the same id whose window ended within it is written, too."""
+        if key in self.open:
+            self.replaced[(key, self.open[key])] = None
+        self.open[key] = value
+
+    # -- as a state log
+
+    topic_config: ClassVar[Mapping[str, str]] = {"cleanup.policy": "delete", **KEPT, "segment.bytes": str(16 << 20)}
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.open)
+
+    def seal(self) -> list[tuple[bytes, bytes | None]]:
+        written: list[tuple[bytes, bytes | None]] = [*self.replaced, *self.open.items()]
+        self.sealed, self.open, self.replaced = self.open, {}, {}
+        return written
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        if self.sealed:
+            self.file(batch, self.sealed.items(), first_offset, stream_ms)
+        self.expire(batch, stream_ms)
+
+    def landed(self) -> None:
+        self.sealed = {}
+
+    def drop(self) -> None:
+        self.open, self.sealed, self.replaced = {}, {}, {}
+
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        marks = {r.key: r.value for r in records if r.key is not None and r.value is not None}
+        if records:
+            # The position, with the stream time, comes last. Marks are filed under it, or ahead of it, and it never goes
+            # back: so it was the least of the latest, or not much later.
+            stream_ms = min(map(filed_at, list(marks.values())[-LATEST_MARKS:]), default=None)
+            self.file(batch, marks.items(), records[0].offset, stream_ms)
+
+    def noted(self) -> dict[str, Any]:
+        return {"buckets": {str(b): o for b, o in self.buckets.items()}, "window_ms": self.window_ms}
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        self.buckets = {int(b): o for b, o in noted.get("buckets", {}).items()}
+
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        if stream_ms is not None:
+            self.drop_buckets(batch, self.expired(stream_ms))
+
+    @property
+    def holds_any(self) -> bool:
+        return bool(self.buckets)
+
+    # -- in the store
+
+    def file(
+        self, batch: StoreBatch, marks: Iterable[tuple[bytes, bytes]], first_offset: int, stream_ms: int | None = None
+    ) -> None:
+        """File marks by their bucket. `first_offset` is the changelog offset of the first of them.
+
+        Each bucket costs every lookup. Marks of events far ahead of stream time (`stream_ms`) share buckets that are the
+        wider the further ahead they are, so that there are two for each doubling of the distance, whatever times events
+        bear. A mark is in the bucket of its own time or in a later one: it is never gone too early.
+        """
+        by_bucket: dict[int, dict[bytes, bytes]] = {}
+        size = self.bucket_ms
+        near = None if stream_ms is None else (stream_ms + 2 * self.window_ms) // size
+        for key, value in marks:
+            bucket = filed_at(value) // size
+            if near is not None and bucket > near:
+                width = 1 << max(0, (bucket - near).bit_length() - 2)
+                bucket = -(-bucket // width) * width
+            by_bucket.setdefault(bucket, {})[key] = value
+        for bucket, changes in by_bucket.items():
+            batch.marks(bucket_prefix(self.partition, bucket), changes)
+            # One that is not known stays so: the log is not trimmed past it.
+            self.buckets[bucket] = min(self.buckets.get(bucket, first_offset), first_offset)
+
+    def expired(self, stream_time_ms: int) -> list[int]:
+        """Buckets in which no mark can protect any more at this stream time."""
+        horizon = stream_time_ms - self.window_ms
+        return sorted(b for b in self.buckets if (b + 1) * self.bucket_ms <= horizon)
+
+    def drop_buckets(self, batch: StoreBatch, buckets: Iterable[int]) -> None:
+        for bucket in buckets:
+            batch.drop_bucket(self.partition, bucket)
+            del self.buckets[bucket]
+
+    def first_live_offset(self) -> int | None:
+        """Up to here the marks changelog may be trimmed; None where that is not known."""
+        offsets = self.buckets.values()
+        return min(offsets) if offsets and min(offsets) >= 0 else None

@@ -1,0 +1,313 @@
+"""The partition in hand: the one ambient value. Tables named by closure need it; nothing else may use it.
+
+A `Hand` belongs to one runner (one running agent). While an event is in hand it collects the event's write set, which joins
+the open epoch when the event is done, or is dropped when it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from enum import Enum
+from threading import get_ident
+from typing import Any
+
+from semel.errors import HandlingError, OutputRefused, OutsideEvent, StaleIncarnation
+from semel.state import lineage
+from semel.state.store import StoreError
+from semel.state.table_rows import MISSING, Rows
+from semel.state.write_set import DirtyValue, WriteSet
+
+current_context: ContextVar[EventContext | None] = ContextVar("semel_in_hand", default=None)
+# The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
+# event still finds the hand, with another event in it, and is told apart by this.
+event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
+
+
+def refuse_waiting_for_commit(what: str) -> None:
+    """HandlingError where an event is in hand: its epoch does not commit before it ends (protocol rule 5)."""
+    context = current_context.get()
+    if context is not None and context.mine:
+        raise HandlingError(
+            f"the commit of {what} was waited for inside an event: commits wait for running events, so each would wait for the "
+            "other. Send within the event, which needs no waiting: what it sends commits with it"
+        )
+
+
+class OutputNumbers:
+    """The outputs of a batch by the record that each comes from.
+
+    `ids`: the dedup ids of its records, by offset; `counts`: how many outputs each has; `offsets`: whose each output is.
+    """
+
+    __slots__ = ("counts", "ids", "offsets")
+
+    def __init__(self, ids: dict[int, Any]) -> None:
+        self.ids = ids
+        self.counts: dict[int, int] = {}
+        self.offsets: list[int] = []
+
+    def taken(self, offset: int) -> None:
+        self.counts[offset] = self.counts.get(offset, 0) + 1
+        self.offsets.append(offset)
+
+    def in_order(self, outputs: list[Any]) -> list[Any]:
+        """The outputs in the order of their events, whatever the order in which the agent gave them."""
+        return [out for _, out in sorted(zip(self.offsets, outputs, strict=True), key=_first)]
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
+
+
+# The numbers of failed attempts that are kept, 8 bytes each and more: what a task may be outlived by and still be known.
+FAILED_ATTEMPTS = 10_000
+
+
+class Fate(Enum):
+    """What became of an event that code is from which has outlived it."""
+
+    OPEN = "done, in the open epoch"
+    SEALED = "done, its epoch has no answer yet"
+    COMMITTED = "committed"
+    VOID = "undone"
+
+
+class Attempts:
+    """What became of the events that a hand has held, by their numbers.
+
+    `sealed`, `committed`: the last number in an epoch that was cut, that was committed. `after`: outputs that wait for the
+    answer of the epoch in between, None where there is none on its way. `told`: what to call when an event is committed.
+    """
+
+    __slots__ = ("_failed", "_failures", "_forgotten", "after", "committed", "sealed", "told")
+
+    def __init__(self) -> None:
+        self.sealed = self.committed = self._forgotten = 0
+        self.after: list[Any] | None = None
+        self.told: list[tuple[int, Callable[[], None]]] = []
+        self._failures: deque[int] = deque()
+        self._failed: set[int] = set()
+
+    def failed(self, number: int) -> None:
+        if self.told:
+            self.told = [(event, tell) for event, tell in self.told if event != number]
+        self._failures.append(number)
+        self._failed.add(number)
+        if len(self._failures) > FAILED_ATTEMPTS:
+            self._forgotten = self._failures.popleft()
+            self._failed.discard(self._forgotten)
+
+    def commit(self, number: int) -> None:
+        """All up to this one that have not failed are committed."""
+        self.committed = max(self.committed, number)
+        if self.told:
+            told, self.told = self.told, []
+            for event, tell in told:
+                if event <= number:
+                    tell()
+                else:
+                    self.told.append((event, tell))
+
+    def fate(self, number: int, *, alive: bool) -> Fate:
+        if number in self._failed or number <= self._forgotten:
+            return Fate.VOID
+        if number <= self.committed:
+            return Fate.COMMITTED
+        if number <= self.sealed:
+            return Fate.VOID if self.after is None else Fate.SEALED
+        return Fate.OPEN if alive else Fate.VOID
+
+
+class EventContext:
+    """What a runner has in hand.
+
+    `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the hand's
+    incarnation is over (protocol rule 5). `record`: of the event; of a batch, the one its loop is at, else None. `id`: its
+    dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
+    outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
+    belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
+    `thread`, `body`, `variables`: what the agent's code runs in. `writes`: what the event in hand has written.
+    """
+
+    __slots__ = (
+        "alive",
+        "attempts",
+        "batch",
+        "body",
+        "entered",
+        "event",
+        "holding",
+        "id",
+        "origin",
+        "record",
+        "steps",
+        "store_failed",
+        "tables",
+        "task",
+        "thread",
+        "told",
+        "variables",
+        "writes",
+    )  # fmt: skip
+
+    def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
+        self.alive = True
+        self.entered = self.told = False
+        self.store_failed = store_failed
+        self.thread = get_ident()
+        self.body: asyncio.Task[Any] | None = None
+        self.variables = copy_context()
+        self.batch: Sequence[tuple[Any, Any]] = ()
+        self.attempts = Attempts()
+        self.holding = False
+        self.event = 0
+        self.task: Any = None
+        self.tables: dict[str, Rows] = {}
+        self.record: Any = None
+        self.id: Any = None
+        self.origin: bytes | None = None
+        self.steps: OutputNumbers | None = None
+        self.writes = WriteSet()
+
+    def begin(self) -> None:
+        """An event is in hand from now on, for whatever runs in this context or is started from it."""
+        self.holding = True
+        id = self.id
+        self.writes.bytes = len(id) if type(id) is bytes else 0
+        self.event = number = self.event + 1
+        event_number.set(number)
+
+    def begun_elsewhere(self) -> None:
+        """A task of the agent's asked for the event in hand, as `wait_for` makes one: the agent's own code has it, too."""
+        # Somebody may be at work in that very context: then it knows by itself.
+        with suppress(RuntimeError):
+            self.variables.run(event_number.set, self.event)
+
+    @property
+    def mine(self) -> bool:
+        """Whether the event in hand is the one that the running code belongs to."""
+        return self.holding and (event_number.get() == self.event or self._in_body())
+
+    def _in_body(self) -> bool:
+        """Whether the running code is the agent's own, which handles what is in hand, whatever its context says."""
+        try:
+            if self.body is None or asyncio.current_task() is not self.body:
+                return False
+        except RuntimeError:
+            return False
+        event_number.set(self.event)
+        return True
+
+    # -- tables
+
+    def rows(self, name: str) -> Rows:
+        """The rows of a table in hand. OutsideEvent, StaleIncarnation where the running code may not use them."""
+        if get_ident() == self.thread and self.alive and self.mine:
+            rows = self.tables.get(name)
+            if rows is not None:
+                return rows
+        raise self._refused(name)
+
+    def _refused(self, name: str) -> BaseException:
+        if get_ident() != self.thread:
+            return OutsideEvent(
+                f"table {name!r} was used in another thread than its agent's, where it would race with the commit; read what the "
+                "thread needs before it starts, have it return what is to be written, and write that after the await"
+            )
+        if not self.alive:
+            return StaleIncarnation("the event in hand was given up: its partition moved, or its epoch was aborted")
+        if not self.mine:
+            return OutsideEvent(
+                f"table {name!r} was used when the event it was used for was over, by a task that its handler had "
+                "started or by code that runs between two events; await such tasks before the event ends"
+            )
+        return OutsideEvent(f"table {name!r} is not one of this pipeline's tables; list it in Pipeline(tables=[...])")
+
+    def read(self, rows: Rows, key: Any, default: Any) -> Any:
+        """The value, or MISSING. `default`: makes the value of a missing row, so that its changes in place are seen."""
+        if rows.immutable:
+            found = rows.hot.get(key, MISSING)
+            if found is not MISSING and (rows.numeric_key is None or type(key) is rows.numeric_key):
+                return found
+        try:
+            return rows.value(key) if rows.immutable else self._read_changeable(rows, key, default)
+        except StoreError as exc:
+            self.unreadable(exc)
+            raise
+
+    def unreadable(self, exc: StoreError) -> None:
+        """The store cannot be read. The agent may take that for a missing row; by then the event must be void."""
+        if self.store_failed is not None:
+            self.store_failed(exc)
+
+    def _read_changeable(self, rows: Rows, key: Any, default: Any) -> Any:
+        raw = rows.raw(key)
+        seen = self.writes.dirty.get((rows.name, raw))
+        if seen is not None:
+            if default is None and not seen.there and rows.encode(key, raw, seen.value) == seen.before:
+                # A default that was handed out and not changed is no row.
+                return MISSING
+            return seen.value
+        stored = rows.load(raw)
+        if stored is not None:
+            value = rows.decoded(key, stored)
+            self.writes.dirty[(rows.name, raw)] = DirtyValue(rows, key, raw, value, stored, True)
+        elif default is None:
+            return MISSING
+        else:
+            value = default()
+            self.writes.dirty[(rows.name, raw)] = DirtyValue(rows, key, raw, value, rows.encode(key, raw, value), False)
+        return value
+
+    def has(self, rows: Rows, key: Any) -> bool:
+        """Whether there is such a row, readable or not."""
+        raw = rows.raw(key)
+        if (rows.name, raw) in self.writes.dirty:
+            return self.read(rows, key, None) is not MISSING
+        try:
+            return rows.load(raw) is not None
+        except StoreError as exc:
+            self.unreadable(exc)
+            raise
+
+    # -- outputs
+
+    def lineage(self, record: Any) -> tuple[str, bytes] | None:
+        """The header that the next output of this record is to carry."""
+        origin, steps, offset = self.origin, self.steps, record.offset
+        if origin is None:
+            return None
+        if steps is None:
+            id, step = self.id, len(self.writes.outputs)
+        else:
+            id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
+        return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
+
+    def record_of(self, whose: Any) -> Any:
+        """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
+        among = self.batch or ((MISSING, self.record),)
+        found = [r for v, r in among if whose is v or whose is r or getattr(whose, "record", None) is r]
+        if len(found) != 1:
+            raise OutputRefused(
+                f"Output(of={whose!r:.80}) names {'no event' if not found else f'{len(found)} events'} in hand; give one of the "
+                "batch's values, of its events or of its records"
+            )
+        return found[0]
+
+    def emit(self, out: Any, record: Any) -> None:
+        """OutputRefused where it is too much for one event."""
+        self.writes.emit(out)
+        if self.steps is not None:
+            self.steps.taken(record.offset)
+
+    # -- how it ends
+
+    def undo(self) -> None:
+        """The event leaves no trace."""
+        self.attempts.failed(self.event)
+        self.writes.drop()
+        self.holding = False

@@ -1,0 +1,71 @@
+"""State log: one kind of state of one task, and what ties it to the log that it is restored from.
+
+Whatever an event changes and a restart must know is one: the rows of a table, dedup marks. What is to be added implements
+this, is made in `task/activation.py`, and has its topic named in `plan.py`; epochs, restores and resets go through all of a
+task's logs alike. The position record is none: it says how far all of them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from semel.port import Record
+from semel.state.store import StoreBatch
+
+# A topic of which Kafka deletes nothing by itself.
+KEPT = {"retention.ms": "-1", "retention.bytes": "-1"}
+
+
+class StateLog(Protocol):
+    """An epoch's changes are open, then sealed while it is on its way to Kafka, then in the store.
+
+    `topic`: the log. `topic_config`: what that topic is created with.
+    """
+
+    topic: str
+    topic_config: ClassVar[Mapping[str, str]]
+
+    @property
+    def touched(self) -> bool:
+        """The open epoch changes it."""
+        ...
+
+    def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
+        """What the log is to hold of the open epoch; the next one is open from now on."""
+        ...
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        """The sealed epoch is committed: what it changes goes to the store, and what it makes expire leaves it. Nothing is
+        forgotten before `landed`.
+
+        `first_offset`: where its records begin in the log, -1 where that is not known. `stream_ms`: stream time after it.
+        """
+        ...
+
+    def landed(self) -> None:
+        """The store has it."""
+        ...
+
+    def drop(self) -> None:
+        """Forget everything that is not committed."""
+        ...
+
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        """Records of the log, in order, go to the store."""
+        ...
+
+    def noted(self) -> dict[str, Any]:
+        """What the store is to keep of it beside its contents; `recall` gets it at the next start."""
+        ...
+
+    def recall(self, noted: Mapping[str, Any]) -> None: ...
+
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """Take what no longer counts at this stream time out of the store; its log may keep it for longer."""
+        ...
+
+    @property
+    def holds_any(self) -> bool:
+        """The store holds something of it."""
+        ...

@@ -1,0 +1,278 @@
+"""Task: an app on one partition number; its cursors, its state, its place in the world."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+from semel.dedup import Dedup
+from semel.event import Event
+from semel.plan import AgentPlan
+from semel.port import TP, Record
+from semel.state.crash_notes import Suspect
+from semel.state.dedup_marks import Marks
+from semel.state.event_context import EventContext
+from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
+from semel.state.state_log import StateLog
+from semel.state.table_rows import Rows
+
+
+class TaskState(Enum):
+    RESTORING = "restoring"
+    RUNNING = "running"
+
+
+class FetchedBatch:
+    """Records fetched together, freed together. `next_offset`: the position when all of them are done.
+
+    `size`: what they take in memory, in bytes.
+    """
+
+    __slots__ = ("next_offset", "records", "size", "start")
+
+    def __init__(self, records: list[Record], next_offset: int, size: int = 0) -> None:
+        self.records = records
+        self.start = 0
+        self.next_offset = next_offset
+        self.size = size
+
+    def end(self, most: int, most_bytes: int) -> int:
+        """Where a slice from `start` ends: so many records or bytes further, with one record at least."""
+        start, records = self.start, self.records
+        end = min(start + most, len(records))
+        if self.size > most_bytes:
+            left = most_bytes
+            for at in range(start, end):
+                left -= len(records[at].value or b"")
+                if left < 0:
+                    return max(at, start + 1)
+        return end
+
+
+class Attempts:
+    """How often the event at `offset` of a source partition has failed for an agent; -1: none has.
+
+    It outlives cursors and tasks: an epoch that is dropped and an assignment do not begin the count anew. `lost`: how many of
+    them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one. `suspects`:
+    those that former processes of this worker died of, perhaps.
+    """
+
+    __slots__ = ("count", "isolate_until", "lost", "offset", "suspects")
+
+    def __init__(self, suspects: Sequence[Suspect] = ()) -> None:
+        self.offset = -1
+        self.count = 0
+        self.lost = 0
+        self.suspects = list(suspects)
+        self.isolate_until = max((s.last for s in suspects), default=-1)
+
+    def failed(self, offset: int) -> int:
+        """One more failed attempt; how many there were."""
+        if self.offset != offset:
+            self.offset, self.count, self.lost = offset, 0, 0
+        self.count += 1
+        return self.count
+
+    def given_up(self) -> None:
+        """It goes to the dead letters. If that is not committed it has its attempts again, unless they cost sessions."""
+        if not self.lost:
+            self.offset = -1
+
+    def died(self, offset: int, times: int) -> None:
+        self.offset, self.count = offset, times
+
+    def suspect(self, record: Record) -> Suspect | None:
+        """The record, if it is one that a process may have died of; of several, the one with most deaths."""
+        return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.deaths, default=None)
+
+    def lost_session(self, offset: int) -> int:
+        self.failed(offset)
+        self.lost += 1
+        self.isolate_until = max(self.isolate_until, offset)
+        return self.count
+
+
+class Cursor:
+    """How far one agent has come in one source partition.
+
+    `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
+    `buffered` and `bytes`: how many records wait in `queue`, and what they take in memory.
+    `due`: when the record at `position` may be tried again.
+    """
+
+    __slots__ = (
+        "agent",
+        "attempts",
+        "buffered",
+        "bytes",
+        "condemned",
+        "due",
+        "position",
+        "queue",
+        "queued",
+        "task",
+        "tp",
+    )
+
+    def __init__(self, task: Task, tp: TP, agent: AgentPlan, attempts: Attempts | None = None) -> None:
+        self.task = task
+        self.tp = tp
+        self.agent = agent
+        self.position = 0
+        self.queue: deque[FetchedBatch] = deque()
+        self.buffered = 0
+        self.bytes = 0
+        self.due = 0.0
+        self.attempts = attempts or Attempts()
+        self.condemned: dict[int, str] = {}
+        self.queued = False
+
+    def seek(self, offset: int) -> None:
+        self.position = offset
+        self.queue.clear()
+        self.buffered = 0
+        self.bytes = 0
+        self.due = 0.0
+
+    def push(self, fetched: FetchedBatch) -> None:
+        self.queue.append(fetched)
+        self.buffered += len(fetched.records)
+        self.bytes += fetched.size
+
+
+class Task:
+    """`counts` and `stream` belong to the open epoch; `committed` is what the last committed position record says."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.state = TaskState.RESTORING
+        self.tables: dict[str, Rows] = {}
+        self.marks: Marks | None = None
+        self.dedup: Dedup | None = None
+        self.cursors: dict[tuple[str, str], Cursor] = {}
+        self.committed = Position({})
+        self.sealed_position: Position | None = None
+        self.stream_ms: int | None = None
+        self.pending: tuple[int, ...] = ()
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        # Outputs with lineage, by topic.
+        self.outputs: dict[str, int] = {}
+        self.topics: dict[str, tuple[str, int]] = {}
+        # What its rows are of while they are migrated, and how far that came (rule 24).
+        self.shape = self.types = ""
+        self.migrating: dict[str, tuple[str, str]] = {}
+        self.logs: dict[str, dict[str, Any]] = {}
+        # The offset of the last committed position record; -1: not known.
+        self.stamp_offset = -1
+        # Logs of state that the app is to claim before it writes there, and the claims of the epoch being sealed.
+        self.unclaimed: set[str] = set()
+        self.claims: dict[str, int] = {}
+        self.holder: object | None = None
+        self.touched = False
+        # The group has no offset of one of its partitions.
+        self.unseen = False
+        # Its last position record is of another declaration, or of a version that noted less of it.
+        self.redeclared = False
+        self.restored = 0
+        self.to_restore = 0
+        self.restoring_since = 0.0
+        # While it is restored: the time, by the wall clock, that what its store holds is of.
+        self.as_of_ms = 0
+        self.why = ""
+
+    @property
+    def stream(self) -> StreamTime:
+        return StreamTime(self.stream_ms, self.pending)
+
+    @stream.setter
+    def stream(self, value: StreamTime) -> None:
+        self.stream_ms, self.pending = value.ms, value.pending
+
+    def event_in_hand(self, context: EventContext) -> Event | None:
+        holder: Any = self.holder
+        return None if holder is None else holder.event_in_hand()
+
+    def open_anew(self) -> None:
+        """Forget everything that is not committed."""
+        for log in self.state_logs:
+            log.drop()
+        for name, rows in self.tables.items():
+            rows.noted_kind = self.committed.kinds.get(name, "")
+        self.stream = self.committed.stream_time
+        self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
+        self.outputs = dict(self.committed.outputs)
+        self.shape, self.types, self.migrating = self.committed.shape, self.committed.types, self.committed.migrating
+        self.touched = False
+        self.holder = None
+        for cursor in self.cursors.values():
+            at = self.committed.topics.get(cursor.tp.topic)
+            if at is not None:
+                cursor.seek(at.stands(cursor.agent.name))
+
+    def position(
+        self,
+        generation: int,
+        writer: str,
+        epoch: int,
+        at_ms: int,
+        logs: dict[str, str] | None = None,
+        sinks: dict[str, Sink] | None = None,
+    ) -> Position:
+        """The position record of the epoch being sealed. `logs`: the ids of the topics that its state goes to; `sinks`: what
+        its outputs go to."""
+        topics: dict[str, TopicPosition] = {}
+        for topic, (topic_id, partitions) in self.topics.items():
+            at = {c.agent.name: c.position for (t, _), c in self.cursors.items() if t == topic}
+            lowest = min(at.values())
+            ahead = {name: offset for name, offset in at.items() if offset > lowest}
+            before = self.committed.topics.get(topic)
+            before = before if before is not None else TopicPosition(topic_id, partitions, -1, born=partitions)
+            former = {name: offset for name, offset in before.former.items() if name not in at}
+            topics[topic] = replace(
+                before, id=topic_id, partitions=partitions, next=lowest, cursors=ahead, done=(), former=former
+            )
+        committed = self.committed
+        return Position(
+            topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
+            committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
+            committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind}, self.trimmed,
+        )  # fmt: skip
+
+    @property
+    def trimmed(self) -> int:
+        """Up to here the log of marks holds nothing that is needed, as of the last commit."""
+        live = self.marks.first_live_offset() if self.marks is not None else None
+        return max(self.committed.trimmed, -1 if live is None else live)
+
+    def hashed_from(self, topic: str) -> int:
+        """Marks of records of the topic before this offset have payload hashes of another `compare=`."""
+        at = self.committed.topics.get(topic)
+        return 0 if at is None else at.hashed_from
+
+    def source_tps(self) -> list[TP]:
+        return [TP(topic, self.partition) for topic in self.topics]
+
+    @property
+    def state_logs(self) -> tuple[StateLog, ...]:
+        """Its state, of whatever kind."""
+        return (*self.tables.values(), *(() if self.marks is None else (self.marks,)))
+
+    @property
+    def holds_state(self) -> bool:
+        """The store holds something of it."""
+        return any(log.holds_any for log in self.state_logs)
+
+
+def task_meta(task: Task, position: Position | None, at_ms: int) -> dict[str, Any]:
+    """What the store keeps of a task beside its rows: how far each log is in it, and the position that goes with that."""
+    return {
+        "v": 1,
+        "logs": task.logs,
+        "position": position.to_json() if position is not None else None,
+        **{name: value for log in task.state_logs for name, value in log.noted().items()},
+        "at": at_ms,
+        "stamp": task.stamp_offset,
+    }

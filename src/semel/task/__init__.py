@@ -1,0 +1,1 @@
+"""A task's life: its topics, its restore, where it starts, when it runs."""

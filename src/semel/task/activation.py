@@ -1,0 +1,239 @@
+"""Taking over: a writer, fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from semel.broker.asking import ask, see
+from semel.errors import CommitError, TopicChanged
+from semel.plan import Plan, TablePlan
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
+from semel.runtime import looptime
+from semel.runtime.budget import shares
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from semel.stages.commit.transaction import Writer
+from semel.state import positions
+from semel.state.dedup_marks import Marks
+from semel.state.positions import COUNTS
+from semel.state.store import Store
+from semel.state.table_rows import Rows
+from semel.state.task import Attempts, Cursor, Task
+from semel.task import predecessor
+from semel.task.restore import Restorer
+from semel.task.start_position import source_remade
+from semel.task.topics import MISSING_S, Topics, denied
+
+log = logging.getLogger("semel.engine")
+
+# Rows kept at hand by one table of one task: more are never seen again before they are forgotten.
+HOT_ROWS = 200_000
+
+
+class Activation:
+    def __init__(
+        self,
+        plan: Plan,
+        settings: EngineSettings,
+        broker: Broker,
+        clock: Clock,
+        store: Store,
+        topics: Topics,
+        restorer: Restorer,
+        failpoints: Failpoints,
+        *,
+        transactional_id: str,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._broker = broker
+        self._clock = clock
+        self._store = store
+        self._topics = topics
+        self._restorer = restorer
+        self._pass = failpoints
+        self._transactional_id = transactional_id
+        self._elder: positions.Position | None = None
+        self._asked = False
+        self._asking = asyncio.Lock()
+
+    async def writer(self) -> Writer:
+        """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
+        settings = self._settings
+
+        async def taken() -> Writer:
+            writer = Writer(
+                self._broker,
+                self._clock,
+                self._pass,
+                self._transactional_id,
+                timeout_ms=settings.transaction_timeout_ms,
+                commit_timeout_ms=settings.commit_timeout_ms,
+                max_batch_bytes=self._topics.max_batch_bytes,
+            )
+            await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
+            return writer
+
+        def refused(exc: RpcError | RpcLost) -> CommitError:
+            return CommitError(
+                f"no transactional writer {self._transactional_id!r} is to be had: {exc}; allow this client to write under "
+                "that transactional id, and keep transaction_timeout_ms below the broker's transaction.max.timeout.ms"
+            )
+
+        return await ask(self._clock, taken, giving_up=refused)
+
+    async def metadata(self, shared: Mapping[str, int]) -> dict[str, TopicInfo]:
+        """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good.
+
+        `shared`: how many partitions of each source the group has shared out. A broker that knows fewer of the same topic is
+        asked again: a task would find none of its own.
+        """
+        self._asked = False
+        names = [*self._plan.sources, *self._plan.logs]
+        ids = {name: info.id for name, info in self._topics.known.items()}
+
+        def whole(info: TopicInfo) -> bool:
+            return info.partitions >= shared.get(info.name, 1) or info.id != ids.get(info.name, info.id)
+
+        def gone(found: dict[str, TopicInfo]) -> TopicChanged | None:
+            missing = [name for name in names if name not in found]
+            if not missing:
+                return None
+            return TopicChanged(
+                f"{', '.join(missing)} of {self._plan.app!r} is gone: it was deleted while workers ran. Run `semel reset` to "
+                "start anew from the source"
+            )
+
+        async def all_there() -> dict[str, TopicInfo]:
+            return await see(
+                self._clock,
+                lambda: self._topics.refreshed(names),
+                lambda found: all(name in found and whole(found[name]) for name in names),
+                within_s=MISSING_S,
+                otherwise=gone,
+            )
+
+        return await ask(self._clock, all_there, giving_up=partial(denied, self._plan.app))
+
+    def task(
+        self,
+        partition: int,
+        tasks: int,
+        condemned: Callable[[TP, str], dict[int, str]],
+        attempts: Callable[[TP, str], Attempts],
+    ) -> Task:
+        """A task of `tasks`, not restored yet. StoreError."""
+        task = Task(partition)
+        plan, known = self._plan, self._topics.known
+        # Asked each time: a store that was made anew since may number them otherwise.
+        numbers = self._store.table_numbers(t.name for t in plan.tables)
+        for table in plan.tables:
+            task.tables[table.name] = Rows(
+                table.name,
+                partition,
+                numbers[table.name],
+                self._store,
+                table.key,
+                table.value,
+                place=self._place(table),
+                max_bytes=self._topics.max_bytes(plan.changelog(table.name)),
+                topic=plan.changelog(table.name),
+                kind_of=table.kind_of,
+                limit=HOT_ROWS,
+                limit_bytes=shares(self._settings.memory_budget_bytes).rows // max(1, tasks * len(plan.tables)),
+            )
+        dedup = plan.dedup
+        if dedup is not None:
+            task.dedup = dedup
+            task.marks = Marks(
+                self._store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms, topic=plan.marks_topic
+            )
+        for name in plan.sources:
+            info = known[name]
+            if partition < info.partitions:
+                task.topics[name] = (info.id, info.partitions)
+                for agent in plan.agents:
+                    if any(t.name == name for t in agent.sources):
+                        tp = TP(name, partition)
+                        cursor = Cursor(task, tp, agent, attempts(tp, agent.name))
+                        cursor.condemned = condemned(cursor.tp, agent.name)
+                        task.cursors[(name, agent.name)] = cursor
+        return task
+
+    def _place(self, table: TablePlan) -> Callable[[bytes], int] | None:
+        if not table.keyed:
+            return None
+        return self._topics.place(max((self._topics.known[n].partitions for n in self._plan.sources), default=1))
+
+    async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> None:
+        """Bring the task's state and place up to what is committed; then it may run. RecoveryError, StoreError."""
+        position = await self._restorer.restore(task, topics)
+        self._topics.check_kept()
+        fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
+        if fresh:
+            elder = await self._eldest() if task.partition else None
+            if not task.partition and len(fresh) == len(position.topics):
+                await predecessor.look(self._broker, self._plan, self._topics.known)
+            position = await self._begin(task, position, fresh, elder)
+        await self._check_former(task, position)
+        task.committed = position
+        task.open_anew()
+        # Where it began is remembered at once: at the latest record it may not begin later another time, and tools that show
+        # how far a group is show nothing of partitions that it has no offset of.
+        task.touched = bool(fresh) or task.unseen or task.redeclared
+
+    async def _check_former(self, task: Task, position: positions.Position) -> None:
+        """An agent that was taken out once goes on where it stood. TopicChanged where that is gone from the topic."""
+        for cursor in task.cursors.values():
+            at, name = position.topics[cursor.tp.topic], cursor.agent.name
+            stood = at.former.get(name, positions.UNKNOWN)
+            if stood == positions.UNKNOWN or stood >= at.cursors.get(name, at.next):
+                continue
+            start = (await self._restorer.starts([cursor.tp]))[cursor.tp]
+            if start > stood:
+                raise TopicChanged(
+                    f"agent {name!r} of {self._plan.app!r} was taken out of the app when it stood at offset {stood} of "
+                    f"{cursor.tp.topic}[{cursor.tp.partition}], which begins at {start} now: what lies between is gone. Give "
+                    "the agent another name, and it begins where the app stands"
+                )
+            log.info("agent %s goes on where it stood, at %d of %s[%d]", name, stood, *cursor.tp)
+
+    async def _eldest(self) -> positions.Position | None:
+        """What the task that was there from the first has recorded, if it has yet."""
+        async with self._asking:
+            if not self._asked:
+                self._elder, self._asked = await self._restorer.position_of(0), True
+        return self._elder
+
+    async def _begin(
+        self, task: Task, position: positions.Position, fresh: list[TP], elder: positions.Position | None
+    ) -> positions.Position:
+        """Where a task that never committed begins: `start=` of the declaration, but where the topic grew under the app.
+
+        Nobody was there to see the first records of a partition that came later: they are none of before the start.
+        TopicChanged where that task was of another topic: what is new here is not the app's.
+        """
+        known = elder.topics if elder is not None else {}
+        for name, _ in fresh:
+            if name in known and known[name].id != position.topics[name].id:
+                raise source_remade(self._plan.app, name)
+        grown = [tp for tp in fresh if tp.topic in known and tp.partition >= known[tp.topic].since]
+        begins: dict[TP, int] = {}
+        for at, tps in ((EARLIEST, grown), (LATEST, [tp for tp in fresh if tp not in grown])):
+            if tps:
+                begins |= await self._offsets(tps, EARLIEST if self._plan.start == "earliest" else at)
+        topics = {
+            t: p if p.next >= 0 else replace(p, next=(begin := begins[TP(t, task.partition)]), first=begin)
+            for t, p in position.topics.items()
+        }
+        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
+        sinks = position.sinks or (elder.sinks if elder is not None else {})
+        return positions.moved(position, topics=topics, counts=counts, sinks=sinks)
+
+    async def _offsets(self, tps: list[TP], at: int) -> dict[TP, int]:
+        giving_up = partial(denied, self._plan.app)
+        return await ask(self._clock, lambda: self._broker.list_offsets(tps, at), giving_up=giving_up)

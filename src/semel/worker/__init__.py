@@ -1,0 +1,1 @@
+"""One worker: its engine, and the process around it."""

@@ -1,0 +1,736 @@
+"""Engine: one worker's heart. It owns tasks and runners, commits what they did, and starts over when that fails.
+
+One lock, `_turn`, orders what changes what is held: committing, taking over, revoking. (A revocation that can commit nothing
+any more does not wait for it: all is stale at once.) Runners never take it; they only meet the gate. The rules are those of
+`docs/protocol.md`; the numbers in comments are theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from semel.broker.answers import Answer, needs_a_person
+from semel.errors import SemelError, StaleIncarnation, TopicChanged
+from semel.group.assignor import Assignment
+from semel.group.membership import GroupMember
+from semel.plan import AgentPlan, Plan
+from semel.port import TP, Broker, Clock, Fetched, Membership, Randomness, RpcError, RpcLost
+from semel.runtime import looptime
+from semel.runtime.budget import shares
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from semel.stages.agent import agent_loop
+from semel.stages.agent.deaths import Deaths
+from semel.stages.agent.runner import AgentRunner
+from semel.stages.agent.unfinished import UnfinishedEvents
+from semel.stages.commit.committer import Committer
+from semel.stages.commit.transaction import CommitFailed, Writer
+from semel.stages.fetch.fetch_errors import FetchErrors
+from semel.stages.fetch.fetcher import Fetcher
+from semel.stages.fetch.hanging_transactions import HangingTransactions
+from semel.stages.fetch.lag import Rate, lag
+from semel.stages.sink.destination import DeadLetters, Destination, Out
+from semel.stages.sink.open_epoch import OpenEpoch
+from semel.state import lineage
+from semel.state.crash_notes import CrashNotes
+from semel.state.event_context import EventContext, Fate
+from semel.state.store import Store, StoreError
+from semel.state.task import Attempts, Cursor, Task, TaskState
+from semel.task.activation import Activation
+from semel.task.migration import migrate
+from semel.task.restore import Restorer
+from semel.task.start_position import source_remade
+from semel.task.topic_watch import TopicWatch
+from semel.task.topics import Topics
+from semel.topic import Topic
+from semel.worker.background import Background
+from semel.worker.recovery import Recovery
+
+log = logging.getLogger("semel.engine")
+
+# Restores running side by side: they share one loop and one disk.
+RESTORES = 8
+# After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
+# the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
+LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
+# A broker that restarts is back by then, after that a person should know. A cluster that restarts whole is back within a
+# minute; a worker that met nobody ends, and its supervisor starts it again.
+PATIENT_S, UNREACHABLE_S = 10.0, 60.0
+
+
+class Engine:
+    """Runs a `Plan` against a `Broker`. `run` returns after `stop`, or raises why it cannot go on (a SemelError)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: EngineSettings,
+        broker: Broker,
+        store: Store,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        instance: str,
+        failpoints: Failpoints | None = None,
+        notes: CrashNotes | None = None,
+    ) -> None:
+        self.plan = plan
+        self.app = plan.app
+        self.settings = settings
+        self.interrupts = settings.interrupts
+        self.instance = instance
+        self.broker = broker
+        self.store = store
+        self.clock = clock
+        self.randomness = randomness
+        self.dead_letters = DeadLetters(plan.dead_letter_topic, 1, 1 << 20)
+        self.transactional_id = plan.transactional_id(instance)
+        self._pass = failpoints or Failpoints()
+        self.shares = shares(settings.memory_budget_bytes)
+        self.topics = Topics(
+            broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting,
+            keys_bytes=self.shares.keys,
+        )  # fmt: skip
+        self.notes = notes or CrashNotes([agent.name for agent in plan.agents], list(plan.sources))
+        self._deaths = Deaths(self.notes, plan)
+        self.runners = [
+            AgentRunner(self, agent, self.notes, slot)
+            for agent, slot in zip(plan.agents, self.notes.slots, strict=True)
+        ]
+        # The runner that is to have the only event in hand, and since when it waits for that.
+        self._alone: tuple[AgentRunner, float] | None = None
+        self.troubles = FetchErrors(clock)
+        self.fetcher = Fetcher(
+            broker, clock, offer=self._offer, trimmed=self._trimmed, troubles=self.troubles, budget=self.shares.source,
+            idle=self._idle,
+        )  # fmt: skip
+        self.tasks: dict[int, Task] = {}
+        self.assignment = Assignment(())
+        self.membership: Membership | None = None
+        self.group: GroupMember | None = None
+        self.writer: Writer | None = None
+        # What a runner sees (stages.host)
+        changed = asyncio.Event()
+        self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
+        self._void_sends_told = False
+        self._origins: dict[tuple[str, TP], bytes] = {}
+        self._turn = asyncio.Lock()
+        self._catching_up = asyncio.Lock()
+        self._owed_s = 0.0
+        self._attempts: dict[tuple[TP, str], Attempts] = {}
+        # Nothing but agents runs user code on this loop: no timer, no page, no task of an app.
+        self.only_agents = True
+        # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
+        self.awake: Callable[[float], bool] = lambda held_s: True
+        self._topics_anew = False
+        self.open_for_work = False
+        # Set where what `restored` says may have become true.
+        self._brought_up = asyncio.Event()
+        self._restorer = Restorer(
+            broker,
+            clock,
+            randomness,
+            self._pass,
+            store,
+            plan,
+            settings,
+            self.topics,
+            self.troubles,
+            own_id=self.transactional_id,
+        )
+        self._activation = Activation(
+            plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
+            transactional_id=self.transactional_id,
+        )  # fmt: skip
+        self.lingering = UnfinishedEvents(self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms)
+        self._taking_over: asyncio.Task[None] | None = None
+        self._background = Background()
+        # -- what others look at
+        self.waiting_for = "starting"
+        self.stats: dict[str, float] = dict.fromkeys(
+            ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
+        )
+        self.stats["rebuilds"] = store.found_damaged
+        self._rate = Rate(clock)
+        self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
+        self._committer = Committer(
+            self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
+            watch=self._watch, changed=changed, sinks=self.topics.sinks,
+        )  # fmt: skip
+        self._recovery = Recovery(self, plan, settings, store, clock, self._committer.suspects, self._background)
+        self.store_failed = self._recovery.store_failed
+        self.commit_seconds = self._committer.commit_seconds
+        self.commit_histogram = self._committer.commit_histogram
+        self.on_committed = self._committer.on_committed
+        if self.notes.suspects:
+            self.on_committed.append(self._landed)
+
+    # ================================================================== running
+
+    async def run(self) -> None:
+        """Until `stop`. Raises a SemelError where only a person can help; nothing is lost then."""
+        try:
+            await self._connect()
+            self._background.spawn(self.fetcher.run(), "intake")
+            self._background.spawn(self._commit_loop(), "commits")
+            self._background.spawn(self.lingering.run(), "lingering events")
+            self._background.spawn(self._watch.run(), "topics")
+            self._background.spawn(
+                HangingTransactions(self.broker, self.clock, self.fetcher.fetches).run(), "held back"
+            )
+            for runner in self.runners:
+                self._background.spawn(agent_loop.run(runner), f"lane {runner.plan.name}")
+            if self.plan.sources:
+                self.group = self._member()
+                self._background.spawn(self.group.run(), "group")
+            else:
+                self._background.spawn(self._without_sources(), "writer")
+            await self._background.until_stopped()
+        finally:
+            await self._shut_down()
+
+    def _member(self) -> GroupMember:
+        s = self.settings
+        return GroupMember(
+            self.broker,
+            self.clock,
+            self._pass,
+            self,
+            group=self.app,
+            instance=self.instance,
+            instance_id=f"{self.app}-{self.instance}",
+            topics=tuple(self.plan.sources),
+            url=s.web_url,
+            program=self.plan.program,
+            session_timeout_ms=s.session_timeout_ms,
+            rebalance_timeout_ms=s.rebalance_timeout_ms,
+        )
+
+    def fail(self, exc: BaseException) -> None:
+        """Stop with this error; what is not committed is dropped."""
+        self._background.fail(exc)
+
+    def stop(self) -> None:
+        """Ask `run` to end: drain within drain_timeout_ms, commit, leave the group's work in order."""
+        self.notes.told()
+        self._background.stop()
+
+    async def _connect(self) -> None:
+        """Until a broker answers. RpcLost where none did for a minute: whoever supervises this worker is to know, too."""
+        pause, began, warned = 0.1, self.clock.monotonic(), False
+        while not self._background.stopping:
+            try:
+                await self.broker.start()
+                return
+            except (RpcError, RpcLost) as exc:
+                waited = self.clock.monotonic() - began
+                if needs_a_person(exc):
+                    raise
+                if waited >= UNREACHABLE_S:
+                    why = (f"no broker was met for {waited:.0f} s, and this worker gives up ({exc}). Is the setting broker "
+                           "right, does it run, and can this machine reach the address that it advertises?")  # fmt: skip
+                    raise RpcLost(exc.api, why, sent=False, whole=True) from exc
+                self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
+                if waited >= PATIENT_S and not warned:
+                    warned = True
+                    log.warning("%s (still trying)", self.waiting_for)
+                await self.clock.sleep(pause)
+                pause = min(pause * 1.5, 1.0)
+
+    async def _shut_down(self) -> None:
+        """Finish what runs, commit it, and go; a failed engine commits nothing."""
+        await self.stop_taking_over()
+        if self._background.failure is None:
+            await self._last_commit()
+        for runner in self.runners:
+            runner.close()
+        if self.group is not None:
+            self.group.stop()
+        await self._background.cancel()
+        # The group may have assigned something while the last epoch was committed.
+        await self.stop_taking_over()
+        await self._committer.close()
+        if self.group is not None and self._background.failure is None and self.settings.leave_on_stop:
+            await self.group.leave()
+        if self.writer is not None:
+            with contextlib.suppress(RpcError, RpcLost, TimeoutError):
+                async with asyncio.timeout(self.settings.rpc_timeout_ms / 1000):
+                    await self.writer.abort()
+        await self.broker.close()
+
+    async def _last_commit(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
+                async with self._turn:
+                    self.open_for_work = False
+                    await self._committer.commit()
+        except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
+            log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
+
+    def _say_waiting(self, what: str) -> None:
+        if what != self.waiting_for:
+            self.waiting_for = what
+            if what:
+                log.info("%s", what)
+
+    # ================================================================== what others look at
+
+    @property
+    def restored(self) -> bool:
+        """Every task of the current assignment runs."""
+        return self.open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+
+    async def until_restored(self) -> None:
+        while not self.restored:
+            self._brought_up.clear()
+            await self._brought_up.wait()
+
+    @property
+    def paused_by(self) -> str:
+        """Why no work is taken; empty where it is."""
+        return self._recovery.paused_by
+
+    def gone(self) -> list[str]:
+        """Topics of the app that are not there, in words."""
+        return self._watch.missing()
+
+    def lag(self) -> dict[TP, int | None]:
+        """Records between the committed position and the log's end; None where that is not known now."""
+        return lag(self.tasks.values(), self.fetcher.fetches, self.clock.monotonic())
+
+    def budget_bytes(self) -> dict[str, int]:
+        """The memory budget, and the shares of it that `held_bytes` are of."""
+        share = self.shares
+        return {"all": share.budget, "source": share.source, "epoch": self.epoch.limit_bytes, "rows": share.rows,
+                "keys": share.keys, "carry": share.outbox}  # fmt: skip
+
+    def held_bytes(self) -> dict[str, int]:
+        """What of the memory budget is in use, by share."""
+        return {
+            "source": self.fetcher.held_bytes,
+            "epoch": self.epoch.bytes,
+            "rows": sum(rows.hot_bytes for task in self.tasks.values() for rows in task.tables.values()),
+            "keys": self.topics.keys_bytes,
+            "carry": self._committer.outbox.bytes,
+        }
+
+    def rate(self) -> float:
+        """Events a second since the last time this was asked for, at least a second ago; else as then."""
+        return self._rate.of(self.tasks.values())
+
+    # ================================================================== what runners ask
+
+    def cautious(self) -> bool:
+        return self._committer.suspects.cautious > 0
+
+    def one_by_one(self) -> bool:
+        return bool(self.notes.suspects) and self._deaths.counting(self.tasks)
+
+    def has_all_to_itself(self, runner: AgentRunner) -> bool:
+        """Whether no other runner has events. From now on none takes any, until this one has given back what it takes."""
+        now = self.clock.monotonic()
+        if self._alone is None:
+            self._alone = runner, now
+        mine, since = self._alone
+        # One that does not end holds nobody up for ever.
+        waited = now - since > self.settings.handler_timeout_ms / 1000
+        return mine is runner and (waited or all(other.unit is None for other in self.runners if other is not runner))
+
+    def may_take(self, runner: AgentRunner) -> bool:
+        if not self.open_for_work or self.paused_by or self._committer.throttled_s() > 0:
+            return False
+        if self._alone is not None and self._alone[0] is not runner:
+            return False
+        # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
+        return not self._committer.suspects.cautious or not (
+            self._committer.committing
+            or self._committer.has_work()
+            or any(runner.unit is not None for runner in self.runners)
+        )
+
+    async def catch_up(self, held_s: float) -> None:
+        """Nothing ran for so long: let what waited for it run before the next event, within bounds.
+
+        In loop time, and all runners wait for it, so that some that hold the loop in turns cannot use it up between them.
+        """
+        self._owed_s += held_s
+        time = looptime.running()
+        time.begin()
+        try:
+            async with self._catching_up:
+                held_s, self._owed_s = self._owed_s, 0.0
+                began = time.now()
+                least, most = began + min(held_s * LEAST_SHARE, LEAST_S), began + held_s * MOST_SHARE
+                while (now := time.now()) < most and (now < least or self._is_behind()):
+                    await self.clock.sleep(0.002)
+        finally:
+            time.end()
+
+    @property
+    def catching_up(self) -> bool:
+        return self._owed_s > 0 or self._catching_up.locked()
+
+    def answers_for_all(self, runner: AgentRunner) -> bool:
+        """Whatever held the loop while this runner's agent awaited something can only be what its event has started."""
+        return self.only_agents and not any(other.context.holding for other in self.runners if other is not runner)
+
+    def session_is_over(self, held_s: float, last_s: float) -> bool:
+        """An agent has just held the loop for so long, of it `last_s` in one piece: whether that has cost the session.
+
+        A session that is over for another reason, as a broker that is away, is no event's fault.
+        """
+        group = self.group
+        return group is not None and group.silent and held_s >= group.patience_s and self.awake(last_s)
+
+    def attempts(self, tp: TP, agent: str) -> Attempts:
+        """Those that a source partition's events have had, whoever owned it since."""
+        found = self._attempts.get((tp, agent))
+        if found is None:
+            found = self._attempts[(tp, agent)] = Attempts(self._deaths.of(tp, agent))
+        return found
+
+    def _landed(self) -> None:
+        for suspect in self._deaths.landed(self.tasks):
+            attempts = self._attempts.get((TP(suspect.topic, suspect.partition), suspect.agent))
+            if attempts is not None:
+                attempts.suspects.remove(suspect)
+
+    def _is_behind(self) -> bool:
+        return (
+            self._committer.behind
+            or (self.group is not None and self.group.behind)
+            or (self._taking_over is not None and not self._taking_over.done())
+        )
+
+    def finished(self) -> None:
+        self._committer.changed.set()
+
+    def released(self, cursor: Cursor, runner: AgentRunner) -> None:
+        self.fetcher.consumed(cursor)
+        if self._alone is not None and self._alone[0] is runner:
+            self._alone = None
+        if len(self.runners) > 1:
+            for other in self.runners:
+                if other is not runner and other.ready:
+                    other.wake.set()
+        if cursor.queue:
+            runner.offer(cursor)
+
+    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None:
+        if not self.settings.lineage:
+            return None
+        known = self._origins.get((agent.name, tp))
+        if known is None:
+            name = agent.name if len(self.plan.agents) > 1 else ""
+            known = self._origins[(agent.name, tp)] = lineage.prefix(self.app, name, tp.topic, tp.partition)
+        return known
+
+    def destination(self, topic: Topic) -> Destination | None:
+        return self.topics.destinations.get(topic.name)
+
+    async def open_destination(self, topic: Topic) -> Destination:
+        return await self.topics.open_destination(topic, max(self.assignment.partitions.values(), default=1))
+
+    def source_grew(self) -> None:
+        """There are new partitions: they are assigned as the others are."""
+        if self.group is not None:
+            self.group.rejoin_anew()
+
+    async def outputs_remade(self) -> None:
+        """A topic that results or dead letters go to is another one: what was meant for the old one is done again."""
+        async with self._turn:
+            self._topics_anew = True
+            self.drop_everything()
+        self.start_over()
+
+    def read_topics_anew(self) -> None:
+        """With the next takeover: what they take may be another by now."""
+        self._topics_anew = True
+
+    def _offer(self, cursor: Cursor) -> None:
+        for runner in self.runners:
+            if runner.plan is cursor.agent:
+                runner.offer(cursor)
+
+    def _idle(self, cursor: Cursor) -> bool:
+        return all(runner.waiting for runner in self.runners if runner.plan is cursor.agent)
+
+    def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
+        self._background.spawn(self._see_what_is_gone(tp, asked), "what is gone")
+
+    async def _see_what_is_gone(self, tp: TP, asked: int) -> None:
+        """Records that we are to read were deleted. Is the group past them, another worker has our tasks: rejoin."""
+        membership, task = self.membership, self.tasks.get(tp.partition)
+        held, _ = task.topics.get(tp.topic, ("", 0)) if task is not None else ("", 0)
+        try:
+            now = (await self.broker.topics([tp.topic])).get(tp.topic)
+            done = (await self.broker.stable_offsets(self.app, [tp]))[tp]
+        except (RpcError, RpcLost) as exc:
+            log.info("what the group stands at in %s[%d]: %s", tp.topic, tp.partition, exc)
+            return
+        if membership is not self.membership:
+            return
+        if now is None:
+            # Deleted, not trimmed: that is the watch's to say.
+            return
+        if held and now.id != held:
+            self.fail(source_remade(self.app, tp.topic))
+            return
+        if done > asked and self.group is not None:
+            log.warning(
+                "%s[%d]@%d is gone and the group stands at %d: this worker was replaced while it slept",
+                *tp,
+                asked,
+                done,
+            )
+            self.group.request_rejoin()
+            return
+        self.fail(
+            TopicChanged(
+                f"{tp.topic}[{tp.partition}] no longer holds offset {asked}, where {self.app!r} stands: records were deleted, by "
+                "retention or by hand, before they were processed. Run `semel reset --to earliest` to go on with what is "
+                "there, and raise the topic's retention"
+            )
+        )
+
+    # ================================================================== epochs
+
+    def outbox(self, out: Out) -> asyncio.Future[None]:
+        """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
+        done = self._committer.outbox.add(out, self.clock.monotonic())
+        self._committer.changed.set()
+        return done
+
+    def follow(self, context: EventContext, number: int, out: Out) -> asyncio.Future[None] | None:
+        """An output of a task that has outlived the event it was started in. It counts if that event does: in its epoch
+        where that is open (None is answered), else in the next one after it. StaleIncarnation where the event is undone,
+        CarryOverFull where too much waits for a commit."""
+        match context.attempts.fate(number, alive=context.alive):
+            case Fate.VOID:
+                if not self._void_sends_told:
+                    self._void_sends_told = True
+                    log.warning("a task that an event had started sends to %r after that event was undone: nothing is sent, and "
+                                "the task gets StaleIncarnation. One that is to outlive its event belongs into @app.task, or "
+                                "is started before the loop; this is said once", out.tp.topic)  # fmt: skip
+                raise StaleIncarnation(
+                    "the event this was started in is undone: it failed, or its partition moved before its commit. Where it is "
+                    "handled again, this is started again"
+                )
+            case Fate.OPEN:
+                self.epoch.join(out)
+                return None
+            case Fate.SEALED:
+                assert context.attempts.after is not None
+                return self._committer.outbox.follow(context.attempts.after, out, self.clock.monotonic())
+            case Fate.COMMITTED:
+                return self.outbox(out)
+
+    async def _commit_loop(self) -> None:
+        while True:
+            await self._committer.due()
+            failed: CommitFailed | None = None
+            sent = False
+            async with self._turn:
+                membership = self.membership
+                if self.open_for_work:
+                    try:
+                        sent = await self._committer.commit()
+                    except CommitFailed as exc:
+                        failed = exc
+                        log.warning(
+                            "epoch %d is not committed: %s; what it did is undone and done again",
+                            self._committer.number,
+                            exc,
+                        )
+                        self.stats["unknown" if exc.answer is Answer.UNKNOWN else "aborts"] += 1
+                        self.drop_everything()
+                    except StoreError as exc:
+                        self.store_failed(exc)
+            if failed is not None:
+                await self._recovery.after(failed, membership)
+            if not sent:
+                # Work waits for a writer or an assignment: never ask again without letting others run.
+                await self.clock.sleep(0.01)
+
+    # ================================================================== starting over
+
+    def drop_everything(self) -> None:
+        """The incarnation is over: no work of it may count any more (rule 5)."""
+        self.open_for_work = False
+        self.fetcher.clear()
+        # Also those of logs: a restore is over, or is begun anew.
+        self.troubles.clear()
+        self._alone = None
+        for runner in self.runners:
+            runner.abandon()
+        self.epoch.drop()
+        for task in self.tasks.values():
+            task.state = TaskState.RESTORING
+            task.sealed_position = None
+            task.open_anew()
+
+    def start_over(self) -> None:
+        """Take over what is ours anew, if there is anything."""
+        if self.membership is not None or not self.plan.sources:
+            self._start_take_over()
+
+    # ================================================================== what the group says (membership.Owner)
+
+    async def source_partitions(self) -> dict[str, int]:
+        return await self.topics.ready()
+
+    async def revoke(self, *, lost: bool) -> None:
+        """Commit the epoch within the deadline or drop it (rule 14). Nothing crosses a generation."""
+        await self._pass("revoke.begin")
+        await self.stop_taking_over()
+        if not lost and self.open_for_work:
+            try:
+                async with looptime.timeout(self.settings.revoke_timeout_ms / 1000), self._turn:
+                    self.open_for_work = False
+                    await self._committer.commit()
+            except (TimeoutError, CommitFailed) as exc:
+                log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
+                self.stats["aborts"] += 1
+                if self.writer is not None:
+                    self.writer.dead = True
+            except StoreError as exc:
+                log.error("%s; the partitions go to others, the store is brought up to date later", str(exc))
+        self.membership = None
+        self.drop_everything()
+        if self.writer is not None and self.writer.transaction_open_since is not None:
+            self.writer.dead = True
+        self.tasks = {}
+        self.assignment = Assignment((), owners=self.assignment.owners, partitions=self.assignment.partitions)
+        await self._pass("revoke.end")
+
+    async def assign(self, membership: Membership, assignment: Assignment) -> None:
+        await self._pass("assign.begin")
+        self.membership = membership
+        self.assignment = assignment
+        self.stats["rebalances"] += 1
+        self._start_take_over()
+
+    # ================================================================== taking over
+
+    def _start_take_over(self) -> None:
+        before = self._taking_over
+        if before is not None:
+            before.cancel()
+        self._taking_over = self._background.spawn(self._take_over(before), "take over")
+
+    async def stop_taking_over(self) -> None:
+        """When this returns nothing restores any more."""
+        taking_over, self._taking_over = self._taking_over, None
+        if taking_over is not None:
+            taking_over.cancel()
+            await asyncio.wait({taking_over})
+
+    async def _take_over(self, before: asyncio.Task[None] | None) -> None:
+        """A writer, then every task restored, each running as soon as it is (rules 11, 14, 15)."""
+        if before is not None:
+            await asyncio.wait({before})
+        membership = self.membership
+        async with self._turn:
+            if membership is not self.membership or self._recovery.mending:
+                return
+            self.drop_everything()
+            if self.writer is None or self.writer.dead:
+                self.writer = await self._activation.writer()
+            if self._topics_anew:
+                await self.topics.ready()
+                self._topics_anew = False
+            asked_at = self.clock.monotonic()
+            topics = await self._activation.metadata(self.assignment.partitions)
+            letters = self.plan.dead_letter_topic
+            self.dead_letters = DeadLetters(
+                letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
+            )
+            self._watch.begin(asked_at)
+            self.topics.begin()
+            await self._committer.settle_doubts(self._restorer)
+            mine = self.assignment.tasks
+            try:
+                self.tasks = {
+                    p: self._activation.task(p, len(mine), self._committer.suspects.condemned, self.attempts)
+                    for p in mine
+                }
+            except StoreError as exc:
+                # A new store notes first which table is which; a disk may be full by then.
+                self.store_failed(exc)
+                return
+            for runner in self.runners:
+                runner.sink = (
+                    self.topics.destinations.get(runner.plan.sink.name) if runner.plan.sink is not None else None
+                )
+            self.open_for_work = True
+            self._brought_up.set()
+        slots = asyncio.Semaphore(RESTORES)
+
+        async def bring_up(task: Task) -> None:
+            async with slots:
+                await self._activation.restore(task, topics)
+                if not task.unclaimed:
+                    await begin(task)
+                    return
+                task.touched = True
+                await self._committed(task)
+            # Other tasks need not wait for what another app does.
+            await self._restorer.confirm(task)
+            async with slots:
+                # From now on the position says that it is ours.
+                task.touched = True
+                await self._committed(task)
+                await begin(task)
+
+        async def begin(task: Task) -> None:
+            await migrate(task, self.plan, partial(self._committed, task))
+            self.topics.recorded(task.partition, task.committed.sinks)
+            # What is to be remembered is, also where no record comes: where it began, and where outputs go.
+            noted = task.committed.sinks
+            task.touched = task.touched or any(
+                noted.get(name) != at for name, at in self.topics.sinks(task.partition).items()
+            )
+            task.state = TaskState.RUNNING
+            self._brought_up.set()
+            self._feed(task)
+            self._committer.changed.set()
+            log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
+
+        restores = [asyncio.create_task(bring_up(t)) for t in self.tasks.values()]
+        try:
+            await asyncio.gather(*restores)
+        except StoreError as exc:
+            self.store_failed(exc)
+        except RpcError as exc:
+            if needs_a_person(exc):
+                raise
+            # What was told before is older than what is recorded.
+            log.info("taking over is begun anew: %s", exc)
+            await self.clock.sleep(0.2)
+            self._start_take_over()
+        finally:
+            for restore in restores:
+                restore.cancel()
+            await asyncio.gather(*restores, return_exceptions=True)
+        self._committer.changed.set()
+
+    async def _committed(self, task: Task) -> None:
+        """Until what is open of a task that does not run yet is committed. Whoever drops it ends who waits for it."""
+        before = task.committed
+        self._committer.changed.set()
+        while task.committed is before:
+            await self.clock.sleep(0.01)
+
+    def _feed(self, task: Task) -> None:
+        for topic in task.topics:
+            tp = TP(topic, task.partition)
+            self.fetcher.add(tp, [c for c in task.cursors.values() if c.tp == tp])
+
+    async def _without_sources(self) -> None:
+        """An app without source topics commits under its id alone (rule 9)."""
+        await self.topics.ready()
+        self._start_take_over()

@@ -1,0 +1,284 @@
+"""Reset: move an app's positions and state together (protocol rule 24). Repeating it is safe, at any point.
+
+The order is the rule: an empty group; a record in the positions that keeps workers from starting; state deleted and made
+anew; the group's offsets; and only then, in one transaction, the new positions and the end of that record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Literal
+
+import orjson
+
+from semel.broker.answers import needs_a_person
+from semel.broker.asking import see
+from semel.codes import LOGIN, NO_RIGHT
+from semel.errors import ConfigError, RecoveryError
+from semel.plan import Plan
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcError, TopicInfo, TopicSpec
+from semel.runtime import looptime
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from semel.stages.commit.transaction import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.sink.destination import Out
+from semel.state import positions
+from semel.state.positions import Position, Sink, StreamTime, TopicPosition
+from semel.task import log_owners
+from semel.task.read_committed import CommittedLogs
+from semel.task.topics import Topics
+
+# For so long brokers may take to show what was done to a topic.
+SHOWN_S = 60.0
+
+Target = Literal["earliest", "latest"] | datetime
+
+
+async def reset(
+    plan: Plan, settings: EngineSettings, broker: Broker, clock: Clock, to: Target, *, say: Callable[[str], None]
+) -> dict[TP, int]:
+    """Returns where each source partition begins now. RecoveryError while the group has members; broker errors as they come."""
+    until = clock.monotonic() + settings.session_timeout_ms / 1000 + 1
+    told = 0
+    while (info := await broker.describe_group(plan.app)).members and clock.monotonic() < until:
+        if len(info.members) != told:
+            told = len(info.members)
+            say(f"waiting for the group's {told} member(s) to be gone: a stopped worker's session has to end")
+        await clock.sleep(1)
+    if info.members:
+        who = ", ".join(sorted(m.instance_id or m.member_id for m in info.members))
+        raise RecoveryError(
+            f"group {plan.app!r} has members ({who}): its workers are still running; stop them, then reset"
+        )
+    topics = Topics(
+        broker,
+        clock,
+        plan,
+        replication_factor=settings.replication_factor,
+        say=lambda text: say(text) if text else None,
+    )
+    found = await broker.topics([*plan.sources, *plan.logs])
+    missing = [name for name in plan.sources if name not in found]
+    if missing:
+        raise RecoveryError(f"source topic {', '.join(missing)} does not exist; create it, then reset")
+    tasks = max(found[name].partitions for name in plan.sources)
+    offsets = await _target_offsets(plan, broker, {n: found[n].partitions for n in plan.sources}, to)
+    for name in plan.state_logs:
+        await _check_owner(plan, broker, clock, name, say)
+
+    writer = Writer(
+        broker,
+        clock,
+        Failpoints(),
+        f"{plan.app}-reset",
+        timeout_ms=settings.transaction_timeout_ms,
+        commit_timeout_ms=settings.commit_timeout_ms,
+    )
+    await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
+    now_ms = int(clock.time() * 1000)
+    known = found.get(plan.positions_topic)
+    written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
+    doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
+    await _check_rights(plan, broker, [found[name] for name in doomed])
+    if known is not None and known.partitions < tasks:
+        known = await _grown(broker, clock, known, tasks)
+    if known is not None:
+        held = await _positions(broker, clock, known)
+        # Where outputs went: also topics that the declaration does not name.
+        written |= {name for position in held for name in position.outputs}
+        if to != "latest":
+            _say_what_moved(plan, held, found, say)
+        say("marking the positions: workers refuse to start until the reset is complete")
+        told = b'{"v":1,"at":%d}' % now_ms
+        await _mark(writer, 1, known, told)
+    if known is not None and known.partitions != tasks:
+        doomed.append(known.name)
+    if doomed:
+        say(f"deleting {', '.join(doomed)}")
+        for name in doomed:
+            try:
+                await broker.delete_topics([name])
+            except RpcError as exc:
+                if name != doomed[0]:
+                    raise
+                # Nothing has changed yet: workers may go on as before.
+                if known is not None:
+                    await _mark(writer, 2, known, None)
+                raise ConfigError(
+                    f"{name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until then "
+                    "nothing is changed"
+                ) from exc
+        await _shown(broker, clock, dict.fromkeys(doomed, 0), "deleted")
+    await topics.ready()
+    say("setting the group's offsets")
+    await broker.set_group_offsets(plan.app, offsets)
+    say("writing the positions")
+    began = await _ends(broker, sorted(written))
+    outs: list[Out] = []
+    logs = {name: topics.known[name].id for name in plan.state_logs}
+    # Whoever begins first, all send keys where this says, also when the topic grows before that.
+    outputs = [topics.known[t.name] for t in plan.outputs]
+    sinks = {info.name: Sink(info.id, info.partitions, info.partitions) for info in outputs}
+    for task in range(tasks):
+        at = {
+            name: TopicPosition(found[name].id, found[name].partitions, begin, first=begin)
+            for name in plan.sources
+            if (begin := offsets.get(TP(name, task), -1)) >= 0
+        }
+        position = Position(
+            at,
+            StreamTime(),
+            {},
+            -1,
+            writer.transactional_id,
+            2,
+            now_ms,
+            plan.shape(),
+            logs,
+            types=plan.types(),
+            sinks=sinks,
+        )
+        tp = TP(plan.positions_topic, task)
+        outs.append(Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
+        outs.append(Out(tp, NO_TIMESTAMP, positions.BEGAN_KEY, began, ()))
+        outs.append(Out(tp, NO_TIMESTAMP, positions.RESETTING_KEY, None, ()))
+    await _write(writer, 2, outs)
+    return offsets
+
+
+async def _check_rights(plan: Plan, broker: Broker, doomed: list[TopicInfo]) -> None:
+    """ConfigError where one of them may not be deleted or created anew, before anything is changed.
+
+    Brokers look at rights first: to delete no records takes the right to delete, and to create what is there the right to
+    create.
+    """
+    for info in doomed:
+        for right, harmless in (
+            ("Delete", lambda info=info: broker.delete_records({TP(info.name, 0): 0})),
+            ("Create", lambda info=info: broker.create_topics([TopicSpec(info.name, info.partitions, 1, {})])),
+        ):
+            try:
+                await harmless()
+            except RpcError as exc:
+                if exc.code in NO_RIGHT:
+                    raise ConfigError(
+                        f"{info.name!r} has to be deleted and created anew, and this client may not: {exc}. Grant {right} on the "
+                        f"topics of {plan.app!r}, then reset; until then nothing is changed"
+                    ) from exc
+
+
+async def _grown(broker: Broker, clock: Clock, topic: TopicInfo, partitions: int) -> TopicInfo:
+    """The positions with as many partitions as the source, so that the mark that keeps workers away stays; as it is where
+    that is not permitted."""
+    try:
+        await broker.create_partitions(topic.name, partitions)
+    except RpcError as exc:
+        if exc.code in NO_RIGHT:
+            return topic
+        raise
+    grown = {topic.name: partitions}
+    return (await _shown(broker, clock, grown, f"given {partitions} partitions"))[topic.name]
+
+
+async def _shown(broker: Broker, clock: Clock, sizes: Mapping[str, int], done: str) -> Mapping[str, TopicInfo]:
+    """Topics, once the brokers show what was done to them: `sizes` by name, 0 for none. RecoveryError where they do not."""
+    return await see(
+        clock,
+        lambda: broker.topics(list(sizes)),
+        lambda shown: all((shown[n].partitions if n in shown else 0) == size for n, size in sizes.items()),
+        within_s=SHOWN_S,
+        otherwise=lambda _: RecoveryError(
+            f"{', '.join(sizes)}: {done}, and for {SHOWN_S:g} s the brokers do not show it; see their logs, and run `semel "
+            "reset` again: repeating it is safe"
+        ),
+    )
+
+
+async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: Callable[[str], None]) -> None:
+    """RecoveryError where another app's positions have that log: it is not ours to delete."""
+    for app in plan.others_of(log):
+        info = await log_owners.seen(broker, f"{app}-positions", say)
+        if info is None:
+            continue
+        try:
+            found = await _positions(broker, clock, info)
+        except RpcError as exc:
+            if exc.code in LOGIN or not needs_a_person(exc):
+                raise
+            say(log_owners.hidden(info.name, exc))
+            continue
+        if any(log in position.logs for position in found):
+            raise RecoveryError(
+                f"{log!r} holds state of app {app!r}, and {plan.app!r} has a table whose changelog has the same name: give the "
+                f"table or the app another name, then reset. If {app!r} is no more, delete {info.name}"
+            )
+
+
+def _say_what_moved(
+    plan: Plan, held: list[Position], found: Mapping[str, TopicInfo], say: Callable[[str], None]
+) -> None:
+    """Events from before a source grew are not where their keys belong now."""
+    if plan.may_grow:
+        return
+    for name in plan.sources:
+        before = max(
+            (p.topics[name].partitions for p in held if name in p.topics and p.topics[name].id == found[name].id),
+            default=0,
+        )
+        if 0 < before < found[name].partitions:
+            say(
+                f"{name} had {before} partitions when {plan.app} ran last, and has {found[name].partitions}: events from before "
+                "it grew whose keys moved are dead-lettered where they use a table (WrongPartition), and their ids are not known "
+                "where the keys are now. --to TIME, the time at which it grew, leaves them out; a copy of all events in a new "
+                "topic, declared as the source, keeps them"
+            )
+
+
+async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> list[Position]:
+    """All that a topic of positions holds. RpcError, RpcLost, Unreadable."""
+    logs = CommittedLogs(broker, clock, "restore")
+    tps = [TP(topic.name, p) for p in range(topic.partitions)]
+    starts, ends = await logs.starts(tps), await broker.list_offsets(tps, LATEST, committed=True)
+    return [
+        positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
+        for tp in tps
+        async for piece in logs.read(tp, starts[tp], ends[tp])
+        for record in piece.records
+        if record.key == positions.KEY and record.value is not None
+    ]
+
+
+async def _ends(broker: Broker, names: list[str]) -> bytes:
+    """Where these topics end now, as JSON: what lies before is of the life that this reset ends."""
+    topics = await broker.topics(names)
+    ends = await broker.list_offsets([TP(n, p) for n, info in topics.items() for p in range(info.partitions)], LATEST)
+    told = {n: {"id": info.id, "ends": [ends[TP(n, p)] for p in range(info.partitions)]} for n, info in topics.items()}
+    return orjson.dumps({"v": 1, "topics": told})
+
+
+async def _mark(writer: Writer, number: int, topic: TopicInfo, told: bytes | None) -> None:
+    """Say in every partition of the positions that a reset is under way; None: that it is not."""
+    outs = [Out(TP(topic.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ()) for p in range(topic.partitions)]
+    await _write(writer, number, outs)
+
+
+async def _write(writer: Writer, number: int, outs: list[Out]) -> None:
+    try:
+        await writer.commit(Sealed(number, by_partition(outs), {}), None)
+    except CommitFailed as exc:
+        raise RecoveryError(
+            f"the positions cannot be written: {exc}; see that this client may write them, and run `semel reset` again: "
+            "repeating it is safe"
+        ) from exc
+
+
+async def _target_offsets(plan: Plan, broker: Broker, partitions: dict[str, int], to: Target) -> dict[TP, int]:
+    tps = [TP(name, p) for name, count in partitions.items() for p in range(count)]
+    if to == "earliest":
+        return await broker.list_offsets(tps, EARLIEST)
+    latest = await broker.list_offsets(tps, LATEST)
+    if to == "latest":
+        return latest
+    at = await broker.list_offsets(tps, int(to.timestamp() * 1000))
+    return {tp: latest[tp] if offset < 0 else offset for tp, offset in at.items()}

@@ -1,0 +1,582 @@
+"""What kind of agent a callable is, told from its code before it ever runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import faust
+import pytest
+
+from semel import Output, Pipeline, Topic
+from semel.callables.kind import kind_of
+from semel.errors import DeclarationError
+from semel.plan import AgentKind
+
+STREAM, FUNCTION, COROUTINE = AgentKind.STREAM, AgentKind.FUNCTION, AgentKind.COROUTINE
+db = SimpleNamespace()
+
+
+class StreamStarted: ...
+
+
+async def generator(stream):
+    async for event in stream:
+        yield event
+
+
+async def loop(stream):
+    async for event in stream:
+        db.note(event)
+
+
+async def batches(stream):
+    async for batch in stream.batches():
+        db.note(batch)
+
+
+async def take_with_arguments(stream):
+    async for batch in stream.take(int("10"), within=max(1, 2)):
+        db.note(batch)
+
+
+async def chained(stream):
+    async for event in stream.filter(lambda e: e > db.limit).events():
+        db.note(event)
+
+
+async def named_again(stream):
+    stream = stream.events()
+    async for event in stream:
+        db.note(event)
+
+
+async def under_another_name(stream):
+    first, events = 0, stream.events()
+    async for event in events:
+        db.note(event, first)
+
+
+async def after_other_work(stream):
+    await db.connect()
+    total = sum(i for i in range(3))
+    try:
+        with db.lock as held:
+            db.note(held)
+    finally:
+        total += 1
+    async for event in stream:
+        db.note(event, total)
+
+
+async def comprehension(stream):
+    db.note([event async for event in stream])
+
+
+async def caught_by_a_closure(stream):
+    def first():
+        return stream
+
+    async for event in stream:
+        db.note(event, first)
+
+
+async def annotated(stream: faust.Stream[int]) -> None:
+    await db.consume(stream)
+
+
+async def annotated_as_an_iterator(events: AsyncIterator[int]) -> None:
+    await db.consume(events)
+
+
+def plain(event):
+    return event
+
+
+async def one(event):
+    return await db.save(event)
+
+
+async def rows_of_the_event(event):
+    async for row in db.query(event.id):
+        db.note(row)
+
+
+async def rows_of_the_whole_event(event):
+    async for row in db.query(event):
+        db.note(row)
+
+
+async def rows_kept_in_the_event(event):
+    async for row in event.rows:
+        db.note(row)
+
+
+async def loops_over_something_else(event):
+    other = db.open()
+    async for row in other.rows(event):
+        db.note(row, event)
+
+
+async def chooses(event):
+    async for row in event.a() if event else db.b():
+        db.note(row)
+
+
+async def about_streams(event: StreamStarted) -> None:
+    await db.save(event)
+
+
+class Agent:
+    async def over_stream(self, stream):
+        async for event in stream:
+            db.note(event)
+
+    async def over_event(self, event):
+        async for row in self.rows(event):
+            db.note(row)
+
+    def rows(self, event): ...
+
+    @classmethod
+    async def of_class(cls, stream):
+        async for event in stream:
+            db.note(event)
+
+    @staticmethod
+    def static(event):
+        return event
+
+
+class CallableStream:
+    async def __call__(self, stream):
+        async for event in stream:
+            db.note(event)
+
+
+class CallableGenerator:
+    async def __call__(self, stream):
+        async for event in stream:
+            yield event
+
+
+class CallableEvent:
+    def __call__(self, event):
+        return event
+
+
+class Made:
+    """Instances are made of events."""
+
+    def __init__(self, event): ...
+
+    async def __call__(self, stream):
+        async for event in stream:
+            db.note(event)
+
+
+def passing(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return f(*args, **kwargs)
+
+    return wrapper
+
+
+def awaiting(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    async def wrapper(event):
+        found = f(event)
+        return await found if hasattr(found, "__await__") else found
+
+    return wrapper
+
+
+def per_event(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    async def wrapper(stream):
+        async for event in stream:
+            yield f(event)
+
+    return wrapper
+
+
+async def with_context(context, stream):
+    async for event in stream:
+        db.note(context, event)
+
+
+async def context_is_iterated(stream, event):
+    async for row in stream:
+        db.note(row, event)
+
+
+@pytest.mark.parametrize(
+    ("run", "kind"),
+    [
+        (generator, STREAM),
+        (loop, STREAM),
+        (batches, STREAM),
+        (take_with_arguments, STREAM),
+        (chained, STREAM),
+        (named_again, STREAM),
+        (under_another_name, STREAM),
+        (after_other_work, STREAM),
+        (comprehension, STREAM),
+        (caught_by_a_closure, STREAM),
+        (annotated, STREAM),
+        (annotated_as_an_iterator, STREAM),
+        (plain, FUNCTION),
+        (lambda event: event, FUNCTION),
+        (lambda event, *, factor=2: event * factor, FUNCTION),
+        (print, FUNCTION),
+        (dict, FUNCTION),
+        (rows_of_the_event, COROUTINE),
+        (rows_kept_in_the_event, COROUTINE),
+        (chooses, COROUTINE),
+        (about_streams, COROUTINE),
+        (Agent().over_stream, STREAM),
+        (Agent.of_class, STREAM),
+        (Agent.static, FUNCTION),
+        (CallableStream(), STREAM),
+        (CallableGenerator(), STREAM),
+        (CallableEvent(), FUNCTION),
+        (Made, FUNCTION),
+        (functools.partial(with_context, "context"), STREAM),
+        (functools.partial(functools.partial(Agent.over_stream, Agent())), STREAM),
+        (passing(loop), STREAM),
+        (passing(plain), FUNCTION),
+        (passing(passing(generator)), STREAM),
+        (awaiting(loop), STREAM),
+        (per_event(plain), STREAM),
+        (functools.lru_cache(plain), FUNCTION),
+    ],
+    ids=lambda p: getattr(p, "__qualname__", None) or getattr(p, "name", None) or type(p).__name__,
+)
+def test_the_kind_of(run: Callable[..., Any], kind: AgentKind) -> None:
+    assert kind_of(run) is kind
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (None, "cannot be called"),
+        ("settle", "cannot be called"),
+        (lambda: None, "does not take that"),
+        (lambda a, b: None, "does not take that"),
+        (lambda *, event: None, "does not take that"),
+        (functools.partial(plain, 1), "does not take that"),
+    ],
+)
+def test_what_cannot_be_called_with_one_argument_is_no_agent(run: Any, why: str) -> None:
+    with pytest.raises(DeclarationError, match=why):
+        kind_of(run)
+
+
+def test_a_decorator_that_wraps_itself_does_not_hang_the_declaration() -> None:
+    def odd(event): ...
+
+    odd.__wrapped__ = odd  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="wrapper loop"):
+        import inspect
+
+        inspect.unwrap(odd)
+    assert kind_of(odd) is FUNCTION
+
+
+# -- what is not certain is refused, and said with kind= or an annotation
+
+
+async def delegates(stream):
+    await db.consume(stream)
+
+
+async def asks_for_the_next(stream):
+    events = aiter(stream)
+    db.note(await anext(events))
+
+
+async def asks_for_the_next_event(stream):
+    events = stream.events()
+    while True:
+        db.note(await anext(events))
+
+
+async def mistyped(stream):
+    async for event in stream.event():
+        db.note(event)
+
+
+async def within_a_context(stream):
+    async with db.closing(stream) as events:
+        async for event in events:
+            db.note(event)
+
+
+async def within_a_function(stream):
+    async def loop():
+        async for event in stream:
+            db.note(event)
+
+    await loop()
+
+
+async def made_into_something_else(stream):
+    stream = db.decoded(stream)
+    async for event in stream:
+        db.note(event)
+
+
+async def in_a_task(stream):
+    async with db.group() as group:
+        group.create_task(db.consume(stream))
+
+
+async def annotated_for_nobody(stream: Any) -> None:
+    await db.consume(stream)
+
+
+async def annotated_for_the_type_checker(stream: OnlyForTheTypeChecker) -> None:  # noqa: F821  # pyright: ignore
+    await db.consume(stream)
+
+
+async def of_many(payments):
+    await db.save_all(payments)
+
+
+class Delegates:
+    async def __call__(self, stream):
+        await db.consume(stream)
+
+
+exec("async def without_source(stream):\n    async for event in stream: pass")
+UNCERTAIN = [
+    delegates, mistyped, asks_for_the_next, asks_for_the_next_event, within_a_context, within_a_function,
+    made_into_something_else,
+    in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, passing(delegates),
+    functools.partial(delegates), of_many,
+    globals()["without_source"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("run", UNCERTAIN, ids=lambda p: getattr(p, "__qualname__", None) or type(p).__name__)
+def test_what_may_be_either_is_refused_until_somebody_says_what_it_is(run: Callable[..., Any]) -> None:
+    with pytest.raises(DeclarationError, match=r"Annotate '\w+' \(AsyncIterable.*kind='stream' or kind='event'"):
+        kind_of(run)
+    assert kind_of(run, "stream") is STREAM
+    assert kind_of(run, "event") is COROUTINE
+
+
+async def by_its_annotation(event: Settled) -> None:
+    await db.save(event)
+
+
+async def by_what_it_returns(event: Any) -> Settled:
+    return await db.save(event)
+
+
+async def by_an_attribute(event):
+    await db.save(event.id)
+
+
+async def by_a_key(event):
+    await db.save(event["id"])
+
+
+async def by_its_items(event):
+    for name, value in event.items():
+        await db.save(name, value)
+
+
+async def by_a_comparison(event):
+    if event > 3:
+        await db.save(event)
+
+
+async def by_a_match(event):
+    match event:
+        case {"id": key}:
+            await db.save(key)
+
+
+async def by_its_text(event):
+    await db.save(f"{event}")
+
+
+async def never_waits(event):
+    db.note(event)
+
+
+async def of_one(address):
+    await db.save(address)
+
+
+async def never_looks(event):
+    await db.tick()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [by_its_annotation, by_what_it_returns, by_an_attribute, by_a_key, by_its_items, by_a_comparison, by_a_match, by_its_text,
+     never_waits, never_looks, passing(by_a_key), functools.partial(by_a_key)],
+)  # fmt: skip
+def test_what_no_stream_could_be_is_one_event(run: Callable[..., Any]) -> None:
+    assert kind_of(run) is COROUTINE
+
+
+@pytest.mark.parametrize(
+    "run",
+    [one, rows_of_the_whole_event, loops_over_something_else, Agent().over_event, awaiting(plain), awaiting(one),
+     functools.partial(with_context, stream="bound by name"), functools.partial(context_is_iterated, "rows"), of_one],
+)  # fmt: skip
+def test_what_may_be_either_and_is_not_named_as_many_is_one_event(run: Callable[..., Any]) -> None:
+    assert kind_of(run) is COROUTINE
+    assert kind_of(run, "stream") is STREAM
+
+
+def handed_on(stream: AsyncIterable[int]) -> AsyncIterator[int]:
+    return generator(stream)
+
+
+async def of_something_optional(stream: AsyncIterator[int] | None) -> None:
+    await db.consume(stream)
+
+
+async def in_words(stream: AsyncIterator[OnlyForTheTypeChecker]) -> None:  # noqa: F821  # pyright: ignore
+    await db.consume(stream)
+
+
+class OwnStream:
+    def __aiter__(self): ...
+
+
+async def of_a_class_of_its_own(stream: OwnStream) -> None:
+    await db.consume(stream)
+
+
+async def of_fausts_interface(stream: faust.StreamT) -> None:
+    await db.consume(stream)
+
+
+@pytest.mark.parametrize(
+    "run", [handed_on, of_something_optional, in_words, of_a_class_of_its_own, of_fausts_interface, passing(in_words)]
+)
+def test_an_annotation_says_that_it_takes_the_stream(run: Callable[..., Any]) -> None:
+    assert kind_of(run) is STREAM
+
+
+async def contradicts_itself(payments: Settled):
+    async for payment in payments:
+        db.note(payment)
+
+
+def test_a_loop_over_what_is_annotated_as_an_event_is_refused() -> None:
+    with pytest.raises(DeclarationError, match=r"iterates over 'payments', which is annotated as .*AsyncIterable"):
+        kind_of(contradicts_itself)
+    assert kind_of(contradicts_itself, "stream") is STREAM
+
+
+@pytest.mark.parametrize(
+    ("run", "said", "words"),
+    [(generator, "event", "async generator, and kind='event'"), (plain, "batch", "takes 'stream' or 'event'")],
+)
+def test_a_kind_that_cannot_be_is_refused(run: Any, said: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        kind_of(run, said)
+
+
+def test_a_pipeline_says_what_kind_its_agent_is() -> None:
+    given: dict[str, Any] = {"source": Topic("in"), "agent": delegates}
+    assert Pipeline("p", **given, kind="stream").plan().agents[0].kind is STREAM
+    assert Pipeline("p", **given, kind="event").plan().agents[0].kind is COROUTINE
+    with pytest.raises(DeclarationError, match="kind='stream' or kind='event'"):
+        Pipeline("p", **given)
+
+
+# ---------------------------------------------------------------------- what it gives
+
+
+@dataclass
+class Settled:
+    id: str
+
+
+@dataclass
+class SettledInEuros(Settled):
+    euros: int = 0
+
+
+def declared(agent: Any, sink: Any = Settled) -> Pipeline:
+    return Pipeline("p", source=Topic("in"), agent=agent, sink=Topic("out", value=sink))
+
+
+def test_a_plain_generator_is_refused_with_the_way_to_give_several_results() -> None:
+    def split(order: Any) -> Any:
+        yield from order["items"]
+
+    for agent in (split, functools.partial(split)):
+        with pytest.raises(DeclarationError, match=r"plain generator.*async def agent"):
+            declared(agent)
+
+
+def test_a_loop_that_returns_its_result_is_refused() -> None:
+    async def settle(stream: Any) -> Any:
+        async for event in stream:
+            return event
+        return None
+
+    with pytest.raises(DeclarationError, match=r"returns a value.*yield results"):
+        declared(settle)
+
+
+def test_a_loop_that_returns_nothing_is_an_agent_without_results() -> None:
+    async def settle(stream: Any) -> None:
+        async for event in stream:
+            if event is None:
+                return
+
+    declared(settle)
+
+
+async def one(event: Any) -> Settled: ...
+async def maybe(event: Any) -> Settled | None: ...
+async def other(event: Any) -> SettledInEuros | Output | None: ...
+def plain(event: Any) -> Settled: ...
+def a_list(event: Any) -> list[Settled]: ...
+async def dicts(event: Any) -> dict[str, Any]: ...
+def awaited(event: Any) -> Awaitable[Settled]: ...
+async def many(stream: Any) -> AsyncIterator[Settled]:
+    async for event in stream:
+        yield event
+
+
+async def many_dicts(stream: Any) -> AsyncIterator[dict[str, Any]]:
+    async for event in stream:
+        yield event
+
+
+def unknown(event: Any) -> OnlyForTheTypeChecker: ...  # noqa: F821  # pyright: ignore
+def number(event: Any) -> int: ...
+
+
+@pytest.mark.parametrize(
+    ("agent", "sink"),
+    [(one, Settled), (maybe, Settled), (other, Settled), (plain, Settled), (many, Settled), (dicts, dict), (unknown, str),
+     (number, float), (many_dicts, dict), (a_list, list[Settled]), (number, int | None), (dicts, Any), (one, SettledInEuros)],
+)  # fmt: skip
+def test_an_annotation_that_its_sink_takes_is_in_order(agent: Any, sink: Any) -> None:
+    declared(agent, sink)
+
+
+@pytest.mark.parametrize(
+    ("agent", "sink", "words"),
+    [(one, dict, "gives Settled.*takes dict"), (maybe, str, "gives Settled"), (dicts, Settled, "gives dict"),
+     (many_dicts, Settled, "gives dict.*takes Settled"), (awaited, Settled, "nobody awaits"), (number, str, "gives int"),
+     (a_list, Settled, "gives list")],
+)  # fmt: skip
+def test_an_annotation_that_its_sink_does_not_take_is_refused(agent: Any, sink: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        declared(agent, sink)

@@ -1,0 +1,442 @@
+"""Handlers that take the process with them: their event ends in the dead letters, and no other one does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from semel import Dedup, Retry
+from semel.plan import AgentKind, AgentPlan
+from semel.port import TP
+from semel.stages.agent.deaths import LEAST, MOST_HELD_WAIT_S, most, opened, suspected, wait_s
+from semel.state.crash_notes import CODE, HOLDS, SUSPECTS, Held, Left, Suspect
+from tests.unit.harness import Payment, Work, Worker, World, given_up, payments_pipeline
+
+# ---------------------------------------------------------------------- the decisions
+
+
+def events(first: int, last: int | None = None, *, partition: int = 0) -> tuple[str, str, int, int, int, int]:
+    return "settle", "payments", partition, first, first if last is None else last, 1_000
+
+
+def suspect(first: int, last: int | None = None, *, deaths: int = 0, held_s: float = 0.0) -> Suspect:
+    return Suspect(*events(first, last), deaths, held_s)
+
+
+def left(*held: Held, suspects: list[Suspect] | None = None, explained: bool = False, seen: float = 0.0) -> Left:
+    return Left("boot", explained, seen, list(held), suspects or [])
+
+
+def test_a_death_counts_for_an_event_that_was_alone_in_hand() -> None:
+    once = suspected(left(Held(events(7), 10.0), seen=12.5), "boot")
+    assert once == [suspect(7, deaths=1, held_s=2.5)]
+    assert suspected(left(Held(events(7), 30.0), suspects=once, seen=31.0), "boot") == [
+        suspect(7, deaths=2, held_s=2.5)
+    ]
+
+
+def test_what_was_in_hand_together_is_only_gone_through_one_by_one() -> None:
+    assert suspected(left(Held(events(7, 30), 1.0)), "boot") == [suspect(7, 30)]
+    two = left(Held(events(7), 1.0), Held(events(9, partition=1), 1.0), suspects=[suspect(7, deaths=2)])
+    found = {s.events: s.deaths for s in suspected(two, "boot")}
+    assert found == {events(7): 2, events(9, partition=1): 0}
+
+
+def test_an_end_that_is_explained_and_one_of_the_machine_blame_nobody() -> None:
+    known = [suspect(7, deaths=2)]
+    held = Held(events(7), 1.0)
+    assert suspected(left(held, suspects=known, explained=True), "boot") == known
+    assert suspected(left(held, suspects=known), "another boot") == known
+
+
+def test_a_death_with_nothing_in_hand_clears_those_that_were_suspect() -> None:
+    assert suspected(left(suspects=[suspect(7, deaths=4), suspect(9, 12)]), "boot") == [suspect(7), suspect(9, 12)]
+
+
+def test_another_event_alone_in_hand_leaves_the_counts_of_others() -> None:
+    found = suspected(left(Held(events(9), 1.0), suspects=[suspect(7, deaths=2)]), "boot")
+    assert {s.first: s.deaths for s in found} == {7: 2, 9: 1}
+
+
+def test_suspects_are_bounded_and_those_that_count_stay() -> None:
+    known = [suspect(n, n + 1) for n in range(2 * SUSPECTS)] + [suspect(1_000, deaths=2)]
+    found = suspected(left(Held(events(1_001), 1.0), suspects=known), "boot")
+    assert len(found) == SUSPECTS
+    assert [s.first for s in found][-2:] == [1_001, 1_000]
+
+
+def test_an_event_waits_longer_each_time_and_longer_than_it_was_in_hand() -> None:
+    waits = [wait_s(deaths, 0.0) for deaths in range(1, 12)]
+    assert waits[:4] == [0.0, 1.0, 2.0, 4.0] and max(waits) == 60.0 and waits == sorted(waits)
+    assert wait_s(1, 30.0) == 0.0
+    assert wait_s(2, 30.0) == 120.0
+    assert wait_s(3, 1e9) == MOST_HELD_WAIT_S
+    assert wait_s(10**6, 0.0) == 60.0
+
+
+def test_fewer_deaths_than_five_are_no_evidence() -> None:
+    assert [most(Retry(attempts=n)) for n in (1, 5, 6)] == [LEAST, 5, 6]
+
+
+def test_killers_from_outside_do_not_make_an_event_look_guilty() -> None:
+    """Thirty kills in a row, each so long after the start, and nothing but one slow event to be done."""
+    rng = random.Random(7)
+    paces: dict[str, Callable[[], float]] = {
+        "at once": lambda: 0.0,
+        "each half second": lambda: 0.5,
+        "each five seconds": lambda: 5.0,
+        "up to five seconds": lambda: rng.uniform(0, 5),
+        "half a second on average": lambda: rng.expovariate(2),
+        "five seconds on average": lambda: rng.expovariate(1 / 5),
+        "a minute on average": lambda: rng.expovariate(1 / 60),
+    }
+
+    def is_given_up(takes_s: float, kill_s: Callable[[], float]) -> bool:
+        it = suspect(7)
+        for _ in range(30):
+            if it.deaths >= most(Retry(attempts=1)):
+                return True
+            begins, dies = wait_s(it.deaths, it.held_s), kill_s()
+            if dies >= begins + takes_s:
+                return False
+            held = [Held(events(7), begins)] if dies > begins else []
+            [it] = suspected(left(*held, suspects=[it], seen=dies), "boot")
+        return False
+
+    for takes_s in (0.01, 1.0, 10.0, 60.0):
+        for name, kill_s in paces.items():
+            condemned = sum(is_given_up(takes_s, kill_s) for _ in range(1_000))
+            assert condemned <= 3, (takes_s, name, condemned)
+
+
+def test_what_the_file_says_is_said_and_taken_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = payments_pipeline(Work()).plan()
+    place = tmp_path / "IN_HAND"
+    [agent] = plan.agents
+
+    def die(last: int) -> None:
+        notes = opened(place, plan)
+        notes.note(notes.slots[0], TP("payments", 0), 7, last, 1_000, 1.0)
+        notes.slots[0][CODE] = 1
+
+    die(40)
+    die(7)
+    assert "payments[0]@7 to 40 in hand. They go one by one now" in caplog.text
+    caplog.clear()
+    notes = opened(place, plan)
+    assert (
+        f"payments[0]@7 in hand. Alone in hand at 1 deaths in a row; at {LEAST} it goes to the dead letters"
+        in caplog.text
+    )
+    assert [(s.first, s.last, s.deaths) for s in notes.suspects] == [(7, 40, 0), (7, 7, 1)]
+    # Nothing in hand: the counts begin anew. Who is no agent any more is nobody's suspect.
+    assert [s.deaths for s in opened(place, plan).suspects] == [0, 0]
+    other = replace(plan, agents=[replace(agent, name="other")])
+    assert opened(place, other).suspects == []
+    # A directory that cannot be written, or garbage in it, stops nobody.
+    place.write_bytes(b"\0" * 100)
+    assert opened(place, plan).suspects == []
+    caplog.clear()
+    assert opened(tmp_path / "nowhere" / "IN_HAND", plan).suspects == []
+    assert "cannot be noted" in caplog.text
+
+
+# ---------------------------------------------------------------------- workers
+
+
+class Supervised:
+    """A worker that is started again whenever it has died. `deadly(payment)`: handling it ends the process."""
+
+    def __init__(self, world: World, deadly: Callable[[Payment], bool], *, restart_s: float = 0.5) -> None:
+        self.world = world
+        self.deaths: Counter[str] = Counter()
+        self._deadly = deadly
+        self._restart_s = restart_s
+        self.worker = world.start()
+        world.work.before = self._before
+        self._again = asyncio.create_task(self._start_again())
+        world.others.append(self._again)
+
+    async def _before(self, payment: Payment) -> None:
+        if self._deadly(payment) and not self.worker.killed:
+            self.deaths[payment.id] += 1
+            self.worker.kill()
+            await asyncio.Event().wait()
+
+    async def _start_again(self) -> None:
+        while True:
+            await asyncio.wait({self.worker.running})
+            await self.worker.gone()
+            await self.world.clock.sleep(self._restart_s)
+            self.worker = self.world.start()
+
+    async def drained(self, within_s: float = 300.0) -> None:
+        def holds() -> bool:
+            return not self.worker.over and self.world.is_drained()
+
+        ends = self.world.clock.monotonic() + within_s
+        while not holds():
+            assert self.world.clock.monotonic() < ends, self.world.state()
+            await self.world.clock.sleep(0.05)
+        self._again.cancel()
+
+
+STYLES = ["stream", "coroutine", "batches"]
+
+
+def settled(world: World) -> list[str]:
+    return sorted(orjson.loads(r.value or b"")["id"] for log in world.cluster.committed("settlements") for r in log)
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_an_event_that_ends_the_process_is_dead_lettered_and_the_others_take_effect_once(
+    world: World, style: str
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    for n in range(40):
+        world.pay(f"a{n % 8}", 1, id="deadly" if n == 11 else None)
+    supervised = Supervised(world, lambda payment: payment.id == "deadly")
+    await supervised.drained()
+    # One more where others were in hand with it.
+    assert supervised.deaths["deadly"] in (LEAST, LEAST + 1)
+    [(reason, error, attempts)] = given_up(world)
+    assert (reason, attempts) == ("failed", LEAST)
+    assert error.startswith(f"ProcessEnded: its handler ended the process {LEAST} times in a row")
+    assert len(settled(world)) == len(set(settled(world))) == 39
+    # A redelivery follows it there, and costs no process.
+    died = supervised.deaths.total()
+    world.write({"id": "deadly", "account": "a3", "amount": 1}, "a3")
+    await world.drained()
+    assert supervised.deaths.total() == died
+    assert sorted(reason for reason, _, _ in given_up(world)) == ["duplicate", "failed"]
+    assert world.workers and not supervised.worker.notes.suspects
+
+
+async def test_an_agent_that_iterates_in_a_task_of_its_own_has_its_events_in_hand_as_well(world: World) -> None:
+    async def settle(payments: Any) -> None:
+        async def each() -> None:
+            async for payment in payments:
+                await world.work.attempt(payment)
+
+        await asyncio.create_task(each())
+
+    plan = world.pipeline.plan()
+    plan.agents[:] = [replace(plan.agents[0], kind=AgentKind.STREAM, run=settle)]
+    world.plan = lambda: plan  # type: ignore[method-assign]
+    for n in range(20):
+        world.pay(f"a{n % 8}", 1, id="deadly" if n == 11 else None)
+    supervised = Supervised(world, lambda payment: payment.id == "deadly")
+    await supervised.drained()
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
+
+
+async def test_several_deadly_events_of_both_partitions_are_all_found(world: World) -> None:
+    bad = {"p5", "p6", "p17", "p30", "p31", "p32"}
+    for n in range(40):
+        world.pay(f"a{n % 8}", 1)
+    supervised = Supervised(world, lambda payment: payment.id in bad)
+    await supervised.drained(within_s=900)
+    assert len(given_up(world)) == len(bad) and settled(world) == sorted({f"p{n}" for n in range(1, 41)} - bad)
+    assert max(supervised.deaths.values()) <= LEAST + 2
+    world.others.clear()
+
+
+async def test_other_partitions_go_on_while_a_deadly_event_waits(world: World) -> None:
+    supervised = Supervised(world, lambda payment: payment.id == "deadly")
+    await world.until_running(supervised.worker)
+    world.pay("a1", 1, id="deadly")
+    while supervised.deaths["deadly"] < 2:
+        await world.clock.sleep(0.05)
+    other = next(f"a{n}" for n in range(8) if world.place(f"a{n}") != world.place("a1"))
+    before = supervised.deaths.total()
+    for _ in range(20):
+        world.pay(other, 1)
+    while len(settled(world)) < 20:
+        await world.clock.sleep(0.01)
+    assert supervised.deaths.total() == before
+    await supervised.drained()
+
+
+async def test_an_event_that_kills_now_and_then_is_done_when_it_does_not(world: World) -> None:
+    left = LEAST - 1
+
+    def deadly(payment: Payment) -> bool:
+        nonlocal left
+        left -= payment.id == "moody"
+        return payment.id == "moody" and left >= 0
+
+    world.pay("a1", 1, id="moody")
+    supervised = Supervised(world, deadly)
+    await supervised.drained()
+    assert given_up(world) == [] and settled(world) == ["moody"]
+    # Its count is gone with it.
+    assert supervised.worker.notes.suspects == []
+    world.check()
+
+
+@pytest.mark.parametrize("kill_s", [0.0, 0.05, 0.3, 1.0, 2.0])
+async def test_kills_from_outside_in_quick_succession_dead_letter_nobody(world: World, kill_s: float) -> None:
+    """Each at the same slow event, as soon as the worker runs, or a while after."""
+    world.pay("a1", 1, id="slow", sleep_ms=2_500)
+    world.pay("a1", 1)
+    for _ in range(12):
+        worker = world.start()
+        await world.until_running(worker)
+        await world.clock.sleep(kill_s)
+        worker.kill()
+        await worker.gone()
+    worker = world.start()
+    await world.drained(within_s=300)
+    assert given_up(world) == []
+    assert settled(world) == ["p2", "slow"]
+    world.check()
+
+
+async def test_a_worker_that_is_told_to_end_and_killed_meanwhile_blames_nobody(world: World) -> None:
+    world.pay("a1", 1, id="slow", sleep_ms=60_000)
+    for _ in range(2 * LEAST):
+        worker = world.start()
+        await world.until(lambda w=worker: w.engine.runners[0].context.holding)
+        worker.engine.stop()
+        await world.clock.sleep(1)
+        worker.kill()
+        await worker.gone()
+        assert world.notes_of("w1", world.plan()).suspects == []
+
+
+@pytest.mark.parametrize(
+    "point", ["barrier.before_seal", "barrier.after_seal", "commit.before_store", "commit.after_store"]
+)
+async def test_a_worker_that_dies_while_it_commits_has_no_event_in_hand(world: World, point: str) -> None:
+    for _ in range(LEAST + 2):
+        worker = world.start()
+        await world.until_running(worker)
+        reached = worker.kill_at(point)
+        world.pay("a1", 1)
+        await asyncio.wait_for(reached.wait(), 60)
+        await worker.gone()
+        assert [s.deaths for s in world.notes_of("w1", world.plan()).suspects if s.deaths] == []
+    world.start()
+    await world.drained()
+    world.check()
+
+
+async def test_a_worker_that_dies_between_two_events_of_a_slice_has_none_in_hand(world: World) -> None:
+    for _ in range(200):
+        world.pay("a1", 1, sleep_ms=5)
+    worker = world.start()
+    await world.until(lambda: len(world.work.handled) > 5)
+    held: list[int] = []
+    reached = worker.kill_at("barrier.before_seal", then=lambda: held.append(worker.notes.slots[0][HOLDS]))
+    await asyncio.wait_for(reached.wait(), 60)
+    # It stands at the gate, in the midst of what it was given.
+    assert held == [1]
+    await worker.gone()
+    assert world.notes_of("w1", world.plan()).suspects == []
+
+
+async def test_a_store_that_was_lost_begins_the_count_anew(world: World) -> None:
+    world.pay("a1", 1, id="deadly")
+    deaths = 0
+
+    async def before(payment: Payment) -> None:
+        nonlocal deaths
+        deaths += 1
+        [worker] = [w for w in world.workers.values() if not w.killed]
+        worker.kill()
+        if deaths == LEAST - 1:
+            world.left.clear()
+        await asyncio.Event().wait()
+
+    world.work.before = before
+    for _ in range(2 * LEAST - 1):
+        worker = world.start()
+        await asyncio.wait({worker.running}, timeout=30)
+        await worker.gone()
+    world.start()
+    await world.drained()
+    assert deaths == 2 * LEAST - 1
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
+
+
+async def test_an_event_that_cannot_even_be_looked_at_is_dead_lettered_as_it_came(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends the process is the code that reads its id, or decodes it."""
+    supervised: list[Supervised] = []
+    deaths = 0
+
+    def ident(payment: Payment) -> str:
+        nonlocal deaths
+        worker = supervised[0].worker if supervised else None
+        if payment.id == "deadly" and worker is not None:
+            deaths += 1
+            worker.kill()
+            raise SystemExit(1)
+        return payment.id
+
+    dedup = Dedup(ident, window=timedelta(days=7))
+    world.pipeline = payments_pipeline(world.work, dedup=dedup)
+    supervised.append(Supervised(world, lambda payment: False))
+    await world.until_running(supervised[0].worker)
+    for n in range(10):
+        world.pay("a1", 1, id="deadly" if n == 4 else None)
+    await supervised[0].drained()
+    assert [(reason, attempts) for reason, _, attempts in given_up(world)] == [("failed", LEAST + 1)]
+    assert len(settled(world)) == 9
+    assert deaths >= LEAST + 1
+
+
+async def test_of_two_agents_the_one_whose_event_ends_the_process_is_found(tmp_path: Path) -> None:
+    """The other one always has something in hand."""
+    world = World(tmp_path, partitions=2)
+    try:
+        seen: Counter[str] = Counter()
+
+        async def busy(payment: Any) -> None:
+            seen[payment.id] += 1
+            await asyncio.sleep(0.2)
+
+        plan = world.pipeline.plan()
+        plan.agents.append(AgentPlan("busy", plan.agents[0].sources, AgentKind.COROUTINE, busy))
+        world.plan = lambda: plan  # type: ignore[method-assign]
+        for n in range(60):
+            world.pay(f"a{n % 8}", 1, id="deadly" if n == 30 else None)
+        supervised = Supervised(world, lambda payment: payment.id == "deadly")
+        await supervised.drained(within_s=600)
+        dead = [(reason, attempts) for reason, _, attempts in given_up(world)]
+        assert dead == [("failed", LEAST)]
+        assert len(seen) == 60 and len(settled(world)) == 59
+    finally:
+        await world.close()
+
+
+async def test_what_one_worker_counts_another_does_not(world: World) -> None:
+    world.pay("a1", 1, id="deadly")
+    deaths: list[Worker] = []
+    names = ["w1"] * 3 + ["w2"] * 3 + ["w1"] * 2
+
+    async def before(payment: Payment) -> None:
+        [worker] = [w for w in world.workers.values() if not w.killed]
+        deaths.append(worker)
+        worker.kill()
+        await asyncio.Event().wait()
+
+    world.work.before = before
+    for name in names:
+        worker = world.start(name)
+        await asyncio.wait({worker.running}, timeout=120)
+        await worker.gone()
+    world.start("w1")
+    await world.drained(within_s=120)
+    assert [w.name for w in deaths] == names
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
