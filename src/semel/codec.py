@@ -50,8 +50,8 @@ class Codec(Generic[T]):
     `encode` raises TypeError for a value that is not of the type, or would not come back as it went, wherever inside
     (`semel.schema.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
-    of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like (`semel.schema.fingerprint`),
-    None where nobody knows: then the type's name has to do.
+    of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like
+    (`semel.schema.fingerprint`), None where nobody knows: then the type's name has to do.
     """
 
     type: Any

@@ -60,4 +60,4 @@ def current_event() -> Event | None:
     context = current_context.get()
     if context is None or not context.mine:
         return None
-    return context.task.event_in_hand(context)
+    return None if context.current is None else context.current()

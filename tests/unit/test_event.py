@@ -20,14 +20,7 @@ class Given(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]] = (("a", b"1"), ("b", None))
 
 
-class OneEvent:
-    """A task whose runner has this event in hand."""
-
-    def __init__(self) -> None:
-        self.event = Event({"n": 1}, Given(), "payments", 3)
-
-    def event_in_hand(self, context: EventContext) -> Event:
-        return self.event
+EVENT = Event({"n": 1}, Given(), "payments", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +31,7 @@ def nothing_in_hand() -> Iterator[None]:
 
 
 def test_an_event_is_its_record_with_its_value_and_its_position() -> None:
-    event = OneEvent().event
+    event = EVENT
     assert (event.value, event.key, event.timestamp) == ({"n": 1}, b"k", 123)
     assert (event.topic, event.partition, event.offset) == ("payments", 3, 7)
     assert event.headers == {"a": b"1", "b": None}
@@ -56,16 +49,15 @@ def test_headers_of_one_name_are_all_there() -> None:
 
 def test_there_is_a_current_event_only_while_it_is_handled_and_only_for_its_own_code() -> None:
     assert current_event() is None
-    context = EventContext()
-    context.task = task = OneEvent()
+    context = EventContext(current=lambda: EVENT)
     current_context.set(context)
     assert current_event() is None
     context.begin()
-    assert current_event() is task.event
+    assert current_event() is EVENT
     started_by_its_handler = contextvars.copy_context()
-    assert started_by_its_handler.run(current_event) is task.event
+    assert started_by_its_handler.run(current_event) is EVENT
     context.holding = False
     assert current_event() is None
     context.begin()
-    assert current_event() is task.event
+    assert current_event() is EVENT
     assert started_by_its_handler.run(current_event) is None

@@ -165,7 +165,7 @@ SETTINGS: dict[str, Rule] = {
     "worker_redirect_stdouts_level": works("with `faust worker`"),
     # -- classes
     "Agent": refused(_OWN_CLASS, _is_ours),
-    "ConsumerScheduler": refused("semel's lanes take partitions in turn; leave it out"),
+    "ConsumerScheduler": refused("semel's agents take partitions in turn; leave it out"),
     "Event": refused("semel makes its events itself; leave it out"),
     "Schema": refused(
         "key_type, value_type and serializers are what semel reads of a schema; register a codec instead"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Younger position records are not compacted: a writer whose commit got no answer looks for its own.
+COMPACTION_LAG_MS = 600_000
+
 
 @dataclass(slots=True)
 class EngineSettings:

@@ -130,7 +130,8 @@ class EventContext:
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
     belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
-    `thread`, `body`, `variables`: what the agent's code runs in. `writes`: what the event in hand has written.
+    `current`: gives the event in hand, as its agent would have it. `thread`, `body`, `variables`: what the agent's code runs
+    in. `writes`: what the event in hand has written.
     """
 
     __slots__ = (
@@ -138,6 +139,7 @@ class EventContext:
         "attempts",
         "batch",
         "body",
+        "current",
         "entered",
         "event",
         "holding",
@@ -154,10 +156,13 @@ class EventContext:
         "writes",
     )  # fmt: skip
 
-    def __init__(self, store_failed: Callable[[StoreError], None] | None = None) -> None:
+    def __init__(
+        self, store_failed: Callable[[StoreError], None] | None = None, current: Callable[[], Any] | None = None
+    ) -> None:
         self.alive = True
         self.entered = self.told = False
         self.store_failed = store_failed
+        self.current = current
         self.thread = get_ident()
         self.body: asyncio.Task[Any] | None = None
         self.variables = copy_context()

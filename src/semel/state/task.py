@@ -9,12 +9,10 @@ from enum import Enum
 from typing import Any
 
 from semel.dedup import Dedup
-from semel.event import Event
 from semel.plan import AgentPlan
 from semel.port import TP, Record
 from semel.state.crash_notes import Suspect
 from semel.state.dedup_marks import Marks
-from semel.state.event_context import EventContext
 from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
 from semel.state.state_log import StateLog
 from semel.state.table_rows import Rows
@@ -190,10 +188,6 @@ class Task:
     @stream.setter
     def stream(self, value: StreamTime) -> None:
         self.stream_ms, self.pending = value.ms, value.pending
-
-    def event_in_hand(self, context: EventContext) -> Event | None:
-        holder: Any = self.holder
-        return None if holder is None else holder.event_in_hand()
 
     def open_anew(self) -> None:
         """Forget everything that is not committed."""

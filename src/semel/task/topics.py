@@ -12,6 +12,7 @@ from semel.errors import ConfigError, OutputRefused, TopicChanged
 from semel.partitioner import KeyPartitions
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo, TopicSpec
+from semel.runtime.settings import COMPACTION_LAG_MS
 from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, Destination, limits_from
 from semel.state.dedup_marks import Marks
 from semel.state.positions import Sink
@@ -27,8 +28,6 @@ log = logging.getLogger("semel.topics")
 
 # Room for the headers semel appends to a dead letter, and for the key beside a row.
 HEADROOM_BYTES = 65_536
-# Younger position records are not compacted: a writer whose commit got no answer looks for its own.
-COMPACTION_LAG_MS = 600_000
 # What semel writes there for itself has no time but that of the broker: a worker whose clock is ahead stops nothing.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
 # For so long a broker may not have heard of partitions that others know.

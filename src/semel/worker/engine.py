@@ -159,7 +159,7 @@ class Engine:
         self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._committer = Committer(
             self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
-            watch=self._watch, changed=changed, sinks=self.topics.sinks,
+            confirm=self._watch.confirm, changed=changed, sinks=self.topics.sinks,
         )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._committer.suspects, self._background)
         self.store_failed = self._recovery.store_failed
@@ -651,7 +651,7 @@ class Engine:
             )
             self._watch.begin(asked_at)
             self.topics.begin()
-            await self._committer.settle_doubts(self._restorer)
+            await self._committer.settle_doubts(self._restorer.committed)
             mine = self.assignment.tasks
             try:
                 self.tasks = {

@@ -32,7 +32,7 @@ from semel.runtime import looptime
 from semel.stages.agent.deaths import most, wait_s
 from semel.stages.agent.driven import Forsaken
 from semel.stages.agent.failures import Failures
-from semel.stages.agent.services import Host
+from semel.stages.agent.scheduler import Scheduler
 from semel.stages.dedup.processor import DedupProcessor
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
@@ -65,10 +65,10 @@ class AgentRunner:
     `EventStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
 
-    def __init__(self, host: Host, plan: AgentPlan, notes: CrashNotes, noted: memoryview) -> None:
-        self.host = host
+    def __init__(self, scheduler: Scheduler, plan: AgentPlan, notes: CrashNotes, noted: memoryview) -> None:
+        self.scheduler = scheduler
         self.plan = plan
-        self.context = EventContext(self._store_failed)
+        self.context = EventContext(self._store_failed, self.event_in_hand)
         self.unit: WorkUnit | None = None
         self.notes, self.noted = notes, noted
         self.ready: deque[Cursor] = deque()
@@ -100,10 +100,10 @@ class AgentRunner:
         self._heavy = 0
         # Events, or batches, that counted as done because the agent's code returned.
         self.returned = 0
-        self._side_outputs = SideOutputs(host)
+        self._side_outputs = SideOutputs(scheduler)
         self._failures = Failures()
         self._wall_clock = WallClock()
-        self._processor = DedupProcessor(host, plan, self._side_outputs, self._wall_clock)
+        self._processor = DedupProcessor(scheduler, plan, self._side_outputs, self._wall_clock)
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
     # ------------------------------------------------------------------ taking
@@ -121,8 +121,8 @@ class AgentRunner:
         try:
             while True:
                 self._check_run(context)
-                if self.host.epoch.closed or self.host.catching_up:
-                    await (self.host.epoch.gate() if self.host.epoch.closed else self.host.catch_up(0.0))
+                if self.scheduler.epoch.closed or self.scheduler.catching_up:
+                    await (self.scheduler.epoch.gate() if self.scheduler.epoch.closed else self.scheduler.catch_up(0.0))
                     continue
                 taken, soonest = self._take()
                 if taken is not None:
@@ -133,7 +133,7 @@ class AgentRunner:
                     return taken
                 self.wake.clear()
                 self.waiting = True
-                self.host.finished()
+                self.scheduler.finished()
                 try:
                     async with asyncio.timeout(soonest):
                         await self.wake.wait()
@@ -150,7 +150,7 @@ class AgentRunner:
         """Whose records the agent could have asked for, and has not: it is neither at a slice nor waiting for one."""
         if self.unit is not None or self.asking is self.context:
             return None
-        now = self.host.clock.monotonic()
+        now = self.scheduler.clock.monotonic()
         for cursor in self.ready:
             task = cursor.task
             if task.state is TaskState.RUNNING and cursor.queue and cursor.due <= now and task.holder is None:
@@ -186,10 +186,10 @@ class AgentRunner:
 
     def _take(self) -> tuple[WorkUnit | None, float | None]:
         """A slice that may run now; else how long until one may."""
-        now = self.host.clock.monotonic()
+        now = self.scheduler.clock.monotonic()
         self._failures.sum_up(now)
         soonest: float | None = None
-        if not self.host.may_take(self):
+        if not self.scheduler.may_take(self):
             return None, 0.005
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
@@ -221,7 +221,7 @@ class AgentRunner:
                 self._failures.on_trial(cursor.tp, record, suspect.deaths, wait)
         if suspect.due > now:
             return suspect.due - now
-        if not self.host.has_all_to_itself(self):
+        if not self.scheduler.has_all_to_itself(self):
             return 0.005
         suspect.tried = True
         return None
@@ -229,20 +229,22 @@ class AgentRunner:
     def _hold(self, cursor: Cursor, now: float) -> WorkUnit:
         task, fetched = cursor.task, cursor.queue[0]
         limit = (
-            SLICE_RECORDS if not self._heavy else max(1, min(SLICE_RECORDS, self.host.epoch.limit_bytes // self._heavy))
+            SLICE_RECORDS
+            if not self._heavy
+            else max(1, min(SLICE_RECORDS, self.scheduler.epoch.limit_bytes // self._heavy))
         )
-        one = self.host.cautious() or self.host.one_by_one()
+        one = self.scheduler.cautious() or self.scheduler.one_by_one()
         if one or (fetched.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
         end = fetched.end(limit, SLICE_BYTES)
         self.taken += 1
-        self.unit = s = WorkUnit(cursor, fetched, end, int(self.host.clock.time() * 1000))
+        self.unit = s = WorkUnit(cursor, fetched, end, int(self.scheduler.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
         self.context.task = task
-        self.context.writes.most_bytes = self.host.epoch.event_bytes
+        self.context.writes.most_bytes = self.scheduler.epoch.event_bytes
         self.context.tables = task.tables
         self.context.id = self.context.steps = None
-        self.context.origin = self.host.origin(self.plan, cursor.tp)
+        self.context.origin = self.scheduler.origin(self.plan, cursor.tp)
         task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
@@ -276,9 +278,9 @@ class AgentRunner:
         if cursor.position != before:
             # Also where nothing but control records, or records of aborted transactions, were behind the last event.
             cursor.task.touched = True
-            self.host.finished()
+            self.scheduler.finished()
         cursor.task.holder = None
-        self.host.released(cursor, self)
+        self.scheduler.released(cursor, self)
 
     # ------------------------------------------------------------------ going through a slice
 
@@ -311,14 +313,14 @@ class AgentRunner:
 
     async def pause(self, context: EventContext, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
-        host = self.host
+        scheduler = self.scheduler
         self.noted[CODE] = self._stepped_at is not None
-        if host.clock.monotonic() > turn_ends:
-            host.finished()
+        if scheduler.clock.monotonic() > turn_ends:
+            scheduler.finished()
             await self.let_go()
-            turn_ends = host.clock.monotonic() + TURN_S
-        while host.epoch.closed or host.catching_up:
-            await (host.epoch.gate() if host.epoch.closed else host.catch_up(0.0))
+            turn_ends = scheduler.clock.monotonic() + TURN_S
+        while scheduler.epoch.closed or scheduler.catching_up:
+            await (scheduler.epoch.gate() if scheduler.epoch.closed else scheduler.catch_up(0.0))
         self._check_run(context)
         return turn_ends
 
@@ -328,9 +330,9 @@ class AgentRunner:
             held_s = self._resumed()
             if held_s > HELD_S:
                 self._held_s += held_s
-                if context is self.context and self.host.answers_for_all(self):
+                if context is self.context and self.scheduler.answers_for_all(self):
                     self._look_at_the_session(held_s)
-        self._stepping, self._stepped_at = context, self.host.clock.monotonic()
+        self._stepping, self._stepped_at = context, self.scheduler.clock.monotonic()
         if context is self.context:
             self.noted[CODE] = 1
 
@@ -360,7 +362,7 @@ class AgentRunner:
         """How long has this step held the loop? Called while what did it is still in hand."""
         if self._stepped_at is None:
             return
-        now = self.host.clock.monotonic()
+        now = self.scheduler.clock.monotonic()
         held_s, self._stepped_at = now - self._stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
@@ -368,7 +370,7 @@ class AgentRunner:
                 self._look_at_the_session(held_s)
 
     def _look_at_the_session(self, held_s: float) -> None:
-        if self.host.session_is_over(self._held_s, held_s):
+        if self.scheduler.session_is_over(self._held_s, held_s):
             self._count_lost_session()
 
     async def let_go(self) -> None:
@@ -379,14 +381,14 @@ class AgentRunner:
     async def give_back(self) -> None:
         held_s, self._held_s = self._held_s, 0.0
         if held_s:
-            await self.host.catch_up(held_s)
+            await self.scheduler.catch_up(held_s)
         else:
             await asyncio.sleep(0)
 
     def end_slice(self, context: EventContext) -> None:
         self._check_run(context)
         self.release()
-        self.host.finished()
+        self.scheduler.finished()
 
     @property
     def where(self) -> str:
@@ -433,12 +435,12 @@ class AgentRunner:
             if result.of is not None:
                 record = context.record_of(result.of)
             if result.topic is not None:
-                destination = self.host.destination(result.topic)
+                destination = self.scheduler.destination(result.topic)
                 if destination is None:
                     return self._open_and_emit(context, result, result.topic)
         if destination is None:
             raise OutputRefused(
-                f"agent {self.plan.name!r} returned a result, and {self.host.app!r} has no sink; give the pipeline a "
+                f"agent {self.plan.name!r} returned a result, and {self.scheduler.app!r} has no sink; give the pipeline a "
                 "sink=Topic(...), or the result a topic: Output(value, topic=...)"
             )
         if record is None:
@@ -451,7 +453,7 @@ class AgentRunner:
         return None
 
     async def _open_and_emit(self, context: EventContext, result: Any, topic: Topic) -> None:
-        await self.host.open_destination(topic)
+        await self.scheduler.open_destination(topic)
         self.emit(context, result)
 
     def returns(self, context: EventContext) -> None:
@@ -481,7 +483,7 @@ class AgentRunner:
         task: Task = context.task
         counts = task.counts
         outputs = writes.outputs
-        self.host.epoch.add(outputs, writes.bytes + EVENT_BYTES)
+        self.scheduler.epoch.add(outputs, writes.bytes + EVENT_BYTES)
         if outputs:
             counts["out"] += len(outputs)
             if context.origin is not None:
@@ -502,7 +504,7 @@ class AgentRunner:
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
-            self.host.finished()
+            self.scheduler.finished()
 
     def _finish_batch(self, context: EventContext, s: WorkUnit, batch: OpenBatch) -> None:
         if not context.alive:
@@ -518,7 +520,7 @@ class AgentRunner:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        self.host.epoch.add(
+        self.scheduler.epoch.add(
             outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
         )
         results.clear()
@@ -535,7 +537,7 @@ class AgentRunner:
             task.counts[name] += count
         task.counts["in"] += batch.events
         task.touched = True
-        self.host.finished()
+        self.scheduler.finished()
 
     # ------------------------------------------------------------------ failing
 
@@ -582,7 +584,7 @@ class AgentRunner:
         self.release()
 
     def _store_failed(self, exc: StoreError) -> None:
-        self.host.store_failed(exc)
+        self.scheduler.store_failed(exc)
 
     def failed_unheard(self, exc: Exception, context: EventContext) -> None:
         """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
@@ -598,7 +600,7 @@ class AgentRunner:
         self._look_at_the_clock()
         if isinstance(exc, StoreError):
             # Not the event's fault: it is handled again when the store can be read.
-            self.host.store_failed(exc)
+            self.scheduler.store_failed(exc)
             return
         task = s.cursor.task
         marks, stream = context.writes.marks[:], s.moved
@@ -610,7 +612,7 @@ class AgentRunner:
         if batch is not None and s.end - s.start > 1:
             # One of them did it: go through them one by one.
             s.cursor.attempts.isolate_until = s.fetched.records[s.end - 1].offset
-            self._failures.split(s.cursor.tp, s.end - s.start, exc, self.host.clock.monotonic())
+            self._failures.split(s.cursor.tp, s.end - s.start, exc, self.scheduler.clock.monotonic())
         elif not self._tried_again(s, exc):
             record = s.record
             if marks and task.marks is not None and stream is not None:
@@ -625,12 +627,12 @@ class AgentRunner:
 
     def _tried_again(self, s: WorkUnit, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
-        cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.host.clock.monotonic()
+        cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.scheduler.clock.monotonic()
         counted = self._charged == (self.context, self.context.event) or isinstance(exc, (SessionLost, ProcessEnded))
         attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
         delay = None
         if not _hopeless(exc):
-            delay = retry.delay_s(exc, attempts, self.host.randomness.random())
+            delay = retry.delay_s(exc, attempts, self.scheduler.randomness.random())
         if delay is None:
             if not isinstance(exc, Reject):
                 self._failures.given_up(cursor.tp, record, exc, attempts, max(attempts, retry.attempts), now)
@@ -659,7 +661,7 @@ class AgentRunner:
         self._held_s = 0.0
         self.context.alive = False
         self.context.writes.forget()
-        self.context = EventContext(self._store_failed)
+        self.context = EventContext(self._store_failed, self.event_in_hand)
         self.unit = None
         self.noted[CODE] = self.noted[HOLDS] = 0
         self.over.set()

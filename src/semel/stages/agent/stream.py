@@ -73,8 +73,8 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         runner, context = self._lane, self._hand
-        host, epoch = runner.host, runner.host.epoch
-        monotonic, begin, finish = host.clock.monotonic, runner.begin, runner.finish
+        scheduler, epoch = runner.scheduler, runner.scheduler.epoch
+        monotonic, begin, finish = scheduler.clock.monotonic, runner.begin, runner.finish
         await runner.enter(context)
         while True:
             s = await runner.next_slice(context)

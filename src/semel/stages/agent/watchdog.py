@@ -26,10 +26,10 @@ LOOK_S = 0.25
 # What holds the loop for so long is said; what goes on holding it, and what is like it, again after AGAIN_S.
 SAY_S, AGAIN_S = 1.0, 10.0
 FRAMES = 8
-_SEMEL = str(Path(__file__).parents[1])
+_SEMEL = str(Path(__file__).parents[2])
 # The interpreter's own way to look at another thread.
 _frames = sys._current_frames  # pyright: ignore[reportPrivateUsage]
-_BODY = str(Path(__file__).parents[1] / "stages")
+_BODY = str(Path(__file__).parents[1])
 _ASYNCIO = str(Path(asyncio.__file__).parent)
 _LIBRARY = str(Path(os.__file__).parent)
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from semel.broker.answers import Answer
@@ -15,7 +15,7 @@ from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Membership, RpcError, RpcLost
 from semel.runtime.budget import shares
 from semel.runtime.failpoints import Failpoints
-from semel.runtime.settings import EngineSettings
+from semel.runtime.settings import COMPACTION_LAG_MS, EngineSettings
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.commit import checkpoint
 from semel.stages.commit.barrier import Barrier
@@ -36,9 +36,6 @@ from semel.stages.sink.outbox import Followers, InDoubt, Outbox, PendingOutput
 from semel.state.positions import Sink
 from semel.state.store import Store
 from semel.state.task import Task, TaskState
-from semel.task.restore import Restorer
-from semel.task.topic_watch import TopicWatch
-from semel.task.topics import COMPACTION_LAG_MS
 
 log = logging.getLogger("semel.engine")
 
@@ -75,11 +72,11 @@ class Committer:
         failpoints: Failpoints,
         *,
         transactional_id: str,
-        watch: TopicWatch,
+        confirm: Callable[[], Awaitable[None]],
         changed: asyncio.Event,
         sinks: Callable[[int], dict[str, Sink]],
     ) -> None:
-        self._watch = watch
+        self._confirm = confirm
         # Something happened that may make an epoch due.
         self.changed = changed
         self._sinks = sinks
@@ -266,7 +263,7 @@ class Committer:
         try:
             await self._pass("barrier.after_seal")
             try:
-                await self._watch.confirm()
+                await self._confirm()
             except BaseException:
                 # Also where a topic is another: nothing of it was sent, and this worker commits no more.
                 sealed.step(EpochState.ABORTING)
@@ -339,12 +336,12 @@ class Committer:
         except RpcLost:
             pass
 
-    async def settle_doubts(self, restorer: Restorer) -> None:
+    async def settle_doubts(self, committed: Callable[[TP, int, tuple[str, int, int]], Awaitable[bool]]) -> None:
         """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""
         doubts = self.outbox.in_doubt
         while doubts:
             doubt = doubts[-1]
-            known = await restorer.committed(doubt.tp, doubt.since, doubt.stamp)
+            known = await committed(doubt.tp, doubt.since, doubt.stamp)
             doubts.pop()
             if known:
                 outbox.committed(doubt.outs)

@@ -14,12 +14,12 @@ from semel.dedup import Dedup
 from semel.errors import described
 from semel.plan import AgentPlan
 from semel.port import NO_TIMESTAMP, Record
-from semel.stages.agent.services import Host
 from semel.stages.dedup.classify import Classified, Columns, Verdict, classify
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.decode import Undecodable, decoder
 from semel.stages.fetch.work_unit import WorkUnit
+from semel.stages.services import Services
 from semel.state.dedup_marks import DEAD, Marks, unpack
 from semel.state.event_context import EventContext
 
@@ -37,10 +37,10 @@ _TIMELESS = (
 class DedupProcessor:
     """One agent's. `values` leaves nothing undone: a record that the agent does not get is set aside on the way."""
 
-    def __init__(self, host: Host, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
+    def __init__(self, services: Services, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
         self._side_outputs = side_outputs
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
-        self._filter = DedupFilter(host, plan.dedup, side_outputs, wall_clock) if plan.dedup is not None else None
+        self._filter = DedupFilter(services, plan.dedup, side_outputs, wall_clock) if plan.dedup is not None else None
 
     def values(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
         """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
@@ -76,8 +76,8 @@ class DedupFilter:
     """A dedup rule over slices. A slice is judged as a whole when it is taken: until it is given back nothing but its own
     events changes the marks and the stream time of its task, and one that fails gives it back."""
 
-    def __init__(self, host: Host, rule: Dedup, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
-        self._host = host
+    def __init__(self, services: Services, rule: Dedup, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
+        self._services = services
         self._rule = rule
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
@@ -205,7 +205,7 @@ class DedupFilter:
                 side_outputs.quarantine(s, record, "missing", str(at))
             case Verdict.CLOCK:
                 assert isinstance(at, int)
-                self._wall_clock.refused(s, at, self._host.clock.monotonic())
+                self._wall_clock.refused(s, at, self._services.clock.monotonic())
                 why = f"event time {at} is more than the dedup window ahead of this worker's clock"
                 side_outputs.quarantine(s, record, "clock", why)
             case Verdict.LATE:
@@ -243,5 +243,5 @@ class DedupFilter:
             log.warning(
                 "records of %s without a key, the first one here %d@%d: their producer spreads them over %d partitions, and the "
                 "dedup rule of %s recognises a redelivery only in the partition of the first. Produce them under a key, as "
-                "their dedup id", name, partition, keyless.offset, partitions, self._host.app,
+                "their dedup id", name, partition, keyless.offset, partitions, self._services.app,
             )  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 from semel.display.folding import folded
 from semel.port import Record
 from semel.runtime.log_throttle import LogThrottle
-from semel.stages.agent.services import Host
 from semel.stages.fetch.decode import Undecodable
 from semel.stages.fetch.work_unit import WorkUnit
+from semel.stages.services import Services
 from semel.stages.sink.destination import Out, dead_letter
 
 log = logging.getLogger("semel.agent")
@@ -19,8 +19,8 @@ log = logging.getLogger("semel.agent")
 class SideOutputs:
     """What is set aside is part of the batch in hand where there is one, or of the epoch at once."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._throttle = LogThrottle(log, "records went to the dead letters")
 
     def count(self, s: WorkUnit, name: str) -> None:
@@ -35,17 +35,17 @@ class SideOutputs:
             self._keep(s, letter)
         if s.batch is None:
             s.cursor.task.touched = True
-            self._host.finished()
+            self._services.finished()
 
     def _keep(self, s: WorkUnit, letter: Out) -> None:
         if s.batch is not None:
             s.batch.letters.append(letter)
         else:
-            self._host.epoch.add((letter,), letter.size)
+            self._services.epoch.add((letter,), letter.size)
 
     def quarantine(self, s: WorkUnit, record: Record, reason: str, error: str, attempts: int = 0) -> None:
-        host, tp = self._host, s.cursor.tp
-        if self._throttle.may_say(reason, host.clock.monotonic()):
+        services, tp = self._services, s.cursor.tp
+        if self._throttle.may_say(reason, services.clock.monotonic()):
             log.warning(
                 "%s[%d]@%d goes to the dead letters (%s): %s",
                 tp.topic,
@@ -55,8 +55,8 @@ class SideOutputs:
                 folded(error),
             )
         letter = dead_letter(
-            host.dead_letters, tp, record, pipeline=host.app, agent=s.cursor.agent.name, reason=reason, error=error,
-            attempts=attempts, now_ms=int(host.clock.time() * 1000),
+            services.dead_letters, tp, record, pipeline=services.app, agent=s.cursor.agent.name, reason=reason, error=error,
+            attempts=attempts, now_ms=int(services.clock.time() * 1000),
         )  # fmt: skip
         self.done(s, "dead", letter)
 

@@ -1,6 +1,7 @@
 """Open epoch: what the events that are done have put into it, and the gate that runners meet between two events (rules 3, 7).
 
-Rows and marks of it lie in the `open` of each state log. It is cut from there by `stages/commit/checkpoint.py`, which leaves an empty one.
+Rows and marks of it lie in the `open` of each state log. `stages/commit/checkpoint.py` cuts it from there, and
+leaves an empty one.
 """
 
 from __future__ import annotations

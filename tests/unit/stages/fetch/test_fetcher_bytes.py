@@ -132,7 +132,8 @@ async def test_a_large_record_is_not_starved_by_its_neighbours_backlog() -> None
     broker = MemoryBroker(cluster, "w1")
     await broker.start()
     fetcher = Fetcher(
-        broker, clock, offer=done_at_once, trimmed=lambda *_: None, troubles=FetchErrors(clock), budget=SOURCE, idle=lambda _: True
+        broker, clock, offer=done_at_once, trimmed=lambda *_: None, troubles=FetchErrors(clock), budget=SOURCE,
+        idle=lambda _: True,
     )  # fmt: skip
     agent: Any = None
     for tp in (busy, other):

@@ -1,13 +1,13 @@
-"""Host: what the stages need of the engine that runs them."""
+"""Scheduler: what a runner asks before it takes an event, and tells when it has given one back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from semel.plan import AgentPlan
-from semel.port import TP, Clock, Randomness
-from semel.stages.sink.destination import DeadLetters, Destination
-from semel.stages.sink.open_epoch import OpenEpoch
+from semel.port import TP
+from semel.stages.services import Services
+from semel.stages.sink.destination import Destination
 from semel.state.store import StoreError
 from semel.state.task import Cursor
 from semel.topic import Topic
@@ -16,18 +16,13 @@ if TYPE_CHECKING:
     from semel.stages.agent.runner import AgentRunner
 
 
-class Host(Protocol):
+class Scheduler(Services, Protocol):
     """`interrupts`: what ends the worker though an agent's code raised it.
 
     `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
     """
 
-    app: str
-    clock: Clock
-    randomness: Randomness
-    epoch: OpenEpoch
     interrupts: tuple[type[BaseException], ...]
-    dead_letters: DeadLetters
 
     def cautious(self) -> bool: ...
     def may_take(self, runner: AgentRunner) -> bool: ...
@@ -38,7 +33,6 @@ class Host(Protocol):
     def answers_for_all(self, runner: AgentRunner) -> bool: ...
     def session_is_over(self, held_s: float, last_s: float) -> bool: ...
     async def catch_up(self, held_s: float) -> None: ...
-    def finished(self) -> None: ...
     def store_failed(self, exc: StoreError) -> None: ...
     def released(self, cursor: Cursor, runner: AgentRunner) -> None: ...
     def origin(self, agent: AgentPlan, tp: TP) -> bytes | None: ...
