@@ -24,7 +24,7 @@ from semel.port import TP
 from semel.runtime.failpoints import NAMES
 from semel.stages.commit.transaction import EPOCH_STEPS
 from semel.stages.fetch.lag import Histogram
-from semel.stages.sink.destination import DeadLetters, dead_letter
+from semel.stages.sink.dead_letters import DeadLetters, dead_letter
 from semel.table import RESERVED
 from semel.throttles import Throttles
 from semel.worker import metrics

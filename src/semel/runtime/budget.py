@@ -1,4 +1,4 @@
-"""Memory: how many bytes a worker may hold, and who may hold how much of it.
+"""Budget: how many bytes a worker may hold, and who may hold how much of it.
 
 Everything that grows with what comes in has a share: what was fetched and not handled, the open epoch, decoded rows, the
 partitions of keys, outputs that wait without an event. Shares are bytes of content with the overhead of Python's objects

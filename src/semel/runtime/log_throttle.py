@@ -1,4 +1,4 @@
-"""Throttle: says a thing the first few times, then how often it happened since."""
+"""Log throttle: says a thing the first few times, then how often it happened since."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from semel.port import Clock, Randomness
-from semel.stages.sink.destination import DeadLetters
+from semel.stages.sink.dead_letters import DeadLetters
 from semel.stages.sink.open_epoch import OpenEpoch
 
 

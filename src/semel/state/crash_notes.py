@@ -1,4 +1,4 @@
-"""In hand: what a worker's agents are at, where its next process finds it though this one dies without a word.
+"""Crash notes: what a worker's agents are at, where its next process finds it though this one dies without a word.
 
 A file in the state directory, mapped into memory: what is written there needs no system call, and outlives the process.
 It does not outlive the machine for certain, and is not meant to: a machine that goes down is no event's fault.

@@ -1,4 +1,4 @@
-"""The partition in hand: the one ambient value. Tables named by closure need it; nothing else may use it.
+"""Event context: the event in hand, the one ambient value. Tables named by closure need it; nothing else may use it.
 
 A `Hand` belongs to one runner (one running agent). While an event is in hand it collects the event's write set, which joins
 the open epoch when the event is done, or is dropped when it fails.

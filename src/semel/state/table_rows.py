@@ -1,4 +1,4 @@
-"""One table on one task: what is committed lies in the store, what is not yet lies over it.
+"""Table rows: one table on one task: what is committed lies in the store, what is not yet lies over it.
 
 Reads see what the event in hand has written, then the open epoch, then the sealed one, then the store. Values that cannot
 change in place are kept decoded (`hot`); values that can are decoded afresh for each event and written back at its end if

@@ -1,4 +1,4 @@
-"""Taking over: a writer, fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
+"""Activation: a writer, fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from dataclasses import replace
 from functools import partial
 
 from semel.broker.asking import ask, see
-from semel.errors import CommitError, TopicChanged
+from semel.errors import TopicChanged
 from semel.plan import Plan, TablePlan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, RpcError, RpcLost, TopicInfo
-from semel.runtime import looptime
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, TopicInfo
 from semel.runtime.budget import shares
-from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
-from semel.stages.commit.transaction import Writer
 from semel.state import positions
 from semel.state.dedup_marks import Marks
 from semel.state.positions import COUNTS
@@ -44,9 +41,6 @@ class Activation:
         store: Store,
         topics: Topics,
         restorer: Restorer,
-        failpoints: Failpoints,
-        *,
-        transactional_id: str,
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -55,36 +49,9 @@ class Activation:
         self._store = store
         self._topics = topics
         self._restorer = restorer
-        self._pass = failpoints
-        self._transactional_id = transactional_id
         self._elder: positions.Position | None = None
         self._asked = False
         self._asking = asyncio.Lock()
-
-    async def writer(self) -> Writer:
-        """A new writer: whoever had its id is fenced, what they left open is ended. CommitError where none is to be had."""
-        settings = self._settings
-
-        async def taken() -> Writer:
-            writer = Writer(
-                self._broker,
-                self._clock,
-                self._pass,
-                self._transactional_id,
-                timeout_ms=settings.transaction_timeout_ms,
-                commit_timeout_ms=settings.commit_timeout_ms,
-                max_batch_bytes=self._topics.max_batch_bytes,
-            )
-            await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
-            return writer
-
-        def refused(exc: RpcError | RpcLost) -> CommitError:
-            return CommitError(
-                f"no transactional writer {self._transactional_id!r} is to be had: {exc}; allow this client to write under "
-                "that transactional id, and keep transaction_timeout_ms below the broker's transaction.max.timeout.ms"
-            )
-
-        return await ask(self._clock, taken, giving_up=refused)
 
     async def metadata(self, shared: Mapping[str, int]) -> dict[str, TopicInfo]:
         """Of the sources and the logs, fresh. TopicChanged where one of them is gone for good.

@@ -1,4 +1,4 @@
-"""What of a declaration is another than when its state was made: what passes, what is migrated, what is refused (rule 24)."""
+"""Declaration changes: what passes, what is migrated, what is refused where state is of another declaration (rule 24)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign: whether another app keeps its state in a topic that results are to go to. A record of ours would damage it.
+"""Foreign state: whether another app keeps its state in a topic that results are to go to. A record of ours would damage it.
 
 A name alone says nothing: `world-positions` may be anybody's. What counts is what the apps of which the topic could be say in
 their position records: that they are such, and which logs, by name and id, go with them.

@@ -1,4 +1,4 @@
-"""Whether what is stored still fits what is declared and what is there, and which position counts (rules 10, 17, 24)."""
+"""Start position: which one counts, and whether what is stored fits what is declared and there (rules 10, 17, 24)."""
 
 from __future__ import annotations
 

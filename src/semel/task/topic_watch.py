@@ -1,4 +1,4 @@
-"""The watch: whether the topics of an app are what they were, seen by the clock (protocol rule 17).
+"""Topic watch: whether the topics of an app are what they were, seen by the clock (protocol rule 17).
 
 Sources and logs are looked at every second, also where nothing is committed. No epoch is committed on knowledge older than
 a quarter of one: where the brokers do not say what the sources are, it waits, and is given up when its time is over.

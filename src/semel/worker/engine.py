@@ -33,7 +33,8 @@ from semel.stages.fetch.fetch_errors import FetchErrors
 from semel.stages.fetch.fetcher import Fetcher
 from semel.stages.fetch.hanging_transactions import HangingTransactions
 from semel.stages.fetch.lag import Rate, lag
-from semel.stages.sink.destination import DeadLetters, Destination, Out
+from semel.stages.sink.dead_letters import DeadLetters
+from semel.stages.sink.destination import Destination, Out
 from semel.stages.sink.open_epoch import OpenEpoch
 from semel.state import lineage
 from semel.state.crash_notes import CrashNotes
@@ -41,6 +42,7 @@ from semel.state.event_context import EventContext, Fate
 from semel.state.store import Store, StoreError
 from semel.state.task import Attempts, Cursor, Task, TaskState
 from semel.task.activation import Activation
+from semel.task.fencing import new_writer
 from semel.task.migration import migrate
 from semel.task.restore import Restorer
 from semel.task.start_position import source_remade
@@ -142,10 +144,7 @@ class Engine:
             self.troubles,
             own_id=self.transactional_id,
         )
-        self._activation = Activation(
-            plan, settings, broker, clock, store, self.topics, self._restorer, self._pass,
-            transactional_id=self.transactional_id,
-        )  # fmt: skip
+        self._activation = Activation(plan, settings, broker, clock, store, self.topics, self._restorer)  # fmt: skip
         self.lingering = UnfinishedEvents(self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms)
         self._taking_over: asyncio.Task[None] | None = None
         self._background = Background()
@@ -639,7 +638,9 @@ class Engine:
                 return
             self.drop_everything()
             if self.writer is None or self.writer.dead:
-                self.writer = await self._activation.writer()
+                self.writer = await new_writer(
+                    self.broker, self.clock, self._pass, self.topics, self.settings, self.transactional_id
+                )
             if self._topics_anew:
                 await self.topics.ready()
                 self._topics_anew = False

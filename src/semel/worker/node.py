@@ -1,4 +1,4 @@
-"""Host: an engine with what it stands on in one process: broker connection, state directory, web views, metrics."""
+"""Node: an engine with what it stands on in one process: broker connection, state directory, web views, metrics."""
 
 from __future__ import annotations
 

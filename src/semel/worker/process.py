@@ -1,4 +1,4 @@
-"""Worker: one process that runs one app until it is told to end. What `semel worker` does."""
+"""Process: it runs one app until it is told to end. What `semel worker` does."""
 
 from __future__ import annotations
 

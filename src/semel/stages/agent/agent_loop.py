@@ -1,4 +1,4 @@
-"""Body: runs an agent's own code over a runner, again and again until the runner is closed (protocol rule 5)."""
+"""Agent loop: runs an agent's own code over a runner, again and again until the runner is closed (protocol rule 5)."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ async def _run_function(runner: AgentRunner, context: EventContext) -> None:
     monotonic, begin, finish, emit = scheduler.clock.monotonic, runner.begin, runner.finish, runner.emit
     epoch = scheduler.epoch
     while True:
-        s = await runner.next_slice(context)
+        s = await runner.next_unit(context)
         turn_ends = monotonic() + TURN_S
         for value in runner.admit(s, context):
             begin(context)

@@ -1,6 +1,6 @@
-"""Agent: events go in, write sets come out (protocol rules 1, 3 and 5).
+"""Runner: events go in, write sets come out (protocol rules 1, 3 and 5).
 
-A `Runner` runs one agent of this worker: one body at a time over slices of all its partitions, an event at a time within a
+A `Runner` runs one agent of this worker: one body at a time over work units of all its partitions, an event at a time within a
 partition. Everything between receiving an event and asking for the next belongs to that event. An event that fails is
 undone, tried again in place after a while (its partition waits, the epoch and the other partitions do not), then
 dead-lettered. `body` runs the agent's code, `stream` is what that code iterates over.
@@ -45,7 +45,7 @@ from semel.state.store import StoreError
 from semel.state.task import Cursor, Task, TaskState
 from semel.topic import Topic
 
-SLICE_RECORDS = 256
+UNIT_RECORDS = 256
 # A body that never lets go of the event loop keeps heartbeats and commits waiting; runners let go this often.
 TURN_S = 0.004
 # An agent that held the loop for longer has not let go of it that often: commits, heartbeats and answers get a share of the
@@ -53,14 +53,14 @@ TURN_S = 0.004
 HELD_S = 0.05
 # What an event is counted as in its epoch beside what it writes: its dedup mark, mostly.
 EVENT_BYTES = 100
-# Records decoded at once, in bytes: a slice ends there, with one at least.
-SLICE_BYTES = 1 << 20
+# Records decoded at once, in bytes: a work unit ends there, with one at least.
+UNIT_BYTES = 1 << 20
 
 
 class AgentRunner:
     """One agent of this worker.
 
-    `unit`: what it is at. `waiting`: there is nothing for it to do. `alone`: the record of the last slice that held only
+    `unit`: what it is at. `waiting`: there is nothing for it to do. `alone`: the record of the last work unit that held only
     one; in cautious epochs, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of a
     `EventStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
@@ -75,7 +75,8 @@ class AgentRunner:
         self.wake = asyncio.Event()
         self.waiting = False
         self.closed = False
-        # The run that asks for its next slice; slices given so far; bodies in a row that ended before they asked, and how.
+        # The run that asks for its next work unit; work units given so far; bodies in a row that ended before
+        # they asked, and how.
         self.asking: EventContext | None = None
         self.taken = 0
         self.failed_starts = 0
@@ -115,8 +116,8 @@ class AgentRunner:
             self.ready.append(cursor)
         self.wake.set()
 
-    async def next_slice(self, context: EventContext) -> WorkUnit:
-        """The next slice for the run that `context` belongs to. StaleIncarnation where that run is over."""
+    async def next_unit(self, context: EventContext) -> WorkUnit:
+        """The next work unit for the run that `context` belongs to. StaleIncarnation where that run is over."""
         self.asking, self.failed_starts, self.start_error = context, 0, ""
         try:
             while True:
@@ -147,7 +148,7 @@ class AgentRunner:
 
     @property
     def neglected(self) -> Cursor | None:
-        """Whose records the agent could have asked for, and has not: it is neither at a slice nor waiting for one."""
+        """Whose records the agent could have asked for, and has not: it is neither at a work unit nor waiting for one."""
         if self.unit is not None or self.asking is self.context:
             return None
         now = self.scheduler.clock.monotonic()
@@ -185,7 +186,7 @@ class AgentRunner:
             raise StaleIncarnation("this stream belongs to a run that is over")
 
     def _take(self) -> tuple[WorkUnit | None, float | None]:
-        """A slice that may run now; else how long until one may."""
+        """A work unit that may run now; else how long until one may."""
         now = self.scheduler.clock.monotonic()
         self._failures.sum_up(now)
         soonest: float | None = None
@@ -229,14 +230,14 @@ class AgentRunner:
     def _hold(self, cursor: Cursor, now: float) -> WorkUnit:
         task, fetched = cursor.task, cursor.queue[0]
         limit = (
-            SLICE_RECORDS
+            UNIT_RECORDS
             if not self._heavy
-            else max(1, min(SLICE_RECORDS, self.scheduler.epoch.limit_bytes // self._heavy))
+            else max(1, min(UNIT_RECORDS, self.scheduler.epoch.limit_bytes // self._heavy))
         )
         one = self.scheduler.cautious() or self.scheduler.one_by_one()
         if one or (fetched.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
-        end = fetched.end(limit, SLICE_BYTES)
+        end = fetched.end(limit, UNIT_BYTES)
         self.taken += 1
         self.unit = s = WorkUnit(cursor, fetched, end, int(self.scheduler.clock.time() * 1000))
         self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
@@ -254,14 +255,14 @@ class AgentRunner:
         return s
 
     def settle(self) -> None:
-        """Bring the cursor's position up to what is done; called before a seal and when the slice is given back."""
+        """Bring the cursor's position up to what is done; called before a seal and when the work unit is given back."""
         s = self.unit
         if s is not None:
             # A cursor that is ahead of its task's others meets records that it has done.
             s.cursor.position = max(s.cursor.position, s.position)
 
     def release(self) -> None:
-        """Give the slice back; what was not done of it stays first in its queue."""
+        """Give the work unit back; what was not done of it stays first in its queue."""
         s = self.unit
         if s is None:
             return
@@ -282,14 +283,14 @@ class AgentRunner:
         cursor.task.holder = None
         self.scheduler.released(cursor, self)
 
-    # ------------------------------------------------------------------ going through a slice
+    # ------------------------------------------------------------------ going through a work unit
 
     def admit(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
-        """The values of a slice that are to take effect: `begin` each, then `finish` it, before asking for the next."""
+        """The values of a work unit that are to take effect: `begin` each, then `finish` it, before asking for the next."""
         return self._processor.values(s, context)
 
     def admit_batch(self, s: WorkUnit, context: EventContext) -> list[tuple[Any, Any]]:
-        """The values of a slice and their records, as one unit of work; `complete` ends it, whether any are left or not."""
+        """The values of a work unit and their records, as one unit of work; `complete` ends it, whether any are left or not."""
         s.batch = OpenBatch()
         ids: dict[int, Any] = {}
         found: list[tuple[Any, Any]] = []
@@ -403,7 +404,7 @@ class AgentRunner:
 
     @property
     def at_record(self) -> bool:
-        """It is at a record of its slice that is not done."""
+        """It is at a record of its work unit that is not done."""
         return self.unit is not None and self.unit.index < self.unit.end
 
     def event_in_hand(self) -> Event | None:

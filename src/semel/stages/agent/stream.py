@@ -77,7 +77,7 @@ class EventStream:
         monotonic, begin, finish = scheduler.clock.monotonic, runner.begin, runner.finish
         await runner.enter(context)
         while True:
-            s = await runner.next_slice(context)
+            s = await runner.next_unit(context)
             turn_ends = monotonic() + TURN_S
             try:
                 for value in runner.admit(s, context):
@@ -125,7 +125,7 @@ class EventStream:
         runner, context = self._lane, self._hand
         await runner.enter(context)
         while True:
-            s = await runner.next_slice(context)
+            s = await runner.next_unit(context)
             try:
                 found = runner.admit_batch(s, context)
                 runner.begin(context)

@@ -1,4 +1,4 @@
-"""Lingering: events that their agents do not finish, and records that they do not ask for, said while it lasts: which agent,
+"""Unfinished: events that their agents do not finish, and records that they do not ask for, said while it lasts: which agent,
 which record, where it waits.
 """
 
@@ -59,7 +59,7 @@ class UnfinishedEvents:
         self._at: dict[AgentRunner, tuple[EventContext, int, float, float]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
         self._said: dict[tuple[str, str], tuple[float, int, int]] = {}
-        # Runners that ask for no record while some wait: in which run and after how many slices, since when, and when that is
+        # Runners that ask for no record while some wait: in which run and after how many work units, since when, and when that is
         # to be said next.
         self._idle: dict[AgentRunner, tuple[tuple[EventContext, int], float, float]] = {}
 

@@ -1,4 +1,4 @@
-"""An epoch: cut from what the tasks did (seal), and brought into the store once Kafka has it (land) (rules 7 and 8)."""
+"""Checkpoint: an epoch is cut from what the tasks did (seal), and lands in the store once Kafka has it (rules 7 and 8)."""
 
 from __future__ import annotations
 

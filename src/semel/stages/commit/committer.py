@@ -1,4 +1,4 @@
-"""Epochs: when one is cut, how it is committed, and what becomes of outputs whose epoch got no answer (rules 4, 7, 8, 17)."""
+"""Committer: when an epoch is cut, how it is committed, and what becomes of outputs that got no answer (rules 4, 7, 8, 17)."""
 
 from __future__ import annotations
 

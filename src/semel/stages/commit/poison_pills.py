@@ -1,4 +1,4 @@
-"""Who is to blame for a record that is refused, by the broker or by its batch: epochs of one event find it (rule 2)."""
+"""Poison pills: who is to blame for a record that is refused; epochs of one event find it (rule 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commit: one transaction for everything an epoch did, then the store (protocol rules 8, 9, 11, 12).
+"""Transaction: one for everything an epoch did, then the store (protocol rules 8, 9, 11, 12).
 
 `Writer` is the worker's one transactional producer. It sends nothing but sealed epochs, in one order: partitions, offsets
 group, records, and only when every record is acknowledged the offsets, then the end. Whatever goes wrong makes the writer

@@ -1,4 +1,4 @@
-"""Admission: which records of a slice the agent gets, and as what (protocol rules 19 to 21 and 23).
+"""Dedup processor: which records of a work unit the agent gets (protocol rules 19 to 21 and 23).
 
 These loops are the hot path: a record is looked at in them, in `classify`, and in `Runner.begin` and `Runner.finish`.
 """
@@ -68,12 +68,12 @@ class DedupProcessor:
         s.index = s.end
 
     def value(self, s: WorkUnit, record: Record) -> Any:
-        """The value of one record of the slice, decoded anew: nobody has changed it."""
+        """The value of one record of the work unit, decoded anew: nobody has changed it."""
         return self._decoders[s.cursor.tp.topic]([record])[0]
 
 
 class DedupFilter:
-    """A dedup rule over slices. A slice is judged as a whole when it is taken: until it is given back nothing but its own
+    """A dedup rule over work units. A work unit is judged as a whole when it is taken: until it is given back nothing but its own
     events changes the marks and the stream time of its task, and one that fails gives it back."""
 
     def __init__(self, services: Services, rule: Dedup, side_outputs: SideOutputs, wall_clock: WallClock) -> None:

@@ -1,4 +1,4 @@
-"""Aside: records that are done without the agent, counted and, where it must be, kept as dead letters (rules 2 and 23)."""
+"""Side outputs: records that are done without the agent, counted and, where it must be, kept as dead letters (rules 2 and 23)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from semel.runtime.log_throttle import LogThrottle
 from semel.stages.fetch.decode import Undecodable
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
-from semel.stages.sink.destination import Out, dead_letter
+from semel.stages.sink.dead_letters import dead_letter
+from semel.stages.sink.destination import Out
 
 log = logging.getLogger("semel.agent")
 

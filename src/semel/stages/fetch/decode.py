@@ -1,4 +1,4 @@
-"""Source: records become values, or say why not."""
+"""Decode: records become values, or say why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Troubles: partitions that cannot be read. Said, counted and shown for as long as that lasts, and said when it is over."""
+"""Fetch errors: partitions that cannot be read. Said, counted and shown for as long as that lasts, and said when it is over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intake: keeps every running task's cursors supplied, one long poll per leader, nothing fetched twice.
+"""Fetcher: keeps every running task's cursors supplied, one long poll per leader, nothing fetched twice.
 
 What waits is bounded in bytes, for all partitions together and in equal shares. A broker's answer is bounded, too, and holds
 a batch that is larger than asked for only where it comes first: so who has waited longest is asked for first.

@@ -1,4 +1,4 @@
-"""Held back: source partitions in which an open transaction keeps committed records from being read, said with its name."""
+"""Hanging transactions: what keeps committed records of a source partition from being read, said with its name."""
 
 from __future__ import annotations
 

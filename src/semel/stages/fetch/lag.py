@@ -1,4 +1,4 @@
-"""Progress: how far behind the tasks are, and how fast they go."""
+"""Lag: how far behind the tasks are, and how fast they go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slice: the records a runner is at, and how far it has come in them."""
+"""Work unit: the records a runner is at, and how far it has come in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from semel.state.task import Cursor, FetchedBatch
 
 
 class OpenBatch:
-    """A slice handled as one unit of work. What became of its other records counts only when the batch is done.
+    """A work unit handled as one unit of work. What became of its other records counts only when the batch is done.
 
     `events`: how many of its records the agent got. `counts`, `letters`: the rest.
     """
@@ -26,7 +26,7 @@ class OpenBatch:
 class WorkUnit:
     """Records of one cursor given to a runner: `records[start:end]` of a chunk.
 
-    `index`: the record in hand, or the next one. `wall_ms`: the clock when the slice was taken. `moved`: stream time after
+    `index`: the record in hand, or the next one. `wall_ms`: the clock when the work unit was taken. `moved`: stream time after
     the event in hand, or the batch; it moves when that is done, not before, and in the same epoch. `batch`: None where its events
     are handled one by one.
     """

@@ -1,4 +1,4 @@
-"""Sink: results and dead letters become records, checked against their topic before they count (protocol rule 2)."""
+"""Destination: results become records, checked against their topic before they count (protocol rule 2)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
-from semel.port import NO_TIMESTAMP, TP, Record, TooLarge
+from semel.port import NO_TIMESTAMP, TP, Record
 from semel.state import lineage
 from semel.topic import Topic
 
 Headers = Sequence[tuple[str, bytes | None]]
 
 # A batch of one record costs up to 61 bytes of batch header plus the record's varints.
-_OVERHEAD_BYTES = 96
+OVERHEAD_BYTES = 96
 # What a record's value is to leave free in a topic of max.message.bytes, for key and headers.
 NOT_THE_VALUE_BYTES = 1024
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
@@ -166,7 +166,7 @@ class Destination:
         if value.__class__ is not bytes and value is not None:
             value = self._as_bytes("value", value)
         limits = self.limits
-        size = (len(key) if key else 0) + (len(value) if value else 0) + _OVERHEAD_BYTES
+        size = (len(key) if key else 0) + (len(value) if value else 0) + OVERHEAD_BYTES
         if headers:
             size += sum(
                 (len(name) if name.isascii() else len(name) * 4) + len(content or b"") + 10 for name, content in headers
@@ -231,89 +231,10 @@ def _hint(value: Any) -> str:
     return ""
 
 
-def _header_bytes(headers: Iterable[tuple[str, str | bytes | None]]) -> int:
+def header_bytes(headers: Iterable[tuple[str, str | bytes | None]]) -> int:
     """At most."""
     found = 0
     for name, content in headers:
         size = len(content.encode() if isinstance(content, str) else content or b"")
         found += len(name) * (1 if name.isascii() else 4) + size + 10
     return found
-
-
-# What is left of an error where value and headers of the record take the rest.
-_LEAST_ERROR_BYTES = 500
-# The header that says what was left out.
-_LEFT_OUT_BYTES = 160
-_DISPENSABLE = ("semel.left_out", "semel.dead_at", "semel.attempts", "semel.timestamp", "semel.agent", "semel.pipeline",
-                "semel.error")  # fmt: skip
-
-
-class DeadLetters(NamedTuple):
-    """The dead-letter topic as it is: one of the user's may have fewer partitions, or take less, than ours would."""
-
-    topic: str
-    partitions: int
-    max_bytes: int
-
-
-def dead_letter(
-    letters: DeadLetters,
-    source: TP,
-    record: Record,
-    *,
-    pipeline: str,
-    agent: str,
-    reason: str,
-    error: str,
-    attempts: int,
-    now_ms: int,
-) -> Out:
-    """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
-
-    In the dead-letter topic's partition of the same number, stamped by the broker: a bad timestamp may be the very
-    reason, and our own clock may be the one that is wrong. A
-    value that does not fit the topic is left out, and a header says so; it still stands at its source position. Of
-    the error, and of what says why, as much is written as fits.
-    """
-    key, value, headers = record.key, record.value, record.headers
-    said = {
-        "semel.pipeline": pipeline,
-        "semel.agent": agent,
-        "semel.reason": reason,
-        "semel.error": "",
-        "semel.attempts": str(attempts),
-        "semel.topic": source.topic,
-        "semel.partition": str(source.partition),
-        "semel.offset": str(record.offset),
-        "semel.timestamp": str(record.timestamp),
-        "semel.dead_at": str(now_ms),
-    }
-    text = error.encode(errors="backslashreplace")[:2000].decode(errors="ignore")
-    whole = letters.max_bytes + NOT_THE_VALUE_BYTES - _OVERHEAD_BYTES
-    room = whole - _header_bytes(said.items()) - min(len(text.encode()), _LEAST_ERROR_BYTES) - _LEFT_OUT_BYTES
-    of_headers = _header_bytes(headers)
-    left_out: list[str] = []
-    if value is not None and len(key or b"") + of_headers + len(value) > room:
-        left_out.append(f"a value of {len(value)} bytes")
-        value = None
-    if headers and len(key or b"") + of_headers > room:
-        left_out.append(f"{len(headers)} headers of about {of_headers} bytes")
-        headers, of_headers = (), 0
-    if key is not None and len(key) > room:
-        left_out.append(f"a key of {len(key)} bytes")
-        key = None
-    if left_out:
-        said["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
-    if isinstance(record, TooLarge):
-        said["semel.left_out"] = record.why
-    held = len(key or b"") + len(value or b"") + of_headers
-    # Of a topic that takes next to nothing, where it came from matters most: the value stands there.
-    for name in _DISPENSABLE:
-        if held + _header_bytes(said.items()) > whole:
-            said.pop(name, None)
-    left = whole - held - _header_bytes(said.items())
-    if "semel.error" in said:
-        said["semel.error"] = text.encode()[: max(0, left)].decode(errors="ignore")
-    written = [*headers, *((name, content.encode()) for name, content in said.items())]
-    size = _OVERHEAD_BYTES + held + _header_bytes(said.items())
-    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size)

@@ -1,4 +1,4 @@
-"""Carry-over: outputs without a source record, put into the next epoch again until one of them is committed (rule 4)."""
+"""Outbox: outputs without a source record, put into the next epoch again until one of them is committed (rule 4)."""
 
 from __future__ import annotations
 

@@ -12,15 +12,8 @@ from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
 from semel.port import NO_TIMESTAMP, TP, TooLarge
-from semel.stages.sink.destination import (
-    NOT_THE_VALUE_BYTES,
-    DeadLetters,
-    Destination,
-    Out,
-    TopicLimits,
-    dead_letter,
-    limits_from,
-)
+from semel.stages.sink.dead_letters import DeadLetters, dead_letter
+from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, Destination, Out, TopicLimits, limits_from
 from semel.topic import Topic
 
 NOW = 1_700_000_000_000
