@@ -28,9 +28,8 @@ from benchmarks.report import say
 from feeds.collect import committed
 from semel import project
 from semel.chaos.cluster import Cluster
-from semel.chaos.events import Input, deliveries
+from semel.chaos.events import Input, deliveries, from_module
 from semel.chaos.fault import Fault, Shape
-from semel.chaos.generated import from_types
 from semel.chaos.load import Load
 from semel.chaos.plan import schedule
 from semel.chaos.proxy import Trouble
@@ -302,7 +301,9 @@ def main() -> None:
     for name in asked.peer or PEERS:
         # No bytes that cannot be decoded: what becomes of them is not compared here.
         payments = subject("pipelines.payments", project.load("pipelines.payments", ROOT))
-        made = replace(from_types(payments, asked.seed, now_ms), json=False)
+        made = from_module(payments, "pipelines.payments", asked.seed)
+        assert made is not None
+        made = replace(made, json=False)
         audits.append(asyncio.run(run(PEERS[name], asked.seed, asked.faults, made)))
         say(json.dumps(asdict(audits[-1])))
     sys.stdout.write(table(audits))

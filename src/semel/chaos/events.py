@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -12,20 +12,24 @@ from typing import Any, Literal, NamedTuple, cast
 import orjson
 
 from semel.chaos.subject import Subject
+from semel.config import Settings
 from semel.errors import ConfigError
+from semel.port import EARLIEST, LATEST, TP
+from semel.proof.logs import Logs
+from semel.runtime.clock import SystemClock
 from semel.topic import Topic
+from semel.worker.node import kafka_broker
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Made(NamedTuple):
-    """An event as bytes. `altered`: the same event with another payload, for a conflict; None where none is known."""
+    """An event as bytes."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
-    altered: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,7 @@ def from_file(path: Path) -> Input:
             ) from wrong
     if not made:
         raise ConfigError(f"--input {path} has no lines")
-    return recorded(made, f"{len(made):,} events recorded in {path}")
-
-
-def recorded(made: Sequence[Made], note: str) -> Input:
-    """Events as they are; those with JSON objects in them can be altered for a conflict."""
-    return Input((one._replace(altered=_altered(one.value)) for one in made), (note,), len(made))
+    return Input(iter(made), (f"{len(made):,} events recorded in {path}",), len(made))
 
 
 def _recorded(value: Any) -> bytes | None:
@@ -123,13 +122,36 @@ def _recorded(value: Any) -> bytes | None:
     return value.encode() if isinstance(value, str) else orjson.dumps(value)
 
 
-def _altered(value: bytes | None) -> bytes | None:
-    """The same JSON object with one more field: another payload, whatever its fields mean."""
+async def from_topic(topic: str, broker: str | None, events: int) -> Input:
+    """The last `events` committed records of the topic, the same number from each partition, ordered by time.
+
+    RpcLost where no broker answers, Unreadable where it does not go on; ConfigError where there is no such topic, or
+    nothing in it.
+    """
+    settings = Settings.load(None, broker=broker)
+    there = kafka_broker(settings, client_id="semel-chaos-copy")
+    await there.start()
     try:
-        parsed = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return None
-    return orjson.dumps(cast("dict[str, Any]", parsed) | {"_chaos": True}) if isinstance(parsed, dict) else None
+        info = (await there.topics([topic])).get(topic)
+        if info is None:
+            raise ConfigError(f"there is no topic {topic!r} on {settings.bootstrap}; name another with --from-topic")
+        tps = [TP(topic, partition) for partition in range(info.partitions)]
+        starts = await there.list_offsets(tps, EARLIEST)
+        ends = await there.list_offsets(tps, LATEST, committed=True)
+        share = -(-events // info.partitions)
+        logs = Logs(there, SystemClock())
+        copied = [
+            Made(record.key, record.value, tuple(record.headers), record.timestamp)
+            for tp in tps
+            async for piece in logs.read(tp, max(starts[tp], ends[tp] - share), ends[tp])
+            for record in piece.records
+        ]
+    finally:
+        await there.close()
+    if not copied:
+        raise ConfigError(f"topic {topic!r} on {settings.bootstrap} holds no records to copy")
+    newest = sorted(copied, key=lambda made: made.timestamp_ms or 0)[-events:]
+    return Input(iter(newest), (f"{len(newest):,} events copied from {topic} on {settings.bootstrap}",), len(newest))
 
 
 # -- redeliveries
@@ -182,12 +204,21 @@ def deliveries(source: Input, seed: int, now_ms: Callable[[], int]) -> Iterator[
                 stretch = recent[-rng.randint(5, 40) :]
                 rng.shuffle(stretch)
                 yield from [d._replace(kind="disordered") for d in stretch]
-            case "conflict" if made.altered is not None:
+            case "conflict" if (altered := _altered(made.value)) is not None:
                 due = number + rng.choice((1, rng.randint(*LATE)))
-                waiting.setdefault(due, []).append(first._replace(kind="conflict", value=made.altered))
+                waiting.setdefault(due, []).append(first._replace(kind="conflict", value=altered))
             case "undecodable" if source.json:
                 yield first._replace(kind="undecodable", value=NOT_JSON)
             case _:
                 continue
     for due in sorted(waiting):
         yield from waiting[due]
+
+
+def _altered(value: bytes | None) -> bytes | None:
+    """The same JSON object with one more field: another payload, whatever its fields mean. None where it is no object."""
+    try:
+        parsed = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    return orjson.dumps(cast("dict[str, Any]", parsed) | {"_chaos": True}) if isinstance(parsed, dict) else None

@@ -1,233 +1,262 @@
-"""Events generated from the types that a source declares, each with a dedup id of its own.
+"""Events made from the type that a source declares, as far as that says what one looks like.
 
-A row of a table lives in the partition that its key hashes to, so the record key must be what the agent takes for its
-tables' keys. That stands in the agent's code only: the key is the first field with which the pipeline, run in memory,
-refuses none of a few events.
+The field that dedup goes by never repeats, what is called a time is the present, other texts come from small pools so that
+events meet in the same rows. Where a type does not say enough, `NotMade` says what else there is.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import base64
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, count
 from random import Random
 from string import Formatter
 from typing import Any, cast
+from uuid import UUID
 
-import orjson
+import msgspec
+from msgspec import inspect as shapes
 
-from semel.chaos.events import Headers, Input, Made
+from semel.chaos.events import Input, Made
 from semel.chaos.subject import Subject
-from semel.chaos.values import POOL, NotMade, build, fields_of, make, unique
-from semel.dedup import HeaderKey
-from semel.errors import ConfigError, SemelError
-from semel.pipeline import Pipeline
-from semel.testing import PipelineTester
+from semel.dedup import ContentKey, Dedup, HeaderKey
+from semel.errors import ConfigError, DecodeError
+from semel.topic import Topic
 
-TRIED = 24
-# So many that a key which only happens to fit does not fit all of them.
-PARTITIONS_TRIED = 16
+POOL = 24
+DEEPEST = 6
+_TIME_LIKE = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|at|when|on)$", re.IGNORECASE)
+_FIELDS = (shapes.DataclassType, shapes.StructType, shapes.TypedDictType)
+_SEVERAL = (shapes.ListType, shapes.SetType, shapes.FrozenSetType, shapes.VarTupleType, shapes.CollectionType)
+
+
+class NotMade(ConfigError):
+    """No events can be made of these types; the message says what else there is."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"no events can be made up for {what}: define chaos_events(rng) in the pipeline's module (an iterator of "
+            "(key, value) or (key, value, headers)), or give recorded ones with --input FILE or --from-topic TOPIC"
+        )
 
 
 def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None = None) -> Input:
-    """Generated from the source's value type. NotMade where that does not say enough, or its events are refused.
+    """Events of the source's value type. NotMade where that does not say enough.
 
-    `key`: the record key as a text with fields in braces, `{origin}-{dest}`; else it is tried out, on a copy of the pipeline
-    in memory.
+    `key`: the record key as a text with fields in braces, `{origin}-{dest}`, or the name of one. A row of a table lies in
+    the partition that its key hashes to, and which field the agent takes for that stands in its code only: ConfigError
+    where there is such a table and no `key`.
     """
-    source = subject.source
+    source, name = subject.source, subject.source.value.name
+    rows = [table.name for table in subject.plan.tables if table.keyed and table.merge is None]
+    if key is None and rows:
+        raise ConfigError(
+            f"{subject.name!r} keeps rows of {', '.join(rows)} by a key, which must be that of the record, and {name} does not "
+            "say which field it is: give it with --key FIELD, or --key '{origin}-{dest}' for several, or define "
+            "chaos_events(rng) in the pipeline's module"
+        )
     if key is not None and "{" not in key:
         key = f"{{{key}}}"
-    note = ""
-    if key is not None:
-        there = texts(next(_Events(subject, seed, now_ms, None).events()).value or b"")
-        if wrong := next((name for name in _names(key) if name not in there), None):
-            raise ConfigError(f"--key names field {wrong!r}; an event has {', '.join(there) or 'no fields'}")
-    elif subject.pipeline is not None:
-        key, note = _tried_out(subject, subject.pipeline, seed, now_ms)
+    events = _events(subject, seed, now_ms, key)
+    try:
+        first = next(events)
+    except (TypeError, NameError, NotImplementedError, msgspec.MsgspecError) as wrong:
+        raise NotMade(f"topic {source.name!r}, whose values are declared as {name} ({wrong})") from wrong
     keyed = f"keyed by {key}" if key is not None else f"with {POOL} keys"
-    notes = [f"events are made up from {source.value.name}, {keyed}, seed {seed}", note]
-    made = _Events(subject, seed, now_ms, key)
-    return Input(made.events(), tuple(filter(None, notes)), json=source.value.type is not bytes)
+    note = f"events are made up from {name}, {keyed}, seed {seed}"
+    return Input(chain((first,), events), (note,), json=source.value.type is not bytes)
 
 
-def _tried_out(subject: Subject, pipeline: Pipeline, seed: int, now_ms: Callable[[], int]) -> tuple[str | None, str]:
-    """The key that the fewest events are refused with, any if it will do; and why some are, where none takes all."""
-    made = _Events(subject, seed, now_ms, None)
-    fields = [texts(one.value or b"") for one in islice(made.events(), TRIED)]
-    named = [name for name in fields[0] if all(name in there for there in fields)]
-    refusals: dict[str | None, list[str]] = {}
-    for key in (None, *(f"{{{name}}}" for name in sorted(named, key=lambda name: name == made.identity))):
-        events = islice(_Events(subject, seed, now_ms, key).events(), TRIED)
-        refusals[key] = _refused(pipeline, list(events), now_ms())
-        if not refusals[key]:
-            return key, ""
-    key = min(refusals, key=lambda key: len(refusals[key]))
-    [first, *_] = refused = refusals[key]
-    if len(refused) * 2 > TRIED:
-        raise ConfigError(
-            f"pipeline {pipeline.name!r} refuses {len(refused)} of {TRIED} events that are made up, whichever field is their "
-            f"key ({first[:300]}): say what the key is made of, as --key '{{origin}}-{{dest}}', or define chaos_events(rng) "
-            "in the pipeline's module"
-        )
-    return key, f"the agent fails on events that are made up, so some will be dead letters: {first[:300]}"
+def _events(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None) -> Iterator[Made]:
+    source, dedup, rng = subject.source, subject.dedup, Random(f"{seed} events")
+    declared = source.value.type
+    shape = shape_of(declared)
+    fields = dict(_fields(shape))
+    identity = _identity(dedup, source.value.name, shape, fields)
+    for number in count(1):
+        if fields:
+            drawn = make(shape, rng, now_ms())
+            if dedup is not None and isinstance(dedup.time, str) and dedup.time in fields:
+                # A name that looks like a time gets the present, in the form that the type asks for.
+                drawn[dedup.time] = make(fields[dedup.time], rng, now_ms(), name="time")
+            if identity is not None:
+                drawn[identity] = unique(fields[identity], str(seed), number)
+        else:
+            drawn = make(shape, rng, now_ms(), "value") if identity is None else unique(shape, str(seed), number)
+        headers: tuple[tuple[str, bytes | None], ...] = ()
+        if dedup is not None and isinstance(dedup.key, HeaderKey):
+            first, *others = dedup.key.names
+            headers = ((first, f"{seed}-{number:07d}".encode()), *((name, b"chaos") for name in others))
+        record_key = _some_key(source, rng) if key is None else _filled(key, drawn)
+        yield Made(record_key, source.value.encode(typed(declared, drawn)), headers)
 
 
-def _refused(pipeline: Pipeline, events: Sequence[Made], now_ms: int) -> list[str]:
-    """Why events were given up, one reason for each that was."""
-    start = datetime.fromtimestamp(now_ms / 1000, UTC)
-    log = logging.getLogger("semel")
-    before = log.level
-    # What it says of these events is said by this function.
-    log.setLevel(logging.CRITICAL)
-    try:
-        with PipelineTester(pipeline, partitions=PARTITIONS_TRIED, start=start) as tester:
-            for event in events:
-                tester.send(event.value, key=event.key, headers=event.headers, settle=False)
-            tester.settle()
-            return [letter.error for letter in tester.dead_letters()]
-    except SemelError as error:
-        return [str(error)] * len(events)
-    finally:
-        log.setLevel(before)
+def _identity(dedup: Dedup | None, what: str, shape: shapes.Type, fields: dict[str, shapes.Type]) -> str | None:
+    """The field (empty: the whole value) that no two events have the same; None where none needs to be so.
 
-
-class _Events:
-    """`key`: as text with fields in braces; None: any of a few. `identity`: the field (empty: the whole value) that gets a
-    value no other event has; None where nothing needs one.
+    NotMade where the dedup key is not known from the value's type, or has too few values.
     """
-
-    def __init__(self, subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None) -> None:
-        self._source = subject.source
-        self._dedup = subject.dedup
-        self._key = key
-        self._seed = seed
-        self._now_ms = now_ms
-        self._rng = Random(f"{seed} events")
-        self._type = subject.source.value.type
-        if self._type in (dict, list, Any, object) or self._type is None:
-            raise NotMade(f"topic {self._source.name!r}, whose values are declared as {self._source.value.name}")
-        self._fields = fields_of(self._type)
-        self._by_header = self._dedup is None or isinstance(self._dedup.key, HeaderKey)
-        self._number = 0
-        self.identity: str | None = None
-        self.identity = self._find_identity()
-
-    def events(self) -> Iterator[Made]:
-        encode = self._source.value.encode
-        while True:
-            self._number += 1
-            if self._fields is None:
-                value: Any = (
-                    make(self._type, self._rng, self._now_ms(), name="value")
-                    if self.identity is None
-                    else unique(self._type, str(self._seed), self._number)
-                )
-                raw, altered = encode(value), None
-            else:
-                drawn = self._draw()
-                raw = encode(build(self._type, drawn))
-                altered = self._altered(self._fields, drawn, raw)
-            key = self._pool_key() if self._key is None else _filled(self._key, texts(raw))
-            yield Made(key, raw, self._headers(), None, altered)
-
-    def _find_identity(self) -> str | None:
-        """Of a field that alone changes the dedup key; one that looks like an id goes first. NotMade where none does."""
-        fields, what = self._fields, self._source.value.name
-        if fields is None:
-            if not self._by_header and unique(self._type, "x", 0) is None:
-                raise NotMade(f"a dedup key in the value, whose type {what} has too few values")
-            return None if self._by_header else ""
-        names = [name for name, declared in fields.items() if unique(declared, "x", 0) is not None]
-        if self._dedup is None or self._by_header:
-            return next((name for name in names if name.lower() in ("id", "uuid")), None)
-        if isinstance(self._dedup.key, str):
-            names = [name for name in names if name == self._dedup.key]
-        for name in sorted(names, key=lambda name: "id" not in name.lower()):
-            drawn = self._draw()
-            with suppress(Exception):
-                probes = (drawn | {name: unique(fields[name], "probe", number)} for number in range(3))
-                if len(set(map(self._dedup_key, probes))) == 3:
-                    return name
-        raise NotMade(f"the dedup key of {what}, no field of which changes it: there is none, or it has too few values")
-
-    def _draw(self) -> dict[str, Any]:
-        assert self._fields is not None
-        now_ms = self._now_ms()
-        drawn = {name: make(declared, self._rng, now_ms, name=name) for name, declared in self._fields.items()}
-        time = self._dedup.time if self._dedup is not None else None
-        if isinstance(time, str) and time in self._fields:
-            # A name that looks like a time gets the present, in the form that the type asks for.
-            drawn[time] = make(self._fields[time], self._rng, now_ms, name="time")
-        if self.identity:
-            drawn[self.identity] = unique(self._fields[self.identity], str(self._seed), self._number)
-        return drawn
-
-    def _altered(self, fields: Mapping[str, Any], drawn: dict[str, Any], raw: bytes) -> bytes | None:
-        """The same event with one field drawn anew; None where no field allows it, or nothing says which event it is."""
-        if self._dedup is None:
-            return None
-        stay = {self.identity, *(name.partition(".")[0] for name in _names(self._key or ""))}
-        others = [name for name in fields if name not in stay]
-        self._rng.shuffle(others)
-        fresh = self._draw()
-        for name in others:
-            changed = drawn | {name: fresh[name]}
-            altered = self._source.value.encode(build(self._type, changed))
-            if altered != raw and self._dedup_key(changed) == self._dedup_key(drawn):
-                return altered
-        return None
-
-    def _dedup_key(self, drawn: Mapping[str, Any]) -> bytes | None:
-        """As far as the value says it."""
-        if self._dedup is None or self._by_header:
-            return None
-        return self._dedup.key_reader()(build(self._type, drawn), None)
-
-    def _headers(self) -> Headers:
-        if self._dedup is None or not isinstance(self._dedup.key, HeaderKey):
-            return ()
-        first, *others = self._dedup.key.names
-        return ((first, f"{self._seed}-{self._number:07d}".encode()), *((name, b"chaos") for name in others))
-
-    def _pool_key(self) -> bytes:
-        plain = f"key-{self._rng.randrange(POOL):02d}".encode()
-        if self._source.key.type is bytes:
-            return plain
-        with suppress(NotMade, TypeError):
-            return self._source.key.encode(make(self._source.key.type, self._rng, self._now_ms(), name="key"))
-        return plain
+    if dedup is None or isinstance(dedup.key, HeaderKey):
+        return "id" if "id" in fields and unique(fields["id"], "", 0) is not None else None
+    if isinstance(dedup.key, ContentKey):
+        names = dedup.key.fields or tuple(fields)
+    elif isinstance(dedup.key, str):
+        names = (dedup.key,)
+    else:
+        raise NotMade(f"the dedup key of {what}, which is a function of the value")
+    if not fields and unique(shape, "", 0) is not None:
+        return ""
+    for name in names:
+        if name in fields and unique(fields[name], "", 0) is not None:
+            return name
+    raise NotMade(f"the dedup key of {what}: {', '.join(names) or 'it'} has too few values, or is no field")
 
 
-def texts(raw: bytes) -> dict[str, str]:
-    """The scalars of a JSON value by their path, `customer.id`, as the texts that a key would be made of."""
-    scalars: dict[str, str] = {}
-    waiting: list[tuple[str, Any]] = []
-    with suppress(orjson.JSONDecodeError):
-        waiting.append(("", orjson.loads(raw)))
-    while waiting:
-        path, part = waiting.pop(0)
-        if isinstance(part, dict):
-            inner = cast("dict[str, Any]", part)
-            waiting += [(f"{path}.{name}" if path else name, value) for name, value in inner.items()]
-        elif path and isinstance(part, (str, int)) and not isinstance(part, bool):
-            scalars[path] = str(part)
-    return scalars
+def _some_key(source: Topic, rng: Random) -> bytes:
+    number = rng.randrange(POOL)
+    text = f"key-{number:02d}"
+    for key in (text, text.encode(), number):
+        with suppress(TypeError, ValueError, AttributeError, DecodeError):
+            raw = source.key.encode(key)
+            if source.key.decode(raw) == key:
+                return raw
+    raise NotMade(f"keys of topic {source.name!r}, which are declared as {source.key.name}")
 
 
-def _names(key: str) -> list[str]:
-    """The fields that a key is made of. ConfigError for a text that is none."""
+def _filled(key: str, drawn: Any) -> bytes:
+    """The text with its fields filled in; an optional one that is not there leaves its place empty."""
+    fields = cast("dict[str, Any]", drawn) if isinstance(drawn, dict) else {}
+    text = ""
     try:
-        return [name for _, name, _, _ in Formatter().parse(key) if name is not None]
+        for before, name, _, _ in Formatter().parse(key):
+            first, *inner = (name or "").split(".")
+            if name is not None and first not in fields:
+                raise ConfigError(f"--key names field {name!r}; an event has {', '.join(fields) or 'no fields'}")
+            found: Any = fields.get(first)
+            for step in inner:
+                found = cast("dict[str, Any]", found).get(step) if isinstance(found, dict) else None
+            text += before + ("" if found is None else str(found))
     except ValueError as wrong:
         raise ConfigError(
             f"--key {key!r} has a brace that is not closed; write fields as {{field}} ({wrong})"
         ) from wrong
+    return text.encode()
 
 
-def _filled(key: str, fields: Mapping[str, str]) -> bytes:
-    """An optional field that is not there leaves its place empty."""
-    parts = Formatter().parse(key)
-    return "".join(text + ("" if name is None else fields.get(name, "")) for text, name, _, _ in parts).encode()
+# -- values
+
+
+def shape_of(declared: Any) -> shapes.Type:
+    """What msgspec knows of a type; of a `faust.Record` its fields."""
+    if options := getattr(declared, "_options", None):
+        fields = [shapes.Field(name, name, shape_of(of)) for name, of in options.fields.items()]
+        return shapes.TypedDictType(declared, tuple(fields))
+    return shapes.type_info(declared)
+
+
+def typed(declared: Any, drawn: Any) -> Any:
+    """A value of the type, of what JSON has for it."""
+    if hasattr(declared, "_options"):
+        return declared.from_data(drawn)
+    return msgspec.convert(drawn, declared, str_keys=True)
+
+
+def make(shape: shapes.Type, rng: Random, now_ms: int, name: str = "", depth: int = 0) -> Any:
+    """A value as JSON has it. `name` is that of the field it is for: part of its texts. NotMade where there is none."""
+    if depth > DEEPEST:
+        raise NotMade(f"values that hold themselves (field {name!r})")
+
+    def inner(of: shapes.Type, called: str = name) -> Any:
+        return make(of, rng, now_ms, called, depth + 1)
+
+    def some(of: shapes.Type) -> list[Any]:
+        return [inner(of) for _ in range(rng.randint(0, 3))]
+
+    present = datetime.fromtimestamp(now_ms / 1000, UTC)
+    time_like = _TIME_LIKE.search(name) is not None
+    text = f"{name or 'text'}-{rng.randrange(POOL):02d}"
+    match shape:
+        case shapes.UnionType(types):
+            chosen = rng.choice([of for of in types if not isinstance(of, shapes.NoneType)])
+            return None if depth and shape.includes_none and rng.random() < 0.15 else inner(chosen)
+        case shapes.Metadata(of):
+            return make(of, rng, now_ms, name, depth)
+        case shapes.NoneType():
+            return None
+        case shapes.BoolType():
+            return rng.random() < 0.5
+        case shapes.IntType():
+            return now_ms if time_like else rng.randint(*map(int, _bounds(shape)))
+        case shapes.FloatType():
+            return now_ms / 1000 if time_like else round(rng.uniform(*_bounds(shape)), 2)
+        case shapes.DecimalType():
+            return f"{rng.randint(100, 100_000) / 100:.2f}"
+        case shapes.StrType() if shape.pattern is None:
+            plain = present.isoformat().replace("+00:00", "Z") if time_like else text
+            return plain.ljust(shape.min_length or 0, "-")[: shape.max_length]
+        case shapes.AnyType() if depth:
+            return text
+        case shapes.BytesType():
+            return base64.b64encode(text.encode()).decode()
+        case shapes.UUIDType():
+            return str(UUID(int=rng.randrange(POOL)))
+        case shapes.DateTimeType():
+            return present.isoformat()
+        case shapes.DateType():
+            return present.date().isoformat()
+        case shapes.TimeType():
+            return present.time().isoformat()
+        case shapes.TimeDeltaType():
+            return f"PT{rng.randint(1, 3600)}S"
+        case shapes.LiteralType(values):
+            return rng.choice(values)
+        case shapes.EnumType(cls):
+            return rng.choice(list(cls)).value
+        case shapes.DictType() if depth or not isinstance(shape.key_type, shapes.AnyType):
+            return dict(zip(some(shape.key_type), some(shape.value_type), strict=False))
+        case shapes.TupleType(types):
+            return [inner(of) for of in types]
+        case shapes.NamedTupleType():
+            return [inner(field.type, field.name) for field in shape.fields]
+        case _ if isinstance(shape, _FIELDS):
+            return {field: inner(of, field) for field, of in _fields(shape)}
+        case _ if isinstance(shape, _SEVERAL) and (depth or not isinstance(shape.item_type, shapes.AnyType)):
+            return some(shape.item_type)
+        case _:
+            raise NotMade(
+                f"values of type {type(shape).__name__.removesuffix('Type')}" + (f" (field {name!r})" * bool(name))
+            )
+
+
+def unique(shape: shapes.Type, prefix: str, number: int) -> Any | None:
+    """A value as JSON has it that no other number gives; None where the type has too few values."""
+    match shape:
+        case shapes.UnionType(types):
+            return next((made for of in types if (made := unique(of, prefix, number)) is not None), None)
+        case shapes.Metadata(of):
+            return unique(of, prefix, number)
+        case shapes.StrType():
+            return f"{prefix}-{number:07d}"
+        case shapes.BytesType():
+            return base64.b64encode(f"{prefix}-{number:07d}".encode()).decode()
+        case shapes.IntType() | shapes.FloatType() | shapes.DecimalType():
+            return 1_000_000 + number
+        case shapes.UUIDType():
+            return str(UUID(int=Random(f"{prefix}-{number}").getrandbits(128)))
+        case _:
+            return None
+
+
+def _fields(shape: shapes.Type) -> list[tuple[str, shapes.Type]]:
+    """As JSON names them; none of what is no structure."""
+    return [(field.encode_name, field.type) for field in shape.fields] if isinstance(shape, _FIELDS) else []
+
+
+def _bounds(shape: shapes.IntType | shapes.FloatType) -> tuple[float, float]:
+    """Of a small number, within what its type allows."""
+    low = shape.ge if shape.ge is not None else 1 if shape.gt is None else shape.gt + 1
+    high = shape.le if shape.le is not None else low + 999 if shape.lt is None else shape.lt - 1
+    return low, max(low, high)

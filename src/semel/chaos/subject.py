@@ -17,14 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`source` is the topic that is fed. `pipeline` where one was declared: its agent can be tried without Kafka.
-
-    An App's rows lie where their events are, so that any record key will do for it.
-    """
+    """`source` is the topic that is fed."""
 
     plan: Plan
     source: Topic
-    pipeline: Pipeline | None = None
 
     @property
     def name(self) -> str:
@@ -39,7 +35,7 @@ def subject(target: str, loaded: Pipeline | App) -> Subject:
     """ConfigError for an App that a run could not feed, or of which it could not say when it is done."""
     plan = loaded.plan()
     if isinstance(loaded, Pipeline):
-        return Subject(plan, loaded.source, loaded)
+        return Subject(plan, loaded.source)
     if len(plan.agents) != 1:
         named = ", ".join(sorted(agent.name for agent in plan.agents)) or "none"
         raise ConfigError(

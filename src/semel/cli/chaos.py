@@ -32,7 +32,7 @@ def chaos(
     rate: Annotated[float, typer.Option(metavar="R", min=1, help="Source records a second.")] = 500.0,
     key: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Key of made-up events, fields in braces: {origin}-{dest}; else learned."),
+        typer.Option(metavar="TEXT", help="Record key of made-up events: a field, or {origin}-{dest}."),
     ] = None,
     input_file: Annotated[
         Path | None, typer.Option("--input", metavar="FILE", help="Recorded events: JSON lines with key and value.")
@@ -58,7 +58,6 @@ def chaos(
     from semel import project
     from semel.chaos import events as made
     from semel.chaos.generated import from_types
-    from semel.chaos.import_input import copy
     from semel.chaos.plan import wanted
     from semel.chaos.run import Asked, now_ms, run
     from semel.chaos.subject import subject
@@ -76,7 +75,7 @@ def chaos(
     if input_file is not None:
         source = made.from_file(input_file)
     elif from_topic is not None:
-        source = asyncio.run(copy(from_topic, broker, events))
+        source = asyncio.run(made.from_topic(from_topic, broker, events))
     else:
         source = made.from_module(what, pipeline, seed) or from_types(what, seed, now_ms, key)
     ended = run(

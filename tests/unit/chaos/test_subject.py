@@ -9,7 +9,7 @@ import faust
 import orjson
 import pytest
 
-from semel import App, Pipeline, Topic
+from semel import App
 from semel.chaos.generated import from_types
 from semel.chaos.subject import subject
 from semel.errors import ConfigError
@@ -38,11 +38,6 @@ def test_an_app_with_one_agent_on_one_topic_is_fed_by_that_topic_s_types() -> No
     assert {"id", "total"} <= one.keys()
     assert one["id"] != other["id"]
     assert found.source.value.decode(first.value or b"") == Order(one["id"], one["total"])
-
-
-def test_a_pipeline_s_agent_can_be_tried() -> None:
-    pipeline = Pipeline("p", source=Topic("t", value=str), agent=agent)
-    assert subject("p", pipeline).pipeline is pipeline
 
 
 def test_an_app_without_an_agent_is_refused() -> None:

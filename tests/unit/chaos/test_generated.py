@@ -16,10 +16,16 @@ import msgspec
 import pytest
 
 import semel.faust_.codec  # noqa: F401  (records have their codec from there)
-from semel.chaos.values import NotMade, fields_of, make, unique
+from semel.chaos.generated import NotMade, make, shape_of, typed, unique
 from semel.codec import codec_for
 
 NOW_MS = 1_800_000_000_000
+
+
+def made(declared: Any, rng: Random, name: str = "") -> Any:
+    return typed(declared, make(shape_of(declared), rng, NOW_MS, name))
+
+
 OrderId = NewType("OrderId", str)
 
 
@@ -84,54 +90,45 @@ TYPES = [
 def test_what_is_made_goes_through_the_codec_and_comes_back(declared: Any) -> None:
     rng, codec = Random(1), codec_for(declared)
     for _ in range(50):
-        made = make(declared, rng, NOW_MS, name="field")
-        assert codec.decode(codec.encode(made)) == made
+        value = made(declared, rng, "field")
+        assert codec.decode(codec.encode(value)) == value
 
 
 def test_the_same_seed_makes_the_same_values() -> None:
-    assert [make(Order, Random(3), NOW_MS) for _ in range(3)] == [make(Order, Random(3), NOW_MS) for _ in range(3)]
+    assert [made(Order, Random(3)) for _ in range(3)] == [made(Order, Random(3)) for _ in range(3)]
 
 
 def test_texts_come_from_a_pool_so_that_events_meet_in_the_same_rows() -> None:
     rng = Random(1)
-    customers = [make(Order, rng, NOW_MS).customer for _ in range(500)]
+    customers = [made(Order, rng).customer for _ in range(500)]
     assert 10 < len(set(customers)) <= 24
 
 
 def test_an_optional_field_is_now_and_then_absent() -> None:
     rng = Random(1)
-    absent = sum(make(Order, rng, NOW_MS).paid_at is None for _ in range(400))
+    absent = sum(made(Order, rng).paid_at is None for _ in range(400))
     assert 20 < absent < 120
 
 
 def test_what_is_called_a_time_is_the_present() -> None:
-    made = make(Order, Random(1), NOW_MS)
-    assert datetime.fromisoformat(made.created_at) == datetime.fromtimestamp(NOW_MS / 1000, UTC)
+    order = made(Order, Random(1))
+    assert datetime.fromisoformat(order.created_at) == datetime.fromtimestamp(NOW_MS / 1000, UTC)
 
 
-@pytest.mark.parametrize("declared", [str, int, float, bytes, Decimal, UUID, datetime, OrderId, int | None], ids=str)
+@pytest.mark.parametrize("declared", [str, int, float, bytes, Decimal, UUID, OrderId, int | None], ids=str)
 def test_unique_values_never_repeat(declared: Any) -> None:
-    made = [unique(declared, "7", number) for number in range(500)]
-    assert len(set(made)) == 500
+    values = [typed(declared, unique(shape_of(declared), "7", number)) for number in range(500)]
+    assert len(set(values)) == 500
     codec = codec_for(declared)
-    assert [codec.decode(codec.encode(value)) for value in made] == made
+    assert [codec.decode(codec.encode(value)) for value in values] == values
 
 
 @pytest.mark.parametrize("declared", [bool, Colour, Literal["a"], list[int], Line], ids=str)
 def test_a_type_of_few_values_has_no_unique_ones(declared: Any) -> None:
-    assert unique(declared, "7", 1) is None
-
-
-def test_fields_of_every_kind_of_structure_are_known() -> None:
-    assert fields_of(Line) == {"article": str, "pieces": int}
-    assert fields_of(Click) == {"page": str, "at": datetime}
-    assert fields_of(Clicked) == {"user": str, "count": int}
-    assert fields_of(Point) == {"x": int, "y": float}
-    assert fields_of(Address) == {"street": str, "number": int}
-    assert fields_of(str) is None
+    assert unique(shape_of(declared), "7", 1) is None
 
 
 @pytest.mark.parametrize("declared", [dict, Any, Annotated[str, msgspec.Meta(pattern="a+")]], ids=str)
 def test_a_type_that_says_too_little_is_refused_with_the_ways_out(declared: Any) -> None:
     with pytest.raises(NotMade, match=r"chaos_events.*--input.*--from-topic"):
-        make(declared, Random(1), NOW_MS)
+        made(declared, Random(1))
