@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import NamedTuple
 
 from semel.chaos.archive import Archive
 from semel.chaos.asking import until_done
 from semel.chaos.cluster import Cluster
+from semel.chaos.observed import Observed
 from semel.errors import SemelError
 from semel.kafka.admin import set_topic_configs
 from semel.port import TP, Broker, Record, RpcError, RpcLost
@@ -46,23 +47,14 @@ class Taken(NamedTuple):
 
 
 class Compaction:
-    """`partitions`: how many the input has. `positions`: partition -> the offset below which everything is known to be read
-    and committed. `taken`: by all so far.
+    """`archive`: what it keeps before. `observed`: how far the input is known to be read and committed. `taken`: by all so
+    far.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        cluster: Cluster,
-        archive: Archive,
-        partitions: Callable[[], int],
-        positions: Callable[[], Mapping[int, int]],
-    ) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, cluster: Cluster, archive: Archive, observed: Observed) -> None:
+        self.archive = archive
         self._cluster = cluster
-        self._archive = archive
-        self._partitions = partitions
-        self._positions = positions
+        self._observed = observed
         self._logs = Logs(broker, SystemClock())
         self.taken = Taken()
         # Partition -> offset -> key, of the events before the segment that is written to.
@@ -83,21 +75,21 @@ class Compaction:
             await asyncio.sleep(APPLIED_S)
         for partition, base in bases.items():
             new: list[Record] = []
-            first = self._archive.upto.get(partition, 0)
+            first = self.archive.upto.get(partition, 0)
             before = self._before[partition] = dict[int, bytes | None]()
             async for record in self._committed(partition, base):
                 before[record.offset] = record.key
                 if record.offset >= first:
                     new.append(record)
-            self._archive.keep(partition, new, max(first, base))
+            self.archive.keep(partition, new, max(first, base))
 
     async def strike(self) -> Taken:
         """Compaction on, until all is gone that a later event of its key stands for, and off again."""
-        read = dict(self._positions())
+        read = dict(self._observed.watch.positions)
         surplus = {partition: superseded(before) for partition, before in self._before.items()}
         unread = {p: {at for at in offsets if at >= read.get(p, 0)} for p, offsets in surplus.items()}
         for partition, offsets in unread.items():
-            self._archive.may_be_unread(partition, offsets)
+            self.archive.may_be_unread(partition, offsets)
         left = dict(self._before)
         try:
             await self._configure(_COMPACTED)
@@ -107,10 +99,10 @@ class Compaction:
                 left = await self._left(left)
         finally:
             await self._configure(PLAIN)
-        if any(base > self._archive.upto[partition] for partition, base in self._bases().items()):
+        if any(base > self.archive.upto[partition] for partition, base in self._bases().items()):
             # Settings reach a broker in their order: it began no segment after it had heard of compaction.
             raise SemelError(
-                f"a broker began a segment of {self._archive.topic!r} more than {APPLIED_S:g} s after it was asked not to, and "
+                f"a broker began a segment of {self.archive.topic!r} more than {APPLIED_S:g} s after it was asked not to, and "
                 "compacted events that this run had not kept: there can be no proof. Run it again"
             )
         left = await self._left(left)
@@ -126,28 +118,28 @@ class Compaction:
     # -- inside
 
     def _bases(self) -> dict[int, int]:
-        topic = self._archive.topic
-        return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._partitions())}
+        topic = self.archive.topic
+        return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._observed.partitions)}
 
     async def _left(self, before: dict[int, dict[int, bytes | None]]) -> dict[int, dict[int, bytes | None]]:
         """What is there of it now; what was there at the last look where no broker answers."""
         try:
             return {
-                partition: {r.offset: r.key async for r in self._committed(partition, self._archive.upto[partition])}
+                partition: {r.offset: r.key async for r in self._committed(partition, self.archive.upto[partition])}
                 for partition in before
             }
         except (RpcError, RpcLost, Unreadable):
             return before
 
     async def _committed(self, partition: int, end: int) -> AsyncGenerator[Record]:
-        async with aclosing(self._logs.read(TP(self._archive.topic, partition), 0, end)) as pieces:
+        async with aclosing(self._logs.read(TP(self.archive.topic, partition), 0, end)) as pieces:
             async for piece in pieces:
                 for record in piece.records:
                     yield record
 
     async def _configure(self, settings: Mapping[str, str]) -> None:
         """Set these of the topic, and nothing else. SemelError where the brokers do not come to it."""
-        topic = self._archive.topic
+        topic = self.archive.topic
         await until_done(f"topic {topic!r}", lambda: set_topic_configs(self._cluster.bootstrap, topic, settings))
 
 

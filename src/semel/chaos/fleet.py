@@ -17,6 +17,7 @@ from semel.chaos.load import Load
 from semel.chaos.observed import Observed
 from semel.chaos.timeline import Entry, Timeline
 from semel.chaos.workers import ChaosWorker
+from semel.local.views import Views
 from semel.plan import Plan
 from semel.port import Broker
 
@@ -33,7 +34,7 @@ GONE_S = 30.0
 class Fleet:
     """What there is to be hurt, and what was seen of it.
 
-    `guest` makes a worker process more; `active`: numbers of faults that are not healed. `findings`: what no fault
+    `spare`: processes that may join as guests; `active`: numbers of faults that are not healed. `findings`: what no fault
     excuses, as sentences; `mended`: what the brokers did of their own accord, and was put right. `unrightful`: how
     many workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not.
     """
@@ -42,13 +43,14 @@ class Fleet:
     broker: Broker
     cluster: Cluster
     workers: list[ChaosWorker]
-    guest: Callable[[int], ChaosWorker]
+    spare: list[ChaosWorker]
     observed: Observed
     load: Load
     compaction: Compaction
-    timeline: Timeline
-    now: Callable[[], float]
+    views: Views
     say: Callable[[str], None]
+    timeline: Timeline = field(default_factory=Timeline)
+    began: float = field(default_factory=time.monotonic)
     findings: list[str] = field(default_factory=list[str])
     mended: list[str] = field(default_factory=list[str])
     active: set[int] = field(default_factory=set[int])
@@ -57,6 +59,10 @@ class Fleet:
     rights_since: float = -math.inf
     _busy: set[str] = field(default_factory=set[str])
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
+
+    def now(self) -> float:
+        """Seconds of the run."""
+        return time.monotonic() - self.began
 
     @property
     def app(self) -> str:
@@ -192,7 +198,7 @@ class Fleet:
     # -- the group
 
     def invite(self, number: int) -> ChaosWorker:
-        guest = self.guest(number)
+        guest = self.spare[number - 1]
         self.guests.append(guest)
         self.start(guest)
         return guest

@@ -10,7 +10,6 @@ from semel.chaos.fleet import Fleet
 from semel.chaos.show import Display, Shown, WorkerShown
 from semel.chaos.timeline import Sample, percentile, rates
 from semel.chaos.workers import ChaosWorker
-from semel.local.views import Views
 
 ASK_EVERY_S = 0.2
 SAMPLE_EVERY_S = 0.5
@@ -23,7 +22,6 @@ class Monitor:
     def __init__(
         self,
         fleet: Fleet,
-        views: Views,
         display: Display,
         *,
         goal: str,
@@ -31,7 +29,6 @@ class Monitor:
     ) -> None:
         self.stage = "starting"
         self._fleet = fleet
-        self._views = views
         self._display = display
         self._goal = goal
         self._beside = beside
@@ -59,7 +56,7 @@ class Monitor:
         pid, asked = worker.pid, time.monotonic()
         self._asking.add(pid)
         try:
-            document = await self._views.pipeline(worker.url)
+            document = await self._fleet.views.pipeline(worker.url)
         finally:
             self._asking.discard(pid)
         # An answer that was on its way when its worker was killed or frozen says what no longer holds.

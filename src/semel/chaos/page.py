@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from pathlib import Path
 
 from semel.chaos.report import Report
 from semel.chaos.timeline import Entry, Timeline, rates
@@ -47,10 +46,6 @@ pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-rad
 svg text { fill: var(--dim); font: 11px system-ui, sans-serif; } svg .name { fill: var(--ink); }
 iframe { width: 100%; height: 40rem; border: 1px solid var(--line); border-radius: 8px; }
 """
-
-
-def write(path: Path, report: Report) -> None:
-    path.write_text(page(report), encoding="utf-8")
 
 
 def page(report: Report) -> str:
@@ -98,8 +93,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _findings(report: Report) -> str:
-    said = [*report.all_findings, *([report.error] if report.error else [])]
-    shown = "".join(f"<pre class=bad>{escape(finding)}</pre>" for finding in said)
+    shown = "".join(f"<pre class=bad>{escape(finding)}</pre>" for finding in report.all_findings)
     shown += "".join(f"<p class=bad>void: {escape(reason)}</p>" for reason in report.void)
     return f"<h2>Findings</h2>{shown}" if shown else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ class Proved:
     html: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything there is to say of one run. `proved` is None where it did not come to the proof."""
 
@@ -38,18 +38,16 @@ class Report:
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     events: Mapping[str, int] = field(default_factory=dict[str, int])
-    processed: int = 0
     bites: Bites = field(default_factory=Bites)
-    findings: list[str] = field(default_factory=list[str])
-    mended: list[str] = field(default_factory=list[str])
-    void: list[str] = field(default_factory=list[str])
+    findings: Sequence[str] = ()
+    mended: Sequence[str] = ()
+    void: Sequence[str] = ()
     proved: Proved | None = None
-    error: str = ""
 
     @property
     def verdict(self) -> str:
         """violated, else unprovable, else void, else clean."""
-        if self.findings or self.error or self.proved is None or self.proved.verdict == VIOLATED:
+        if self.findings or self.proved is None or self.proved.verdict == VIOLATED:
             return VIOLATED
         if self.proved.verdict != CLEAN:
             return self.proved.verdict
@@ -67,7 +65,7 @@ class Report:
     def document(self) -> dict[str, Any]:
         kinds = self.timeline.by_kind()
         recoveries = self.timeline.recoveries()
-        document: dict[str, Any] = {
+        return {
             "pipeline": self.pipeline,
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
@@ -89,15 +87,12 @@ class Report:
             "events": dict(self.events),
             "engine": asdict(self.bites),
             "verdict": self.verdict,
-            "void": self.void,
+            "void": list(self.void),
             "findings": self.all_findings[:FINDINGS_SHOWN],
-            "mended": self.mended,
+            "mended": list(self.mended),
             "proof": None if self.proved is None else self.proved.document,
             "ok": self.ok,
         }
-        if self.error:
-            document["error"] = self.error
-        return document
 
 
 def summary(report: Report) -> str:

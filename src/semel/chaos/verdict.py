@@ -6,20 +6,16 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from semel import proof
-from semel.chaos.archive import Archive
 from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.report import Proved, Report
-from semel.chaos.subject import Subject
 from semel.chaos.tables import compare
 from semel.chaos.timeline import void_reasons
 from semel.errors import SemelError
-from semel.kafka import KafkaBroker
-from semel.local.views import Views
-from semel.plan import Plan
 from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
@@ -33,61 +29,57 @@ ASK_EVERY_S = 0.2
 REDELIVERED = ("immediate", "late", "burst", "disordered", "resent")
 
 
-def conclude(report: Report, on: Fleet, *, deduped: bool) -> None:
-    """The counts of the run, and whether it is void; before the proof, which may not come about."""
+async def judge(report: Report, on: Fleet, deduped: bool) -> Report:
+    """The report with its verdict. Ends the workers between the look at their tables and the proof; what keeps the run from
+    its verdict is a finding.
+    """
     counts = dict(on.load.counts)
     redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
     taken, became = on.compaction.taken, on.observed.watch.counts()
-    report.seconds = on.now()
-    report.processed = on.observed.processed
-    report.events = {
-        "published": on.load.published, "redelivered": redelivered, **counts, "compacted": taken.gone,
-        "unread": taken.unread,
-    }  # fmt: skip
-    report.bites = on.observed.bites()
-    report.mended = on.mended
-    report.void = void_reasons(
-        on.timeline.entries,
-        report.bites,
-        starts=sum(worker.starts for worker in on.everyone),
-        redelivered=redelivered,
-        deduped=deduped,
-        taken_in=became["in"],
-        given_up=became["dead"],
+    report = replace(
+        report,
+        seconds=on.now(),
+        events={
+            "published": on.load.published,
+            "redelivered": redelivered,
+            **counts,
+            "compacted": taken.gone,
+            "unread": taken.unread,
+        },
+        bites=on.observed.bites(),
+        mended=on.mended,
+        void=void_reasons(
+            on.timeline.entries,
+            on.observed.bites(),
+            starts=sum(worker.starts for worker in on.everyone),
+            redelivered=redelivered,
+            deduped=deduped,
+            taken_in=became["in"],
+            given_up=became["dead"],
+        ),
     )
-
-
-async def judge(
-    report: Report,
-    on: Fleet,
-    subject: Subject,
-    broker: KafkaBroker,
-    archive: Archive,
-    views: Views,
-    say: Callable[[str], None],
-) -> None:
-    """Ends the workers between the look at their tables and the proof. What keeps the run from its verdict is a finding."""
-    with _as_finding(report, "the tables could not be read"):
-        report.findings += await _compare(on, subject.plan, broker, views)
-    with _as_finding(report, "the dead letters could not be read"):
-        report.findings += await _given_up(on.plan, broker)
+    with _as_finding(on, "the tables could not be read"):
+        on.findings += await _compare(on)
+    with _as_finding(on, "the dead letters could not be read"):
+        on.findings += await _given_up(on)
     for worker in on.workers:
         worker.expected_end = True
         worker.send(signal.SIGTERM)
     for worker in on.workers:
         if await worker.ended(TERM_S) is None:
-            report.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
+            on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
             await worker.kill9()
-    with _as_finding(report, "there is no proof"):
-        report.proved = await _prove(broker, subject.plan, archive, say)
+    with _as_finding(on, "there is no proof"):
+        report = replace(report, proved=await _prove(on))
+    return replace(report, findings=on.findings)
 
 
-async def _compare(on: Fleet, plan: Plan, broker: KafkaBroker, views: Views) -> list[str]:
+async def _compare(on: Fleet) -> list[str]:
     """Any worker answers for all, but the last one to come back may just be joining, and partitions move for that."""
     until = time.monotonic() + TABLES_S
     for worker in itertools.cycle(on.workers):
         try:
-            return await compare(plan, broker, views, worker.url)
+            return await compare(on.plan, on.broker, on.views, worker.url)
         except SemelError:
             if time.monotonic() > until:
                 raise
@@ -95,31 +87,27 @@ async def _compare(on: Fleet, plan: Plan, broker: KafkaBroker, views: Views) -> 
     raise AssertionError("a run has workers")
 
 
-async def _given_up(plan: Plan, broker: KafkaBroker) -> list[str]:
+async def _given_up(on: Fleet) -> list[str]:
     """Events that odd code cost their last attempt, as a sentence: each had attempts left."""
     spent: list[str] = []
-    async for tp, record in Logs(broker, SystemClock()).records(plan.dead_letter_topic):
+    async for tp, record in Logs(on.broker, SystemClock()).records(on.plan.dead_letter_topic):
         headers = dict(record.headers)
         if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
             spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
     return [f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"] * bool(spent)
 
 
-async def _prove(
-    broker: KafkaBroker, plan: Plan, recording: proof.Recording, progress: Callable[[str], None]
-) -> Proved:
-    """`recording`: what the run kept of its input. RpcLost where no broker answers; SemelError where the topics cannot be
-    understood.
-    """
+async def _prove(on: Fleet) -> Proved:
+    """RpcLost where no broker answers; SemelError where the topics cannot be understood."""
     told = time.monotonic()
 
     def tell(how_far: proof.Progress) -> None:
         nonlocal told
         if time.monotonic() > told + TELL_EVERY_S:
             told = time.monotonic()
-            progress(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
+            on.say(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
 
-    proven = await proof.prove(broker, plan, SystemClock(), progress=tell, recording=recording)
+    proven = await proof.prove(on.broker, on.plan, SystemClock(), progress=tell, recording=on.compaction.archive)
     document = proven.to_json()
     findings = tuple(
         f"{finding['law']}: {finding['sentence']}"
@@ -132,9 +120,9 @@ async def _prove(
 
 
 @contextmanager
-def _as_finding(report: Report, what: str) -> Generator[None]:
+def _as_finding(on: Fleet, what: str) -> Generator[None]:
     """What keeps the run from its verdict is said with everything else."""
     try:
         yield
     except (SemelError, RpcError, RpcLost) as error:
-        report.findings.append(f"{what}: {error}")
+        on.findings.append(f"{what}: {error}")

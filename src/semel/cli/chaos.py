@@ -59,7 +59,8 @@ def chaos(
     from semel.chaos import events as made
     from semel.chaos.generated import from_types
     from semel.chaos.plan import wanted
-    from semel.chaos.run import Asked, now_ms, run
+    from semel.chaos.report import CLEAN, UNPROVABLE
+    from semel.chaos.run import PARTITIONS, Asked, now_ms, run
     from semel.chaos.subject import subject
     from semel.errors import ConfigError
 
@@ -78,7 +79,7 @@ def chaos(
         source = asyncio.run(made.from_topic(from_topic, broker, events))
     else:
         source = made.from_module(what, pipeline, seed) or from_types(what, seed, now_ms, key)
-    ended = run(
+    done = run(
         Asked(
             target=pipeline,
             subject=what,
@@ -88,13 +89,14 @@ def chaos(
             minutes=minutes,
             workers=workers,
             brokers=brokers,
-            partitions=partitions,
+            partitions=partitions or what.source.partitions or PARTITIONS,
             rate=rate,
             seed=seed,
             report=report,
             as_json=as_json,
         )
     )
-    if ended.interrupted:
+    if done is None:
         raise typer.Exit(exits.INTERRUPTED)
-    raise typer.Exit(exits.OK if ended.clean else exits.UNPROVABLE if ended.unprovable else exits.FINDING)
+    codes = {CLEAN: exits.OK, UNPROVABLE: exits.UNPROVABLE}
+    raise typer.Exit(codes.get(done.verdict, exits.FINDING))

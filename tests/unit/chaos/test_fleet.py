@@ -10,7 +10,6 @@ import pytest
 
 from semel.chaos.fleet import GONE_S, Fleet
 from semel.chaos.observed import Observed
-from semel.chaos.timeline import Timeline
 from semel.chaos.workers import ChaosWorker
 
 
@@ -38,9 +37,8 @@ def fleet(*workers: Ended) -> Fleet:
     anything: Any = None
     processes = [cast("ChaosWorker", worker) for worker in workers]
     return Fleet(
-        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, guest=anything,
-        observed=Observed("t", 1), load=anything, compaction=anything, timeline=Timeline(), now=lambda: 0.0,
-        say=lambda said: None,
+        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, spare=[],
+        observed=Observed("t", 1), load=anything, compaction=anything, views=anything, say=lambda said: None,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -26,12 +27,11 @@ def report(**changes: object) -> Report:
     )
     for at_s, phase in ((0.0, "starting"), (0.5, "running"), (1.0, "dead"), (2.0, "starting"), (3.0, "running")):
         timeline.turn("w1", at_s, phase)  # type: ignore[arg-type]
-    made = Report("payments", 7, 2, 1, 4, timeline, seconds=10.0, bites=Bites(duplicates=5), proved=CLEAN)
-    made.events = {"published": 100, "redelivered": 20}
-    made.left_out = {"leader": "one broker"}
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+    made = Report(
+        "payments", 7, 2, 1, 4, timeline, seconds=10.0, bites=Bites(duplicates=5), proved=CLEAN,
+        events={"published": 100, "redelivered": 20}, left_out={"leader": "one broker"},
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_a_clean_run_is_clean() -> None:
