@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from semel.port import TP, Record
@@ -25,6 +25,10 @@ class ArchivedRecord:
     headers: tuple[tuple[str, bytes | None], ...]
 
 
+_packed = msgspec.msgpack.Encoder().encode
+_unpacked = msgspec.msgpack.Decoder(ArchivedRecord).decode
+
+
 class Archive:
     """A `semel.proof.Recording` of one topic, in a new file. `upto`: partition -> the offset up to which it has every record."""
 
@@ -34,16 +38,16 @@ class Archive:
         self._unread: dict[int, set[int]] = {}
         file.unlink(missing_ok=True)
         self._db = sqlite3.connect(file)
-        self._db.execute(
-            "CREATE TABLE record (part INT, at INT, stamp INT, key BLOB, value BLOB, headers BLOB, PRIMARY KEY (part, at)) "
-            "WITHOUT ROWID"
-        )
+        self._db.execute("CREATE TABLE record (part INT, at INT, record BLOB, PRIMARY KEY (part, at)) WITHOUT ROWID")
 
     def keep(self, partition: int, records: Iterable[Record], upto: int) -> None:
         """Everything from where it had come to up to that offset."""
-        rows = ((partition, r.offset, r.timestamp, r.key, r.value, _packed(r)) for r in records)
+        rows = (
+            (partition, r.offset, _packed(ArchivedRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers))))
+            for r in records
+        )
         with self._db:
-            self._db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO record VALUES (?, ?, ?)", rows)
         self.upto[partition] = upto
 
     def may_be_unread(self, partition: int, offsets: Iterable[int]) -> None:
@@ -54,10 +58,10 @@ class Archive:
         if tp.topic != self.topic:
             return []
         rows = self._db.execute(
-            "SELECT at, stamp, key, value, headers FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at",
+            "SELECT record FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at",
             (tp.partition, start, end),
         )
-        return [ArchivedRecord(at, stamp, key, value, _unpacked(headers)) for at, stamp, key, value, headers in rows]
+        return [_unpacked(packed) for (packed,) in rows]
 
     def unread(self, tp: TP, start: int, end: int) -> NDArray[np.int64]:
         there = self._unread.get(tp.partition, set[int]()) if tp.topic == self.topic else set[int]()
@@ -65,11 +69,3 @@ class Archive:
 
     def close(self) -> None:
         self._db.close()
-
-
-def _packed(record: Record) -> bytes:
-    return orjson.dumps([(name, None if value is None else value.hex()) for name, value in record.headers])
-
-
-def _unpacked(headers: bytes) -> tuple[tuple[str, bytes | None], ...]:
-    return tuple((name, None if value is None else bytes.fromhex(value)) for name, value in orjson.loads(headers))

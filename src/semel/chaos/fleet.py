@@ -113,10 +113,8 @@ class Fleet:
     @asynccontextmanager
     async def claimed(self, index: int) -> AsyncGenerator[ChaosWorker]:
         """The worker of that number, or the next that no other fault has in hand; waits while all are."""
-        while True:
-            idle = [w for w in self.in_turn(index) if w.name not in self._busy]
-            if idle:
-                break
+        index %= len(self.workers)
+        while not (idle := [w for w in (*self.workers[index:], *self.workers[:index]) if self.idle(w)]):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         chosen = idle[0]
         self._busy.add(chosen.name)
@@ -143,9 +141,9 @@ class Fleet:
             finally:
                 self._busy.difference_update(worker.name for worker in others)
 
-    def in_turn(self, index: int) -> list[ChaosWorker]:
-        index %= len(self.workers)
-        return [*self.workers[index:], *self.workers[:index]]
+    def aimed(self, index: int) -> list[ChaosWorker]:
+        """The worker of that number, all of them below 0; also where another fault has it in hand."""
+        return self.workers if index < 0 else [self.workers[index % len(self.workers)]]
 
     def idle(self, worker: ChaosWorker) -> bool:
         return worker.name not in self._busy

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from semel.chaos.timeline import Bites
 from semel.local.watch import Document, Watch, WorkerState
 
-COUNTED = ("aborts", "unknown", "fences", "recoveries", "rebalances")
-
 
 @dataclass(slots=True)
 class Observed:
@@ -20,9 +18,9 @@ class Observed:
     partitions: int
     watch: Watch = field(init=False)
     heard_at: dict[str, float] = field(default_factory=dict[str, float])
-    _last: dict[int, Mapping[str, int]] = field(default_factory=dict[int, Mapping[str, int]])
-    _duplicates: dict[int, int] = field(default_factory=dict[int, int])
-    _throttles: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
+    # Of each process, also of those that are gone, the last that it said.
+    _last: dict[tuple[str, int], Document] = field(default_factory=dict[tuple[str, int], Document])
+    _duplicates: int = 0
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.topic, self.partitions)
@@ -36,9 +34,8 @@ class Observed:
         """Its document, asked for at `now`."""
         self.watch.hear(name, document)
         self.heard_at[name] = now
-        self._last[pid] = document["commits"]
-        self._throttles[name, pid] = document["throttles"]
-        self._duplicates[pid] = max(self._duplicates.get(pid, 0), document["counts"].get("duplicates", 0))
+        self._last[name, pid] = document
+        self._duplicates = max(self._duplicates, document["counts"].get("duplicates", 0))
 
     def gone(self, name: str) -> None:
         """It died or is frozen: what it said holds no longer."""
@@ -65,7 +62,7 @@ class Observed:
     def throttles(self, names: Iterable[str]) -> int:
         """Answers in which brokers asked the workers of these names to wait."""
         wanted = set(names)
-        return sum(count for (name, _), count in self._throttles.items() if name in wanted)
+        return sum(document["throttles"] for (name, _), document in self._last.items() if name in wanted)
 
     def whole_since(self, moment: float) -> bool:
         """Every partition runs on exactly one worker, by what was asked after that moment."""
@@ -79,16 +76,16 @@ class Observed:
         return sum(max(0, end - self.watch.positions.get(partition, 0)) for partition, end in ends.items())
 
     def bites(self) -> Bites:
-        total: Counter[str] = Counter()
-        for counted in self._last.values():
-            total.update({name: counted.get(name, 0) for name in COUNTED})
+        def total(name: str) -> int:
+            return sum(document["commits"].get(name, 0) for document in self._last.values())
+
         return Bites(
-            aborts=total["aborts"],
-            unknown=total["unknown"],
-            fences=total["fences"],
-            recoveries=total["recoveries"],
-            assignments=total["rebalances"],
-            duplicates=max(self._duplicates.values(), default=0),
+            aborts=total("aborts"),
+            unknown=total("unknown"),
+            fences=total("fences"),
+            recoveries=total("recoveries"),
+            assignments=total("rebalances"),
+            duplicates=self._duplicates,
         )
 
     def trouble(self) -> list[str]:

@@ -14,11 +14,12 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
@@ -26,7 +27,7 @@ _FITHAW = 0xC0045878
 FROZEN_S = 0.25
 OPEN_S = 0.02
 _PROBE = "probe"
-_PROBE_EVERY_S = 0.005
+_QUIET_WRITES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,58 +109,41 @@ def _ioctl(folder: Path, request: int) -> bool:
 # -- the process
 
 
-class _Probe(threading.Thread):
-    """Writes and syncs as a store does, and notes how long that takes."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self._file = os.open(folder / _PROBE, os.O_CREAT | os.O_WRONLY)
-        self._ending = threading.Event()
-        self.took_s: list[float] = []
-
-    def run(self) -> None:
-        while not self._ending.is_set():
-            began = time.monotonic()
-            try:
-                os.pwrite(self._file, bytes(4096), 0)
-                os.fdatasync(self._file)
-            except OSError:
-                # The disk may be full, too: that took its time all the same.
-                pass
-            self.took_s.append(time.monotonic() - began)
-            self._ending.wait(_PROBE_EVERY_S)
-
-    def stop(self) -> None:
-        self._ending.set()
-        self.join()
-        os.close(self._file)
+def _write_s(folder: Path) -> float:
+    """How long it takes to write and sync as a store does."""
+    began = time.monotonic()
+    # The disk may be full, too: that takes its time all the same.
+    with suppress(OSError), (folder / _PROBE).open("wb", buffering=0) as file:
+        file.write(bytes(4096))
+        os.fdatasync(file.fileno())
+    return time.monotonic() - began
 
 
 def _stall(folder: Path) -> Stalled:
     """Until standard input ends, which it also does when whoever started this dies."""
-    probe = _Probe(folder)
-    probe.start()
-    time.sleep(0.2)
-    before = sorted(probe.took_s)
-    quiet_s = before[len(before) // 2] if before else 0.0
-    probe.took_s.clear()
-    stalls = met = pid = 0
-    try:
-        while True:
-            frozen = freeze(folder)
-            line = _asked_to_end(FROZEN_S)
-            stalls += frozen
-            met += frozen and _waits(pid)
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    quiet_s = median(_write_s(folder) for _ in range(_QUIET_WRITES))
+    worst_s, stalls, met, pid = 0.0, 0, 0, 0
+    with ThreadPoolExecutor(1) as writer:
+        try:
+            while True:
+                frozen = freeze(folder)
+                writing = writer.submit(_write_s, folder)
+                line = _asked_to_end(FROZEN_S)
+                stalls += frozen
+                met += frozen and _waits(pid)
+                thaw(folder)
+                worst_s = max(worst_s, writing.result())
+                if line == "":
+                    break
+                pid = int(line) if line else pid
+                time.sleep(OPEN_S)
+        finally:
+            # Before the writer is waited for.
             thaw(folder)
-            if line == "":
-                break
-            pid = int(line) if line else pid
-            time.sleep(OPEN_S)
-    finally:
-        thaw(folder)
-        probe.stop()
-        (folder / _PROBE).unlink(missing_ok=True)
-    return Stalled(stalls, met, quiet_s * 1000, max(probe.took_s, default=0.0) * 1000)
+    (folder / _PROBE).unlink(missing_ok=True)
+    return Stalled(stalls, met, quiet_s * 1000, worst_s * 1000)
 
 
 def _asked_to_end(within_s: float) -> str | None:

@@ -50,7 +50,7 @@ class LogThrottle(Fault):
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         quota, most, least = _QUOTAS[self.variant]
-        workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
+        workers = on.aimed(self.worker)
         names = [worker.name for worker in workers]
         clients = [f"{on.app}-{name}" for name in names]
         async with on.alone("quotas"):

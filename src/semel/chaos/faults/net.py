@@ -9,7 +9,6 @@ from semel.chaos.fault import Chance, Drawn, Fault
 from semel.chaos.fleet import Fleet
 from semel.chaos.proxy import APIS, END_TXN, Lose, Rule, Side, Trouble
 from semel.chaos.timeline import Entry
-from semel.errors import SemelError
 
 # A request of the kind that is to be lost comes with every commit.
 EXCHANGE_S = 8.0
@@ -45,9 +44,9 @@ class Net(Fault):
         return f"{self.variant} {self.step}".rstrip()
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        worker = None if self.worker < 0 else on.in_turn(self.worker)[0]
-        client = f"{on.app}-{worker.name}" if worker else ""
-        on.begins(entry, worker.name if worker else "all workers")
+        name = "" if self.worker < 0 else on.aimed(self.worker)[0].name
+        client = name and f"{on.app}-{name}"
+        on.begins(entry, name or "all workers")
         proxies = on.cluster.proxies
         match self.variant:
             case "cut":
@@ -68,24 +67,15 @@ class Net(Fault):
                         proxy.forget(rule)
                 entry.note = "" if entry.bit else "there was no such exchange"
             case _:
+                silent = {"silent requests": Side.REQUESTS, "silent answers": Side.ANSWERS}.get(self.variant)
+                refuses, delay_s = self.variant == "refuse", self.offset_ms / 1000
                 with ExitStack() as lasting:
-                    troubles = [lasting.enter_context(proxy.trouble(_trouble(self, client))) for proxy in proxies]
+                    troubles = [
+                        lasting.enter_context(proxy.trouble(Trouble(client, silent, delay_s, refuses)))
+                        for proxy in proxies
+                    ]
                     await asyncio.sleep(self.hold_s)
                 entry.bit = any(trouble.touched for trouble in troubles)
-
-
-def _trouble(fault: Fault, client: str) -> Trouble:
-    match fault.variant:
-        case "delay":
-            return Trouble(client, delay_s=fault.offset_ms / 1000)
-        case "silent requests":
-            return Trouble(client, silent=Side.REQUESTS)
-        case "silent answers":
-            return Trouble(client, silent=Side.ANSWERS)
-        case "refuse":
-            return Trouble(client, refuses=True)
-        case other:
-            raise SemelError(f"there is no fault of connections called {other!r}")
 
 
 async def _any_done(rules: list[Rule], within_s: float) -> bool:

@@ -237,7 +237,7 @@ class OddCode(Fault):
         odd_code.order(worker.odd_code, 0.0)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        workers = on.workers if self.worker < 0 else on.in_turn(self.worker)[:1]
+        workers = on.aimed(self.worker)
         files = [worker.odd_code for worker in workers]
         async with on.alone("code"):
             on.begins(entry, ", ".join(worker.name for worker in workers))

@@ -88,13 +88,9 @@ class DiskSlow(Fault):
 
     @classmethod
     def impossible(cls, here: Machine) -> str:
-        return (
-            ""
-            if here.stalls
-            else (
-                "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and mkfs.ext4"
-            )
-        )
+        if here.stalls:
+            return ""
+        return "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and mkfs.ext4"
 
     @classmethod
     def drawn(cls, chance: Chance) -> Drawn:
