@@ -111,35 +111,30 @@ class Fleet:
         return self._locks.setdefault(what, asyncio.Lock())
 
     @asynccontextmanager
-    async def claimed(self, index: int) -> AsyncGenerator[ChaosWorker]:
-        """The worker of that number, or the next that no other fault has in hand; waits while all are."""
-        index %= len(self.workers)
-        while not (idle := [w for w in (*self.workers[index:], *self.workers[:index]) if self.idle(w)]):  # noqa: ASYNC110
+    async def claimed(self, index: int, *, everyone: bool = False) -> AsyncGenerator[list[ChaosWorker]]:
+        """The worker of that number, or the next that no other fault has in hand; waits while all are.
+
+        `everyone`: and all others that no fault has in hand.
+        """
+        while True:
+            at = index % len(self.workers)
+            idle = [w for w in (*self.workers[at:], *self.workers[:at]) if self.idle(w)]
+            if idle:
+                break
             await asyncio.sleep(LOOK_S)
-        chosen = idle[0]
-        self._busy.add(chosen.name)
+        claimed = idle if everyone else idle[:1]
+        self._busy.update(worker.name for worker in claimed)
         try:
-            yield chosen
+            yield claimed
         finally:
-            self._busy.discard(chosen.name)
+            self._busy.difference_update(worker.name for worker in claimed)
 
     @asynccontextmanager
     async def struck(self, index: int, entry: Entry) -> AsyncGenerator[ChaosWorker]:
         """As `claimed`, by a fault that begins at once."""
-        async with self.claimed(index) as worker:
+        async with self.claimed(index) as [worker]:
             self.begins(entry, worker.name)
             yield worker
-
-    @asynccontextmanager
-    async def victims(self, index: int, *, everyone: bool) -> AsyncGenerator[list[ChaosWorker]]:
-        """The worker that is claimed by that number; `everyone`: and all others that no fault has in hand."""
-        async with self.claimed(index) as first:
-            others = [worker for worker in self.workers if everyone and self.idle(worker)]
-            self._busy.update(worker.name for worker in others)
-            try:
-                yield [first, *others]
-            finally:
-                self._busy.difference_update(worker.name for worker in others)
 
     def aimed(self, index: int) -> list[ChaosWorker]:
         """The worker of that number, all of them below 0; also where another fault has it in hand."""

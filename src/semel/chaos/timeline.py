@@ -50,37 +50,29 @@ class Sample:
     lag: int
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A worker's phase from `at_s` on."""
-
-    worker: str
-    at_s: float
-    phase: Phase
-
-
 @dataclass(slots=True)
 class Timeline:
+    """`turns`: of each worker, since when it was in which phase."""
+
     entries: list[Entry] = field(default_factory=list[Entry])
     samples: list[Sample] = field(default_factory=list[Sample])
-    turns: list[Turn] = field(default_factory=list[Turn])
-    _phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
+    turns: dict[str, list[tuple[float, Phase]]] = field(default_factory=dict[str, list[tuple[float, Phase]]])
 
     def turn(self, worker: str, at_s: float, phase: Phase) -> None:
         """Noted where it is news."""
-        if self._phases.get(worker) != phase:
-            self._phases[worker] = phase
-            self.turns.append(Turn(worker, at_s, phase))
+        turns = self.turns.setdefault(worker, [])
+        if not turns or turns[-1][1] != phase:
+            turns.append((at_s, phase))
 
     def spans(self, worker: str, end_s: float) -> list[tuple[float, float, Phase]]:
         """From, to and phase, without gaps, since the worker was first seen."""
-        turns = [t for t in self.turns if t.worker == worker]
-        ends = [*(t.at_s for t in turns[1:]), end_s]
-        return [(t.at_s, end, t.phase) for t, end in zip(turns, ends, strict=True) if end > t.at_s]
+        turns = self.turns[worker]
+        ends = [*(at_s for at_s, _ in turns[1:]), end_s]
+        return [(at_s, end, phase) for (at_s, phase), end in zip(turns, ends, strict=True) if end > at_s]
 
     @property
     def workers(self) -> list[str]:
-        return sorted({t.worker for t in self.turns})
+        return sorted(self.turns)
 
     # -- sums
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -43,9 +44,7 @@ class ChaosWorker(WorkerProcess):
         self.frozen = False
         self.starts = 0
         self._clock = folder / "state" / f"{name}.clock"
-        self._bootstrap = bootstrap
-        self._folder = folder
-        self._settings = settings
+        self._again = partial(ChaosWorker, nursery, target, name, bootstrap=bootstrap, folder=folder, settings=settings)
         super().__init__(
             nursery,
             target,
@@ -110,13 +109,4 @@ class ChaosWorker(WorkerProcess):
 
     def twin(self) -> ChaosWorker:
         """Another process of the same name, on another disk and port: what a scheduler starts for one it thinks lost."""
-        return ChaosWorker(
-            self._nursery,
-            self._target,
-            self.name,
-            port=ports.choose(1)[0],
-            bootstrap=self._bootstrap,
-            folder=self._folder,
-            settings=self._settings,
-            state=f"{self.name}-{time.monotonic_ns()}",
-        )
+        return self._again(port=ports.choose(1)[0], state=f"{self.name}-{time.monotonic_ns()}")

@@ -12,7 +12,7 @@ from semel.chaos.fleet import Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
 from semel.plan import Plan
-from semel.port import RpcError, RpcLost, TopicInfo
+from semel.port import RpcError, RpcLost
 from semel.task.read_committed import Unreadable
 
 GUEST_S = 20.0
@@ -112,23 +112,14 @@ class Grow(Fault):
         # The input is compacted partition by partition.
         async with on.alone("input"):
             on.begins(entry, name)
-            before = await _partitions(on, name)
+            topics = await until_done(f"the size of {name!r}", lambda: on.broker.topics([name]))
+            before = topics[name].partitions
             now = before + self.nth
             entry.bit, entry.note = bool(on.observed.processed), f"{before} before, {now} now"
             await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
             if name == on.observed.topic:
                 on.observed.partitions = on.load.partitions = now
         await asyncio.sleep(self.hold_s)
-
-
-async def _partitions(on: Fleet, name: str) -> int:
-    topics: dict[str, TopicInfo] = {}
-
-    async def look() -> None:
-        topics.update(await on.broker.topics([name]))
-
-    await until_done(f"the size of {name!r}", look)
-    return topics[name].partitions
 
 
 class Compact(Fault):
@@ -146,7 +137,7 @@ class Compact(Fault):
         async with on.alone("input"), AsyncExitStack() as claims:
             kept_off: list[ChaosWorker] = []
             if self.hold_s:
-                kept_off = await claims.enter_async_context(on.victims(self.worker, everyone=True))
+                kept_off = await claims.enter_async_context(on.claimed(self.worker, everyone=True))
             on.begins(entry, ", ".join(w.name for w in kept_off) or "the input")
             if on.load.keyless:
                 entry.note = "the input has records without a key, which a compacted topic does not hold"

@@ -39,7 +39,7 @@ class Kill(Fault):
         }
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.victims(self.worker, everyone=self.variant == "SIGKILL to all") as victims:
+        async with on.claimed(self.worker, everyone=self.variant == "SIGKILL to all") as victims:
             on.begins(entry, ", ".join(w.name for w in victims))
             entry.bit = any(on.observed.holds(w.name) for w in victims)
             await on.kill9(victims)
@@ -111,7 +111,7 @@ class Zombie(Fault):
             worker.thaw()
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as worker:
+        async with on.claimed(self.worker) as [worker]:
             if self.variant == "replaced while frozen":
                 # Frozen before it joined it would wake as the later of the two, and rightly take the name.
                 await on.holding(worker, ARMED_S)
