@@ -34,7 +34,7 @@ class Load:
 
     `counts["resent"]`: sent again because nobody answered; `counts["aborted"]`: in transactions that were aborted.
     `keyless`: whether any had no key, which a compacted topic does not hold. `ends`: partition -> the offset after the last
-    record that is certainly there. `partitions`: over how many keys are spread. `done` is set at the end.
+    record that is certainly there. `partitions`: over how many keys are spread.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class Load:
         self.counts: Counter[str] = Counter()
         self.ends: dict[int, int] = {}
         self.keyless = False
-        self.done = asyncio.Event()
 
     @property
     def published(self) -> int:
@@ -81,7 +80,6 @@ class Load:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TURN_S):
                     await self._stopping.wait()
-        self.done.set()
 
     async def finish(self, within_s: float) -> bool:
         """Redeliver the last record of each partition until that is certainly done, so that `ends` is the truth."""

@@ -46,10 +46,12 @@ class Monitor:
             now = self._fleet.now()
             if now >= next_sample:
                 next_sample = now + SAMPLE_EVERY_S
-                self._sample(now)
+                load, observed = self._fleet.load, self._fleet.observed
+                sample = Sample(now, load.published, observed.processed, observed.behind(load.ends))
+                self._fleet.timeline.samples.append(sample)
                 if self.stage != "starting":
                     self._beside(self._fleet.mend_brokers())
-                self._display.show(self._shown(now))
+                self._display.show(self._shown(sample))
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _ask(self, worker: ChaosWorker) -> None:
@@ -67,29 +69,21 @@ class Monitor:
         states = {task["state"] for task in document["tasks"]}
         self._fleet.timeline.turn(worker.name, self._fleet.now(), "running" if states == {"running"} else "starting")
 
-    def _sample(self, now: float) -> None:
-        load, observed = self._fleet.load, self._fleet.observed
-        self._fleet.timeline.samples.append(Sample(now, load.published, observed.processed, observed.behind(load.ends)))
-
-    def _shown(self, now: float) -> Shown:
+    def _shown(self, now: Sample) -> Shown:
         on = self._fleet
         recent = rates(on.timeline.samples[-20:], RATE_OVER_S)
         return Shown(
-            seconds=now,
+            seconds=now.at_s,
             goal=self._goal,
             stage=self.stage,
-            published=on.load.published,
-            lag=on.observed.behind(on.load.ends),
+            published=now.published,
+            lag=now.lag,
             rate=recent[-1][1] if recent else 0.0,
             faults=on.timeline.by_kind(),
             active=len(on.active),
             recovery_p50_s=percentile(on.timeline.recoveries(), 0.5),
             findings=len(on.findings),
-            workers=tuple(self._worker_shown(w) for w in on.everyone),
+            workers=tuple(
+                WorkerShown(w.name, on.timeline.phase(w.name), w.pid, on.observed.tasks(w.name)) for w in on.everyone
+            ),
         )
-
-    def _worker_shown(self, worker: ChaosWorker) -> WorkerShown:
-        seen = self._fleet.observed.watch.workers.get(worker.name)
-        tasks = seen.tasks if seen is not None else {}
-        phase = "frozen" if worker.frozen else "dead" if not worker.running else "running" if tasks else "starting"
-        return WorkerShown(worker.name, phase, worker.pid, tasks)

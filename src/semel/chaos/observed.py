@@ -50,9 +50,14 @@ class Observed:
 
     # -- asked
 
-    def holds(self, name: str) -> set[int]:
+    def tasks(self, name: str) -> dict[int, str]:
+        """Partition -> state, of those that a worker holds."""
         worker = self.watch.workers.get(name)
-        return set(worker.tasks) if worker is not None else set()
+        return worker.tasks if worker is not None else {}
+
+    def holds(self, name: str) -> bool:
+        """Whether a worker has any partition."""
+        return bool(self.tasks(name))
 
     @property
     def processed(self) -> int:

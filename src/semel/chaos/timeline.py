@@ -64,6 +64,9 @@ class Timeline:
         if not turns or turns[-1][1] != phase:
             turns.append((at_s, phase))
 
+    def phase(self, worker: str) -> Phase:
+        return self.turns[worker][-1][1]
+
     def spans(self, worker: str, end_s: float) -> list[tuple[float, float, Phase]]:
         """From, to and phase, without gaps, since the worker was first seen."""
         turns = self.turns[worker]

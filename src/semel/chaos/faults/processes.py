@@ -116,7 +116,7 @@ class Zombie(Fault):
                 # Frozen before it joined it would wake as the later of the two, and rightly take the name.
                 await on.holding(worker, ARMED_S)
             on.begins(entry, worker.name)
-            entry.bit = bool(on.observed.holds(worker.name))
+            entry.bit = on.observed.holds(worker.name)
             on.freeze(worker)
             if self.variant != "replaced while frozen":
                 await asyncio.sleep(self.hold_s)
@@ -166,7 +166,7 @@ class Term(Fault):
                 worker.send(signal.SIGTERM)
                 worker.thaw()
             else:
-                entry.bit = bool(on.observed.holds(worker.name))
+                entry.bit = on.observed.holds(worker.name)
             code = await worker.term(TERM_S)
             if code is None:
                 on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM (fault {self.number})")
@@ -200,7 +200,7 @@ class Clock(Fault):
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
-            entry.bit = bool(on.observed.holds(worker.name))
+            entry.bit = on.observed.holds(worker.name)
             restarts = not self.variant.startswith("jumps")
             try:
                 if restarts:
