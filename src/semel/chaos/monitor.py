@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from semel.chaos.fleet import Fleet
 from semel.chaos.show import Display, Shown, WorkerShown
@@ -25,7 +26,7 @@ class Monitor:
         display: Display,
         *,
         goal: str,
-        beside: Callable[[Awaitable[None]], object],
+        beside: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.stage = "starting"
         self._fleet = fleet

@@ -9,7 +9,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,31 +108,6 @@ class Started:
     loading: asyncio.Task[None]
 
 
-class Beside:
-    """What runs beside the phases, and must not fail unseen."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        self._tasks.add(task)
-        return task
-
-    def check(self) -> None:
-        """Raises what one of them raised."""
-        for task in [t for t in self._tasks if t.done()]:
-            self._tasks.discard(task)
-            if not task.cancelled():
-                task.result()
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
 def run(asked: Asked) -> Report | None:
     """Do the whole run in the current directory and print its report; None where Ctrl-C or SIGTERM ended it before that.
 
@@ -143,41 +118,51 @@ def run(asked: Asked) -> Report | None:
 
 async def _main(asked: Asked) -> Report | None:
     """Logs and the brokers' data stay when all else is stopped."""
-    screen, beside = display(moving=sys.stderr.isatty() and not asked.as_json), Beside()
+    screen = display(moving=sys.stderr.isatty() and not asked.as_json)
     async with AsyncExitStack() as opened:
-        work = asyncio.ensure_future(_phases(asked, screen, beside, opened))
+        work = asyncio.ensure_future(_phases(asked, screen, opened))
         # Once: what follows a Ctrl-C is the stopping, and that ends by itself.
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, _once(work))
         try:
             return await work
         except asyncio.CancelledError:
             return None
+        except ExceptionGroup as failed:
+            if work.cancelling():
+                return None
+            raise failed.exceptions[0] from failed
         finally:
             with suppress(OSError, ValueError):
                 screen.close()
-            await beside.close()
 
 
-async def _phases(asked: Asked, screen: Display, beside: Beside, opened: AsyncExitStack) -> Report:
+def _once(work: asyncio.Task[Report]) -> Callable[[], object]:
+    """Cancels it, unless that is under way."""
+    return lambda: work.cancelling() or work.cancel()
+
+
+async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Report:
+    """What runs beside them does not fail unseen: it ends the run."""
     screen.say(f"seed {asked.seed}: --seed {asked.seed} gives the same faults and the same events again")
     prepared = await _prepare(asked, screen.say, opened)
     fleet = await _fleet(asked, prepared, screen.say, opened)
-    started = await _start(asked, prepared, fleet, screen, beside)
-    await _storm(asked, prepared.kinds, started, beside)
-    await _settle(started, beside)
-    before = Report(
-        asked.subject.name,
-        asked.seed,
-        asked.workers,
-        asked.brokers,
-        asked.partitions,
-        fleet.timeline,
-        kinds=prepared.kinds,
-        notes=asked.source.notes,
-        left_out=prepared.left_out,
-    )
-    report = await judge(before, fleet, asked.subject.dedup is not None)
+    async with asyncio.TaskGroup() as beside:
+        started = await _start(asked, prepared, fleet, screen, beside)
+        await _storm(asked, prepared.kinds, started, beside)
+        await _settle(started)
+        before = Report(
+            asked.subject.name,
+            asked.seed,
+            asked.workers,
+            asked.brokers,
+            asked.partitions,
+            fleet.timeline,
+            kinds=prepared.kinds,
+            notes=asked.source.notes,
+            left_out=prepared.left_out,
+        )
+        report = await judge(before, fleet, asked.subject.dedup is not None)
     screen.close()
     _publish(asked, report, screen.say)
     return report
@@ -260,27 +245,26 @@ def _processes(asked: Asked, cluster: Cluster, nursery: Nursery) -> list[ChaosWo
     ]
 
 
-async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, beside: Beside) -> Started:
+async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, beside: asyncio.TaskGroup) -> Started:
     """Until every partition runs and events are processed. SemelError where that does not come."""
     for worker in on.workers:
         if prepared.mount is not None and not await asyncio.to_thread(prepared.mount, worker.state_dir):
             raise SemelError(f"a file system for {worker.state_dir} could not be mounted, though one could before")
         on.start(worker)
     on.say(f"{len(on.workers)} workers, {asked.partitions} partitions; {asked.goal} of chaos")
-    monitor = Monitor(on, screen, goal=asked.goal, beside=beside.start)
-    listening = beside.start(monitor.go())
-    await _until(on, beside, lambda: on.observed.whole_since(0), "the workers did not come to run", unhurt=True)
+    monitor = Monitor(on, screen, goal=asked.goal, beside=beside.create_task)
+    listening = beside.create_task(monitor.go())
+    await _until(on, lambda: on.observed.whole_since(0), "the workers did not come to run", unhurt=True)
     monitor.stage = "chaos"
-    loading = beside.start(on.load.run())
-    await _until(on, beside, lambda: on.observed.behind(on.load.ends) < on.load.published, "nothing was processed")
+    loading = beside.create_task(on.load.run())
+    await _until(on, lambda: on.observed.behind(on.load.ends) < on.load.published, "nothing was processed")
     return Started(on, monitor, listening, loading)
 
 
-async def _until(on: Fleet, beside: Beside, holds: Callable[[], bool], otherwise: str, *, unhurt: bool = False) -> None:
+async def _until(on: Fleet, holds: Callable[[], bool], otherwise: str, *, unhurt: bool = False) -> None:
     """`unhurt`: while no worker may end, as nothing goes wrong yet."""
     deadline = time.monotonic() + READY_S
     while not holds():
-        beside.check()
         if time.monotonic() > deadline:
             ends = "".join(f"\n{w.log_end()}" for w in on.everyone)
             raise SemelError(f"{otherwise} within {READY_S:g} s: {'; '.join(on.observed.trouble())}{ends}")
@@ -292,7 +276,7 @@ async def _until(on: Fleet, beside: Beside, holds: Callable[[], bool], otherwise
         await asyncio.sleep(0.05)
 
 
-async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside: Beside) -> None:
+async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside: asyncio.TaskGroup) -> None:
     """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
     shape = Shape(asked.workers, asked.brokers, SESSION_S, growing(asked.subject.plan))
     count, began = 0, time.monotonic()
@@ -310,7 +294,6 @@ async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside:
             for task in done:
                 running.discard(task)
                 await task
-            beside.check()
             if over() and most > 1:
                 return
 
@@ -320,11 +303,11 @@ async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside:
         if over():
             break
         count += 1
-        running.add(beside.start(inflict(started.on, fault)))
+        running.add(beside.create_task(inflict(started.on, fault)))
     await fewer_than(1)
 
 
-async def _settle(started: Started, beside: Beside) -> None:
+async def _settle(started: Started) -> None:
     """The load stops, and everything that it sent comes to its end; a finding where it does not."""
     on, started.monitor.stage = started.on, "draining"
     on.load.stop()
@@ -334,7 +317,6 @@ async def _settle(started: Started, beside: Beside) -> None:
         on.findings.append("the load's last records could not be written for 30 s with no fault in force")
     asked = time.monotonic()
     while not (on.observed.whole_since(asked) and on.observed.behind(on.load.ends) == 0):
-        beside.check()
         await asyncio.sleep(0.1)
         if time.monotonic() > asked + DRAIN_S:
             on.findings.append(
@@ -343,6 +325,7 @@ async def _settle(started: Started, beside: Beside) -> None:
             )
             break
     started.listening.cancel()
+    started.loading.cancel()
     on.say("the load is done and every fault healed; rows against changelogs, then the proof")
 
 
