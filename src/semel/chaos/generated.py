@@ -20,7 +20,7 @@ from uuid import UUID
 import msgspec
 from msgspec import inspect as shapes
 
-from semel.chaos.events import Input, Made
+from semel.chaos.events import Headers, Input, Made
 from semel.chaos.subject import Subject
 from semel.dedup import ContentKey, Dedup, HeaderKey
 from semel.errors import ConfigError, DecodeError
@@ -61,44 +61,55 @@ def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str 
     if key is not None and "{" not in key:
         key = f"{{{key}}}"
     events = _events(subject, seed, now_ms, key)
-    try:
-        first = next(events)
-    except (TypeError, NameError, NotImplementedError, msgspec.MsgspecError) as wrong:
-        raise NotMade(f"topic {source.name!r}, whose values are declared as {name} ({wrong})") from wrong
+    # What cannot be is refused before anything runs.
+    first = next(events)
     keyed = f"keyed by {key}" if key is not None else f"with {POOL} keys"
     note = f"events are made up from {name}, {keyed}, seed {seed}"
     return Input(chain((first,), events), (note,), json=source.value.type is not bytes)
 
 
 def _events(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None) -> Iterator[Made]:
-    source, dedup, rng = subject.source, subject.dedup, Random(f"{seed} events")
-    declared = source.value.type
-    shape = shape_of(declared)
+    source, rng = subject.source, Random(f"{seed} events")
+    try:
+        shape = shape_of(source.value.type)
+        identity = _identity(subject.dedup, source.value.name, shape)
+        for number in count(1):
+            drawn = _drawn(shape, subject.dedup, identity, rng, now_ms(), f"{seed}", number)
+            record_key = _some_key(source, rng) if key is None else _filled(key, drawn)
+            value = source.value.encode(typed(source.value.type, drawn))
+            yield Made(record_key, value, _headers(subject.dedup, seed, number))
+    except (TypeError, NameError, NotImplementedError, msgspec.MsgspecError) as wrong:
+        raise NotMade(f"topic {source.name!r}, whose values are declared as {source.value.name} ({wrong})") from wrong
+
+
+def _drawn(
+    shape: shapes.Type, dedup: Dedup | None, identity: str | None, rng: Random, now_ms: int, prefix: str, number: int
+) -> Any:
     fields = dict(_fields(shape))
-    identity = _identity(dedup, source.value.name, shape, fields)
-    for number in count(1):
-        if fields:
-            drawn = make(shape, rng, now_ms())
-            if dedup is not None and isinstance(dedup.time, str) and dedup.time in fields:
-                # A name that looks like a time gets the present, in the form that the type asks for.
-                drawn[dedup.time] = make(fields[dedup.time], rng, now_ms(), name="time")
-            if identity is not None:
-                drawn[identity] = unique(fields[identity], str(seed), number)
-        else:
-            drawn = make(shape, rng, now_ms(), "value") if identity is None else unique(shape, str(seed), number)
-        headers: tuple[tuple[str, bytes | None], ...] = ()
-        if dedup is not None and isinstance(dedup.key, HeaderKey):
-            first, *others = dedup.key.names
-            headers = ((first, f"{seed}-{number:07d}".encode()), *((name, b"chaos") for name in others))
-        record_key = _some_key(source, rng) if key is None else _filled(key, drawn)
-        yield Made(record_key, source.value.encode(typed(declared, drawn)), headers)
+    if not fields:
+        return make(shape, rng, now_ms, "value") if identity is None else unique(shape, prefix, number)
+    drawn = make(shape, rng, now_ms)
+    if dedup is not None and isinstance(dedup.time, str) and dedup.time in fields:
+        # A name that looks like a time gets the present, in the form that the type asks for.
+        drawn[dedup.time] = make(fields[dedup.time], rng, now_ms, name="time")
+    if identity is not None:
+        drawn[identity] = unique(fields[identity], prefix, number)
+    return drawn
 
 
-def _identity(dedup: Dedup | None, what: str, shape: shapes.Type, fields: dict[str, shapes.Type]) -> str | None:
+def _headers(dedup: Dedup | None, seed: int, number: int) -> Headers:
+    if dedup is None or not isinstance(dedup.key, HeaderKey):
+        return ()
+    first, *others = dedup.key.names
+    return ((first, f"{seed}-{number:07d}".encode()), *((name, b"chaos") for name in others))
+
+
+def _identity(dedup: Dedup | None, what: str, shape: shapes.Type) -> str | None:
     """The field (empty: the whole value) that no two events have the same; None where none needs to be so.
 
     NotMade where the dedup key is not known from the value's type, or has too few values.
     """
+    fields = dict(_fields(shape))
     if dedup is None or isinstance(dedup.key, HeaderKey):
         return "id" if "id" in fields and unique(fields["id"], "", 0) is not None else None
     if isinstance(dedup.key, ContentKey):

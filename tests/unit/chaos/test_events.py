@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pytest
 
 from semel import Dedup, Pipeline, Table, Topic, content_hash, header
@@ -43,6 +44,13 @@ class Trade:
 async def nothing(trades: AsyncIterable[Any]) -> AsyncIterator[None]:
     async for _ in trades:
         yield None
+
+
+@dataclass
+class Priced:
+    """What it says of itself is not what may be in it."""
+
+    price: Annotated[int, msgspec.Meta(ge=1, le=9, multiple_of=100)]
 
 
 def pipeline(agent: Any = nothing, *tables: Table, dedup: Dedup | None = None, value: Any = Trade) -> Subject:
@@ -145,6 +153,12 @@ def test_the_event_time_is_the_present_in_the_fields_own_type() -> None:
 @pytest.mark.parametrize("value", [dict, list])
 def test_a_source_without_types_is_refused_with_the_ways_out(value: Any) -> None:
     with pytest.raises(NotMade, match=r"chaos_events\(rng\).*--input FILE or --from-topic TOPIC"):
+        from_types(pipeline(value=value), 1, now_ms)
+
+
+@pytest.mark.parametrize("value", [Annotated[int, msgspec.Meta(multiple_of=1_000_003)], Priced])
+def test_a_type_whose_values_are_not_known_is_refused_before_anything_runs(value: Any) -> None:
+    with pytest.raises(NotMade, match=r"topic 'trades', whose values are declared as .*chaos_events\(rng\)"):
         from_types(pipeline(value=value), 1, now_ms)
 
 
