@@ -251,8 +251,10 @@ class Broker(Protocol):
 
     async def broker_count(self) -> int: ...
 
-    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """A topic that exists already is not an error."""
+    async def create_topics(self, specs: Sequence[TopicSpec], *, validate_only: bool = False) -> None:
+        """A topic that exists already is not an error. `validate_only`: refused like any other request, and makes nothing,
+        whenever it arrives.
+        """
         ...
 
     async def create_partitions(self, name: str, partitions: int) -> None:

@@ -47,6 +47,17 @@ async def test_creating_twice_and_deleting_what_is_not_there_are_no_errors(rig: 
     await broker.delete_topics([rig.name("missing")])
 
 
+async def test_a_creation_that_is_only_validated_is_refused_like_any_other_and_makes_nothing(
+    rig: Rig, broker: Broker
+) -> None:
+    there, missing = await rig.topic(broker, 2), rig.name("missing")
+    await broker.create_topics([TopicSpec(there, 5, 1, {}), TopicSpec(missing, 1, 1, {})], validate_only=True)
+    too_many = TopicSpec(missing, 1, await broker.broker_count() + 1, {})
+    assert await code_of(broker.create_topics([too_many], validate_only=True)) == 38
+    found = await broker.topics([there, missing])
+    assert {name: info.partitions for name, info in found.items()} == {there: 2}
+
+
 async def test_a_topic_that_grows_keeps_its_id_and_what_it_has(rig: Rig, broker: Broker) -> None:
     name = await rig.topic(broker, 2)
     before = (await broker.topics([name]))[name]

@@ -25,15 +25,16 @@ class TopicCalls(Calls):
         _, brokers, *_ = await self._client.metadata((), self._client.deadline())
         return len(brokers)
 
-    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+    async def create_topics(self, specs: Sequence[TopicSpec], *, validate_only: bool = False) -> None:
         """Returns once the topics show in the metadata, or the RPC bound has passed: controllers answer before that."""
         deadline = self._client.deadline()
-        call = apis.CREATE_TOPICS([_row(spec) for spec in specs], self._broker_timeout_ms, False)
+        call = apis.CREATE_TOPICS([_row(spec) for spec in specs], self._broker_timeout_ms, validate_only)
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         self._check_topics(
             call.api.name, [(name, code, text) for name, code, text in results], Code.TOPIC_ALREADY_EXISTS
         )
-        await self._show([spec.name for spec in specs], True, deadline)
+        if not validate_only:
+            await self._show([spec.name for spec in specs], True, deadline)
 
     async def create_partitions(self, name: str, partitions: int) -> None:
         """Returns once they show in the metadata, or the RPC bound has passed."""

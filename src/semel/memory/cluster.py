@@ -191,7 +191,7 @@ class MemoryCluster:
         topic = self._topics.get(name)
         return topic if topic is None or self.timers.now() >= topic.created + self.faults.metadata_delay_s() else None
 
-    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+    def create_topics(self, specs: Sequence[TopicSpec], *, validate_only: bool = False) -> None:
         for spec in specs:
             if spec.name in self._topics:
                 continue
@@ -201,6 +201,8 @@ class MemoryCluster:
                 raise Refused(
                     Code.INVALID_REPLICATION_FACTOR, f"{spec.name}: replication factor {spec.replication_factor}"
                 )
+            if validate_only:
+                continue
             topic_id = f"{self.rng.getrandbits(128):032x}"
             self._topics[spec.name] = Topic(spec, topic_id, self.timers.now(), self._journal)
             for partition in range(spec.partitions):

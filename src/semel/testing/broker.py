@@ -106,8 +106,12 @@ class MemoryBroker:
     async def broker_count(self) -> int:
         return await self._connection.call("Metadata", {"names": ()}, lambda: self.cluster.settings.brokers)
 
-    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        await self._connection.call("CreateTopics", {"specs": specs}, lambda: self.cluster.create_topics(specs))
+    async def create_topics(self, specs: Sequence[TopicSpec], *, validate_only: bool = False) -> None:
+        await self._connection.call(
+            "CreateTopics",
+            {"specs": specs, "validate_only": validate_only},
+            lambda: self.cluster.create_topics(specs, validate_only=validate_only),
+        )
 
     async def create_partitions(self, name: str, partitions: int) -> None:
         def apply() -> None:

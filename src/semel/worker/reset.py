@@ -150,13 +150,14 @@ async def reset(
 async def _check_rights(plan: Plan, broker: Broker, doomed: list[TopicInfo]) -> None:
     """ConfigError where one of them may not be deleted or created anew, before anything is changed.
 
-    Brokers look at rights first: to delete no records takes the right to delete, and to create what is there the right to
-    create.
+    Brokers look at rights first: to delete no records takes the right to delete, and to have a creation validated the
+    right to create. Neither does anything, also where it arrives late, with the topic deleted meanwhile.
     """
     for info in doomed:
+        spec = TopicSpec(info.name, info.partitions, 1, {})
         for right, harmless in (
             ("Delete", lambda info=info: broker.delete_records({TP(info.name, 0): 0})),
-            ("Create", lambda info=info: broker.create_topics([TopicSpec(info.name, info.partitions, 1, {})])),
+            ("Create", lambda spec=spec: broker.create_topics([spec], validate_only=True)),
         ):
             try:
                 await harmless()

@@ -14,10 +14,10 @@ from semel import Dedup, Pipeline, Table, Topic
 from semel.dedup import header
 from semel.errors import ConfigError, RecoveryError, TopicChanged
 from semel.partitioner import partition_of
-from semel.port import TP, Producer
+from semel.port import TP, Producer, RpcLost
 from semel.runtime.settings import EngineSettings
 from semel.state import positions
-from semel.testing.broker import Call, Fault, MemoryBroker, lose_request, refuse, unsent
+from semel.testing.broker import Call, Fault, MemoryBroker, delay, lose_request, refuse, unsent
 from semel.worker.reset import reset
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Payment, World, committed_values
@@ -207,6 +207,32 @@ async def test_a_reset_that_lacks_a_right_on_its_last_topic_changes_nothing(worl
     await world.drained()
     world.check()
     await broker.close()
+
+
+async def test_what_a_reset_asked_for_to_learn_its_rights_makes_no_topic_when_it_arrives_late(world: World) -> None:
+    """Simulation seed 14003313: the changelog of a table was made with Kafka's defaults, by which state is deleted."""
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    await world.clock.sleep(15)
+    log = f"{APP}-balances-changelog"
+    first, second = MemoryBroker(world.cluster, "first"), MemoryBroker(world.cluster, "second")
+    await first.start()
+    await second.start()
+    late = world.cluster.faults.add("CreateTopics", delay(there_s=3), when=lambda call: call.client == "first")
+    # So that the late one arrives after the topic is deleted, and before it is made anew.
+    between = world.cluster.faults.add("CreateTopics", delay(there_s=1.5), when=lambda _: deleted(world))
+    with pytest.raises(RpcLost):
+        await reset(world.plan(), EngineSettings(), first, world.clock, "earliest", say=lambda _: None)
+    await reset(world.plan(), EngineSettings(), second, world.clock, "earliest", say=lambda _: None)
+    assert (late.hits, between.hits) == (1, 1)
+    assert world.cluster.topics()[log].configs["cleanup.policy"] == "compact"
+    world.start("w2")
+    world.pay_many(10)
+    await world.drained()
+    await first.close()
+    await second.close()
 
 
 async def test_a_reset_that_is_broken_off_after_the_source_grew_keeps_workers_away(world: World) -> None:
