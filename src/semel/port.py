@@ -261,8 +261,8 @@ class Broker(Protocol):
         """Grow a topic to so many. One that has them already is not an error."""
         ...
 
-    async def delete_topics(self, names: Sequence[str]) -> None:
-        """A topic that does not exist is not an error."""
+    async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
+        """By id: a topic that was made since under the name of one of them stays. One that does not exist is not an error."""
         ...
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:

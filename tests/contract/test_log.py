@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, TopicSpec
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, TopicInfo, TopicSpec
 from tests.contract.rig import Rig, code_of
 
 
@@ -21,11 +21,23 @@ async def test_a_topic_has_an_id_and_partitions(rig: Rig, broker: Broker) -> Non
 
 async def test_a_recreated_topic_has_another_id(rig: Rig, broker: Broker) -> None:
     name = await rig.topic(broker)
-    before = (await broker.topics([name]))[name].id
-    await broker.delete_topics([name])
+    before = (await broker.topics([name]))[name]
+    await broker.delete_topics([before])
     assert await broker.topics([name]) == {}
     await broker.create_topics([TopicSpec(name, 1, 1, {})])
-    assert (await broker.topics([name]))[name].id != before
+    assert (await broker.topics([name]))[name].id != before.id
+
+
+async def test_a_topic_that_was_made_under_the_name_of_a_deleted_one_is_not_deleted_for_it(
+    rig: Rig, broker: Broker
+) -> None:
+    name = await rig.topic(broker)
+    before = (await broker.topics([name]))[name]
+    await broker.delete_topics([before])
+    await broker.create_topics([TopicSpec(name, 1, 1, {})])
+    anew = await broker.topics([name])
+    await broker.delete_topics([before])
+    assert await broker.topics([name]) == anew
 
 
 async def test_asking_for_all_topics_finds_each(rig: Rig, broker: Broker) -> None:
@@ -44,7 +56,7 @@ async def test_creating_twice_and_deleting_what_is_not_there_are_no_errors(rig: 
     name = await rig.topic(broker, 2)
     await broker.create_topics([TopicSpec(name, 5, 1, {})])
     assert (await broker.topics([name]))[name].partitions == 2
-    await broker.delete_topics([rig.name("missing")])
+    await broker.delete_topics([TopicInfo(rig.name("missing"), "5" * 32, 1)])
 
 
 async def test_a_creation_that_is_only_validated_is_refused_like_any_other_and_makes_nothing(

@@ -115,7 +115,7 @@ async def test_the_offsets_of_a_deleted_topic_go_with_it(rig: Rig, broker: Broke
     tp = await rig.partition(broker)
     group = rig.name("group")
     await rig.patiently(lambda: broker.set_group_offsets(group, {tp: 12}))
-    await broker.delete_topics([tp.topic])
+    await broker.delete_topics([*(await broker.topics([tp.topic])).values()])
 
     async def gone() -> bool:
         return await broker.stable_offsets(group, [tp]) == {tp: -1}

@@ -119,9 +119,12 @@ CREATE_PARTITIONS = Api(
 DELETE_TOPICS = Api(
     "DeleteTopics",
     20,
-    3,
-    Schema(("names", Array(_string)), ("timeout_ms", Int32)),
-    Schema(_throttle, ("topics", array(("name", _string), _error))),
+    6,  # the first with topic ids
+    TaggedSchema(("topics", tagged_array(("name", _compact), ("topic_id", Uuid))), ("timeout_ms", Int32)),
+    TaggedSchema(
+        _throttle,
+        ("topics", tagged_array(("name", _compact), ("topic_id", Uuid), _error, ("error_message", _compact))),
+    ),
 )
 
 DESCRIBE_CONFIGS = Api(

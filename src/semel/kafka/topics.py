@@ -34,7 +34,8 @@ class TopicCalls(Calls):
             call.api.name, [(name, code, text) for name, code, text in results], Code.TOPIC_ALREADY_EXISTS
         )
         if not validate_only:
-            await self._show([spec.name for spec in specs], True, deadline)
+            names = [spec.name for spec in specs]
+            await self._until(lambda found: all(name in found for name in names), names, deadline)
 
     async def create_partitions(self, name: str, partitions: int) -> None:
         """Returns once they show in the metadata, or the RPC bound has passed."""
@@ -48,17 +49,24 @@ class TopicCalls(Calls):
         self._check_topics(call.api.name, [(topic, code, text) for topic, code, text in results])
         await self._until(lambda found: name in found and found[name].partitions >= partitions, [name], deadline)
 
-    async def delete_topics(self, names: Sequence[str]) -> None:
+    async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
         """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
         deadline = self._client.deadline()
-        call = apis.DELETE_TOPICS(list(names), self._broker_timeout_ms)
+        doomed = {bytes.fromhex(topic.id): topic for topic in topics}
+        call = apis.DELETE_TOPICS([(None, topic_id) for topic_id in doomed], self._broker_timeout_ms)
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
-        for name in names:
-            self._client.cluster.forget_topic(name)
+        for topic in topics:
+            self._client.cluster.forget_topic(topic.name)
         self._check_topics(
-            call.api.name, [(name, code, None) for name, code in results], Code.UNKNOWN_TOPIC_OR_PARTITION
+            call.api.name,
+            [(doomed[topic_id].name, code, text) for _, topic_id, code, text in results],
+            Code.UNKNOWN_TOPIC_ID,
         )
-        await self._show(names, False, deadline)
+        await self._until(
+            lambda found: all(t.name not in found or found[t.name].id != t.id for t in topics),
+            [topic.name for topic in topics],
+            deadline,
+        )
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         deadline = self._client.deadline()
@@ -120,9 +128,6 @@ class TopicCalls(Calls):
                 if code not in harmless
             ),
         )
-
-    async def _show(self, names: Sequence[str], there: bool, deadline: float) -> None:
-        await self._until(lambda found: all((name in found) is there for name in names), names, deadline)
 
     async def _until(
         self, holds: Callable[[dict[str, TopicInfo]], bool], names: Sequence[str], deadline: float

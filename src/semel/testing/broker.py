@@ -121,8 +121,12 @@ class MemoryBroker:
 
         await self._connection.call("CreatePartitions", {"name": name, "partitions": partitions}, apply)
 
-    async def delete_topics(self, names: Sequence[str]) -> None:
-        await self._connection.call("DeleteTopics", {"names": names}, lambda: self.cluster.delete_topics(names))
+    async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
+        def apply() -> None:
+            known = self.cluster.topics()
+            self.cluster.delete_topics([t.name for t in topics if t.name in known and known[t.name].id == t.id])
+
+        await self._connection.call("DeleteTopics", {"names": [t.name for t in topics]}, apply)
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         def apply() -> dict[str, dict[str, str]]:

@@ -79,8 +79,8 @@ async def reset(
     now_ms = int(clock.time() * 1000)
     known = found.get(plan.positions_topic)
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
-    doomed = [name for name in plan.logs if name != plan.positions_topic and name in found]
-    await _check_rights(plan, broker, [found[name] for name in doomed])
+    doomed = [found[name] for name in plan.logs if name != plan.positions_topic and name in found]
+    await _check_rights(plan, broker, doomed)
     if known is not None and known.partitions < tasks:
         known = await _grown(broker, clock, known, tasks)
     if known is not None:
@@ -93,23 +93,23 @@ async def reset(
         told = b'{"v":1,"at":%d}' % now_ms
         await _mark(writer, 1, known, told)
     if known is not None and known.partitions != tasks:
-        doomed.append(known.name)
+        doomed.append(known)
     if doomed:
-        say(f"deleting {', '.join(doomed)}")
-        for name in doomed:
+        say(f"deleting {', '.join(topic.name for topic in doomed)}")
+        for topic in doomed:
             try:
-                await broker.delete_topics([name])
+                await broker.delete_topics([topic])
             except RpcError as exc:
-                if name != doomed[0]:
+                if topic is not doomed[0]:
                     raise
                 # Nothing has changed yet: workers may go on as before.
                 if known is not None:
                     await _mark(writer, 2, known, None)
                 raise ConfigError(
-                    f"{name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until then "
-                    "nothing is changed"
+                    f"{topic.name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until "
+                    "then nothing is changed"
                 ) from exc
-        await _shown(broker, clock, dict.fromkeys(doomed, 0), "deleted")
+        await _shown(broker, clock, {topic.name: 0 for topic in doomed}, "deleted")
     await topics.ready()
     say("setting the group's offsets")
     await broker.set_group_offsets(plan.app, offsets)

@@ -235,6 +235,29 @@ async def test_what_a_reset_asked_for_to_learn_its_rights_makes_no_topic_when_it
     await second.close()
 
 
+async def test_a_deletion_of_a_reset_that_arrives_late_deletes_nothing_that_was_made_since(world: World) -> None:
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    await world.clock.sleep(15)
+    first, second = MemoryBroker(world.cluster, "first"), MemoryBroker(world.cluster, "second")
+    await first.start()
+    await second.start()
+    late = world.cluster.faults.add("DeleteTopics", delay(there_s=5))
+    with pytest.raises(RpcLost):
+        await reset(world.plan(), EngineSettings(), first, world.clock, "earliest", say=lambda _: None)
+    await reset(world.plan(), EngineSettings(), second, world.clock, "earliest", say=lambda _: None)
+    made = {name: topic.id for name, topic in world.cluster.topics().items()}
+    world.start("w2")
+    await world.clock.sleep(10)
+    world.pay_many(10)
+    await world.drained()
+    assert late.hits == 1 and {name: topic.id for name, topic in world.cluster.topics().items()} == made
+    await first.close()
+    await second.close()
+
+
 async def test_a_reset_that_is_broken_off_after_the_source_grew_keeps_workers_away(world: World) -> None:
     """The positions grow, and are not deleted: what keeps workers away stands in them."""
     world.pay_many(30)
