@@ -9,9 +9,10 @@ when it is written. Another format comes in through `register`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import (
     Annotated,
     Any,
@@ -335,6 +336,21 @@ def fields_of(declared: Any) -> list[str] | None:
         if found is not None:
             return list(found)
     return None
+
+
+def check_fields(names: Iterable[str], codec: Codec[Any], who: str) -> None:
+    """A field that no value can have is found where it is declared, and not by every event in the dead letters."""
+    known = fields_of(codec.type)
+    if known is None:
+        return
+    for name in names:
+        # A property of a class is as good as a field; a TypedDict is a dict, whose methods are none.
+        if name not in known and (is_typeddict(codec.type) or not hasattr(codec.type, name)):
+            near = difflib.get_close_matches(name, known, 1)
+            raise DeclarationError(
+                f"{who} field {name!r}, and {codec.name} has {', '.join(known) or 'no fields'}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 # -- what a type is made of

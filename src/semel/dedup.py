@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import product
 from math import isnan
 from typing import Any, Literal, NamedTuple, cast
@@ -16,19 +17,16 @@ import orjson
 import xxhash
 
 from semel.errors import DeclarationError
-from semel.functions import check_gives_value
+from semel.event_time import EventTime, checked, noted, time_reader
+from semel.functions import check_gives_value, is_reader, reader_of
 from semel.schema.fingerprint import fingerprint
 
 Handling = Literal["quarantine", "pass", "drop"]
 _HANDLINGS = ("quarantine", "pass", "drop")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
 # What the key of an id that is no str begins with.
 _BYTES, _OTHER = b"\x00b", b"\x00j"
 # ... and of a str that begins as these do.
 _TEXT = b"\x00s"
-# 2001 to 2103, in seconds: read as ms, five weeks of 1970.
-_OUR_DAYS_S = (10**9, 42 * 10**8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +51,6 @@ def content_hash(*fields: str) -> ContentKey:
     return ContentKey(fields)
 
 
-def _reads(given: Any) -> bool:
-    return callable(given) or (isinstance(given, str) and given != "")
-
-
 def _names(given: Any) -> bool:
     return isinstance(given, (list, tuple, set, frozenset)) and all(
         isinstance(name, str) and name for name in cast("list[Any]", given)
@@ -74,11 +68,10 @@ class Dedup:
     """An event takes effect once per `key` within `window` of stream time; the first one wins.
 
     `key`: a field name, a callable of the value, `header(...)` or `content_hash(...)`. `window`: a timedelta.
-    `time`: a field name or a callable of the value for the event time (a datetime or its ISO text, UTC where it names
-    no zone, or a number of ms since 1970, not of seconds); the record's timestamp unless given. `missing`, `conflict`,
-    `late`: what happens to an event without a key or a time, with a known key and another payload, older than the
-    window: "quarantine" (to the dead letters), "pass" (takes effect, unprotected) or "drop" (counted only). `compare`:
-    the fields, or a callable of the value, whose difference makes a conflict; the value's bytes unless given.
+    `time`: what gives the event time, short for `Topic(time=)` of the source. `missing`, `conflict`, `late`: what happens to
+    an event without a key or a time, with a known key and another payload, older than the window: "quarantine" (to the dead
+    letters), "pass" (takes effect, unprotected) or "drop" (counted only). `compare`: the fields, or a callable of the value,
+    whose difference makes a conflict; the value's bytes unless given.
     """
 
     def __init__(
@@ -86,21 +79,19 @@ class Dedup:
         key: str | Callable[[Any], Any] | HeaderKey | ContentKey,
         *,
         window: timedelta,
-        time: str | Callable[[Any], Any] | None = None,
+        time: EventTime | None = None,
         missing: Handling = "quarantine",
         conflict: Handling = "quarantine",
         late: Handling = "quarantine",
         compare: str | Sequence[str] | Callable[[Any], Any] | None = None,
     ) -> None:
-        if not (isinstance(key, (HeaderKey, ContentKey)) or _reads(key)):
+        if not (isinstance(key, (HeaderKey, ContentKey)) or is_reader(key)):
             raise DeclarationError(
                 f"Dedup key is {key!r}; give a field's name, a function of the value, header(...) or content_hash(...)"
             )
-        if time is not None and not _reads(time):
-            raise DeclarationError(f"Dedup time={time!r}; give a field's name, or a function of the value")
-        if compare is not None and not _reads(compare) and not _names(compare):
+        if compare is not None and not is_reader(compare) and not _names(compare):
             raise DeclarationError(f"Dedup compare={compare!r}; give the names of fields, or a function of the value")
-        for name, given in (("key", key), ("time", time), ("compare", compare)):
+        for name, given in (("key", key), ("compare", compare)):
             check_gives_value(given, f"Dedup {name}")
         if not isinstance(window, timedelta) or window <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(f"Dedup window is {window!r}; give a timedelta above zero, as timedelta(days=7)")
@@ -109,7 +100,7 @@ class Dedup:
                 raise DeclarationError(f"Dedup {name}={handling!r}; it takes one of {', '.join(map(repr, _HANDLINGS))}")
         self.key = key
         self.window_ms = max(1, int(window.total_seconds() * 1000))
-        self.time = time
+        self.time = checked(time, "Dedup time")
         self.missing: Handling = missing
         self.conflict: Handling = conflict
         self.late: Handling = late
@@ -127,7 +118,7 @@ class Dedup:
             return _header_reader(key.names)
         if isinstance(key, ContentKey):
             return _content_reader(key.fields)
-        read = field_reader(key) if isinstance(key, str) else key
+        read = reader_of(key)
 
         def by_value(value: Any, record: Any) -> bytes | None:
             found = read(value)
@@ -141,20 +132,15 @@ class Dedup:
 
     def time_reader(self) -> Callable[[Any, Any], int] | None:
         """(value, record) -> event time in ms; None where the record's timestamp is it."""
-        if self.time is None:
-            return None
-        read = field_reader(self.time) if isinstance(self.time, str) else self.time
+        return time_reader(self.time)
 
-        def by_value(value: Any, record: Any) -> int:
-            found = read(value)
-            if isinstance(found, str):
-                found = datetime.fromisoformat(found)
-            if isinstance(found, datetime):
-                # The zone of the machine must not matter: another worker decides about the same event.
-                return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS
-            return _in_ms(found)
-
-        return by_value
+    def with_time(self, time: EventTime | None) -> Dedup:
+        """The same rule over a source that declares what gives its events' time."""
+        if time is None or time == self.time:
+            return self
+        rule = copy(self)
+        rule.time = time
+        return rule
 
     def ids(self, written: Sequence[str]) -> Ids:
         """The keys that a person may mean who writes an id as these parts of a path, whatever its type is: as text, as
@@ -209,7 +195,7 @@ class Dedup:
         described = self.key if isinstance(self.key, (str, HeaderKey, ContentKey)) else "callable"
         shape: dict[str, Any] = {"key": str(described), "window_ms": self.window_ms}
         if self.time is not None:
-            shape["time"] = self.time if isinstance(self.time, str) else "callable"
+            shape["time"] = noted(self.time)
         if self.compare is not None:
             shape["compare"] = "callable" if callable(self.compare) else _fields(self.compare)
         return shape
@@ -229,36 +215,12 @@ class Dedup:
         return named if self.compare is None or callable(self.compare) else [*named, *_fields(self.compare)]
 
 
-def _in_ms(found: Any) -> int:
-    """A number that is a time in ms. ValueError for one that is a time of our days in another unit."""
-    at = int(found)
-    for unit, per_s in (("seconds", 1), ("microseconds", 10**6), ("nanoseconds", 10**9)):
-        if _OUR_DAYS_S[0] * per_s <= at < _OUR_DAYS_S[1] * per_s:
-            way = "* 1000" if per_s == 1 else f"// {per_s // 1000}"
-            raise ValueError(
-                f"{found!r} is a time of our days in {unit}, and Dedup(time=) takes ms since 1970; give a function of the "
-                f"value, as time=lambda value: value.at {way}"
-            )
-    return at
-
-
-def field_reader(name: str) -> Callable[[Any], Any]:
-    """Reads a field of a dict or an attribute of an object; None where it is absent."""
-
-    def read(value: Any) -> Any:
-        if isinstance(value, dict):
-            return value.get(name)  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-        return getattr(value, name, None)
-
-    return read
-
-
 def _fields(named: str | Sequence[str]) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _picker(fields: tuple[str, ...]) -> Callable[[Any], Any]:
-    readers = [field_reader(f) for f in fields]
+    readers = [reader_of(f) for f in fields]
     return lambda value: [read(value) for read in readers]
 
 

@@ -1,10 +1,10 @@
-"""What is behind a callable that somebody declares: the functions that a call goes through, and what it gives."""
+"""Functions that somebody declares: what a call goes through and gives; and a field's name, which stands for one."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType
 from typing import Any, cast
 
@@ -59,3 +59,21 @@ def check_gives_value(run: Any, where: str) -> None:
             f"{where}={called(run)} has a yield in it, and nobody iterates over what it gives; give a function that returns "
             "its value"
         )
+
+
+def is_reader(given: Any) -> bool:
+    """A function of a value, or the name of one of its fields."""
+    return callable(given) or (isinstance(given, str) and given != "")
+
+
+def reader_of(given: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function; for a name one that reads a field of a dict or an attribute of an object, None where it is absent."""
+    if not isinstance(given, str):
+        return given
+
+    def read(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value.get(given)  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+        return getattr(value, given, None)
+
+    return read

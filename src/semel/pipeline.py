@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, is_typeddict
+from typing import Any
 
 from semel.callables.kind import Kind, asked_of_stream, check_results, gives_nothing, kind_of
 from semel.callables.shape import FAUSTS
 from semel.callables.takes import check_takes
-from semel.codec import accepted_classes, fields_of
+from semel.codec import accepted_classes, check_fields
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
+from semel.event_time import EventTime
+from semel.functions import called
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
@@ -91,7 +92,8 @@ class Pipeline:
         if len(set(names)) != len(names):
             raise DeclarationError(f"pipeline {self.name!r}: a table stands twice in tables={names}")
         self._check_topics()
-        self._check_fields()
+        if self.dedup is not None:
+            self._check_dedup(self.dedup)
         self._check_stream()
         check_takes(self.agent, self.kind, self.source)
         accepted = accepted_classes(self.sink.value) if self.sink is not None else None
@@ -136,20 +138,14 @@ class Pipeline:
                     f"pipeline {self.name!r}: {what} {topic.name!r} is one of its own internal topics"
                 )
 
-    def _check_fields(self) -> None:
-        """A field that no event can have is found here, and not by every event in the dead letters."""
-        value = self.source.value.type
-        known = fields_of(value)
-        if self.dedup is None or known is None:
-            return
-        for name in self.dedup.fields():
-            # A property of a class is as good as a field; a TypedDict is a dict, whose methods are none.
-            if name not in known and (is_typeddict(value) or not hasattr(value, name)):
-                near = difflib.get_close_matches(name, known, 1)
-                raise DeclarationError(
-                    f"pipeline {self.name!r}: Dedup names field {name!r}, and {self.source.value.name} has "
-                    f"{', '.join(known) or 'no fields'}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+    def _check_dedup(self, rule: Dedup) -> None:
+        source = self.source
+        check_fields(rule.fields(), source.value, f"pipeline {self.name!r}: Dedup names")
+        if rule.time is not None and source.time is not None and rule.time != source.time:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: Topic({source.name!r}, time={_said(source.time)}) and Dedup(time={_said(rule.time)}) "
+                "are two rules for one event time; leave out one of them"
+            )
 
     def plan_names(self) -> tuple[str, ...]:
         plan = Plan(self.name)
@@ -165,7 +161,7 @@ class Pipeline:
                     sources=(self.source,),
                     kind=self.kind,
                     run=self.agent,
-                    dedup=self.dedup,
+                    dedup=self.dedup and self.dedup.with_time(self.source.time),
                     sink=self.sink,
                     retry=self.retry,
                 )
@@ -174,6 +170,10 @@ class Pipeline:
             outputs=[self.sink] if self.sink is not None else [],
             start=self.start,
         )
+
+
+def _said(time: EventTime) -> str:
+    return repr(time) if isinstance(time, str) else called(time)
 
 
 def table_plan(table: Table) -> TablePlan:

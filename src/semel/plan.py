@@ -15,6 +15,7 @@ import orjson
 
 from semel.codec import Codec
 from semel.dedup import Dedup
+from semel.event_time import EventTime, noted
 from semel.retry import Retry
 from semel.topic import Topic
 
@@ -57,6 +58,10 @@ class AgentPlan:
     dedup: Dedup | None = None
     sink: Topic | None = None
     retry: Retry = Retry()  # noqa: RUF009  (frozen)
+
+    def event_time(self, topic: Topic) -> EventTime | None:
+        """What gives the time of events of a source: what it declares, or the dedup rule for it; None: their timestamps."""
+        return topic.time if topic.time is not None or self.dedup is None else self.dedup.time
 
 
 @dataclass(slots=True)
@@ -148,10 +153,11 @@ class Plan:
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""
         dedup = self.dedup
-        return orjson.dumps(
-            {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None},
-            option=orjson.OPT_SORT_KEYS,
-        ).decode()
+        found = {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None}
+        times = {name: noted(topic.time) for name, topic in self.sources.items() if topic.time is not None}
+        if times and dedup is None:
+            found["time"] = times
+        return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
 
     @property
     def program(self) -> str:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from semel.codec import Codec, codec_for, topic_codec
+from semel.codec import Codec, check_fields, codec_for, topic_codec
 from semel.errors import DeclarationError
+from semel.event_time import EventTime, checked
 
 # What the brokers keep for themselves, and let no client write to.
 KAFKAS_OWN = frozenset(("__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"))
@@ -49,7 +50,9 @@ class Topic:
 
     `key`, `value`: types (`bytes` raw, `str` UTF-8, `int`, `float`, `bool`, `dict`, `list`, dataclasses, msgspec Structs
     and models of pydantic as JSON) or a `Codec`. With `value=T | None` a record without a value (a tombstone) is None;
-    else it is dead-lettered. Dataclasses of a union are told apart by a field. `partitions` and `configs` are used only
+    else it is dead-lettered. Dataclasses of a union are told apart by a field. `time`: a field's name or a function of the
+    value for the time of an event (a datetime or its ISO text, UTC where it names no zone, or a number of ms since 1970, not
+    of seconds); the record's timestamp unless given. `partitions` and `configs` are used only
     where semel creates the topic (sinks, never sources); partitions default to the source's.
     """
 
@@ -61,12 +64,16 @@ class Topic:
         value: Any = dict,
         partitions: int | None = None,
         configs: Mapping[str, str] | None = None,
+        time: EventTime | None = None,
     ) -> None:
         self.name = checked_name(name, "topic")
         if partitions is not None and (not is_whole(partitions) or partitions < 1):
             raise DeclarationError(f"topic {name!r} has partitions={partitions!r}; it takes a number, one or more")
         self.key: Codec[Any] = codec_for(key)
         self.value: Codec[Any] = topic_codec(value)
+        self.time = checked(time, f"topic {name!r}: time")
+        if isinstance(time, str):
+            check_fields([time], self.value, f"topic {name!r}: time= names")
         self.partitions = partitions
         self.configs = _checked_configs(name, configs or {})
 

@@ -18,6 +18,7 @@ from tests.unit.harness import Payment
 
 JOURNAL_LENGTH = 20
 IN_A_ROW = 3
+HOUR_MS = 3_600_000
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class Oracle:
         self._stateful = stateful
         self._belongs = belongs
         self._hopeless_attempts = hopeless_attempts
-        self._window_ms = window_ms
+        # Without a rule there is no window: a jump is one of more than an hour.
+        self._window_ms = window_ms if stateful else HOUR_MS
         self._attempts = attempts
         self._refused = refused
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -79,6 +81,7 @@ class Oracle:
         if record.offset in self._refused:
             return self._bury(effect, "refused")
         if not self._stateful:
+            self.stream, self.pending, _ = self._moved(record.timestamp)
             return self._pass_on(effect, payment)
         effect.id = payment.id
         at = record.timestamp

@@ -204,7 +204,7 @@ def test_the_event_time_is_a_datetime_its_text_or_ms() -> None:
     ],
 )
 def test_a_time_of_our_days_in_another_unit_is_refused_with_the_way(found: float, unit: str, way: str) -> None:
-    with pytest.raises(ValueError, match=f"of our days in {unit}, and Dedup.time=. takes ms .*{way}"):
+    with pytest.raises(ValueError, match=f"of our days in {unit}, and time= takes ms .*{way}"):
         time_of(found)
 
 

@@ -24,6 +24,7 @@ from semel.chaos.events import Headers, Input, Made
 from semel.chaos.subject import Subject
 from semel.dedup import ContentKey, Dedup, HeaderKey
 from semel.errors import ConfigError, DecodeError
+from semel.event_time import EventTime
 from semel.topic import Topic
 
 POOL = 24
@@ -74,7 +75,7 @@ def _events(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | N
         shape = shape_of(source.value.type)
         identity = _identity(subject.dedup, source.value.name, shape)
         for number in count(1):
-            drawn = _drawn(shape, subject.dedup, identity, rng, now_ms(), f"{seed}", number)
+            drawn = _drawn(shape, subject.event_time, identity, rng, now_ms(), f"{seed}", number)
             record_key = _some_key(source, rng) if key is None else _filled(key, drawn)
             value = source.value.encode(typed(source.value.type, drawn))
             yield Made(record_key, value, _headers(subject.dedup, seed, number))
@@ -83,15 +84,15 @@ def _events(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | N
 
 
 def _drawn(
-    shape: shapes.Type, dedup: Dedup | None, identity: str | None, rng: Random, now_ms: int, prefix: str, number: int
+    shape: shapes.Type, time: EventTime | None, identity: str | None, rng: Random, now_ms: int, prefix: str, number: int
 ) -> Any:
     fields = dict(_fields(shape))
     if not fields:
         return make(shape, rng, now_ms, "value") if identity is None else unique(shape, prefix, number)
     drawn = make(shape, rng, now_ms)
-    if dedup is not None and isinstance(dedup.time, str) and dedup.time in fields:
+    if isinstance(time, str) and time in fields:
         # A name that looks like a time gets the present, in the form that the type asks for.
-        drawn[dedup.time] = make(fields[dedup.time], rng, now_ms, name="time")
+        drawn[time] = make(fields[time], rng, now_ms, name="time")
     if identity is not None:
         drawn[identity] = unique(fields[identity], prefix, number)
     return drawn

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from semel.dedup import Dedup
 from semel.errors import ConfigError
+from semel.event_time import EventTime
 from semel.pipeline import Pipeline
 from semel.plan import Plan
 from semel.topic import Topic
@@ -29,6 +30,11 @@ class Subject:
     @property
     def dedup(self) -> Dedup | None:
         return self.plan.dedup
+
+    @property
+    def event_time(self) -> EventTime | None:
+        [agent] = self.plan.agents
+        return agent.event_time(self.source)
 
 
 def subject(target: str, loaded: Pipeline | App) -> Subject:

@@ -19,7 +19,6 @@ from semel.topic import Topic
 _PACKED = np.dtype([("offset", ">i8"), ("time", ">i8"), ("filed", ">i8"), ("payload", ">u8"), ("outcome", "u1")])
 # Marked records of a stretch whose ids are read again, to see that the rule is that of the marks.
 _SAMPLE = 200
-_FAR_MS = 2**62
 
 
 class OtherRule(SemelError):
@@ -124,10 +123,9 @@ class Source:
         if self._time_of is None:
             return Kind.KEYED, record.timestamp
         try:
-            at = self._time_of(value, record)
+            return Kind.KEYED, self._time_of(value, record)
         except Exception:
             return Kind.UNTIMED, 0
-        return (Kind.KEYED, at) if -_FAR_MS < at < _FAR_MS else (Kind.UNTIMED, 0)
 
     def id_text(self, record: Record) -> str | None:
         """The dedup id as a person knows it."""

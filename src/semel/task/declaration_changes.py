@@ -23,13 +23,15 @@ WAYS = (
 class Changes:
     """`notes`: what a person should know. `migrate`: tables whose rows are to be migrated, and to what.
 
-    `window_ms`: the dedup window that was, where it is another now; else 0.
+    `window_ms`: the dedup window that was, where it is another now; else 0. `time`: without dedup, something else gives the
+    event time, so that stream time begins anew.
     """
 
     notes: list[str] = field(default_factory=list[str])
     migrate: dict[str, str] = field(default_factory=dict[str, str])
     compare: bool = False
     window_ms: int = 0
+    time: bool = False
 
 
 def changes(plan: Plan, recorded: Position, types: str) -> Changes:
@@ -65,6 +67,14 @@ def changes(plan: Plan, recorded: Position, types: str) -> Changes:
     if problems:
         raise ShapeChanged(
             f"{plan.app!r} is declared differently from when its state was made: {'; '.join(problems)}. {WAYS}"
+        )
+    was, is_now = before.get("time", {}), after.get("time", {})
+    others = sorted(name for name in recorded.topics if name in plan.sources and was.get(name) != is_now.get(name))
+    if others:
+        found.time = True
+        found.notes.append(
+            f"what gives the time of events of {', '.join(others)} is another than when {plan.app!r} ran last: its stream time "
+            "begins anew"
         )
     gone = sorted(set(recorded.topics) - set(plan.sources))
     if gone:

@@ -13,7 +13,7 @@ from semel.errors import PositionConflict, TopicChanged
 from semel.plan import Plan
 from semel.port import TP, RpcError, TopicInfo
 from semel.state import positions
-from semel.state.positions import UNKNOWN, Position, TopicPosition, Windows
+from semel.state.positions import UNKNOWN, Position, StreamTime, TopicPosition, Windows
 from semel.task.declaration_changes import Changes, changes
 
 
@@ -89,6 +89,7 @@ def decide(
     return positions.moved(
         recorded,
         topics=decided,
+        stream_time=StreamTime() if changed.time else recorded.stream_time,
         shape=_with_old(plan.shape(), recorded.shape, changed.migrate),
         types=_with_old(types, recorded.types, changed.migrate),
         migrating={name: recorded.migrating.get(name, ("", to)) for name, to in changed.migrate.items()},

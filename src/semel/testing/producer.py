@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from semel.dedup import field_reader
+from semel.functions import reader_of
 from semel.memory.refused import Refused
 from semel.output import Output
 from semel.partitioner import partition_of
@@ -126,7 +126,7 @@ def required_field(name: str) -> Callable[[Any], Any]:
 
     An event without a dedup key is an event; a test that names a field of its own values means one that is there.
     """
-    read = field_reader(name)
+    read = reader_of(name)
 
     def required(value: Any) -> Any:
         found = read(value)

@@ -33,6 +33,7 @@ from semel.stages.agent.deaths import most, wait_s
 from semel.stages.agent.driven import Forsaken
 from semel.stages.agent.failures import Failures
 from semel.stages.agent.scheduler import Scheduler
+from semel.stages.dedup.classify import move_times
 from semel.stages.dedup.processor import DedupProcessor
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
@@ -255,11 +256,14 @@ class AgentRunner:
         return s
 
     def settle(self) -> None:
-        """Bring the cursor's position up to what is done; called before a seal and when the work unit is given back."""
+        """Bring position and stream time up to what is done; called before a seal and when the work unit is given back."""
         s = self.unit
         if s is not None:
             # A cursor that is ahead of its task's others meets records that it has done.
             s.cursor.position = max(s.cursor.position, s.position)
+            if s.timed < s.index:
+                task = s.cursor.task
+                task.stream = move_times(task.stream, s.times_done(), s.wall_ms)
 
     def release(self) -> None:
         """Give the work unit back; what was not done of it stays first in its queue."""

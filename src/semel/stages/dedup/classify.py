@@ -1,4 +1,5 @@
-"""Dedup, decided: a pure function of a batch, the marks of its ids, stream time and the rule (protocol rules 19-21)."""
+"""Dedup and stream time, decided: pure functions of a batch, the marks of its ids, stream time and the rule (protocol rules 19
+to 21)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from semel.state.dedup_marks import DONE, Mark, pack, unpack
 from semel.state.positions import StreamTime
 
 IN_A_ROW = 3
+# Without a rule there is no window to say what a jump is: an hour is how far ahead of its own clock a broker takes records.
+JUMP_MS = 3_600_000
 
 
 class Verdict(Enum):
@@ -91,6 +94,21 @@ def move_time(now: int | None, pending: tuple[int, ...], event_ms: int, wall_ms:
         return None, max(now, reach), now, tuple(t for t in waiting if t > now)
     now = max(now, reach)
     return None, now, now, ()
+
+
+def move_times(stream: StreamTime, times: Sequence[int], wall_ms: int) -> StreamTime:
+    """Stream time after events that no rule judges, one after the other: `move_time` for each, with `JUMP_MS` for the window.
+    None of them is refused for its time; one that is late, or too far ahead, does not move it."""
+    if not times:
+        return stream
+    now, latest = stream.ms, max(times)
+    if now is not None and latest <= now + JUMP_MS and latest <= wall_ms + JUMP_MS:
+        # Almost always: none of them is a jump.
+        return StreamTime(max(now, min(latest, wall_ms)))
+    pending = stream.pending
+    for at in times:
+        _, _, now, pending = move_time(now, pending, at, wall_ms, JUMP_MS)
+    return StreamTime(now, pending)
 
 
 def judge(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from semel.dedup import Dedup
 from semel.errors import described
+from semel.event_time import time_reader
 from semel.plan import AgentPlan
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.dedup.classify import Classified, Columns, Verdict, classify
@@ -25,12 +26,11 @@ from semel.state.event_context import EventContext
 
 log = logging.getLogger("semel.agent")
 
+TimeReader = Callable[[Any, Any], int]
 # What a function of the rule may raise and does not end the worker: it is called, not awaited, so a cancellation is its own.
 _ITS_OWN = (Exception, asyncio.CancelledError, GeneratorExit, SystemExit)
-# Event times beyond this fit no mark (64 bits, with room for a window).
-_FAR_MS = 2**62
 _TIMELESS = (
-    "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Dedup(time=...)"
+    "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Topic(time=...)"
 )
 
 
@@ -40,7 +40,11 @@ class DedupProcessor:
     def __init__(self, services: Services, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
         self._side_outputs = side_outputs
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
-        self._filter = DedupFilter(services, plan.dedup, side_outputs, wall_clock) if plan.dedup is not None else None
+        self._time_of = {t.name: time_reader(plan.event_time(t)) for t in plan.sources}
+        rule = plan.dedup
+        self._filter = (
+            DedupFilter(services, rule, self._time_of, side_outputs, wall_clock) if rule is not None else None
+        )
 
     def values(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
         """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
@@ -57,33 +61,70 @@ class DedupProcessor:
     def _all(
         self, s: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record]
     ) -> Iterator[Any]:
-        condemned = s.cursor.condemned
+        condemned, untimed = s.cursor.condemned, self._untimed(s, values, records)
+        apart = {*condemned, *untimed}
+        if s.cursor.task.marks is None:
+            # Where there are marks, their rule moves stream time.
+            s.timed = s.start
         for index, value, record in zip(range(s.start, s.end), values, records, strict=True):
             s.index = index
             context.record = record
-            if type(value) is Undecodable or (condemned and record.offset in condemned):
-                self._side_outputs.unfit(s, record, value)
+            if type(value) is Undecodable or (apart and record.offset in apart):
+                s.leave_out(index)
+                if type(value) is Undecodable or record.offset in condemned:
+                    self._side_outputs.unfit(s, record, value)
+                else:
+                    self._side_outputs.quarantine(s, record, "missing", untimed[record.offset])
             else:
                 yield value
         s.index = s.end
+
+    def _untimed(self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
+        """Why the time of an event cannot be read, by offset. Where the timestamp is it, nothing is to be read."""
+        read = self._time_of[s.cursor.tp.topic]
+        if read is None:
+            return {}
+        s.times = _times(read, values, records)
+        return {r.offset: at for r, at in zip(records, s.times, strict=True) if type(at) is str}
 
     def value(self, s: WorkUnit, record: Record) -> Any:
         """The value of one record of the work unit, decoded anew: nobody has changed it."""
         return self._decoders[s.cursor.tp.topic]([record])[0]
 
 
+def _times(read: TimeReader, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
+    """Event times in ms, None where there is no value, or what went wrong reading it."""
+    return [_time(read, value, record) for value, record in zip(values, records, strict=True)]
+
+
+def _time(read: TimeReader, value: Any, record: Record) -> int | str | None:
+    if type(value) is Undecodable:
+        return None
+    try:
+        return read(value, record)
+    except _ITS_OWN as exc:
+        return f"the event time cannot be read: {described(exc)}"
+
+
 class DedupFilter:
     """A dedup rule over work units. A work unit is judged as a whole when it is taken: until it is given back nothing but its own
     events changes the marks and the stream time of its task, and one that fails gives it back."""
 
-    def __init__(self, services: Services, rule: Dedup, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
+    def __init__(
+        self,
+        services: Services,
+        rule: Dedup,
+        time_of: Mapping[str, TimeReader | None],
+        side_outputs: SideOutputs,
+        wall_clock: WallClock,
+    ) -> None:
         self._services = services
         self._rule = rule
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
         self._said_keyless = False
         self._id_of = rule.key_reader()
-        self._time_of = rule.time_reader()
+        self._time_of = time_of
         self._payload_of = rule.payload_reader()
 
     def fresh(
@@ -129,7 +170,7 @@ class DedupFilter:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
         condemned = s.cursor.condemned
         # What cannot be decoded has no id either.
-        ids, times = self._ids(values, records), self._times(values, records)
+        ids, times = self._ids(values, records), self._times(s, values, records)
         if condemned:
             ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
         read = self._payload_of
@@ -168,23 +209,12 @@ class DedupFilter:
         except _ITS_OWN as exc:
             return f"the dedup key cannot be read: {described(exc)}"
 
-    def _times(self, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
+    def _times(self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
         """Event times in ms, None where there is none, or what went wrong reading it."""
-        read = self._time_of
+        read = self._time_of[s.cursor.tp.topic]
         if read is None:
             return [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in records]
-        return [self._time(read, v, r) for v, r in zip(values, records, strict=True)]
-
-    def _time(self, read: Callable[[Any, Any], int], value: Any, record: Record) -> int | str | None:
-        if type(value) is Undecodable:
-            return None
-        try:
-            at = read(value, record)
-            if not -_FAR_MS < at < _FAR_MS:
-                raise ValueError(f"{at} ms is no time")
-            return at
-        except _ITS_OWN as exc:
-            return f"the event time cannot be read: {described(exc)}"
+        return _times(read, values, records)
 
     # -- what does not take effect
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from semel.port import Record
+from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import Out
 from semel.state.task import Cursor, FetchedBatch
 
@@ -29,18 +29,36 @@ class WorkUnit:
     `index`: the record in hand, or the next one. `wall_ms`: the clock when the work unit was taken. `moved`: stream time after
     the event in hand, or the batch; it moves when that is done, not before, and in the same epoch. `batch`: None where its events
     are handled one by one.
+
+    Without a dedup rule, stream time moves for many events at once, when it is asked for: `timed`: up to here it has; `end`
+    where nothing is to move it. `times`: of all records, an int where there is one; None: their timestamps.
     """
 
-    __slots__ = ("batch", "cursor", "end", "fetched", "index", "moved", "start", "wall_ms")
+    __slots__ = ("batch", "cursor", "end", "fetched", "index", "moved", "start", "timed", "times", "wall_ms")
 
     def __init__(self, cursor: Cursor, fetched: FetchedBatch, end: int, wall_ms: int) -> None:
         self.cursor = cursor
         self.fetched = fetched
         self.start = self.index = fetched.start
-        self.end = end
+        self.end = self.timed = end
         self.wall_ms = wall_ms
         self.moved: tuple[int, tuple[int, ...]] | None = None
         self.batch: OpenBatch | None = None
+        self.times: list[int | str | None] | None = None
+
+    def leave_out(self, index: int) -> None:
+        """A record that has no part in stream time."""
+        if self.times is None:
+            self.times = [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in self.records]
+        self.times[index - self.start] = None
+
+    def times_done(self) -> list[int]:
+        """Event times of what was done since they were asked for last."""
+        begin, self.timed = self.timed, self.index
+        if self.times is None:
+            return [at for r in self.fetched.records[begin : self.index] if (at := r.timestamp) != NO_TIMESTAMP]
+        times = self.times[begin - self.start : self.index - self.start]
+        return [at for at in times if type(at) is int]
 
     @property
     def record(self) -> Record:
