@@ -16,12 +16,12 @@ from semel.testing import PipelineTester
 from tests.broker import logs
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
-from tests.broker.pipelines.kinds import KINDS, audit_of, pipeline_of
+from tests.broker.pipelines.kinds import KINDS, TIMED, audit_of, pipeline_of
 
 pytestmark = pytest.mark.broker
 
 AT_MS = 1_700_000_000_000
-EVENTS: list[tuple[str, Any]] = [
+_EVENTS: list[tuple[str, Any]] = [
     *(("a", {"account": "a", "n": n}) for n in (1, 2, 0, 3)),
     ("b", {"account": "b", "n": 5}),
     ("b", {"account": "b", "n": -1}),
@@ -29,6 +29,8 @@ EVENTS: list[tuple[str, Any]] = [
     ("a", b"no json"),
     ("b", {"account": "b", "n": 7}),
 ]
+SAID_MS = AT_MS + 60_000
+EVENTS = [(key, v | {"at": SAID_MS + n} if isinstance(v, dict) else v) for n, (key, v) in enumerate(_EVENTS)]
 ROWS = {"a": 6, "b": 12}
 # So many start and run side by side: two cores, shared.
 AT_ONCE = 6
@@ -55,6 +57,7 @@ def in_the_tester(kind: str, name: str) -> Found:
             ],
             "dead": [(d.offset, d.raw_key, d.raw_value, d.reason, d.error, d.attempts) for d in tester.dead_letters()],
             "rows": dict(tester.tables["sums"].items()),
+            "stream_time": [task.committed.stream_time.ms for task in tester._deployment.tasks()],
             "counts": (counts.received, counts.outputs, counts.filtered, counts.dead_lettered),
         }
 
@@ -71,7 +74,8 @@ async def in_a_worker(kind: str, ledger: Ledger) -> Found:
     worker = ledger.worker().start(KIND=kind)
     try:
         await ledger.until_done(len(EVENTS))
-        [counts] = [p["counts"] for p in (await worker.get("/pipelines"))[1]]
+        [said] = (await worker.get("/pipelines"))[1]
+        counts = said["counts"]
         there = await logs.topics(ledger.bootstrap)
         written = [name for name in sorted((ledger.sink, audit_of(ledger.name))) if name in there]
         found = {
@@ -99,6 +103,7 @@ async def in_a_worker(kind: str, ledger: Ledger) -> Found:
                 for d in await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
             ],
             "rows": await worker.rows("sums"),
+            "stream_time": [task["stream_time_ms"] for task in said["tasks"]],
             "counts": (counts["in"], counts["out"], counts["filtered"], counts["dead"]),
         }
         assert await worker.stopped() == 0
@@ -141,4 +146,5 @@ def test_the_tester_and_a_worker_agree(kind: str, workers: dict[str, tuple[str, 
     assert [reason for _, _, _, reason, *_ in expected["dead"]] == ["failed", "rejected", "undecodable"]
     assert expected["rows"] == (ROWS | {"a": 4} if kind == "filtered" else ROWS)
     assert expected["counts"][0] == len(EVENTS)
+    assert expected["stream_time"] == [(SAID_MS if kind in TIMED else AT_MS) + len(EVENTS) - 1]
     assert found == expected

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -179,62 +179,14 @@ def test_content_that_differs_from_process_to_process_is_refused() -> None:
 # -- the event time
 
 
-def time_of(found: Any) -> int:
-    read = Dedup("id", window=WEEK, time="at").time_reader()
-    assert read is not None
-    return read({"at": found}, Given())
-
-
-def test_the_event_time_is_a_datetime_its_text_or_ms() -> None:
-    assert Dedup("id", window=WEEK).time_reader() is None
-    assert time_of(1_700_000_000_123) == 1_700_000_000_123
-    assert time_of(datetime(2023, 11, 14, 22, 13, 20, 123_999, UTC)) == 1_700_000_000_123
-    assert time_of("2023-11-14T22:13:20.123Z") == 1_700_000_000_123
-    assert time_of(datetime(2023, 11, 15, 0, 13, 20, 123_000, timezone(timedelta(hours=2)))) == 1_700_000_000_123
-    assert time_of(datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC)) == -1
-
-
-@pytest.mark.parametrize(
-    ("found", "unit", "way"),
-    [
-        (1_764_150_000, "seconds", r"\* 1000"),
-        (1_764_150_000.25, "seconds", r"\* 1000"),
-        (1_764_150_000_000_000, "microseconds", "// 1000"),
-        (1_764_150_000_000_000_000, "nanoseconds", "// 1000000"),
-    ],
-)
-def test_a_time_of_our_days_in_another_unit_is_refused_with_the_way(found: float, unit: str, way: str) -> None:
-    with pytest.raises(ValueError, match=f"of our days in {unit}, and time= takes ms .*{way}"):
-        time_of(found)
-
-
-@pytest.mark.parametrize("at", [-1, 0, 1, 86_400_000, 999_999_999, 4_200_000_000, 978_307_200_000, 4_102_444_800_000])
-def test_a_time_in_ms_is_what_it_is(at: int) -> None:
-    assert time_of(at) == at
-
-
-def test_every_ms_of_a_datetime_counts() -> None:
-    start = datetime(2023, 11, 14, tzinfo=UTC)
-    first = time_of(start)
-    assert [time_of(start + timedelta(milliseconds=n)) - first for n in range(2000)] == list(range(2000))
-
-
-def test_a_time_without_a_zone_is_utc_whatever_the_zone_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    for zone in ("Pacific/Auckland", "UTC"):
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-        assert time_of(datetime(2023, 11, 14, 22, 13, 20)) == 1_700_000_000_000
-        assert time_of("2023-11-14T22:13:20") == 1_700_000_000_000
-    monkeypatch.undo()
-    time.tzset()
-
-
-@pytest.mark.parametrize("odd", [None, "yesterday", float("nan"), float("inf"), [], "17"])
-def test_what_is_no_time_raises(odd: Any) -> None:
-    with pytest.raises((TypeError, ValueError, OverflowError)):
-        time_of(odd)
+def test_the_time_of_a_rule_is_read_as_that_of_a_topic_and_may_be_the_topics() -> None:
+    rule = Dedup("id", window=WEEK)
+    assert rule.time_reader() is None and rule.with_time(None) is rule
+    timed = rule.with_time("at")
+    assert (timed.time, timed.shape()) == ("at", Dedup("id", window=WEEK, time="at").shape())
+    assert rule.time is None and timed.with_time("at") is timed
+    read = timed.time_reader()
+    assert read is not None and read({"at": "2023-11-14T22:13:20Z"}, Given()) == 1_700_000_000_000
 
 
 # -- the payload

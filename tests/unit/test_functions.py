@@ -14,6 +14,7 @@ from semel.codec import Codec, register
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
 from semel.table import Table
+from semel.topic import Topic
 
 DAY = timedelta(days=1)
 
@@ -54,6 +55,7 @@ DECLARED: dict[str, Callable[[Any], Any]] = {
     "Dedup key": lambda f: Dedup(f, window=DAY),
     "Dedup time": lambda f: Dedup("id", window=DAY, time=f),
     "Dedup compare": lambda f: Dedup("id", window=DAY, compare=f),
+    "topic 'readings': time": lambda f: Topic("readings", time=f),
     "table 'sums': default": lambda f: Table("sums", value=int, default=f),
     "table 'sums': merge": lambda f: Table("sums", value=int, merge=f),
     "table 'sums': migrate": lambda f: Table("sums", value=int, migrate=f),
@@ -73,7 +75,7 @@ def test_a_function_whose_result_is_no_value_yet_is_refused(what: str, function:
 
 
 @pytest.mark.parametrize("function", [str, len, lambda *given: given, functools.partial(str), awaits_it_itself])
-@pytest.mark.parametrize("what", [what for what in DECLARED if what.startswith(("Dedup", "Codec"))])
+@pytest.mark.parametrize("what", [what for what in DECLARED if what.startswith(("Dedup", "Codec", "topic"))])
 def test_a_function_that_gives_its_value_is_taken(what: str, function: Any) -> None:
     DECLARED[what](function)
 

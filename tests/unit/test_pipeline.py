@@ -142,6 +142,28 @@ def test_dedup_may_use_fields_properties_headers_and_callables() -> None:
         assert declared(source=Topic("payments", value=Payment), dedup=rule).dedup is rule
 
 
+def at(payment: Any) -> int:
+    return payment["at"]
+
+
+def test_an_event_has_one_time_whether_its_topic_or_its_dedup_rule_says_it() -> None:
+    for of_topic, of_rule in ((at, None), (None, at), (at, at)):
+        source = Topic("payments", time=of_topic)
+        pipeline = declared(source=source, dedup=Dedup("id", window=DAY, time=of_rule))
+        [agent] = pipeline.plan().agents
+        assert agent.event_time(source) is at and agent.dedup is not None and agent.dedup.time is at
+        assert orjson.loads(pipeline.plan().shape())["dedup"]["time"] == "callable"
+    [agent] = declared(source=source).plan().agents
+    assert agent.event_time(source) is at
+    [agent] = declared().plan().agents
+    assert agent.event_time(SOURCE) is None
+
+
+def test_two_rules_for_one_event_time_are_refused_by_both_names() -> None:
+    with pytest.raises(DeclarationError, match=r"Topic\('payments', time='at'\) and Dedup\(time=at\) are two rules"):
+        declared(source=Topic("payments", time="at"), dedup=Dedup("id", window=DAY, time=at))
+
+
 def test_a_table_belongs_to_one_pipeline() -> None:
     table = Table("t")
     declared(tables=[table])
@@ -196,6 +218,8 @@ def test_the_shape_is_canonical_and_tells_what_state_depends_on() -> None:
     assert shape(tables=both) != shape(tables=[Table("a", value=int), Table("b", value=int)])
     assert shape(dedup=Dedup("id", window=DAY)) != shape(dedup=Dedup("id", window=2 * DAY))
     assert shape(sink=Topic("s"), retry=Retry(1)) == shape()
+    timed = orjson.loads(shape(source=Topic("payments", time="at")))
+    assert timed == {"tables": {}, "dedup": None, "time": {"payments": "at"}}
 
 
 def test_a_plan_without_agents_has_no_dedup_and_no_sources() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ def test_names_that_kafka_refuses_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "declared",
-    [{"partitions": 0}, {"partitions": -1}, {"partitions": "4"}, {"partitions": True}, {"partitions": 2.0}, {"value": complex},
+    [{"time": ""}, {"time": 5}, {"time": ["at"]},
+     {"partitions": 0}, {"partitions": -1}, {"partitions": "4"}, {"partitions": True}, {"partitions": 2.0}, {"value": complex},
      {"key": object}, {"configs": {"retention.ms": 5}}, {"configs": "retention.ms=5"}],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
@@ -49,3 +51,31 @@ def test_a_topic_has_configs_of_its_own() -> None:
 def test_a_name_that_is_no_text_is_refused_with_words() -> None:
     with pytest.raises(DeclarationError, match="topic name 5 is of type int; give a str"):
         Topic(5)  # type: ignore[arg-type]
+
+
+@dataclass
+class Reading:
+    id: str
+    taken_at: int
+
+    @property
+    def hour(self) -> int:
+        return self.taken_at // 3_600_000 * 3_600_000
+
+
+def test_a_topic_may_say_what_gives_the_time_of_an_event() -> None:
+    def by(reading: Reading) -> int:
+        return reading.taken_at
+
+    assert Topic("readings").time is None
+    for time in ("taken_at", "hour", by):
+        assert Topic("readings", value=Reading, time=time).time is time
+    assert Topic("readings", time="anything").time == "anything"
+
+
+@pytest.mark.parametrize("value", [Reading, Reading | None])
+def test_a_time_field_that_no_event_has_is_refused_where_the_topic_is_declared(value: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"topic 'r': time= names field 'taken', .* did you mean 'taken_at'"):
+        Topic("r", value=value, time="taken")
+    with pytest.raises(DeclarationError, match="int has no fields"):
+        Topic("r", value=int, time="taken_at")

@@ -18,6 +18,9 @@ KINDS = (
 # Whose functions do not show what they take.
 SAID: dict[str, Any] = {"delegating": "stream", "asking": "stream", "asking_events": "stream"}
 
+# Whose events say their time themselves.
+TIMED = frozenset(("values", "events", "batches", "function"))
+
 
 def audit_of(name: str) -> str:
     return f"{name}.audit"
@@ -139,7 +142,7 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
     }  # fmt: skip
     return Pipeline(
         name,
-        source=Topic(f"{name}.payments", key=str, value=dict),
+        source=Topic(f"{name}.payments", key=str, value=dict, time="at" if kind in TIMED else None),
         agent=agents[kind],
         tables=[sums],
         sink=Topic(f"{name}.settlements", key=str, value=dict),

@@ -146,8 +146,11 @@ def test_the_event_time_is_the_present_in_the_fields_own_type() -> None:
         measured: datetime
         seen: int
 
-    made = from_types(pipeline(value=Reading, dedup=Dedup("id", window=DAY, time="seen")), 1, now_ms)
-    assert {value["seen"] for _, value in made_of(made, 20)} == {NOW_MS}
+    declared = pipeline(value=Reading, dedup=Dedup("id", window=DAY, time="seen"))
+    assert {value["seen"] for _, value in made_of(from_types(declared, 1, now_ms), 20)} == {NOW_MS}
+    source = Topic("readings", value=Reading, time="seen")
+    declared = subject("readings", Pipeline("readings", source=source, agent=lambda reading: None))
+    assert {value["seen"] for _, value in made_of(from_types(declared, 1, now_ms), 20)} == {NOW_MS}
 
 
 @pytest.mark.parametrize("value", [dict, list])

@@ -165,6 +165,28 @@ async def test_a_pipeline_without_dedup_is_proven_by_lineage_and_counts(historie
     await worker.stop()
 
 
+async def test_without_dedup_events_whose_time_cannot_be_read_are_proven_by_their_dead_letters(
+    histories: Histories,
+) -> None:
+    history = histories(seed=2)
+    world = history.world
+    world.pipeline.dedup = None
+    world.pipeline.source = Topic(
+        "payments", value=Payment, time=lambda payment: None if payment.amount % 2 else 10**12
+    )
+    for amount in range(40):
+        world.pay(f"a{amount % 5}", amount)
+    worker = world.start()
+    await world.drained()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert (proof.counts["took_effect"], proof.counts["dead_letters"]) == (20, 20)
+    assert {p.stream_time.ms for p in world.committed_positions().values() if p.counts["out"]} == {10**12}
+    history.remove(LETTERS)
+    assert (await history.proof()).verdict is Verdict.VIOLATED
+    await worker.stop()
+
+
 async def test_what_was_written_before_a_reset_is_of_another_life(histories: Histories) -> None:
     history = await histories(seed=2).filled()
     world = history.world

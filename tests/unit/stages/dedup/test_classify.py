@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semel.dedup import Dedup
-from semel.stages.dedup.classify import Columns, Timed, Verdict, classify, judge, move_time
+from semel.stages.dedup.classify import JUMP_MS, Columns, Timed, Verdict, classify, judge, move_time, move_times
 from semel.state.dedup_marks import DEAD, DONE, Mark, pack, unpack
 from semel.state.positions import StreamTime
 
@@ -169,3 +171,33 @@ def test_an_event_that_comes_again_is_no_witness_of_a_jump_unless_it_takes_effec
 ) -> None:
     known = {b"a": pack(1, 480, 480, 1, DONE)}
     assert classify(columns((9, b"a", 570, payload)), known, StreamTime(460), rule, WALL).streams == [stream]
+
+
+# -- without a rule
+
+HOURS = st.integers(-6, 6).map(lambda hours: hours * JUMP_MS // 2)
+NEAR = st.integers(-2, 2)
+
+
+@given(
+    now=st.none() | st.tuples(HOURS, NEAR).map(sum),
+    pending=st.lists(st.tuples(HOURS, NEAR).map(sum), max_size=2),
+    times=st.lists(st.tuples(HOURS, NEAR).map(sum), max_size=8),
+    wall=st.tuples(HOURS, NEAR).map(sum),
+)
+def test_many_events_move_stream_time_as_they_do_one_by_one(
+    now: int | None, pending: list[int], times: list[int], wall: int
+) -> None:
+    stream = StreamTime(now, tuple(pending) if now is not None else ())
+    one_by_one = stream
+    for time in times:
+        one_by_one = StreamTime(*move_time(one_by_one.ms, one_by_one.pending, time, wall, JUMP_MS)[2:])
+    assert move_times(stream, times, wall) == one_by_one
+
+
+def test_without_a_rule_a_jump_is_more_than_an_hour() -> None:
+    assert move_times(StreamTime(0), [JUMP_MS], 10 * JUMP_MS) == StreamTime(JUMP_MS)
+    assert move_times(StreamTime(0), [JUMP_MS + 1], 10 * JUMP_MS) == StreamTime(0, (JUMP_MS + 1,))
+    assert move_times(StreamTime(0), [JUMP_MS + 1] * 3, 10 * JUMP_MS) == StreamTime(JUMP_MS + 1)
+    assert move_times(StreamTime(0), [JUMP_MS * 3], JUMP_MS) == StreamTime(0)
+    assert move_times(StreamTime(0), [JUMP_MS], JUMP_MS // 2) == StreamTime(JUMP_MS // 2)
