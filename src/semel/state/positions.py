@@ -98,7 +98,7 @@ class Sink(NamedTuple):
 class StreamTime:
     """The greatest event time seen, in ms; None before the first record.
 
-    `pending`: event times of the latest records that jumped more than a window ahead (rule 20).
+    `pending`: event times of the latest records that jumped more than a window, without dedup an hour, ahead (rule 20).
     """
 
     ms: int | None = None

@@ -1,5 +1,4 @@
-"""Dedup and stream time, decided: pure functions of a batch, the marks of its ids, stream time and the rule (protocol rules 19
-to 21)."""
+"""Dedup and stream time, decided: pure functions of a batch, the marks of its ids and the rule (protocol rules 19-21)."""
 
 from __future__ import annotations
 
