@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
-from semel.port import TP, Broker, Clock
+from semel.port import TP, Broker, Clock, Record
+from semel.proof.columns import Offsets
 from semel.proof.proof import Progress
-from semel.proof.recording import Recording, merged
 from semel.task.read_committed import CommittedLogs, Piece
 
 
+class Recording(Protocol):
+    """Committed records of some logs, kept before compaction took them: all that it takes must be in here.
+
+    `unread` bounds what an absent effect can mean: an event that was there, and whose effects are not, is lost, unless it
+    may have gone before anybody read it.
+    """
+
+    def between(self, tp: TP, start: int, end: int) -> Sequence[Record]:
+        """Those from offset `start` to `end` (exclusive), by offset; none of a log that is not recorded."""
+        ...
+
+    def unread(self, tp: TP, start: int, end: int) -> Offsets:
+        """The offsets of those of them that compaction may have taken before they were read; sorted."""
+        ...
+
+
 class Logs(CommittedLogs):
-    """The one reader of a proof. `recording`: what was kept of logs whose records compaction took; it is read as if it were
-    still there. `progress` is told of each piece that was looked at; `phase` and `total` are what it is told of them.
+    """The one reader of a proof. What a `recording` has of a log is read as if it were still there. `progress` is told of
+    each piece that was looked at; `phase` and `total` are what it is told of them.
     """
 
     def __init__(
@@ -33,11 +50,11 @@ class Logs(CommittedLogs):
     async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
         async with aclosing(super().read(tp, start, end)) as pieces:
             async for piece in pieces:
-                if self.recording is None or piece.missing:
-                    yield piece
-                else:
-                    kept = self.recording.between(tp, piece.start, piece.next)
-                    yield piece._replace(records=merged(piece.records, kept))
+                if self.recording is not None and not piece.missing:
+                    there = {r.offset: r for r in self.recording.between(tp, piece.start, piece.next)}
+                    there |= {r.offset: r for r in piece.records}
+                    piece = piece._replace(records=[there[offset] for offset in sorted(there)])
+                yield piece
                 self.done += piece.next - piece.start
                 if self._progress is not None:
                     self._progress(Progress(self.phase, self.done, max(self.total, self.done)))

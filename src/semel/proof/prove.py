@@ -1,34 +1,29 @@
 """Prove: from the topics of a pipeline to a `Proof`. The order of reading is what makes it sound while the pipeline runs.
 
-Positions first: what is judged lies below them. Then the ends of every log that the pipeline writes, open transactions
-included, and the logs up to there: whatever was committed with those positions is in them. Then the positions again: what
-was read must lie below these. At last the source, a stretch at a time.
+Survey: positions first; what is judged lies below them. Then the ends of every log that the pipeline writes, open
+transactions included. Read: the logs up to there; whatever was committed with those positions is in them. Then the
+positions again: what was read must lie below these. Classify: the source, a stretch at a time. Check: the sums.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
 from semel.plan import Plan
 from semel.port import TP, Broker, Clock, Record
-from semel.proof.checks import Checked, check
-from semel.proof.classify import History, Judged, classify
+from semel.proof.check import Checked, check
+from semel.proof.classify import Classified, classify
 from semel.proof.columns import Source
-from semel.proof.cut import NothingToProve
 from semel.proof.findings import Finding, Findings, Law, Witness
-from semel.proof.logs import Logs
-from semel.proof.proof import Progress, Proof
-from semel.proof.recording import Recording
-from semel.proof.scan import read_written
+from semel.proof.logs import Logs, Recording
+from semel.proof.proof import Part, Progress, Proof
+from semel.proof.read import History, read
 from semel.proof.spool import BLOCK, Spool
 from semel.proof.survey import Survey, survey
-
-__all__ = ["NothingToProve", "prove"]
 
 
 async def prove(
@@ -55,27 +50,79 @@ async def prove(
     started = clock.monotonic()
     logs, findings = Logs(broker, clock, recording, progress), Findings()
     with tempfile.TemporaryDirectory(prefix="semel-prove-") as folder:
-        spool = Spool(Path(folder), block=block)
         there = await survey(logs, plan, since_ms, until_ms, findings)
         logs.total = logs.done + there.offsets
-        written = await read_written(there, logs, spool, findings)
-        logs.phase = "positions"
-        closing = copy.deepcopy(there.cut)
-        await closing.read(logs, plan, there.position_tps, findings)
+        history = await read(there, logs, Spool(Path(folder), block=block), findings)
         logs.phase = "events"
-        history = History(there, written, closing, spool)
-        judged = {tp: await classify(history, tp, logs, findings) for tp in there.sources}
-        checked = check(history, judged, findings)
-    named = await _with_names(findings.kept, there, logs)
-    return _proof(history, judged, checked, named, findings, clock, started, recorded=recording is not None)
+        classified = {tp: await classify(history, tp, logs, findings) for tp in there.sources}
+        checked = check(history, classified, findings)
+    counts, notes = _counts(history, classified), list(checked.notes)
+    if counts["unread"]:
+        notes.append(
+            f"{counts['unread']:,} events that led to nothing may have been compacted away before they were read"
+        )
+    if recording is None:
+        del counts["unread"]
+    named = [await _with_names(finding, there, logs) for finding in findings.kept]
+    return Proof(
+        pipeline=plan.app,
+        at_ms=int(clock.time() * 1000),
+        since_ms=since_ms,
+        until_ms=until_ms,
+        findings=tuple(sorted(named, key=lambda f: list(Law).index(f.law))),
+        found=dict(findings.counts),
+        gaps=tuple(checked.gaps),
+        notes=tuple(notes),
+        counts=counts,
+        parts=tuple(_part(tp, one) for tp, one in classified.items()),
+        laws=_laws(there, checked, findings),
+        ledger=checked.ledger,
+        seconds=clock.monotonic() - started,
+    )
 
 
-async def _with_names(findings: Sequence[Finding], there: Survey, logs: Logs) -> list[Finding]:
+def _part(tp: TP, one: Classified) -> Part:
+    tally = one.tally
+    return Part(
+        tp, one.start, one.end, tally.records, tally.done + tally.unwitnessed, tally.duplicates, tally.letters,
+        tally.outputs.total(),
+    )  # fmt: skip
+
+
+def _counts(history: History, classified: Mapping[TP, Classified]) -> dict[str, int]:
+    """What was looked at, and the running counts of all tasks."""
+    tallies = [one.tally for one in classified.values()]
+    running: Counter[str] = Counter()
+    for position in history.survey.cut.positions.values():
+        running.update(position.counts)
+    return {
+        "records": sum(t.records for t in tallies),
+        "took_effect": sum(t.done + t.unwitnessed for t in tallies),
+        "outputs": sum(t.outputs.total() for t in tallies),
+        "marks": history.marks.total(),
+        "dead_letters": sum(t.letters for t in tallies),
+        "duplicates": sum(t.duplicates for t in tallies),
+        "positions": history.survey.cut.records,
+        "without_lineage": history.strangers.total(),
+        "unread": sum(t.unread for t in tallies),
+        **{f"counted_{name}": n for name, n in running.items()},
+    }
+
+
+def _laws(there: Survey, checked: Checked, findings: Findings) -> tuple[Law, ...]:
+    """Those that there were witnesses for."""
+    unasked = {Law.FOLD}
+    if not there.everything and Law.CONSERVATION not in findings.counts:
+        unasked.add(Law.CONSERVATION)
+    if there.plan.dedup is None and not checked.ledger:
+        # Without marks, what became of a single event is the running counts' to say.
+        unasked.add(Law.NO_LOSS)
+    return tuple(law for law in Law if law not in unasked)
+
+
+async def _with_names(finding: Finding, there: Survey, logs: Logs) -> Finding:
     """Read the events again that witnesses point at, for their ids and keys."""
-    return [
-        finding._replace(witnesses=tuple([await _with_name(witness, there, logs) for witness in finding.witnesses]))
-        for finding in findings
-    ]
+    return finding._replace(witnesses=tuple([await _with_name(witness, there, logs) for witness in finding.witnesses]))
 
 
 async def _with_name(witness: Witness, there: Survey, logs: Logs) -> Witness:
@@ -97,58 +144,3 @@ async def _record_at(logs: Logs, tp: TP, offset: int) -> Record | None:
         async for piece in pieces:
             return next((r for r in piece.records if r.offset == offset), None)
     return None
-
-
-def _proof(
-    history: History,
-    judged: Mapping[TP, Judged],
-    checked: Checked,
-    named: Sequence[Finding],
-    findings: Findings,
-    clock: Clock,
-    started: float,
-    *,
-    recorded: bool,
-) -> Proof:
-    there, written, plan = history.there, history.written, history.plan
-    parts = tuple(one.part for one in judged.values())
-    unread = sum(one.tally.unread for one in judged.values())
-    notes = list(checked.notes)
-    counts: dict[str, int] = {
-        "records": sum(p.records for p in parts),
-        "took_effect": sum(p.took_effect for p in parts),
-        "outputs": sum(p.outputs for p in parts),
-        "marks": written.counts["marks"],
-        "dead_letters": sum(p.dead_letters for p in parts),
-        "duplicates": sum(p.duplicates for p in parts),
-        "positions": there.cut.records,
-        "without_lineage": sum(written.strangers.values()),
-    }
-    if recorded:
-        counts["unread"] = unread
-    if unread:
-        notes.append(f"{unread:,} events that led to nothing may have been compacted away before they were read")
-    counted: Counter[str] = Counter()
-    for position in there.cut.positions.values():
-        counted.update(position.counts)
-    asked = [law for law in Law if law is not Law.FOLD]
-    if not there.everything and Law.CONSERVATION not in findings.counts:
-        asked.remove(Law.CONSERVATION)
-    if plan.dedup is None:
-        # Without marks, what became of a single event is the running counts' to say.
-        asked = [law for law in asked if law is not Law.NO_LOSS or checked.ledger]
-    return Proof(
-        pipeline=plan.app,
-        at_ms=int(clock.time() * 1000),
-        since_ms=there.since_ms,
-        until_ms=there.until_ms,
-        findings=tuple(sorted(named, key=lambda f: list(Law).index(f.law))),
-        found=dict(findings.counts),
-        gaps=tuple(checked.gaps),
-        notes=tuple(notes),
-        counts={**counts, **{f"counted_{name}": n for name, n in counted.items()}},
-        parts=parts,
-        laws=tuple(asked),
-        ledger=checked.ledger,
-        seconds=clock.monotonic() - started,
-    )

@@ -1,25 +1,30 @@
 """Spool: rows sorted into blocks of source offsets, in memory while they are few, else on disk.
 
 Outputs of one source partition may stand in any output partition. Each log is read once, its rows go to the block of
-their source offset, and the judge takes one block of one partition at a time, whatever order they came in.
+their source offset, and they are classified one block of one partition at a time, whatever order they came in.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from semel.port import TP
-from semel.proof.history import Rows, empty
+from semel.proof.columns import LETTER, MARK, OUTPUT, Rows, empty
 
-# Source offsets in a block: a few dozen bytes each while it is judged.
+# Source offsets in a block: a few dozen bytes each while it is classified.
 BLOCK = 1 << 18
 LIMIT_BYTES = 64 << 20
+KINDS = {"marks": MARK, "outputs": OUTPUT, "letters": LETTER}
 
-_Place = tuple[str, TP, int]
+
+class _Place(NamedTuple):
+    kind: str
+    tp: TP
+    block: int
 
 
 class Spool:
@@ -31,50 +36,44 @@ class Spool:
         self._limit = limit_bytes
         self._held: dict[_Place, list[Rows]] = defaultdict(list)
         self._files: dict[_Place, Path] = {}
+        self._files_made = 0
         self._bytes = 0
 
     def add(self, kind: str, tp: TP, rows: Rows) -> None:
-        """Rows with a source offset in `tp`, in any order."""
-        if not len(rows):
-            return
+        """Rows of one of `KINDS` with a source offset in `tp`, in any order."""
         blocks = rows["offset"] // self.block
-        first, last = int(blocks.min()), int(blocks.max())
-        if first == last:
-            self._held[(kind, tp, first)].append(rows)
-        else:
-            for number in np.unique(blocks).tolist():
-                self._held[(kind, tp, number)].append(rows[blocks == number])
+        numbers = np.unique(blocks).tolist()
+        for number in numbers:
+            self._held[_Place(kind, tp, number)].append(rows if len(numbers) == 1 else rows[blocks == number])
         self._bytes += rows.nbytes
         if self._bytes > self._limit:
             self._flush()
 
-    def take(self, kind: str, tp: TP, number: int, dtype: np.dtype[Any]) -> Rows:
+    def take(self, kind: str, tp: TP, number: int) -> Rows:
         """The rows of a block, each once: they are forgotten."""
-        place = (kind, tp, number)
+        place = _Place(kind, tp, number)
         parts = self._held.pop(place, [])
         self._bytes -= sum(part.nbytes for part in parts)
         file = self._files.pop(place, None)
         if file is not None:
-            parts.insert(0, np.fromfile(file, dtype))
+            parts.insert(0, np.fromfile(file, KINDS[kind]))
             file.unlink()
-        return np.concatenate(parts) if parts else empty(dtype)
+        return np.concatenate(parts) if parts else empty(KINDS[kind])
 
     def blocks(self, tp: TP) -> list[int]:
         """The numbers of the blocks that have rows of any kind."""
-        return sorted({number for _, of, number in (*self._held, *self._files) if of == tp})
+        return sorted({place.block for place in (*self._held, *self._files) if place.tp == tp})
 
     def partitions(self) -> set[TP]:
         """Those of which rows are left."""
-        return {tp for _, tp, _ in (*self._held, *self._files)}
+        return {place.tp for place in (*self._held, *self._files)}
 
     def _flush(self) -> None:
         for place, parts in self._held.items():
-            file = self._files.get(place)
-            if file is None:
-                file = self._files[place] = self._directory / f"{len(self._files)}-{place[0]}-{place[2]}.rows"
-                while file.exists():
-                    file = self._files[place] = file.with_name("_" + file.name)
-            with file.open("ab") as out:
+            if place not in self._files:
+                self._files_made += 1
+                self._files[place] = self._directory / f"{self._files_made}.rows"
+            with self._files[place].open("ab") as out:
                 for part in parts:
                     part.tofile(out)
         self._held.clear()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel.port import TP
-from semel.proof.fates import NEVER, stream_floor
-from semel.proof.history import MARK, OUTPUT, Known, among, distinct
+from semel.proof.columns import MARK, OUTPUT, Known, among, distinct
+from semel.proof.outcomes import NEVER, stream_floor
 from semel.proof.spool import Spool
 from semel.stages.dedup.classify import Verdict, judge, move_time
 from semel.state.dedup_marks import DONE, Mark
@@ -92,6 +92,6 @@ def test_rows_come_back_by_block_whether_they_fit_in_memory_or_not(tmp_path: Pat
     for tp in tps:
         assert spool.blocks(tp) == sorted(number for of, number in wanted if of == tp)
     for (tp, number), offsets in wanted.items():
-        assert sorted(spool.take("outputs", tp, number, OUTPUT)["offset"].tolist()) == sorted(offsets)
-        assert not len(spool.take("outputs", tp, number, OUTPUT))
+        assert sorted(spool.take("outputs", tp, number)["offset"].tolist()) == sorted(offsets)
+        assert not len(spool.take("outputs", tp, number))
     assert not list(tmp_path.iterdir())

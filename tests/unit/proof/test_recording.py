@@ -9,7 +9,7 @@ import pytest
 
 from semel.port import TP, Record
 from semel.proof import Law, Proof, Verdict
-from semel.proof.history import Offsets
+from semel.proof.columns import Offsets
 from tests.unit.proof.rig import MARKS, SINK, SOURCE, History, broken, mark_offset
 
 Histories = Callable[..., History]

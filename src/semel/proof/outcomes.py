@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semel.proof.history import Kind, Known, Offsets, Rows
+from semel.proof.columns import MARK, Kind, Known, Offsets, Rows, Times, Which
 from semel.state.dedup_marks import DEAD
 
 # The outcome of a mark that was trimmed: its record is there, what became of it is not.
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
     least_ms: int = 0
     hashed_from: int = 0
 
-    def protects_until(self, marks: Rows) -> NDArray[np.int64]:
+    def protects_until(self, marks: Rows) -> Times:
         """Up to which stream time each mark was there for certain: it may have expired by a shorter window."""
         certain = np.where(marks["offset"] < self.since, min(self.least_ms, self.window_ms), self.window_ms)
         return marks["filed"] + certain
@@ -47,17 +47,17 @@ class Rule(NamedTuple):
 class Missing(NamedTuple):
     """Marks that are gone: below source offset `before`, of events filed before `filed_before`.
 
-    `first_seen`: whether the source is there from where the task began, so that each of those events can be seen.
-    `ahead_ms`: so far at most event times are ahead of the time that their events were filed under.
+    `ahead_ms`: so far at most event times are ahead of the time that their events were filed under. `first_seen`: whether
+    the source is there from where the task began, so that each of those events can be seen.
     """
 
     before: int
     filed_before: int
-    first_seen: bool
     ahead_ms: int = 0
+    first_seen: bool = True
 
 
-class Fate(IntEnum):
+class Outcome(IntEnum):
     """What became of a record that no mark names."""
 
     DUPLICATE = 0
@@ -83,7 +83,7 @@ class Fate(IntEnum):
 # -- stream time, from below
 
 
-def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) -> NDArray[np.int64]:
+def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) -> Times:
     """For each mark (in order of offset): what stream time was after it, at least.
 
     A mark filed within a window of what stream time was moved it there. One filed further ahead may have waited for
@@ -108,13 +108,13 @@ def stream_floor(marks: Rows, records: Offsets, before_ms: int, window_ms: int) 
     return floors
 
 
-def ceiling_at(offsets: Offsets, marks: Rows, stream_ms: int) -> NDArray[np.int64]:
+def ceiling_at(offsets: Offsets, marks: Rows, stream_ms: int) -> Times:
     """What stream time was, at most, when the records at `offsets` were decided: no later mark is filed before it."""
     least = np.minimum.accumulate(np.append(marks["filed"].astype(np.int64), stream_ms)[::-1])[::-1]
     return least[np.searchsorted(marks["offset"], offsets, side="right")]
 
 
-def floor_at(offsets: Offsets, marks: Rows, floors: NDArray[np.int64], before_ms: int) -> NDArray[np.int64]:
+def floor_at(offsets: Offsets, marks: Rows, floors: Times, before_ms: int) -> Times:
     """What stream time was, at least, when the records at `offsets` were decided."""
     at = np.searchsorted(marks["offset"], offsets) - 1
     return np.where(at >= 0, floors[np.maximum(at, 0)] if len(floors) else before_ms, before_ms)
@@ -123,62 +123,51 @@ def floor_at(offsets: Offsets, marks: Rows, floors: NDArray[np.int64], before_ms
 # -- what became of it
 
 
-def fates(
-    unmarked: Rows,
-    has_output: NDArray[np.bool_],
-    known: Known,
-    floor: NDArray[np.int64],
-    ceiling: NDArray[np.int64],
-    rule: Rule,
-    *,
-    gone: Missing | None = None,
-    whole_letters: bool = True,
+def of_unmarked(
+    unmarked: Rows, has_output: Which, known: Known, floor: Times, ceiling: Times, rule: Rule, gone: Missing | None
 ) -> NDArray[np.uint8]:
-    """What became of each record that is neither marked as done nor dead-lettered: a `Fate`.
+    """What became of each record that is neither marked as done nor dead-lettered: an `Outcome`.
 
     `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most.
     """
-    count = len(unmarked)
     ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
-    found = np.full(count, Fate.LOST, np.uint8)
+    found = np.full(len(unmarked), Outcome.LOST, np.uint8)
     keyed = kinds == Kind.KEYED
-    rows = known.rows
-    if len(rows):
-        before = known.before(ids, offsets)
-        first = rows[np.maximum(before, 0)]
-        until = first["filed"] + rule.window_ms
-        protected, over = keyed & (before >= 0) & (floor <= until), ceiling > rule.protects_until(first)
-        equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
-        dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
-    else:
-        protected = over = equal = dead = seen_only = np.zeros(count, np.bool_)
+    before = known.before(ids, offsets)
+    first = known.rows[before] if len(known.rows) else np.zeros(len(unmarked), MARK)
+    protected = keyed & (before >= 0) & (floor <= first["filed"] + rule.window_ms)
+    over = ceiling > rule.protects_until(first)
+    equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
+    dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
     late = keyed & (times + rule.window_ms < ceiling)
-    _fill(found, late, rule.late, Fate.LOST)
+    _fill(found, late, rule.late, Outcome.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
         # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
-        found[keyed & unseen & ((found == Fate.LOST) | (found == Fate.DROPPED))] = Fate.UNWITNESSED
+        found[keyed & unseen & ((found == Outcome.LOST) | (found == Outcome.DROPPED))] = Outcome.UNWITNESSED
     # Of one that was seen only, nobody knows whether it still protected.
-    certain = protected & ~equal & ~(seen_only & (found == Fate.UNWITNESSED))
-    _fill(found, certain, rule.conflict, Fate.LOST_CONFLICT)
-    found[protected & equal & dead] = Fate.LOST_DEAD
-    found[protected & equal & ~dead] = Fate.DUPLICATE
+    certain = protected & ~equal & ~(seen_only & (found == Outcome.UNWITNESSED))
+    _fill(found, certain, rule.conflict, Outcome.LOST_CONFLICT)
+    found[protected & equal & dead] = Outcome.LOST_DEAD
+    found[protected & equal & ~dead] = Outcome.DUPLICATE
     if rule.late == "pass":
         # Late, and its first protected no more: for all that is known it may have been passed on.
         either = protected & over & late
-        found[either] = Fate.PASSED
-        found[either & equal & ~dead & ~has_output] = Fate.MAYBE_DUPLICATE
-    found[kinds == Kind.UNDECODABLE] = Fate.LOST_UNDECODABLE
-    _fill(found, kinds == Kind.MISSING, rule.missing, Fate.LOST_MISSING)
-    found[kinds == Kind.UNTIMED] = Fate.LOST_MISSING
+        found[either] = Outcome.PASSED
+        found[either & equal & ~dead & ~has_output] = Outcome.MAYBE_DUPLICATE
+    found[kinds == Kind.UNDECODABLE] = Outcome.LOST_UNDECODABLE
+    _fill(found, kinds == Kind.MISSING, rule.missing, Outcome.LOST_MISSING)
+    found[kinds == Kind.UNTIMED] = Outcome.LOST_MISSING
     # An output is a witness of its own.
-    found[has_output & (found == Fate.DUPLICATE)] = Fate.DOUBLED
-    found[has_output & (found == Fate.UNWITNESSED)] = Fate.PASSED
-    found[has_output & ((found == Fate.DROPPED) | ((found >= Fate.LOST) & (found <= Fate.LOST_DEAD)))] = Fate.TORN
-    if not whole_letters:
-        found[(found >= Fate.LOST) & (found <= Fate.LOST_DEAD)] = Fate.UNLETTERED
+    found[has_output & (found == Outcome.DUPLICATE)] = Outcome.DOUBLED
+    found[has_output & (found == Outcome.UNWITNESSED)] = Outcome.PASSED
+    found[has_output & ((found == Outcome.DROPPED) | is_lost(found))] = Outcome.TORN
     return found
 
 
-def _fill(found: NDArray[np.uint8], where: NDArray[np.bool_], handling: str, quarantined: Fate) -> None:
-    found[where] = {"drop": Fate.DROPPED, "pass": Fate.PASSED}.get(handling, quarantined)
+def is_lost(outcome: NDArray[np.uint8]) -> Which:
+    return (outcome >= Outcome.LOST) & (outcome <= Outcome.LOST_DEAD)
+
+
+def _fill(found: NDArray[np.uint8], where: Which, handling: str, quarantined: Outcome) -> None:
+    found[where] = {"drop": Outcome.DROPPED, "pass": Outcome.PASSED}.get(handling, quarantined)
