@@ -15,7 +15,7 @@ from semel.errors import SemelError
 from semel.local.views import Views
 from semel.plan import Plan, TablePlan
 from semel.port import TP, Broker
-from semel.proof.findings import Law
+from semel.proof import Law
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 

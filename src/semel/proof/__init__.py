@@ -11,10 +11,9 @@ committed after the position records were read is left to the next proof.
 """
 
 from semel.proof.cut import NothingToProve
-from semel.proof.findings import Finding, Gap, Law, Verdict, Witness
 from semel.proof.html import html
 from semel.proof.logs import Recording
-from semel.proof.proof import Progress, Proof
+from semel.proof.proof import Finding, Gap, Law, Progress, Proof, Verdict, Witness
 from semel.proof.prove import prove
 
 __all__ = [

@@ -10,7 +10,7 @@ from itertools import groupby
 from semel.port import TP
 from semel.proof import laws
 from semel.proof.classify import Classified
-from semel.proof.findings import Finding, Findings, Gap, Law, Witness
+from semel.proof.proof import Finding, Findings, Gap, Law, Witness
 from semel.proof.read import History
 
 

@@ -32,9 +32,9 @@ from semel.proof.columns import (
     distinct,
     offsets_of,
 )
-from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
 from semel.proof.outcomes import NEVER, TRIMMED, Missing, Outcome, Rule, is_lost
+from semel.proof.proof import Findings, Gap
 from semel.proof.read import History
 from semel.state.dedup_marks import DONE
 

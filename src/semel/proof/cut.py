@@ -15,8 +15,8 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP
 from semel.proof import laws
-from semel.proof.findings import Findings
 from semel.proof.logs import Logs
+from semel.proof.proof import Findings
 from semel.state import positions
 from semel.state.positions import Position
 
@@ -33,8 +33,7 @@ class Cut:
     began: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
     read_to: dict[TP, int] = field(default_factory=dict[TP, int])
     records: int = 0
-    _recent: dict[int, list[Position]] = field(default_factory=dict[int, list[Position]])
-    _before: dict[int, int] = field(default_factory=dict[int, int])
+    _recent: dict[int, list[tuple[int, Position]]] = field(default_factory=dict[int, list[tuple[int, Position]]])
     _resetting: set[int] = field(default_factory=set[int])
 
     async def read(self, logs: Logs, plan: Plan, tps: list[TP], findings: Findings) -> None:
@@ -67,11 +66,11 @@ class Cut:
             self.records += 1
             recent = self._recent.setdefault(task, [])
             if recent:
-                findings.add(laws.position_never_back(tp, at, recent[-1], found))
-            recent.append(found)
-            findings.add(laws.fenced_writes_nothing(tp, self._before.get(task, at), recent))
-            del recent[:-2]
-            self._before[task] = at
+                findings.add(laws.position_never_back(tp, at, recent[-1][1], found))
+            recent.append((at, found))
+            if len(recent) == 3:
+                findings.add(laws.fenced_writes_nothing(tp, *recent))
+                del recent[0]
             self.positions[task] = found
 
     def next(self, tp: TP) -> int:

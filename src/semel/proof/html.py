@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from semel.display.markup import frame, moment, table
-from semel.proof.findings import PROMISES, Finding, Verdict
-from semel.proof.proof import Proof, shown, shown_gap
+from semel.proof.proof import PROMISES, Law, Proof, Verdict, shown, shown_gap
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --dim: #59636e; --clean: #1a7f37; --violated: #cf222e;
@@ -30,19 +29,30 @@ code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere } ul { paddin
 
 def html(proof: Proof) -> str:
     """The report, to be written as UTF-8."""
-    verdict = proof.verdict
-    parts = [
-        f"<h1>{escape(proof.pipeline)}: {verdict.value}</h1>",
+    title = f"{proof.pipeline}: {proof.verdict.value}"
+    findings = [
+        f"<code>{f.law.value}</code>: {escape(f.sentence)}"
+        + "".join(f"<br><code class=dim>{escape(shown(w))}</code>" for w in f.witnesses)
+        for f in proof.findings
+    ]
+    laws = [[f"<code>{law.value}</code>", escape(PROMISES[law]), _said_of(law, proof)] for law in proof.laws]
+    partitions = [[f"<code>{escape(tp.topic)}[{tp.partition}]</code>", *(f"{n:,}" for n in numbers)]
+                  for tp, *numbers in proof.parts]  # fmt: skip
+    headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
+    counts = [[escape(name.replace("_", " ")), f"{count:,}"] for name, count in proof.counts.items()]
+    parts = (
+        f"<h1>{escape(title)}</h1>",
         f"<p class=dim>{_asked(proof)}</p>",
-        f"<div class='verdict {verdict.value}'>{escape(proof.headline())}</div>",
-        _laws(proof),
-        _findings(proof.findings),
+        f"<div class='verdict {proof.verdict.value}'>{escape(proof.headline())}</div>",
+        "<h2>Laws</h2>" + table(("law", "says that", ""), laws),
+        _list("Findings", findings),
         _list("Unprovable", [escape(shown_gap(gap)) for gap in proof.gaps]),
         _list("Notes", [escape(note) for note in proof.notes]),
-        _partitions(proof),
-        _counts(proof),
-    ]
-    return frame(f"{proof.pipeline}: {verdict.value}", _STYLE, "\n".join(part for part in parts if part))
+        "<h2>Partitions</h2>" + table(headings, partitions, numbers=range(1, 8)),
+        "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>",
+        table(("", ""), counts, numbers=range(1, 8)),
+    )
+    return frame(title, _STYLE, "\n".join(filter(None, parts)))
 
 
 def _asked(proof: Proof) -> str:
@@ -54,49 +64,11 @@ def _asked(proof: Proof) -> str:
     return escape(f"semel prove, {moment(proof.at_ms)}; {over}; {ledger}.")
 
 
-def _laws(proof: Proof) -> str:
-    rows: list[list[str]] = []
-    for law in proof.laws:
-        count = proof.found.get(law, 0)
-        said = (
-            f"<span class=broken>{count:,} finding{'s' * (count > 1)}</span>"
-            if count
-            else "<span class=holds>holds</span>"
-        )
-        if not count and proof.verdict is Verdict.UNPROVABLE:
-            said = "<span class=holds>holds where there are witnesses</span>"
-        rows.append([f"<code>{law.value}</code>", escape(PROMISES[law]), said])
-    return "<h2>Laws</h2>" + table(("law", "says that", ""), rows)
-
-
-def _findings(findings: Sequence[Finding]) -> str:
-    return _list(
-        "Findings",
-        [
-            f"<code>{f.law.value}</code>: {escape(f.sentence)}"
-            + "".join(f"<br><code class=dim>{escape(shown(w))}</code>" for w in f.witnesses)
-            for f in findings
-        ],
-    )
-
-
-def _partitions(proof: Proof) -> str:
-    rows = [
-        [
-            f"<code>{escape(p.tp.topic)}[{p.tp.partition}]</code>",
-            *(f"{n:,}" for n in (p.start, p.end, p.records, p.took_effect, p.duplicates, p.dead_letters, p.outputs)),
-        ]
-        for p in proof.parts
-    ]
-    headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
-    return "<h2>Partitions</h2>" + table(headings, rows, numbers=range(1, 8))
-
-
-def _counts(proof: Proof) -> str:
-    rows = [[escape(name.replace("_", " ")), f"{count:,}"] for name, count in proof.counts.items()]
-    return "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>" + table(
-        ("", ""), rows, numbers=range(1, 8)
-    )
+def _said_of(law: Law, proof: Proof) -> str:
+    if count := proof.found.get(law, 0):
+        return f"<span class=broken>{count:,} finding{'s' * (count > 1)}</span>"
+    witnesses = " where there are witnesses" if proof.verdict is Verdict.UNPROVABLE else ""
+    return f"<span class=holds>holds{witnesses}</span>"
 
 
 def _list(heading: str, items: Sequence[str]) -> str:

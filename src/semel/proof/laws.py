@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from semel.port import TP
 from semel.proof.columns import Known, Offsets, Rows, Stretch, among
-from semel.proof.findings import Finding, Law, Witness
 from semel.proof.outcomes import TRIMMED, Outcome, Rule, is_lost
+from semel.proof.proof import Finding, Law, Witness
 from semel.state.dedup_marks import DEAD, DONE
 from semel.state.positions import Position
 
@@ -340,14 +340,14 @@ def position_never_back(tp: TP, at: int, before: Position, after: Position) -> I
         yield Finding(Law.POSITION, said, (witness,))
 
 
-def fenced_writes_nothing(tp: TP, at: int, recent: Sequence[Position]) -> Iterator[Finding]:
+def fenced_writes_nothing(
+    tp: TP, first: tuple[int, Position], middle: tuple[int, Position], last: tuple[int, Position]
+) -> Iterator[Finding]:
     """A record of an older generation between two of one worker's generation is of a worker that was fenced.
 
-    `recent`: the last three position records of a task; the middle one, which stands at `at`, is judged.
+    Three position records of a task in a row, with their offsets; the middle one is judged.
     """
-    if len(recent) < 3:
-        return
-    one, late, other = recent[-3:]
+    (_, one), (at, late), (_, other) = first, middle, last
     same_run = one.writer == other.writer and one.generation == other.generation and one.epoch < other.epoch
     if same_run and 0 <= late.generation < one.generation:
         yield Finding(

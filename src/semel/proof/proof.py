@@ -1,13 +1,93 @@
-"""A proof: what `prove` found, as data, as text for a person, as one JSON document."""
+"""What a proof says: the laws by name, findings with their witnesses, gaps, and the verdict over them; as data, as text for a
+person, as one JSON document.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from semel.port import TP
-from semel.proof.findings import Finding, Gap, Law, Verdict, Witness
+
+# Findings of one law that are kept with their witnesses; the rest are counted.
+KEPT = 25
+
+
+class Law(StrEnum):
+    """The laws a history is held against; the value is the name reports use."""
+
+    NO_LOSS = "no-loss"
+    NO_DUPLICATE = "no-duplicate"
+    ORDER = "order-per-key"
+    ATOMIC = "atomicity"
+    CONSERVATION = "conservation"
+    POSITION = "position-never-back"
+    FENCED = "fenced-writes-nothing"
+    FOLD = "table-is-fold"
+
+
+PROMISES = {
+    Law.NO_LOSS: "every event below the position took effect, or is accounted for: a duplicate, dropped, dead-lettered",
+    Law.NO_DUPLICATE: "an event takes effect once within the window, and each of its outputs is there once",
+    Law.ORDER: "outputs of one key stand in the order of their events",
+    Law.ATOMIC: "effects stand together or not at all: mark, outputs and position; nothing aborted was read",
+    Law.CONSERVATION: "what went in is what came out, was filtered, a duplicate, dropped or dead-lettered",
+    Law.POSITION: "the position of a task never goes back",
+    Law.FENCED: "a worker whose tasks were taken over writes nothing more",
+    Law.FOLD: "a table is the fold of its changelog",
+}
+
+
+class Witness(NamedTuple):
+    """A record that shows it. `id`: the dedup id, `key`: the record's key, as text; None where not known."""
+
+    tp: TP
+    offset: int
+    what: str
+    id: str | None = None
+    key: str | None = None
+
+
+class Finding(NamedTuple):
+    """A law that does not hold, in a sentence."""
+
+    law: Law
+    sentence: str
+    witnesses: tuple[Witness, ...] = ()
+
+
+class Gap(NamedTuple):
+    """A stretch, offsets `start` to `end` (exclusive), about which nothing can be said, and why. `events`: how many."""
+
+    tp: TP
+    start: int
+    end: int
+    sentence: str
+    events: int = 0
+
+
+@dataclass(slots=True)
+class Findings:
+    """Findings as they are found: all counted, the first of each law kept."""
+
+    kept: list[Finding] = field(default_factory=list[Finding])
+    counts: Counter[Law] = field(default_factory=Counter[Law])
+
+    def add(self, found: Iterable[Finding]) -> None:
+        for finding in found:
+            self.counts[finding.law] += 1
+            if self.counts[finding.law] <= KEPT:
+                self.kept.append(finding)
+
+
+class Verdict(StrEnum):
+    CLEAN = "clean"
+    VIOLATED = "violated"
+    UNPROVABLE = "unprovable"
 
 
 class Progress(NamedTuple):
@@ -69,16 +149,13 @@ class Proof:
             "laws": {law.value: self.found.get(law, 0) for law in self.laws},
             "ledger": "closed" if self.ledger else "open",
             "findings": [
-                {"law": f.law.value, "sentence": f.sentence, "witnesses": [_witness(w) for w in f.witnesses]}
+                {"law": f.law.value, "sentence": f.sentence, "witnesses": [_fields(w) for w in f.witnesses]}
                 for f in self.findings
             ],
-            "unprovable": [
-                {**_tp(g.tp), "start": g.start, "end": g.end, "events": g.events, "sentence": g.sentence}
-                for g in self.gaps
-            ],
+            "unprovable": [_fields(gap) for gap in self.gaps],
             "notes": list(self.notes),
             "counts": self.counts,
-            "partitions": [{**_tp(p.tp), **{k: v for k, v in p._asdict().items() if k != "tp"}} for p in self.parts],
+            "partitions": [_fields(part) for part in self.parts],
         }
 
     def text(self) -> str:
@@ -116,12 +193,8 @@ def shown_gap(gap: Gap) -> str:
     return f"{gap.tp.topic}[{gap.tp.partition}] {gap.start:,} to {gap.end:,}{of}: {gap.sentence}"
 
 
-def _witness(witness: Witness) -> dict[str, Any]:
-    return {**_tp(witness.tp), "offset": witness.offset, "what": witness.what, "id": witness.id, "key": witness.key}
-
-
-def _tp(tp: TP) -> dict[str, Any]:
-    return {"topic": tp.topic, "partition": tp.partition}
+def _fields(of: Witness | Gap | Part) -> dict[str, Any]:
+    return {**of.tp._asdict(), **{name: value for name, value in of._asdict().items() if name != "tp"}}
 
 
 def _iso(ms: int | None) -> str | None:

@@ -14,13 +14,12 @@ from contextlib import aclosing
 from pathlib import Path
 
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, Record
+from semel.port import TP, Broker, Clock
 from semel.proof.check import Checked, check
 from semel.proof.classify import Classified, classify
 from semel.proof.columns import Source
-from semel.proof.findings import Finding, Findings, Law, Witness
 from semel.proof.logs import Logs, Recording
-from semel.proof.proof import Part, Progress, Proof
+from semel.proof.proof import Findings, Law, Part, Progress, Proof, Witness
 from semel.proof.read import History, read
 from semel.proof.spool import BLOCK, Spool
 from semel.proof.survey import Survey, survey
@@ -63,7 +62,7 @@ async def prove(
         )
     if recording is None:
         del counts["unread"]
-    named = [await _with_names(finding, there, logs) for finding in findings.kept]
+    named = [f._replace(witnesses=tuple([await _named(w, there, logs) for w in f.witnesses])) for f in findings.kept]
     return Proof(
         pipeline=plan.app,
         at_ms=int(clock.time() * 1000),
@@ -120,27 +119,17 @@ def _laws(there: Survey, checked: Checked, findings: Findings) -> tuple[Law, ...
     return tuple(law for law in Law if law not in unasked)
 
 
-async def _with_names(finding: Finding, there: Survey, logs: Logs) -> Finding:
-    """Read the events again that witnesses point at, for their ids and keys."""
-    return finding._replace(witnesses=tuple([await _with_name(witness, there, logs) for witness in finding.witnesses]))
-
-
-async def _with_name(witness: Witness, there: Survey, logs: Logs) -> Witness:
-    topic, dedup = there.plan.sources.get(witness.tp.topic), there.plan.dedup
-    if topic is None or witness.offset < there.starts.get(witness.tp, 0):
+async def _named(witness: Witness, there: Survey, logs: Logs) -> Witness:
+    """Reads the event again that a witness points at, for its id and key."""
+    tp, at, dedup = witness.tp, witness.offset, there.plan.dedup
+    topic = there.plan.sources.get(tp.topic)
+    if topic is None or at < there.starts.get(tp, 0):
         return witness
-    record = await _record_at(logs, witness.tp, witness.offset)
-    if record is None:
-        return witness
-    return witness._replace(
-        id=Source(topic, dedup).id_text(record) if dedup is not None else None,
-        key=None if record.key is None else record.key.decode(errors="backslashreplace"),
-    )
-
-
-async def _record_at(logs: Logs, tp: TP, offset: int) -> Record | None:
     end = (await logs.ends([tp]))[tp]
-    async with aclosing(logs.read(tp, offset, min(end, offset + 1))) as pieces:
-        async for piece in pieces:
-            return next((r for r in piece.records if r.offset == offset), None)
-    return None
+    async with aclosing(logs.read(tp, at, min(end, at + 1))) as pieces:
+        records = [record async for piece in pieces for record in piece.records if record.offset == at]
+    for record in records:
+        id = None if dedup is None else Source(topic, dedup).id_text(record)
+        key = None if record.key is None else record.key.decode(errors="backslashreplace")
+        return witness._replace(id=id, key=key)
+    return witness

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from semel.errors import SemelError
 from semel.plan import Plan
@@ -14,10 +15,10 @@ from semel.port import TP, Record
 from semel.proof import laws
 from semel.proof.columns import LETTER, OUTPUT, columns, content_of, in_order, marks_of
 from semel.proof.cut import Cut
-from semel.proof.findings import Findings, Witness
 from semel.proof.laws import Origin, Placed, Whole
 from semel.proof.logs import Logs
 from semel.proof.outcomes import Missing, Rule
+from semel.proof.proof import Findings, Witness
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey
 from semel.state import lineage
@@ -122,6 +123,14 @@ async def read(survey: Survey, logs: Logs, spool: Spool, findings: Findings) -> 
     return history
 
 
+class _Outputs(NamedTuple):
+    """Outputs of one origin, in the order of their log."""
+
+    offsets: list[int]
+    steps: list[int]
+    at: list[int]
+
+
 class _Reading:
     def __init__(self, history: History, logs: Logs, findings: Findings) -> None:
         self._history = history
@@ -145,14 +154,18 @@ class _Reading:
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 history.gone[tp] += piece.missing
-                found: dict[Origin, list[tuple[int, int, int]]] = defaultdict(list)
+                found: dict[Origin, _Outputs] = {}
+                last_origin, outputs = None, _Outputs([], [], [])
                 for record, origin, offset, step in self._outputs(piece.records):
                     if origin is None:
                         self._not_ours(tp, record)
-                    else:
-                        found[origin].append((offset, step, record.offset))
-                for origin, outputs in found.items():
-                    offsets, steps, at = zip(*outputs, strict=True)
+                        continue
+                    if origin is not last_origin:
+                        last_origin, outputs = origin, found.setdefault(origin, _Outputs([], [], []))
+                    outputs.offsets.append(offset)
+                    outputs.steps.append(step)
+                    outputs.at.append(record.offset)
+                for origin, (offsets, steps, at) in found.items():
                     rows = columns(OUTPUT, offsets, step=steps, agent=origin.agent, at=at, where=where)
                     disorder = disorder or not in_order(rows, last.get(origin, (-1, -1)))
                     last[origin] = offsets[-1], steps[-1]

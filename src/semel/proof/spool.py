@@ -41,10 +41,15 @@ class Spool:
 
     def add(self, kind: str, tp: TP, rows: Rows) -> None:
         """Rows of one of `KINDS` with a source offset in `tp`, in any order."""
+        if not len(rows):
+            return
         blocks = rows["offset"] // self.block
-        numbers = np.unique(blocks).tolist()
-        for number in numbers:
-            self._held[_Place(kind, tp, number)].append(rows if len(numbers) == 1 else rows[blocks == number])
+        first = int(blocks[0])
+        if (blocks == first).all():  # as mostly
+            self._held[_Place(kind, tp, first)].append(rows)
+        else:
+            for number in np.unique(blocks).tolist():
+                self._held[_Place(kind, tp, number)].append(rows[blocks == number])
         self._bytes += rows.nbytes
         if self._bytes > self._limit:
             self._flush()

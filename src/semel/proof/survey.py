@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from semel.plan import Plan
 from semel.port import TP, TopicInfo
 from semel.proof.cut import Cut, NothingToProve
-from semel.proof.findings import Findings, Gap
 from semel.proof.logs import Logs
+from semel.proof.proof import Findings, Gap
 from semel.state.positions import Sink, Windows
 from semel.task.declaration_changes import Changes, changes
 from semel.task.start_position import check_log_ids, windows_of
