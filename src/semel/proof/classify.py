@@ -234,7 +234,7 @@ class _Classifier:
         if not self._whole.letters or self._dropped_before:
             # It may be in the dead letters that are gone, or dropped.
             outcome[is_lost(outcome)] = Outcome.UNLETTERED
-        if len(self._known.rows):
+        if gone is not None and len(self._known.rows):
             first = self._known.before(rows["id"], rows["offset"])
             # Whether its first still protected it, nobody knows.
             again = (first >= 0) & (self._known.rows["outcome"][first] == TRIMMED)

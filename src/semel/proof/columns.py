@@ -206,6 +206,8 @@ class Stretch:
     @property
     def silent(self) -> Offsets:
         """Those of `unread` that led to nothing: whether they were read, nobody can say."""
+        if not len(self.unread):
+            return self.unread
         told = np.sort(np.concatenate((self.marks["offset"], self.letters["offset"], self.outputs["offset"])))
         return self.unread[~among(self.unread, told)]
 
