@@ -250,5 +250,5 @@ async def _run_function(runner: AgentRunner, context: EventContext) -> None:
             if monotonic() > turn_ends or epoch.closed:
                 turn_ends = await runner.pause(context, turn_ends)
         else:
-            runner.end_slice(context)
+            runner.end_unit(context)
         await runner.let_go()

@@ -390,7 +390,7 @@ class AgentRunner:
         else:
             await asyncio.sleep(0)
 
-    def end_slice(self, context: EventContext) -> None:
+    def end_unit(self, context: EventContext) -> None:
         self._check_run(context)
         self.release()
         self.scheduler.finished()

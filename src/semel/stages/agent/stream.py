@@ -86,7 +86,7 @@ class EventStream:
                     finish(context)
                     if monotonic() > turn_ends or epoch.closed:
                         turn_ends = await runner.pause(context, turn_ends)
-                runner.end_slice(context)
+                runner.end_unit(context)
             except Exception as exc:
                 runner.failed_unheard(exc, context)
                 raise
@@ -132,7 +132,7 @@ class EventStream:
                 if found:
                     yield Batch(context, s.cursor.tp, runner.event, found)
                 runner.complete(context)
-                runner.end_slice(context)
+                runner.end_unit(context)
             except Exception as exc:
                 runner.failed_unheard(exc, context)
                 raise
