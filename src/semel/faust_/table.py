@@ -71,11 +71,11 @@ class Table(FaustTable):
         return self._read(key, None) is not MISSING
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        context = self._hand("written")
+        context = self._context("written")
         context.writes.write(context.rows(self.name), key, value)
 
     def __delitem__(self, key: Any) -> None:
-        context = self._hand("written")
+        context = self._context("written")
         rows = context.rows(self.name)
         if not context.has(rows, key):
             raise KeyError(key)
@@ -141,7 +141,7 @@ class Table(FaustTable):
 
     # -- where the rows are
 
-    def _hand(self, doing: str) -> Any:
+    def _context(self, doing: str) -> Any:
         context = current_context.get()
         if context is None or not context.mine:
             raise OutsideEvent(
@@ -188,7 +188,7 @@ class Table(FaustTable):
 
     def partition_for_key(self, key: Any) -> int | None:
         """As Faust's, of a table without use_partitioner: a row lives where its event is."""
-        return self._hand("asked for a row's partition").task.partition
+        return self._context("asked for a row's partition").task.partition
 
     @property
     def changelog_topic(self) -> Any:

@@ -70,7 +70,7 @@ class StateDirectory:
         return self.path / "db"
 
     @property
-    def current_context(self) -> Path:
+    def crash_notes(self) -> Path:
         """What the agents of the process that holds it have in hand."""
         return self.path / "IN_HAND"
 

@@ -52,7 +52,7 @@ class _Connection:
 
     transport: asyncio.Transport
     since: float
-    current_context: bool = False
+    in_hand: bool = False
 
     @property
     def closed(self) -> bool:
@@ -78,20 +78,20 @@ class Connections:
         """Knows which requests are in hand."""
 
         @web.middleware
-        async def current_context(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def in_hand(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = self._open.get(request.transport) if request.transport is not None else None
             if connection is None:
                 return await handler(request)
-            connection.current_context, connection.since = True, time.monotonic()
+            connection.in_hand, connection.since = True, time.monotonic()
             try:
                 response = await handler(request)
             finally:
-                connection.current_context, connection.since = False, time.monotonic()
+                connection.in_hand, connection.since = False, time.monotonic()
             if isinstance(response, web.Response) and isinstance(response.body, bytes):
                 self._make_bytes(len(response.body), connection)
             return response
 
-        return current_context
+        return in_hand
 
     def serve(self, server: web.Server, sockets: list[socket.socket]) -> None:
         self._sockets = sockets
@@ -142,8 +142,8 @@ class Connections:
         self._forget_closed()
         if len(self._open) < self._most:
             return True
-        spare = min(self._open.values(), key=lambda c: (c.current_context and not c.transport.is_closing(), c.since))
-        if spare.current_context and time.monotonic() - spare.since < SPARED_S:
+        spare = min(self._open.values(), key=lambda c: (c.in_hand and not c.transport.is_closing(), c.since))
+        if spare.in_hand and time.monotonic() - spare.since < SPARED_S:
             return False
         if self._seldom.due("room")[0]:
             log.warning(
@@ -172,7 +172,7 @@ class Connections:
             self._forget_closed()
             now = time.monotonic()
             for connection in list(self._open.values()):
-                if not connection.current_context and now - connection.since > UNREAD_S:
+                if not connection.in_hand and now - connection.since > UNREAD_S:
                     _abort(connection.transport)
 
     def _forget_closed(self) -> None:

@@ -115,7 +115,7 @@ class Engine:
         self.membership: Membership | None = None
         self.group: GroupMember | None = None
         self.writer: Writer | None = None
-        # What a runner sees (stages.host)
+        # What a runner sees (stages.agent.scheduler)
         changed = asyncio.Event()
         self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
         self._void_sends_told = False
@@ -174,15 +174,15 @@ class Engine:
         """Until `stop`. Raises a SemelError where only a person can help; nothing is lost then."""
         try:
             await self._connect()
-            self._background.spawn(self.fetcher.run(), "intake")
+            self._background.spawn(self.fetcher.run(), "fetcher")
             self._background.spawn(self._commit_loop(), "commits")
-            self._background.spawn(self.lingering.run(), "lingering events")
+            self._background.spawn(self.lingering.run(), "unfinished events")
             self._background.spawn(self._watch.run(), "topics")
             self._background.spawn(
                 HangingTransactions(self.broker, self.clock, self.fetcher.fetches).run(), "held back"
             )
             for runner in self.runners:
-                self._background.spawn(agent_loop.run(runner), f"lane {runner.plan.name}")
+                self._background.spawn(agent_loop.run(runner), f"agent {runner.plan.name}")
             if self.plan.sources:
                 self.group = self._member()
                 self._background.spawn(self.group.run(), "group")

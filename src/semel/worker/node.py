@@ -163,7 +163,7 @@ async def open_engine(
     broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}", compression=compression)
     switched = os.environ.get("SEMEL_ODD_CODE")
     odd = OddCode(Path(switched)) if switched else None
-    notes = deaths.opened(directory.current_context, plan)
+    notes = deaths.opened(directory.crash_notes, plan)
     engine = Engine(
         plan if odd is None else odd.around(plan),
         engine_settings(settings, adopt=adopt),

@@ -190,7 +190,7 @@ class EngineView:
                 "owners": {str(task): owner[0] for task, owner in engine.assignment.owners.items()},
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
-                "in_hand": [asdict(found) for found in engine.lingering.current_context()],
+                "in_hand": [asdict(found) for found in engine.lingering.in_hand()],
                 "not_asking": [asdict(found) for found in engine.lingering.not_asking()],
                 "unreadable": {
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())

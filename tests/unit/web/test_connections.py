@@ -111,9 +111,7 @@ async def test_answers_that_are_not_read_take_a_bounded_part_of_memory(start, gr
         return [c.transport.get_write_buffer_size() for c in worker.server._connections._open.values()]
 
     await until(
-        lambda: (
-            sum(unread()) > 4 << 20 and not any(c.current_context for c in worker.server._connections._open.values())
-        )
+        lambda: sum(unread()) > 4 << 20 and not any(c.in_hand for c in worker.server._connections._open.values())
     )
     assert sum(unread()) <= 8 << 20
     assert len((await worker.get("/tables/t")).json["rows"]) == 100
@@ -145,7 +143,7 @@ async def test_a_request_in_hand_is_not_closed_for_those_that_only_hold_on(start
     worker.view.group.urls["b"] = "http://127.0.0.1:1"
     worker.view.group.holder = dict.fromkeys(range(4), "b")
     asking = asyncio.create_task(worker.get("/tables/t/k"))
-    await until(lambda: any(c.current_context for c in worker.server._connections._open.values()))
+    await until(lambda: any(c.in_hand for c in worker.server._connections._open.values()))
     held = await half_sent(worker, 30)
     await asyncio.sleep(0.2)
     go.set()

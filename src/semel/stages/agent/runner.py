@@ -1,9 +1,9 @@
 """Runner: events go in, write sets come out (protocol rules 1, 3 and 5).
 
-A `Runner` runs one agent of this worker: one body at a time over work units of all its partitions, an event at a time within a
-partition. Everything between receiving an event and asking for the next belongs to that event. An event that fails is
-undone, tried again in place after a while (its partition waits, the epoch and the other partitions do not), then
-dead-lettered. `body` runs the agent's code, `stream` is what that code iterates over.
+An `AgentRunner` runs one agent of this worker: one run of its code at a time, over work units of all its partitions, an event
+at a time within a partition. Everything between receiving an event and asking for the next belongs to that event. An event
+that fails is undone, tried again in place after a while (its partition waits, the epoch and the other partitions do not), then
+dead-lettered. `agent_loop` runs the agent's code, `stream` is what that code iterates over.
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ class Batch(Sequence[Any]):
     it is refused; `Output(value, of=...)` says it: one of the batch's values, of its `events` or of its `records`.
     """
 
-    __slots__ = ("_event", "_hand", "_make_event", "_tp", "_values", "records")
+    __slots__ = ("_context", "_event", "_make_event", "_tp", "_values", "records")
 
     def __init__(
         self, context: EventContext, tp: TP, make_event: Callable[[Any, Record, TP], Event], found: Found
     ) -> None:
-        self._hand = context
+        self._context = context
         self._event = context.event
         self._tp = tp
         self._make_event = make_event
@@ -41,7 +41,7 @@ class Batch(Sequence[Any]):
         return self._values[index]
 
     def __iter__(self) -> Iterator[Any]:
-        context, number = self._hand, self._event
+        context, number = self._context, self._event
         # Where one loop runs inside another, the outer one goes on from where it was.
         before = context.record if context.event == number else None
         try:
@@ -68,11 +68,11 @@ class EventStream:
     """
 
     def __init__(self, runner: AgentRunner, context: EventContext) -> None:
-        self._lane = runner
-        self._hand = context
+        self._runner = runner
+        self._context = context
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        runner, context = self._lane, self._hand
+        runner, context = self._runner, self._context
         scheduler, epoch = runner.scheduler, runner.scheduler.epoch
         monotonic, begin, finish = scheduler.clock.monotonic, runner.begin, runner.finish
         await runner.enter(context)
@@ -95,9 +95,9 @@ class EventStream:
     async def events(self) -> AsyncIterator[Event]:
         """The same events with key, headers, timestamp and position."""
         async for value in self:
-            s = self._lane.unit
+            s = self._runner.unit
             assert s is not None
-            yield self._lane.event(value, self._hand.record, s.cursor.tp)
+            yield self._runner.event(value, self._context.record, s.cursor.tp)
 
     async def items(self) -> AsyncIterator[tuple[Any, Any]]:
         """Keys and values."""
@@ -122,7 +122,7 @@ class EventStream:
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The events as `Batch`es, each a unit of work."""
-        runner, context = self._lane, self._hand
+        runner, context = self._runner, self._context
         await runner.enter(context)
         while True:
             s = await runner.next_unit(context)

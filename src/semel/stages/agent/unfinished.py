@@ -51,7 +51,7 @@ class UnfinishedEvents:
     """`run` looks every half second; nothing is counted where events are handled."""
 
     def __init__(self, runners: Sequence[AgentRunner], clock: Clock, *, handler_timeout_ms: int) -> None:
-        self._lanes = runners
+        self._runners = runners
         self._clock = clock
         self._patient_s = handler_timeout_ms / 1000
         self._unready_s = UNREADY_TIMEOUTS * self._patient_s
@@ -67,7 +67,7 @@ class UnfinishedEvents:
         while True:
             await self._clock.sleep(LOOK_S)
             now = self._clock.monotonic()
-            for runner in self._lanes:
+            for runner in self._runners:
                 self._look(runner, now)
                 self._look_whether_it_asks(runner, now)
 
@@ -132,7 +132,7 @@ class UnfinishedEvents:
         now = self._clock.monotonic()
         return [
             self._not_asking(runner, now)
-            for runner in self._lanes
+            for runner in self._runners
             if runner.failed_starts >= UNREADY_STARTS or self._waited(runner, now) >= self._patient_s
         ]
 
@@ -140,7 +140,7 @@ class UnfinishedEvents:
         at = self._idle.get(runner)
         return now - at[1] if at is not None and at[0] == (runner.context, runner.taken) and runner.neglected else 0.0
 
-    def current_context(self) -> list[UnfinishedEvent]:
+    def in_hand(self) -> list[UnfinishedEvent]:
         """The events that have been in hand for longer than a second."""
         now = self._clock.monotonic()
         return [
@@ -151,7 +151,7 @@ class UnfinishedEvents:
 
     def unready(self) -> list[UnfinishedEvent]:
         """Those that have been for so long that somebody should look."""
-        return [found for found in self.current_context() if found.seconds >= self._unready_s]
+        return [found for found in self.in_hand() if found.seconds >= self._unready_s]
 
     def unready_not_asking(self) -> list[NotAsking]:
         """As `unready`, of agents that ask for nothing."""

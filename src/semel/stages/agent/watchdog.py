@@ -45,7 +45,7 @@ class Watchdog:
         session_timeout_ms: int,
         alive: Callable[[float], None] = lambda now: None,
     ) -> None:
-        self._lanes = runners
+        self._runners = runners
         self._alive = alive
         self._session_s = session_timeout_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -130,7 +130,7 @@ class Watchdog:
         """The agent and the record, where an agent runs."""
         running = asyncio.current_task(self._loop)
         name = running.get_name() if running is not None else "a callback"
-        holding = [runner for runner in self._lanes if runner.context.holding]
+        holding = [runner for runner in self._runners if runner.context.holding]
         mine = [runner for runner in holding if name == f"agent {runner.plan.name}"]
         at = [f"agent {runner.plan.name} at {runner.where}" for runner in mine or holding]
         if mine or not holding:

@@ -20,7 +20,7 @@ class Barrier:
         self, clock: Clock, runners: Sequence[AgentRunner], epoch: OpenEpoch, *, handler_timeout_ms: int
     ) -> None:
         self._clock = clock
-        self._lanes = runners
+        self._runners = runners
         self._epoch = epoch
         self._timeout_ms = handler_timeout_ms
         # Events that have been waited for once: the next epoch does not wait for them again.
@@ -31,7 +31,7 @@ class Barrier:
         """Wait for running events, at most the handler timeout. What is not over then is in a later epoch."""
         ends = self._clock.monotonic() + self._timeout_ms / 1000
         while True:
-            busy = [runner for runner in self._lanes if runner.context.holding]
+            busy = [runner for runner in self._runners if runner.context.holding]
             awaited = [
                 runner for runner in busy if self._left_out.get(runner) != (runner.context, runner.context.event)
             ]

@@ -37,13 +37,13 @@ class PendingOutput:
 class Followers:
     """What tasks send that have outlived their event, while its epoch is on its way: it counts if that is committed.
 
-    Made when the epoch is cut, of the hands of agents whose tasks may send.
+    Made when the epoch is cut, of the event contexts of agents whose tasks may send.
     """
 
-    def __init__(self, hands: Iterable[EventContext]) -> None:
+    def __init__(self, contexts: Iterable[EventContext]) -> None:
         self.outs: list[PendingOutput] = []
         self._sealed: list[tuple[Attempts, int]] = []
-        for context in hands:
+        for context in contexts:
             attempts = context.attempts
             attempts.sealed = context.event - context.holding
             attempts.after = self.outs
