@@ -8,6 +8,7 @@ from typing import Any
 
 from semel.errors import DeclarationError
 from semel.functions import check_gives_value, is_reader, reader_of
+from semel.port import NO_TIMESTAMP
 
 EventTime = str | Callable[[Any], Any]
 
@@ -17,6 +18,8 @@ _MS = timedelta(milliseconds=1)
 _OUR_DAYS_S = (10**9, 42 * 10**8)
 # Times beyond this fit no mark (64 bits, with room for a window).
 _FAR_MS = 2**62
+# As ISO 8601 writes a date without hyphens.
+_DIGITS_OF_A_DATE = 8
 
 
 def checked(time: Any, where: str) -> EventTime | None:
@@ -28,18 +31,28 @@ def checked(time: Any, where: str) -> EventTime | None:
 
 
 def time_reader(time: EventTime | None) -> Callable[[Any, Any], int] | None:
-    """(value, record) -> event time in ms, or an error that says why there is none; None where the record's timestamp is it."""
+    """(value, record) -> event time in ms, or an error that says why there is none; None where the record's timestamp is it.
+
+    A tombstone has no value to read, so its timestamp is its time.
+    """
     if time is None:
         return None
     read = reader_of(time)
 
     def by_value(value: Any, record: Any) -> int:
+        if value is None:
+            if record.timestamp == NO_TIMESTAMP:
+                raise ValueError("a tombstone without a timestamp has no time")
+            return record.timestamp
         found = read(value)
         if isinstance(found, str):
+            # Some numbers of ms are read as dates of other centuries, their neighbours are not.
+            if found.isdigit() and len(found) != _DIGITS_OF_A_DATE:
+                raise ValueError(f"{found!r} is a number as text; give a number of ms since 1970, or an ISO 8601 text")
             found = datetime.fromisoformat(found)
         if isinstance(found, datetime):
             # The zone of the machine must not matter: another worker decides about the same event.
-            return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS
+            return int(((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS)
         return _in_ms(found)
 
     return by_value
@@ -52,6 +65,8 @@ def noted(time: EventTime) -> str:
 
 def _in_ms(found: Any) -> int:
     """A number that is a time in ms. ValueError for one that is a time of our days in another unit, or no time at all."""
+    if isinstance(found, bool):
+        raise TypeError(f"{found!r} is no time; give a number of ms since 1970, or a datetime")
     at = int(found)
     for unit, per_s in (("seconds", 1), ("microseconds", 10**6), ("nanoseconds", 10**9)):
         if _OUR_DAYS_S[0] * per_s <= at < _OUR_DAYS_S[1] * per_s:

@@ -77,7 +77,26 @@ def test_a_time_without_a_zone_is_utc_whatever_the_zone_of_the_machine(monkeypat
     time.tzset()
 
 
-@pytest.mark.parametrize("odd", [None, "yesterday", float("nan"), float("inf"), [], "17", 2**62, -(2**62)])
+@pytest.mark.parametrize(
+    "odd", [None, "yesterday", float("nan"), float("inf"), [], "17", "1712010112345", True, 2**62, -(2**62)]
+)
 def test_what_is_no_time_raises(odd: Any) -> None:
     with pytest.raises((TypeError, ValueError, OverflowError)):
         time_of(odd)
+
+
+class Tombstone:
+    def __init__(self, timestamp: int) -> None:
+        self.timestamp = timestamp
+
+
+def test_a_tombstone_has_the_time_of_its_record() -> None:
+    read = time_reader("at")
+    assert read is not None
+    assert read(None, Tombstone(5)) == 5
+    with pytest.raises(ValueError, match="a tombstone without a timestamp has no time"):
+        read(None, Tombstone(-1))
+
+
+def test_a_date_without_hyphens_is_a_date() -> None:
+    assert time_of("20231114") == 1_699_920_000_000

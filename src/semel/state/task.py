@@ -128,6 +128,11 @@ class Cursor:
         self.condemned: dict[int, str] = {}
         self.queued = False
 
+    @property
+    def first(self) -> bool:
+        """Of the agents that read this partition, its agent is the first that is declared."""
+        return next(cursor for cursor in self.task.cursors.values() if cursor.tp == self.tp) is self
+
     def seek(self, offset: int) -> None:
         self.position = offset
         self.queue.clear()

@@ -63,8 +63,8 @@ class DedupProcessor:
     ) -> Iterator[Any]:
         condemned, untimed = s.cursor.condemned, self._untimed(s, values, records)
         apart = {*condemned, *untimed}
-        if s.cursor.task.marks is None:
-            # Where there are marks, their rule moves stream time.
+        if s.cursor.task.marks is None and s.cursor.first:
+            # Where there are marks, their rule moves stream time. Of several agents the first does: an event is one witness.
             s.timed = s.start
         for index, value, record in zip(range(s.start, s.end), values, records, strict=True):
             s.index = index

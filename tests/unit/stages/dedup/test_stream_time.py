@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -172,6 +172,34 @@ async def test_one_bad_clock_does_not_move_stream_time_without_dedup_either_thre
     await world.drained()
     assert stream(world) == StreamTime(start + 10 * HOUR + 2)
     assert len(ids(world)) == 6
+
+
+async def test_several_agents_of_a_topic_are_one_witness_of_its_events_time(world: World) -> None:
+    plan = passing_on(world).plan()
+    world.plan = lambda: replace(plan, agents=[replace(plan.agents[0], name=name) for name in ("a", "b", "c")])
+    start = now_ms(world) - 20 * HOUR
+    send(world, "0", at_ms=start)
+    world.start()
+    await world.drained()
+    send(world, "1", at_ms=start + 10 * HOUR)
+    await world.drained()
+    assert len(ids(world)) == 6
+    assert stream(world) == StreamTime(start, (start + 10 * HOUR,))
+
+
+async def test_a_tombstone_of_a_topic_with_a_time_has_its_timestamp(world: World) -> None:
+    async def process(readings: Any) -> Any:
+        async for _ in readings:
+            pass
+
+    world.pipeline = Pipeline(APP, source=Topic("payments", value=Reading | None, time="at"), agent=process)
+    start = now_ms(world) - HOUR
+    world.write({"id": "a", "at": start}, A1)
+    world.write(None, A1, at_ms=start + 1)
+    world.start()
+    await world.drained()
+    assert stream(world) == StreamTime(start + 1)
+    assert dead(world) == []
 
 
 @pytest.mark.parametrize("time", [None, "at"])
