@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from semel.dedup import Dedup
 from semel.errors import SemelError
-from semel.port import TP, Record
+from semel.port import NO_TIMESTAMP, TP, Record
 from semel.stages.fetch.decode import Undecodable, decoder
 from semel.topic import Topic
 
@@ -155,7 +155,8 @@ class Source:
 
     def _time(self, value: Any, record: Record) -> tuple[Kind, int]:
         if self._time_of is None:
-            return Kind.KEYED, record.timestamp
+            # As the worker has it: where the timestamp is the event time, a record without one is missing something.
+            return (Kind.KEYED, record.timestamp) if record.timestamp != NO_TIMESTAMP else (Kind.MISSING, 0)
         try:
             return Kind.KEYED, self._time_of(value, record)
         except Exception:

@@ -13,6 +13,7 @@ import pytest
 
 from semel import Dedup, Reject, Topic
 from semel.plan import AgentKind, AgentPlan, Plan
+from semel.port import NO_TIMESTAMP
 from semel.proof import Gap, NothingToProve, Verdict, prove
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
@@ -69,6 +70,25 @@ async def test_whatever_happens_to_time_and_ids_a_run_is_clean(histories: Histor
     proof = await history.proof(block=[1 << 18, 32][seed % 2])
     assert proof.verdict is Verdict.CLEAN, proof.text()
     assert proof.counts["counted_duplicates"] == proof.counts["duplicates"] > 0
+    await worker.stop()
+
+
+@pytest.mark.parametrize("handling", ["quarantine", "pass", "drop"])
+async def test_a_record_without_a_timestamp_is_missing_where_that_is_the_event_time(
+    histories: Histories, handling: Any
+) -> None:
+    """The worker judges it missing: there is no event time. Redelivered or not, that is no loss, and nothing torn."""
+    rule = Dedup("id", window=timedelta(hours=1), missing=handling)
+    history = histories(pipeline={"dedup": rule})
+    world = history.world
+    for number in range(30):
+        event = {"id": f"e{number}", "account": f"a{number % 5}", "amount": 60}
+        world.write(event, event["account"], at_ms=NO_TIMESTAMP if number % 3 == 1 else None)
+    world.write({"id": "e0", "account": "a0", "amount": 60}, "a0", at_ms=NO_TIMESTAMP)
+    worker = world.start()
+    await world.drained()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
     await worker.stop()
 
 
