@@ -141,6 +141,11 @@ class TopicInfo(NamedTuple):
     id: str
     partitions: int
 
+    @property
+    def has_id(self) -> bool:
+        """Where an inter.broker.protocol.version below 2.8 is in force, topics have none: all zeros."""
+        return self.id.strip("0") != ""
+
 
 class TopicSpec(NamedTuple):
     name: str
@@ -262,7 +267,8 @@ class Broker(Protocol):
         ...
 
     async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
-        """By id: a topic that was made since under the name of one of them stays. One that does not exist is not an error."""
+        """By id: a topic that was made since under the name of one of them stays; one that has no id is deleted by its name. One
+        that does not exist is not an error."""
         ...
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:

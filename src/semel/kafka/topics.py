@@ -15,6 +15,7 @@ from semel.runtime import looptime
 
 _TOPIC_RESOURCE = 2
 _POLL_S = 0.02
+_NO_ID = bytes(16)
 
 
 class TopicCalls(Calls):
@@ -52,15 +53,18 @@ class TopicCalls(Calls):
     async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
         """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
         deadline = self._client.deadline()
-        doomed = {bytes.fromhex(topic.id): topic for topic in topics}
-        call = apis.DELETE_TOPICS([(None, topic_id) for topic_id in doomed], self._broker_timeout_ms)
+        # The name of one that has no id is all there is; what was made since under it is deleted for it.
+        rows = [(None, bytes.fromhex(t.id)) if t.has_id else (t.name, _NO_ID) for t in topics]
+        names = {bytes.fromhex(t.id): t.name for t in topics if t.has_id}
+        call = apis.DELETE_TOPICS(rows, self._broker_timeout_ms)
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         for topic in topics:
             self._client.cluster.forget_topic(topic.name)
         self._check_topics(
             call.api.name,
-            [(doomed[topic_id].name, code, text) for _, topic_id, code, text in results],
+            [(names.get(topic_id) or name, code, text) for name, topic_id, code, text in results],
             Code.UNKNOWN_TOPIC_ID,
+            Code.UNKNOWN_TOPIC_OR_PARTITION,
         )
         await self._until(
             lambda found: all(t.name not in found or found[t.name].id != t.id for t in topics),
