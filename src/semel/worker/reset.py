@@ -6,7 +6,7 @@ anew; the group's offsets; and only then, in one transaction, the new positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -14,7 +14,7 @@ import orjson
 
 from semel.broker.answers import needs_a_person
 from semel.broker.asking import see
-from semel.codes import LOGIN, NO_RIGHT
+from semel.codes import LOGIN, NO_RIGHT, Code
 from semel.errors import ConfigError, RecoveryError
 from semel.plan import Plan
 from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcError, TopicInfo, TopicSpec
@@ -31,6 +31,8 @@ from semel.task.topics import Topics
 
 # For so long brokers may take to show what was done to a topic.
 SHOWN_S = 60.0
+# Answers to a deletion that say for certain that nothing was done.
+_NOT_DONE = NO_RIGHT | {Code.TOPIC_DELETION_DISABLED, Code.POLICY_VIOLATION}
 
 Target = Literal["earliest", "latest"] | datetime
 
@@ -58,7 +60,8 @@ async def reset(
         replication_factor=settings.replication_factor,
         say=lambda text: say(text) if text else None,
     )
-    found = await broker.topics([*plan.sources, *plan.logs])
+    needed = [*plan.logs, plan.dead_letter_topic, *(t.name for t in plan.outputs)]
+    found = await broker.topics([*plan.sources, *needed])
     missing = [name for name in plan.sources if name not in found]
     if missing:
         raise RecoveryError(f"source topic {', '.join(missing)} does not exist; create it, then reset")
@@ -81,10 +84,17 @@ async def reset(
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
     doomed = [found[name] for name in plan.logs if name != plan.positions_topic and name in found]
     await _check_rights(plan, broker, doomed)
+    for name in needed:
+        if name not in found:
+            await _check_creation(plan, broker, TopicInfo(name, "", tasks), "does not exist and has to be created")
     if known is not None and known.partitions < tasks:
         known = await _grown(broker, clock, known, tasks)
+    if known is not None and known.partitions != tasks:
+        await _check_rights(plan, broker, [known])
+        doomed.append(known)
+    marked = False
     if known is not None:
-        held = await _positions(broker, clock, known)
+        held, marked = await _positions(broker, clock, known)
         # Where outputs went: also topics that the declaration does not name.
         written |= {name for position in held for name in position.outputs}
         if to != "latest":
@@ -92,25 +102,19 @@ async def reset(
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _mark(writer, 1, known, told)
-    if known is not None and known.partitions != tasks:
-        doomed.append(known)
     if doomed:
         say(f"deleting {', '.join(topic.name for topic in doomed)}")
         for topic in doomed:
             try:
                 await broker.delete_topics([topic])
             except RpcError as exc:
-                if topic is not doomed[0]:
-                    raise
-                # Nothing has changed yet: workers may go on as before.
-                if known is not None:
+                # Of an earlier reset that was broken off, nobody knows what it deleted.
+                untouched = topic is doomed[0] and not marked and exc.code in _NOT_DONE
+                if untouched and known is not None:
                     await _mark(writer, 2, known, None)
-                raise ConfigError(
-                    f"{topic.name!r} cannot be deleted: {exc}. Grant Delete on the topics of {plan.app!r}, then reset; until "
-                    "then nothing is changed"
-                ) from exc
+                raise _undeleted(plan, topic, exc, untouched=untouched) from exc
         await _shown(broker, clock, {topic.name: 0 for topic in doomed}, "deleted")
-    await topics.ready()
+    await _made_anew(topics, clock, doomed)
     say("setting the group's offsets")
     await broker.set_group_offsets(plan.app, offsets)
     say("writing the positions")
@@ -153,20 +157,72 @@ async def _check_rights(plan: Plan, broker: Broker, doomed: list[TopicInfo]) -> 
     Brokers look at rights first: to delete no records takes the right to delete, and to have a creation validated the
     right to create. Neither does anything, also where it arrives late, with the topic deleted meanwhile.
     """
+    why = "has to be deleted and created anew"
     for info in doomed:
-        spec = TopicSpec(info.name, info.partitions, 1, {})
-        for right, harmless in (
-            ("Delete", lambda info=info: broker.delete_records({TP(info.name, 0): 0})),
-            ("Create", lambda spec=spec: broker.create_topics([spec], validate_only=True)),
-        ):
-            try:
-                await harmless()
-            except RpcError as exc:
-                if exc.code in NO_RIGHT:
-                    raise ConfigError(
-                        f"{info.name!r} has to be deleted and created anew, and this client may not: {exc}. Grant {right} on the "
-                        f"topics of {plan.app!r}, then reset; until then nothing is changed"
-                    ) from exc
+        await _check_right(plan, info.name, "Delete", broker.delete_records({TP(info.name, 0): 0}), why)
+        await _check_creation(plan, broker, info, why)
+
+
+async def _check_creation(plan: Plan, broker: Broker, info: TopicInfo, why: str) -> None:
+    spec = TopicSpec(info.name, info.partitions, 1, {})
+    await _check_right(plan, info.name, "Create", broker.create_topics([spec], validate_only=True), why)
+
+
+async def _check_right(plan: Plan, name: str, right: str, harmless: Awaitable[None], why: str) -> None:
+    try:
+        await harmless
+    except RpcError as exc:
+        if exc.code in NO_RIGHT:
+            raise ConfigError(
+                f"{name!r} {why}, and this client may not: {exc}. Grant {right} on the topics of {plan.app!r}, then reset; "
+                "until then nothing is changed"
+            ) from exc
+
+
+def _undeleted(plan: Plan, topic: TopicInfo, exc: RpcError, *, untouched: bool) -> ConfigError | RecoveryError:
+    """What a refused deletion means, and what to do. `untouched`: workers may go on as before."""
+    if exc.code not in _NOT_DONE:
+        return RecoveryError(
+            f"whether {topic.name!r} was deleted is not known: {exc}. Workers of {plan.app!r} refuse to start until a reset is "
+            "complete; run `semel reset` again: repeating it is safe"
+        )
+    match exc.code:
+        case Code.TOPIC_DELETION_DISABLED:
+            way_out = "Set delete.topic.enable=true on the brokers"
+        case Code.POLICY_VIOLATION:
+            way_out = f"Have the brokers' policy let the topics of {plan.app!r} be deleted"
+        case _:
+            way_out = f"Grant Delete on the topics of {plan.app!r}"
+    if untouched:
+        return ConfigError(
+            f"{topic.name!r} cannot be deleted: {exc}. {way_out}, then reset; until then nothing is changed"
+        )
+    return ConfigError(
+        f"{topic.name!r} cannot be deleted: {exc}. {way_out}, then run `semel reset` again: repeating it is safe, and workers "
+        f"of {plan.app!r} refuse to start until a reset is complete"
+    )
+
+
+async def _made_anew(topics: Topics, clock: Clock, doomed: list[TopicInfo]) -> None:
+    """All topics there, and none of them a deleted one that a broker which is behind still shows: its id would be taken for
+    that of the state. RecoveryError where that lasts."""
+    # A cluster that gives topics no ids cannot be asked.
+    before = {topic.name: topic.id for topic in doomed if topic.has_id}
+
+    async def look() -> list[str]:
+        await topics.ready()
+        return [name for name, id in before.items() if topics.known[name].id == id]
+
+    await see(
+        clock,
+        look,
+        lambda old: not old,
+        within_s=SHOWN_S,
+        otherwise=lambda old: RecoveryError(
+            f"{', '.join(old)}: deleted, and for {SHOWN_S:g} s a broker still shows the deleted one ({before[old[0]]}); see the "
+            "brokers' logs, and run `semel reset` again: repeating it is safe"
+        ),
+    )
 
 
 async def _grown(broker: Broker, clock: Clock, topic: TopicInfo, partitions: int) -> TopicInfo:
@@ -203,7 +259,7 @@ async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: 
         if info is None:
             continue
         try:
-            found = await _positions(broker, clock, info)
+            found, _ = await _positions(broker, clock, info)
         except RpcError as exc:
             if exc.code in LOGIN or not needs_a_person(exc):
                 raise
@@ -236,18 +292,22 @@ def _say_what_moved(
             )
 
 
-async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> list[Position]:
-    """All that a topic of positions holds. RpcError, RpcLost, Unreadable."""
+async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> tuple[list[Position], bool]:
+    """All that a topic of positions holds, and whether a reset that was broken off left its mark there. RpcError, RpcLost,
+    Unreadable."""
     logs = CommittedLogs(broker, clock, "restore")
     tps = [TP(topic.name, p) for p in range(topic.partitions)]
     starts, ends = await logs.starts(tps), await broker.list_offsets(tps, LATEST, committed=True)
-    return [
-        positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
-        for tp in tps
-        async for piece in logs.read(tp, starts[tp], ends[tp])
-        for record in piece.records
-        if record.key == positions.KEY and record.value is not None
-    ]
+    held: list[Position] = []
+    marks: dict[TP, bool] = {}
+    for tp in tps:
+        async for piece in logs.read(tp, starts[tp], ends[tp]):
+            for record in piece.records:
+                if record.key == positions.RESETTING_KEY:
+                    marks[tp] = record.value is not None
+                elif record.key == positions.KEY and record.value is not None:
+                    held.append(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}"))
+    return held, any(marks.values())
 
 
 async def _ends(broker: Broker, names: list[str]) -> bytes:

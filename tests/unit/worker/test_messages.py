@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,10 +12,11 @@ import orjson
 import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
+from semel.codes import Code
 from semel.dedup import header
 from semel.errors import ConfigError, RecoveryError, TopicChanged
 from semel.partitioner import partition_of
-from semel.port import TP, Producer, RpcLost
+from semel.port import TP, Producer, RpcLost, TopicInfo
 from semel.runtime.settings import EngineSettings
 from semel.state import positions
 from semel.testing.broker import Call, Fault, MemoryBroker, delay, lose_request, refuse, unsent
@@ -308,4 +310,204 @@ async def test_a_reset_that_may_not_delete_leaves_the_app_as_it_was(world: World
         r.value for log in world.cluster.committed(f"{APP}-positions") for r in log if r.key == positions.RESETTING_KEY
     ]
     assert marks[-1] is None
+    await broker.close()
+
+
+async def at_rest(world: World) -> MemoryBroker:
+    """An app that has worked and is stopped; the broker is for who resets it."""
+    world.pay_many(30)
+    worker = world.start()
+    await world.drained()
+    await worker.stop()
+    await world.clock.sleep(15)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    return broker
+
+
+def refuses(code: int, *, at: str = "", applied: bool = False) -> Callable[[Call], Fault | None]:
+    """Deletions of that topic (of any) are answered so."""
+    return lambda call: (
+        refuse(code, applied=applied) if call.api == "DeleteTopics" and (not at or at in call.args["names"]) else None
+    )
+
+
+def ids_of(world: World) -> dict[str, str]:
+    return {name: topic.id for name, topic in world.cluster.topics().items()}
+
+
+async def refused_to_start(world: World) -> None:
+    late = world.start("w3")
+    async with asyncio.timeout(30):
+        error = await late.gone()
+    assert isinstance(error, RecoveryError) and "semel reset" in str(error)
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["done", "not done"])
+@pytest.mark.parametrize("code", [Code.REQUEST_TIMED_OUT, Code.NOT_CONTROLLER, Code.UNKNOWN_SERVER_ERROR])
+async def test_a_deletion_that_may_have_been_done_keeps_workers_away(world: World, code: int, applied: bool) -> None:
+    broker = await at_rest(world)
+    world.cluster.faults.script(refuses(code, applied=applied))
+    with pytest.raises(RecoveryError, match=r"(?s)balances-changelog.*run `semel reset` again"):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    world.cluster.faults.clear()
+    await refused_to_start(world)
+    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    world.start("w2")
+    world.pay_many(10)
+    await world.drained()
+    await broker.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"), [(Code.TOPIC_DELETION_DISABLED, "delete.topic.enable"), (Code.POLICY_VIOLATION, "policy")]
+)
+async def test_a_deletion_that_brokers_forbid_changes_nothing(world: World, code: int, way_out: str) -> None:
+    broker = await at_rest(world)
+    before = ids_of(world)
+    world.cluster.faults.script(refuses(code))
+    with pytest.raises(ConfigError, match=way_out) as refused:
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert "nothing is changed" in str(refused.value)
+    world.cluster.faults.clear()
+    assert ids_of(world) == before
+    world.start("w2")
+    world.pay_many(10)
+    await world.drained()
+    world.check()
+    await broker.close()
+
+
+async def test_a_reset_that_may_not_delete_its_second_topic_says_that_workers_wait_for_it(world: World) -> None:
+    broker = await at_rest(world)
+    world.cluster.faults.script(refuses(Code.TOPIC_AUTHORIZATION_FAILED, at=f"{APP}-dedup-changelog"))
+    with pytest.raises(ConfigError, match="Grant Delete on the topics") as refused:
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert "nothing is changed" not in str(refused.value) and "refuse to start" in str(refused.value)
+    world.cluster.faults.clear()
+    await refused_to_start(world)
+    await broker.close()
+
+
+async def test_a_repeated_reset_that_may_not_delete_lifts_no_mark_of_the_one_before(world: World) -> None:
+    """The one before it has deleted a log: that nothing has changed is not so."""
+    broker = await at_rest(world)
+    world.cluster.faults.script(refuses(Code.REQUEST_TIMED_OUT, applied=True))
+    with pytest.raises(RecoveryError):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    world.cluster.faults.clear()
+    world.cluster.faults.script(refuses(Code.TOPIC_AUTHORIZATION_FAILED))
+    with pytest.raises(ConfigError, match="Grant Delete on the topics") as refused:
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert "nothing is changed" not in str(refused.value) and "refuse to start" in str(refused.value)
+    world.cluster.faults.clear()
+    await refused_to_start(world)
+    await broker.close()
+
+
+@pytest.mark.parametrize("right", ["Delete", "Create"])
+@pytest.mark.parametrize("why", ["fewer partitions", "growth is denied"])
+async def test_a_right_on_the_positions_is_tried_before_anything_is_changed(world: World, why: str, right: str) -> None:
+    broker = await at_rest(world)
+    if why == "fewer partitions":
+        world.cluster.delete_topics(["payments"])
+        world.cluster.create_topic("payments", 1)
+    else:
+        world.cluster.add_partitions("payments", 3)
+    before, name = ids_of(world), f"{APP}-positions"
+    written = [len(log) for log in world.cluster.committed(name)]
+
+    def script(call: Call) -> Fault | None:
+        named = [*call.args.get("names", ())] if call.api == "DeleteTopics" else []
+        named += [tp.topic for tp in call.args.get("before", ())] if call.api == "DeleteRecords" else []
+        created = [spec.name for spec in call.args.get("specs", ())] if call.api == "CreateTopics" else []
+        denied = name in (named if right == "Delete" else created) or call.api == "CreatePartitions"
+        return refuse(Code.TOPIC_AUTHORIZATION_FAILED) if denied else None
+
+    world.cluster.faults.script(script)
+    with pytest.raises(ConfigError, match=f"(?s){name}.*Grant {right} on the topics"):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert ids_of(world) == before and [len(log) for log in world.cluster.committed(name)] == written
+    await broker.close()
+
+
+@pytest.mark.parametrize("missing", ["balances-changelog", "positions", "dlq"])
+async def test_the_right_to_create_a_topic_that_is_missing_is_tried_before_anything_is_changed(
+    world: World, missing: str
+) -> None:
+    broker = await at_rest(world)
+    name = f"{APP}.dlq" if missing == "dlq" else f"{APP}-{missing}"
+    world.cluster.delete_topics([name])
+    before = ids_of(world)
+
+    def script(call: Call) -> Fault | None:
+        created = [spec.name for spec in call.args.get("specs", ())] if call.api == "CreateTopics" else []
+        return refuse(Code.TOPIC_AUTHORIZATION_FAILED) if name in created else None
+
+    world.cluster.faults.script(script)
+    with pytest.raises(ConfigError, match=f"(?s){name}.*Grant Create on the topics"):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    assert ids_of(world) == before
+    await broker.close()
+
+
+class Behind(MemoryBroker):
+    """Asked once whether they are gone it says so; after that, for `behind_s`, it is one that still shows the topics deleted."""
+
+    def __init__(self, world: World, behind_s: float) -> None:
+        super().__init__(world.cluster, "reset")
+        self._world, self._behind_s = world, behind_s
+        self._old: dict[str, TopicInfo] = {}
+        self._configs: dict[str, dict[str, str]] = {}
+        self._until: float | None = None
+
+    async def remember(self, names: list[str]) -> None:
+        self._old, self._configs = await super().topics(names), await super().topic_configs(names)
+
+    async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        found = await super().topics(names)
+        asked = {n: info for n, info in self._old.items() if n in (names or ())}
+        if self._until is None:
+            if asked and not asked.keys() & found.keys():
+                self._until = self._world.clock.monotonic() + self._behind_s
+            return found
+        return found | asked if self._world.clock.monotonic() < self._until else found
+
+    async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        there = [n for n in names if n in self._world.cluster.topics()]
+        return {n: self._configs[n] for n in names if n not in there} | await super().topic_configs(there)
+
+
+@pytest.mark.parametrize("behind_s", [20, 1_000])
+async def test_the_id_of_a_deleted_topic_is_never_written_into_the_positions(world: World, behind_s: float) -> None:
+    """A broker that is behind shows it for a while."""
+    await (await at_rest(world)).close()
+    broker = Behind(world, behind_s)
+    await broker.start()
+    await broker.remember(world.plan().state_logs)
+    if behind_s > 60:
+        with pytest.raises(RecoveryError, match=r"(?s)balances-changelog.*`semel reset` again"):
+            await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+        await refused_to_start(world)
+    else:
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+        world.start("w2")
+        world.pay_many(10)
+        await world.drained()
+    await broker.close()
+
+
+async def test_a_deletion_that_is_answered_and_not_done_is_found_out(world: World) -> None:
+    """A broker may answer that it does not know the topic: whether it is gone is looked at."""
+    await (await at_rest(world)).close()
+
+    class Forgetful(MemoryBroker):
+        async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
+            del topics
+
+    broker = Forgetful(world.cluster, "reset")
+    await broker.start()
+    with pytest.raises(RecoveryError, match=r"(?s)balances-changelog.*do not show it.*`semel reset` again"):
+        await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    await refused_to_start(world)
     await broker.close()
