@@ -182,9 +182,15 @@ async def _check_right(plan: Plan, name: str, right: str, harmless: Awaitable[No
 def _undeleted(plan: Plan, topic: TopicInfo, exc: RpcError, *, untouched: bool) -> ConfigError | RecoveryError:
     """What a refused deletion means, and what to do. `untouched`: workers may go on as before."""
     if exc.code not in _NOT_DONE:
+        # What keeps workers away stands in the positions.
+        away = (
+            f"Start no worker of {plan.app!r}"
+            if topic.name == plan.positions_topic
+            else f"Workers of {plan.app!r} refuse to start"
+        )
         return RecoveryError(
-            f"whether {topic.name!r} was deleted is not known: {exc}. Workers of {plan.app!r} refuse to start until a reset is "
-            "complete; run `semel reset` again: repeating it is safe"
+            f"whether {topic.name!r} was deleted is not known: {exc}. {away} until a reset is complete; run `semel reset` again: "
+            "repeating it is safe"
         )
     match exc.code:
         case Code.TOPIC_DELETION_DISABLED:
