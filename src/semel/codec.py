@@ -147,8 +147,8 @@ def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:
     """The classes whose instances it encodes; None where that is not known from its type."""
     if any(applies(codec.type) for applies, _ in _converters):
         return None
-    found = _classes(codec.type)
-    return (*found, int) if found is not None and float in found else found
+    classes = _classes(codec.type)
+    return (*classes, int) if classes is not None and float in classes else classes
 
 
 def topic_codec(declared: Any) -> Codec[Any]:
@@ -259,12 +259,12 @@ def _tagged(declared: Any) -> Codec[Any]:
         )
     field, tags = _tags(declared, members)
     own = field not in {f.name for f in dataclasses.fields(members[0])}
-    codecs = {tag: codec_for(cls) for cls, found in tags.items() for tag in found}
+    codecs = {tag: codec_for(cls) for cls, values in tags.items() for tag in values}
     name, wanted = _name(declared), ", ".join(map(repr, codecs))
     peek: Any = msgspec.json.Decoder(
         msgspec.defstruct("Tag", [("tag", Any, msgspec.field(name=field, default=None))])
     ).decode
-    prefixes = {cls: orjson.dumps({field: found[0]})[:-1] for cls, found in tags.items()}
+    prefixes = {cls: orjson.dumps({field: values[0]})[:-1] for cls, values in tags.items()}
 
     def encode(value: Any) -> bytes:
         cls = value.__class__
@@ -298,10 +298,10 @@ def _tags(declared: Any, members: list[type]) -> tuple[str, dict[type, tuple[str
     """The field that tells the members apart, and its values for each."""
     hints = [get_type_hints(cls) for cls in members]
     for field in hints[0]:
-        found = [get_args(h.get(field)) if get_origin(h.get(field)) is Literal else () for h in hints]
-        values = [value for each in found for value in each]
-        if all(found) and all(isinstance(v, str) for v in values) and len(set(values)) == len(values):
-            return field, dict(zip(members, found, strict=True))
+        literals = [get_args(h.get(field)) if get_origin(h.get(field)) is Literal else () for h in hints]
+        values = [value for each in literals for value in each]
+        if all(literals) and all(isinstance(v, str) for v in values) and len(set(values)) == len(values):
+            return field, dict(zip(members, literals, strict=True))
     taken = next((cls for cls, h in zip(members, hints, strict=True) if _TAG in h), None)
     names = [cls.__name__ for cls in members]
     if taken is not None or len(set(names)) != len(names):
@@ -332,9 +332,9 @@ def fields_of(declared: Any) -> list[str] | None:
     if cls in (str, bytes, int, float, bool):
         return []
     for listed in ("__struct_fields__", "_fields", "model_fields"):
-        found = getattr(cls, listed, None)
-        if found is not None:
-            return list(found)
+        names = getattr(cls, listed, None)
+        if names is not None:
+            return list(names)
     return None
 
 
@@ -478,13 +478,13 @@ def _classes(declared: Any) -> tuple[type, ...] | None:
     if origin is Annotated:
         return _classes(get_args(declared)[0])
     if origin in (Union, types.UnionType):
-        found: list[type] = []
+        accepted: list[type] = []
         for part in get_args(declared):
             classes = _classes(part)
             if classes is None:
                 return None
-            found += classes
-        return tuple(found)
+            accepted += classes
+        return tuple(accepted)
     cls = origin or declared
     if not isinstance(cls, type) or cls in (Any, object) or is_typeddict(cls):
         return None
@@ -495,10 +495,10 @@ def _plain(value: Any) -> Any:
     """What orjson does not know: sets (in order, so that equal values are equal bytes), bytes, Decimal, structs, ..."""
     if isinstance(value, tuple):
         return list(cast("tuple[Any, ...]", value))
-    found = msgspec.to_builtins(value, order="deterministic", builtin_types=(dict,))
-    if found is value:
+    plain = msgspec.to_builtins(value, order="deterministic", builtin_types=(dict,))
+    if plain is value:
         raise TypeError(f"type {type(value).__name__} does not fit in JSON")
-    return found
+    return plain
 
 
 def _bytes_out(value: bytes) -> bytes:

@@ -189,8 +189,8 @@ class Settings(BaseSettings):
         except SettingsError as malformed:
             raise _malformed(malformed) from None
         origins = dict.fromkeys(_paths(table), f"in {path}") | _variables(os.environ)
-        said = {name: origin for name, origin in origins.items() if name.partition(".")[0] not in given}
-        return cls(_origins=said, **_merged(_merged(table, environment), given))
+        in_force = {name: origin for name, origin in origins.items() if name.partition(".")[0] not in given}
+        return cls(_origins=in_force, **_merged(_merged(table, environment), given))
 
     def replace(self, **changes: Any) -> Self:
         """The same settings with some set anew; what nobody set is derived again."""
@@ -340,12 +340,12 @@ def _paths(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 def _with_origins(message: str, origins: Mapping[str, str]) -> str:
     """The message, and where each setting that it names was set."""
-    said = [
+    places = [
         f"{name} is set {origin}"
         for name, origin in sorted(origins.items())
         if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", message)
     ]
-    return f"{message} ({', '.join(said)})" if said else message
+    return f"{message} ({', '.join(places)})" if places else message
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -487,9 +487,9 @@ def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
 
 def _service(name: str, value: str) -> str | None:
     """The Service that Kubernetes sets a variable for; None where it is not one of those."""
-    found = _SERVICE_VARIABLE.fullmatch(name)
-    if found is not None:
-        service = found["service"]
+    match = _SERVICE_VARIABLE.fullmatch(name)
+    if match is not None:
+        service = match["service"]
     elif name.startswith(PREFIX) and name.endswith("_PORT") and _SERVICE_LINK.match(value):
         service = name.removesuffix("_PORT")
     else:

@@ -121,12 +121,12 @@ class Dedup:
         read = reader_of(key)
 
         def by_value(value: Any, record: Any) -> bytes | None:
-            found = read(value)
-            if type(found) is str:
-                raw = found.encode()
+            key_value = read(value)
+            if type(key_value) is str:
+                raw = key_value.encode()
                 return (raw if raw[:1] != b"\x00" else _TEXT + raw) or None
-            absent = found is None or found == b"" or (isinstance(found, float) and isnan(found))
-            return None if absent else key_bytes(found)
+            absent = key_value is None or key_value == b"" or (isinstance(key_value, float) and isnan(key_value))
+            return None if absent else key_bytes(key_value)
 
         return by_value
 
@@ -160,8 +160,8 @@ class Dedup:
             readings.append(msgspec.json.decode(text))
         with suppress(ValueError):
             readings.append(UUID(text))
-        found = [*map(key_bytes, readings), _OTHER + _canonical(text)]
-        return Ids(list(dict.fromkeys(key for key in found if key)), ())
+        keys = [*map(key_bytes, readings), _OTHER + _canonical(text)]
+        return Ids(list(dict.fromkeys(key for key in keys if key)), ())
 
     def shown(self, key: bytes) -> Any:
         """The id of a key, as JSON: what `ids` reads back."""
@@ -202,11 +202,11 @@ class Dedup:
 
     def code(self, source: Any) -> dict[str, str]:
         """Of functions that marks depend on what they say, of a content hash what it is over: `source`, the value's structure."""
-        found = {name: fingerprint(f) for name, f in (("key", self.key), ("time", self.time), ("compare", self.compare))
+        codes = {name: fingerprint(f) for name, f in (("key", self.key), ("time", self.time), ("compare", self.compare))
                  if callable(f)}  # fmt: skip
         if isinstance(self.key, ContentKey) and not self.key.fields:
-            found["content"] = f"{xxhash.xxh3_64_intdigest(orjson.dumps(source)):016x}"
-        return found
+            codes["content"] = f"{xxhash.xxh3_64_intdigest(orjson.dumps(source)):016x}"
+        return codes
 
     def fields(self) -> list[str]:
         """The fields of the value that the rule names, so that a typing error can be found before any event is."""
@@ -288,21 +288,21 @@ def _content_reader(fields: tuple[str, ...]) -> Callable[[Any, Any], bytes | Non
     pick = _picker(fields)
 
     def read(value: Any, record: Any) -> bytes | None:
-        found = pick(value)
+        picked = pick(value)
         # Events that have none of the fields are not one event many times.
-        return None if all(f is None for f in found) else xxhash.xxh3_128_digest(_canonical(found))
+        return None if all(f is None for f in picked) else xxhash.xxh3_128_digest(_canonical(picked))
 
     return read
 
 
-def key_bytes(found: Any) -> bytes:
+def key_bytes(key: Any) -> bytes:
     """A dedup key as bytes; ids of different types never meet (a str "5" is not the int 5)."""
-    if isinstance(found, str):
-        raw = found.encode()
+    if isinstance(key, str):
+        raw = key.encode()
         return raw if raw[:1] != b"\x00" else _TEXT + raw
-    if isinstance(found, bytes):
-        return _BYTES + found
-    return _OTHER + _canonical(found)
+    if isinstance(key, bytes):
+        return _BYTES + key
+    return _OTHER + _canonical(key)
 
 
 def _canonical(value: Any) -> bytes:

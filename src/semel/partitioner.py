@@ -61,12 +61,12 @@ class KeyPartitions:
         self._known: dict[bytes, int] = {}
 
     def __call__(self, key: bytes) -> int:
-        found = self._known.get(key)
-        if found is None:
+        partition = self._known.get(key)
+        if partition is None:
             size = _KEY_BYTES + len(key)
             if len(self._known) >= self.limit or self.bytes + size > self.limit_bytes:
                 self._known.clear()
                 self.bytes = 0
             self.bytes += size
-            found = self._known[key] = partition_of(key, self.partitions)
-        return found
+            partition = self._known[key] = partition_of(key, self.partitions)
+        return partition

@@ -143,7 +143,7 @@ class Pipeline:
         check_fields(rule.fields(), source.value, f"pipeline {self.name!r}: Dedup names")
         if rule.time is not None and source.time is not None and rule.time != source.time:
             raise DeclarationError(
-                f"pipeline {self.name!r}: Topic({source.name!r}, time={_said(source.time)}) and Dedup(time={_said(rule.time)}) "
+                f"pipeline {self.name!r}: Topic({source.name!r}, time={_text(source.time)}) and Dedup(time={_text(rule.time)}) "
                 "are two rules for one event time; leave out one of them"
             )
 
@@ -172,7 +172,7 @@ class Pipeline:
         )
 
 
-def _said(time: EventTime) -> str:
+def _text(time: EventTime) -> str:
     return repr(time) if isinstance(time, str) else called(time)
 
 

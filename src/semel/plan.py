@@ -153,11 +153,11 @@ class Plan:
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""
         dedup = self.dedup
-        found = {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None}
+        shape = {"tables": {t.name: t.shape for t in self.tables}, "dedup": dedup.shape() if dedup else None}
         times = {name: noted(topic.time) for name, topic in self.sources.items() if topic.time is not None}
         if times and dedup is None:
-            found["time"] = times
-        return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
+            shape["time"] = times
+        return orjson.dumps(shape, option=orjson.OPT_SORT_KEYS).decode()
 
     @property
     def program(self) -> str:

@@ -45,10 +45,10 @@ def load(target: str, directory: Path | None = None) -> Pipeline | Any:
         _refuse_hidden(folder, where)
     module = _import(module_name, where)
     if not hasattr(module, name):
-        found = [other for other, value in vars(module).items() if _runs(value)]
+        names = [other for other, value in vars(module).items() if _runs(value)]
         raise ConfigError(
             f"module {module_name!r} has no attribute {name!r}; "
-            + (f"write {_either(f'{module_name}:{other}' for other in found)}" if found else "define a Pipeline there")
+            + (f"write {_either(f'{module_name}:{other}' for other in names)}" if names else "define a Pipeline there")
         )
     value = getattr(module, name)
     if not _runs(value):
@@ -86,8 +86,8 @@ def _import(module_name: str, where: Path) -> ModuleType:
             f"module {module_name!r} cannot be imported: {wrong.msg} ({wrong.filename}, line {wrong.lineno})"
         ) from wrong
     except Exception as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ConfigError(f"module {module_name!r} cannot be imported: {said}{_place(error, where)}") from error
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ConfigError(f"module {module_name!r} cannot be imported: {reason}{_place(error, where)}") from error
 
 
 def _not_found(module_name: str, where: Path) -> str:

@@ -85,19 +85,19 @@ class Table:
 
     def __getitem__(self, key: Any) -> Any:
         context, rows = self._rows()
-        found = rows.hot.get(key, MISSING)
-        if found is MISSING or rows.numeric_key is not None:
-            found = context.read(rows, key, self._make)
-            if found is MISSING:
+        value = rows.hot.get(key, MISSING)
+        if value is MISSING or rows.numeric_key is not None:
+            value = context.read(rows, key, self._make)
+            if value is MISSING:
                 if self._make is None:
                     raise KeyError(key)
                 return self._make()
-        return found
+        return value
 
     def get(self, key: Any, default: D | None = None) -> Any | D | None:
         context, rows = self._rows()
-        found = context.read(rows, key, None)
-        return default if found is MISSING else found
+        value = context.read(rows, key, None)
+        return default if value is MISSING else value
 
     def __contains__(self, key: Any) -> bool:
         context, rows = self._rows()
@@ -107,8 +107,8 @@ class Table:
         """The values of `keys` in order, `None` (or the default) for rows that are not there."""
         context, rows = self._rows()
         make = self._make
-        found = [context.read(rows, key, make) for key in keys]
-        return [(make() if make else None) if value is MISSING else value for value in found]
+        values = [context.read(rows, key, make) for key in keys]
+        return [(make() if make else None) if value is MISSING else value for value in values]
 
     # -- writing
 
@@ -125,13 +125,13 @@ class Table:
 
     def pop(self, key: Any, *default: Any) -> Any:
         context, rows = self._rows()
-        found = context.read(rows, key, None)
-        if found is MISSING:
+        value = context.read(rows, key, None)
+        if value is MISSING:
             if default:
                 return default[0]
             raise KeyError(key)
         context.writes.write(rows, key, MISSING)
-        return found
+        return value
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if key not in self:

@@ -25,25 +25,25 @@ _NAME_OF_MANY = re.compile(r"stream|[^sui]s$")
 _STREAM = re.compile(r"\b(StreamT?|AsyncItera(tor|ble)|AsyncGenerator)\b")
 
 
-def kind_of(run: Callable[..., Any], said: Kind | None = None) -> AgentKind:
+def kind_of(run: Callable[..., Any], kind: Kind | None = None) -> AgentKind:
     """An async generator takes the stream. Other functions take one event, unless their parameter is annotated as a stream
     (`AsyncIterable`, `AsyncIterator`, a class with `__aiter__`), or a coroutine function iterates over it: `async for` over the
     parameter, its `events()`, `items()`, `filter()`, `enumerate()`, `batches()`.
 
-    `said`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
+    `kind`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
     `functools.wraps` counts: the outermost of which it is certain. DeclarationError for what cannot be called with one argument,
     and for a coroutine function of which it is certain neither way, and whose parameter has the name of many.
     """
     name = called(run)
     if not callable(run):
         raise DeclarationError(f"agent {run!r} cannot be called; give a function of the stream or of one event")
-    if said not in (None, "stream", "event"):
-        raise DeclarationError(f"agent {name!r}: kind={said!r}; it takes 'stream' or 'event', or is left out")
+    if kind not in (None, "stream", "event"):
+        raise DeclarationError(f"agent {name!r}: kind={kind!r}; it takes 'stream' or 'event', or is left out")
     try:
         signature = inspect.signature(run)
     except (TypeError, ValueError):
         # Code in another language that does not say what it takes.
-        return AgentKind.STREAM if said == "stream" else AgentKind.FUNCTION
+        return AgentKind.STREAM if kind == "stream" else AgentKind.FUNCTION
     try:
         signature.bind(None)
     except TypeError as exc:
@@ -56,12 +56,12 @@ def kind_of(run: Callable[..., Any], said: Kind | None = None) -> AgentKind:
             f"agent {name!r} is a plain generator, which nobody iterates over. For several results of one event make it take "
             "the stream: `async def agent(stream)` with `async for event in stream:` around its `yield`s"
         )
-    if said == "event" and any(inspect.isasyncgenfunction(layer.function) for layer in layers[:1]):
+    if kind == "event" and any(inspect.isasyncgenfunction(layer.function) for layer in layers[:1]):
         raise DeclarationError(
             f"agent {name!r} is an async generator, and kind='event': nobody iterates over what it gives of one event. Make it "
             "take the stream, with `async for event in stream:` around its `yield`s, or return one result"
         )
-    takes_stream = said == "stream" if said is not None else _takes_stream(layers, name)
+    takes_stream = kind == "stream" if kind is not None else _takes_stream(layers, name)
     if takes_stream:
         return AgentKind.STREAM
     awaited = any(inspect.iscoroutinefunction(layer.function) for layer in layers)
@@ -229,7 +229,7 @@ def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) 
             return
         declared = arguments[0]
     for part in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
-        found = get_origin(part) or part
-        silent = found in (NoneType, Output, Any) or is_typeddict(found) or getattr(found, "_is_protocol", False)
-        if isinstance(found, type) and not silent:
-            yield cast("type", found)
+        cls = get_origin(part) or part
+        silent = cls in (NoneType, Output, Any) or is_typeddict(cls) or getattr(cls, "_is_protocol", False)
+        if isinstance(cls, type) and not silent:
+            yield cast("type", cls)

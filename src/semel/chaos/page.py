@@ -74,11 +74,11 @@ def _again(report: Report) -> str:
 
 
 def _cards(report: Report) -> str:
-    found = report.document()
-    recoveries, events = found["recoveries"], found["events"]
+    document = report.document()
+    recoveries, events = document["recoveries"], document["events"]
     cards = [
-        ("faults", f"{found['faults']['total']:,}"),
-        ("met something at work", f"{found['faults']['bit']:,}"),
+        ("faults", f"{document['faults']['total']:,}"),
+        ("met something at work", f"{document['faults']['bit']:,}"),
         ("recovery, median", _seconds(recoveries["p50_s"])),
         ("recovery, at most", _seconds(recoveries["max_s"])),
         ("records published", f"{events.get('published', 0):,}"),
@@ -144,15 +144,15 @@ def picture(timeline: Timeline, seconds: float) -> str:
 def _rows(entries: Sequence[Entry], end: float) -> dict[int, int]:
     """Fault -> row, so that two that last at once do not lie over each other."""
     free: list[float] = []
-    found: dict[int, int] = {}
+    rows: dict[int, int] = {}
     for entry in sorted(entries, key=lambda e: e.at_s):
         until = max(entry.recovered_s or entry.healed_s or end, entry.at_s + end / 200)
         row = next((n for n, at in enumerate(free) if at <= entry.at_s), len(free))
         if row == len(free):
             free.append(until)
         free[row] = until
-        found[entry.number] = row
-    return found
+        rows[entry.number] = row
+    return rows
 
 
 def _fault(entry: Entry, y: float, x: Callable[[float], float], end: float) -> str:
@@ -227,7 +227,7 @@ def _faults(entries: Sequence[Entry]) -> str:
 def _proof(report: Report) -> str:
     if report.proved is None:
         return "<h2>Proof</h2><p class=bad>The run did not come to its proof.</p>"
-    said = "".join(f"<li>{escape(line)}" for line in report.proved.summary)
+    summary = "".join(f"<li>{escape(line)}" for line in report.proved.summary)
     inner = report.proved.html
     frame = f'<iframe title="proof" sandbox srcdoc="{escape(inner, quote=True)}"></iframe>' if inner else ""
-    return f"<h2>Proof</h2><ul>{said}</ul>{frame}"
+    return f"<h2>Proof</h2><ul>{summary}</ul>{frame}"

@@ -41,14 +41,14 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
     Where rows lie where their events are, a key may have one in each partition, and all of them are shown.
     """
     if not table.keyed and table.merge is None:
-        said = [(key, _plain(table.value, raw)) for part in parts for key, raw in part.items()]
+        folded = [(key, _plain(table.value, raw)) for part in parts for key, raw in part.items()]
     else:
-        said = list(_merged(table, parts).items())
-    expected = _by_key((_text(table, key), value) for key, value in said)
+        folded = list(_merged(table, parts).items())
+    expected = _by_key((_text(table, key), value) for key, value in folded)
     shown = _by_key((_text_of(key), value) for key, value in rows)
     wrong = sorted(key for key in expected.keys() | shown.keys() if expected.get(key) != shown.get(key))
     differ = [
-        f"{Law.FOLD.value}: {table.name}[{key}] is shown as {_said(shown, key)}, the changelog says {_said(expected, key)}"
+        f"{Law.FOLD.value}: {table.name}[{key}] is shown as {_row(shown, key)}, the changelog says {_row(expected, key)}"
         for key in wrong[:SHOWN]
     ]
     if len(wrong) > SHOWN:
@@ -97,7 +97,7 @@ def _text_of(key: Any) -> str:
     return key if isinstance(key, str) else orjson.dumps(key).decode()
 
 
-def _said(rows: Mapping[str, Sequence[str]], key: str) -> str:
+def _row(rows: Mapping[str, Sequence[str]], key: str) -> str:
     return f"{' and '.join(rows[key]):.120}" if key in rows else "absent"
 
 

@@ -59,8 +59,8 @@ def main() -> None:
         if code is None:
             raise
         # A second line, as of another program's output, is indented: none passes for one of a log.
-        said = "\n    ".join(folded(line) for line in str(error).splitlines())
-        printing.tell(f"semel: {said}")
+        message = "\n    ".join(folded(line) for line in str(error).splitlines())
+        printing.tell(f"semel: {message}")
         sys.exit(code)
     finally:
         printing.settle()

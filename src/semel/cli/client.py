@@ -65,9 +65,9 @@ class WorkerClient:
             return response.status, json.loads(body)
         except (OSError, http.client.HTTPException) as lost:
             reason = "no answer in time" if isinstance(lost, TimeoutError) else getattr(lost, "strerror", None)
-            said = reason or str(lost) or type(lost).__name__
+            cause = reason or str(lost) or type(lost).__name__
             raise Unreachable(
-                f"no worker answers at {self._url} ({said}); start one, or name another with --url"
+                f"no worker answers at {self._url} ({cause}); start one, or name another with --url"
             ) from lost
         except ValueError as foreign:
             raise Unreachable(f"what answers at {self._url} is not a semel worker; name one with --url") from foreign

@@ -50,14 +50,14 @@ class JsonLines(logging.Formatter):
 class Stream(logging.StreamHandler[TextIO]):
     """A stream that cannot be written (its reader is gone, the disk is full) costs its lines, and the work goes on."""
 
-    _said = False
+    _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not (isinstance(error, OSError) or (isinstance(error, ValueError) and self.stream.closed)):
             super().handleError(record)
-        elif not self._said:
-            self._said = True
+        elif not self._told:
+            self._told = True
             if self.stream is not sys.stderr:
                 printing.tell(f"semel: the log cannot be written ({error}); its lines are lost until it can")
 

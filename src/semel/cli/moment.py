@@ -12,8 +12,8 @@ def moment(option: str, text: str, *, instead: str = "") -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        said = f"neither {instead} nor" if instead else "not"
-        raise ConfigError(f"{option} {text!r} is {said} a time; write one as 2026-03-01T12:00:00+00:00") from None
+        negation = f"neither {instead} nor" if instead else "not"
+        raise ConfigError(f"{option} {text!r} is {negation} a time; write one as 2026-03-01T12:00:00+00:00") from None
     try:
         at = at if at.tzinfo is not None else at.astimezone()
         before = at.timestamp() < 0

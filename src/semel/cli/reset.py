@@ -48,10 +48,12 @@ def reset(
         await broker.start()
         try:
             clock = SystemClock()
-            found = await run(plan, engine_settings(settings, adopt=False), broker, clock, target, say=printing.tell)
+            positions = await run(
+                plan, engine_settings(settings, adopt=False), broker, clock, target, say=printing.tell
+            )
         finally:
             await broker.close()
-        return {f"{tp.topic}[{tp.partition}]": offset for tp, offset in sorted(found.items())}
+        return {f"{tp.topic}[{tp.partition}]": offset for tp, offset in sorted(positions.items())}
 
     offsets = asyncio.run(work())
     if as_json:

@@ -37,11 +37,11 @@ def get(
     Exit code 1: no such row or table, its partition is being restored, or several partitions have one.
     """
     with _refusals(as_json):
-        found = WorkerClient(url).get(_path(row_path, table, key))
+        row = WorkerClient(url).get(_path(row_path, table, key))
         if as_json:
-            printing.document(found)
+            printing.document(row)
         else:
-            printing.say(printing.shown(found["value"], indent=2))
+            printing.say(printing.shown(row["value"], indent=2))
 
 
 @app.command()
@@ -68,9 +68,9 @@ def scan(
                 ("limit", min(PAGE_ROWS, limit - len(rows))),
                 ("page", page),
             ]
-            found = client.get(_path(table_path, table) + _path(query, asked))
-            rows += found["rows"]
-            page = found["next"]
+            answer = client.get(_path(table_path, table) + _path(query, asked))
+            rows += answer["rows"]
+            page = answer["next"]
             if page is None or len(rows) >= limit:
                 break
         if as_json:

@@ -40,9 +40,9 @@ def settle() -> None:
                 os.close(nowhere)
 
 
-def document(found: Any) -> None:
+def document(value: Any) -> None:
     """The one JSON document of `--json`. Unwritten."""
-    say(json.dumps(found))
+    say(json.dumps(value))
 
 
 def shown(value: Any, indent: int | None = None) -> str:
@@ -81,12 +81,12 @@ def tell(message: str) -> None:
 def bar() -> Generator[Callable[[str, int, int], None]]:
     """Progress on standard error, a bar at a terminal, else a line for each phase: phase, how much is done, of how much."""
     if not sys.stderr.isatty():
-        said = ""
+        last_phase = ""
 
         def line(phase: str, done: int, total: int) -> None:
-            nonlocal said
-            if phase != said:
-                said = phase
+            nonlocal last_phase
+            if phase != last_phase:
+                last_phase = phase
                 tell(f"reading {phase}: {done:,} of {total:,}")
 
         yield line

@@ -402,13 +402,13 @@ def _bootstrap(broker: Any) -> str:
 def own_pages(app: Any) -> list[tuple[str, str, Any]]:
     """The pages that the app's `@app.page` and blueprints declare, as routes of aiohttp."""
     app.web.init_server()
-    found: list[tuple[str, str, Any]] = []
+    pages: list[tuple[str, str, Any]] = []
     for route in app.web.web_app.router.routes():
         info = route.resource.get_info() if route.resource is not None else {}
         path = info.get("path") or info.get("formatter")
         if path is not None and (route.method, path) != ("HEAD", path):
-            found.append((route.method, path, _when_ready(route.handler)))
-    return found
+            pages.append((route.method, path, _when_ready(route.handler)))
+    return pages
 
 
 def _when_ready(handler: Any) -> Any:

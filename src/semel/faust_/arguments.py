@@ -154,8 +154,8 @@ def check(rules: Mapping[str, Rule], what: str, given: Mapping[str, Any]) -> Non
     for name, value in given.items():
         rule = rules.get(name)
         if rule is not None and rule.does is Does.REFUSED and value is not None and not rule.fine(value):
-            said = value.__name__ if isinstance(value, type) else repr(value)
-            raise DeclarationError(f"{what}: {name}={said:.80} does not run on semel: {rule.said}")
+            shown = value.__name__ if isinstance(value, type) else repr(value)
+            raise DeclarationError(f"{what}: {name}={shown:.80} does not run on semel: {rule.said}")
 
 
 def check_signals(app: Any) -> None:

@@ -22,13 +22,13 @@ class Rule(NamedTuple):
     fine: Callable[[Any], bool] = lambda value: False
 
 
-def works(said: str = "as in Faust") -> Rule:
-    return Rule(Does.WORKS, said)
+def works(note: str = "as in Faust") -> Rule:
+    return Rule(Does.WORKS, note)
 
 
-def moot(said: str) -> Rule:
-    return Rule(Does.MOOT, said)
+def moot(note: str) -> Rule:
+    return Rule(Does.MOOT, note)
 
 
-def refused(said: str, fine: Callable[[Any], bool] = lambda value: False) -> Rule:
-    return Rule(Does.REFUSED, said, fine)
+def refused(note: str, fine: Callable[[Any], bool] = lambda value: False) -> Rule:
+    return Rule(Does.REFUSED, note, fine)

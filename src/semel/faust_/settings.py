@@ -278,24 +278,24 @@ def _shown(name: str, value: Any) -> str:
 
 def start_of(conf: Any) -> Start | None:
     """Where a group that has never committed begins, None where nobody says. ConfigError where that is neither end."""
-    said: Any = str(conf.consumer_auto_offset_reset)
-    if said not in ("earliest", "latest"):
+    reset: Any = str(conf.consumer_auto_offset_reset)
+    if reset not in ("earliest", "latest"):
         raise ConfigError(
-            f"consumer_auto_offset_reset={said!r} does not run on semel: where a group begins is said once, by 'earliest' or "
+            f"consumer_auto_offset_reset={reset!r} does not run on semel: where a group begins is said once, by 'earliest' or "
             "'latest'; a group that lost its place is refused anyway, until a person decides (`semel reset`)"
         )
-    return None if said == pristine().consumer_auto_offset_reset else said
+    return None if reset == pristine().consumer_auto_offset_reset else reset
 
 
 def client_id_of(conf: Any) -> str | None:
-    said = str(conf.broker_client_id)
-    return None if said == pristine().broker_client_id else said
+    client_id = str(conf.broker_client_id)
+    return None if client_id == pristine().broker_client_id else client_id
 
 
 def partitions_of(conf: Any) -> int | None:
     """Of output topics that are created and say nothing themselves; None: as many as the source."""
-    said = int(conf.topic_partitions)
-    return None if said == pristine().topic_partitions else said
+    partitions = int(conf.topic_partitions)
+    return None if partitions == pristine().topic_partitions else partitions
 
 
 _MECHANISMS = {
@@ -341,7 +341,7 @@ def security_of(conf: Any) -> BrokerSecurity | None:
 
 def as_semels(conf: Any, settings: Settings) -> Settings:
     """`settings`, and what Faust's settings say where nobody set semel's own. ConfigError where that cannot be."""
-    said: dict[str, Any] = {}
+    from_faust: dict[str, Any] = {}
     given = {name: value for name, value, _ in _given(conf)}
     for name, ours, unit in (
         ("broker_session_timeout", "session_timeout_ms", 1000),
@@ -350,18 +350,18 @@ def as_semels(conf: Any, settings: Settings) -> Settings:
         ("topic_replication_factor", "replication_factor", 1),
     ):
         if name in given:
-            said[ours] = int(float(given[name]) * unit)
+            from_faust[ours] = int(float(given[name]) * unit)
     if "web_bind" in given:
-        said["web_bind"] = str(given["web_bind"])
+        from_faust["web_bind"] = str(given["web_bind"])
     if "web_port" in given:
-        said["web_port"] = int(given["web_port"])
+        from_faust["web_port"] = int(given["web_port"])
     if "canonical_url" in given or "web_host" in given:
-        said["web_url"] = str(conf.canonical_url)
+        from_faust["web_url"] = str(conf.canonical_url)
     security = security_of(conf)
     if security is not None:
-        said["broker_security"] = security
-    said = {name: value for name, value in said.items() if name not in settings.model_fields_set}
-    return settings.replace(**said) if said else settings
+        from_faust["broker_security"] = security
+    from_faust = {name: value for name, value in from_faust.items() if name not in settings.model_fields_set}
+    return settings.replace(**from_faust) if from_faust else settings
 
 
 def not_in_memory(what: str, store: Any) -> None:

@@ -132,8 +132,8 @@ class Stream(faust.Stream):
         held = self._held
         if held is not None and held[0] is runner.context.record:
             return LazyEvent(self.app, runner, held[1])
-        found = runner.event_in_hand()
-        return None if found is None else LazyEvent(self.app, runner, found.value)
+        event = runner.event_in_hand()
+        return None if event is None else LazyEvent(self.app, runner, event.value)
 
     @property
     def current_event(self) -> Any:

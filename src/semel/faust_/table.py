@@ -53,12 +53,12 @@ class Table(FaustTable):
     # -- as a dict
 
     def __getitem__(self, key: Any) -> Any:
-        found = self._read(key, self.default)
-        if found is MISSING:
+        value = self._read(key, self.default)
+        if value is MISSING:
             if self.default is None:
                 raise KeyError(key)
             return self.default()
-        return found
+        return value
 
     def get(self, key: Any, default: Any = None) -> Any:
         """As Faust's: a table that has a default of its own gives that."""
@@ -85,14 +85,14 @@ class Table(FaustTable):
         """As `get`."""
         there = key in self
         try:
-            found = self[key]
+            value = self[key]
         except KeyError:
             if default:
                 return default[0]
             raise
         if there:
             del self[key]
-        return found
+        return value
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """As `get`."""

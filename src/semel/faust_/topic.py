@@ -43,17 +43,17 @@ class Topic(faust.Topic):
     resolves after the commit."""
 
     def __init__(self, app: Any, **given: Any) -> None:
-        check(TOPIC, f"topic {self._said(given)}", given)
+        check(TOPIC, f"topic {self._label(given)}", given)
         wanted, factor = given.get("replicas"), app.semel_settings.replication_factor
         if wanted and wanted != factor:
             raise DeclarationError(
-                f"topic {self._said(given)}: replicas={wanted} is not said of one topic on semel; set "
+                f"topic {self._label(given)}: replicas={wanted} is not said of one topic on semel; set "
                 f"replication_factor={wanted}, which holds for every topic that semel creates"
             )
         super().__init__(app, **given)
 
     @staticmethod
-    def _said(given: Mapping[str, Any]) -> str:
+    def _label(given: Mapping[str, Any]) -> str:
         return ", ".join(map(repr, given.get("topics") or ())) or repr(given.get("pattern"))
 
     def as_output(self) -> SemelTopic:
@@ -164,9 +164,9 @@ class Topic(faust.Topic):
 
     def _tell(self, message: FutureMessage) -> None:
         """Faust's `callback=`, once what was sent is committed. An error in it is the caller's own, and is logged."""
-        said: Any = message.message.callback
+        callback: Any = message.message.callback
         try:
-            waiting = said(message)
+            waiting = callback(message)
         except Exception:
             log.exception("callback= of a message to %s", self.get_topic_name())
             return

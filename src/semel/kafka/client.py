@@ -114,8 +114,8 @@ class Client:
                 missing = {tp.topic for tp in tps if self.cluster.leader(tp) is None}
                 if missing:
                     await self.metadata(sorted(missing), deadline)
-        found = {tp: self.cluster.leader(tp) for tp in tps}
-        return {tp: leader for tp, leader in found.items() if leader is not None}
+        known = {tp: self.cluster.leader(tp) for tp in tps}
+        return {tp: leader for tp, leader in known.items() if leader is not None}
 
     async def by_leader(self, api: str, values: Mapping[TP, V], deadline: float) -> dict[int, dict[TP, V]]:
         """Split what is meant for partitions by their leaders. RpcError where one has none: the topic's code, or 5."""

@@ -23,7 +23,7 @@ class Kind(IntEnum):
 
 def addresses(bootstrap: str) -> tuple[Address, ...]:
     """Parses `host:port,host:port`, each with or without `kafka://`. ConfigError names what is malformed."""
-    found: list[Address] = []
+    parsed: list[Address] = []
     for part in bootstrap.split(","):
         text = part.strip().removeprefix("kafka://").rstrip("/")
         host, colon, port = text.rpartition(":")
@@ -32,8 +32,8 @@ def addresses(bootstrap: str) -> tuple[Address, ...]:
         host = host.removeprefix("[").removesuffix("]")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ConfigError(f"broker address {part.strip()!r} is not host:port (in {bootstrap!r})")
-        found.append(Address(host, int(port)))
-    return tuple(found)
+        parsed.append(Address(host, int(port)))
+    return tuple(parsed)
 
 
 class Cluster:

@@ -192,21 +192,21 @@ class Connections:
 
 
 def _refused_login(error: BrokerResponseError, options: dict[str, Any]) -> RpcError:
-    said = str(error).partition(f"{type(error).__name__}: ")[2] or str(error)
+    reason = str(error).partition(f"{type(error).__name__}: ")[2] or str(error)
     way = "correct username and password in [broker_security], or give this user a password there"
     if error.errno == Code.UNSUPPORTED_SASL_MECHANISM:
         way = "set broker_security.sasl_mechanism to one that the broker has"
-    detail = f"{said}; {way} (the login was by {options.get('sasl_mechanism')})"
+    detail = f"{reason}; {way} (the login was by {options.get('sasl_mechanism')})"
     return RpcError("SaslAuthenticate", error.errno, describe(error.errno, detail))
 
 
 def _why_closed(error: Exception, options: dict[str, Any]) -> str:
     """Why there is no connection, with the setting that may be wrong where the other side spoke another language."""
     protocol = str(options.get("security_protocol", "PLAINTEXT"))
-    said = str(error) or type(error).__name__
+    reason = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"the broker's certificate is not trusted ({getattr(error, 'verify_message', said)}); set "
+            f"the broker's certificate is not trusted ({getattr(error, 'verify_message', reason)}); set "
             "broker_security.ca_file to the authority that signed it, and broker to a name that it is for"
         )
     if isinstance(error, IllegalSaslStateError):
@@ -214,15 +214,15 @@ def _why_closed(error: Exception, options: dict[str, Any]) -> str:
     hung_up = isinstance(error, ConnectionResetError | ConnectionAbortedError | ssl.SSLError | KafkaConnectionError)
     if hung_up and protocol.endswith("SSL"):
         return (
-            f"no TLS was agreed on ({said}); broker_security.protocol is {protocol}: this may be a listener without TLS, or "
+            f"no TLS was agreed on ({reason}); broker_security.protocol is {protocol}: this may be a listener without TLS, or "
             "one that wants a client's certificate (broker_security.cert_file)"
         )
     if hung_up:
         return (
-            f"it hung up before it answered ({said}); broker_security.protocol is {protocol}: this may be a listener with "
+            f"it hung up before it answered ({reason}); broker_security.protocol is {protocol}: this may be a listener with "
             "TLS (SSL, SASL_SSL) or with a login"
         )
-    return said
+    return reason
 
 
 def check_versions(address: Address, versions: Versions) -> None:

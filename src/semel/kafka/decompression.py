@@ -59,19 +59,19 @@ def decompressed(data: memoryview, number: int, bound: int) -> tuple[bytes, bool
 
 
 def _gzip(data: memoryview, bound: int) -> tuple[bytes, bool]:
-    found, left = bytearray(), bytes(data)
+    plain, left = bytearray(), bytes(data)
     while left:
         reading = zlib.decompressobj(_GZIP_OR_ZLIB)
         try:
-            found += reading.decompress(left, bound + 1 - len(found))
+            plain += reading.decompress(left, bound + 1 - len(plain))
         except zlib.error as damaged:
             raise ValueError(f"gzip: {damaged}") from damaged
-        if len(found) > bound:
-            return bytes(memoryview(found)[:bound]), False
+        if len(plain) > bound:
+            return bytes(memoryview(plain)[:bound]), False
         if not reading.eof:
             raise ValueError("gzip: cut off")
         left = reading.unused_data
-    return bytes(found), True
+    return bytes(plain), True
 
 
 def _framed(name: str) -> Callable[[memoryview, int], tuple[bytes, bool]]:
@@ -99,18 +99,18 @@ def _framed(name: str) -> Callable[[memoryview, int], tuple[bytes, bool]]:
 def _snappy(data: memoryview, bound: int) -> tuple[bytes, bool]:
     if bytes(data[: len(_XERIAL_MAGIC)]) != _XERIAL_MAGIC:
         return _snappy_block(data, bound)
-    found, at = bytearray(), _XERIAL_HEADER
+    plain, at = bytearray(), _XERIAL_HEADER
     while at < len(data):
         (length,) = _BLOCK_LENGTH.unpack_from(data, at)
         at += _BLOCK_LENGTH.size
         if not 0 <= length <= len(data) - at:
             raise ValueError("snappy: a block reaches beyond its batch")
-        block, whole = _snappy_block(data[at : at + length], bound - len(found))
-        found += block
+        block, whole = _snappy_block(data[at : at + length], bound - len(plain))
+        plain += block
         if not whole:
-            return bytes(found), False
+            return bytes(plain), False
         at += length
-    return bytes(found), True
+    return bytes(plain), True
 
 
 def _snappy_block(block: memoryview, bound: int) -> tuple[bytes, bool]:

@@ -52,7 +52,7 @@ class LogCalls(Calls):
         deadline = self._client.deadline(max_wait_ms)
         _, code, _, topics = await self._client.ask(node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
-        found: dict[TP, Fetched] = {}
+        fetched: dict[TP, Fetched] = {}
         left = max_bytes
         for topic, partitions in topics:
             for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
@@ -61,10 +61,10 @@ class LogCalls(Calls):
                 if error:
                     if error in STALE_METADATA:
                         self._client.cluster.forget_topic(topic)
-                    found[tp] = Fetched([], asked, high_watermark, stable, log_start, error)
+                    fetched[tp] = Fetched([], asked, high_watermark, stable, log_start, error)
                 elif left <= 0:
                     # What was compressed fills the answer: the others are asked for again.
-                    found[tp] = Fetched([], asked, high_watermark, stable, log_start)
+                    fetched[tp] = Fetched([], asked, high_watermark, stable, log_start)
                 else:
                     most = min(left, partition_max_bytes * _DECOMPRESSED)
                     rows_read, position, error = records.read(
@@ -74,8 +74,8 @@ class LogCalls(Calls):
                         rows_read, position, error = [], asked, Code.CORRUPT_MESSAGE
                     size = record_bytes(rows_read)
                     left -= size
-                    found[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error, size)
-        return found
+                    fetched[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error, size)
+        return fetched
 
     async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
         deadline = self._client.deadline()

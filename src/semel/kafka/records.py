@@ -125,11 +125,11 @@ def read(
                 raise CorruptRecordException
             if not transactions.hide(batch) and not batch.is_control_batch:
                 content = _Content(batch, memoryview(data)[start:at])
-                found = content.records(offset, ENOUGH_RECORDS - len(records), enough - taken)
-                records += found
+                of_batch = content.records(offset, ENOUGH_RECORDS - len(records), enough - taken)
+                records += of_batch
                 taken += content.size
                 if content.left:
-                    return records, found[-1].offset + 1, 0
+                    return records, of_batch[-1].offset + 1, 0
             position = max(position, batch.next_offset)
             if position > offset and (taken >= enough or len(records) >= ENOUGH_RECORDS):
                 break
@@ -161,10 +161,10 @@ class _Content:
         """Those from `offset` on, one at least; `most` of them, where they come of few bytes."""
         if self._whole and (not self._compressed or (self.size <= most_bytes and self._count <= most)):
             try:
-                found: list[Record] = list(self._batch)
+                records: list[Record] = list(self._batch)
             except UnicodeDecodeError:
-                found = cast("list[Record]", read_batch(self._data, self._batch))
-            return found if found and found[0].offset >= offset else [r for r in found if r.offset >= offset]
+                records = cast("list[Record]", read_batch(self._data, self._batch))
+            return records if records and records[0].offset >= offset else [r for r in records if r.offset >= offset]
         return self._some(offset, most, most_bytes)
 
     @property
@@ -172,18 +172,18 @@ class _Content:
         return _COUNT.unpack_from(self._data, _COUNT_AT)[0]
 
     def _some(self, offset: int, most: int, most_bytes: int) -> list[Record]:
-        found: list[Record] = []
+        taken: list[Record] = []
         size = 0
         for record in self._each():
             if record.offset < offset:
                 continue
-            if len(found) >= most or (found and size >= most_bytes):
+            if len(taken) >= most or (taken and size >= most_bytes):
                 self.left = True
                 break
-            found.append(record)
+            taken.append(record)
             size += len(record.key or b"") + len(record.value or b"")
         self.size = size
-        return found
+        return taken
 
     def _each(self) -> Iterator[Record]:
         """All there is of it: what the bytes hold, then a `TooLarge` for each record that they do not."""

@@ -101,5 +101,5 @@ def _partition_rows(
 
 
 def _reason(record_errors: Sequence[tuple[int, str | None]], text: str | None) -> str | None:
-    said = [f"record {index}: {message}" for index, message in record_errors if message]
-    return "; ".join([*([text] if text else []), *said[:3]]) or None
+    messages = [f"record {index}: {message}" for index, message in record_errors if message]
+    return "; ".join([*([text] if text else []), *messages[:3]]) or None

@@ -37,20 +37,20 @@ class Nursery:
 
     def start(self) -> None:
         """Its imports go on while this returns. Without it, the first fork starts it."""
-        said = None if self._log is None else self._log.open("ab")
+        log_file = None if self._log is None else self._log.open("ab")
         try:
             self._process = subprocess.Popen(
                 # -P: a worker finds nothing in the directory of this process, only in its own.
                 [sys.executable, "-P", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=log_file,
                 text=True,
                 start_new_session=True,
             )
         finally:
-            if said is not None:
-                said.close()
+            if log_file is not None:
+                log_file.close()
 
     def fork(
         self,
@@ -93,8 +93,8 @@ class Nursery:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            said = "what it said stands above" if self._log is None else f"see {self._log}"
-            raise SemelError(f"the process that starts the workers has ended; {said}")
+            where = "what it said stands above" if self._log is None else f"see {self._log}"
+            raise SemelError(f"the process that starts the workers has ended; {where}")
         return json.loads(answer)
 
 

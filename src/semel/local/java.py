@@ -39,12 +39,10 @@ def find_java() -> Java:
     """
     for executable in _candidates():
         if executable.is_file():
-            found = Java(executable.resolve(), _major(executable))
-            if found.major < OLDEST:
-                raise ToolMissing(
-                    f"{executable} is Java {found.major}; Kafka needs {OLDEST} or newer. {HOW_TO_GET_ONE}"
-                )
-            return found
+            java = Java(executable.resolve(), _major(executable))
+            if java.major < OLDEST:
+                raise ToolMissing(f"{executable} is Java {java.major}; Kafka needs {OLDEST} or newer. {HOW_TO_GET_ONE}")
+            return java
     raise ToolMissing(f"No Java runtime: neither JAVA_HOME nor PATH leads to one. {HOW_TO_GET_ONE}")
 
 

@@ -25,10 +25,10 @@ class Views:
     async def pipeline(self, url: str) -> dict[str, Any] | None:
         """The worker's document about its pipeline; None while it does not answer."""
         try:
-            status, found = await self._get(f"{url}/pipelines", ANSWER_S)
+            status, documents = await self._get(f"{url}/pipelines", ANSWER_S)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
-        return found[0] if status == 200 and found else None
+        return documents[0] if status == 200 and documents else None
 
     async def pages(self, url: str, table: str) -> AsyncIterator[list[tuple[str, Any]]]:
         """Every row of a table as (key, value), page after page. SemelError where the worker refuses."""
@@ -36,15 +36,15 @@ class Views:
         while True:
             asked = query([("limit", LIMIT_MAX), ("page", page)])
             try:
-                status, found = await self._get(url + table_path(table) + asked, PAGE_S)
+                status, answer = await self._get(url + table_path(table) + asked, PAGE_S)
             except (aiohttp.ClientError, TimeoutError, ValueError) as lost:
                 raise SemelError(
                     f"table {table!r} cannot be read from {url}: {str(lost) or type(lost).__name__}"
                 ) from lost
             if status != 200:
-                raise SemelError(f"table {table!r} cannot be read from {url}: {found.get('error', status)}")
-            yield [(row["key"], row["value"]) for row in found["rows"]]
-            page = found["next"]
+                raise SemelError(f"table {table!r} cannot be read from {url}: {answer.get('error', status)}")
+            yield [(row["key"], row["value"]) for row in answer["rows"]]
+            page = answer["next"]
             if page is None:
                 return
 

@@ -89,28 +89,28 @@ class Watch:
 
     def trouble(self) -> list[str]:
         """What the workers themselves give as the reason why nothing moves."""
-        found: list[str] = []
+        lines: list[str] = []
         for worker in self.workers.values():
             if worker.document is None:
-                found.append(f"{worker.name} ({worker.phase}) does not answer at {worker.url}")
+                lines.append(f"{worker.name} ({worker.phase}) does not answer at {worker.url}")
                 continue
             for key, how in (("waiting_for", ""), ("paused_by", "paused by ")):
-                if said := worker.document.get(key):
-                    found.append(f"{worker.name}: {how}{said}")
-            found += [
+                if reason := worker.document.get(key):
+                    lines.append(f"{worker.name}: {how}{reason}")
+            lines += [
                 f"{worker.name} agent {e['agent']} at {e['record']} for {e['seconds']} s, waits at {e['waits_at']}"
                 for e in worker.document.get("in_hand", ())
             ]
-            found += [
+            lines += [
                 f"{worker.name} agent {e['agent']} asks for no record, {e['record'] or 'none'} waits; {e['why']}"
                 for e in worker.document.get("not_asking", ())
             ]
-            found += [
+            lines += [
                 f"{worker.name} task {t['partition']}: {t['state']}, at {t['position']}, lag {t['lag']}, "
                 f"restored {t['restored']} of {t['to_restore']}"
                 for t in worker.document["tasks"]
             ]
-        return found
+        return lines
 
     def _documents(self) -> list[Document]:
         return [worker.document for worker in self.workers.values() if worker.document is not None]

@@ -38,7 +38,7 @@ def check(history: History, classified: Mapping[TP, Classified], findings: Findi
         if position.topics
     ]
     checked = Checked(bool(closed) and all(closed), gaps)
-    for said in (
+    for remark in (
         *_unwitnessed(classified, checked.ledger),
         *_range(history, classified),
         *_beyond_positions(history),
@@ -46,12 +46,12 @@ def check(history: History, classified: Mapping[TP, Classified], findings: Findi
         *_marks(history),
         *_spread(history),
     ):
-        if isinstance(said, Finding):
-            findings.add([said])
-        elif isinstance(said, Gap):
-            checked.gaps.append(said)
+        if isinstance(remark, Finding):
+            findings.add([remark])
+        elif isinstance(remark, Gap):
+            checked.gaps.append(remark)
         else:
-            checked.notes.append(said)
+            checked.notes.append(remark)
     return checked
 
 

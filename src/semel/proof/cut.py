@@ -62,16 +62,16 @@ class Cut:
             self.positions.pop(task, None)
             self._recent.pop(task, None)
         elif key == positions.KEY and value is not None:
-            found = positions.decode(value, f"{tp.topic}[{task}]@{at}")
+            position = positions.decode(value, f"{tp.topic}[{task}]@{at}")
             self.records += 1
             recent = self._recent.setdefault(task, [])
             if recent:
-                findings.add(laws.position_never_back(tp, at, recent[-1][1], found))
-            recent.append((at, found))
+                findings.add(laws.position_never_back(tp, at, recent[-1][1], position))
+            recent.append((at, position))
             if len(recent) == 3:
                 findings.add(laws.fenced_writes_nothing(tp, *recent))
                 del recent[0]
-            self.positions[task] = found
+            self.positions[task] = position
 
     def next(self, tp: TP) -> int:
         """How far the last of the agents has come in a source partition; -1 where none ever was."""

@@ -35,7 +35,7 @@ def html(proof: Proof) -> str:
         + "".join(f"<br><code class=dim>{escape(shown(w))}</code>" for w in f.witnesses)
         for f in proof.findings
     ]
-    laws = [[f"<code>{law.value}</code>", escape(PROMISES[law]), _said_of(law, proof)] for law in proof.laws]
+    laws = [[f"<code>{law.value}</code>", escape(PROMISES[law]), _result_of(law, proof)] for law in proof.laws]
     partitions = [[f"<code>{escape(tp.topic)}[{tp.partition}]</code>", *(f"{n:,}" for n in numbers)]
                   for tp, *numbers in proof.parts]  # fmt: skip
     headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
@@ -64,7 +64,7 @@ def _asked(proof: Proof) -> str:
     return escape(f"semel prove, {moment(proof.at_ms)}; {over}; {ledger}.")
 
 
-def _said_of(law: Law, proof: Proof) -> str:
+def _result_of(law: Law, proof: Proof) -> str:
     if count := proof.found.get(law, 0):
         return f"<span class=broken>{count:,} finding{'s' * (count > 1)}</span>"
     witnesses = " where there are witnesses" if proof.verdict is Verdict.UNPROVABLE else ""

@@ -33,9 +33,9 @@ class Whole(NamedTuple):
     source: bool = True
 
 
-def _of_event(law: Law, tp: TP, offset: int, said: str, *more: Witness) -> Finding:
-    """`said` of the event at an offset, which is the first witness."""
-    return Finding(law, f"the event at {_place(tp, offset)} {said}", (Witness(tp, int(offset), "the event"), *more))
+def _of_event(law: Law, tp: TP, offset: int, claim: str, *more: Witness) -> Finding:
+    """`claim` of the event at an offset, which is the first witness."""
+    return Finding(law, f"the event at {_place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"), *more))
 
 
 def _place(tp: TP, offset: int) -> str:
@@ -107,19 +107,19 @@ def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterato
     for before, after in zip(one[within], other[within], strict=True):
         first, second = int(before["offset"]), int(after["offset"])
         if first == second:
-            said = f"the event at {_place(tp, first)} took effect twice: it has two marks"
+            sentence = f"the event at {_place(tp, first)} took effect twice: it has two marks"
         else:
             apart = int(after["filed"]) - int(before["filed"])
-            said = (
+            sentence = (
                 f"the events at {_place(tp, first)} and {_place(tp, second)} have one id and both took effect, "
                 f"{apart / 1000:,.3f} s apart; the window is {rule.window_ms / 1000:,.0f} s"
             )
-        yield _twice(tp, first, second, said)
+        yield _twice(tp, first, second, sentence)
 
 
-def _twice(tp: TP, first: int, second: int, said: str) -> Finding:
+def _twice(tp: TP, first: int, second: int, sentence: str) -> Finding:
     return Finding(
-        Law.NO_DUPLICATE, said, (Witness(tp, first, "took effect"), Witness(tp, second, "took effect again"))
+        Law.NO_DUPLICATE, sentence, (Witness(tp, first, "took effect"), Witness(tp, second, "took effect again"))
     )
 
 
@@ -182,17 +182,17 @@ def order_per_key(
     The same output a second time is a duplicate, not a disorder. `last`: where each key has come to, kept from one piece
     of the partition to the next.
     """
-    for found in outputs:
-        before = last.get((found.key, found.origin), found)
-        if (found.offset, found.step) >= (before.offset, before.step):
-            last[found.key, found.origin] = found
+    for after in outputs:
+        before = last.get((after.key, after.origin), after)
+        if (after.offset, after.step) >= (before.offset, before.step):
+            last[after.key, after.origin] = after
             continue
-        key = None if found.key is None else found.key.decode(errors="backslashreplace")
+        key = None if after.key is None else after.key.decode(errors="backslashreplace")
         yield Finding(
             Law.ORDER,
-            f"key {key!r}: the output of the event at {_place(found.origin.source, found.offset)} stands after that of the "
+            f"key {key!r}: the output of the event at {_place(after.origin.source, after.offset)} stands after that of the "
             f"one at offset {before.offset}",
-            tuple(Witness(tp, x.at, f"output {x.step} of offset {x.offset}", key=key) for x in (before, found)),
+            tuple(Witness(tp, x.at, f"output {x.step} of offset {x.offset}", key=key) for x in (before, after)),
         )
 
 
@@ -265,8 +265,8 @@ def torn(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8]) -> Iterator[Finding
 def within_position(tp: TP, rows: Rows, closing: int, what: str) -> Iterator[Finding]:
     """`rows` were committed before the position `closing` was read: none may lie beyond it."""
     for offset in np.unique(rows["offset"][rows["offset"] >= closing]).tolist():
-        said = f"has {what}, and the position that must be committed with it stands at {closing}"
-        yield _of_event(Law.ATOMIC, tp, offset, said)
+        claim = f"has {what}, and the position that must be committed with it stands at {closing}"
+        yield _of_event(Law.ATOMIC, tp, offset, claim)
 
 
 # -- conservation
@@ -287,29 +287,29 @@ class Ledger(NamedTuple):
     with_output: int | None
 
 
-def conservation(task: int, found: Ledger, position: Position) -> Iterator[Finding]:
+def conservation(task: int, ledger: Ledger, position: Position) -> Iterator[Finding]:
     """What was found is what the running counts of the position record say."""
 
-    def unbalanced(said: str) -> Finding:
-        return Finding(Law.CONSERVATION, f"task {task}: {said}")
+    def unbalanced(claim: str) -> Finding:
+        return Finding(Law.CONSERVATION, f"task {task}: {claim}")
 
     counts = Counter(position.counts)
     taken = counts["in"] - counts["replayed"]
     effects = taken - counts["duplicates"] - counts["dropped"] - counts["dead"]
-    if found.records is not None and not found.records[0] <= taken <= found.records[1]:
-        yield unbalanced(f"{_from_to(*found.records)} committed records lie below its position, it took in {taken:,}")
-    if found.letters is not None and found.letters != counts["dead"]:
-        yield unbalanced(f"{found.letters:,} dead letters are there, it wrote {counts['dead']:,}")
+    if ledger.records is not None and not ledger.records[0] <= taken <= ledger.records[1]:
+        yield unbalanced(f"{_from_to(*ledger.records)} committed records lie below its position, it took in {taken:,}")
+    if ledger.letters is not None and ledger.letters != counts["dead"]:
+        yield unbalanced(f"{ledger.letters:,} dead letters are there, it wrote {counts['dead']:,}")
     for topic, wanted in sorted(position.outputs.items()):
-        if found.outputs.get(topic, wanted) != wanted:
-            yield unbalanced(f"{found.outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
-    if found.took_effect is not None and not found.took_effect[0] <= effects <= found.took_effect[1]:
+        if ledger.outputs.get(topic, wanted) != wanted:
+            yield unbalanced(f"{ledger.outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
+    if ledger.took_effect is not None and not ledger.took_effect[0] <= effects <= ledger.took_effect[1]:
         yield unbalanced(
-            f"{_from_to(*found.took_effect)} events took effect by what is there, {effects:,} by its counts"
+            f"{_from_to(*ledger.took_effect)} events took effect by what is there, {effects:,} by its counts"
         )
-    if found.with_output is not None and found.with_output + counts["filtered"] != effects:
+    if ledger.with_output is not None and ledger.with_output + counts["filtered"] != effects:
         yield unbalanced(
-            f"{found.with_output:,} events have outputs and {counts['filtered']:,} were filtered, which together are not "
+            f"{ledger.with_output:,} events have outputs and {counts['filtered']:,} were filtered, which together are not "
             f"the {effects:,} that took effect"
         )
 
@@ -329,15 +329,15 @@ def position_never_back(tp: TP, at: int, before: Position, after: Position) -> I
     for topic, now in after.topics.items():
         then = before.topics.get(topic)
         if then is not None and then.id == now.id and now.next < then.next:
-            said = f"task {tp.partition} went back from offset {then.next} of {topic} to {now.next}"
-            yield Finding(Law.POSITION, said, (witness,))
+            sentence = f"task {tp.partition} went back from offset {then.next} of {topic} to {now.next}"
+            yield Finding(Law.POSITION, sentence, (witness,))
     fallen = [
         f"{name} from {n:,} to {after.counts[name]:,}"
         for name, n in before.counts.items() if after.counts.get(name, n) < n
     ]  # fmt: skip
     if fallen:
-        said = f"the running counts of task {tp.partition} went back: {', '.join(fallen)}"
-        yield Finding(Law.POSITION, said, (witness,))
+        sentence = f"the running counts of task {tp.partition} went back: {', '.join(fallen)}"
+        yield Finding(Law.POSITION, sentence, (witness,))
 
 
 def fenced_writes_nothing(

@@ -131,7 +131,7 @@ def of_unmarked(
     `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most.
     """
     ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
-    found = np.full(len(unmarked), Outcome.LOST, np.uint8)
+    outcomes = np.full(len(unmarked), Outcome.LOST, np.uint8)
     keyed = kinds == Kind.KEYED
     before = known.before(ids, offsets)
     first = known.rows[before] if len(known.rows) else np.zeros(len(unmarked), MARK)
@@ -140,34 +140,34 @@ def of_unmarked(
     equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
     dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
     late = keyed & (times + rule.window_ms < ceiling)
-    _fill(found, late, rule.late, Outcome.LOST)
+    _fill(outcomes, late, rule.late, Outcome.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
         # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
-        found[keyed & unseen & ((found == Outcome.LOST) | (found == Outcome.DROPPED))] = Outcome.UNWITNESSED
+        outcomes[keyed & unseen & ((outcomes == Outcome.LOST) | (outcomes == Outcome.DROPPED))] = Outcome.UNWITNESSED
     # Of one that was seen only, nobody knows whether it still protected.
-    certain = protected & ~equal & ~(seen_only & (found == Outcome.UNWITNESSED))
-    _fill(found, certain, rule.conflict, Outcome.LOST_CONFLICT)
-    found[protected & equal & dead] = Outcome.LOST_DEAD
-    found[protected & equal & ~dead] = Outcome.DUPLICATE
+    certain = protected & ~equal & ~(seen_only & (outcomes == Outcome.UNWITNESSED))
+    _fill(outcomes, certain, rule.conflict, Outcome.LOST_CONFLICT)
+    outcomes[protected & equal & dead] = Outcome.LOST_DEAD
+    outcomes[protected & equal & ~dead] = Outcome.DUPLICATE
     if rule.late == "pass":
         # Late, and its first protected no more: for all that is known it may have been passed on.
         either = protected & over & late
-        found[either] = Outcome.PASSED
-        found[either & equal & ~dead & ~has_output] = Outcome.MAYBE_DUPLICATE
-    found[kinds == Kind.UNDECODABLE] = Outcome.LOST_UNDECODABLE
-    _fill(found, kinds == Kind.MISSING, rule.missing, Outcome.LOST_MISSING)
-    found[kinds == Kind.UNTIMED] = Outcome.LOST_MISSING
+        outcomes[either] = Outcome.PASSED
+        outcomes[either & equal & ~dead & ~has_output] = Outcome.MAYBE_DUPLICATE
+    outcomes[kinds == Kind.UNDECODABLE] = Outcome.LOST_UNDECODABLE
+    _fill(outcomes, kinds == Kind.MISSING, rule.missing, Outcome.LOST_MISSING)
+    outcomes[kinds == Kind.UNTIMED] = Outcome.LOST_MISSING
     # An output is a witness of its own.
-    found[has_output & (found == Outcome.DUPLICATE)] = Outcome.DOUBLED
-    found[has_output & (found == Outcome.UNWITNESSED)] = Outcome.PASSED
-    found[has_output & ((found == Outcome.DROPPED) | is_lost(found))] = Outcome.TORN
-    return found
+    outcomes[has_output & (outcomes == Outcome.DUPLICATE)] = Outcome.DOUBLED
+    outcomes[has_output & (outcomes == Outcome.UNWITNESSED)] = Outcome.PASSED
+    outcomes[has_output & ((outcomes == Outcome.DROPPED) | is_lost(outcomes))] = Outcome.TORN
+    return outcomes
 
 
 def is_lost(outcome: NDArray[np.uint8]) -> Which:
     return (outcome >= Outcome.LOST) & (outcome <= Outcome.LOST_DEAD)
 
 
-def _fill(found: NDArray[np.uint8], where: Which, handling: str, quarantined: Outcome) -> None:
-    found[where] = {"drop": Outcome.DROPPED, "pass": Outcome.PASSED}.get(handling, quarantined)
+def _fill(outcomes: NDArray[np.uint8], where: Which, handling: str, quarantined: Outcome) -> None:
+    outcomes[where] = {"drop": Outcome.DROPPED, "pass": Outcome.PASSED}.get(handling, quarantined)

@@ -77,8 +77,8 @@ class Findings:
     kept: list[Finding] = field(default_factory=list[Finding])
     counts: Counter[Law] = field(default_factory=Counter[Law])
 
-    def add(self, found: Iterable[Finding]) -> None:
-        for finding in found:
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
             self.counts[finding.law] += 1
             if self.counts[finding.law] <= KEPT:
                 self.kept.append(finding)
@@ -173,12 +173,12 @@ class Proof:
     def headline(self) -> str:
         events = self.counts["records"]
         over = f"{events:,} events, {self.counts['outputs']:,} outputs, {self.seconds:,.1f} s"
-        said = {
+        headlines = {
             Verdict.CLEAN: f"clean: {self.pipeline} keeps all {len(self.laws)} laws",
             Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.found)}",
             Verdict.UNPROVABLE: f"unprovable in part: {self.pipeline} breaks no law where there are witnesses",
         }
-        return f"{said[self.verdict]} ({over})"
+        return f"{headlines[self.verdict]} ({over})"
 
 
 def shown(witness: Witness) -> str:

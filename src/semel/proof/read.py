@@ -154,18 +154,18 @@ class _Reading:
         async with aclosing(self._logs.read(tp, start, end)) as pieces:
             async for piece in pieces:
                 history.gone[tp] += piece.missing
-                found: dict[Origin, _Outputs] = {}
+                by_origin: dict[Origin, _Outputs] = {}
                 last_origin, outputs = None, _Outputs([], [], [])
                 for record, origin, offset, step in self._outputs(piece.records):
                     if origin is None:
                         self._not_ours(tp, record)
                         continue
                     if origin is not last_origin:
-                        last_origin, outputs = origin, found.setdefault(origin, _Outputs([], [], []))
+                        last_origin, outputs = origin, by_origin.setdefault(origin, _Outputs([], [], []))
                     outputs.offsets.append(offset)
                     outputs.steps.append(step)
                     outputs.at.append(record.offset)
-                for origin, (offsets, steps, at) in found.items():
+                for origin, (offsets, steps, at) in by_origin.items():
                     rows = columns(OUTPUT, offsets, step=steps, agent=origin.agent, at=at, where=where)
                     disorder = disorder or not in_order(rows, last.get(origin, (-1, -1)))
                     last[origin] = offsets[-1], steps[-1]
@@ -201,20 +201,20 @@ class _Reading:
                 yield record, None, 0, 0
 
     def _origin(self, value: bytes) -> tuple[bytes, Origin | None]:
-        said = lineage.parse(value)
-        if said is None or said.app != self._app or said.offset < 0:
+        parsed = lineage.parse(value)
+        if parsed is None or parsed.app != self._app or parsed.offset < 0:
             return b"\xff", None
         prefix = b"/".join(value.split(b"/", 3)[:3]) + b"/"
-        return prefix, Origin(TP(said.topic, said.partition), self._agents.get(said.agent, 0))
+        return prefix, Origin(TP(parsed.topic, parsed.partition), self._agents.get(parsed.agent, 0))
 
     def _not_ours(self, tp: TP, record: Record) -> None:
-        said = lineage.parse(lineage.of(record.headers) or b"")
-        if said is None or (said.app == self._app and said.topic):
+        parsed = lineage.parse(lineage.of(record.headers) or b"")
+        if parsed is None or (parsed.app == self._app and parsed.topic):
             self._history.strangers[tp] += 1
             if self._history.strangers[tp] <= 3:
                 key = None if record.key is None else record.key.decode(errors="backslashreplace")
                 self._history.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
-        elif said.app == self._app:
+        elif parsed.app == self._app:
             self._history.sent[tp] += 1
 
     # -- marks and dead letters
@@ -250,19 +250,21 @@ class _Reading:
         async with aclosing(self._logs.read(tp, self._survey.begins(tp), self._survey.ends[tp])) as pieces:
             async for piece in pieces:
                 self._history.gone[tp] += piece.missing
-                found: dict[TP, list[tuple[int, int, int, int]]] = defaultdict(list)
+                by_source: dict[TP, list[tuple[int, int, int, int]]] = defaultdict(list)
                 for record in piece.records:
-                    said = {name: value or b"" for name, value in record.headers}
-                    topic, partition, offset = (said.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset"))
-                    if said.get("semel.pipeline") != app or not topic:
+                    headers = {name: value or b"" for name, value in record.headers}
+                    topic, partition, offset = (
+                        headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset")
+                    )
+                    if headers.get("semel.pipeline") != app or not topic:
                         continue
                     if not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
                         continue
-                    agent = lineage.signed(said.get("semel.agent", b"").decode(errors="replace"))
-                    content = 0 if "semel.left_out" in said else content_of(record)
+                    agent = lineage.signed(headers.get("semel.agent", b"").decode(errors="replace"))
+                    content = 0 if "semel.left_out" in headers else content_of(record)
                     source = TP(topic.decode(errors="replace"), int(partition))
-                    found[source].append((int(offset), self._agents.get(agent, 0), record.offset, content))
-                for source, letters in found.items():
+                    by_source[source].append((int(offset), self._agents.get(agent, 0), record.offset, content))
+                for source, letters in by_source.items():
                     offsets, agents, at, contents = zip(*letters, strict=True)
                     rows = columns(LETTER, offsets, agent=agents, at=at, content=contents, where=where)
                     self._history.spool.add("letters", source, rows)

@@ -182,8 +182,8 @@ class _Checks:
         def check(value: Any) -> None:
             if not isinstance(value, dict):
                 raise _wrong(name, value)
-            found = cast("dict[Any, Any]", value)
-            for key, part in found.items():
+            given = cast("dict[Any, Any]", value)
+            for key, part in given.items():
                 if key not in fields:
                     raise TypeError(f"{name} has no key {key!r:.80}, and would lose it")
                 try:
@@ -191,7 +191,7 @@ class _Checks:
                 except TypeError as exc:
                     raise TypeError(f"{key}: {exc}") from None
             for key in required:
-                if key not in found:
+                if key not in given:
                     raise TypeError(f"{name} lacks {key!r}")
 
         self._of_class[shape.cls] = check

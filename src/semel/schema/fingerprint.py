@@ -68,11 +68,11 @@ class _Describing:
         self._numbers[cls] = len(self._numbers)
         fields = {f.encode_name: self._field(f) for f in shape.fields}
         array = isinstance(shape, shapes.NamedTupleType) or getattr(shape, "array_like", False)
-        found: dict[str, Any] = {"in order": [*fields.items()]} if array else {"fields": fields}
+        described: dict[str, Any] = {"in order": [*fields.items()]} if array else {"fields": fields}
         if isinstance(shape, shapes.StructType) and shape.tag is not None:
-            found["tag"] = [shape.tag_field, shape.tag]
-        found["n"] = self._numbers[cls]
-        return found
+            described["tag"] = [shape.tag_field, shape.tag]
+        described["n"] = self._numbers[cls]
+        return described
 
     def _field(self, field: shapes.Field) -> list[Described]:
         """Its type; and its default where it may be missing."""
@@ -179,13 +179,13 @@ class _Comparing:
 
 def _classes(described: Described) -> dict[int, Described]:
     """The classes inside a description by their numbers."""
-    found: dict[int, Described] = {}
+    by_number: dict[int, Described] = {}
 
     def look(part: Described) -> None:
         if isinstance(part, dict):
             each = cast("dict[str, Any]", part)
             if "fields" in each or "in order" in each:
-                found[each.get("n", -1)] = each
+                by_number[each.get("n", -1)] = each
             for name, inside in each.items():
                 if name not in ("value", "one of", "by", "tag"):
                     look(inside)
@@ -194,7 +194,7 @@ def _classes(described: Described) -> dict[int, Described]:
                 look(inside)
 
     look(described)
-    return found
+    return by_number
 
 
 def _resolved(described: Described, classes: dict[int, Described]) -> Described:
@@ -250,7 +250,7 @@ def fingerprint(code: Callable[..., Any] | None) -> str:
     code = inspect.unwrap(code)
     node = _source(code)
     if node is not None:
-        said = repr(_plain_tree(node))
+        text = repr(_plain_tree(node))
     else:
         raw = getattr(code, "__code__", None)
         if raw is None:
@@ -259,8 +259,8 @@ def fingerprint(code: Callable[..., Any] | None) -> str:
         consts = [
             sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in raw.co_consts if not inspect.iscode(c)
         ]
-        said = f"{raw.co_code.hex()} {consts!r} {raw.co_names!r}"
-    return hashlib.sha256(f"{said} {_captured(code)}".encode()).hexdigest()[:16]
+        text = f"{raw.co_code.hex()} {consts!r} {raw.co_names!r}"
+    return hashlib.sha256(f"{text} {_captured(code)}".encode()).hexdigest()[:16]
 
 
 def _source(code: Any) -> ast.AST | None:

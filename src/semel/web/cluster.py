@@ -107,15 +107,15 @@ class Overview:
         others = [url for url in workers(self._view) if url is not None]
         answers = await self._gather(others, "/tables", list[Held])
         unreachable = [url for url, answer in zip(others, answers, strict=True) if isinstance(answer, Exception)]
-        found = {info.table: info for info in await self.held_tables()}
+        by_name = {info.table: info for info in await self.held_tables()}
         for answer in answers:
             for theirs in [] if isinstance(answer, Exception) else answer:
-                mine = found.get(theirs.table)
+                mine = by_name.get(theirs.table)
                 if mine is None:  # of another version of the application
                     continue
                 mine.partitions += theirs.partitions
                 mine.rows = None if mine.rows is None or theirs.rows is None else mine.rows + theirs.rows
-        return Tables([self._shown(found[name], known=not unreachable) for name in sorted(found)], unreachable)
+        return Tables([self._shown(by_name[name], known=not unreachable) for name in sorted(by_name)], unreachable)
 
     def _shown(self, info: Held, *, known: bool) -> dict[str, Any]:
         return {
@@ -156,10 +156,10 @@ class Overview:
     async def held_marks(self, pipeline: str, written: Sequence[str]) -> list[Mark]:
         """Refusal 404 where the pipeline has none, or is none; Restoring, NotOwned."""
         try:
-            found = await self._budget.run(self._view.dedup, pipeline, written)
+            marks = await self._budget.run(self._view.dedup, pipeline, written)
         except KeyError as unknown:
             raise Refusal(404, str(unknown.args[0]), pipeline=pipeline) from None
-        return msgspec.convert(found, list[Mark])
+        return msgspec.convert(marks, list[Mark])
 
     async def _gather(self, urls: Sequence[str], path: str, shape: type[T]) -> list[T | Exception]:
         """An answer, or the exception, of each."""

@@ -189,10 +189,10 @@ def _abort(transport: asyncio.BaseTransport) -> None:
 async def listen(bind: str, port: int) -> list[socket.socket]:
     """Sockets on every address of `bind`, all on one port. OSError where one cannot be had."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(bind or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = await loop.getaddrinfo(bind or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
             try:
                 listening = socket.socket(family, kind, protocol)
             except OSError:  # an address family that this machine does not speak
@@ -209,7 +209,7 @@ async def listen(bind: str, port: int) -> list[socket.socket]:
                 listening.bind((address[0], chosen, *address[2:]))
             except OSError as refused:
                 # "localhost" may name ::1 where only IPv4 is set up.
-                if refused.errno != errno.EADDRNOTAVAIL or len(found) == 1:
+                if refused.errno != errno.EADDRNOTAVAIL or len(addresses) == 1:
                     raise
                 sockets.pop().close()
                 continue

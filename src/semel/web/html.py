@@ -46,10 +46,10 @@ def key_text(key: Any) -> str:
     return key if isinstance(key, str) else json.dumps(key, default=str)
 
 
-def index(app_id: str, instance: str, found: Sequence[Mapping[str, Any]], owners: Sequence[Owner]) -> str:
+def index(app_id: str, instance: str, statuses: Sequence[Mapping[str, Any]], owners: Sequence[Owner]) -> str:
     """What a person wants to know first: whether it runs, how far behind it is, and where to look further."""
     parts = [f"<p>worker <bdi>{escape(instance)}</bdi></p>"]
-    for pipeline in found:
+    for pipeline in statuses:
         parts.append(_overview(pipeline, owners) if "graph" in pipeline else _pipeline(pipeline))
     parts.append(
         '<p>of this worker: <a href="/pipelines">pipelines</a>, <a href="/readyz">readyz</a>, '
@@ -58,8 +58,8 @@ def index(app_id: str, instance: str, found: Sequence[Mapping[str, Any]], owners
     return page(app_id, *parts, refresh_s=REFRESH_S)
 
 
-def _overview(found: Mapping[str, Any], owners: Sequence[Owner]) -> str:
-    counts, tasks = found["counts"], found["tasks"]
+def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
+    counts, tasks = status["counts"], status["tasks"]
 
     def count(name: str) -> int:
         return counts.get(name, 0)
@@ -73,8 +73,8 @@ def _overview(found: Mapping[str, Any], owners: Sequence[Owner]) -> str:
         ),
         (
             "progress",
-            found["graph"]["source"],
-            [("lag", found["lag"]), ("records/s", found["events_per_s"]), ("records", count("in"))],
+            status["graph"]["source"],
+            [("lag", status["lag"]), ("records/s", status["events_per_s"]), ("records", count("in"))],
         ),
         (
             "outcomes",
@@ -88,21 +88,21 @@ def _overview(found: Mapping[str, Any], owners: Sequence[Owner]) -> str:
             ],
         ),
     )
-    tables_here = ", ".join(map(_table_link, found["graph"]["tables"]))
+    tables_here = ", ".join(map(_table_link, status["graph"]["tables"]))
     return (
-        _trouble(found)
+        _trouble(status)
         + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
-        + markup.table(("worker", "partitions"), _workers(found, owners))
+        + markup.table(("worker", "partitions"), _workers(status, owners))
     )
 
 
-def _workers(found: Mapping[str, Any], owners: Sequence[Owner]) -> list[list[str]]:
+def _workers(status: Mapping[str, Any], owners: Sequence[Owner]) -> list[list[str]]:
     """Every worker that holds a partition; the others are links to their own overview."""
     held: dict[tuple[str, str | None], list[int]] = {}
     for owner in owners:
-        name = found["owners"].get(str(owner.partition))
+        name = status["owners"].get(str(owner.partition))
         held.setdefault((name or owner.url or "?", owner.url), []).append(owner.partition)
     lines: list[list[str]] = []
     for (name, url), theirs in sorted(held.items(), key=lambda entry: entry[0][0]):
@@ -110,7 +110,7 @@ def _workers(found: Mapping[str, Any], owners: Sequence[Owner]) -> list[list[str
         # What a member of the group says of itself: nothing but a link to a page.
         if url is not None and url.startswith(("http://", "https://")):
             label = f'<a href="{escape(url.rstrip("/"))}/">{label}</a>'
-        lines.append([label + (" (this one)" if name == found["instance"] else ""), _listed(theirs)])
+        lines.append([label + (" (this one)" if name == status["instance"] else ""), _listed(theirs)])
     return lines
 
 
@@ -138,7 +138,9 @@ def _rows(info: Mapping[str, Any]) -> str:
     return f"{info['rows']:,}{partial}"
 
 
-def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: str | None, numeric: bool = False) -> str:
+def rows(
+    table: str, answer: Mapping[str, Any], next_page: str | None, prefix: str | None, numeric: bool = False
+) -> str:
     """`numeric`: the keys are numbers, and the order of the rows is not theirs."""
     lines = [
         (
@@ -146,7 +148,7 @@ def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: st
             f"<code>{escape(_cut(_text(row['value'])))}</code>",
             escape(", ".join(map(str, row.get("partitions") or [row["partition"]]))),
         )
-        for row in found["rows"]
+        for row in answer["rows"]
     ]
     search = (
         f'<form action="{escape(table_path(table))}"><label>prefix <input name="prefix" value="{escape(prefix or "")}">'
@@ -157,22 +159,22 @@ def rows(table: str, found: Mapping[str, Any], next_page: str | None, prefix: st
     return page(table, search, order, markup.table(("key", "value", "partition"), lines), more)
 
 
-def pipelines(found: Sequence[Mapping[str, Any]]) -> str:
+def pipelines(statuses: Sequence[Mapping[str, Any]]) -> str:
     """What runs on this worker: the five stages with their numbers, and its tasks. It loads itself again."""
-    return page("pipelines", *map(_pipeline, found), refresh_s=REFRESH_S)
+    return page("pipelines", *map(_pipeline, statuses), refresh_s=REFRESH_S)
 
 
-def _pipeline(found: Mapping[str, Any]) -> str:
-    if "graph" not in found:
-        return f"<pre>{escape(_text(found, indent=2))}</pre>"
-    graph, counts, commits = found["graph"], found["counts"], found["commits"]
+def _pipeline(status: Mapping[str, Any]) -> str:
+    if "graph" not in status:
+        return f"<pre>{escape(_text(status, indent=2))}</pre>"
+    graph, counts, commits = status["graph"], status["counts"], status["commits"]
     dedup = graph["dedup"]
 
     def count(name: str) -> int:
         return counts.get(name, 0)
 
     stages = (
-        ("source", graph["source"], [("records", count("in")), ("lag", found["lag"]), ("dropped", count("dropped"))]),
+        ("source", graph["source"], [("records", count("in")), ("lag", status["lag"]), ("dropped", count("dropped"))]),
         (
             "dedup",
             [f"by {dedup['key']}"] if dedup else ["none"],
@@ -181,7 +183,7 @@ def _pipeline(found: Mapping[str, Any]) -> str:
         (
             "agent",
             graph["agents"],
-            [("accepted", count("out") + count("filtered")), ("records/s", found["events_per_s"])],
+            [("accepted", count("out") + count("filtered")), ("records/s", status["events_per_s"])],
         ),
         ("sink", graph["sink"] or ["none"], [("results", count("out")), ("dead letters", count("dead"))]),
         (
@@ -192,13 +194,13 @@ def _pipeline(found: Mapping[str, Any]) -> str:
         ),
     )
     held: dict[str, list[int]] = {}
-    for partition, instance in found["owners"].items():
+    for partition, instance in status["owners"].items():
         held.setdefault(instance, []).append(int(partition))
     group = "; ".join(f"{name}: {', '.join(map(str, sorted(theirs)))}" for name, theirs in sorted(held.items()))
     tables_here = ", ".join(map(_table_link, graph["tables"]))
     return (
-        f"<h2><bdi>{escape(found['pipeline'])}</bdi> on worker <bdi>{escape(found['instance'])}</bdi></h2>"
-        + _trouble(found)
+        f"<h2><bdi>{escape(status['pipeline'])}</bdi> on worker <bdi>{escape(status['instance'])}</bdi></h2>"
+        + _trouble(status)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
         + markup.table(
@@ -211,7 +213,7 @@ def _pipeline(found: Mapping[str, Any]) -> str:
                     _number(task["lag"]),
                     _stream_time(task["stream_time_ms"]),
                 )
-                for task in found["tasks"]
+                for task in status["tasks"]
             ],
         )
         + f"<p>partitions by worker: <bdi>{escape(group or 'not assigned yet')}</bdi></p>"
@@ -219,21 +221,21 @@ def _pipeline(found: Mapping[str, Any]) -> str:
     )
 
 
-def _trouble(found: Mapping[str, Any]) -> str:
+def _trouble(status: Mapping[str, Any]) -> str:
     """Why nothing moves, in the worker's own words; nothing where it does."""
-    why = [found["waiting_for"]] if found["waiting_for"] else []
-    why += [f"paused by {found['paused_by']}"] if found["paused_by"] else []
+    why = [status["waiting_for"]] if status["waiting_for"] else []
+    why += [f"paused by {status['paused_by']}"] if status["paused_by"] else []
     why += [
         f"agent {event['agent']} has been at {event['record']} for {event['seconds']:.0f} s; it waits at {event['waits_at']}"
-        for event in found.get("in_hand", ())
+        for event in status.get("in_hand", ())
     ]
     why += [
         f"agent {idle['agent']} asks for no record"
         + (f", though {idle['record']} has waited for {idle['seconds']:.0f} s" if idle["record"] else "")
         + f"; {idle['why']}"
-        for idle in found.get("not_asking", ())
+        for idle in status.get("not_asking", ())
     ]
-    why += [f"{partition} cannot be read: {reason}" for partition, reason in found.get("unreadable", {}).items()]
+    why += [f"{partition} cannot be read: {reason}" for partition, reason in status.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
 
 
@@ -256,9 +258,9 @@ def _number(value: float | None) -> str:
     return "–" if value is None else escape(f"{value:,}")
 
 
-def document(title: str, found: Any) -> str:
+def document(title: str, value: Any) -> str:
     """Anything else, as indented JSON."""
-    return page(title, f"<pre>{escape(_text(found, indent=2))}</pre>")
+    return page(title, f"<pre>{escape(_text(value, indent=2))}</pre>")
 
 
 def refusal(status: int, body: Mapping[str, Any]) -> str:

@@ -169,10 +169,10 @@ def odd(url: str) -> Refusal:
 
 def partitions(view: WorkerView) -> list[int]:
     """Every partition of the app, ascending. Refusal before the first assignment."""
-    found = sorted(owner.partition for owner in view.owners())
-    if not found:
+    owned = sorted(owner.partition for owner in view.owners())
+    if not owned:
         raise Refusal(503, "this worker has no assignment yet; the group is still forming", retry_after_s=1)
-    return found
+    return owned
 
 
 def workers(view: WorkerView) -> list[str | None]:
@@ -221,11 +221,11 @@ async def _ask_once(
     mine = groups.pop(None, None)
     remote = [there(url, held) for url, held in groups.items() if url is not None]
     answers = await asyncio.gather(*remote, return_exceptions=True)
-    found: list[T] = []
+    results: list[T] = []
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
-        found.append(answer)
+        results.append(answer)
     if mine is not None:
-        found.append(await here(mine))
-    return found
+        results.append(await here(mine))
+    return results

@@ -68,9 +68,9 @@ class Routes:
         _parameters(request, frozenset())
         if _is_hop(request):
             return await self._wire(msgspec.to_builtins(await self._overview.held_tables()))
-        found = await self._overview.tables()
-        headers = {"X-Semel-Unreachable": ",".join(found.unreachable)} if found.unreachable else {}
-        return await self._respond(request, found.tables, lambda: html.tables(found.tables), headers=headers)
+        tables = await self._overview.tables()
+        headers = {"X-Semel-Unreachable": ",".join(tables.unreachable)} if tables.unreachable else {}
+        return await self._respond(request, tables.tables, lambda: html.tables(tables.tables), headers=headers)
 
     async def table(self, request: web.Request) -> web.Response:
         table = _segments(request)[1]
@@ -87,25 +87,25 @@ class Routes:
             async with self._slices:
                 return await self._wire(await self._rows.held_slices(scan, parameters.partitions))
         async with self._pages:
-            found = await self._rows.page(scan)
+            page = await self._rows.page(scan)
             next_page = None
-            if found["next"] is not None:
-                asked = parameters.values | {"page": found["next"]}
+            if page["next"] is not None:
+                asked = parameters.values | {"page": page["next"]}
                 next_page = table_path(table) + query(asked.items())
             numeric = self._rows.table(table).numeric
-            return await self._respond(request, found, lambda: html.rows(table, found, next_page, scan.prefix, numeric))
+            return await self._respond(request, page, lambda: html.rows(table, page, next_page, scan.prefix, numeric))
 
     async def row(self, request: web.Request) -> web.Response:
         _, table, key = _segments(request)
         parameters = self._hop_parameters(request, frozenset())
         if parameters.partitions is not None:
             return await self._wire(await self._rows.held_rows(table, key, parameters.partitions))
-        found = await self._rows.one(table, key)
-        return await self._respond(request, found, lambda: html.document(f"{table} / {key}", found))
+        row = await self._rows.one(table, key)
+        return await self._respond(request, row, lambda: html.document(f"{table} / {key}", row))
 
     async def pipelines(self, request: web.Request) -> web.Response:
-        found = await self._budget.run(self._view.pipelines)
-        return await self._respond(request, found, lambda: html.pipelines(found))
+        pipelines = await self._budget.run(self._view.pipelines)
+        return await self._respond(request, pipelines, lambda: html.pipelines(pipelines))
 
     async def dedup(self, request: web.Request) -> web.Response:
         _, pipeline, *written = _segments(request, None)
@@ -113,8 +113,8 @@ class Routes:
         if _is_hop(request):
             marks = await self._overview.held_marks(pipeline, written)
             return await self._wire({"marks": msgspec.to_builtins(marks)})
-        found = await self._overview.dedup(pipeline, written)
-        return await self._respond(request, found, lambda: html.document(f"{pipeline} / {'/'.join(written)}", found))
+        mark = await self._overview.dedup(pipeline, written)
+        return await self._respond(request, mark, lambda: html.document(f"{pipeline} / {'/'.join(written)}", mark))
 
     async def livez(self, request: web.Request) -> web.Response:
         return await self._health(request, *self._view.liveness())

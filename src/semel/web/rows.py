@@ -91,13 +91,13 @@ class Rows:
             return await self._get(table, key, held)
 
         answers = await ask(self._view, wanted, here, there)
-        found = sorted((row for rows in answers for row in rows), key=lambda row: row.partition)
-        if not found:
+        matching = sorted((row for rows in answers for row in rows), key=lambda row: row.partition)
+        if not matching:
             raise Refusal(404, f"table {table!r} has no row for this key", table=table, key=key)
         if info.merged:
-            return {"table": table, **await self._merged_row(table, found)}
-        if len(found) > 1:
-            held = [row.partition for row in found]
+            return {"table": table, **await self._merged_row(table, matching)}
+        if len(matching) > 1:
+            held = [row.partition for row in matching]
             raise Refusal(
                 409,
                 f"partitions {_joined(held)} each hold a row for this key, and table {table!r} has no merge=",
@@ -105,7 +105,7 @@ class Rows:
                 key=key,
                 partitions=held,
             )
-        return {"table": table, **_public(found[0])}
+        return {"table": table, **_public(matching[0])}
 
     async def page(self, scan: Scan) -> dict[str, Any]:
         """A page of rows and the token of the next. Refusal, Restoring."""
@@ -114,9 +114,9 @@ class Rows:
             raise Refusal(400, "page: this token belongs to another table; start again without it")
         if info.merged:
             return await self._merged_page(scan)
-        found = await self._page_in_order(scan)
-        rows = [_public(row) for row in found.rows]
-        return {"rows": rows, "next": found.next.encode() if found.next else None}
+        taken = await self._page_in_order(scan)
+        rows = [_public(row) for row in taken.rows]
+        return {"rows": rows, "next": taken.next.encode() if taken.next else None}
 
     # -- what another worker asks of this one
 
@@ -131,12 +131,12 @@ class Rows:
         return {
             "slices": [
                 {
-                    "partition": found.partition,
-                    "rows": [_wire(row) for row in found.rows],
-                    "more": found.more,
-                    "last": _text(found.last),
+                    "partition": unit.partition,
+                    "rows": [_wire(row) for row in unit.rows],
+                    "more": unit.more,
+                    "last": _text(unit.last),
                 }
-                for found in await read(self._view, self._budget, scan, held)
+                for unit in await read(self._view, self._budget, scan, held)
             ]
         }
 
@@ -164,9 +164,9 @@ class Rows:
             ]
             answer = await self._peers.get(url, table_path(scan.table) + query(parameters), _Slices)
             return [
-                WorkUnit(found.partition, _rows(url, found.rows, [found.partition]), found.more, found.last)
-                for found in answer.slices
-                if found.partition in held
+                WorkUnit(unit.partition, _rows(url, unit.rows, [unit.partition]), unit.more, unit.last)
+                for unit in answer.slices
+                if unit.partition in held
             ]
 
         read = read_each if self.table(scan.table).merged else read_in_order
@@ -175,7 +175,7 @@ class Rows:
             return await read(self._view, self._budget, scan, held)
 
         answers = await ask(self._view, wanted, here, there)
-        return {found.partition: found for slices in answers for found in slices}
+        return {unit.partition: unit for slices in answers for unit in slices}
 
     async def _page_in_order(self, scan: Scan) -> RowPage:
         remaining = [p for p in partitions(self._view) if scan.page is None or p >= scan.page.partition]

@@ -94,7 +94,7 @@ async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: in
     rows: list[TableRow] = []
     size = 0
     for _ in range(LOOKED_AT_MAX):
-        found = await budget.run(
+        chunk = await budget.run(
             view.scan,
             scan.table,
             partition,
@@ -105,12 +105,12 @@ async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: in
             limit=min(CHUNK_ROWS, scan.limit - len(rows)),
             bytes_max=CHUNK_BYTES_MAX,
         )
-        for position, row in enumerate(found.rows):
+        for position, row in enumerate(chunk.rows):
             rows.append(row)
             size += row_size(row)
             if size >= bytes_max:
-                return WorkUnit(partition, rows, found.next is not None or position + 1 < len(found.rows), row.raw)
-        after = found.next
+                return WorkUnit(partition, rows, chunk.next is not None or position + 1 < len(chunk.rows), row.raw)
+        after = chunk.next
         if after is None or len(rows) >= scan.limit:
             break
     return WorkUnit(partition, rows, after is not None, after or b"")
@@ -121,10 +121,10 @@ async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions
     slices: list[WorkUnit] = []
     left = scan.limit
     for partition in sorted(partitions):
-        found = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
-        slices.append(found)
-        left -= len(found.rows)
-        if found.more or left <= 0:
+        unit = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
+        slices.append(unit)
+        left -= len(unit.rows)
+        if unit.more or left <= 0:
             break
     return slices
 
@@ -149,15 +149,15 @@ def in_order(slices: Mapping[int, WorkUnit], partitions: Sequence[int], limit: i
     rows: list[TableRow] = []
     size = 0
     for partition in partitions:
-        found = slices.get(partition)
-        if found is None or size >= PAGE_BYTES_MAX:
+        unit = slices.get(partition)
+        if unit is None or size >= PAGE_BYTES_MAX:
             break
-        rows.extend(found.rows)
+        rows.extend(unit.rows)
         if len(rows) > limit:
             break
-        size += sum(map(row_size, found.rows))
-        if found.more:
-            return Taken(rows, PageToken(partition, found.last))
+        size += sum(map(row_size, unit.rows))
+        if unit.more:
+            return Taken(rows, PageToken(partition, unit.last))
     else:
         return Taken(rows, None)
     del rows[limit:]
@@ -166,8 +166,8 @@ def in_order(slices: Mapping[int, WorkUnit], partitions: Sequence[int], limit: i
 
 def combined(slices: Sequence[WorkUnit]) -> tuple[list[list[TableRow]], PageToken | None]:
     """Rows of equal keys over all partitions, in raw key order, and how far they are complete (None: to the end)."""
-    horizon = min((found.last for found in slices if found.more), default=None)
-    merged = heapq.merge(*(found.rows for found in slices), key=attrgetter("raw"))
+    horizon = min((unit.last for unit in slices if unit.more), default=None)
+    merged = heapq.merge(*(unit.rows for unit in slices), key=attrgetter("raw"))
     groups = [list(rows) for raw, rows in groupby(merged, key=attrgetter("raw")) if horizon is None or raw <= horizon]
     return groups, None if horizon is None else PageToken(ALL_PARTITIONS, horizon)
 
