@@ -137,10 +137,10 @@ def encode_member(info: MemberInfo) -> bytes:
 
 def decode_member(member_id: str, raw: bytes) -> MemberInfo:
     """Malformed where a worker of ours would not have said it. A URL that is none is no address."""
-    said = _read(_read_member, raw) if raw else _Member()
-    _check_instance(said.instance)
-    url = worker_url(said.url) or ""
-    return MemberInfo(member_id, said.topics, said.instance, url, said.tasks, said.anew, said.program)
+    member = _read(_read_member, raw) if raw else _Member()
+    _check_instance(member.instance)
+    url = worker_url(member.url) or ""
+    return MemberInfo(member_id, member.topics, member.instance, url, member.tasks, member.anew, member.program)
 
 
 def encode_assignment(assignment: Assignment) -> bytes:
@@ -155,14 +155,14 @@ def encode_assignment(assignment: Assignment) -> bytes:
 
 def decode_assignment(raw: bytes) -> Assignment:
     """Malformed as for a member. An empty answer is an empty assignment."""
-    said = _read(_read_assignment, raw) if raw else _Assignment()
-    most = max(said.partitions.values(), default=0)
-    if any(not 0 <= task < most for task in said.tasks) or min(said.partitions.values(), default=1) < 1:
+    assignment = _read(_read_assignment, raw) if raw else _Assignment()
+    most = max(assignment.partitions.values(), default=0)
+    if any(not 0 <= task < most for task in assignment.tasks) or min(assignment.partitions.values(), default=1) < 1:
         raise Malformed("a task that is no partition")
-    for instance, _ in said.owners.values():
+    for instance, _ in assignment.owners.values():
         _check_instance(instance)
-    owners = {task: (instance, worker_url(url) or "") for task, (instance, url) in said.owners.items()}
-    return Assignment(said.tasks, said.partitions, owners)
+    owners = {task: (instance, worker_url(url) or "") for task, (instance, url) in assignment.owners.items()}
+    return Assignment(assignment.tasks, assignment.partitions, owners)
 
 
 def _read(decode: Callable[[bytes], T], raw: bytes) -> T:

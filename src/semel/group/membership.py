@@ -116,7 +116,7 @@ class GroupMember:
         self._mixed: set[frozenset[str]] = set()
         self._mixed_at = -STRANGER_EVERY_S
         self._fenced_since: float | None = None
-        self._said = ("", 0.0)
+        self._last_refusal = ("", 0.0)
         self._stranger_at = self._programs_at = -STRANGER_EVERY_S
         self._anew = 0
         self._in_a_row = 0
@@ -396,10 +396,10 @@ class GroupMember:
 
     def _say(self, refusal: str, *, loud: bool = False) -> None:
         """`loud`: somebody has to do something about it."""
-        said, at = self._said
+        last, at = self._last_refusal
         now = self._clock.monotonic()
-        if refusal != said or now - at >= (STRANGER_EVERY_S if loud else SAY_EVERY_S):
-            self._said = (refusal, now)
+        if refusal != last or now - at >= (STRANGER_EVERY_S if loud else SAY_EVERY_S):
+            self._last_refusal = (refusal, now)
             log.log(logging.WARNING if loud else logging.INFO, "joining the group: %s", refusal)
 
     async def _learn_whose_name_it_is(self, fenced: RpcError) -> None:

@@ -140,10 +140,10 @@ class MemoryCluster:
         return [log.committed() for log in self._topics[topic].logs]
 
     def log(self, tp: TP) -> PartitionLog:
-        found = self.find(tp)
-        if found is None:
+        log = self.find(tp)
+        if log is None:
             raise KeyError(tp)
-        return found
+        return log
 
     def move_leader(self, tp: TP, node: int) -> None:
         """Clients that still ask the old leader hear 6 (NOT_LEADER_OR_FOLLOWER)."""

@@ -125,12 +125,12 @@ class PartitionLog:
             if entry.timestamp < timestamp:
                 continue
             if entry.control:
-                found = entry.base_offset
+                offset = entry.base_offset
             else:
                 late = (r.offset for r in entry.records if r.timestamp >= timestamp and r.offset >= self.log_start)
-                found = next(late, -1)
-            if found >= 0:
-                return found if found < bound else -1
+                offset = next(late, -1)
+            if offset >= 0:
+                return offset if offset < bound else -1
         return -1
 
     def committed(self) -> list[MemoryRecord]:

@@ -90,9 +90,9 @@ def _groups(root: Path, own: Path) -> Iterable[int]:
         places.update([at, *(p for p in at.parents if p.is_relative_to(top))])
     for place in places:
         for name in ("memory.max", "memory.limit_in_bytes"):
-            for said in _lines(place / name):
-                if said.strip().isdigit():
-                    yield int(said)
+            for limit in _lines(place / name):
+                if limit.strip().isdigit():
+                    yield int(limit)
 
 
 def _lines(path: Path) -> list[str]:

@@ -26,25 +26,25 @@ class SystemClock:
     time = staticmethod(wall_time)
 
     def __init__(self) -> None:
-        said = os.environ.get("SEMEL_CLOCK_OFFSET_MS")
-        if said:
-            self.time = _wrong(said)
+        setting = os.environ.get("SEMEL_CLOCK_OFFSET_MS")
+        if setting:
+            self.time = _wrong(setting)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-def _wrong(said: str) -> Callable[[], float]:
+def _wrong(setting: str) -> Callable[[], float]:
     try:
-        if not said.startswith("/"):
-            offset_s = int(said) / 1000
+        if not setting.startswith("/"):
+            offset_s = int(setting) / 1000
             return lambda: wall_time() + offset_s
-        with Path(said).open("rb") as file:
+        with Path(setting).open("rb") as file:
             shared = mmap.mmap(file.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
     except (ValueError, OSError) as exc:
         raise ConfigError(
-            f"SEMEL_CLOCK_OFFSET_MS={said!r:.80} is neither a whole number of ms nor a file that holds one ({exc}); correct it, "
-            "or unset it"
+            f"SEMEL_CLOCK_OFFSET_MS={setting!r:.80} is neither a whole number of ms nor a file that holds one ({exc}); "
+            "correct it, or unset it"
         ) from None
     return lambda: wall_time() + OFFSET.unpack_from(shared)[0] / 1000
 

@@ -87,10 +87,10 @@ _times: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTime] = WeakKeyDictiona
 def running() -> LoopTime:
     """Of the running loop."""
     loop = asyncio.get_running_loop()
-    found = _times.get(loop)
-    if found is None:
-        found = _times[loop] = LoopTime()
-    return found
+    times = _times.get(loop)
+    if times is None:
+        times = _times[loop] = LoopTime()
+    return times
 
 
 def now() -> float:

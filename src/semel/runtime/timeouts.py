@@ -68,16 +68,16 @@ def derive_timeouts(given: Mapping[str, int]) -> dict[str, int]:
 
 def _links(name: str, *, up: bool) -> list[tuple[str, Below]]:
     """Everything above (or below) `name`, near or far, with the link from the lower to the higher of the two."""
-    found: list[tuple[str, Below]] = []
+    links: list[tuple[str, Below]] = []
     for step in ORDER:
         near, far = (step.low, step.high) if up else (step.high, step.low)
         if near != name:
             continue
-        found.append((far, step))
+        links.append((far, step))
         for other, rest in _links(far, up=up):
             low, high = (name, other) if up else (other, name)
-            found.append((other, Below(low, high, step.share * rest.share, step.or_equal and rest.or_equal)))
-    return found
+            links.append((other, Below(low, high, step.share * rest.share, step.or_equal and rest.or_equal)))
+    return links
 
 
 def _ceiling(high: int, link: Below) -> tuple[int, int]:
@@ -97,8 +97,10 @@ def _check_order(values: Mapping[str, int], given: Mapping[str, int]) -> None:
                 continue
             relation = "at most" if link.or_equal else "below"
             if low not in given or high not in given:
-                said = ", ".join(f"{name} = {value}" for name, value in given.items())
-                raise ConfigError(f"{said}: no room is left for {low} {relation} {high}; set larger or fewer of them")
+                settings = ", ".join(f"{name} = {value}" for name, value in given.items())
+                raise ConfigError(
+                    f"{settings}: no room is left for {low} {relation} {high}; set larger or fewer of them"
+                )
             raise ConfigError(
                 f"{low} = {values[low]} must be {relation} {high} = {values[high]}: lower {low} or raise {high}, "
                 "or leave one unset and its default follows the other"

@@ -166,9 +166,9 @@ def read(raw: bytes) -> Left | None:
         rest = raw[len(raw) - size :]
         if zlib.crc32(rest) != checksum or ended not in (RUNS, TOLD, ENDED):
             return None
-        said: dict[str, Any] = orjson.loads(rest)
+        header: dict[str, Any] = orjson.loads(rest)
         suspects: list[Suspect] = []
-        for number, row in enumerate(cast("list[list[Any]]", said["suspects"])):
+        for number, row in enumerate(cast("list[list[Any]]", header["suspects"])):
             suspect = Suspect(*row)
             verdict = raw[verdicts + number]
             if verdict == ANEW:
@@ -176,12 +176,12 @@ def read(raw: bytes) -> Left | None:
             if verdict != DONE:
                 suspects.append(suspect)
         held: list[Held] = []
-        for number, agent in enumerate(cast("list[str]", said["agents"])):
+        for number, agent in enumerate(cast("list[str]", header["agents"])):
             slot = raw[_HEAD.size + SLOT * number :][:SLOT]
             if slot[CODE] and slot[HOLDS]:
                 topic, partition, first, last, timestamp, since = _EVENTS.unpack_from(slot, _EVENTS_AT)
-                held.append(Held((agent, said["topics"][topic], partition, first, last, timestamp), since))
-        return Left(said["boot"], ended != RUNS, seen, held, suspects)
+                held.append(Held((agent, header["topics"][topic], partition, first, last, timestamp), since))
+        return Left(header["boot"], ended != RUNS, seen, held, suspects)
     except (struct.error, orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return None
 

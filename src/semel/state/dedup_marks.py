@@ -78,35 +78,35 @@ class Marks:
 
     def stored(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """The marks of `ids` that the store holds, the newest filed of each, by one lookup per bucket."""
-        found: dict[bytes, bytes] = {}
+        marks: dict[bytes, bytes] = {}
         for bucket in sorted(self.buckets):
             for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
                 if value is not None:
-                    before = found.get(key)
+                    before = marks.get(key)
                     if before is None or filed_at(before) <= filed_at(value):
-                        found[key] = value
-        return found
+                        marks[key] = value
+        return marks
 
     def known(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """The marks of `ids` that there are, committed or not."""
-        found = self.stored(ids) if self.buckets else {}
+        marks = self.stored(ids) if self.buckets else {}
         for newer in (self.sealed, self.open):
             if newer:
                 for id in [id for id in ids if id in newer]:
-                    found[id] = newer[id]
-        return found
+                    marks[id] = newer[id]
+        return marks
 
     def find_committed(self, key: bytes) -> bytes | None:
         return self.stored((key,)).get(key)
 
     def find_readings(self, ids: Ids) -> list[tuple[bytes, bytes]]:
         """The committed marks of what may be meant, and of keys that begin so: at most `READINGS_MAX` of them."""
-        found = self.stored(ids.keys)
+        readings = self.stored(ids.keys)
         for bucket in sorted(self.buckets):
             for beginning in ids.beginnings:
                 marks = self.store.scan_ids(bucket_prefix(self.partition, bucket), beginning)
-                found.update(islice(marks, READINGS_MAX - len(found)))
-        return list(found.items())
+                readings.update(islice(marks, READINGS_MAX - len(readings)))
+        return list(readings.items())
 
     def mark(self, key: bytes, value: bytes) -> None:
         """The mark of an event in the open epoch. One of the same id whose window ended within it is written, too."""

@@ -81,7 +81,7 @@ class StateDirectory:
         marker = self.path / "OWNER.json"
         wanted = {"format": FORMAT, "app": app, "instance": instance}
         try:
-            found: Any = orjson.loads(marker.read_bytes())
+            owner: Any = orjson.loads(marker.read_bytes())
         except FileNotFoundError:
             if self.database.exists():
                 raise StateDirectoryError(
@@ -94,22 +94,22 @@ class StateDirectory:
             raise StateDirectoryError(
                 f"{marker} cannot be read ({exc}); remove {self.path} to rebuild its state"
             ) from exc
-        if not isinstance(found, dict):
+        if not isinstance(owner, dict):
             raise StateDirectoryError(f"{marker} says nothing of an owner; remove {self.path} to rebuild its state")
-        found = cast("dict[str, Any]", found)
-        if found.get("app") != app or found.get("instance") != instance:
+        owner = cast("dict[str, Any]", owner)
+        if owner.get("app") != app or owner.get("instance") != instance:
             raise StateDirectoryError(
-                f"{self.path} belongs to app {found.get('app')!r}, instance {found.get('instance')!r}, not to "
+                f"{self.path} belongs to app {owner.get('app')!r}, instance {owner.get('instance')!r}, not to "
                 f"{app!r}, {instance!r}; give each app its own state_dir, or remove that directory"
             )
-        if type(found.get("format")) is not int:
+        if type(owner.get("format")) is not int:
             raise StateDirectoryError(
-                f"{marker} says that the format is {orjson.dumps(found.get('format')).decode()}, which is no number: something "
-                f"else than semel wrote it; remove {self.path} to rebuild its state"
+                f"{marker} says that the format is {orjson.dumps(owner.get('format')).decode()}, which is no number: "
+                f"something else than semel wrote it; remove {self.path} to rebuild its state"
             )
-        if found["format"] != FORMAT:
+        if owner["format"] != FORMAT:
             raise StateDirectoryError(
-                f"{self.path} has state format {found.get('format')}, this version of semel reads {FORMAT}; "
+                f"{self.path} has state format {owner.get('format')}, this version of semel reads {FORMAT}; "
                 "run the version that wrote it, or remove the directory: it is rebuilt from the changelogs"
             )
 
@@ -129,15 +129,15 @@ class StateDirectory:
 
 def _holders(lock: Path) -> list[int]:
     """Processes that have the file open, as far as this user may see them: where there is no /proc, none."""
-    wanted, found = lock.stat(), list[int]()
+    wanted, pids = lock.stat(), list[int]()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             held = any(os.path.samestat(wanted, fd.stat()) for fd in (process / "fd").iterdir())
         except OSError:
             continue
         if held:
-            found.append(int(process.name))
-    return sorted(found)
+            pids.append(int(process.name))
+    return sorted(pids)
 
 
 def _pids(holders: list[int]) -> str:

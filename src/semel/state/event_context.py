@@ -235,9 +235,9 @@ class EventContext:
     def read(self, rows: Rows, key: Any, default: Any) -> Any:
         """The value, or MISSING. `default`: makes the value of a missing row, so that its changes in place are seen."""
         if rows.immutable:
-            found = rows.hot.get(key, MISSING)
-            if found is not MISSING and (rows.numeric_key is None or type(key) is rows.numeric_key):
-                return found
+            value = rows.hot.get(key, MISSING)
+            if value is not MISSING and (rows.numeric_key is None or type(key) is rows.numeric_key):
+                return value
         try:
             return rows.value(key) if rows.immutable else self._read_changeable(rows, key, default)
         except StoreError as exc:
@@ -295,13 +295,13 @@ class EventContext:
     def record_of(self, whose: Any) -> Any:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
         among = self.batch or ((MISSING, self.record),)
-        found = [r for v, r in among if whose is v or whose is r or getattr(whose, "record", None) is r]
-        if len(found) != 1:
+        records = [r for v, r in among if whose is v or whose is r or getattr(whose, "record", None) is r]
+        if len(records) != 1:
             raise OutputRefused(
-                f"Output(of={whose!r:.80}) names {'no event' if not found else f'{len(found)} events'} in hand; give one of the "
-                "batch's values, of its events or of its records"
+                f"Output(of={whose!r:.80}) names {'no event' if not records else f'{len(records)} events'} in hand; "
+                "give one of the batch's values, of its events or of its records"
             )
-        return found[0]
+        return records[0]
 
     def emit(self, out: Any, record: Any) -> None:
         """OutputRefused where it is too much for one event."""

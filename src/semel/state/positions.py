@@ -68,7 +68,7 @@ class TopicPosition:
         return self.cursors.get(agent, self.next if former == UNKNOWN else former)
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "id": self.id,
             "partitions": self.partitions,
             "next": self.next,
@@ -78,12 +78,12 @@ class TopicPosition:
             "born": self.born,
         }
         if self.former:
-            found["former"] = self.former
+            fields["former"] = self.former
         if self.hashed_from:
-            found["hashed_from"] = self.hashed_from
+            fields["hashed_from"] = self.hashed_from
         if self.windows is not None:
-            found["windows"] = [*self.windows]
-        return found
+            fields["windows"] = [*self.windows]
+        return fields
 
 
 class Sink(NamedTuple):
@@ -146,7 +146,7 @@ class Position:
         return orjson.dumps(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "v": VERSION,
             "topics": {name: t.to_json() for name, t in self.topics.items()},
             "stream_time": self.stream_time.ms,
@@ -165,16 +165,16 @@ class Position:
             "types": self.types,
         }
         if self.migrating:
-            found["migrating"] = self.migrating
+            fields["migrating"] = self.migrating
         if self.claims:
-            found["claims"] = self.claims
+            fields["claims"] = self.claims
         if self.kinds:
-            found["kinds"] = self.kinds
+            fields["kinds"] = self.kinds
         if self.trimmed >= 0:
-            found["trimmed"] = self.trimmed
+            fields["trimmed"] = self.trimmed
         if self.left:
-            found["left"] = {name: t.to_json() for name, t in self.left.items()}
-        return found
+            fields["left"] = {name: t.to_json() for name, t in self.left.items()}
+        return fields
 
     @property
     def stamp(self) -> tuple[str, int, int]:
@@ -193,44 +193,44 @@ def decode(raw: bytes, where: str) -> Position:
         ) from exc
 
 
-def from_json(found: dict[str, Any]) -> Position:
-    if found["v"] != VERSION:
-        raise ValueError(f"record version {found['v']!r}, this version of semel reads {VERSION}")
+def from_json(fields: dict[str, Any]) -> Position:
+    if fields["v"] != VERSION:
+        raise ValueError(f"record version {fields['v']!r}, this version of semel reads {VERSION}")
     return Position(
-        topics={name: _topic(t) for name, t in found["topics"].items()},
-        stream_time=StreamTime(found["stream_time"], tuple(found["pending"])),
-        counts=dict(found["counts"]),
-        generation=found["generation"],
-        writer=found["writer"],
-        epoch=found["epoch"],
-        at_ms=found["at"],
-        shape=found.get("shape", ""),
-        logs=dict(found.get("logs", {})),
-        outputs=dict(found.get("outputs", {})),
-        readers=tuple(found.get("readers", ())),
-        passed=tuple(found.get("passed", ())),
-        sinks={name: Sink(*sink) for name, sink in found.get("sinks", {}).items()},
-        types=found.get("types", ""),
-        migrating={name: (upto, to) for name, (upto, to) in found.get("migrating", {}).items()},
-        left={name: _topic(t) for name, t in found.get("left", {}).items()},
-        claims=dict(found.get("claims", {})),
-        kinds=dict(found.get("kinds", {})),
-        trimmed=found.get("trimmed", -1),
+        topics={name: _topic(t) for name, t in fields["topics"].items()},
+        stream_time=StreamTime(fields["stream_time"], tuple(fields["pending"])),
+        counts=dict(fields["counts"]),
+        generation=fields["generation"],
+        writer=fields["writer"],
+        epoch=fields["epoch"],
+        at_ms=fields["at"],
+        shape=fields.get("shape", ""),
+        logs=dict(fields.get("logs", {})),
+        outputs=dict(fields.get("outputs", {})),
+        readers=tuple(fields.get("readers", ())),
+        passed=tuple(fields.get("passed", ())),
+        sinks={name: Sink(*sink) for name, sink in fields.get("sinks", {}).items()},
+        types=fields.get("types", ""),
+        migrating={name: (upto, to) for name, (upto, to) in fields.get("migrating", {}).items()},
+        left={name: _topic(t) for name, t in fields.get("left", {}).items()},
+        claims=dict(fields.get("claims", {})),
+        kinds=dict(fields.get("kinds", {})),
+        trimmed=fields.get("trimmed", -1),
     )
 
 
-def _topic(found: dict[str, Any]) -> TopicPosition:
+def _topic(fields: dict[str, Any]) -> TopicPosition:
     return TopicPosition(
-        found["id"],
-        found["partitions"],
-        found["next"],
-        dict(found["cursors"]),
-        tuple((a, b) for a, b in found["done"]),
-        found.get("first", -1),
-        found.get("born", 0),
-        dict(found.get("former", {})),
-        found.get("hashed_from", 0),
-        Windows(*found["windows"]) if "windows" in found else None,
+        fields["id"],
+        fields["partitions"],
+        fields["next"],
+        dict(fields["cursors"]),
+        tuple((a, b) for a, b in fields["done"]),
+        fields.get("first", -1),
+        fields.get("born", 0),
+        dict(fields.get("former", {})),
+        fields.get("hashed_from", 0),
+        Windows(*fields["windows"]) if "windows" in fields else None,
     )
 
 

@@ -52,8 +52,8 @@ class StoreError(Exception):
     `damaged`: what it holds cannot be relied on any more; opening it again is no help, it must be made anew.
     """
 
-    def __init__(self, said: str, *, damaged: bool = False) -> None:
-        super().__init__(said)
+    def __init__(self, text: str, *, damaged: bool = False) -> None:
+        super().__init__(text)
         self.damaged = damaged
 
 
@@ -210,8 +210,8 @@ class Store:
             raise self.failed("read from", exc) from exc
 
     def meta(self, partition: int) -> dict[str, Any] | None:
-        found = self._get_meta(_PARTITION.pack(partition))
-        return None if found is None else orjson.loads(found)
+        raw = self._get_meta(_PARTITION.pack(partition))
+        return None if raw is None else orjson.loads(raw)
 
     def _get_meta(self, key: bytes) -> Any:
         try:
@@ -221,8 +221,8 @@ class Store:
 
     def table_numbers(self, names: Iterable[str]) -> dict[str, int]:
         """The numbers that rows of these tables are kept under. A table keeps its number for good; StoreError."""
-        found = self._get_meta(_NUMBERS)
-        numbers: dict[str, int] = {} if found is None else orjson.loads(found)
+        raw = self._get_meta(_NUMBERS)
+        numbers: dict[str, int] = {} if raw is None else orjson.loads(raw)
         fresh = sorted(set(names) - set(numbers))
         for name in fresh:
             numbers[name] = max(numbers.values(), default=0) + 1
@@ -290,9 +290,9 @@ class Store:
     def failed(self, what: str, exc: Exception) -> StoreError:
         if isinstance(exc, StoreError):
             return exc
-        said = str(exc)
+        reason = str(exc)
         return StoreError(
-            f"RocksDB could not {what} {self.path}: {said}", damaged=any(word in said for word in _DAMAGE)
+            f"RocksDB could not {what} {self.path}: {reason}", damaged=any(word in reason for word in _DAMAGE)
         )
 
 

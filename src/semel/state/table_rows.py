@@ -245,10 +245,10 @@ class Rows:
         stored = self.load(self.raw(key))
         if stored is None:
             return MISSING
-        found = self.decoded(key, stored)
+        value = self.decoded(key, stored)
         if self._exact_key is not None:
-            self._keep(key, found, len(stored))
-        return found
+            self._keep(key, value, len(stored))
+        return value
 
     def decode(self, stored: bytes) -> Any:
         return self._decode(stored)

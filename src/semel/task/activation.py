@@ -66,8 +66,8 @@ class Activation:
         def whole(info: TopicInfo) -> bool:
             return info.partitions >= shared.get(info.name, 1) or info.id != ids.get(info.name, info.id)
 
-        def gone(found: dict[str, TopicInfo]) -> TopicChanged | None:
-            missing = [name for name in names if name not in found]
+        def gone(topics: dict[str, TopicInfo]) -> TopicChanged | None:
+            missing = [name for name in names if name not in topics]
             if not missing:
                 return None
             return TopicChanged(
@@ -79,7 +79,7 @@ class Activation:
             return await see(
                 self._clock,
                 lambda: self._topics.refreshed(names),
-                lambda found: all(name in found and whole(found[name]) for name in names),
+                lambda topics: all(name in topics and whole(topics[name]) for name in names),
                 within_s=MISSING_S,
                 otherwise=gone,
             )

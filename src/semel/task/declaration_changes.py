@@ -39,9 +39,9 @@ def changes(plan: Plan, recorded: Position, types: str) -> Changes:
 
     `types`: `Plan.types` of now. Positions of versions that noted none are compared by the names of types.
     """
-    found = Changes()
+    changed = Changes()
     if not recorded.shape:
-        return found
+        return changed
     before, after = orjson.loads(recorded.shape), orjson.loads(plan.shape())
     old: dict[str, Any] = orjson.loads(recorded.types) if recorded.types else {"tables": {}, "dedup": {}}
     new: dict[str, Any] = orjson.loads(types)
@@ -60,10 +60,10 @@ def changes(plan: Plan, recorded: Position, types: str) -> Changes:
         elif half is not None or (why and table.migrate is not None):
             if table.migrate is None:
                 problems.append(f"the rows of table {name!r} are half migrated, and it has no migrate= any more")
-            found.migrate[name] = target
+            changed.migrate[name] = target
         elif why:
             problems.append(f"table {name!r}: {'; '.join(why)}")
-    problems += _of_dedup(plan, before["dedup"], after["dedup"], old["dedup"], new["dedup"], found)
+    problems += _of_dedup(plan, before["dedup"], after["dedup"], old["dedup"], new["dedup"], changed)
     if problems:
         raise ShapeChanged(
             f"{plan.app!r} is declared differently from when its state was made: {'; '.join(problems)}. {WAYS}"
@@ -71,25 +71,25 @@ def changes(plan: Plan, recorded: Position, types: str) -> Changes:
     was, is_now = before.get("time", {}), after.get("time", {})
     others = sorted(name for name in recorded.topics if name in plan.sources and was.get(name) != is_now.get(name))
     if others:
-        found.time = True
-        found.notes.append(
+        changed.time = True
+        changed.notes.append(
             f"what gives the time of events of {', '.join(others)} is another than when {plan.app!r} ran last: its stream time "
             "begins anew"
         )
     gone = sorted(set(recorded.topics) - set(plan.sources))
     if gone:
         stood = ", ".join(f"{name} at offset {recorded.topics[name].next}" for name in gone)
-        found.notes.append(
+        changed.notes.append(
             f"{plan.app!r} read {stood} when it ran last, and does not any more; rows and dedup marks of it stay. Declared "
             "again, it is read on from there"
         )
-    return found
+    return changed
 
 
 def target_of(table: TablePlan) -> str:
     """What rows of the table are migrated to, in short."""
-    said = orjson.dumps([table.structure, table.shape], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(said).hexdigest()[:16]
+    declared = orjson.dumps([table.structure, table.shape], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(declared).hexdigest()[:16]
 
 
 def _of_table(shape: Any, shape_now: Any, structure: Any, structure_now: Any) -> list[str]:
@@ -111,15 +111,15 @@ def _of_table(shape: Any, shape_now: Any, structure: Any, structure_now: Any) ->
     return why
 
 
-def _of_dedup(plan: Plan, before: Any, after: Any, code: Any, code_now: Any, found: Changes) -> list[str]:
+def _of_dedup(plan: Plan, before: Any, after: Any, code: Any, code_now: Any, changed: Changes) -> list[str]:
     if before is None or after is None:
         return [] if before == after else [f"the dedup rule was {before}, is {after}"]
     if any(before.get(name) != after.get(name) for name in ("key", "time")):
         return [f"the dedup rule was {before}, is {after}"]
     if before["window_ms"] != after["window_ms"]:
-        found.window_ms = before["window_ms"]
+        changed.window_ms = before["window_ms"]
         longer = after["window_ms"] > before["window_ms"]
-        found.notes.append(
+        changed.notes.append(
             f"the dedup window of {plan.app!r} was {before['window_ms']} ms, is {after['window_ms']} ms: ids "
             + ("whose marks had expired by the old one are not known again" if longer else "from before the new one are not "
                "known any more")
@@ -130,15 +130,15 @@ def _of_dedup(plan: Plan, before: Any, after: Any, code: Any, code_now: Any, fou
         if code.get(name) and code.get(name) != code_now.get(name)
     }
     if before.get("compare") != after.get("compare") or "compare" in other:
-        found.compare = True
-        found.notes.append(
+        changed.compare = True
+        changed.notes.append(
             f"compare= of {plan.app!r} is another: of an event from before, whatever has its id counts as its duplicate, none as "
             "a conflict"
         )
     for name, what in (("key", "the function that makes the dedup key"), ("time", "the function that reads the event time"),
                        ("content", "the type that content_hash() is over")):  # fmt: skip
         if name in other and code_now.get(name):
-            found.notes.append(
+            changed.notes.append(
                 f"{what} of {plan.app!r} is another than when its marks were made: an event from before that it reads "
                 "otherwise is not known again, and takes effect once more if it is redelivered"
             )

@@ -63,7 +63,7 @@ class Owners:
         self._broker = broker
         self._logs = logs
         self._clock = clock
-        self._said: set[str] = set()
+        self._said_texts: set[str] = set()
         # By app, log and what it says, in monotonic seconds.
         self._claims_seen: dict[tuple[str, TP, int], float] = {}
 
@@ -94,7 +94,7 @@ class Owners:
         task.unclaimed = set()
 
     async def _check_others(self, tp: TP, *, wait: bool) -> None:
-        said = False
+        warned = False
         while True:
             left_s, claimant = 0.0, ""
             for app, position in await self._others(tp):
@@ -109,12 +109,12 @@ class Owners:
                     left_s, claimant = max((left_s, claimant), (self._left_s(app, tp, claimed_ms), app))
             if left_s <= 0 or not wait:
                 return
-            if not said:
+            if not warned:
                 log.warning(
                     "task %d waits for at most %.0f s: app %r said that it is about to write to %s, too, and may be alive",
                     tp.partition, left_s, claimant, tp.topic,
                 )  # fmt: skip
-                said = True
+                warned = True
             await self._clock.sleep(0.2)
 
     def _left_s(self, app: str, tp: TP, claimed_ms: int) -> float:
@@ -125,7 +125,7 @@ class Owners:
 
     async def _others(self, tp: TP) -> list[tuple[str, Position]]:
         """Apps that the log could be of by its name and that are there, with their positions."""
-        found: list[tuple[str, Position]] = []
+        others: list[tuple[str, Position]] = []
         for app in self._plan.others_of(tp.topic):
             info = await self._seen(f"{app}-positions")
             if info is None or tp.partition >= info.partitions:
@@ -139,16 +139,16 @@ class Owners:
                 self._say(hidden(info.name, exc))
                 continue
             if position is not None:
-                found.append((app, position))
-        return found
+                others.append((app, position))
+        return others
 
     async def _seen(self, name: str) -> TopicInfo | None:
         return await ask(self._clock, lambda: seen(self._broker, name, self._say))
 
     def _say(self, text: str) -> None:
         """Once each, though every task finds the same."""
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._said_texts:
+            self._said_texts.add(text)
             log.info("%s", text)
 
     async def _newest(self, tp: TP) -> Position | None:

@@ -135,7 +135,7 @@ class LogReader:
         """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15). Whoever holds
         them."""
         try:
-            found = await self._broker.open_transactions(tps)
+            open_by_tp = await self._broker.open_transactions(tps)
             group = await self._broker.describe_group(self._plan.app)
         except (RpcError, RpcLost) as exc:
             log.debug("looking for the holder of %s: %s", tps, exc)
@@ -147,7 +147,7 @@ class LogReader:
                 now = self._plan.transactional_id(member.instance_id.removeprefix(prefix))
                 # By a former version a member's id has both names; ours is of a process before this one.
                 living |= {now} if now == self._own_id else {now, member.instance_id}
-        for tp, transactions in found.items():
+        for tp, transactions in open_by_tp.items():
             for transaction in transactions:
                 name = transaction.transactional_id
                 if name is None or name == self._own_id or name in living or not await self._is_ours(name):
@@ -159,7 +159,7 @@ class LogReader:
                     await self._broker.init_producer_id(name, self._transaction_timeout_ms)
                 except (RpcError, RpcLost) as exc:
                     log.debug("fencing %s: %s", name, exc)
-        return found
+        return open_by_tp
 
     async def _is_ours(self, transactional_id: str) -> bool:
         """Whether a writer of this app has that id, or had it in versions that left an instance's dashes as they were."""

@@ -56,10 +56,10 @@ def _chunk(rows: Rows, table: TablePlan, after: bytes) -> tuple[bytes, int]:
         try:
             encoded = rows.encode(raw, raw, table.migrate(_plain(table, stored)))
         except Exception as exc:
-            said = str(exc) if isinstance(exc, SemelError) else f"{type(exc).__name__}: {exc}"
+            reason = str(exc) if isinstance(exc, SemelError) else f"{type(exc).__name__}: {exc}"
             raise ShapeChanged(
-                f"table {table.name!r}, row {raw!r:.120}: its migrate= failed at {stored!r:.200}: {said}. Mend it and start "
-                "again: rows before this one may be migrated, and are not touched again"
+                f"table {table.name!r}, row {raw!r:.120}: its migrate= failed at {stored!r:.200}: {reason}. Mend "
+                "it and start again: rows before this one may be migrated, and are not touched again"
             ) from exc
         if encoded != stored:
             rows.open[raw] = encoded

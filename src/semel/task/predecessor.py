@@ -39,10 +39,10 @@ async def look(broker: Broker, plan: Plan, known: Mapping[str, TopicInfo]) -> No
 async def _writer_of(broker: Broker, plan: Plan, topic: TopicInfo) -> lineage.Lineage | None:
     """Whoever wrote one of its last records from a source of this app, and is not this app."""
     async for record in last_records(broker, topic):
-        said = lineage.of(record.headers)
-        found = lineage.parse(said) if said is not None else None
-        if found is not None and found.app != plan.app and found.topic in plan.sources:
-            return found
+        header = lineage.of(record.headers)
+        writer = lineage.parse(header) if header is not None else None
+        if writer is not None and writer.app != plan.app and writer.topic in plan.sources:
+            return writer
     return None
 
 

@@ -78,9 +78,9 @@ class CommittedLogs:
         fetching: asyncio.Task[Fetched] | None = None
         try:
             while at < end:
-                found = await (fetching or self._fetch(tp, at))
+                fetched = await (fetching or self._fetch(tp, at))
                 fetching = None
-                if found.error == Code.OFFSET_OUT_OF_RANGE:
+                if fetched.error == Code.OFFSET_OUT_OF_RANGE:
                     # Records were deleted while we read: go on with what is there.
                     begin = (await self.starts([tp]))[tp]
                     if begin <= at:
@@ -88,10 +88,10 @@ class CommittedLogs:
                     yield Piece([], at, min(begin, end), min(begin, end) - at)
                     at = begin
                     continue
-                after = found.next_offset
+                after = fetched.next_offset
                 if after < end:
                     fetching = asyncio.create_task(self._fetch(tp, after))
-                records = found.records
+                records = fetched.records
                 if records and records[-1].offset >= end:
                     records = [r for r in records if r.offset < end]
                 yield Piece(records, at, min(after, end))
@@ -114,13 +114,13 @@ class CommittedLogs:
                         node, {tp: at}, committed=True, max_wait_ms=200, max_bytes=PIECE_BYTES,
                         partition_max_bytes=PIECE_BYTES, purpose=self._purpose,
                     )  # fmt: skip
-                    found = answer.get(tp)
-                    if found is not None and found.error in (0, Code.OFFSET_OUT_OF_RANGE):
-                        if found.error or found.next_offset > at:
-                            return found
+                    fetched = answer.get(tp)
+                    if fetched is not None and fetched.error in (0, Code.OFFSET_OUT_OF_RANGE):
+                        if fetched.error or fetched.next_offset > at:
+                            return fetched
                         failed = None
-                    elif found is not None:
-                        failed = RpcError("Fetch", found.error, f"{tp.topic}[{tp.partition}]")
+                    elif fetched is not None:
+                        failed = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
                         if needs_a_person(failed):
                             raise failed
             except (RpcError, RpcLost) as exc:

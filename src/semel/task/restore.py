@@ -58,7 +58,7 @@ class Restorer:
         self._topics = topics
         self._broker = broker
         self._types = ""
-        self._said: set[str] = set()
+        self._said_notes: set[str] = set()
         self._clock = clock
         self._pass = failpoints
         self._store = store
@@ -176,14 +176,14 @@ class Restorer:
         until = self._clock.monotonic() + BEHIND_S
         while known is not None and self._clock.monotonic() < until:
             try:
-                found = await self._broker.topics([name])
+                topics = await self._broker.topics([name])
             except (RpcError, RpcLost) as exc:
                 if needs_a_person(exc):
                     raise self._logs.refused(exc) from exc
                 log.debug("metadata: %s", exc)
-                found = {}
-            check_log_ids(self._plan.app, {name: known.id}, found)
-            if name not in found:
+                topics = {}
+            check_log_ids(self._plan.app, {name: known.id}, topics)
+            if name not in topics:
                 until = self._clock.monotonic() + BEHIND_S
             await self._clock.sleep(BEHIND_PAUSE_S)
 
@@ -193,8 +193,8 @@ class Restorer:
     def _say(self, notes: list[str]) -> None:
         """Once each, though every task finds the same."""
         for note in notes:
-            if note not in self._said:
-                self._said.add(note)
+            if note not in self._said_notes:
+                self._said_notes.add(note)
                 log.warning("%s", note)
 
     def _now_ms(self) -> int:
@@ -312,9 +312,9 @@ class Restorer:
         offset = int(meta.get("stamp", -1))
         if position is not None and offset >= 0:
             tp = TP(self._plan.positions_topic, task.partition)
-            found = await self._record_at(tp, offset)
-            if found is not None and found.key == positions.KEY and found.value is not None:
-                there = positions.decode(found.value, f"{tp.topic}[{tp.partition}]@{offset}")
+            record = await self._record_at(tp, offset)
+            if record is not None and record.key == positions.KEY and record.value is not None:
+                there = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{offset}")
                 if there.stamp != position.stamp:
                     return f"{tp.topic}@{offset} was written by {there.stamp}, not by {position.stamp}"
         if task.marks is not None and position is not None and position.shape:
@@ -367,8 +367,8 @@ class Restorer:
         while (fetched := await reading.chunk()) is not None:
             for record in fetched.records:
                 if record.key == positions.KEY and record.value is not None:
-                    found = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
-                    if found.stamp == stamp:
+                    recorded = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
+                    if recorded.stamp == stamp:
                         return True
         return False
 

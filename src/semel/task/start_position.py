@@ -111,13 +111,13 @@ def _with_old(now: str, before: str, tables: Iterable[str]) -> str:
     """What is declared now, but for these tables, whose rows are not migrated yet."""
     if not tables:
         return now
-    found: dict[str, Any] = orjson.loads(now)
+    shape: dict[str, Any] = orjson.loads(now)
     old: dict[str, Any] = orjson.loads(before) if before else {"tables": {}}
     for name in tables:
-        found["tables"].pop(name, None)
+        shape["tables"].pop(name, None)
         if name in old["tables"]:
-            found["tables"][name] = old["tables"][name]
-    return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
+            shape["tables"][name] = old["tables"][name]
+    return orjson.dumps(shape, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _former(plan: Plan, topic: str, at: TopicPosition, recorded: Position) -> dict[str, int]:
@@ -199,7 +199,7 @@ def bereft(
     semel deletes nothing but expired marks, and compaction leaves the start of a log alone (rule 21). `starts`: where the logs
     begin; `at`: how far each is in the local store.
     """
-    said: list[str] = []
+    notes: list[str] = []
     for name in plan.state_logs if recorded is not None else ():
         assert recorded is not None
         marks = name == plan.marks_topic
@@ -220,11 +220,11 @@ def bereft(
                 "rebuild state from the source, which writes results again, and does so without the events that the source "
                 "no longer holds"
             )
-        said.append(
+        notes.append(
             f"{what}. The local state of this worker has it still, as may no other: one that has to read the log again is "
             "refused. Run `semel reset` when results may be written again"
         )
-    return said
+    return notes
 
 
 def check_topic(plan: Plan, at: TopicPosition, info: TopicInfo) -> None:

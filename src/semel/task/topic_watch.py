@@ -121,14 +121,14 @@ class TopicWatch:
         if any(name not in known for name in self._plan.sources):
             raise not_known(f"not every source topic of {self._plan.app!r} has been there yet")
         try:
-            found = await self._broker.topics(names)
+            topics = await self._broker.topics(names)
         except (RpcError, RpcLost):
             # Whoever was missing before may come back with the brokers.
             self.gone.clear()
             raise
         if life != self._life:
             return
-        missing = self._note(names, found)
+        missing = self._note(names, topics)
         for name in missing:
             if self._clock.monotonic() - self.gone[name] > MISSING_S:
                 raise TopicChanged(
@@ -136,7 +136,7 @@ class TopicWatch:
                     "reset`, or use another pipeline name"
                 )
         try:
-            self._compare(found)
+            self._compare(topics)
         except TopicChanged as exc:
             self._changed = exc
             raise
@@ -145,12 +145,12 @@ class TopicWatch:
                 raise not_known(f"the brokers know no topic {name!r}")
         self._looked_at = asked_at
 
-    def _compare(self, found: Mapping[str, TopicInfo]) -> None:
+    def _compare(self, topics: Mapping[str, TopicInfo]) -> None:
         app, assigned = self._plan.app, self._worker.assignment.partitions
         for name in self._plan.sources:
-            if name not in found:
+            if name not in topics:
                 continue
-            info = found[name]
+            info = topics[name]
             held = {task.topics[name] for task in self._worker.tasks.values() if name in task.topics}
             for topic_id, partitions in held:
                 check_topic(self._plan, TopicPosition(topic_id, partitions, 0), info)
@@ -170,7 +170,7 @@ class TopicWatch:
         check_log_ids(
             app,
             {name: log["id"] for task in self._worker.tasks.values() for name, log in task.logs.items()},
-            found,
+            topics,
         )
 
     # -- what is written to
@@ -178,10 +178,10 @@ class TopicWatch:
     async def _look_at_outputs(self) -> None:
         known = self._topics.known
         names = [name for name in (self._plan.dead_letter_topic, *self._topics.destinations) if name in known]
-        found = await self._broker.topics(names)
-        self._note(names, found)
+        topics = await self._broker.topics(names)
+        self._note(names, topics)
         remade = False
-        for name, info in found.items():
+        for name, info in topics.items():
             if info.id != known[name].id:
                 log.warning(
                     "%s was deleted and created again, with %d partitions, %d before: what was written to it before is gone%s",
@@ -201,10 +201,10 @@ class TopicWatch:
 
     # -- saying so
 
-    def _note(self, names: Iterable[str], found: Mapping[str, TopicInfo]) -> list[str]:
+    def _note(self, names: Iterable[str], topics: Mapping[str, TopicInfo]) -> list[str]:
         """Those that are missing, said when they have been for a while."""
-        now, missing = self._clock.monotonic(), [name for name in names if name not in found]
-        for name in found:
+        now, missing = self._clock.monotonic(), [name for name in names if name not in topics]
+        for name in topics:
             self.gone.pop(name, None)
             if name in self._said_gone:
                 self._said_gone.remove(name)

@@ -101,7 +101,7 @@ class Topics:
         self.configs: dict[str, dict[str, str]] = {}
         # By task, what its position record says of the topics that outputs go to, or is going to say.
         self._recorded: dict[int, dict[str, Sink]] = {}
-        self._said: set[tuple[str, ...]] = set()
+        self._warned: set[tuple[str, ...]] = set()
 
     async def ready(self) -> dict[str, int]:
         """Waits for the source topics, creates the internal ones and the sinks; source -> partitions."""
@@ -119,12 +119,12 @@ class Topics:
     async def _sources(self) -> dict[str, TopicInfo]:
         names = list(self._plan.sources)
         while True:
-            found = await self._persist(lambda: self._broker.topics(names))
-            missing = [name for name in names if name not in found]
+            topics = await self._persist(lambda: self._broker.topics(names))
+            missing = [name for name in names if name not in topics]
             if not missing:
                 self._say("")
-                self.known.update(found)
-                return found
+                self.known.update(topics)
+                return topics
             self._say(
                 f"waiting for the source topic{'s' if len(missing) > 1 else ''} {', '.join(missing)}: semel never creates a "
                 "source; create it, or start what produces to it"
@@ -132,39 +132,39 @@ class Topics:
             await self._clock.sleep(0.5)
 
     async def refreshed(self, names: list[str]) -> dict[str, TopicInfo]:
-        found = await self._broker.topics(names)
-        self.known.update(found)
-        return found
+        topics = await self._broker.topics(names)
+        self.known.update(topics)
+        return topics
 
     async def _own(self, tasks: int, *, may_be_behind: bool) -> None:
         plan = self._plan
         outputs = {t.name: t for t in plan.outputs}
         names = [*plan.sources, *plan.logs, plan.dead_letter_topic, *outputs]
-        found = await self._broker.topics(names)
+        topics = await self._broker.topics(names)
         source_configs = await self._broker.topic_configs(list(plan.sources)) if plan.sources else {}
         room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
         factor, safe = await self._safety()
-        await self._fit(found, tasks, may_be_behind=may_be_behind)
-        for name in outputs.keys() & found.keys():
-            if (keeper := await self._keeper_of(found[name])) is not None:
+        await self._fit(topics, tasks, may_be_behind=may_be_behind)
+        for name in outputs.keys() & topics.keys():
+            if (keeper := await self._keeper_of(topics[name])) is not None:
                 raise ConfigError(foreign_state.refusal(name, keeper))
         specs: list[TopicSpec] = []
         for name in plan.logs:
-            if name in found:
+            if name in topics:
                 continue
             kept = self._created_with.get(name, Rows.topic_config)
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
-        if plan.dead_letter_topic not in found:
+        if plan.dead_letter_topic not in topics:
             kept = {**KEPT, **_STAMPED, **safe, "max.message.bytes": room}
             specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, kept))
-        specs += [self._output(topic, tasks, factor, safe) for name, topic in outputs.items() if name not in found]
+        specs += [self._output(topic, tasks, factor, safe) for name, topic in outputs.items() if name not in topics]
         if specs:
             log.info("creating topics %s", ", ".join(s.name for s in specs))
             await self._broker.create_topics(specs)
-            found = await self._shown(names)
+            topics = await self._shown(names)
             # Creating what is there is no error: a broker that is behind may not have known of a log.
-            await self._fit(found, tasks, may_be_behind=may_be_behind)
-        self.known.update(found)
+            await self._fit(topics, tasks, may_be_behind=may_be_behind)
+        self.known.update(topics)
         self.configs = await self._broker.topic_configs([*plan.logs, plan.dead_letter_topic, *outputs])
         for topic in outputs.values():
             self._open(topic)
@@ -247,8 +247,8 @@ class Topics:
         )
 
     def _warn(self, once: tuple[str, ...], text: str) -> None:
-        if once not in self._said:
-            self._said.add(once)
+        if once not in self._warned:
+            self._warned.add(once)
             log.warning("%s", text)
 
     # -- whether what is there will do
@@ -297,14 +297,14 @@ class Topics:
                 "somebody has looked at them or not. To keep them for good set retention.ms=-1,retention.bytes=-1 on it",
             )
 
-    async def _fit(self, found: dict[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
+    async def _fit(self, topics: dict[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
         """State is partitioned as the source is. Where nothing in it belongs to a key it grows with it."""
         name = self._plan.positions_topic
-        if self._plan.may_grow and name in found and found[name].partitions < tasks:
-            log.info("%s gets %d partitions, as the source has, instead of %d", name, tasks, found[name].partitions)
+        if self._plan.may_grow and name in topics and topics[name].partitions < tasks:
+            log.info("%s gets %d partitions, as the source has, instead of %d", name, tasks, topics[name].partitions)
             await self._broker.create_partitions(name, tasks)
-            found |= await self._shown([name], tasks)
-        self._check_sizes(found, tasks, may_be_behind=may_be_behind)
+            topics |= await self._shown([name], tasks)
+        self._check_sizes(topics, tasks, may_be_behind=may_be_behind)
 
     def _check_segments(self) -> None:
         """Say which logs are compacted late. Topics that were there keep their settings: somebody may have chosen them."""
@@ -321,12 +321,12 @@ class Topics:
                 + ",".join(f"{key}={value}" for key, value in better.items()),
             )
 
-    def _check_sizes(self, found: Mapping[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
+    def _check_sizes(self, topics: Mapping[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
         """TopicChanged where state and source are not partitioned alike. All of the state differs: it is the source.
 
         RpcError where a broker may not have heard of all of it yet: sources grow, and a reset has the state grow with them.
         """
-        sizes = {name: found[name].partitions for name in self._plan.logs if name in found}
+        sizes = {name: topics[name].partitions for name in self._plan.logs if name in topics}
         odd = [name for name, size in sizes.items() if size != tasks]
         if not odd:
             return
@@ -363,14 +363,14 @@ class Topics:
 
     async def _have(self, topic: Topic, tasks: int) -> None:
         name = topic.name
-        found = await self._broker.topics([name])
-        if name not in found:
+        topics = await self._broker.topics([name])
+        if name not in topics:
             log.info("creating topic %s", name)
             await self._broker.create_topics([self._output(topic, tasks, *await self._safety())])
-            found = await self._shown([name])
-        elif (keeper := await self._keeper_of(found[name])) is not None:
+            topics = await self._shown([name])
+        elif (keeper := await self._keeper_of(topics[name])) is not None:
             raise OutputRefused(f"output to {name!r}: {foreign_state.refusal(name, keeper)}")
-        self.known.update(found)
+        self.known.update(topics)
         self.configs |= await self._broker.topic_configs([name])
         self._open(topic)
 
@@ -405,10 +405,10 @@ class Topics:
             told = True
             self._say(f"the broker does not answer: {exc}")
 
-        found = await ask(self._clock, request, waiting=waiting, giving_up=lambda exc: denied(self._plan.app, exc))
+        answer = await ask(self._clock, request, waiting=waiting, giving_up=lambda exc: denied(self._plan.app, exc))
         if told:
             self._say("")
-        return found
+        return answer
 
     async def _shown(self, names: Sequence[str], partitions: int = 1) -> dict[str, TopicInfo]:
         """What was made just now, once the brokers know of it. RpcError where they do not for long: it is made once more."""
@@ -434,12 +434,12 @@ class Topics:
 
     def place(self, partitions: int) -> KeyPartitions:
         """Where keys go among so many partitions."""
-        found = self._places.get(partitions)
-        if found is None:
-            found = self._places[partitions] = KeyPartitions(partitions)
+        key_partitions = self._places.get(partitions)
+        if key_partitions is None:
+            key_partitions = self._places[partitions] = KeyPartitions(partitions)
             for place in self._places.values():
                 place.limit_bytes = self._keys_bytes // len(self._places)
-        return found
+        return key_partitions
 
     @property
     def keys_bytes(self) -> int:

@@ -91,15 +91,15 @@ class MemoryBroker:
 
     async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
         def apply() -> dict[str, TopicInfo]:
-            found: dict[str, TopicInfo] = {}
+            topics: dict[str, TopicInfo] = {}
             for name in self.cluster.topics() if names is None else names:
                 if names is not None:
                     self._may(name, "Describe")
                 info = self.cluster.topic_info(name)
                 if info is not None:
-                    found[name] = info
+                    topics[name] = info
                     self._learn_leaders([TP(name, partition) for partition in range(info.partitions)])
-            return found
+            return topics
 
         return await self._connection.call("Metadata", {"names": names}, apply)
 
@@ -130,13 +130,13 @@ class MemoryBroker:
 
     async def topic_configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         def apply() -> dict[str, dict[str, str]]:
-            found: dict[str, dict[str, str]] = {}
+            configs: dict[str, dict[str, str]] = {}
             for name in names:
                 topic = self.cluster.known_topic(name)
                 if topic is None:
                     raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION, f"topic {name}")
-                found[name] = dict(topic.configs)
-            return found
+                configs[name] = dict(topic.configs)
+            return configs
 
         return await self._connection.call("DescribeConfigs", {"names": names}, apply)
 

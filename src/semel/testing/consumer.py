@@ -48,9 +48,9 @@ class ResultsConsumer:
 
     def take(self) -> list[TopicRecord]:
         """Those since this was last called."""
-        found = self.outputs()[self._taken :]
-        self._taken += len(found)
-        return found
+        records = self.outputs()[self._taken :]
+        self._taken += len(records)
+        return records
 
     def letters(self) -> list[DeadLetter]:
         self.read()
@@ -79,15 +79,15 @@ class ResultsConsumer:
 def _woven(logs: list[list[tuple[TP, Record]]]) -> list[tuple[TP, Record]]:
     if len(logs) == 1:
         return logs[0]
-    found: list[tuple[TP, Record]] = []
+    woven: list[tuple[TP, Record]] = []
     heads = [(log[0][1].timestamp, number, 0) for number, log in enumerate(logs)]
     heapq.heapify(heads)
     while heads:
         _, number, index = heads[0]
         log = logs[number]
-        found.append(log[index])
+        woven.append(log[index])
         if index + 1 < len(log):
             heapq.heapreplace(heads, (log[index + 1][1].timestamp, number, index + 1))
         else:
             heapq.heappop(heads)
-    return found
+    return woven

@@ -160,15 +160,15 @@ class Deployment:
     def undone(self) -> dict[TP, tuple[int, int]]:
         """Source partitions with records that are not committed: the next one to be done, and the log's end."""
         running = {task.partition: task for task in self.tasks()}
-        found: dict[TP, tuple[int, int]] = {}
+        undone: dict[TP, tuple[int, int]] = {}
         for partition in range(self.partitions):
             tp = TP(self._source, partition)
             end = self.cluster.log(tp).end
             at = running[partition].committed.topics.get(tp.topic) if partition in running else None
             done = at.next if at is not None else 0
             if done < end:
-                found[tp] = done, end
-        return found
+                undone[tp] = done, end
+        return undone
 
     # -- waiting
 
@@ -216,11 +216,11 @@ class Deployment:
 
     async def _give_up(self) -> None:
         """NotSettled. Workers that hang in a handler are killed: nothing else ends them."""
-        said = stuck.described(self.workers.values(), self.undone(), self.clock)
+        lines = stuck.described(self.workers.values(), self.undone(), self.clock)
         handlers = stuck.handlers()
         for worker in self.workers.values():
             worker.kill()
         for worker in self.workers.values():
             await worker.gone()
-        said += stuck.places(handlers)
-        raise NotSettled("\n".join(said))
+        lines += stuck.places(handlers)
+        raise NotSettled("\n".join(lines))

@@ -129,8 +129,8 @@ def required_field(name: str) -> Callable[[Any], Any]:
     read = reader_of(name)
 
     def required(value: Any) -> Any:
-        found = read(value)
-        if found is None and not (name in value if isinstance(value, dict) else hasattr(value, name)):
+        content = read(value)
+        if content is None and not (name in value if isinstance(value, dict) else hasattr(value, name)):
             fields = cast("Iterable[Any]", value if isinstance(value, dict) else getattr(value, "__dict__", ()))
             near = difflib.get_close_matches(name, map(str, fields), 1)
             raise PipelineTesterError(
@@ -138,7 +138,7 @@ def required_field(name: str) -> Callable[[Any], Any]:
                 + (f"; did you mean {near[0]!r}?" if near else "")
                 + ". Name one that all values have, or give a function of a value, as key=lambda value: ..."
             )
-        return found
+        return content
 
     return required
 

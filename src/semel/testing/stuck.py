@@ -42,7 +42,7 @@ def retries_due(workers: Iterable[Worker]) -> list[float]:
 
 
 def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], clock: Clock) -> list[str]:
-    said = [
+    lines = [
         f"{tp.topic}[{tp.partition}]: the record at offset {at} is not done"
         + (f", nor are the {end - at - 1} after it" if end - at > 1 else "")
         for tp, (at, end) in undone.items()
@@ -52,22 +52,22 @@ def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], c
         for runner in engine.runners:
             event = runner.event_in_hand()
             if event is not None:
-                said.append(
+                lines.append(
                     f"agent {runner.plan.name!r} is still handling {event.topic}[{event.partition}]@{event.offset}, "
                     f"{event.value!r:.200}"
                 )
         waiting = [why for why in (engine.waiting_for, engine.paused_by) if why]
         if engine.membership is None:
             waiting.append("it is no member of the group")
-        said += [f"worker {worker.name}: {why}" for why in waiting]
-        said += [
+        lines += [f"worker {worker.name}: {why}" for why in waiting]
+        lines += [
             f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.attempts.offset} failed {cursor.attempts.count} times; it is "
             f"tried again in {cursor.due - clock.monotonic():.1f} s"
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()
         ]
-    return said
+    return lines
 
 
 def handlers() -> list[asyncio.Task[Any]]:
@@ -77,7 +77,7 @@ def handlers() -> list[asyncio.Task[Any]]:
 
 def places(cancelled: Iterable[asyncio.Task[Any]]) -> list[str]:
     """Where the user's code stood when these tasks were cancelled; nothing for agents that waited for their next event."""
-    said: list[str] = []
+    lines: list[str] = []
     for task in cancelled:
         if not task.done() or not task.cancelled():
             continue
@@ -91,5 +91,5 @@ def places(cancelled: Iterable[asyncio.Task[Any]]) -> list[str]:
             ]
             if frames and not frames[-1].filename.startswith(_ENGINE):
                 at = frames[-1]
-                said.append(f"it stands in {at.name} ({at.filename}, line {at.lineno}): {at.line}")
-    return said
+                lines.append(f"it stands in {at.name} ({at.filename}, line {at.lineno}): {at.line}")
+    return lines

@@ -28,8 +28,8 @@ class TableView(Mapping[Any, Any]):
             raw = self._plan.key.encode(key)
         except TypeError as exc:
             raise PipelineTesterError(f"table {self._plan.name!r}: {exc}; its keys are {self._plan.key.name}") from exc
-        found = [task.tables[self._plan.name].committed(raw) for task in self._tasks()]
-        parts = [part for part in found if part is not None]
+        stored = [task.tables[self._plan.name].committed(raw) for task in self._tasks()]
+        parts = [part for part in stored if part is not None]
         if not parts:
             raise KeyError(key)
         return self._whole(key, parts)

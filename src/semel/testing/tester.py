@@ -112,8 +112,8 @@ class PipelineTester:
             self._folder.cleanup()
         waiting = [crash for crash in self._deployment.crashes if not crash.happened]
         if waiting and not failed:
-            said = ", ".join(f"crash(at={crash.at!r}, nth={crash.nth})" for crash in waiting)
-            raise PipelineTesterError(f"{said} never happened: no worker came past it, so nothing was tested")
+            crashes = ", ".join(f"crash(at={crash.at!r}, nth={crash.nth})" for crash in waiting)
+            raise PipelineTesterError(f"{crashes} never happened: no worker came past it, so nothing was tested")
 
     async def _end_loop(self) -> None:
         mine = asyncio.current_task()
@@ -159,7 +159,7 @@ class PipelineTester:
         read = required_field(key) if isinstance(key, str) else key
         keyed = [(value, None if read is None else read(value)) for value in values]
         self._ready()
-        sent = [self._source.send(value, found, (), None, None) for value, found in keyed]
+        sent = [self._source.send(value, event_key, (), None, None) for value, event_key in keyed]
         if settle:
             self.settle()
         return sent
@@ -203,13 +203,13 @@ class PipelineTester:
         UnknownName).
         """
         self._ready()
-        found = self._results.outputs()
+        records = self._results.outputs()
         if topic is None:
-            return list(found)
+            return list(records)
         name = topic.name if isinstance(topic, Topic) else topic
         if name not in self._results.topics:
             self._check_unused(topic)
-        return [record for record in found if record.topic == name]
+        return [record for record in records if record.topic == name]
 
     def _check_unused(self, topic: str | Topic) -> None:
         """Of a topic that no result went to: results might have."""
@@ -302,7 +302,7 @@ class PipelineTester:
             f"{letter.attempts}): {letter.error:.300}"
             for letter in letters[-_SHOWN:]
         ]
-        lines += [f"  log: {said:.300}" for said in self._warnings.latest]
+        lines += [f"  log: {warning:.300}" for warning in self._warnings.latest]
         return "\n".join(lines)
 
     # -- inside
@@ -354,11 +354,11 @@ class _LatestWarnings(logging.Handler):
         self.latest: deque[str] = deque(maxlen=_SHOWN)
 
     def emit(self, record: logging.LogRecord) -> None:
-        said = record.getMessage()
+        text = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
-            said += f": {record.exc_info[1]!r}"
-        if said not in self.latest:
-            self.latest.append(said)
+            text += f": {record.exc_info[1]!r}"
+        if text not in self.latest:
+            self.latest.append(text)
 
 
 def _fastest_folder() -> str | None:

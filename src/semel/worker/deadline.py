@@ -95,7 +95,7 @@ def exits_said() -> Generator[None]:
     """
     pid = os.getpid()
 
-    def said(status: int) -> NoReturn:
+    def exit_and_say(status: int) -> NoReturn:
         if os.getpid() == pid:
             at = traceback.extract_stack(limit=2)[0]
             log.error(
@@ -105,7 +105,7 @@ def exits_said() -> Generator[None]:
             leave(status or 1)
         _exit(status)
 
-    os._exit = said
+    os._exit = exit_and_say
     try:
         yield
     finally:

@@ -387,10 +387,10 @@ class Engine:
 
     def attempts(self, tp: TP, agent: str) -> Attempts:
         """Those that a source partition's events have had, whoever owned it since."""
-        found = self._attempts.get((tp, agent))
-        if found is None:
-            found = self._attempts[(tp, agent)] = Attempts(self._deaths.of(tp, agent))
-        return found
+        attempts = self._attempts.get((tp, agent))
+        if attempts is None:
+            attempts = self._attempts[(tp, agent)] = Attempts(self._deaths.of(tp, agent))
+        return attempts
 
     def _landed(self) -> None:
         for suspect in self._deaths.landed(self.tasks):

@@ -112,17 +112,17 @@ def kafka_broker(settings: Settings, *, client_id: str, compression: str | None 
     """A connection to the configured cluster, not started. ConfigError where the compression is not known, or not installed."""
     from semel.kafka import KafkaBroker, Security
 
-    said = settings.broker_security
+    given = settings.broker_security
     security = None
-    if said.protocol != "PLAINTEXT":
+    if given.protocol != "PLAINTEXT":
         security = Security(
-            protocol=said.protocol,
-            ca_file=str(said.ca_file) if said.ca_file else None,
-            cert_file=str(said.cert_file) if said.cert_file else None,
-            key_file=str(said.key_file) if said.key_file else None,
-            sasl_mechanism=said.sasl_mechanism,
-            username=said.username,
-            password=said.password.get_secret_value() if said.password is not None else None,
+            protocol=given.protocol,
+            ca_file=str(given.ca_file) if given.ca_file else None,
+            cert_file=str(given.cert_file) if given.cert_file else None,
+            key_file=str(given.key_file) if given.key_file else None,
+            sasl_mechanism=given.sasl_mechanism,
+            username=given.username,
+            password=given.password.get_secret_value() if given.password is not None else None,
         )
     return KafkaBroker(
         settings.bootstrap,

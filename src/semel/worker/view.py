@@ -86,8 +86,8 @@ class EngineView:
         rows = task.tables[table]
         raw = _raw(rows, key)
         with self._reading(partition):
-            found = rows.committed(raw)
-        return None if found is None else _row(plan, key, found, partition, raw)
+            value = rows.committed(raw)
+        return None if value is None else _row(plan, key, value, partition, raw)
 
     def merge(self, table: str, stored: Sequence[bytes]) -> Any:
         plan = self._plan(table)
@@ -132,19 +132,19 @@ class EngineView:
                 stop = bound if stop is None else min(stop, bound)
         if after is not None:
             begin = max(begin, after + b"\x00")
-        found: list[TableRow] = []
+        page: list[TableRow] = []
         size, looked_at, last = 0, 0, b""
         with self._reading(partition):
             for raw, value in rows.scan(begin, stop):
-                if len(found) == limit or size >= bytes_max or looked_at == _LOOKED_AT_MAX:
-                    return Page(tuple(found), last)
+                if len(page) == limit or size >= bytes_max or looked_at == _LOOKED_AT_MAX:
+                    return Page(tuple(page), last)
                 looked_at, last = looked_at + 1, raw
                 key = rows.key_of(raw)
                 if numeric and ((low is not None and key < low) or (high is not None and key >= high)):
                     continue
                 size += len(raw) + len(value)
-                found.append(_row(plan, key, value, partition, raw))
-        return Page(tuple(found), None)
+                page.append(_row(plan, key, value, partition, raw))
+        return Page(tuple(page), None)
 
     # -- what runs
 
@@ -190,8 +190,8 @@ class EngineView:
                 "owners": {str(task): owner[0] for task, owner in engine.assignment.owners.items()},
                 "waiting_for": engine.waiting_for,
                 "paused_by": engine.paused_by,
-                "in_hand": [asdict(found) for found in engine.lingering.in_hand()],
-                "not_asking": [asdict(found) for found in engine.lingering.not_asking()],
+                "in_hand": [asdict(event) for event in engine.lingering.in_hand()],
+                "not_asking": [asdict(event) for event in engine.lingering.not_asking()],
                 "unreadable": {
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },
@@ -210,7 +210,7 @@ class EngineView:
         if engine.plan.sources and engine.membership is None:
             raise NotOwned
         ids = rule.ids(written)
-        found: list[dict[str, Any]] = []
+        marks: list[dict[str, Any]] = []
         not_yet: Restoring | None = None
         for partition in engine.assignment.tasks:
             try:
@@ -221,10 +221,10 @@ class EngineView:
             if task.marks is not None:
                 with self._reading(partition):
                     known = task.marks.find_readings(ids)
-                found += [self._mark(task, task.marks.window_ms, key, unpack(raw)) for key, raw in known]
-        if not found and not_yet is not None:
+                marks += [self._mark(task, task.marks.window_ms, key, unpack(raw)) for key, raw in known]
+        if not marks and not_yet is not None:
             raise not_yet
-        return found
+        return marks
 
     def _mark(self, task: Task, window_ms: int, key: bytes, mark: Mark) -> dict[str, Any]:
         rule = self._engine.plan.dedup
@@ -249,25 +249,25 @@ class EngineView:
     def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         engine = self._engine
         restoring = [p for p in engine.assignment.tasks if not self._runs(p)]
-        said: dict[str, Any] = {}
+        not_ready: dict[str, Any] = {}
         if engine.waiting_for:
-            said["waiting_for"] = engine.waiting_for
+            not_ready["waiting_for"] = engine.waiting_for
         if engine.paused_by:
-            said["paused_by"] = engine.paused_by
+            not_ready["paused_by"] = engine.paused_by
         if gone := engine.gone():
-            said["gone"] = gone
+            not_ready["gone"] = gone
         unreadable = engine.troubles.current()
         if unreadable:
-            said["unreadable"] = {f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(unreadable.items())}
+            not_ready["unreadable"] = {f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(unreadable.items())}
         if engine.membership is None and engine.plan.sources:
-            said["group"] = (engine.group.refused if engine.group is not None else "") or "not assigned yet"
+            not_ready["group"] = (engine.group.refused if engine.group is not None else "") or "not assigned yet"
         if lingering := engine.lingering.unready():
-            said["in_hand"] = [asdict(found) for found in lingering]
+            not_ready["in_hand"] = [asdict(event) for event in lingering]
         if idle := engine.lingering.unready_not_asking():
-            said["not_asking"] = [asdict(found) for found in idle]
+            not_ready["not_asking"] = [asdict(event) for event in idle]
         if restoring:
-            said["restoring"] = {str(p): self._progress(p) for p in restoring}
-        return not said, said or {"tasks": sorted(engine.tasks)}
+            not_ready["restoring"] = {str(p): self._progress(p) for p in restoring}
+        return not not_ready, not_ready or {"tasks": sorted(engine.tasks)}
 
     @contextmanager
     def _reading(self, partition: int) -> Generator[None]:

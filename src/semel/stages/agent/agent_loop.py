@@ -40,7 +40,7 @@ async def run(runner: AgentRunner) -> None:
     idle_failures = 0
     body: asyncio.Task[Any] | None = None
     driven: Driven | None = None
-    said: Driven | None = None
+    reported: Driven | None = None
     # Bodies that did not end with their run. They may still be cleaning up.
     left_behind: dict[asyncio.Task[Any], Driven] = {}
     try:
@@ -64,7 +64,7 @@ async def run(runner: AgentRunner) -> None:
                 body.add_done_callback(lambda done: _gone(left_behind, done))
             if not body.done() or driven.forsaken:
                 _say_left_behind(runner, driven)
-                said = driven
+                reported = driven
             if runner.context is not context or not ended:
                 continue
             error = _error_of(body, runner)
@@ -95,7 +95,7 @@ async def run(runner: AgentRunner) -> None:
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)
-            if driven is not None and driven is not said and (not body.done() or driven.forsaken):
+            if driven is not None and driven is not reported and (not body.done() or driven.forsaken):
                 _say_left_behind(runner, driven)
             if not body.done() and driven is not None:
                 left_behind[body] = driven
@@ -159,7 +159,7 @@ def place(coroutine: Any) -> str:
         at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
         if type(at).__name__ == "async_generator_asend":
             # It does not name its generator.
-            at = next((found for found in gc.get_referents(at) if inspect.isasyncgen(found)), None)
+            at = next((referent for referent in gc.get_referents(at) if inspect.isasyncgen(referent)), None)
     return own or where or "an unknown place"
 
 
@@ -197,10 +197,10 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
     turn_ends, delivered = monotonic() + TURN_S, 0
     try:
         while True:
-            found = await step()
+            result = await step()
             while True:
                 try:
-                    waiting = deliver(found)
+                    waiting = deliver(result)
                     if waiting is not None:
                         await waiting
                     delivered += 1
@@ -212,7 +212,7 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
                 except HandlingError as exc:
                     if throw is None:
                         raise
-                    found = await throw(exc)
+                    result = await throw(exc)
     except StopAsyncIteration:
         return None
     finally:

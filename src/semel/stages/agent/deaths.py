@@ -54,14 +54,14 @@ def suspected(left: Left, boot: str) -> list[Suspect]:
         return known
     if not left.held:
         return [replace(s, deaths=0) for s in known]
-    found = {s.events: s for s in known}
+    by_events = {s.events: s for s in known}
     for held in left.held:
-        suspect = found.get(held.events) or Suspect(*held.events)
+        suspect = by_events.get(held.events) or Suspect(*held.events)
         if held.is_one and len(left.held) == 1:
             held_s = max(suspect.held_s, left.seen - held.since, 0.0)
             suspect = replace(suspect, deaths=suspect.deaths + 1, held_s=held_s)
-        found[held.events] = suspect
-    return sorted(found.values(), key=lambda s: s.deaths)[-SUSPECTS:]
+        by_events[held.events] = suspect
+    return sorted(by_events.values(), key=lambda s: s.deaths)[-SUSPECTS:]
 
 
 def opened(place: Path, plan: Plan) -> CrashNotes:

@@ -29,7 +29,7 @@ class _Alike(NamedTuple):
     place: str
 
 
-class _Said:
+class _Report:
     __slots__ = ("at_s", "more")
 
     def __init__(self, at_s: float) -> None:
@@ -41,7 +41,7 @@ class Failures:
     """One agent's. Times are the clock's monotonic seconds."""
 
     def __init__(self) -> None:
-        self._said: dict[_Alike, _Said] = {}
+        self._reports: dict[_Alike, _Report] = {}
         self._said_returned = False
 
     def retried(
@@ -88,17 +88,17 @@ class Failures:
 
     def sum_up(self, now_s: float) -> None:
         """Say how many more there were of what has been silent for long enough."""
-        for alike in [a for a, said in self._said.items() if now_s - said.at_s >= SAID_EVERY_S]:
-            more = self._said.pop(alike).more
+        for alike in [a for a, report in self._reports.items() if now_s - report.at_s >= SAID_EVERY_S]:
+            more = self._reports.pop(alike).more
             if more:
                 log.warning("%d more like it: %s, %s at %s", more, alike.ending, alike.error, alike.place)
 
     def _may_say(self, alike: _Alike, now_s: float) -> bool:
         self.sum_up(now_s)
-        if alike in self._said:
-            self._said[alike].more += 1
+        if alike in self._reports:
+            self._reports[alike].more += 1
             return False
-        self._said[alike] = _Said(now_s)
+        self._reports[alike] = _Report(now_s)
         return True
 
 

@@ -159,7 +159,7 @@ class OddCode:
         try:
             while True:
                 try:
-                    found = await (anext(running) if thrown is None else running.athrow(thrown))
+                    result = await (anext(running) if thrown is None else running.athrow(thrown))
                     thrown = None
                 except StopAsyncIteration:
                     return
@@ -171,7 +171,7 @@ class OddCode:
                     running, thrown = run(stream), None
                     continue
                 try:
-                    yield found
+                    yield result
                 except HandlingError as refused:
                     # What it may catch, as without this.
                     thrown = refused

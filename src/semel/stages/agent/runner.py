@@ -297,16 +297,16 @@ class AgentRunner:
         """The values of a work unit and their records, as one unit of work; `complete` ends it, whether any are left or not."""
         s.batch = OpenBatch()
         ids: dict[int, Any] = {}
-        found: list[tuple[Any, Any]] = []
+        pairs: list[tuple[Any, Any]] = []
         for value in self._processor.values(s, context):
             record = context.record
-            found.append((value, record))
+            pairs.append((value, record))
             ids[record.offset] = context.id
         context.steps = OutputNumbers(ids)
-        context.batch = found
-        s.batch.events = len(found)
+        context.batch = pairs
+        s.batch.events = len(pairs)
         s.index = s.start
-        return found
+        return pairs
 
     def begin(self, context: EventContext) -> None:
         if self.context is not context or self.closed:

@@ -11,7 +11,7 @@ from semel.port import TP, Record
 from semel.stages.agent.runner import TURN_S, AgentRunner
 from semel.state.event_context import EventContext
 
-Found = Sequence[tuple[Any, Record]]
+Pairs = Sequence[tuple[Any, Record]]
 
 
 class Batch(Sequence[Any]):
@@ -24,15 +24,15 @@ class Batch(Sequence[Any]):
     __slots__ = ("_context", "_event", "_make_event", "_tp", "_values", "records")
 
     def __init__(
-        self, context: EventContext, tp: TP, make_event: Callable[[Any, Record, TP], Event], found: Found
+        self, context: EventContext, tp: TP, make_event: Callable[[Any, Record, TP], Event], pairs: Pairs
     ) -> None:
         self._context = context
         self._event = context.event
         self._tp = tp
         self._make_event = make_event
-        self._values = [value for value, _ in found]
-        self.records = [record for _, record in found]
-        context.record = self.records[0] if len(found) == 1 else None
+        self._values = [value for value, _ in pairs]
+        self.records = [record for _, record in pairs]
+        context.record = self.records[0] if len(pairs) == 1 else None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -127,10 +127,10 @@ class EventStream:
         while True:
             s = await runner.next_unit(context)
             try:
-                found = runner.admit_batch(s, context)
+                pairs = runner.admit_batch(s, context)
                 runner.begin(context)
-                if found:
-                    yield Batch(context, s.cursor.tp, runner.event, found)
+                if pairs:
+                    yield Batch(context, s.cursor.tp, runner.event, pairs)
                 runner.complete(context)
                 runner.end_unit(context)
             except Exception as exc:

@@ -58,7 +58,7 @@ class UnfinishedEvents:
         # What each runner is at, since when, and when that is to be said next.
         self._at: dict[AgentRunner, tuple[EventContext, int, float, float]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
-        self._said: dict[tuple[str, str], tuple[float, int, int]] = {}
+        self._said_of_place: dict[tuple[str, str], tuple[float, int, int]] = {}
         # Runners that ask for no record while some wait: in which run and after how many work units, since when, and when that is
         # to be said next.
         self._idle: dict[AgentRunner, tuple[tuple[EventContext, int], float, float]] = {}
@@ -85,12 +85,12 @@ class UnfinishedEvents:
 
     def _say(self, runner: AgentRunner, event: int, seconds: float, now: float) -> None:
         place = agent_loop.place(runner.code)
-        said_at, said_of, more = self._said.get((runner.plan.name, place), (-AGAIN_S, 0, 0))
+        said_at, said_of, more = self._said_of_place.get((runner.plan.name, place), (-AGAIN_S, 0, 0))
         if now - said_at < AGAIN_S:
             if event != said_of:
-                self._said[(runner.plan.name, place)] = said_at, event, more + 1
+                self._said_of_place[(runner.plan.name, place)] = said_at, event, more + 1
             return
-        self._said[(runner.plan.name, place)] = now, event, 0
+        self._said_of_place[(runner.plan.name, place)] = now, event, 0
         log.warning(
             "agent %s has been at %s for %.1f s; it waits at %s%s. It handles one event at a time, so its other events on this "
             "worker wait, too, of whatever partition",
@@ -109,11 +109,11 @@ class UnfinishedEvents:
             self._idle[runner] = run, now, now + self._patient_s
         elif now >= at[2]:
             self._idle[runner] = run, at[1], now + AGAIN_S
-            found = self._not_asking(runner, now)
+            idle = self._not_asking(runner, now)
             log.warning(
                 "agent %s has asked for no record for %.1f s, while %d wait, first %s; %s. Until its code comes to its loop and "
                 "asks, none of them is handled",
-                found.agent, found.seconds, sum(c.buffered for c in runner.ready), found.record, found.why,
+                idle.agent, idle.seconds, sum(c.buffered for c in runner.ready), idle.record, idle.why,
             )  # fmt: skip
 
     def _not_asking(self, runner: AgentRunner, now: float) -> NotAsking:
@@ -151,7 +151,7 @@ class UnfinishedEvents:
 
     def unready(self) -> list[UnfinishedEvent]:
         """Those that have been for so long that somebody should look."""
-        return [found for found in self.in_hand() if found.seconds >= self._unready_s]
+        return [event for event in self.in_hand() if event.seconds >= self._unready_s]
 
     def unready_not_asking(self) -> list[NotAsking]:
         """As `unready`, of agents that ask for nothing."""

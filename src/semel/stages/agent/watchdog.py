@@ -140,9 +140,9 @@ class Watchdog:
 
 def _stack(frame: FrameType) -> tuple[str, str]:
     """The innermost place of the user's own code, and the stack from where that begins."""
-    found = traceback.extract_stack(frame)
-    begins = next((n for n, f in enumerate(found) if f.filename.startswith(_BODY)), len(found))
-    own = [f for f in found[begins:] if not f.filename.startswith((_SEMEL, _ASYNCIO))] or list(found)
+    frames = traceback.extract_stack(frame)
+    begins = next((n for n, f in enumerate(frames) if f.filename.startswith(_BODY)), len(frames))
+    own = [f for f in frames[begins:] if not f.filename.startswith((_SEMEL, _ASYNCIO))] or list(frames)
     ours = [f for f in own if not f.filename.startswith(_LIBRARY) and "site-packages" not in f.filename]
     at = (ours or own)[-1]
     shown = own[:1] + own[1 - FRAMES :] if len(own) > FRAMES else own

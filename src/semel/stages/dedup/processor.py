@@ -47,7 +47,7 @@ class DedupProcessor:
         )
 
     def values(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
-        """The values that are to take effect, one by one; `hand.record` is each one's record, `hand.id` its dedup id.
+        """The values that are to take effect, one by one; `context.record` is each one's record, `context.id` its dedup id.
 
         Whoever iterates is done with a value, or has failed with it, before it asks for the next.
         """

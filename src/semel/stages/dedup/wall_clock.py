@@ -46,11 +46,11 @@ class WallClock:
                 "the clock of this machine is probably behind: it says %s, and %d events in a row, of %d partitions, "
                 "were refused that are more than an hour ahead of it, the latest one of %s; set the clock (NTP), the "
                 "refused events are in the dead letters",
-                _said(clock_ms), self._row, len(self._succeeded), _said(event_ms),
+                _time_text(clock_ms), self._row, len(self._succeeded), _time_text(event_ms),
             )  # fmt: skip
 
 
-def _said(ms: int) -> str:
+def _time_text(ms: int) -> str:
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (ValueError, OverflowError, OSError):

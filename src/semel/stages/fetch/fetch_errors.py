@@ -54,13 +54,13 @@ def named(transactions: Sequence[OpenTransaction]) -> str:
 
 
 class _Trouble:
-    __slots__ = ("lasts", "said", "since_s", "why")
+    __slots__ = ("lasts", "reported", "since_s", "why")
 
     def __init__(self, since_s: float) -> None:
         self.since_s = since_s
         self.why = ""
         self.lasts = False
-        self.said = False
+        self.reported = False
 
 
 class FetchErrors:
@@ -84,7 +84,7 @@ class FetchErrors:
         waited = now - trouble.since_s
         if (trouble.lasts or waited >= PATIENT_S) and now - self._said_at.get(tp, -SAID_EVERY_S) >= SAID_EVERY_S:
             self._said_at[tp] = now
-            trouble.said = True
+            trouble.reported = True
             since = f", for {waited:.0f} s now" if waited >= 1 else ""
             log.error("%s[%d] cannot be read from offset %d%s: %s. It is tried again and again, and waits meanwhile",
                       *tp, offset, since, trouble.why,
@@ -93,7 +93,7 @@ class FetchErrors:
     def over(self, tp: TP) -> None:
         """It was read."""
         trouble = self._now.pop(tp, None)
-        if trouble is not None and trouble.said:
+        if trouble is not None and trouble.reported:
             self._said_at.pop(tp, None)
             log.info("%s[%d] can be read again", *tp)
 

@@ -56,10 +56,10 @@ class HangingTransactions:
             await self._say([tp for tp in due if tp.topic == topic], now)
 
     async def _say(self, due: list[TP], now: float) -> None:
-        found: Mapping[TP, Sequence[OpenTransaction]] = {}
+        holders: Mapping[TP, Sequence[OpenTransaction]] = {}
         nobody = "nobody says whose"
         try:
-            found = await self._broker.open_transactions(due)
+            holders = await self._broker.open_transactions(due)
         except (RpcError, RpcLost) as exc:
             nobody += f" ({exc})"
         for tp in due:
@@ -69,6 +69,6 @@ class HangingTransactions:
             stop.said_at = now
             log.warning(
                 "%s[%d] is held at offset %d by an open transaction for %.0f s, %d records wait behind it: %s. %s",
-                *tp, stop.offset, now - stop.since, fetch.high_watermark - stop.offset, named(found.get(tp, ())) or nobody,
-                WAY_OUT,
+                *tp, stop.offset, now - stop.since, fetch.high_watermark - stop.offset,
+                named(holders.get(tp, ())) or nobody, WAY_OUT,
             )  # fmt: skip

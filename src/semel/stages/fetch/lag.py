@@ -12,16 +12,16 @@ from semel.state.task import Task
 
 def lag(tasks: Iterable[Task], fetches: Mapping[TP, PartitionFetch], now: float) -> dict[TP, int | None]:
     """Records between the committed position and the log's end; None where nobody has said for a while where that is."""
-    found: dict[TP, int | None] = {}
+    lags: dict[TP, int | None] = {}
     for task in tasks:
         for topic in task.topics:
             tp = TP(topic, task.partition)
             fetch, at = fetches.get(tp), task.committed.topics.get(topic)
             if fetch is None or at is None or fetch.high_watermark < 0 or now - fetch.seen_at >= STALE_S:
-                found[tp] = None
+                lags[tp] = None
             else:
-                found[tp] = max(0, fetch.high_watermark - at.next)
-    return found
+                lags[tp] = max(0, fetch.high_watermark - at.next)
+    return lags
 
 
 def whole(lags: Iterable[int | None]) -> int | None:

@@ -67,8 +67,8 @@ class WorkUnit:
     @property
     def records(self) -> list[Record]:
         """All of them, done or not."""
-        found = self.fetched.records
-        return found if self.end - self.start == len(found) else found[self.start : self.end]
+        fetched = self.fetched.records
+        return fetched if self.end - self.start == len(fetched) else fetched[self.start : self.end]
 
     @property
     def position(self) -> int:

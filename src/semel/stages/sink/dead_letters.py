@@ -43,7 +43,7 @@ def dead_letter(
     the error, and of what says why, as much is written as fits.
     """
     key, value, headers = record.key, record.value, record.headers
-    said = {
+    own_headers = {
         "semel.pipeline": pipeline,
         "semel.agent": agent,
         "semel.reason": reason,
@@ -57,7 +57,7 @@ def dead_letter(
     }
     text = error.encode(errors="backslashreplace")[:2000].decode(errors="ignore")
     whole = letters.max_bytes + NOT_THE_VALUE_BYTES - OVERHEAD_BYTES
-    room = whole - header_bytes(said.items()) - min(len(text.encode()), _LEAST_ERROR_BYTES) - _LEFT_OUT_BYTES
+    room = whole - header_bytes(own_headers.items()) - min(len(text.encode()), _LEAST_ERROR_BYTES) - _LEFT_OUT_BYTES
     of_headers = header_bytes(headers)
     left_out: list[str] = []
     if value is not None and len(key or b"") + of_headers + len(value) > room:
@@ -70,17 +70,17 @@ def dead_letter(
         left_out.append(f"a key of {len(key)} bytes")
         key = None
     if left_out:
-        said["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
+        own_headers["semel.left_out"] = f"{' and '.join(left_out)} does not fit the dead-letter topic"
     if isinstance(record, TooLarge):
-        said["semel.left_out"] = record.why
+        own_headers["semel.left_out"] = record.why
     held = len(key or b"") + len(value or b"") + of_headers
     # Of a topic that takes next to nothing, where it came from matters most: the value stands there.
     for name in _DISPENSABLE:
-        if held + header_bytes(said.items()) > whole:
-            said.pop(name, None)
-    left = whole - held - header_bytes(said.items())
-    if "semel.error" in said:
-        said["semel.error"] = text.encode()[: max(0, left)].decode(errors="ignore")
-    written = [*headers, *((name, content.encode()) for name, content in said.items())]
-    size = OVERHEAD_BYTES + held + header_bytes(said.items())
+        if held + header_bytes(own_headers.items()) > whole:
+            own_headers.pop(name, None)
+    left = whole - held - header_bytes(own_headers.items())
+    if "semel.error" in own_headers:
+        own_headers["semel.error"] = text.encode()[: max(0, left)].decode(errors="ignore")
+    written = [*headers, *((name, content.encode()) for name, content in own_headers.items())]
+    size = OVERHEAD_BYTES + held + header_bytes(own_headers.items())
     return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size)

@@ -54,8 +54,8 @@ class TopicLimits(NamedTuple):
 
 def limits_from(configs: dict[str, str]) -> TopicLimits:
     def bound(name: str) -> int | None:
-        found = int(configs.get(name, str(2**63 - 1)))
-        return None if found >= 2**62 else found
+        value = int(configs.get(name, str(2**63 - 1)))
+        return None if value >= 2**62 else value
 
     # Before Kafka 3.6 one setting bounded both sides.
     around = bound("message.timestamp.difference.max.ms")
@@ -133,11 +133,11 @@ class Destination:
             if result.key is not SOURCE_KEY:
                 key = self.key(result.key)
             try:
-                found = result.header_list()
+                given = result.header_list()
             except (TypeError, ValueError) as exc:
                 raise OutputRefused(f"output to {self.topic.name!r}: {exc}") from exc
-            if found is not None:
-                headers = found
+            if given is not None:
+                headers = given
             if result.timestamp_ms is not None:
                 timestamp = result.timestamp_ms
                 if type(timestamp) is not int or not 0 <= timestamp < 2**63:
@@ -233,8 +233,8 @@ def _hint(value: Any) -> str:
 
 def header_bytes(headers: Iterable[tuple[str, str | bytes | None]]) -> int:
     """At most."""
-    found = 0
+    total = 0
     for name, content in headers:
         size = len(content.encode() if isinstance(content, str) else content or b"")
-        found += len(name) * (1 if name.isascii() else 4) + size + 10
-    return found
+        total += len(name) * (1 if name.isascii() else 4) + size + 10
+    return total
