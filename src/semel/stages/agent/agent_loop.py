@@ -232,9 +232,9 @@ async def _run_function(runner: AgentRunner, context: EventContext) -> None:
     monotonic, begin, finish, emit = scheduler.clock.monotonic, runner.begin, runner.finish, runner.emit
     epoch = scheduler.epoch
     while True:
-        s = await runner.next_unit(context)
+        unit = await runner.next_unit(context)
         turn_ends = monotonic() + TURN_S
-        for value in runner.admit(s, context):
+        for value in runner.admit(unit, context):
             begin(context)
             try:
                 result: Any = run(value)

@@ -240,8 +240,8 @@ class AgentRunner:
             limit = 1
         end = fetched.end(limit, UNIT_BYTES)
         self.taken += 1
-        self.unit = s = WorkUnit(cursor, fetched, end, int(self.scheduler.clock.time() * 1000))
-        self.alone = (cursor.tp, s.record.offset) if end - s.start == 1 else None
+        self.unit = unit = WorkUnit(cursor, fetched, end, int(self.scheduler.clock.time() * 1000))
+        self.alone = (cursor.tp, unit.record.offset) if end - unit.start == 1 else None
         self.context.task = task
         self.context.writes.most_bytes = self.scheduler.epoch.event_bytes
         self.context.tables = task.tables
@@ -250,33 +250,33 @@ class AgentRunner:
         task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
-        if end > s.start:
-            first = s.record
+        if end > unit.start:
+            first = unit.record
             self.notes.note(self.noted, cursor.tp, first.offset, fetched.records[end - 1].offset, first.timestamp, now)
-        return s
+        return unit
 
     def settle(self) -> None:
         """Bring position and stream time up to what is done; called before a seal and when the work unit is given back."""
-        s = self.unit
-        if s is not None:
+        unit = self.unit
+        if unit is not None:
             # A cursor that is ahead of its task's others meets records that it has done.
-            s.cursor.position = max(s.cursor.position, s.position)
-            if s.timed < s.index:
-                task = s.cursor.task
-                task.stream = move_times(task.stream, s.times_done(), s.wall_ms)
+            unit.cursor.position = max(unit.cursor.position, unit.position)
+            if unit.timed < unit.index:
+                task = unit.cursor.task
+                task.stream = move_times(task.stream, unit.times_done(), unit.wall_ms)
 
     def release(self) -> None:
         """Give the work unit back; what was not done of it stays first in its queue."""
-        s = self.unit
-        if s is None:
+        unit = self.unit
+        if unit is None:
             return
-        cursor, fetched = s.cursor, s.fetched
+        cursor, fetched = unit.cursor, unit.fetched
         before = cursor.position
         self.settle()
         self.unit = None
         self.noted[HOLDS] = 0
-        cursor.buffered -= s.index - fetched.start
-        fetched.start = s.index
+        cursor.buffered -= unit.index - fetched.start
+        fetched.start = unit.index
         if fetched.start >= len(fetched.records) and cursor.queue and cursor.queue[0] is fetched:
             cursor.queue.popleft()
             cursor.bytes -= fetched.size
@@ -289,23 +289,23 @@ class AgentRunner:
 
     # ------------------------------------------------------------------ going through a work unit
 
-    def admit(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
+    def admit(self, unit: WorkUnit, context: EventContext) -> Iterator[Any]:
         """The values of a work unit that are to take effect: `begin` each, then `finish` it, before asking for the next."""
-        return self._processor.values(s, context)
+        return self._processor.values(unit, context)
 
-    def admit_batch(self, s: WorkUnit, context: EventContext) -> list[tuple[Any, Any]]:
+    def admit_batch(self, unit: WorkUnit, context: EventContext) -> list[tuple[Any, Any]]:
         """The values of a work unit and their records, as one unit of work; `complete` ends it, whether any are left or not."""
-        s.batch = OpenBatch()
+        unit.batch = OpenBatch()
         ids: dict[int, Any] = {}
         pairs: list[tuple[Any, Any]] = []
-        for value in self._processor.values(s, context):
+        for value in self._processor.values(unit, context):
             record = context.record
             pairs.append((value, record))
             ids[record.offset] = context.id
         context.steps = OutputNumbers(ids)
         context.batch = pairs
-        s.batch.events = len(pairs)
-        s.index = s.start
+        unit.batch.events = len(pairs)
+        unit.index = unit.start
         return pairs
 
     def begin(self, context: EventContext) -> None:
@@ -330,7 +330,7 @@ class AgentRunner:
         return turn_ends
 
     def step_begins(self, context: EventContext) -> None:
-        """The body of this hand runs from here to `step_ends`, and nothing else does."""
+        """The body of this context runs from here to `step_ends`, and nothing else does."""
         if self._suspended is not None:
             held_s = self._resumed()
             if held_s > HELD_S:
@@ -398,13 +398,13 @@ class AgentRunner:
     @property
     def where(self) -> str:
         """The record that the agent is at, for people; a thread may ask, too."""
-        s, record = self.unit, self.context.record
-        if s is None:
+        unit, record = self.unit, self.context.record
+        if unit is None:
             return "no record"
-        if record is None or s.index < s.end:
-            record = s.fetched.records[min(s.index, s.end - 1)]
-        more = f" and {s.end - s.start - 1} more" if s.batch is not None and s.end - s.start > 1 else ""
-        return f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{record.offset} (key {record.key!r:.80}){more}"
+        if record is None or unit.index < unit.end:
+            record = unit.fetched.records[min(unit.index, unit.end - 1)]
+        more = f" and {unit.end - unit.start - 1} more" if unit.batch is not None and unit.end - unit.start > 1 else ""
+        return f"{unit.cursor.tp.topic}[{unit.cursor.tp.partition}]@{record.offset} (key {record.key!r:.80}){more}"
 
     @property
     def at_record(self) -> bool:
@@ -412,11 +412,11 @@ class AgentRunner:
         return self.unit is not None and self.unit.index < self.unit.end
 
     def event_in_hand(self) -> Event | None:
-        s = self.unit
-        if s is None or not self.context.holding:
+        unit = self.unit
+        if unit is None or not self.context.holding:
             return None
         record = self.context.record
-        return None if record is None else self.event(self._processor.value(s, record), record, s.cursor.tp)
+        return None if record is None else self.event(self._processor.value(unit, record), record, unit.cursor.tp)
 
     def event(self, value: Any, record: Record, tp: TP) -> Event:
         return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
@@ -432,8 +432,8 @@ class AgentRunner:
             return None
         if not context.alive:
             raise StaleIncarnation("the event's epoch is over")
-        s = self.unit
-        if s is None or not context.holding:
+        unit = self.unit
+        if unit is None or not context.holding:
             raise OutsideEvent("a result was yielded where no event is in hand; yield inside the loop over the stream")
         destination, record = self.sink, context.record
         if type(result) is Output:
@@ -453,7 +453,7 @@ class AgentRunner:
                 f"agent {self.plan.name!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
                 "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
             )
-        out = destination.record(result, record, context.task.partition, s.wall_ms, context.lineage(record))
+        out = destination.record(result, record, context.task.partition, unit.wall_ms, context.lineage(record))
         context.emit(out, record)
         return None
 
@@ -471,16 +471,16 @@ class AgentRunner:
 
     def complete(self, context: EventContext) -> None:
         """Whatever is in hand is done: an event, or a batch."""
-        s = self.unit
-        if s is None or s.batch is None:
+        unit = self.unit
+        if unit is None or unit.batch is None:
             self.finish(context)
         else:
-            self._finish_batch(context, s, s.batch)
+            self._finish_batch(context, unit, unit.batch)
 
     def finish(self, context: EventContext) -> None:
         """The event in hand is done: its write set joins the epoch."""
-        s = self.unit
-        if s is None or not context.alive:
+        unit = self.unit
+        if unit is None or not context.alive:
             raise StaleIncarnation("the event's epoch is over")
         writes = context.writes
         if writes.dirty:
@@ -501,24 +501,24 @@ class AgentRunner:
             counts["filtered"] += 1
         counts["in"] += 1
         writes.fold(task.marks)
-        if s.moved is not None:
-            task.stream_ms, task.pending = s.moved
-            s.moved = None
+        if unit.moved is not None:
+            task.stream_ms, task.pending = unit.moved
+            unit.moved = None
         context.holding = False
-        s.index += 1
+        unit.index += 1
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
             self.scheduler.finished()
 
-    def _finish_batch(self, context: EventContext, s: WorkUnit, batch: OpenBatch) -> None:
+    def _finish_batch(self, context: EventContext, unit: WorkUnit, batch: OpenBatch) -> None:
         if not context.alive:
             raise StaleIncarnation("the batch's epoch is over")
         writes = context.writes
         writes.write_back()
         self._look_at_the_clock()
         results, steps = writes.outputs, context.steps
-        task = s.cursor.task
+        task = unit.cursor.task
         task.counts["out"] += len(results)
         task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
         if context.origin is not None:
@@ -530,13 +530,13 @@ class AgentRunner:
         )
         results.clear()
         writes.fold(task.marks)
-        if s.moved is not None:
-            task.stream_ms, task.pending = s.moved
-            s.moved = None
+        if unit.moved is not None:
+            task.stream_ms, task.pending = unit.moved
+            unit.moved = None
         context.holding = False
         context.batch = ()
-        s.batch = None
-        s.index = s.end
+        unit.batch = None
+        unit.index = unit.end
         self._heavy = max(writes.bytes // max(1, batch.events), self._heavy * 3 // 4)
         for name, count in batch.counts.items():
             task.counts[name] += count
@@ -548,26 +548,26 @@ class AgentRunner:
 
     def _count_lost_session(self) -> None:
         """What is in hand, or was until just now, cost the worker its place: nothing of it will be committed."""
-        s, context = self.unit, self.context
-        if s is None or self._charged == (context, context.event):
+        unit, context = self.unit, self.context
+        if unit is None or self._charged == (context, context.event):
             return
         self._charged = context, context.event
-        attempts = s.cursor.attempts
-        if s.batch is not None and s.end - s.start > 1:
-            attempts.isolate_until = s.fetched.records[s.end - 1].offset
+        attempts = unit.cursor.attempts
+        if unit.batch is not None and unit.end - unit.start > 1:
+            attempts.isolate_until = unit.fetched.records[unit.end - 1].offset
             return
-        record = s.record if context.holding or s.batch is not None else context.record
+        record = unit.record if context.holding or unit.batch is not None else context.record
         if record is not None:
             self._failures.lost_session(
-                s.cursor.tp, record, attempts.lost_session(record.offset), self.plan.retry.attempts
+                unit.cursor.tp, record, attempts.lost_session(record.offset), self.plan.retry.attempts
             )
 
-    def _given_up_for(self, s: WorkUnit) -> SessionLost | ProcessEnded | None:
+    def _given_up_for(self, unit: WorkUnit) -> SessionLost | ProcessEnded | None:
         """Why it is not handled again: it holds one event, and that has cost its last session, or its last process."""
-        attempts = s.cursor.attempts
-        if s.end - s.start != 1 or not (attempts.lost or attempts.suspects):
+        attempts = unit.cursor.attempts
+        if unit.end - unit.start != 1 or not (attempts.lost or attempts.suspects):
             return None
-        record = s.record
+        record = unit.record
         suspect = attempts.suspect(record)
         if suspect is not None and suspect.deaths >= most(self.plan.retry):
             attempts.died(record.offset, suspect.deaths)
@@ -576,13 +576,13 @@ class AgentRunner:
             return SessionLost(attempts.lost)
         return None
 
-    def _give_up(self, s: WorkUnit, context: EventContext, why: SessionLost | ProcessEnded) -> None:
+    def _give_up(self, unit: WorkUnit, context: EventContext, why: SessionLost | ProcessEnded) -> None:
         if isinstance(why, ProcessEnded) and why.times > most(self.plan.retry):
             # The process died of giving it up, too: it is not the agent's code that ends it, but what decodes it or reads its id.
-            self._side_outputs.quarantine(s, s.record, "failed", described(why), why.times)
-            s.index += 1
+            self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times)
+            unit.index += 1
         else:
-            for _ in self._processor.values(s, context):
+            for _ in self._processor.values(unit, context):
                 context.begin()
                 self.failed(why, context)
                 return
@@ -599,40 +599,40 @@ class AgentRunner:
 
     def failed(self, exc: BaseException, context: EventContext) -> None:
         """The event in hand failed: undo it, then decide whether it is tried again."""
-        s = self.unit
-        if s is None or not context.alive:
+        unit = self.unit
+        if unit is None or not context.alive:
             return
         self._look_at_the_clock()
         if isinstance(exc, StoreError):
             # Not the event's fault: it is handled again when the store can be read.
             self.scheduler.store_failed(exc)
             return
-        task = s.cursor.task
-        marks, stream = context.writes.marks[:], s.moved
+        task = unit.cursor.task
+        marks, stream = context.writes.marks[:], unit.moved
         context.undo()
-        s.moved = None
-        batch, s.batch = s.batch, None
+        unit.moved = None
+        batch, unit.batch = unit.batch, None
         if batch is not None:
-            s.index = s.start
-        if batch is not None and s.end - s.start > 1:
+            unit.index = unit.start
+        if batch is not None and unit.end - unit.start > 1:
             # One of them did it: go through them one by one.
-            s.cursor.attempts.isolate_until = s.fetched.records[s.end - 1].offset
-            self._failures.split(s.cursor.tp, s.end - s.start, exc, self.scheduler.clock.monotonic())
-        elif not self._tried_again(s, exc):
-            record = s.record
+            unit.cursor.attempts.isolate_until = unit.fetched.records[unit.end - 1].offset
+            self._failures.split(unit.cursor.tp, unit.end - unit.start, exc, self.scheduler.clock.monotonic())
+        elif not self._tried_again(unit, exc):
+            record = unit.record
             if marks and task.marks is not None and stream is not None:
                 [(id, mark)] = marks
                 task.marks.mark(id, dead(mark))
                 task.stream_ms, task.pending = stream
             reason = "rejected" if isinstance(exc, Reject) else "failed"
-            self._side_outputs.quarantine(s, record, reason, described(exc), s.cursor.attempts.count)
-            s.cursor.attempts.given_up()
-            s.index += 1
+            self._side_outputs.quarantine(unit, record, reason, described(exc), unit.cursor.attempts.count)
+            unit.cursor.attempts.given_up()
+            unit.index += 1
         self.release()
 
-    def _tried_again(self, s: WorkUnit, exc: BaseException) -> bool:
+    def _tried_again(self, unit: WorkUnit, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
-        cursor, record, retry, now = s.cursor, s.record, self.plan.retry, self.scheduler.clock.monotonic()
+        cursor, record, retry, now = unit.cursor, unit.record, self.plan.retry, self.scheduler.clock.monotonic()
         counted = self._charged == (self.context, self.context.event) or isinstance(exc, (SessionLost, ProcessEnded))
         attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
         delay = None
@@ -642,7 +642,7 @@ class AgentRunner:
             if not isinstance(exc, Reject):
                 self._failures.given_up(cursor.tp, record, exc, attempts, max(attempts, retry.attempts), now)
             if isinstance(exc, OutputRefused):
-                self._wall_clock.refused(s, record.timestamp, now)
+                self._wall_clock.refused(unit, record.timestamp, now)
             return False
         self.alone = None
         cursor.due = now + delay

@@ -77,10 +77,10 @@ class EventStream:
         monotonic, begin, finish = scheduler.clock.monotonic, runner.begin, runner.finish
         await runner.enter(context)
         while True:
-            s = await runner.next_unit(context)
+            unit = await runner.next_unit(context)
             turn_ends = monotonic() + TURN_S
             try:
-                for value in runner.admit(s, context):
+                for value in runner.admit(unit, context):
                     begin(context)
                     yield value
                     finish(context)
@@ -95,9 +95,9 @@ class EventStream:
     async def events(self) -> AsyncIterator[Event]:
         """The same events with key, headers, timestamp and position."""
         async for value in self:
-            s = self._runner.unit
-            assert s is not None
-            yield self._runner.event(value, self._context.record, s.cursor.tp)
+            unit = self._runner.unit
+            assert unit is not None
+            yield self._runner.event(value, self._context.record, unit.cursor.tp)
 
     async def items(self) -> AsyncIterator[tuple[Any, Any]]:
         """Keys and values."""
@@ -125,12 +125,12 @@ class EventStream:
         runner, context = self._runner, self._context
         await runner.enter(context)
         while True:
-            s = await runner.next_unit(context)
+            unit = await runner.next_unit(context)
             try:
-                pairs = runner.admit_batch(s, context)
+                pairs = runner.admit_batch(unit, context)
                 runner.begin(context)
                 if pairs:
-                    yield Batch(context, s.cursor.tp, runner.event, pairs)
+                    yield Batch(context, unit.cursor.tp, runner.event, pairs)
                 runner.complete(context)
                 runner.end_unit(context)
             except Exception as exc:

@@ -46,50 +46,51 @@ class DedupProcessor:
             DedupFilter(services, rule, self._time_of, side_outputs, wall_clock) if rule is not None else None
         )
 
-    def values(self, s: WorkUnit, context: EventContext) -> Iterator[Any]:
-        """The values that are to take effect, one by one; `context.record` is each one's record, `context.id` its dedup id.
+    def values(self, unit: WorkUnit, context: EventContext) -> Iterator[Any]:
+        """The values that are to take effect, one by one; `context.record` is each one's record,
+        `context.id` its dedup id.
 
         Whoever iterates is done with a value, or has failed with it, before it asks for the next.
         """
-        records = s.records
-        values = self._decoders[s.cursor.tp.topic](records)
-        marks = s.cursor.task.marks
+        records = unit.records
+        values = self._decoders[unit.cursor.tp.topic](records)
+        marks = unit.cursor.task.marks
         if self._filter is None or marks is None:
-            return self._all(s, context, values, records)
-        return self._filter.fresh(s, context, values, records, marks)
+            return self._all(unit, context, values, records)
+        return self._filter.fresh(unit, context, values, records, marks)
 
     def _all(
-        self, s: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record]
+        self, unit: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record]
     ) -> Iterator[Any]:
-        condemned, untimed = s.cursor.condemned, self._untimed(s, values, records)
+        condemned, untimed = unit.cursor.condemned, self._untimed(unit, values, records)
         apart = {*condemned, *untimed}
-        if s.cursor.task.marks is None and s.cursor.first:
+        if unit.cursor.task.marks is None and unit.cursor.first:
             # Where there are marks, their rule moves stream time. Of several agents the first does: an event is one witness.
-            s.timed = s.start
-        for index, value, record in zip(range(s.start, s.end), values, records, strict=True):
-            s.index = index
+            unit.timed = unit.start
+        for index, value, record in zip(range(unit.start, unit.end), values, records, strict=True):
+            unit.index = index
             context.record = record
             if type(value) is Undecodable or (apart and record.offset in apart):
-                s.leave_out(index)
+                unit.leave_out(index)
                 if type(value) is Undecodable or record.offset in condemned:
-                    self._side_outputs.unfit(s, record, value)
+                    self._side_outputs.unfit(unit, record, value)
                 else:
-                    self._side_outputs.quarantine(s, record, "missing", untimed[record.offset])
+                    self._side_outputs.quarantine(unit, record, "missing", untimed[record.offset])
             else:
                 yield value
-        s.index = s.end
+        unit.index = unit.end
 
-    def _untimed(self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
+    def _untimed(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
         """Why the time of an event cannot be read, by offset. Where the timestamp is it, nothing is to be read."""
-        read = self._time_of[s.cursor.tp.topic]
+        read = self._time_of[unit.cursor.tp.topic]
         if read is None:
             return {}
-        s.times = _times(read, values, records)
-        return {r.offset: at for r, at in zip(records, s.times, strict=True) if type(at) is str}
+        unit.times = _times(read, values, records)
+        return {r.offset: at for r, at in zip(records, unit.times, strict=True) if type(at) is str}
 
-    def value(self, s: WorkUnit, record: Record) -> Any:
+    def value(self, unit: WorkUnit, record: Record) -> Any:
         """The value of one record of the work unit, decoded anew: nobody has changed it."""
-        return self._decoders[s.cursor.tp.topic]([record])[0]
+        return self._decoders[unit.cursor.tp.topic]([record])[0]
 
 
 def _times(read: TimeReader, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
@@ -128,36 +129,36 @@ class DedupFilter:
         self._payload_of = rule.payload_reader()
 
     def fresh(
-        self, s: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record], marks: Marks
+        self, unit: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record], marks: Marks
     ) -> Iterator[Any]:
-        task, written = s.cursor.task, context.writes.marks
+        task, written = unit.cursor.task, context.writes.marks
         if not self._said_keyless:
-            self._see_keys(s, records)
-        batch, error = self._columns(s, values, records)
+            self._see_keys(unit, records)
+        batch, error = self._columns(unit, values, records)
         ids = batch.ids
         known = marks.known([id for id in ids if type(id) is bytes])
-        hashed_from = task.hashed_from(s.cursor.tp.topic)
-        judged = classify(batch, known, task.stream, self._rule, s.wall_ms, hashed_from)
-        index = s.start
+        hashed_from = task.hashed_from(unit.cursor.tp.topic)
+        judged = classify(batch, known, task.stream, self._rule, unit.wall_ms, hashed_from)
+        index = unit.start
         for value, record, id, verdict, mark, stream in zip(
             values, records, ids, judged.verdicts, judged.marks, judged.streams, strict=False
         ):
-            s.index = index
+            unit.index = index
             context.record = record
             context.id = id
             if mark is not None:
                 written.append((id, mark))  # pyright: ignore[reportArgumentType]  (what has a mark has an id)
-            elif self._set_aside(s, verdict, value, record, batch, judged):
-                if s.batch is None:
+            elif self._set_aside(unit, verdict, value, record, batch, judged):
+                if unit.batch is None:
                     task.stream_ms, task.pending = stream
                 else:
-                    s.moved = stream
+                    unit.moved = stream
                 index += 1
                 continue
-            s.moved = stream
+            unit.moved = stream
             yield value
             index += 1
-        s.index = index
+        unit.index = index
         if error is not None:
             context.record = records[len(ids)]
             raise error
@@ -165,12 +166,12 @@ class DedupFilter:
     # -- what is known of each record
 
     def _columns(
-        self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]
+        self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]
     ) -> tuple[Columns, BaseException | None]:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
-        condemned = s.cursor.condemned
+        condemned = unit.cursor.condemned
         # What cannot be decoded has no id either.
-        ids, times = self._ids(values, records), self._times(s, values, records)
+        ids, times = self._ids(values, records), self._times(unit, values, records)
         if condemned:
             ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
         read = self._payload_of
@@ -209,9 +210,9 @@ class DedupFilter:
         except _ITS_OWN as exc:
             return f"the dedup key cannot be read: {described(exc)}"
 
-    def _times(self, s: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
+    def _times(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
         """Event times in ms, None where there is none, or what went wrong reading it."""
-        read = self._time_of[s.cursor.tp.topic]
+        read = self._time_of[unit.cursor.tp.topic]
         if read is None:
             return [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in records]
         return _times(read, values, records)
@@ -219,54 +220,54 @@ class DedupFilter:
     # -- what does not take effect
 
     def _set_aside(
-        self, s: WorkUnit, verdict: Verdict, value: Any, record: Record, batch: Columns, judged: Classified
+        self, unit: WorkUnit, verdict: Verdict, value: Any, record: Record, batch: Columns, judged: Classified
     ) -> bool:
         """Deal with a record that is not fresh; False where the rule says that it takes effect all the same."""
-        rule, side_outputs, nth = self._rule, self._side_outputs, s.index - s.start
+        rule, side_outputs, nth = self._rule, self._side_outputs, unit.index - unit.start
         id, at = batch.ids[nth], batch.times[nth]
-        if type(value) is Undecodable or record.offset in s.cursor.condemned:
-            side_outputs.unfit(s, record, value)
+        if type(value) is Undecodable or record.offset in unit.cursor.condemned:
+            side_outputs.unfit(unit, record, value)
             return True
         match verdict:
             case Verdict.MISSING:
                 why = _TIMELESS if type(id) is bytes else id if type(id) is str else "the event has no dedup key"
-                return side_outputs.handled(s, rule.missing, "missing", record, why)
+                return side_outputs.handled(unit, rule.missing, "missing", record, why)
             case Verdict.UNREADABLE:
-                side_outputs.quarantine(s, record, "missing", str(at))
+                side_outputs.quarantine(unit, record, "missing", str(at))
             case Verdict.CLOCK:
                 assert isinstance(at, int)
-                self._wall_clock.refused(s, at, self._services.clock.monotonic())
+                self._wall_clock.refused(unit, at, self._services.clock.monotonic())
                 why = f"event time {at} is more than the dedup window ahead of this worker's clock"
-                side_outputs.quarantine(s, record, "clock", why)
+                side_outputs.quarantine(unit, record, "clock", why)
             case Verdict.LATE:
                 why = f"event time {at} is older than stream time less the dedup window"
-                return side_outputs.handled(s, rule.late, "late", record, why)
+                return side_outputs.handled(unit, rule.late, "late", record, why)
             case _:
-                return self._known(s, verdict, record, judged.known[nth])
+                return self._known(unit, verdict, record, judged.known[nth])
         return True
 
-    def _known(self, s: WorkUnit, verdict: Verdict, record: Record, raw: bytes) -> bool:
+    def _known(self, unit: WorkUnit, verdict: Verdict, record: Record, raw: bytes) -> bool:
         """Deal with an event whose id is known; False where it takes effect all the same."""
         rule, side_outputs, mark = self._rule, self._side_outputs, unpack(raw)
         if verdict is Verdict.REPLAYED:
-            side_outputs.done(s, "replayed")
+            side_outputs.done(unit, "replayed")
         elif verdict is Verdict.CONFLICT:
             if rule.conflict == "pass":
                 return False
-            side_outputs.count(s, "conflicts")
+            side_outputs.count(unit, "conflicts")
             why = f"the same id with another payload was first seen at offset {mark.offset} of this partition"
-            side_outputs.handled(s, rule.conflict, "conflict", record, why)
+            side_outputs.handled(unit, rule.conflict, "conflict", record, why)
         elif mark.outcome == DEAD:
             why = f"its first occurrence, offset {mark.offset}, is in the dead letters"
-            side_outputs.quarantine(s, record, "duplicate", why)
+            side_outputs.quarantine(unit, record, "duplicate", why)
         else:
-            side_outputs.done(s, "duplicates")
+            side_outputs.done(unit, "duplicates")
         return True
 
-    def _see_keys(self, s: WorkUnit, records: Sequence[Record]) -> None:
+    def _see_keys(self, unit: WorkUnit, records: Sequence[Record]) -> None:
         """Say once that a redelivery without a key may land in a partition that does not know the event."""
-        name, partition = s.cursor.tp
-        _, partitions = s.cursor.task.topics[name]
+        name, partition = unit.cursor.tp
+        _, partitions = unit.cursor.task.topics[name]
         keyless = next((r for r in records if r.key is None), None) if partitions > 1 else None
         if keyless is not None:
             self._said_keyless = True

@@ -24,28 +24,28 @@ class SideOutputs:
         self._services = services
         self._throttle = LogThrottle(log, "records went to the dead letters")
 
-    def count(self, s: WorkUnit, name: str) -> None:
-        counts = s.cursor.task.counts if s.batch is None else s.batch.counts
+    def count(self, unit: WorkUnit, name: str) -> None:
+        counts = unit.cursor.task.counts if unit.batch is None else unit.batch.counts
         counts[name] += 1
 
-    def done(self, s: WorkUnit, name: str, letter: Out | None = None) -> None:
+    def done(self, unit: WorkUnit, name: str, letter: Out | None = None) -> None:
         """A record needs no agent any more; `name`: what it is counted as."""
-        self.count(s, "in")
-        self.count(s, name)
+        self.count(unit, "in")
+        self.count(unit, name)
         if letter is not None:
-            self._keep(s, letter)
-        if s.batch is None:
-            s.cursor.task.touched = True
+            self._keep(unit, letter)
+        if unit.batch is None:
+            unit.cursor.task.touched = True
             self._services.finished()
 
-    def _keep(self, s: WorkUnit, letter: Out) -> None:
-        if s.batch is not None:
-            s.batch.letters.append(letter)
+    def _keep(self, unit: WorkUnit, letter: Out) -> None:
+        if unit.batch is not None:
+            unit.batch.letters.append(letter)
         else:
             self._services.epoch.add((letter,), letter.size)
 
-    def quarantine(self, s: WorkUnit, record: Record, reason: str, error: str, attempts: int = 0) -> None:
-        services, tp = self._services, s.cursor.tp
+    def quarantine(self, unit: WorkUnit, record: Record, reason: str, error: str, attempts: int = 0) -> None:
+        services, tp = self._services, unit.cursor.tp
         if self._throttle.may_say(reason, services.clock.monotonic()):
             log.warning(
                 "%s[%d]@%d goes to the dead letters (%s): %s",
@@ -56,24 +56,25 @@ class SideOutputs:
                 folded(error),
             )
         letter = dead_letter(
-            services.dead_letters, tp, record, pipeline=services.app, agent=s.cursor.agent.name, reason=reason, error=error,
+            services.dead_letters, tp, record, pipeline=services.app, agent=unit.cursor.agent.name, reason=reason,
+                error=error,
             attempts=attempts, now_ms=int(services.clock.time() * 1000),
         )  # fmt: skip
-        self.done(s, "dead", letter)
+        self.done(unit, "dead", letter)
 
-    def unfit(self, s: WorkUnit, record: Record, value: Any) -> None:
+    def unfit(self, unit: WorkUnit, record: Record, value: Any) -> None:
         """A record that nobody is to look at: it cannot be decoded, or its writes were refused before."""
         if type(value) is Undecodable:
-            self.quarantine(s, record, "undecodable", str(value.error))
+            self.quarantine(unit, record, "undecodable", str(value.error))
         else:
-            self.quarantine(s, record, "refused", s.cursor.condemned[record.offset])
+            self.quarantine(unit, record, "refused", unit.cursor.condemned[record.offset])
 
-    def handled(self, s: WorkUnit, handling: str, reason: str, record: Record, error: str) -> bool:
+    def handled(self, unit: WorkUnit, handling: str, reason: str, record: Record, error: str) -> bool:
         """Do as a dedup rule says: "quarantine", "drop" or "pass". False where the event takes effect all the same."""
         if handling == "pass":
             return False
         if handling == "drop":
-            self.done(s, "dropped")
+            self.done(unit, "dropped")
         else:
-            self.quarantine(s, record, reason, error)
+            self.quarantine(unit, record, reason, error)
         return True

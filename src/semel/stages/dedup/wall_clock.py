@@ -28,9 +28,9 @@ class WallClock:
         self._succeeded: dict[TP, int] = {}
         self._said_at_s: float | None = None
 
-    def refused(self, s: WorkUnit, event_ms: int, now_s: float) -> None:
+    def refused(self, unit: WorkUnit, event_ms: int, now_s: float) -> None:
         """An event of the work unit, stamped `event_ms`, was refused for a time."""
-        tp, counts, clock_ms = s.cursor.tp, s.cursor.task.counts, s.wall_ms
+        tp, counts, clock_ms = unit.cursor.tp, unit.cursor.task.counts, unit.wall_ms
         succeeded = counts["out"] + counts["filtered"]
         if event_ms <= clock_ms + AHEAD_MS:
             return
