@@ -57,8 +57,7 @@ class SideOutputs:
             )
         letter = dead_letter(
             services.dead_letters, tp, record, pipeline=services.app, agent=unit.cursor.agent.name, reason=reason,
-                error=error,
-            attempts=attempts, now_ms=int(services.clock.time() * 1000),
+            error=error, attempts=attempts, now_ms=int(services.clock.time() * 1000),
         )  # fmt: skip
         self.done(unit, "dead", letter)
 
