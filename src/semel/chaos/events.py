@@ -36,13 +36,15 @@ class Made(NamedTuple):
 class Input:
     """Where events come from. `originals`: each event once, without end unless `limit` says how many there are.
 
-    `notes`: what a person should know about how they are made, as sentences.
+    `notes`: what a person should know about how they are made, as sentences. `keyed_by`: the fields, as JSON names them,
+    that the record key is made of, as far as that is known.
     """
 
     originals: Iterator[Made]
     notes: tuple[str, ...] = ()
     limit: int | None = None
     json: bool = True
+    keyed_by: tuple[str, ...] = ()
 
 
 # -- made by the pipeline's module

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from random import Random
 from string import Formatter
-from typing import Any, cast
+from typing import Any, Union, cast
 from uuid import UUID
 
 import msgspec
@@ -22,9 +22,11 @@ from msgspec import inspect as shapes
 
 from semel.chaos.events import Headers, Input, Made
 from semel.chaos.subject import Subject
+from semel.codec import Codec, union_of
 from semel.dedup import ContentKey, Dedup, HeaderKey
 from semel.errors import ConfigError, DecodeError
 from semel.event_time import EventTime
+from semel.plan import TablePlan
 from semel.topic import Topic
 
 POOL = 24
@@ -48,37 +50,89 @@ def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str 
     """Events of the source's value type. NotMade where that does not say enough.
 
     `key`: the record key as a text with fields in braces, `{origin}-{dest}`, or the name of one. A row of a table lies in
-    the partition that its key hashes to, and which field the agent takes for that stands in its code only: ConfigError
-    where there is such a table and no `key`.
+    the partition that its key hashes to, and which field the agent takes for that stands in its code only: where there is
+    such a table and no `key`, it is the one field that could be it. ConfigError where none could, or several.
     """
     source, name = subject.source, subject.source.value.name
-    rows = [table.name for table in subject.plan.tables if table.keyed and table.merge is None]
+    rows = [table for table in subject.plan.tables if table.keyed and table.merge is None]
+    said = ""
     if key is None and rows:
-        raise ConfigError(
-            f"{subject.name!r} keeps rows of {', '.join(rows)} by a key, which must be that of the record, and {name} does not "
-            "say which field it is: give it with --key FIELD, or --key '{origin}-{dest}' for several, or define "
-            "chaos_events(rng) in the pipeline's module"
-        )
+        key = _only_key(subject, rows)
+        of = f"table{'s' if len(rows) > 1 else ''} {', '.join(table.name for table in rows)}"
+        said = f", the only field that could be the key of {of}; --key FIELD says another"
     if key is not None and "{" not in key:
         key = f"{{{key}}}"
     events = _events(subject, seed, now_ms, key)
     # What cannot be is refused before anything runs.
     first = next(events)
-    keyed = f"keyed by {key}" if key is not None else f"with {POOL} keys"
-    note = f"events are made up from {name}, {keyed}, seed {seed}"
-    return Input(chain((first,), events), (note,), json=source.value.type is not bytes)
+    keyed = f"keyed by {key}{said}" if key is not None else f"with {POOL} keys"
+    note = f"events are made up from {name}, seed {seed}, {keyed}"
+    keyed_by = _fields_in(key, names_in(of_value(source))) if key is not None else ()
+    return Input(chain((first,), events), (note,), json=source.value.type is not bytes, keyed_by=keyed_by)
+
+
+def _only_key(subject: Subject, rows: Sequence[TablePlan]) -> str:
+    """The field that alone could be the record key of these tables; ConfigError where none could, or several."""
+    source = subject.source
+    with _as_not_made(source):
+        shape = of_value(source)
+        identity = _identity(subject.dedup, source.value.name, shape)
+        found = [
+            name
+            for name, of in _fields(shape)
+            if name != identity and all(_gives_key(of, name, table.key, source.key) for table in rows)
+        ]
+    if len(found) == 1:
+        return found[0]
+    kinds = ", ".join(dict.fromkeys(table.key.name for table in rows))
+    which = (
+        f"{', '.join(found[:-1])} and {found[-1]} of {source.value.name} could be it"
+        if found
+        else f"no field of {source.value.name} but its id can be a key of type {kinds}"
+    )
+    raise ConfigError(
+        f"{subject.name!r} keeps rows of {', '.join(table.name for table in rows)} by a key, which must be that of the record, "
+        f"and {which}: give it with --key FIELD, or --key '{{origin}}-{{dest}}' for several, or define chaos_events(rng) in the "
+        "pipeline's module"
+    )
+
+
+def _gives_key(of: shapes.Type, name: str, row: Codec[Any], record: Codec[Any]) -> bool:
+    """Whether each value of a field is a key of rows, whose bytes are those of the record key that is made of it."""
+    if isinstance(of, shapes.Metadata):
+        return _gives_key(of.type, name, row, record)
+    if isinstance(of, shapes.UnionType):
+        return all(_gives_key(part, name, row, record) for part in of.types)
+    # Bytes are written as base64 in JSON, which is not what the agent sees.
+    if isinstance(of, shapes.BytesType):
+        return False
+    try:
+        drawn = make(of, Random(0), 0, name, depth=1)
+        raw = str(drawn).encode()
+        record.decode(raw)
+        return row.encode(typed(row.type, drawn)) == raw
+    except (ConfigError, DecodeError, TypeError, ValueError, AttributeError, NotImplementedError, msgspec.MsgspecError):
+        return False
 
 
 def _events(subject: Subject, seed: int, now_ms: Callable[[], int], key: str | None) -> Iterator[Made]:
     source, rng = subject.source, Random(f"{seed} events")
-    try:
-        shape = shape_of(source.value.type)
+    with _as_not_made(source):
+        shape = of_value(source)
+        declared = _without_none(source.value.type)
         identity = _identity(subject.dedup, source.value.name, shape)
         for number in count(1):
             drawn = _drawn(shape, subject.event_time, identity, rng, now_ms(), f"{seed}", number)
-            record_key = _some_key(source, rng) if key is None else _filled(key, drawn)
-            value = source.value.encode(typed(source.value.type, drawn))
+            record_key = _some_key(source, rng) if key is None else _filled(key, drawn, names_in(shape))
+            value = source.value.encode(typed(declared, drawn))
             yield Made(record_key, value, _headers(subject.dedup, seed, number))
+
+
+@contextmanager
+def _as_not_made(source: Topic) -> Generator[None]:
+    """NotMade where the source's type is none that values are made of."""
+    try:
+        yield
     except (TypeError, NameError, NotImplementedError, msgspec.MsgspecError) as wrong:
         raise NotMade(f"topic {source.name!r}, whose values are declared as {source.value.name} ({wrong})") from wrong
 
@@ -90,12 +144,29 @@ def _drawn(
     if not fields:
         return make(shape, rng, now_ms, "value") if identity is None else unique(shape, prefix, number)
     drawn = make(shape, rng, now_ms)
-    if isinstance(time, str) and time in fields:
-        # A name that looks like a time gets the present, in the form that the type asks for.
-        drawn[time] = make(fields[time], rng, now_ms, name="time")
+    at = names_in(shape).get(time) if isinstance(time, str) else None
+    if at is not None:
+        drawn[at] = _present(fields[at], rng, now_ms)
     if identity is not None:
         drawn[identity] = unique(fields[identity], prefix, number)
     return drawn
+
+
+def _present(shape: shapes.Type, rng: Random, now_ms: int) -> Any:
+    """The present as `time=` takes it: a number is one of ms, whatever its type; else in the form that the type asks for."""
+    match shape:
+        case shapes.UnionType(types):
+            return _present(next(of for of in types if not isinstance(of, shapes.NoneType)), rng, now_ms)
+        case shapes.Metadata(of):
+            return _present(of, rng, now_ms)
+        case shapes.FloatType():
+            return float(now_ms)
+        case shapes.DecimalType():
+            return str(now_ms)
+        case shapes.IntType() | shapes.AnyType():
+            return now_ms
+        case _:
+            return make(shape, rng, now_ms, name="time")
 
 
 def _headers(dedup: Dedup | None, seed: int, number: int) -> Headers:
@@ -106,15 +177,15 @@ def _headers(dedup: Dedup | None, seed: int, number: int) -> Headers:
 
 
 def _identity(dedup: Dedup | None, what: str, shape: shapes.Type) -> str | None:
-    """The field (empty: the whole value) that no two events have the same; None where none needs to be so.
+    """The field, as JSON names it (empty: the whole value), that no two events have the same; None where none needs to be so.
 
     NotMade where the dedup key is not known from the value's type, or has too few values.
     """
-    fields = dict(_fields(shape))
+    fields, in_json = dict(_fields(shape)), names_in(shape)
     if dedup is None or isinstance(dedup.key, HeaderKey):
         return "id" if "id" in fields and unique(fields["id"], "", 0) is not None else None
     if isinstance(dedup.key, ContentKey):
-        names = dedup.key.fields or tuple(fields)
+        names = dedup.key.fields or tuple(in_json)
     elif isinstance(dedup.key, str):
         names = (dedup.key,)
     else:
@@ -122,8 +193,8 @@ def _identity(dedup: Dedup | None, what: str, shape: shapes.Type) -> str | None:
     if not fields and unique(shape, "", 0) is not None:
         return ""
     for name in names:
-        if name in fields and unique(fields[name], "", 0) is not None:
-            return name
+        if name in in_json and unique(fields[in_json[name]], "", 0) is not None:
+            return in_json[name]
     raise NotMade(f"the dedup key of {what}: {', '.join(names) or 'it'} has too few values, or is no field")
 
 
@@ -138,13 +209,20 @@ def _some_key(source: Topic, rng: Random) -> bytes:
     raise NotMade(f"keys of topic {source.name!r}, which are declared as {source.key.name}")
 
 
-def _filled(key: str, drawn: Any) -> bytes:
+def _fields_in(key: str, in_json: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields of the value, as JSON names them, that a `--key` takes."""
+    named = [name.split(".")[0] for _, name, _, _ in Formatter().parse(key) if name is not None]
+    return tuple(name if name in in_json.values() else in_json.get(name, name) for name in named)
+
+
+def _filled(key: str, drawn: Any, in_json: Mapping[str, str]) -> bytes:
     """The text with its fields filled in; an optional one that is not there leaves its place empty."""
     fields = cast("dict[str, Any]", drawn) if isinstance(drawn, dict) else {}
     text = ""
     try:
         for before, name, _, _ in Formatter().parse(key):
             first, *inner = (name or "").split(".")
+            first = first if first in fields else in_json.get(first, first)
             if name is not None and first not in fields:
                 raise ConfigError(f"--key names field {name!r}; an event has {', '.join(fields) or 'no fields'}")
             found: Any = fields.get(first)
@@ -159,6 +237,25 @@ def _filled(key: str, drawn: Any) -> bytes:
 
 
 # -- values
+
+
+def of_value(source: Topic) -> shapes.Type:
+    """What a record of the topic holds; a tombstone holds nothing."""
+    return shape_of(_without_none(source.value.type))
+
+
+def _without_none(declared: Any) -> Any:
+    """T of `T | None`."""
+    parts = union_of(declared)
+    rest = tuple(part for part in parts if part is not type(None))
+    if len(rest) in (0, len(parts)):
+        return declared
+    return rest[0] if len(rest) == 1 else Union[rest]  # noqa: UP007  (made at run time)
+
+
+def names_in(shape: shapes.Type) -> dict[str, str]:
+    """Field as code names it -> as JSON does; none of what is no structure."""
+    return {field.name: field.encode_name for field in shape.fields} if isinstance(shape, _FIELDS) else {}
 
 
 def shape_of(declared: Any) -> shapes.Type:

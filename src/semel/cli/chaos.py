@@ -69,6 +69,11 @@ def chaos(
         raise ConfigError(f"--brokers {brokers}: a run has 1 broker, or 3")
     if input_file is not None and from_topic is not None:
         raise ConfigError("--input and --from-topic are two sources of events; give one")
+    if key is not None and (input_file is not None or from_topic is not None):
+        given = "--input" if input_file is not None else "--from-topic"
+        raise ConfigError(
+            f"--key {key!r} is for made-up events, and those of {given} have their keys; leave out one of the two"
+        )
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"--report {str(report)!r}: there is no directory {str(report.absolute().parent)!r}; make it")
     what = subject(pipeline, project.load(pipeline))
@@ -78,7 +83,13 @@ def chaos(
     elif from_topic is not None:
         source = asyncio.run(made.from_topic(from_topic, broker, events))
     else:
-        source = made.from_module(what, pipeline, seed) or from_types(what, seed, now_ms, key)
+        source = made.from_module(what, pipeline, seed)
+        if source is not None and key is not None:
+            raise ConfigError(
+                f"--key {key!r} is for made-up events, and chaos_events in {pipeline.partition(':')[0]} gives each its key; "
+                "leave out --key, or the function"
+            )
+        source = source or from_types(what, seed, now_ms, key)
     done = run(
         Asked(
             target=pipeline,

@@ -6,8 +6,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -72,6 +73,65 @@ def test_rows_kept_by_a_key_ask_for_the_record_key() -> None:
     made = from_types(pipeline(nothing, balances), 1, now_ms, "{seller}>{buyer}!")
     assert "keyed by {seller}>{buyer}!" in made.notes[0]
     assert all(key == f"{v['seller']}>{v['buyer']}!".encode() for key, v in made_of(made))
+
+
+@dataclass
+class Payment:
+    id: str
+    account: str
+    amount: int
+
+
+DEDUP = Dedup("id", window=DAY)
+
+
+def test_the_only_field_that_fits_the_key_of_the_rows_is_the_record_key() -> None:
+    balances = Table("balances", key=str, value=int, default=int)
+    made = from_types(pipeline(nothing, balances, dedup=DEDUP, value=Payment), 1, now_ms)
+    said = "keyed by {account}, the only field that could be the key of table balances; --key FIELD says another"
+    assert made.notes[0].endswith(said)
+    assert made.keyed_by == ("account",)
+    assert all(key == value["account"].encode() for key, value in made_of(made))
+
+
+def test_the_key_of_the_rows_may_be_a_number() -> None:
+    by_amount = Table("by_amount", key=int, value=int, default=int)
+    made = from_types(pipeline(nothing, by_amount, dedup=DEDUP, value=Payment), 1, now_ms)
+    assert all(key == str(value["amount"]).encode() for key, value in made_of(made))
+
+
+def test_several_fields_that_fit_are_named_and_none_is_taken() -> None:
+    balances = Table("balances", value=int, default=int)
+    with pytest.raises(ConfigError, match="shop, buyer and seller of Trade could be it"):
+        from_types(pipeline(nothing, balances, dedup=Dedup("number", window=DAY)), 1, now_ms)
+
+
+@pytest.mark.parametrize("key", [float, tuple[str, int]])
+def test_where_no_field_fits_the_key_of_the_rows_its_type_is_named(key: Any) -> None:
+    balances = Table("balances", key=key, value=int, default=int)
+    with pytest.raises(ConfigError, match=r"no field of Payment but its id can be a key of type .*--key FIELD"):
+        from_types(pipeline(nothing, balances, dedup=DEDUP, value=Payment), 1, now_ms)
+
+
+def test_a_field_that_may_be_absent_is_no_key_of_rows_that_must_have_one() -> None:
+    @dataclass
+    class Noted:
+        id: str
+        account: str
+        note: str | None
+
+    balances = Table("balances", value=int, default=int)
+    made = from_types(pipeline(nothing, balances, dedup=DEDUP, value=Noted), 1, now_ms)
+    assert made.keyed_by == ("account",)
+
+
+def test_a_field_that_does_not_fit_the_key_of_the_topic_is_no_key() -> None:
+    balances = Table("balances", key=str, value=int, default=int)
+    declared = Pipeline(
+        "trades", source=Topic("trades", key=int, value=Payment), agent=nothing, tables=[balances], dedup=DEDUP
+    )
+    with pytest.raises(ConfigError, match="no field of Payment"):
+        from_types(subject("trades", declared), 1, now_ms)
 
 
 def test_without_such_rows_any_key_will_do() -> None:
@@ -151,6 +211,39 @@ def test_the_event_time_is_the_present_in_the_fields_own_type() -> None:
     source = Topic("readings", value=Reading, time="seen")
     declared = subject("readings", Pipeline("readings", source=source, agent=lambda reading: None))
     assert {value["seen"] for _, value in made_of(from_types(declared, 1, now_ms), 20)} == {NOW_MS}
+
+
+@pytest.mark.parametrize(
+    ("type_", "present"),
+    [(float, NOW_MS), (float | None, NOW_MS), (int, NOW_MS), (Decimal, str(NOW_MS)), (Any, NOW_MS)],
+    ids=str,
+)
+def test_an_event_time_that_is_a_number_is_one_of_ms(type_: Any, present: Any) -> None:
+    reading = make_dataclass("Reading", [("id", str), ("ts", type_)])
+    declared = pipeline(value=reading, dedup=Dedup("id", window=DAY, time="ts"))
+    assert {value["ts"] for _, value in made_of(from_types(declared, 1, now_ms), 20)} == {present}
+
+
+def test_a_source_that_may_have_tombstones_is_fed_with_values() -> None:
+    made = from_types(pipeline(value=Payment | None, dedup=DEDUP), 1, now_ms, "account")
+    assert all(key == value["account"].encode() for key, value in made_of(made, 20))
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    order_id: str
+    seen_at: int
+    customer_name: str
+
+
+def test_fields_with_another_name_in_json_are_found_by_their_name_in_the_code() -> None:
+    declared = pipeline(value=Renamed, dedup=Dedup("order_id", window=DAY, time="seen_at"))
+    for key in ("customer_name", "customerName"):
+        made = from_types(declared, 1, now_ms, key)
+        values = made_of(made, 50)
+        assert {value["seenAt"] for _, value in values} == {NOW_MS}
+        assert len({value["orderId"] for _, value in values}) == 50
+        assert all(record_key == value["customerName"].encode() for record_key, value in values)
+        assert made.keyed_by == ("customerName",)
 
 
 @pytest.mark.parametrize("value", [dict, list])

@@ -36,10 +36,22 @@ async def test_options_that_cannot_be_meant_are_refused(semel, tmp_path):
         (("--input", "none.jsonl"), "none.jsonl"),
         (("--input", "a", "--from-topic", "b"), "two sources"),
         (("--key", "{none}"), "'none'"),
+        (("--key", "a", "--input", "b"), "those of --input have their keys"),
+        (("--key", "a", "--from-topic", "b"), "those of --from-topic have their keys"),
     ):
         ran = await semel("chaos", "orders", *arguments)
         assert (ran.code, ran.out) == (2, ""), arguments
         assert says in ran.err, (arguments, ran.err)
+
+
+async def test_a_key_beside_chaos_events_in_the_module_is_refused(semel, tmp_path):
+    module = PIPELINE.format(value=", value=str") + "def chaos_events(rng):\n    yield 'a', 'b'\n"
+    (tmp_path / "orders.py").write_text(module)
+
+    ran = await semel("chaos", "orders", "--key", "id")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "--key 'id' is for made-up events, and chaos_events in orders gives each its key" in ran.err
 
 
 async def test_a_topic_to_copy_from_needs_its_broker(semel, tmp_path):
