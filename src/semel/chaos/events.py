@@ -164,6 +164,7 @@ MIX: Mapping[DeliveryKind, float] = {
 }  # fmt: skip
 RECENT = 100
 LATE = (20, 5_000)
+ADDED = {"_chaos": True}
 NOT_JSON = b"\xff\x00 not what the topic declares"
 
 
@@ -175,11 +176,25 @@ class Delivery(NamedTuple):
     timestamp_ms: int
 
 
-def deliveries(source: Input, seed: int, now_ms: Callable[[], int]) -> Iterator[Delivery]:
+def with_one_more_field(made: Made) -> bytes | None:
+    """The same JSON object with one more field; None where it is no object."""
+    try:
+        parsed = orjson.loads(made.value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    return orjson.dumps(cast("dict[str, Any]", parsed) | ADDED) if isinstance(parsed, dict) else None
+
+
+def deliveries(
+    source: Input,
+    seed: int,
+    now_ms: Callable[[], int],
+    altered: Callable[[Made], bytes | None] = with_one_more_field,
+) -> Iterator[Delivery]:
     """The originals in their order, and what a retrying producer, a replayed backup or a broken sender puts between.
 
     A redelivery is the record it repeats, its timestamp included. Late ones come after 20 to 5,000 more events; those
-    that still wait when the originals end come then.
+    that still wait when the originals end come then. `altered`: another payload under the same id, None where there is none.
     """
     rng = Random(f"{seed} redeliveries")
     kinds, weights = list(MIX), list(MIX.values())
@@ -206,21 +221,12 @@ def deliveries(source: Input, seed: int, now_ms: Callable[[], int]) -> Iterator[
                 stretch = recent[-rng.randint(5, 40) :]
                 rng.shuffle(stretch)
                 yield from [d._replace(kind="disordered") for d in stretch]
-            case "conflict" if (altered := _altered(made.value)) is not None:
+            case "conflict" if (value := altered(made)) is not None:
                 due = number + rng.choice((1, rng.randint(*LATE)))
-                waiting.setdefault(due, []).append(first._replace(kind="conflict", value=altered))
+                waiting.setdefault(due, []).append(first._replace(kind="conflict", value=value))
             case "undecodable" if source.json:
                 yield first._replace(kind="undecodable", value=NOT_JSON)
             case _:
                 continue
     for due in sorted(waiting):
         yield from waiting[due]
-
-
-def _altered(value: bytes | None) -> bytes | None:
-    """The same JSON object with one more field: another payload, whatever its fields mean. None where it is no object."""
-    try:
-        parsed = orjson.loads(value or b"")
-    except orjson.JSONDecodeError:
-        return None
-    return orjson.dumps(cast("dict[str, Any]", parsed) | {"_chaos": True}) if isinstance(parsed, dict) else None

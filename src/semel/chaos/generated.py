@@ -67,7 +67,7 @@ def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str 
     first = next(events)
     keyed = f"keyed by {key}{said}" if key is not None else f"with {POOL} keys"
     note = f"events are made up from {name}, seed {seed}, {keyed}"
-    keyed_by = _fields_in(key, names_in(of_value(source))) if key is not None else ()
+    keyed_by = _named_in(key, names_in(of_value(source))) if key is not None else ()
     return Input(chain((first,), events), (note,), json=source.value.type is not bytes, keyed_by=keyed_by)
 
 
@@ -79,7 +79,7 @@ def _only_key(subject: Subject, rows: Sequence[TablePlan]) -> str:
         identity = _identity(subject.dedup, source.value.name, shape)
         found = [
             name
-            for name, of in _fields(shape)
+            for name, of in fields_in(shape)
             if name != identity and all(_gives_key(of, name, table.key, source.key) for table in rows)
         ]
     if len(found) == 1:
@@ -140,7 +140,7 @@ def _as_not_made(source: Topic) -> Generator[None]:
 def _drawn(
     shape: shapes.Type, time: EventTime | None, identity: str | None, rng: Random, now_ms: int, prefix: str, number: int
 ) -> Any:
-    fields = dict(_fields(shape))
+    fields = dict(fields_in(shape))
     if not fields:
         return make(shape, rng, now_ms, "value") if identity is None else unique(shape, prefix, number)
     drawn = make(shape, rng, now_ms)
@@ -181,7 +181,7 @@ def _identity(dedup: Dedup | None, what: str, shape: shapes.Type) -> str | None:
 
     NotMade where the dedup key is not known from the value's type, or has too few values.
     """
-    fields, in_json = dict(_fields(shape)), names_in(shape)
+    fields, in_json = dict(fields_in(shape)), names_in(shape)
     if dedup is None or isinstance(dedup.key, HeaderKey):
         return "id" if "id" in fields and unique(fields["id"], "", 0) is not None else None
     if isinstance(dedup.key, ContentKey):
@@ -209,7 +209,7 @@ def _some_key(source: Topic, rng: Random) -> bytes:
     raise NotMade(f"keys of topic {source.name!r}, which are declared as {source.key.name}")
 
 
-def _fields_in(key: str, in_json: Mapping[str, str]) -> tuple[str, ...]:
+def _named_in(key: str, in_json: Mapping[str, str]) -> tuple[str, ...]:
     """The fields of the value, as JSON names them, that a `--key` takes."""
     named = [name.split(".")[0] for _, name, _, _ in Formatter().parse(key) if name is not None]
     return tuple(name if name in in_json.values() else in_json.get(name, name) for name in named)
@@ -331,7 +331,7 @@ def make(shape: shapes.Type, rng: Random, now_ms: int, name: str = "", depth: in
         case shapes.NamedTupleType():
             return [inner(field.type, field.name) for field in shape.fields]
         case _ if isinstance(shape, _FIELDS):
-            return {field: inner(of, field) for field, of in _fields(shape)}
+            return {field: inner(of, field) for field, of in fields_in(shape)}
         case _ if isinstance(shape, _SEVERAL) and (depth or not isinstance(shape.item_type, shapes.AnyType)):
             return some(shape.item_type)
         case _:
@@ -359,7 +359,7 @@ def unique(shape: shapes.Type, prefix: str, number: int) -> Any | None:
             return None
 
 
-def _fields(shape: shapes.Type) -> list[tuple[str, shapes.Type]]:
+def fields_in(shape: shapes.Type) -> list[tuple[str, shapes.Type]]:
     """As JSON names them; none of what is no structure."""
     return [(field.encode_name, field.type) for field in shape.fields] if isinstance(shape, _FIELDS) else []
 

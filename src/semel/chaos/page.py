@@ -94,6 +94,7 @@ def _seconds(value: float | None) -> str:
 
 def _findings(report: Report) -> str:
     shown = "".join(f"<pre class=bad>{escape(finding)}</pre>" for finding in report.all_findings)
+    shown += "".join(f"<p>note: {escape(remark)}</p>" for remark in report.remarks)
     shown += "".join(f"<p class=bad>void: {escape(reason)}</p>" for reason in report.void)
     return f"<h2>Findings</h2>{shown}" if shown else ""
 

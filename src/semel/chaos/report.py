@@ -42,6 +42,7 @@ class Report:
     findings: Sequence[str] = ()
     mended: Sequence[str] = ()
     void: Sequence[str] = ()
+    remarks: Sequence[str] = ()
     proved: Proved | None = None
 
     @property
@@ -88,6 +89,7 @@ class Report:
             "engine": asdict(self.bites),
             "verdict": self.verdict,
             "void": list(self.void),
+            "notes": list(self.remarks),
             "findings": self.all_findings[:FINDINGS_SHOWN],
             "mended": list(self.mended),
             "proof": None if self.proved is None else self.proved.document,
@@ -111,9 +113,10 @@ def summary(report: Report) -> str:
         )
     lines += [
         f"{events.get('published', 0):,} records published, {events.get('redelivered', 0):,} of them redelivered, "
-        f"{events.get('conflict', 0):,} in conflict, {events.get('undecodable', 0):,} undecodable; "
+        f"{_conflicts(events)}, {events.get('undecodable', 0):,} undecodable; "
         f"{events.get('aborted', 0):,} more in aborted transactions",
         *_compacted(events),
+        *_given_up(events),
         f"the engine counted {engine['aborts']} aborts, {engine['unknown']} commits without an answer, "
         f"{engine['fences']} fences, {engine['assignments']} assignments, {engine['duplicates']:,} duplicates",
     ]
@@ -123,9 +126,20 @@ def summary(report: Report) -> str:
     lines += [f"  finding: {finding}" for finding in report.all_findings[:FINDINGS_SHOWN]]
     if len(report.all_findings) > FINDINGS_SHOWN:
         lines.append(f"  and {len(report.all_findings) - FINDINGS_SHOWN} more")
+    lines += [f"  note: {remark}" for remark in report.remarks]
     lines += [f"  void: {reason}" for reason in report.void]
     lines.append(f"{report.verdict}, seed {report.seed}")
     return "\n".join(lines)
+
+
+def _conflicts(events: Mapping[str, int]) -> str:
+    sent, met = events.get("conflict", 0), events.get("conflicts_met")
+    return f"{sent:,} sent in conflict" + ("" if met is None else f" and {met:,} met as such")
+
+
+def _given_up(events: Mapping[str, int]) -> list[str]:
+    accepted, given_up = events.get("accepted", 0), events.get("given_up", 0)
+    return [f"{accepted:,} events accepted, {given_up:,} given up (dead letters)"] if given_up else []
 
 
 def _compacted(events: Mapping[str, int]) -> list[str]:

@@ -18,6 +18,7 @@ from semel.chaos import disks
 from semel.chaos.archive import Archive
 from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Compaction
+from semel.chaos.conflicts import Altering
 from semel.chaos.events import Input, deliveries
 from semel.chaos.fault import Machine, Shape
 from semel.chaos.faults import heal, inflict
@@ -162,7 +163,7 @@ async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Repo
             notes=asked.source.notes,
             left_out=prepared.left_out,
         )
-        report = await judge(before, fleet, asked.subject.dedup is not None)
+        report = await judge(before, fleet, asked.subject.dedup)
     screen.close()
     _publish(asked, report, screen.say)
     return report
@@ -213,7 +214,7 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     nursery.start()
     processes = _processes(asked, cluster, nursery)
     observed = Observed(topic, asked.partitions)
-    stream = deliveries(asked.source, asked.seed, now_ms)
+    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
     return Fleet(
         plan=asked.subject.plan,
         broker=broker,

@@ -118,6 +118,30 @@ class Bites:
     duplicates: int = 0
 
 
+# So many events have twenty conflicts among them, nearly always some.
+_ENOUGH = 2_000
+
+
+def conflict_remarks(published: int, sent: int, met: int) -> tuple[str, ...]:
+    """What a run does not show of conflicts, as sentences. For a dedup rule that does not let them pass."""
+    if sent and not met:
+        return (
+            f"none of {sent:,} records sent with another payload under a known id was met as a conflict, so this run says "
+            "nothing of conflicts; look at what Dedup(compare=) compares, and at the dead letters",
+        )
+    if not sent and published >= _ENOUGH:
+        return (
+            "no conflict could be sent: nothing of these events can be altered so that the dedup rule sees another payload "
+            "under the same id, and this run says nothing of conflicts; where the rule knows any, give events that can have "
+            "one, by chaos_events(rng) in the pipeline's module, or --input",
+        )
+    if not sent:
+        return (
+            f"no conflict was sent among {published:,} records, so this run says nothing of conflicts; run it longer",
+        )
+    return ()
+
+
 _LONGER = "run it longer, or with more kinds of faults"
 
 

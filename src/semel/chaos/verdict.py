@@ -9,12 +9,15 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from semel import proof
+from semel.chaos.events import NOT_JSON
 from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.report import Proved, Report
 from semel.chaos.tables import compare
-from semel.chaos.timeline import void_reasons
+from semel.chaos.timeline import conflict_remarks, void_reasons
+from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
@@ -26,14 +29,17 @@ TELL_EVERY_S = 2.0
 TABLES_S = 30.0
 ASK_EVERY_S = 0.2
 # Deliveries of an event that was sent before, by how it came to that.
+NO_ORIGINAL = (b"conflict", b"duplicate")
 REDELIVERED = ("immediate", "late", "burst", "disordered", "resent")
 
 
-async def judge(report: Report, on: Fleet, deduped: bool) -> Report:
+async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     """The report with its verdict. Ends the workers between the look at their tables and the proof; what keeps the run from
     its verdict is a finding.
     """
     counts = dict(on.load.counts)
+    # What a rule lets pass its workers do not count.
+    met = None if rule is None or rule.conflict == "pass" else on.observed.watch.counts()["conflicts"]
     redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
     taken, became = on.compaction.taken, on.observed.watch.counts()
     report = replace(
@@ -45,7 +51,10 @@ async def judge(report: Report, on: Fleet, deduped: bool) -> Report:
             **counts,
             "compacted": taken.gone,
             "unread": taken.unread,
+            "accepted": became["out"] + became["filtered"],
+            **({} if met is None else {"conflicts_met": met}),
         },
+        remarks=() if met is None else conflict_remarks(on.load.published, counts.get("conflict", 0), met),
         bites=on.observed.bites(),
         mended=on.mended,
         void=void_reasons(
@@ -53,7 +62,7 @@ async def judge(report: Report, on: Fleet, deduped: bool) -> Report:
             on.observed.bites(),
             starts=sum(worker.starts for worker in on.everyone),
             redelivered=redelivered,
-            deduped=deduped,
+            deduped=rule is not None,
             taken_in=became["in"],
             given_up=became["dead"],
         ),
@@ -61,7 +70,9 @@ async def judge(report: Report, on: Fleet, deduped: bool) -> Report:
     with _as_finding(on, "the tables could not be read"):
         on.findings += await _compare(on)
     with _as_finding(on, "the dead letters could not be read"):
-        on.findings += await _given_up(on)
+        given_up = await _given_up(on)
+        on.findings += given_up.findings
+        report = replace(report, events={**report.events, "given_up": given_up.originals})
     for worker in on.workers:
         worker.expected_end = True
         worker.send(signal.SIGTERM)
@@ -87,14 +98,24 @@ async def _compare(on: Fleet) -> list[str]:
     raise AssertionError("a run has workers")
 
 
-async def _given_up(on: Fleet) -> list[str]:
-    """Events that odd code cost their last attempt, as a sentence: each had attempts left."""
+class GivenUp(NamedTuple):
+    """Of the dead letters: what is wrong with them, as sentences, and how many are events that should have taken effect."""
+
+    findings: list[str]
+    originals: int
+
+
+async def _given_up(on: Fleet) -> GivenUp:
+    """Wrong is an event that odd code cost its last attempt: each had attempts left."""
     spent: list[str] = []
+    originals = 0
     async for tp, record in Logs(on.broker, SystemClock()).records(on.plan.dead_letter_topic):
         headers = dict(record.headers)
+        originals += record.value != NOT_JSON and headers.get("semel.reason") not in NO_ORIGINAL
         if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
             spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
-    return [f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"] * bool(spent)
+    wrong = f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"
+    return GivenUp([wrong] * bool(spent), originals)
 
 
 async def _prove(on: Fleet) -> Proved:

@@ -117,6 +117,28 @@ def test_each_kind_of_fault_has_a_colour_of_its_own() -> None:
     assert len(set(COLOURS.values())) == len(KINDS)
 
 
+def test_conflicts_are_those_sent_and_those_that_workers_met() -> None:
+    events = {"published": 100, "conflict": 7}
+    assert "7 sent in conflict, 0 undecodable" in summary(report(events=events))
+    assert "7 sent in conflict and 6 met as such, 0 undecodable" in summary(
+        report(events={**events, "conflicts_met": 6})
+    )
+
+
+def test_events_that_were_given_up_are_named_beside_the_accepted_where_there_are_any() -> None:
+    assert "accepted" not in summary(report(events={"published": 100, "accepted": 90, "given_up": 0}))
+    said = summary(report(events={"published": 100, "accepted": 1_090, "given_up": 5}))
+    assert "1,090 events accepted, 5 given up (dead letters)" in said
+
+
+def test_what_a_run_does_not_show_is_said_in_words_document_and_page_and_changes_no_verdict() -> None:
+    made = report(remarks=("nothing of <conflicts>",))
+    assert made.ok
+    assert made.document()["notes"] == ["nothing of <conflicts>"]
+    assert "  note: nothing of <conflicts>" in summary(made)
+    assert "note: nothing of &lt;conflicts&gt;" in page(made)
+
+
 def test_what_compaction_took_is_said_where_it_took_something() -> None:
     assert "compacted" not in summary(report())
     made = report(events={"published": 9_000, "compacted": 2_500, "unread": 1_200})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semel.chaos.timeline import Bites, Entry, Sample, Timeline, percentile, rates, void_reasons
+from semel.chaos.timeline import Bites, Entry, Sample, Timeline, conflict_remarks, percentile, rates, void_reasons
 
 BITTEN = Bites(assignments=9, duplicates=40, fences=1)
 
@@ -69,6 +69,26 @@ def test_a_run_whose_faults_did_not_bite_is_void(
     assert any(
         says in reason for reason in void_reasons(entries, bites, starts=3, redelivered=redelivered, deduped=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("published", "sent", "met", "says"),
+    [
+        (5_000, 50, 0, "none of 50 records sent with another payload under a known id was met as a conflict"),
+        (5_000, 0, 0, "no conflict could be sent: nothing of these events can be altered"),
+        (300, 0, 0, "no conflict was sent among 300 records, so this run says nothing of conflicts; run it longer"),
+    ],
+)
+def test_a_run_without_conflicts_says_that_it_shows_nothing_of_them(
+    published: int, sent: int, met: int, says: str
+) -> None:
+    [remark] = conflict_remarks(published, sent, met)
+    assert remark.startswith(says)
+    assert "this run says nothing of conflicts" in remark
+
+
+def test_a_run_whose_conflicts_were_met_has_nothing_to_say_of_them() -> None:
+    assert conflict_remarks(5_000, 50, 49) == ()
 
 
 def test_a_run_whose_records_are_given_up_is_void_and_says_what_to_give() -> None:
