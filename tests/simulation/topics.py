@@ -333,7 +333,7 @@ class Others:
         for worker in world.alive():
             destination = worker.engine.topics.destinations.get(SINK)
             unused = destination is not None and destination.partitions < self._size(SINK)
-            if unused and not any(what[:2] == ("grown", SINK) for what in worker.engine.topics._said):
+            if unused and not any(what[:2] == ("grown", SINK) for what in worker.engine.topics._warned):
                 self._silent(worker, f"{SINK} grew")
         topic = seeded(self._seed, "taken away").choice([SINK, LETTERS])
         if not self._storm.may("taken away", f"topics: {topic} is taken away for a while when all is quiet"):
