@@ -18,7 +18,7 @@ from feeds.truth import FlightsTruth
 YEAR_EVENTS = 993_360
 
 
-class PartitionFetch:
+class Feed:
     """The first `events` events of the year and what the seed redelivers of them."""
 
     def __init__(self, events: int, seed: int) -> None:

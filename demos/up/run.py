@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from demos.up.audit import Found, Letter, Verdict, judge
-from demos.up.feed import YEAR_EVENTS, PartitionFetch, parts
+from demos.up.feed import YEAR_EVENTS, Feed, parts
 from demos.up.report import Report
 from demos.up.show import Display, Shown, WorkerShown, display, summary
 from feeds import collect
@@ -115,7 +115,7 @@ class Up:
         self.pipeline = pipeline
         self.display = shown
         self.report = Report(seed)
-        self.feed = PartitionFetch(events or YEAR_EVENTS, seed)
+        self.feed = Feed(events or YEAR_EVENTS, seed)
         self.folder = Path(".semel/up")
         self._stay = events is None
         self._held = RunFolder(self.folder, "semel up")

@@ -162,7 +162,7 @@ class Table:
     def _rows(self) -> tuple[EventContext, Rows]:
         context = current_context.get()
         if context is not None:
-            # What is refused, and why, is the hand's to say; this is every table access of every event.
+            # What is refused, and why, is the event context's to say; this is every table access of every event.
             if (
                 context.holding
                 and context.alive

@@ -16,9 +16,9 @@ import aiohttp
 import pytest
 
 from semel.local import worker
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 
-NURSERY = Nursery()
+NURSERY = ForkServer()
 SEMEL = Path(sys.executable).with_name("semel")
 PROJECT = Path(__file__).parent / "pipelines"
 START_S = 60.0  # two cores, shared: a start is mostly imports

@@ -3,7 +3,7 @@ from collections import Counter
 import orjson
 import pytest
 
-from demos.up.feed import YEAR_EVENTS, PartitionFetch, parts
+from demos.up.feed import YEAR_EVENTS, Feed, parts
 from feeds.flights import time_ms
 
 
@@ -17,7 +17,7 @@ def test_the_kill_is_after_some_events_and_before_others(events):
 
 
 def test_a_feed_hands_out_each_event_once_and_counts_what_it_redelivers():
-    feed = PartitionFetch(3_000, seed=3)
+    feed = Feed(3_000, seed=3)
     feed.open()
     assert feed.records == 0
 
@@ -44,17 +44,17 @@ def test_a_feed_hands_out_each_event_once_and_counts_what_it_redelivers():
 
 
 def test_the_same_seed_gives_the_same_records_in_whatever_parts():
-    whole, cut = PartitionFetch(500, seed=9), PartitionFetch(500, seed=9)
+    whole, cut = Feed(500, seed=9), Feed(500, seed=9)
 
     assert [*whole.until(500)] == [*cut.until(1), *cut.until(2), *cut.until(2), *cut.until(499), *cut.until(500)]
 
 
 def test_the_year_has_the_events_it_is_said_to_have():
-    assert PartitionFetch(10 * YEAR_EVENTS, seed=0).limit == YEAR_EVENTS == 993_360
+    assert Feed(10 * YEAR_EVENTS, seed=0).limit == YEAR_EVENTS == 993_360
 
 
 def test_what_comes_first_is_of_the_new_year():
-    feed = PartitionFetch(5, seed=1)
+    feed = Feed(5, seed=1)
 
     times = [record.timestamp_ms for record in feed.until(5)]
 

@@ -37,7 +37,7 @@ from semel.chaos.workers import ChaosWorker
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 from semel.local.install import install
 from semel.local.run_directory import RunFolder
 from semel.local.views import Views
@@ -209,10 +209,10 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     archive = opened.enter_context(closing(Archive(FOLDER / "input.sqlite", topic)))
     views = Views()
     opened.push_async_callback(views.close)
-    nursery = Nursery(FOLDER / "logs" / "nursery.log")
-    opened.push_async_callback(asyncio.to_thread, nursery.close)
-    nursery.start()
-    processes = _processes(asked, cluster, nursery)
+    forkserver = ForkServer(FOLDER / "logs" / "forkserver.log")
+    opened.push_async_callback(asyncio.to_thread, forkserver.close)
+    forkserver.start()
+    processes = _processes(asked, cluster, forkserver)
     observed = Observed(topic, asked.partitions)
     stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
     return Fleet(
@@ -229,12 +229,12 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     )
 
 
-def _processes(asked: Asked, cluster: Cluster, nursery: Nursery) -> list[ChaosWorker]:
+def _processes(asked: Asked, cluster: Cluster, forkserver: ForkServer) -> list[ChaosWorker]:
     """The workers, then those that may join as guests."""
     names = [f"w{n}" for n in range(1, asked.workers + 1)] + [f"guest{n}" for n in range(1, GUESTS + 1)]
     return [
         ChaosWorker(
-            nursery,
+            forkserver,
             asked.target,
             name,
             port=port,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from semel.local import ports
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 from semel.local.worker import WorkerProcess
 from semel.runtime.clock import OFFSET
 from semel.stages.agent import odd_code
@@ -27,7 +27,7 @@ class ChaosWorker(WorkerProcess):
 
     def __init__(
         self,
-        nursery: Nursery,
+        forkserver: ForkServer,
         target: str,
         name: str,
         *,
@@ -44,9 +44,11 @@ class ChaosWorker(WorkerProcess):
         self.frozen = False
         self.starts = 0
         self._clock = folder / "state" / f"{name}.clock"
-        self._again = partial(ChaosWorker, nursery, target, name, bootstrap=bootstrap, folder=folder, settings=settings)
+        self._again = partial(
+            ChaosWorker, forkserver, target, name, bootstrap=bootstrap, folder=folder, settings=settings
+        )
         super().__init__(
-            nursery,
+            forkserver,
             target,
             name,
             log_file=folder / "logs" / f"{name}.log",

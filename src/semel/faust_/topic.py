@@ -1,4 +1,4 @@
-"""Faust's Topic, sending through the engine: within an event into its write set, else into the carry-over (rule 4)."""
+"""Faust's Topic, sending through the engine: within an event into its write set, else into the outbox (rule 4)."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
 # pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false, reportMissingTypeStubs=false

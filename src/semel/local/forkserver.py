@@ -2,7 +2,7 @@
 
 A start is two seconds of imports on one core, and a run or a test suite starts hundreds of workers. What is forked is a
 process like any other: it has its own arguments, environment, directory and log, is known by its pid, and dies by any
-signal. `python -m` this module is the process; `Nursery` is how it is asked.
+signal. `python -m` this module is the process; `ForkServer` is how it is asked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOOK_S = 0.02
 _PR_SET_PDEATHSIG = 1
 
 
-class Nursery:
+class ForkServer:
     """Gone when this process is, and every worker with it (Linux). `log`: where it writes, else to standard error."""
 
     def __init__(self, log: Path | None = None) -> None:
@@ -101,16 +101,16 @@ class Nursery:
 class Forked:
     """One worker. Its pid cannot be another process's before its end was asked for here."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, forkserver: ForkServer, pid: int) -> None:
         self.pid = pid
-        self._nursery = nursery
+        self._forkserver = forkserver
         self._code: int | None = None
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
         if self._code is None:
-            self._code = self._nursery.exit_code(self.pid)
+            self._code = self._forkserver.exit_code(self.pid)
         return self._code
 
     @property
@@ -150,7 +150,7 @@ def serve() -> None:
         if "fork" in question:
             answer = os.fork()
             if answer == 0:
-                # The nursery ends with the process that asks it, however that ends, and no worker outlives it.
+                # The forkserver ends with the process that asks it, however that ends, and no worker outlives it.
                 if sys.platform == "linux":
                     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                     if os.getppid() != here:

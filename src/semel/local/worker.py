@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from semel.local.forkserver import Forked, Nursery
+from semel.local.forkserver import Forked, ForkServer
 from semel.local.process import environment_without_settings
 
 
@@ -24,7 +24,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        nursery: Nursery,
+        forkserver: ForkServer,
         target: str,
         name: str,
         *,
@@ -35,7 +35,7 @@ class WorkerProcess:
     ) -> None:
         self.name = name
         self.log_file = log_file
-        self._nursery = nursery
+        self._forkserver = forkserver
         self._target = target
         self._environment = dict(environment)
         self._arguments = tuple(arguments)
@@ -62,7 +62,7 @@ class WorkerProcess:
 
     def start(self, *arguments: str, failpoint: str = "", fresh: bool = False, **environment: str) -> Self:
         """Start it, again where it ran before, with more arguments. `failpoint` as `SEMEL_FAILPOINT` has it; `fresh` as the
-        nursery has it.
+        forkserver has it.
         """
         assert not self.running, f"{self.name} runs"
         settings = environment_without_settings() | self._environment | environment
@@ -70,7 +70,7 @@ class WorkerProcess:
             settings["SEMEL_FAILPOINT"] = failpoint
         self._started_at = self.log_bytes
         command = ["worker", self._target, "--instance", self.name, *self._arguments, *arguments]
-        self._process = self._nursery.fork(command, settings, self.log_file, directory=self._directory, fresh=fresh)
+        self._process = self._forkserver.fork(command, settings, self.log_file, directory=self._directory, fresh=fresh)
         return self
 
     def send(self, number: signal.Signals) -> None:

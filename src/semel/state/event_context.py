@@ -23,7 +23,7 @@ from semel.state.write_set import DirtyValue, WriteSet
 
 current_context: ContextVar[EventContext | None] = ContextVar("semel_in_hand", default=None)
 # The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
-# event still finds the hand, with another event in it, and is told apart by this.
+# event still finds the context, with another event in it, and is told apart by this.
 event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
 
 
@@ -77,7 +77,7 @@ class Fate(Enum):
 
 
 class Attempts:
-    """What became of the events that a hand has held, by their numbers.
+    """What became of the events that a context has held, by their numbers.
 
     `sealed`, `committed`: the last number in an epoch that was cut, that was committed. `after`: outputs that wait for the
     answer of the epoch in between, None where there is none on its way. `told`: what to call when an event is committed.
@@ -125,7 +125,7 @@ class Attempts:
 class EventContext:
     """What a runner has in hand.
 
-    `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the hand's
+    `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the context's
     incarnation is over (protocol rule 5). `record`: of the event; of a batch, the one its loop is at, else None. `id`: its
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it

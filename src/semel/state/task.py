@@ -38,7 +38,7 @@ class FetchedBatch:
         self.size = size
 
     def end(self, most: int, most_bytes: int) -> int:
-        """Where a slice from `start` ends: so many records or bytes further, with one record at least."""
+        """Where a work unit from `start` ends: so many records or bytes further, with one record at least."""
         start, records = self.start, self.records
         end = min(start + most, len(records))
         if self.size > most_bytes:

@@ -78,10 +78,10 @@ def counts_of(positions: Iterable[Mapping[str, int]]) -> Counts:
     for counts in positions:
         for name, count in counts.items():
             summed[name] = summed.get(name, 0) + count
-    received, side_outputs = summed.get("in", 0), ("duplicates", "replayed", "dropped", "dead")
+    received, without_effect = summed.get("in", 0), ("duplicates", "replayed", "dropped", "dead")
     return Counts(
         received=received,
-        accepted=received - sum(summed.get(name, 0) for name in side_outputs),
+        accepted=received - sum(summed.get(name, 0) for name in without_effect),
         outputs=summed.get("out", 0),
         filtered=summed.get("filtered", 0),
         duplicates=summed.get("duplicates", 0),

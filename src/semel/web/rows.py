@@ -23,7 +23,7 @@ from semel.web.scan import (
     PageToken,
     RowPage,
     Scan,
-    WorkUnit,
+    Slice,
     combined,
     in_order,
     read_each,
@@ -131,12 +131,12 @@ class Rows:
         return {
             "slices": [
                 {
-                    "partition": unit.partition,
-                    "rows": [_wire(row) for row in unit.rows],
-                    "more": unit.more,
-                    "last": _text(unit.last),
+                    "partition": part.partition,
+                    "rows": [_wire(row) for row in part.rows],
+                    "more": part.more,
+                    "last": _text(part.last),
                 }
-                for unit in await read(self._view, self._budget, scan, held)
+                for part in await read(self._view, self._budget, scan, held)
             ]
         }
 
@@ -152,8 +152,8 @@ class Rows:
         rows = [await self._budget.run(self._view.get, table, key, partition) for partition in held]
         return [row for row in rows if row is not None]
 
-    async def _slices(self, scan: Scan, wanted: Sequence[int]) -> dict[int, WorkUnit]:
-        async def there(url: str, held: list[int]) -> list[WorkUnit]:
+    async def _slices(self, scan: Scan, wanted: Sequence[int]) -> dict[int, Slice]:
+        async def there(url: str, held: list[int]) -> list[Slice]:
             parameters = [
                 ("partitions", _joined(held)),
                 ("prefix", scan.prefix),
@@ -164,18 +164,18 @@ class Rows:
             ]
             answer = await self._peers.get(url, table_path(scan.table) + query(parameters), _Slices)
             return [
-                WorkUnit(unit.partition, _rows(url, unit.rows, [unit.partition]), unit.more, unit.last)
-                for unit in answer.slices
-                if unit.partition in held
+                Slice(part.partition, _rows(url, part.rows, [part.partition]), part.more, part.last)
+                for part in answer.slices
+                if part.partition in held
             ]
 
         read = read_each if self.table(scan.table).merged else read_in_order
 
-        async def here(held: list[int]) -> list[WorkUnit]:
+        async def here(held: list[int]) -> list[Slice]:
             return await read(self._view, self._budget, scan, held)
 
         answers = await ask(self._view, wanted, here, there)
-        return {unit.partition: unit for slices in answers for unit in slices}
+        return {part.partition: part for slices in answers for part in slices}
 
     async def _page_in_order(self, scan: Scan) -> RowPage:
         remaining = [p for p in partitions(self._view) if scan.page is None or p >= scan.page.partition]

@@ -73,7 +73,7 @@ class Scan:
         return replace(self, limit=limit)
 
 
-class WorkUnit(NamedTuple):
+class Slice(NamedTuple):
     """A partition's rows, in raw key order. `more`: there may be further ones behind the raw key `last`."""
 
     partition: int
@@ -87,7 +87,7 @@ class RowPage(NamedTuple):
     next: PageToken | None
 
 
-async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: int, bytes_max: int) -> WorkUnit:
+async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: int, bytes_max: int) -> Slice:
     """At most `scan.limit` rows of a partition held here. Restoring, NotOwned."""
     page = scan.page
     after = page.raw if page is not None and page.partition in (partition, ALL_PARTITIONS) else None
@@ -109,27 +109,27 @@ async def read_slice(view: WorkerView, budget: Budget, scan: Scan, partition: in
             rows.append(row)
             size += row_size(row)
             if size >= bytes_max:
-                return WorkUnit(partition, rows, chunk.next is not None or position + 1 < len(chunk.rows), row.raw)
+                return Slice(partition, rows, chunk.next is not None or position + 1 < len(chunk.rows), row.raw)
         after = chunk.next
         if after is None or len(rows) >= scan.limit:
             break
-    return WorkUnit(partition, rows, after is not None, after or b"")
+    return Slice(partition, rows, after is not None, after or b"")
 
 
-async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[WorkUnit]:
+async def read_in_order(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
     """Slices of the partitions held here, ascending, until `scan.limit` rows or a page's bytes are reached."""
-    slices: list[WorkUnit] = []
+    slices: list[Slice] = []
     left = scan.limit
     for partition in sorted(partitions):
-        unit = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
-        slices.append(unit)
-        left -= len(unit.rows)
-        if unit.more or left <= 0:
+        part = await read_slice(view, budget, scan.at_most(left), partition, PAGE_BYTES_MAX)
+        slices.append(part)
+        left -= len(part.rows)
+        if part.more or left <= 0:
             break
     return slices
 
 
-async def read_each(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[WorkUnit]:
+async def read_each(view: WorkerView, budget: Budget, scan: Scan, partitions: Sequence[int]) -> list[Slice]:
     """A slice of every one of the partitions, each up to `scan.limit` rows."""
     share = PAGE_BYTES_MAX // max(1, len(partitions))
     return [await read_slice(view, budget, scan, partition, share) for partition in sorted(partitions)]
@@ -144,30 +144,30 @@ class Taken(NamedTuple):
     whole: bool = True
 
 
-def in_order(slices: Mapping[int, WorkUnit], partitions: Sequence[int], limit: int) -> Taken:
+def in_order(slices: Mapping[int, Slice], partitions: Sequence[int], limit: int) -> Taken:
     """Rows of ascending `partitions` as far as they are known, at most `limit`."""
     rows: list[TableRow] = []
     size = 0
     for partition in partitions:
-        unit = slices.get(partition)
-        if unit is None or size >= PAGE_BYTES_MAX:
+        part = slices.get(partition)
+        if part is None or size >= PAGE_BYTES_MAX:
             break
-        rows.extend(unit.rows)
+        rows.extend(part.rows)
         if len(rows) > limit:
             break
-        size += sum(map(row_size, unit.rows))
-        if unit.more:
-            return Taken(rows, PageToken(partition, unit.last))
+        size += sum(map(row_size, part.rows))
+        if part.more:
+            return Taken(rows, PageToken(partition, part.last))
     else:
         return Taken(rows, None)
     del rows[limit:]
     return Taken(rows, PageToken(rows[-1].partition, rows[-1].raw)) if rows else Taken(rows, None, whole=False)
 
 
-def combined(slices: Sequence[WorkUnit]) -> tuple[list[list[TableRow]], PageToken | None]:
+def combined(slices: Sequence[Slice]) -> tuple[list[list[TableRow]], PageToken | None]:
     """Rows of equal keys over all partitions, in raw key order, and how far they are complete (None: to the end)."""
-    horizon = min((unit.last for unit in slices if unit.more), default=None)
-    merged = heapq.merge(*(unit.rows for unit in slices), key=attrgetter("raw"))
+    horizon = min((part.last for part in slices if part.more), default=None)
+    merged = heapq.merge(*(part.rows for part in slices), key=attrgetter("raw"))
     groups = [list(rows) for raw, rows in groupby(merged, key=attrgetter("raw")) if horizon is None or raw <= horizon]
     return groups, None if horizon is None else PageToken(ALL_PARTITIONS, horizon)
 

@@ -18,7 +18,7 @@ from semel.chaos.faults.limits import DENIED, THROTTLED
 from semel.chaos.plan import KINDS, possible, schedule, wanted
 from semel.chaos.workers import ChaosWorker
 from semel.errors import ConfigError
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 from semel.stages.agent import odd_code
 
 SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
@@ -177,7 +177,7 @@ def test_code_is_odd_seldom_or_often_in_one_worker_or_in_all() -> None:
 
 def test_what_a_fault_that_was_interrupted_left_at_a_worker_is_taken_from_it(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    worker = ChaosWorker(Nursery(), "p", "w1", port=1, bootstrap="", folder=tmp_path, settings={})
+    worker = ChaosWorker(ForkServer(), "p", "w1", port=1, bootstrap="", folder=tmp_path, settings={})
     clean = left(worker, tmp_path)
     worker.freeze()
     worker.set_clock(5_000)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from semel.errors import SemelError
-from semel.local.forkserver import Forked, Nursery
+from semel.local.forkserver import Forked, ForkServer
 from semel.local.process import environment_without_settings, is_stopped, start_time
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the nursery is for Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the forkserver is for Linux")
 
 # A pipeline file that waits as it is imported is a worker that does nothing yet.
 SLOW = "import time; print('here', flush=True); time.sleep(60)"
@@ -24,14 +24,14 @@ QUICK = "import os; print('directory', os.getcwd(), 'said', os.environ.get('SAID
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    made = Nursery(tmp_path_factory.mktemp("nursery") / "nursery.log")
+def forkserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    made = ForkServer(tmp_path_factory.mktemp("forkserver") / "forkserver.log")
     yield made
     made.close()
 
 
 @pytest.fixture
-def fork(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+def fork(forkserver: ForkServer, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """`fork(code, ...)`: a worker whose pipeline file is that code, killed at the end."""
     made: list[Forked] = []
 
@@ -40,7 +40,7 @@ def fork(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
         environment = environment_without_settings() | {"SAID": "so"}
         log = tmp_path / "log"
         log.touch()
-        made.append(nursery.fork(["worker", "given:pipeline"], environment, log, directory=tmp_path, **options))
+        made.append(forkserver.fork(["worker", "given:pipeline"], environment, log, directory=tmp_path, **options))
         return made[-1]
 
     yield start
@@ -93,10 +93,10 @@ async def test_it_is_stopped_by_a_signal_and_woken_by_one(fork: Callable[..., Fo
     assert not await forked.stopped(60), "waited for what has ended"
 
 
-async def test_a_module_beside_the_nursery_is_not_found_by_its_workers(
+async def test_a_module_beside_the_forkserver_is_not_found_by_its_workers(
     fork: Callable[..., Forked], tmp_path: Path
 ) -> None:
-    """What a worker imports is in its own directory or installed; the nursery's directory is the repository here."""
+    """What a worker imports is in its own directory or installed; the forkserver's directory is the repository here."""
     assert find_spec("benchmarks") is not None
     forked = fork("import benchmarks.report")
 
@@ -110,10 +110,10 @@ def test_no_worker_outlives_the_process_that_asked_for_it(tmp_path: Path) -> Non
 import os, signal, time
 from importlib.util import find_spec
 from pathlib import Path
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 folder = Path({str(tmp_path)!r})
 (folder / "log").touch()
-forked = Nursery().fork(["worker", "given:pipeline"], dict(os.environ), folder / "log", directory=folder)
+forked = ForkServer().fork(["worker", "given:pipeline"], dict(os.environ), folder / "log", directory=folder)
 while "here" not in (folder / "log").read_text():
     time.sleep(0.01)
 print(forked.pid, flush=True)
@@ -126,9 +126,9 @@ os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.01)
 
 
-def test_a_nursery_that_has_ended_is_an_error_that_names_its_log(tmp_path: Path) -> None:
-    nursery = Nursery(tmp_path / "nursery.log")
-    nursery.start()
-    nursery.close()
-    with pytest.raises((SemelError, ValueError), match=r"nursery\.log|closed"):
-        nursery.fork(["worker"], dict(os.environ), tmp_path / "log")
+def test_a_forkserver_that_has_ended_is_an_error_that_names_its_log(tmp_path: Path) -> None:
+    forkserver = ForkServer(tmp_path / "forkserver.log")
+    forkserver.start()
+    forkserver.close()
+    with pytest.raises((SemelError, ValueError), match=r"forkserver\.log|closed"):
+        forkserver.fork(["worker"], dict(os.environ), tmp_path / "log")

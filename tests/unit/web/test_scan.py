@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semel.web.scan import PageToken, WorkUnit, combined, in_order
+from semel.web.scan import PageToken, Slice, combined, in_order
 from semel.web.view import TableRow
 
 
@@ -29,7 +29,7 @@ def rows(partition, *keys):
 
 def slice_of(partition, *keys, more=False, last=None):
     held = rows(partition, *keys)
-    return WorkUnit(partition, held, more, last.encode() if last else held[-1].raw if held else b"")
+    return Slice(partition, held, more, last.encode() if last else held[-1].raw if held else b"")
 
 
 def test_slices_combine_up_to_where_every_partition_is_known():

@@ -182,13 +182,26 @@ async def test_a_right_on_a_topic_that_is_missing_is_named_as_that(world: World,
     assert f"grant {right} on the topic" in str(error) and "group" not in str(error)
 
 
-@pytest.mark.parametrize("right", ["Delete", "Create"])
-async def test_a_reset_that_lacks_a_right_on_its_last_topic_changes_nothing(world: World, right: str) -> None:
+async def stopped(world: World) -> None:
+    """The app has worked, and its worker is stopped and out of the group."""
     world.pay_many(30)
     worker = world.start()
     await world.drained()
     await worker.stop()
     await world.clock.sleep(15)
+
+
+async def at_rest(world: World) -> MemoryBroker:
+    """As `stopped`; the broker is for who resets it."""
+    await stopped(world)
+    broker = MemoryBroker(world.cluster, "reset")
+    await broker.start()
+    return broker
+
+
+@pytest.mark.parametrize("right", ["Delete", "Create"])
+async def test_a_reset_that_lacks_a_right_on_its_last_topic_changes_nothing(world: World, right: str) -> None:
+    await stopped(world)
     before = {name: topic.id for name, topic in world.cluster.topics().items()}
     last = f"{APP}-dedup-changelog"
 
@@ -213,11 +226,7 @@ async def test_a_reset_that_lacks_a_right_on_its_last_topic_changes_nothing(worl
 
 async def test_what_a_reset_asked_for_to_learn_its_rights_makes_no_topic_when_it_arrives_late(world: World) -> None:
     """Simulation seed 14003313: the changelog of a table was made with Kafka's defaults, by which state is deleted."""
-    world.pay_many(30)
-    worker = world.start()
-    await world.drained()
-    await worker.stop()
-    await world.clock.sleep(15)
+    await stopped(world)
     log = f"{APP}-balances-changelog"
     first, second = MemoryBroker(world.cluster, "first"), MemoryBroker(world.cluster, "second")
     await first.start()
@@ -238,11 +247,7 @@ async def test_what_a_reset_asked_for_to_learn_its_rights_makes_no_topic_when_it
 
 
 async def test_a_deletion_of_a_reset_that_arrives_late_deletes_nothing_that_was_made_since(world: World) -> None:
-    world.pay_many(30)
-    worker = world.start()
-    await world.drained()
-    await worker.stop()
-    await world.clock.sleep(15)
+    await stopped(world)
     first, second = MemoryBroker(world.cluster, "first"), MemoryBroker(world.cluster, "second")
     await first.start()
     await second.start()
@@ -262,11 +267,7 @@ async def test_a_deletion_of_a_reset_that_arrives_late_deletes_nothing_that_was_
 
 async def test_a_reset_that_is_broken_off_after_the_source_grew_keeps_workers_away(world: World) -> None:
     """The positions grow, and are not deleted: what keeps workers away stands in them."""
-    world.pay_many(30)
-    worker = world.start()
-    await world.drained()
-    await worker.stop()
-    await world.clock.sleep(15)
+    await stopped(world)
     world.cluster.add_partitions("payments", 3)
     broker = MemoryBroker(world.cluster, "reset")
     await broker.start()
@@ -291,11 +292,7 @@ def deleted(world: World) -> bool:
 
 
 async def test_a_reset_that_may_not_delete_leaves_the_app_as_it_was(world: World) -> None:
-    world.pay_many(30)
-    worker = world.start()
-    await world.drained()
-    await worker.stop()
-    await world.clock.sleep(15)
+    await stopped(world)
     broker = MemoryBroker(world.cluster, "reset")
     await broker.start()
     world.cluster.faults.script(lambda call: refuse(29) if call.api == "DeleteTopics" else None)
@@ -311,18 +308,6 @@ async def test_a_reset_that_may_not_delete_leaves_the_app_as_it_was(world: World
     ]
     assert marks[-1] is None
     await broker.close()
-
-
-async def at_rest(world: World) -> MemoryBroker:
-    """An app that has worked and is stopped; the broker is for who resets it."""
-    world.pay_many(30)
-    worker = world.start()
-    await world.drained()
-    await worker.stop()
-    await world.clock.sleep(15)
-    broker = MemoryBroker(world.cluster, "reset")
-    await broker.start()
-    return broker
 
 
 def refuses(code: int, *, at: str = "", applied: bool = False) -> Callable[[Call], Fault | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from semel.chaos.fault import Fault
 from semel.chaos.faults.brokers import BrokerKill, Compact, Grow, Leader, Rebalance
-from semel.chaos.faults.limits import Deny, LogThrottle
+from semel.chaos.faults.limits import Deny, Throttle
 from semel.chaos.faults.net import Net
 from semel.chaos.faults.processes import Clock, Failpoint, Kill, OddCode, Term, Zombie
 from semel.chaos.faults.state import CorruptBlock, DiskFull, DiskSlow
@@ -20,7 +20,7 @@ FAULTS: dict[str, type[Fault]] = {
     fault.kind: fault
     for fault in (
         Kill, Failpoint, Zombie, Term, BrokerKill, Net, Rebalance, Leader, DiskFull, DiskSlow, Clock, Compact, CorruptBlock,
-        LogThrottle, Deny, Grow, OddCode,
+        Throttle, Deny, Grow, OddCode,
     )
 }  # fmt: skip
 

@@ -32,7 +32,7 @@ DENIED = (
 )  # fmt: skip
 
 
-class LogThrottle(Fault):
+class Throttle(Fault):
     """The quota is halved until it is met: nobody knows how much this pipeline reads and writes, and one of a small part of
     that would make it wait for minutes.
     """

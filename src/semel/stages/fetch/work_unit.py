@@ -24,7 +24,7 @@ class OpenBatch:
 
 
 class WorkUnit:
-    """Records of one cursor given to a runner: `records[start:end]` of a chunk.
+    """Records of one cursor given to a runner: `records[start:end]` of a batch.
 
     `index`: the record in hand, or the next one. `wall_ms`: the clock when the work unit was taken. `moved`: stream time after
     the event in hand, or the batch; it moves when that is done, not before, and in the same epoch. `batch`: None where its events

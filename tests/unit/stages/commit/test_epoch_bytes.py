@@ -114,7 +114,9 @@ async def test_brokers_that_take_little_get_smaller_epochs_until_they_commit(wor
     world.check()
 
 
-async def test_one_event_whose_results_are_more_than_a_transaction_may_carry_is_dead_lettered(world: World) -> None:
+def one_is_huge(results: int, size: int) -> Any:
+    """The usual agent, but each result takes `size` bytes, and the event "huge" has so many of them."""
+
     def make(tables: tuple[Table, Table]) -> Any:
         balances, journals = tables
 
@@ -122,15 +124,19 @@ async def test_one_event_whose_results_are_more_than_a_transaction_may_carry_is_
             async for payment in payments:
                 balances[payment.account] += payment.amount
                 journals[payment.account].append(payment.id)
-                for _ in range(60 if payment.id == "huge" else 1):
+                for _ in range(results if payment.id == "huge" else 1):
                     yield Output(
                         Settlement(payment.id, payment.account, balances[payment.account]),
-                        headers={"pad": b"x" * 500_000},
+                        headers={"pad": b"x" * size},
                     )
 
         return pay_out
 
-    world.pipeline = payments_pipeline(world.work, make=make)
+    return make
+
+
+async def test_one_event_whose_results_are_more_than_a_transaction_may_carry_is_dead_lettered(world: World) -> None:
+    world.pipeline = payments_pipeline(world.work, make=one_is_huge(60, 500_000))
     world.start(memory_budget_bytes=BUDGET)
     for _ in range(5):
         world.pay("a1")
@@ -148,22 +154,7 @@ async def test_one_event_whose_results_are_more_than_a_transaction_may_carry_is_
 async def test_one_event_that_never_gets_through_to_the_brokers_is_dead_lettered_and_the_others_are_not(
     world: World,
 ) -> None:
-    def make(tables: tuple[Table, Table]) -> Any:
-        balances, journals = tables
-
-        async def pay_out(payments: Any) -> Any:
-            async for payment in payments:
-                balances[payment.account] += payment.amount
-                journals[payment.account].append(payment.id)
-                for _ in range(40 if payment.id == "huge" else 1):
-                    yield Output(
-                        Settlement(payment.id, payment.account, balances[payment.account]),
-                        headers={"pad": b"x" * 100_000},
-                    )
-
-        return pay_out
-
-    world.pipeline = payments_pipeline(world.work, make=make)
+    world.pipeline = payments_pipeline(world.work, make=one_is_huge(40, 100_000))
     takes(world, 400_000)
     worker = world.start()
     for _ in range(8):
