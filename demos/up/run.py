@@ -23,7 +23,7 @@ from feeds.publish import create_topic, publish
 from feeds.record import Record
 from semel.errors import SemelError
 from semel.local import jars, ports
-from semel.local.forkserver import Nursery
+from semel.local.forkserver import ForkServer
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
 from semel.local.run_directory import RunFolder
@@ -122,7 +122,7 @@ class Up:
         self._kafka: LocalKafka | None = None
         self._views: Views | None = None
         self._workers: dict[str, WorkerProcess] = {}
-        self._nursery: Nursery | None = None
+        self._forkserver: ForkServer | None = None
         self._watch = Watch(pipeline.source.name, PARTITIONS)
         self._recent: deque[tuple[float, int]] = deque()
         self._began: float | None = None
@@ -177,8 +177,8 @@ class Up:
     async def _start(self) -> None:
         kafka = self._kafka
         assert kafka is not None
-        self._nursery = Nursery(self.folder / "logs" / "nursery.log")
-        self._nursery.start()
+        self._forkserver = ForkServer(self.folder / "logs" / "forkserver.log")
+        self._forkserver.start()
         self.display.say("starting Kafka, reading a year of flights")
         try:
             await asyncio.gather(asyncio.to_thread(kafka.start), asyncio.to_thread(self.feed.open))
@@ -193,7 +193,7 @@ class Up:
         for name, wanted in zip(NAMES, WEB_PORTS, strict=True):
             port = wanted if ports.is_free(wanted) else ports.choose(1)[0]
             self._workers[name] = WorkerProcess(
-                self._nursery,
+                self._forkserver,
                 TARGET,
                 name,
                 log_file=self.folder / "logs" / f"{name}.log",
@@ -440,8 +440,8 @@ class Up:
         workers = list(self._workers.values())
         stopped = [worker.name for worker in workers if worker.running]
         await asyncio.to_thread(end_all, workers, GRACE_S)
-        if self._nursery is not None:
-            await asyncio.to_thread(self._nursery.close)
+        if self._forkserver is not None:
+            await asyncio.to_thread(self._forkserver.close)
         if self._kafka is not None:
             await asyncio.to_thread(self._kafka.stop, GRACE_S)
             stopped += ["Kafka"] if self._kafka.nodes else []

@@ -18,7 +18,7 @@ import pytest
 from semel.local import worker
 from semel.local.forkserver import ForkServer
 
-NURSERY = ForkServer()
+FORK_SERVER = ForkServer()
 SEMEL = Path(sys.executable).with_name("semel")
 PROJECT = Path(__file__).parent / "pipelines"
 START_S = 60.0  # two cores, shared: a start is mostly imports
@@ -40,7 +40,7 @@ class WorkerProcess(worker.WorkerProcess):
         environment: dict[str, str],
     ) -> None:
         settings = {"SEMEL_BROKER": bootstrap, "SEMEL_STATE_DIR": str(state_dir), **environment}
-        super().__init__(NURSERY, target, instance, log_file=log_file, environment=settings, directory=PROJECT)
+        super().__init__(FORK_SERVER, target, instance, log_file=log_file, environment=settings, directory=PROJECT)
         self.instance = instance
         self.state_dir = state_dir
         self._url = ""
