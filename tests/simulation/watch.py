@@ -13,7 +13,7 @@ from typing import Any
 
 from semel.group.membership import MEMBER_STEPS, GroupMember, MemberState
 from semel.runtime.failpoints import NAMES, Failpoints
-from semel.stages.commit.transaction import EPOCH_STEPS, EpochState, Sealed
+from semel.stages.commit.epoch import EPOCH_STEPS, EpochState, SealedEpoch
 from semel.state.task import Task, TaskState
 from semel.testing.clock import process
 from semel.worker.engine import Engine
@@ -25,7 +25,10 @@ Key = tuple[str, ...]
 
 # What a revocation or a fence can find, by the code: the commit of an earlier epoch holds the turn until its end is known.
 MEETINGS: frozenset[tuple[str, str]] = frozenset(
-    {("fence", "aborting"), *((how, s) for how in ("revoke", "lost") for s in ("none", "open", "sealed", "committing"))}
+    {
+        ("fence", "abandoned"),
+        *((how, s) for how in ("revoke", "lost") for s in ("none", "open", "sealed", "committing")),
+    }
 )
 
 
@@ -84,17 +87,20 @@ def install() -> None:
 
 
 def _watch_epochs() -> None:
-    made, step, drop = Sealed.__init__, Sealed.step, Engine.drop_everything
+    made, step, drop = SealedEpoch.__init__, SealedEpoch.step, Engine.drop_everything
 
-    def init(self: Sealed, *args: Any, **kwargs: Any) -> None:
+    def init(self: SealedEpoch, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
         watch, client = Current.watch, process.get("")
-        if watch.epochs.get(client) in (EpochState.SEALED, EpochState.COMMITTING):
+        on_its_way = [EpochState.SEALED, EpochState.COMMITTING]
+        if client in watch.engines:
+            # A reset has no store for it to land in.
+            on_its_way.append(EpochState.COMMITTED)
+        if watch.epochs.get(client) in on_its_way:
             watch.breaks(f"epoch {self.number} was cut while one was {watch.epochs[client].name}")
         watch.epochs[client] = EpochState.SEALED
-        watch.count("epoch", "OPEN", "SEALED")
 
-    def stepped(self: Sealed, to: EpochState) -> None:
+    def stepped(self: SealedEpoch, to: EpochState) -> None:
         watch, client, before = Current.watch, process.get(""), self.state
         if (before, to) not in EPOCH_STEPS:
             watch.breaks(f"epoch {self.number} went from {before.name} to {to.name}")
@@ -111,15 +117,13 @@ def _watch_epochs() -> None:
 
     def dropped(self: Engine) -> None:
         watch, client = Current.watch, process.get("")
-        if has_work(self):
-            watch.count("epoch", "OPEN", "ABORTING")
         if watch.epochs.get(client) is EpochState.SEALED:
-            watch.epochs[client] = EpochState.ABORTING
-            watch.count("epoch", "SEALED", "ABORTING")
+            watch.epochs[client] = EpochState.ABANDONED
+            watch.count("epoch", "SEALED", "ABANDONED")
         drop(self)
 
-    Sealed.__init__ = init  # type: ignore[method-assign]
-    Sealed.step = stepped  # type: ignore[method-assign]
+    SealedEpoch.__init__ = init  # type: ignore[method-assign]
+    SealedEpoch.step = stepped  # type: ignore[method-assign]
     Engine.drop_everything = dropped  # type: ignore[method-assign]
 
 

@@ -22,7 +22,7 @@ from semel.config import BrokerSecurity, Settings
 from semel.group.membership import MEMBER_STEPS
 from semel.port import TP
 from semel.runtime.failpoints import NAMES
-from semel.stages.commit.transaction import EPOCH_STEPS
+from semel.stages.commit.epoch import EPOCH_STEPS
 from semel.stages.fetch.lag import Histogram
 from semel.stages.sink.dead_letters import DeadLetters, dead_letter
 from semel.table import RESERVED

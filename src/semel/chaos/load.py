@@ -21,7 +21,8 @@ from semel.port import TP, RpcError, RpcLost
 from semel.runtime import looptime
 from semel.runtime.clock import SystemClock
 from semel.runtime.failpoints import Failpoints
-from semel.stages.commit.transaction import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.commit.epoch import SealedEpoch, by_partition
+from semel.stages.commit.transaction import CommitFailed, Writer
 from semel.stages.sink.destination import Out
 
 TURN_S = 0.1
@@ -108,7 +109,7 @@ class Load:
         writer = await self._ready()
         if writer is None:
             return False
-        epoch = Sealed(0, by_partition(outs), {})
+        epoch = SealedEpoch(0, by_partition(outs), {})
         try:
             await writer.commit(epoch, None)
         except CommitFailed as failed:

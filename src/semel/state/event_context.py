@@ -28,12 +28,13 @@ event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)
 
 
 def refuse_waiting_for_commit(what: str) -> None:
-    """HandlingError where an event is in hand: its epoch does not commit before it ends (protocol rule 5)."""
+    """HandlingError where an event is in hand: a last commit waits for it to end (protocol rule 5)."""
     context = current_context.get()
     if context is not None and context.mine:
         raise HandlingError(
-            f"the commit of {what} was waited for inside an event: commits wait for running events, so each would wait for the "
-            "other. Send within the event, which needs no waiting: what it sends commits with it"
+            f"the commit of {what} was waited for inside an event: the last commit before a partition goes waits for running "
+            "events, so each would wait for the other. Send within the event, which needs no waiting: what it sends commits with "
+            "it"
         )
 
 

@@ -157,7 +157,6 @@ class Task:
         self.dedup: Dedup | None = None
         self.cursors: dict[tuple[str, str], Cursor] = {}
         self.committed = Position({})
-        self.sealed_position: Position | None = None
         self.stream_ms: int | None = None
         self.pending: tuple[int, ...] = ()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)

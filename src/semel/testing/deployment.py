@@ -126,7 +126,7 @@ class Deployment:
         began = self.clock.time()
         await self.scale(workers)
         await self.settle(undone=True)
-        while any(task.touched or task.sealed_position is not None for task in self.tasks()):
+        while any(worker.engine.uncommitted for worker in self.workers.values() if not worker.killed):
             # Where they begin is committed first: nothing that a test counts.
             await self._change(0.01)
         self.clock.jump(began - self.clock.time())

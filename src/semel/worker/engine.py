@@ -145,7 +145,6 @@ class Engine:
             own_id=self.transactional_id,
         )
         self._activation = Activation(plan, settings, broker, clock, store, self.topics, self._restorer)  # fmt: skip
-        self.lingering = UnfinishedEvents(self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms)
         self._taking_over: asyncio.Task[None] | None = None
         self._background = Background()
         # -- what others look at
@@ -154,6 +153,9 @@ class Engine:
             ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
         )
         self.stats["rebuilds"] = store.found_damaged
+        self.lingering = UnfinishedEvents(
+            self.runners, clock, self.stats, handler_timeout_ms=settings.handler_timeout_ms
+        )
         self._rate = Rate(clock)
         self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
         self._committer = Committer(
@@ -266,7 +268,7 @@ class Engine:
             async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
                 async with self._turn:
                     self.open_for_work = False
-                    await self._committer.commit()
+                    await self._committer.commit(last=True)
         except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
             log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
 
@@ -292,6 +294,11 @@ class Engine:
     def paused_by(self) -> str:
         """Why no work is taken; empty where it is."""
         return self._recovery.paused_by
+
+    @property
+    def uncommitted(self) -> bool:
+        """Something is done, or sent, that is not committed yet."""
+        return self._committer.committing or self._committer.has_work()
 
     def gone(self) -> list[str]:
         """Topics of the app that are not there, in words."""
@@ -566,10 +573,9 @@ class Engine:
         self._alone = None
         for runner in self.runners:
             runner.abandon()
-        self.epoch.drop()
+        self._committer.abandon()
         for task in self.tasks.values():
             task.state = TaskState.RESTORING
-            task.sealed_position = None
             task.open_anew()
 
     def start_over(self) -> None:
@@ -590,7 +596,7 @@ class Engine:
             try:
                 async with looptime.timeout(self.settings.revoke_timeout_ms / 1000), self._turn:
                     self.open_for_work = False
-                    await self._committer.commit()
+                    await self._committer.commit(last=True)
             except (TimeoutError, CommitFailed) as exc:
                 log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
                 self.stats["aborts"] += 1

@@ -35,7 +35,10 @@ _ENGINE = {
     "fences": ("semel_commit_fences", "Times the writer was fenced"),
     "rebalances": ("semel_group_assignments", "Assignments received"),
     "recoveries": ("semel_commit_recoveries", "Times the engine started over after a failed commit"),
-    "left_out": ("semel_agent_left_out", "Events left out of an epoch because their handler took too long"),
+    "left_out": (
+        "semel_agent_left_out",
+        "Events that took longer than handler_timeout_ms; epochs are committed without them",
+    ),
     "trims": ("semel_dedup_trims", "Times expired marks were deleted from the marks changelog"),
     "rebuilds": ("semel_store_rebuilds", "Times the local copy of the state was damaged and made anew"),
 }

@@ -21,7 +21,8 @@ from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, Clock, RpcErr
 from semel.runtime import looptime
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
-from semel.stages.commit.transaction import CommitFailed, Sealed, Writer, by_partition
+from semel.stages.commit.epoch import SealedEpoch, by_partition
+from semel.stages.commit.transaction import CommitFailed, Writer
 from semel.stages.sink.destination import Out
 from semel.state import positions
 from semel.state.positions import Position, Sink, StreamTime, TopicPosition
@@ -332,7 +333,7 @@ async def _mark(writer: Writer, number: int, topic: TopicInfo, told: bytes | Non
 
 async def _write(writer: Writer, number: int, outs: list[Out]) -> None:
     try:
-        await writer.commit(Sealed(number, by_partition(outs), {}), None)
+        await writer.commit(SealedEpoch(number, by_partition(outs), {}), None)
     except CommitFailed as exc:
         raise RecoveryError(
             f"the positions cannot be written: {exc}; see that this client may write them, and run `semel reset` again: "

@@ -50,13 +50,18 @@ class NotAsking:
 class UnfinishedEvents:
     """`run` looks every half second; nothing is counted where events are handled."""
 
-    def __init__(self, runners: Sequence[AgentRunner], clock: Clock, *, handler_timeout_ms: int) -> None:
+    def __init__(
+        self, runners: Sequence[AgentRunner], clock: Clock, stats: dict[str, float], *, handler_timeout_ms: int
+    ) -> None:
         self._runners = runners
         self._clock = clock
+        self._stats = stats
         self._patient_s = handler_timeout_ms / 1000
         self._unready_s = UNREADY_TIMEOUTS * self._patient_s
         # What each runner is at, since when, and when that is to be said next.
         self._at: dict[AgentRunner, tuple[EventContext, int, float, float]] = {}
+        # Events that have taken longer than handler_timeout_ms, and were counted.
+        self._left_out: dict[AgentRunner, tuple[EventContext, int]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
         self._said_of_place: dict[tuple[str, str], tuple[float, int, int]] = {}
         # Runners that ask for no record while some wait: in which run and after how many work units, since when, and when that is
@@ -79,9 +84,17 @@ class UnfinishedEvents:
         at = self._at.get(runner)
         if at is None or at[0] is not context or at[1] != context.event:
             self._at[runner] = context, context.event, now, now + SAY_S
-        elif now >= at[3]:
+            return
+        if now >= at[3]:
             self._at[runner] = context, context.event, at[2], now + AGAIN_S
             self._say(runner, context.event, now - at[2], now)
+        if now - at[2] >= self._patient_s and self._left_out.get(runner) != (context, context.event):
+            self._left_out[runner] = context, context.event
+            self._stats["left_out"] += 1
+            log.warning(
+                "agent %s has been handling %s for over %.0f ms; it is left out of the epochs until it is done",
+                runner.plan.name, runner.where, self._patient_s * 1000,
+            )  # fmt: skip
 
     def _say(self, runner: AgentRunner, event: int, seconds: float, now: float) -> None:
         place = agent_loop.place(runner.code)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from semel.plan import Plan
 from semel.port import TP
-from semel.stages.commit.transaction import Sealed, by_partition
+from semel.stages.commit.epoch import EpochState, SealedEpoch, by_partition
 from semel.stages.sink.destination import Out, state_records
 from semel.state import positions
 from semel.state.positions import Position, Sink
@@ -24,7 +24,7 @@ def seal(
     writer: str,
     now_ms: int,
     sinks: Callable[[int], dict[str, Sink]],
-) -> Sealed:
+) -> SealedEpoch:
     """Everything that one transaction writes. Synchronous: nothing an agent does can fall between its parts.
 
     `sinks`: by task, what is known of the topics that outputs go to.
@@ -33,6 +33,7 @@ def seal(
     """
     records = by_partition(outs)
     offsets: dict[TP, int] = {}
+    standing: dict[Task, Position] = {}
     state_logs = plan.state_logs
     for task in tasks:
         task.touched = False
@@ -45,7 +46,7 @@ def seal(
         task.claims = dict.fromkeys(task.unclaimed, now_ms)
         logs = {name: task.logs[name]["id"] for name in state_logs if name not in task.unclaimed}
         position = task.position(generation, writer, number, now_ms, logs, sinks(p))
-        task.sealed_position = position
+        standing[task] = position
         tp = TP(plan.positions_topic, p)
         records[tp] = state_records(tp, [(positions.KEY, position.encode())])
         for topic, at in position.topics.items():
@@ -54,22 +55,21 @@ def seal(
         tp = TP(plan.positions_topic, 0)
         position = Position({}, generation=generation, writer=writer, epoch=number, at_ms=now_ms)
         records[tp] = state_records(tp, [(positions.KEY, position.encode())])
-    return Sealed(number, records, offsets, now_ms)
+    return SealedEpoch(number, records, offsets, now_ms, standing)
 
 
-def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now_ms: int) -> dict[TP, int]:
+def land(store: Store, plan: Plan, sealed: SealedEpoch, *, now_ms: int) -> dict[TP, int]:
     """Write a committed epoch to the store in one batch, then drop what lay over it. StoreError: it is not written.
 
-    Returns how far the logs of marks may be trimmed: only expired ones lie before, and the position says so (rule 21).
+    Of one that was abandoned nothing is written: its tasks are restored. Returns how far the logs of marks may be trimmed:
+    only expired ones lie before, and the position says so (rule 21).
     """
+    if sealed.abandoned:
+        sealed.step(EpochState.ABANDONED)
+        return {}
     batch = store.batch()
     trims: dict[TP, int] = {}
-    landed: list[Task] = []
-    for task in tasks:
-        position = task.sealed_position
-        if position is None:
-            continue
-        landed.append(task)
+    for task, position in sealed.positions.items():
         p = task.partition
         for log in task.state_logs:
             log.land(batch, _advance(task, log.topic, sealed), position.stream_time.ms)
@@ -78,15 +78,15 @@ def land(store: Store, plan: Plan, tasks: Iterable[Task], sealed: Sealed, *, now
         task.stamp_offset = _advance(task, plan.positions_topic, sealed)
         batch.meta(p, task_meta(task, position, now_ms))
     store.write(batch)
-    for task in landed:
-        assert task.sealed_position is not None
-        task.committed, task.sealed_position = task.sealed_position, None
+    for task, position in sealed.positions.items():
+        task.committed = position
         for log in task.state_logs:
             log.landed()
+    sealed.step(EpochState.LANDED)
     return trims
 
 
-def _advance(task: Task, topic: str, sealed: Sealed) -> int:
+def _advance(task: Task, topic: str, sealed: SealedEpoch) -> int:
     """Note how far the log is in the store; the offset of the epoch's first record there, -1 if not told."""
     tp = TP(topic, task.partition)
     base = sealed.base_offsets.get(tp, -1)

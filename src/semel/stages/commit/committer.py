@@ -18,13 +18,12 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import COMPACTION_LAG_MS, EngineSettings
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.commit import checkpoint
-from semel.stages.commit.barrier import Barrier
+from semel.stages.commit.drain import drain
+from semel.stages.commit.epoch import EpochState, SealedEpoch
 from semel.stages.commit.poison_pills import PoisonPills
 from semel.stages.commit.transaction import (
     REQUEST_BYTES,
     CommitFailed,
-    EpochState,
-    Sealed,
     Throttled,
     Unwritable,
     Writer,
@@ -89,7 +88,6 @@ class Committer:
         self._pass = failpoints
         self._transactional_id = transactional_id
         self._epoch = worker.epoch
-        self._barrier = Barrier(clock, worker.runners, worker.epoch, handler_timeout_ms=settings.handler_timeout_ms)
         self._share = shares(settings.memory_budget_bytes)
         self._least_bytes = min(EPOCH_LEAST_BYTES, self._share.epoch)
         self.outbox = Outbox(settings.carry_over_limit, self._share.outbox)
@@ -97,6 +95,7 @@ class Committer:
         self.suspects = PoisonPills()
         self.number = 0
         self.committing = False
+        self._sealed: SealedEpoch | None = None
         self._since: float | None = None
         # Shorter than what is set while brokers throttle what an epoch of that length writes.
         self._interval_s = settings.commit_interval_ms / 1000
@@ -174,7 +173,7 @@ class Committer:
         elif seconds < timeout / 4:
             epoch.limit_bytes = min(self._share.epoch, epoch.limit_bytes * 2)
 
-    def _too_large(self, sealed: Sealed, writer: Writer, cause: Exception) -> None:
+    def _too_large(self, sealed: SealedEpoch, writer: Writer, cause: Exception) -> None:
         """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
         the brokers take what they can, that event is to blame."""
         epoch, least = self._epoch, self._least_bytes
@@ -200,31 +199,48 @@ class Committer:
 
     # -- how
 
-    async def commit(self) -> bool:
-        """One turn of the barrier (rule 7), then the commit (rule 8). Runs under `_turn`. False: nothing could be sent."""
+    async def commit(self, *, last: bool = False) -> bool:
+        """Cut the epoch (rule 7), then commit it (rule 8). Runs under `_turn`. False: nothing could be sent.
+
+        `last`: the partitions go, so running events are waited for. Another commit takes what is done, and waits for nobody.
+        """
         membership, writer = self._worker.membership, self._worker.writer
         if writer is None or writer.dead or (self._plan.sources and (membership is None or not self._worker.tasks)):
             return False
         self.committing = True
         try:
-            self._epoch.begin_cut()
+            self._epoch.close()
             try:
-                await self._barrier.quiesce()
+                if last:
+                    await drain(
+                        self._clock,
+                        self._worker.runners,
+                        self._epoch,
+                        at_most_s=self._settings.handler_timeout_ms / 1000,
+                    )
                 await self._pass("barrier.before_seal")
                 sealed, carried = self._seal(membership)
             finally:
-                self._epoch.end_cut()
+                self._epoch.reopen()
             if sealed is None:
                 return False
+            self._sealed = sealed
             await self._commit(sealed, carried, writer, membership)
             await self._pass("commit.before_store")
             self._land(sealed)
             await self._pass("commit.after_store")
             return True
         finally:
+            self._sealed = None
             self.committing = False
 
-    def _seal(self, membership: Membership | None) -> tuple[Sealed | None, list[PendingOutput]]:
+    def abandon(self) -> None:
+        """The tasks are given up, with what is done and not committed, and with what was cut and has not landed."""
+        self._epoch.drop()
+        if self._sealed is not None:
+            self._sealed.abandon()
+
+    def _seal(self, membership: Membership | None) -> tuple[SealedEpoch | None, list[PendingOutput]]:
         """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
         for runner in self._worker.runners:
             runner.settle()
@@ -249,7 +265,6 @@ class Committer:
         outs.extend(c.out for c in carried)
         self._followers = Followers(runner.context for runner in self._worker.runners if runner.on_result is not None)
         self.suspects.sealed(self._worker.runners)
-        self._worker.stats["left_out"] = self._barrier.left_out
         sealed = checkpoint.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
             writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks,
@@ -258,7 +273,7 @@ class Committer:
         return sealed, carried
 
     async def _commit(
-        self, sealed: Sealed, carried: list[PendingOutput], writer: Writer, membership: Membership | None
+        self, sealed: SealedEpoch, carried: list[PendingOutput], writer: Writer, membership: Membership | None
     ) -> None:
         try:
             await self._pass("barrier.after_seal")
@@ -266,7 +281,7 @@ class Committer:
                 await self._confirm()
             except BaseException:
                 # Also where a topic is another: nothing of it was sent, and this worker commits no more.
-                sealed.step(EpochState.ABORTING)
+                sealed.step(EpochState.ABANDONED)
                 raise
             started = self._clock.monotonic()
             writer.request_bytes = min(REQUEST_BYTES, max(REQUEST_LEAST_BYTES, self._epoch.limit_bytes))
@@ -289,7 +304,7 @@ class Committer:
         self._worker.stats["commits"] += 1
         self.suspects.committed()
 
-    def _not_committed(self, sealed: Sealed, carried: list[PendingOutput], exc: BaseException) -> None:
+    def _not_committed(self, sealed: SealedEpoch, carried: list[PendingOutput], exc: BaseException) -> None:
         if sealed.ending and (carried or self._followers.possible):
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
             task = self._worker.tasks.get(tp.partition)
@@ -306,9 +321,9 @@ class Committer:
         else:
             self.outbox.put_back(carried)
 
-    def _land(self, sealed: Sealed) -> None:
+    def _land(self, sealed: SealedEpoch) -> None:
         """The epoch is committed on Kafka: let the store have it."""
-        trims = checkpoint.land(self._store, self._plan, self._worker.tasks.values(), sealed, now_ms=self._now_ms())
+        trims = checkpoint.land(self._store, self._plan, sealed, now_ms=self._now_ms())
         if trims and self._settings.trim_marks:
             trimming = asyncio.create_task(self._trim(trims))
             self._trimming.add(trimming)

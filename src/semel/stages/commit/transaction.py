@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeVar
 
 from semel.broker.answers import Answer, answer_of
@@ -19,35 +17,13 @@ from semel.errors import CommitError
 from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLost
 from semel.runtime import looptime
 from semel.runtime.failpoints import Failpoints
+from semel.stages.commit.epoch import EpochState, SealedEpoch
 from semel.stages.sink.destination import Out
 
 T = TypeVar("T")
 
 BATCH_BYTES = 900_000
 REQUEST_BYTES = 8_000_000
-
-
-class EpochState(Enum):
-    OPEN = "open"
-    SEALED = "sealed"
-    COMMITTING = "committing"
-    DONE = "done"
-    ABORTING = "aborting"
-    UNKNOWN = "unknown"
-
-
-# The epoch as a machine: data, so that the simulation can hold every step against it.
-EPOCH_STEPS: frozenset[tuple[EpochState, EpochState]] = frozenset(
-    {
-        (EpochState.OPEN, EpochState.SEALED),
-        (EpochState.OPEN, EpochState.ABORTING),
-        (EpochState.SEALED, EpochState.COMMITTING),
-        (EpochState.SEALED, EpochState.ABORTING),
-        (EpochState.COMMITTING, EpochState.DONE),
-        (EpochState.COMMITTING, EpochState.ABORTING),
-        (EpochState.COMMITTING, EpochState.UNKNOWN),
-    }
-)
 
 
 class CommitFailed(Exception):
@@ -68,34 +44,6 @@ class Unwritable(Exception):
 
 class Throttled(Exception):
     """Brokers ask to wait for longer than a transaction may last."""
-
-
-@dataclass(slots=True)
-class Sealed:
-    """An epoch ready to be sent: `records` by partition, `offsets` for every task it holds a record of, moved or not."""
-
-    number: int
-    records: dict[TP, list[Out]]
-    offsets: dict[TP, int]
-    at_ms: int = 0
-    state: EpochState = EpochState.SEALED
-    # The end of its transaction was asked for: from then on it may be committed, whatever is heard of it.
-    ending: bool = False
-    base_offsets: dict[TP, int] = field(default_factory=dict[TP, int])
-    # About how many bytes it is.
-    size: int = 0
-
-    def step(self, to: EpochState) -> None:
-        if (self.state, to) not in EPOCH_STEPS:
-            raise AssertionError(f"epoch {self.number} went from {self.state.name} to {to.name}")
-        self.state = to
-
-
-def by_partition(outs: Sequence[Out]) -> dict[TP, list[Out]]:
-    grouped: dict[TP, list[Out]] = defaultdict(list)
-    for out in outs:
-        grouped[out.tp].append(out)
-    return dict(grouped)
 
 
 # Of its timeout, what a transaction may take where brokers ask to wait: the rest is for its end, and for its way there.
@@ -172,14 +120,14 @@ class Writer:
         )
         await self._pass("begin.after_init")
 
-    async def commit(self, epoch: Sealed, membership: Membership | None) -> None:
+    async def commit(self, epoch: SealedEpoch, membership: Membership | None) -> None:
         """Commit a sealed epoch. Raises CommitFailed; then this writer is dead.
 
         `membership` is the snapshot taken at the assignment; None only for an app without source topics. On success
         `epoch.base_offsets` holds the offset of the first record of every partition written.
         """
         if self.dead or self.producer is None:
-            epoch.step(EpochState.ABORTING)
+            epoch.step(EpochState.ABANDONED)
             raise CommitFailed(Answer.ABORT, CommitError("its writer was given up before it was sent"))
         if membership is not None and (membership.generation < 0 or not membership.member_id):
             raise AssertionError("an unfenced commit was asked for")
@@ -187,7 +135,7 @@ class Writer:
             rounds = self._encoded(epoch.records, self.producer)
         except Unwritable as exc:
             self.dead = True
-            epoch.step(EpochState.ABORTING)
+            epoch.step(EpochState.ABANDONED)
             raise CommitFailed(Answer.RECORD, exc) from exc
         epoch.step(EpochState.COMMITTING)
         self.transaction_open_since = self._clock.monotonic()
@@ -199,14 +147,14 @@ class Writer:
                 await self._commit(epoch, rounds, membership, self.producer, bound)
         except Throttled as exc:
             self.dead = True
-            epoch.step(EpochState.ABORTING)
+            epoch.step(EpochState.ABANDONED)
             raise CommitFailed(Answer.ABORT, exc) from exc
         except (RpcError, RpcLost, TimeoutError) as exc:
             self.dead = True
             answer = Answer.UNKNOWN if isinstance(exc, TimeoutError) else answer_of(exc)
             if answer in (Answer.WAIT, Answer.RETRY, Answer.SUCCESS):
                 answer = Answer.UNKNOWN
-            epoch.step(EpochState.UNKNOWN if answer is Answer.UNKNOWN else EpochState.ABORTING)
+            epoch.step(EpochState.UNKNOWN if answer is Answer.UNKNOWN else EpochState.ABANDONED)
             cause = (
                 TimeoutError("the commit took longer than commit_timeout_ms") if isinstance(exc, TimeoutError) else exc
             )
@@ -216,12 +164,12 @@ class Writer:
             self.dead = True
             epoch.step(EpochState.UNKNOWN)
             raise
-        epoch.step(EpochState.DONE)
+        epoch.step(EpochState.COMMITTED)
         self.transaction_open_since = None
 
     async def _commit(
         self,
-        epoch: Sealed,
+        epoch: SealedEpoch,
         rounds: Sequence[dict[TP, bytes]],
         membership: Membership | None,
         producer: Producer,

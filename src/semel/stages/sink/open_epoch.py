@@ -67,11 +67,11 @@ class OpenEpoch:
         self.parked.set()
         return self._opened.wait()
 
-    def begin_cut(self) -> None:
-        """No event begins from now on."""
+    def close(self) -> None:
+        """It is about to be cut: no event begins from now on."""
         self._cutting = self.closed = True
 
-    def end_cut(self) -> None:
+    def reopen(self) -> None:
         self._cutting = self.full = False
         self._open_gate()
 

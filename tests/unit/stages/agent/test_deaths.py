@@ -330,13 +330,14 @@ async def test_a_worker_that_dies_while_it_commits_has_no_event_in_hand(world: W
     world.check()
 
 
-async def test_a_worker_that_dies_between_two_events_of_a_slice_has_none_in_hand(world: World) -> None:
+async def test_a_worker_that_dies_between_two_events_of_a_work_unit_has_none_in_hand(world: World) -> None:
     for _ in range(200):
         world.pay("a1", 1, sleep_ms=5)
-    worker = world.start()
+    worker = world.start(commit_interval_ms=60_000)
     await world.until(lambda: len(world.work.handled) > 5)
     held: list[int] = []
     reached = worker.kill_at("barrier.before_seal", then=lambda: held.append(worker.notes.slots[0][HOLDS]))
+    worker.engine.stop()
     await asyncio.wait_for(reached.wait(), 60)
     # It stands at the gate, in the midst of what it was given.
     assert held == [1]

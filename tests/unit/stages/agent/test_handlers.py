@@ -78,18 +78,39 @@ async def test_a_slow_event_is_left_out_of_the_epoch_and_counts_when_it_is_done(
     world.check()
 
 
-async def test_a_slow_event_is_waited_for_once_not_at_every_epoch(world: World) -> None:
+async def test_a_commit_waits_for_no_event(world: World) -> None:
     world.cluster.create_topic("notes", 1)
-    worker = world.start(handler_timeout_ms=1_000)
+    worker = world.start(handler_timeout_ms=60_000)
     await world.until_running(worker)
     world.pay("a1", 1, sleep_ms=10_000)
-    await asyncio.sleep(3)
+    await asyncio.sleep(1)
     before = world.clock.monotonic()
     for n in range(5):
         await worker.engine.outbox(Out(TP("notes", 0), None, b"k", str(n).encode(), ()))
     assert world.clock.monotonic() - before < 2
+    assert outputs(world) == []
     await world.drained()
     world.check()
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    ("handler_timeout_ms", "attempts"), [(5_000, 1), (500, 2)], ids=["it ends", "it takes too long"]
+)
+async def test_a_last_commit_waits_for_the_event_that_runs(
+    world: World, style: str, handler_timeout_ms: int, attempts: int
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    worker = world.start(handler_timeout_ms=handler_timeout_ms)
+    await world.until_running(worker)
+    world.pay("a1", 1, id="slow", sleep_ms=2_000)
+    await asyncio.sleep(1)
+    await worker.stop()
+    assert len(outputs(world)) == 2 - attempts
+    world.start()
+    await world.drained()
+    world.check()
+    assert world.work.handled.count("slow") == attempts
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -74,6 +74,21 @@ async def test_two_agents_on_one_topic_do_each_event_once_each(two: TwoAgents, s
     check(two)
 
 
+async def test_an_agents_slow_event_keeps_no_other_agents_results_waiting(two: TwoAgents) -> None:
+    two.slow_s = 30.0
+    worker = two.start(handler_timeout_ms=60_000)
+    await two.until_running(worker)
+    # The other agent is at the first of them for half a minute.
+    two.pay("a1", 5, id="slow")
+    for n in range(20):
+        two.pay("a1", 1, id=f"beside-{n}")
+    await asyncio.sleep(1)
+    assert sum(len(log) for log in two.cluster.committed("settlements")) == 21
+    assert sum(len(log) for log in two.cluster.committed("audit")) == 0
+    await two.until(two.settled, within_s=120)
+    check(two)
+
+
 @pytest.mark.parametrize("store", ["kept", "lost"])
 async def test_an_agent_that_is_ahead_stays_ahead_over_a_crash(two: TwoAgents, store: str) -> None:
     two.slow_s = 0.2
