@@ -315,7 +315,7 @@ class App(faust.App):
         )
         engine = self.host.engine
         # An app's timers, pages and tasks run here, too.
-        engine.only_agents = False
+        engine.scheduler.only_agents = False
         self._engine_made.set()
         for runner in engine.runners:
             for agent in self.agents.values():

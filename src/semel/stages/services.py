@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from semel.port import Clock, Randomness
 from semel.stages.sink.dead_letters import DeadLetters
 from semel.stages.sink.open_epoch import OpenEpoch
+from semel.state.store import StoreError
 
 
-class Services(Protocol):
-    """`finished` is called where something happened that may make an epoch due."""
+@dataclass(slots=True)
+class Services:
+    """`changed`: set where something happened that may make an epoch due. `store_failed` hears of a store that cannot be used.
+    `interrupts`: what ends the worker though an agent's code raised it."""
 
     app: str
     clock: Clock
     randomness: Randomness
     epoch: OpenEpoch
     dead_letters: DeadLetters
-
-    def finished(self) -> None: ...
+    changed: asyncio.Event
+    store_failed: Callable[[StoreError], None]
+    interrupts: tuple[type[BaseException], ...]

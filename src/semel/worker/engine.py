@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from functools import partial
 
 from semel.broker.answers import Answer, needs_a_person
@@ -26,6 +25,7 @@ from semel.runtime.settings import EngineSettings
 from semel.stages.agent import agent_loop
 from semel.stages.agent.deaths import Deaths
 from semel.stages.agent.runner import AgentRunner
+from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.unfinished import UnfinishedEvents
 from semel.stages.commit.committer import Committer
 from semel.stages.commit.transaction import CommitFailed, Writer
@@ -33,6 +33,7 @@ from semel.stages.fetch.fetch_errors import FetchErrors
 from semel.stages.fetch.fetcher import Fetcher
 from semel.stages.fetch.hanging_transactions import HangingTransactions
 from semel.stages.fetch.lag import Rate, lag
+from semel.stages.services import Services
 from semel.stages.sink.dead_letters import DeadLetters
 from semel.stages.sink.destination import Destination, Out
 from semel.stages.sink.open_epoch import OpenEpoch
@@ -56,9 +57,6 @@ log = logging.getLogger("semel.engine")
 
 # Restores running side by side: they share one loop and one disk.
 RESTORES = 8
-# After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
-# the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
-LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
 # A broker that restarts is back by then, after that a person should know. A cluster that restarts whole is back within a
 # minute; a worker that met nobody ends, and its supervisor starts it again.
 PATIENT_S, UNREACHABLE_S = 10.0, 60.0
@@ -83,13 +81,11 @@ class Engine:
         self.plan = plan
         self.app = plan.app
         self.settings = settings
-        self.interrupts = settings.interrupts
         self.instance = instance
         self.broker = broker
         self.store = store
         self.clock = clock
         self.randomness = randomness
-        self.dead_letters = DeadLetters(plan.dead_letter_topic, 1, 1 << 20)
         self.transactional_id = plan.transactional_id(instance)
         self._pass = failpoints or Failpoints()
         self.shares = shares(settings.memory_budget_bytes)
@@ -99,12 +95,7 @@ class Engine:
         )  # fmt: skip
         self.notes = notes or CrashNotes([agent.name for agent in plan.agents], list(plan.sources))
         self._deaths = Deaths(self.notes, plan)
-        self.runners = [
-            AgentRunner(self, agent, self.notes, slot)
-            for agent, slot in zip(plan.agents, self.notes.slots, strict=True)
-        ]
-        # The runner that is to have the only event in hand, and since when it waits for that.
-        self._alone: tuple[AgentRunner, float] | None = None
+        self.runners: list[AgentRunner] = []
         self.troubles = FetchErrors(clock)
         self.fetcher = Fetcher(
             broker, clock, offer=self._offer, trimmed=self._trimmed, troubles=self.troubles, budget=self.shares.source,
@@ -115,19 +106,11 @@ class Engine:
         self.membership: Membership | None = None
         self.group: GroupMember | None = None
         self.writer: Writer | None = None
-        # What a runner sees (stages.agent.scheduler)
         changed = asyncio.Event()
         self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
         self._void_sends_told = False
-        self._origins: dict[tuple[str, TP], bytes] = {}
         self._turn = asyncio.Lock()
-        self._catching_up = asyncio.Lock()
-        self._owed_s = 0.0
         self._attempts: dict[tuple[TP, str], Attempts] = {}
-        # Nothing but agents runs user code on this loop: no timer, no page, no task of an app.
-        self.only_agents = True
-        # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
-        self.awake: Callable[[float], bool] = lambda held_s: True
         self._topics_anew = False
         self.open_for_work = False
         # Set where what `restored` says may have become true.
@@ -163,12 +146,33 @@ class Engine:
             confirm=self._watch.confirm, changed=changed, sinks=self.topics.sinks,
         )  # fmt: skip
         self._recovery = Recovery(self, plan, settings, store, clock, self._committer.suspects, self._background)
+        self._services = Services(
+            self.app, clock, randomness, self.epoch, DeadLetters(plan.dead_letter_topic, 1, 1 << 20), changed,
+            self._recovery.store_failed, settings.interrupts,
+        )  # fmt: skip
+        self.scheduler = Scheduler(
+            self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms, open=self._open,
+            uncommitted=lambda: self.uncommitted, cautious=lambda: self._committer.suspects.cautious > 0,
+            one_by_one=self._one_by_one, behind=self._is_behind, silent=self._silent,
+        )  # fmt: skip
+        self.runners.extend(map(self._runner, plan.agents, self.notes.slots))
         self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._committer.commit_seconds
         self.commit_histogram = self._committer.commit_histogram
         self.on_committed = self._committer.on_committed
         if self.notes.suspects:
             self.on_committed.append(self._landed)
+
+    def _runner(self, agent: AgentPlan, noted: memoryview) -> AgentRunner:
+        name = agent.name if len(self.plan.agents) > 1 else ""
+
+        def origin(tp: TP) -> bytes:
+            return lineage.prefix(self.app, name, tp.topic, tp.partition)
+
+        return AgentRunner(
+            self._services, self.scheduler, agent, self.notes, noted, origin=origin if self.settings.lineage else None,
+            destination=self.topics.destinations.get, open_destination=self.open_destination, released=self.fetcher.consumed,
+        )  # fmt: skip
 
     # ================================================================== running
 
@@ -330,67 +334,14 @@ class Engine:
 
     # ================================================================== what runners ask
 
-    def cautious(self) -> bool:
-        return self._committer.suspects.cautious > 0
+    def _open(self) -> bool:
+        return self.open_for_work and not self.paused_by and not self._committer.throttled_s() > 0
 
-    def one_by_one(self) -> bool:
+    def _one_by_one(self) -> bool:
         return bool(self.notes.suspects) and self._deaths.counting(self.tasks)
 
-    def has_all_to_itself(self, runner: AgentRunner) -> bool:
-        """Whether no other runner has events. From now on none takes any, until this one has given back what it takes."""
-        now = self.clock.monotonic()
-        if self._alone is None:
-            self._alone = runner, now
-        mine, since = self._alone
-        # One that does not end holds nobody up for ever.
-        waited = now - since > self.settings.handler_timeout_ms / 1000
-        return mine is runner and (waited or all(other.unit is None for other in self.runners if other is not runner))
-
-    def may_take(self, runner: AgentRunner) -> bool:
-        if not self.open_for_work or self.paused_by or self._committer.throttled_s() > 0:
-            return False
-        if self._alone is not None and self._alone[0] is not runner:
-            return False
-        # In cautious epochs one event is in an epoch, so that a refused record names its event (rule 2).
-        return not self._committer.suspects.cautious or not (
-            self._committer.committing
-            or self._committer.has_work()
-            or any(runner.unit is not None for runner in self.runners)
-        )
-
-    async def catch_up(self, held_s: float) -> None:
-        """Nothing ran for so long: let what waited for it run before the next event, within bounds.
-
-        In loop time, and all runners wait for it, so that some that hold the loop in turns cannot use it up between them.
-        """
-        self._owed_s += held_s
-        time = looptime.running()
-        time.begin()
-        try:
-            async with self._catching_up:
-                held_s, self._owed_s = self._owed_s, 0.0
-                began = time.now()
-                least, most = began + min(held_s * LEAST_SHARE, LEAST_S), began + held_s * MOST_SHARE
-                while (now := time.now()) < most and (now < least or self._is_behind()):
-                    await self.clock.sleep(0.002)
-        finally:
-            time.end()
-
-    @property
-    def catching_up(self) -> bool:
-        return self._owed_s > 0 or self._catching_up.locked()
-
-    def answers_for_all(self, runner: AgentRunner) -> bool:
-        """Whatever held the loop while this runner's agent awaited something can only be what its event has started."""
-        return self.only_agents and not any(other.context.holding for other in self.runners if other is not runner)
-
-    def session_is_over(self, held_s: float, last_s: float) -> bool:
-        """An agent has just held the loop for so long, of it `last_s` in one piece: whether that has cost the session.
-
-        A session that is over for another reason, as a broker that is away, is no event's fault.
-        """
-        group = self.group
-        return group is not None and group.silent and held_s >= group.patience_s and self.awake(last_s)
+    def _silent(self, held_s: float) -> bool:
+        return self.group is not None and self.group.silent and held_s >= self.group.patience_s
 
     def attempts(self, tp: TP, agent: str) -> Attempts:
         """Those that a source partition's events have had, whoever owned it since."""
@@ -411,32 +362,6 @@ class Engine:
             or (self.group is not None and self.group.behind)
             or (self._taking_over is not None and not self._taking_over.done())
         )
-
-    def finished(self) -> None:
-        self._committer.changed.set()
-
-    def released(self, cursor: Cursor, runner: AgentRunner) -> None:
-        self.fetcher.consumed(cursor)
-        if self._alone is not None and self._alone[0] is runner:
-            self._alone = None
-        if len(self.runners) > 1:
-            for other in self.runners:
-                if other is not runner and other.ready:
-                    other.wake.set()
-        if cursor.queue:
-            runner.offer(cursor)
-
-    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None:
-        if not self.settings.lineage:
-            return None
-        known = self._origins.get((agent.name, tp))
-        if known is None:
-            name = agent.name if len(self.plan.agents) > 1 else ""
-            known = self._origins[(agent.name, tp)] = lineage.prefix(self.app, name, tp.topic, tp.partition)
-        return known
-
-    def destination(self, topic: Topic) -> Destination | None:
-        return self.topics.destinations.get(topic.name)
 
     async def open_destination(self, topic: Topic) -> Destination:
         return await self.topics.open_destination(topic, max(self.assignment.partitions.values(), default=1))
@@ -570,7 +495,7 @@ class Engine:
         self.fetcher.clear()
         # Also those of logs: a restore is over, or is begun anew.
         self.troubles.clear()
-        self._alone = None
+        self.scheduler.start_over()
         for runner in self.runners:
             runner.abandon()
         self._committer.abandon()
@@ -653,7 +578,7 @@ class Engine:
             asked_at = self.clock.monotonic()
             topics = await self._activation.metadata(self.assignment.partitions)
             letters = self.plan.dead_letter_topic
-            self.dead_letters = DeadLetters(
+            self._services.dead_letters = DeadLetters(
                 letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
             )
             self._watch.begin(asked_at)

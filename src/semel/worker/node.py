@@ -44,7 +44,7 @@ class EngineHost:
         self._watchdog = Watchdog(
             engine.runners, session_timeout_ms=settings.session_timeout_ms, alive=engine.notes.alive
         )
-        engine.awake = self._watchdog.awake
+        engine.scheduler.awake = self._watchdog.awake
         self._done = asyncio.Event()
 
     async def run(self) -> None:

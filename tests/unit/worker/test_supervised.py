@@ -78,7 +78,7 @@ async def test_it_runs_until_it_is_stopped_and_commits_what_is_in_hand(cluster: 
     serving = asyncio.create_task(process._serve(running, stop, drain_s=30))
     send(cluster, {"n": 1})
     await begun.wait()
-    assert running.host is not None and running.host.engine.only_agents
+    assert running.host is not None and running.host.engine.scheduler.only_agents
     stop.set()
     await asyncio.sleep(1)
     assert not serving.done()

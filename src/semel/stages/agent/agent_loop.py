@@ -68,7 +68,7 @@ async def run(runner: AgentRunner) -> None:
             if runner.context is not context or not ended:
                 continue
             error = _error_of(body, runner)
-            if error is not None and isinstance(error, runner.scheduler.interrupts):
+            if error is not None and isinstance(error, runner.services.interrupts):
                 raise error
             if runner.heard is not None and runner.unit is None:
                 idle_failures = 0
@@ -90,7 +90,7 @@ async def run(runner: AgentRunner) -> None:
                 pause = min(0.1 * 2**idle_failures, 10.0)
                 log.error("agent %s ended without an event in hand; it starts again in %.1f s", runner.plan.name, pause,
                           exc_info=error)  # fmt: skip
-                await runner.scheduler.clock.sleep(pause)
+                await runner.services.clock.sleep(pause)
             await runner.give_back()
     finally:
         if body is not None:
@@ -178,7 +178,7 @@ async def _one_run(runner: AgentRunner, context: EventContext) -> Any:
             return await _run_stream(runner, context)
         return await _run_function(runner, context)
     except (SystemExit, KeyboardInterrupt) as exc:
-        if isinstance(exc, runner.scheduler.interrupts):
+        if isinstance(exc, runner.services.interrupts):
             raise
         return _Exit(exc)
 
@@ -193,7 +193,7 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
     step = running.__anext__
     throw = getattr(running, "athrow", None)
     deliver = runner.on_result or partial(runner.emit, context)
-    monotonic = runner.scheduler.clock.monotonic
+    monotonic = runner.services.clock.monotonic
     turn_ends, delivered = monotonic() + TURN_S, 0
     try:
         while True:
@@ -227,10 +227,9 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
 
 async def _run_function(runner: AgentRunner, context: EventContext) -> None:
     """What `EventStream` does, with the agent's function in the loop: no generator stands between it and the runner."""
-    scheduler, run = runner.scheduler, runner.plan.run
-    awaits = runner.plan.kind is AgentKind.COROUTINE
-    monotonic, begin, finish, emit = scheduler.clock.monotonic, runner.begin, runner.finish, runner.emit
-    epoch = scheduler.epoch
+    run, awaits = runner.plan.run, runner.plan.kind is AgentKind.COROUTINE
+    epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
+    begin, finish, emit = runner.begin, runner.finish, runner.emit
     while True:
         unit = await runner.next_unit(context)
         turn_ends = monotonic() + TURN_S

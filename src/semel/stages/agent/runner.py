@@ -38,6 +38,7 @@ from semel.stages.dedup.processor import DedupProcessor
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.work_unit import OpenBatch, WorkUnit
+from semel.stages.services import Services
 from semel.stages.sink.destination import Destination
 from semel.state.crash_notes import CODE, HOLDS, CrashNotes
 from semel.state.dedup_marks import dead
@@ -66,10 +67,28 @@ class AgentRunner:
     `EventStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
 
-    def __init__(self, scheduler: Scheduler, plan: AgentPlan, notes: CrashNotes, noted: memoryview) -> None:
+    def __init__(
+        self,
+        services: Services,
+        scheduler: Scheduler,
+        plan: AgentPlan,
+        notes: CrashNotes,
+        noted: memoryview,
+        *,
+        origin: Callable[[TP], bytes] | None,
+        destination: Callable[[str], Destination | None],
+        open_destination: Callable[[Topic], Awaitable[Destination]],
+        released: Callable[[Cursor], None],
+    ) -> None:
+        self.services = services
         self.scheduler = scheduler
+        self._origin = origin
+        self._origins: dict[TP, bytes] = {}
+        self._destination = destination
+        self._open_destination = open_destination
+        self._released = released
         self.plan = plan
-        self.context = EventContext(self._store_failed, self.event_in_hand)
+        self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.unit: WorkUnit | None = None
         self.notes, self.noted = notes, noted
         self.ready: deque[Cursor] = deque()
@@ -102,10 +121,10 @@ class AgentRunner:
         self._heavy = 0
         # Events, or batches, that counted as done because the agent's code returned.
         self.returned = 0
-        self._side_outputs = SideOutputs(scheduler)
+        self._side_outputs = SideOutputs(services)
         self._failures = Failures()
         self._wall_clock = WallClock()
-        self._processor = DedupProcessor(scheduler, plan, self._side_outputs, self._wall_clock)
+        self._processor = DedupProcessor(services, plan, self._side_outputs, self._wall_clock)
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
     # ------------------------------------------------------------------ taking
@@ -123,8 +142,8 @@ class AgentRunner:
         try:
             while True:
                 self._check_run(context)
-                if self.scheduler.epoch.closed or self.scheduler.catching_up:
-                    await (self.scheduler.epoch.gate() if self.scheduler.epoch.closed else self.scheduler.catch_up(0.0))
+                if not self._passes():
+                    await self._until_it_passes()
                     continue
                 taken, soonest = self._take()
                 if taken is not None:
@@ -135,7 +154,7 @@ class AgentRunner:
                     return taken
                 self.wake.clear()
                 self.waiting = True
-                self.scheduler.finished()
+                self.services.changed.set()
                 try:
                     async with asyncio.timeout(soonest):
                         await self.wake.wait()
@@ -152,7 +171,7 @@ class AgentRunner:
         """Whose records the agent could have asked for, and has not: it is neither at a work unit nor waiting for one."""
         if self.unit is not None or self.asking is self.context:
             return None
-        now = self.scheduler.clock.monotonic()
+        now = self.services.clock.monotonic()
         for cursor in self.ready:
             task = cursor.task
             if task.state is TaskState.RUNNING and cursor.queue and cursor.due <= now and task.holder is None:
@@ -188,7 +207,7 @@ class AgentRunner:
 
     def _take(self) -> tuple[WorkUnit | None, float | None]:
         """A work unit that may run now; else how long until one may."""
-        now = self.scheduler.clock.monotonic()
+        now = self.services.clock.monotonic()
         self._failures.sum_up(now)
         soonest: float | None = None
         if not self.scheduler.may_take(self):
@@ -233,20 +252,20 @@ class AgentRunner:
         limit = (
             UNIT_RECORDS
             if not self._heavy
-            else max(1, min(UNIT_RECORDS, self.scheduler.epoch.limit_bytes // self._heavy))
+            else max(1, min(UNIT_RECORDS, self.services.epoch.limit_bytes // self._heavy))
         )
-        one = self.scheduler.cautious() or self.scheduler.one_by_one()
+        one = self.scheduler.one_by_one
         if one or (fetched.records and cursor.position <= cursor.attempts.isolate_until):
             limit = 1
         end = fetched.end(limit, UNIT_BYTES)
         self.taken += 1
-        self.unit = unit = WorkUnit(cursor, fetched, end, int(self.scheduler.clock.time() * 1000))
+        self.unit = unit = WorkUnit(cursor, fetched, end, int(self.services.clock.time() * 1000))
         self.alone = (cursor.tp, unit.record.offset) if end - unit.start == 1 else None
         self.context.task = task
-        self.context.writes.most_bytes = self.scheduler.epoch.event_bytes
+        self.context.writes.most_bytes = self.services.epoch.event_bytes
         self.context.tables = task.tables
         self.context.id = self.context.steps = None
-        self.context.origin = self.scheduler.origin(self.plan, cursor.tp)
+        self.context.origin = self._origin_of(cursor.tp)
         task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
@@ -254,6 +273,15 @@ class AgentRunner:
             first = unit.record
             self.notes.note(self.noted, cursor.tp, first.offset, fetched.records[end - 1].offset, first.timestamp, now)
         return unit
+
+    def _origin_of(self, tp: TP) -> bytes | None:
+        """What the lineage of outputs begins with, for events of this partition; None where it is off."""
+        if self._origin is None:
+            return None
+        known = self._origins.get(tp)
+        if known is None:
+            known = self._origins[tp] = self._origin(tp)
+        return known
 
     def settle(self) -> None:
         """Bring position and stream time up to what is done; called before a seal and when the work unit is given back."""
@@ -283,9 +311,12 @@ class AgentRunner:
         if cursor.position != before:
             # Also where nothing but control records, or records of aborted transactions, were behind the last event.
             cursor.task.touched = True
-            self.scheduler.finished()
+            self.services.changed.set()
         cursor.task.holder = None
-        self.scheduler.released(cursor, self)
+        self._released(cursor)
+        self.scheduler.released(self)
+        if cursor.queue:
+            self.offer(cursor)
 
     # ------------------------------------------------------------------ going through a work unit
 
@@ -318,16 +349,24 @@ class AgentRunner:
 
     async def pause(self, context: EventContext, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
-        scheduler = self.scheduler
+        monotonic = self.services.clock.monotonic
         self.noted[CODE] = self._stepped_at is not None
-        if scheduler.clock.monotonic() > turn_ends:
-            scheduler.finished()
+        if monotonic() > turn_ends:
+            self.services.changed.set()
             await self.let_go()
-            turn_ends = scheduler.clock.monotonic() + TURN_S
-        while scheduler.epoch.closed or scheduler.catching_up:
-            await (scheduler.epoch.gate() if scheduler.epoch.closed else scheduler.catch_up(0.0))
+            turn_ends = monotonic() + TURN_S
+        while not self._passes():
+            await self._until_it_passes()
         self._check_run(context)
         return turn_ends
+
+    def _passes(self) -> bool:
+        """Nothing is to be done before the next event begins."""
+        return not (self.services.epoch.closed or self.scheduler.catching_up)
+
+    async def _until_it_passes(self) -> None:
+        epoch = self.services.epoch
+        await (epoch.gate() if epoch.closed else self.scheduler.catch_up(0.0))
 
     def step_begins(self, context: EventContext) -> None:
         """The body of this context runs from here to `step_ends`, and nothing else does."""
@@ -337,7 +376,7 @@ class AgentRunner:
                 self._held_s += held_s
                 if context is self.context and self.scheduler.answers_for_all(self):
                     self._look_at_the_session(held_s)
-        self._stepping, self._stepped_at = context, self.scheduler.clock.monotonic()
+        self._stepping, self._stepped_at = context, self.services.clock.monotonic()
         if context is self.context:
             self.noted[CODE] = 1
 
@@ -367,7 +406,7 @@ class AgentRunner:
         """How long has this step held the loop? Called while what did it is still in hand."""
         if self._stepped_at is None:
             return
-        now = self.scheduler.clock.monotonic()
+        now = self.services.clock.monotonic()
         held_s, self._stepped_at = now - self._stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
@@ -393,7 +432,7 @@ class AgentRunner:
     def end_unit(self, context: EventContext) -> None:
         self._check_run(context)
         self.release()
-        self.scheduler.finished()
+        self.services.changed.set()
 
     @property
     def where(self) -> str:
@@ -440,12 +479,12 @@ class AgentRunner:
             if result.of is not None:
                 record = context.record_of(result.of)
             if result.topic is not None:
-                destination = self.scheduler.destination(result.topic)
+                destination = self._destination(result.topic.name)
                 if destination is None:
                     return self._open_and_emit(context, result, result.topic)
         if destination is None:
             raise OutputRefused(
-                f"agent {self.plan.name!r} returned a result, and {self.scheduler.app!r} has no sink; give the pipeline a "
+                f"agent {self.plan.name!r} returned a result, and {self.services.app!r} has no sink; give the pipeline a "
                 "sink=Topic(...), or the result a topic: Output(value, topic=...)"
             )
         if record is None:
@@ -458,7 +497,7 @@ class AgentRunner:
         return None
 
     async def _open_and_emit(self, context: EventContext, result: Any, topic: Topic) -> None:
-        await self.scheduler.open_destination(topic)
+        await self._open_destination(topic)
         self.emit(context, result)
 
     def returns(self, context: EventContext) -> None:
@@ -488,7 +527,7 @@ class AgentRunner:
         task: Task = context.task
         counts = task.counts
         outputs = writes.outputs
-        self.scheduler.epoch.add(outputs, writes.bytes + EVENT_BYTES)
+        self.services.epoch.add(outputs, writes.bytes + EVENT_BYTES)
         if outputs:
             counts["out"] += len(outputs)
             if context.origin is not None:
@@ -509,7 +548,7 @@ class AgentRunner:
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
-            self.scheduler.finished()
+            self.services.changed.set()
 
     def _finish_batch(self, context: EventContext, unit: WorkUnit, batch: OpenBatch) -> None:
         if not context.alive:
@@ -525,7 +564,7 @@ class AgentRunner:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        self.scheduler.epoch.add(
+        self.services.epoch.add(
             outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events
         )
         results.clear()
@@ -542,7 +581,7 @@ class AgentRunner:
             task.counts[name] += count
         task.counts["in"] += batch.events
         task.touched = True
-        self.scheduler.finished()
+        self.services.changed.set()
 
     # ------------------------------------------------------------------ failing
 
@@ -588,9 +627,6 @@ class AgentRunner:
                 return
         self.release()
 
-    def _store_failed(self, exc: StoreError) -> None:
-        self.scheduler.store_failed(exc)
-
     def failed_unheard(self, exc: Exception, context: EventContext) -> None:
         """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
         if context is self.context:
@@ -605,7 +641,7 @@ class AgentRunner:
         self._look_at_the_clock()
         if isinstance(exc, StoreError):
             # Not the event's fault: it is handled again when the store can be read.
-            self.scheduler.store_failed(exc)
+            self.services.store_failed(exc)
             return
         task = unit.cursor.task
         marks, stream = context.writes.marks[:], unit.moved
@@ -617,7 +653,7 @@ class AgentRunner:
         if batch is not None and unit.end - unit.start > 1:
             # One of them did it: go through them one by one.
             unit.cursor.attempts.isolate_until = unit.fetched.records[unit.end - 1].offset
-            self._failures.split(unit.cursor.tp, unit.end - unit.start, exc, self.scheduler.clock.monotonic())
+            self._failures.split(unit.cursor.tp, unit.end - unit.start, exc, self.services.clock.monotonic())
         elif not self._tried_again(unit, exc):
             record = unit.record
             if marks and task.marks is not None and stream is not None:
@@ -632,12 +668,12 @@ class AgentRunner:
 
     def _tried_again(self, unit: WorkUnit, exc: BaseException) -> bool:
         """Count the attempt; whether, after a while, there is another."""
-        cursor, record, retry, now = unit.cursor, unit.record, self.plan.retry, self.scheduler.clock.monotonic()
+        cursor, record, retry, now = unit.cursor, unit.record, self.plan.retry, self.services.clock.monotonic()
         counted = self._charged == (self.context, self.context.event) or isinstance(exc, (SessionLost, ProcessEnded))
         attempts = cursor.attempts.count if counted else cursor.attempts.failed(record.offset)
         delay = None
         if not _hopeless(exc):
-            delay = retry.delay_s(exc, attempts, self.scheduler.randomness.random())
+            delay = retry.delay_s(exc, attempts, self.services.randomness.random())
         if delay is None:
             if not isinstance(exc, Reject):
                 self._failures.given_up(cursor.tp, record, exc, attempts, max(attempts, retry.attempts), now)
@@ -666,7 +702,7 @@ class AgentRunner:
         self._held_s = 0.0
         self.context.alive = False
         self.context.writes.forget()
-        self.context = EventContext(self._store_failed, self.event_in_hand)
+        self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.unit = None
         self.noted[CODE] = self.noted[HOLDS] = 0
         self.over.set()

@@ -1,40 +1,130 @@
-"""Scheduler: what a runner asks before it takes an event, and tells when it has given one back."""
+"""Scheduler: when a runner may take an event, and what goes before it where one has held the event loop."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from semel.plan import AgentPlan
-from semel.port import TP
-from semel.stages.services import Services
-from semel.stages.sink.destination import Destination
-from semel.state.store import StoreError
-from semel.state.task import Cursor
-from semel.topic import Topic
+from semel.port import Clock
+from semel.runtime import looptime
 
 if TYPE_CHECKING:
     from semel.stages.agent.runner import AgentRunner
 
+# After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
+# the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
+LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
 
-class Scheduler(Services, Protocol):
-    """`interrupts`: what ends the worker though an agent's code raised it.
 
-    `origin`: what the lineage of outputs of an agent begins with, for events of a partition; None where it is off.
+class Scheduler:
+    """One for all runners of a worker. What it asks of the worker is given as functions:
+
+    `open`: events are taken at all. `uncommitted`: something is done, or on its way, that is not committed. `cautious`: an
+    epoch is to hold one event, so that a refused record names it (rule 2). `one_by_one`: a work unit is to hold one event.
+    `behind`: a commit, a heartbeat or a takeover waits for the loop. `silent`: the group has not been heard for a session
+    in which an agent held the loop for so many seconds.
     """
 
-    interrupts: tuple[type[BaseException], ...]
+    def __init__(
+        self,
+        runners: Sequence[AgentRunner],
+        clock: Clock,
+        *,
+        handler_timeout_ms: int,
+        open: Callable[[], bool],
+        uncommitted: Callable[[], bool],
+        cautious: Callable[[], bool],
+        one_by_one: Callable[[], bool],
+        behind: Callable[[], bool],
+        silent: Callable[[float], bool],
+    ) -> None:
+        self._runners = runners
+        self._clock = clock
+        self._patient_s = handler_timeout_ms / 1000
+        self._open = open
+        self._uncommitted = uncommitted
+        self._cautious = cautious
+        self._one_by_one = one_by_one
+        self._behind = behind
+        self._silent = silent
+        # The runner that is to have the only event in hand, and since when it waits for that.
+        self._alone: tuple[AgentRunner, float] | None = None
+        self._catching_up = asyncio.Lock()
+        self._owed_s = 0.0
+        # Nothing but agents runs user code on this loop: no timer, no page, no task of an app.
+        self.only_agents = True
+        # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
+        self.awake: Callable[[float], bool] = lambda held_s: True
 
-    def cautious(self) -> bool: ...
-    def may_take(self, runner: AgentRunner) -> bool: ...
-    def one_by_one(self) -> bool: ...
-    def has_all_to_itself(self, runner: AgentRunner) -> bool: ...
+    # -- taking
+
+    def may_take(self, runner: AgentRunner) -> bool:
+        if not self._open() or (self._alone is not None and self._alone[0] is not runner):
+            return False
+        return not self._cautious() or not (
+            self._uncommitted() or any(runner.unit is not None for runner in self._runners)
+        )
+
     @property
-    def catching_up(self) -> bool: ...
-    def answers_for_all(self, runner: AgentRunner) -> bool: ...
-    def session_is_over(self, held_s: float, last_s: float) -> bool: ...
-    async def catch_up(self, held_s: float) -> None: ...
-    def store_failed(self, exc: StoreError) -> None: ...
-    def released(self, cursor: Cursor, runner: AgentRunner) -> None: ...
-    def origin(self, agent: AgentPlan, tp: TP) -> bytes | None: ...
-    def destination(self, topic: Topic) -> Destination | None: ...
-    async def open_destination(self, topic: Topic) -> Destination: ...
+    def one_by_one(self) -> bool:
+        """A work unit is to hold one event."""
+        return self._cautious() or self._one_by_one()
+
+    def has_all_to_itself(self, runner: AgentRunner) -> bool:
+        """Whether no other runner has events. From now on none takes any, until this one has given back what it takes."""
+        now = self._clock.monotonic()
+        if self._alone is None:
+            self._alone = runner, now
+        mine, since = self._alone
+        # One that does not end holds nobody up for ever.
+        waited = now - since > self._patient_s
+        return mine is runner and (waited or all(other.unit is None for other in self._runners if other is not runner))
+
+    def released(self, runner: AgentRunner) -> None:
+        """The runner has given its work unit back: others may have waited for that."""
+        if self._alone is not None and self._alone[0] is runner:
+            self._alone = None
+        if len(self._runners) > 1:
+            for other in self._runners:
+                if other is not runner and other.ready:
+                    other.wake.set()
+
+    def start_over(self) -> None:
+        """All runners have given up what they had."""
+        self._alone = None
+
+    # -- the event loop
+
+    async def catch_up(self, held_s: float) -> None:
+        """Nothing ran for so long: let what waited for it run before the next event, within bounds.
+
+        In loop time, and all runners wait for it, so that some that hold the loop in turns cannot use it up between them.
+        """
+        self._owed_s += held_s
+        time = looptime.running()
+        time.begin()
+        try:
+            async with self._catching_up:
+                held_s, self._owed_s = self._owed_s, 0.0
+                began = time.now()
+                least, most = began + min(held_s * LEAST_SHARE, LEAST_S), began + held_s * MOST_SHARE
+                while (now := time.now()) < most and (now < least or self._behind()):
+                    await self._clock.sleep(0.002)
+        finally:
+            time.end()
+
+    @property
+    def catching_up(self) -> bool:
+        return self._owed_s > 0 or self._catching_up.locked()
+
+    def answers_for_all(self, runner: AgentRunner) -> bool:
+        """Whatever held the loop while this runner's agent awaited something can only be what its event has started."""
+        return self.only_agents and not any(other.context.holding for other in self._runners if other is not runner)
+
+    def session_is_over(self, held_s: float, last_s: float) -> bool:
+        """An agent has just held the loop for so long, of it `last_s` in one piece: whether that has cost the session.
+
+        A session that is over for another reason, as a broker that is away, is no event's fault.
+        """
+        return self._silent(held_s) and self.awake(last_s)

@@ -73,8 +73,8 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         runner, context = self._runner, self._context
-        scheduler, epoch = runner.scheduler, runner.scheduler.epoch
-        monotonic, begin, finish = scheduler.clock.monotonic, runner.begin, runner.finish
+        epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
+        begin, finish = runner.begin, runner.finish
         await runner.enter(context)
         while True:
             unit = await runner.next_unit(context)

@@ -230,6 +230,9 @@ class Committer:
             self._land(sealed)
             await self._pass("commit.after_store")
             return True
+        except BaseException:
+            self._abandon_sealed()
+            raise
         finally:
             self._sealed = None
             self.committing = False
@@ -237,6 +240,9 @@ class Committer:
     def abandon(self) -> None:
         """The tasks are given up, with what is done and not committed, and with what was cut and has not landed."""
         self._epoch.drop()
+        self._abandon_sealed()
+
+    def _abandon_sealed(self) -> None:
         if self._sealed is not None:
             self._sealed.abandon()
 

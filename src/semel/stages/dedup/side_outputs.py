@@ -36,7 +36,7 @@ class SideOutputs:
             self._keep(unit, letter)
         if unit.batch is None:
             unit.cursor.task.touched = True
-            self._services.finished()
+            self._services.changed.set()
 
     def _keep(self, unit: WorkUnit, letter: Out) -> None:
         if unit.batch is not None:

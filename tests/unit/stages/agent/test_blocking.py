@@ -187,7 +187,7 @@ async def test_a_run_that_costs_the_session_and_then_fails_is_one_attempt(world:
 async def test_a_process_that_was_stopped_as_a_whole_blames_no_event(world: World) -> None:
     there_and_back(world)
     worker = world.start(session_timeout_ms=SESSION_MS)
-    worker.engine.awake = lambda held_s: False
+    worker.engine.scheduler.awake = lambda held_s: False
     await world.until_running(worker)
     frozen = 0
 
@@ -303,7 +303,7 @@ async def test_an_event_whose_tasks_block_for_longer_than_the_session_is_dead_le
 async def test_what_a_timer_of_the_app_holds_is_no_events_fault(world: World) -> None:
     there_and_back(world)
     worker = world.start(session_timeout_ms=SESSION_MS)
-    worker.engine.only_agents = False
+    worker.engine.scheduler.only_agents = False
     await world.until_running(worker)
     begun = asyncio.Event()
 

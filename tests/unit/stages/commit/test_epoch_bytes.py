@@ -362,7 +362,7 @@ async def test_an_agent_that_yields_without_end_lets_go_of_the_loop() -> None:
         plan=SimpleNamespace(run=endless),
         make_stream=lambda _: None,
         on_result=lambda found: None,
-        scheduler=SimpleNamespace(clock=SimpleNamespace(monotonic=time.monotonic)),
+        services=SimpleNamespace(clock=SimpleNamespace(monotonic=time.monotonic)),
     )
     other = asyncio.create_task(others())
     await _run_stream(runner, EventContext())
