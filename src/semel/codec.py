@@ -33,6 +33,7 @@ from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
 from semel.functions import check_gives_value
+from semel.schema import exact
 from semel.schema.exact import check_of, only_reading_tells, writer_where_plain
 from semel.schema.fingerprint import describe
 
@@ -52,7 +53,8 @@ class Codec(Generic[T]):
     (`semel.schema.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
     of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like
-    (`semel.schema.fingerprint`), None where nobody knows: then the type's name has to do.
+    (`semel.schema.fingerprint`), None where nobody knows: then the type's name has to do. `same_when_read`: whether a value is
+    read back as this very value, down to the types in it; an int in a float's place is not. None where nobody knows.
     """
 
     type: Any
@@ -61,6 +63,7 @@ class Codec(Generic[T]):
     immutable: bool
     nullable: bool = False
     structure: Any = None
+    same_when_read: Callable[[T], bool] | None = None
 
     def __post_init__(self) -> None:
         """DeclarationError for what is awaited: `encode` and `decode` are called."""
@@ -97,9 +100,9 @@ def codec_for(declared: Any) -> Codec[Any]:
         if applies(declared):
             return _honest(make(declared))
     if declared is bytes:
-        return Codec(bytes, _bytes_out, bytes, True, structure="raw bytes")
+        return Codec(bytes, _bytes_out, bytes, True, structure="raw bytes", same_when_read=exact.of_class(bytes))
     if declared is str:
-        return Codec(str, _str_out, _str_in, True, structure="raw text")
+        return Codec(str, _str_out, _str_in, True, structure="raw text", same_when_read=exact.of_class(str))
     if sum(dataclasses.is_dataclass(part) for part in union_of(declared)) > 1:
         return _tagged(declared)
     try:
@@ -116,6 +119,7 @@ def codec_for(declared: Any) -> Codec[Any]:
         _reader(declared, reader.decode),
         _immutable(shape),
         structure=describe(shape),
+        same_when_read=exact.same_when_read(shape),
     )
 
 
@@ -417,17 +421,17 @@ def _writer(declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]) -> 
     # orjson leaves out fields that begin with an underscore.
     hidden = any(f.name.startswith("_") for p in parts if isinstance(p, shapes.DataclassType) for f in p.fields)
     allowed = _classes(declared)
-    exact = allowed[0] if allowed is not None and len(allowed) == 1 else None
+    only = allowed[0] if allowed is not None and len(allowed) == 1 else None
     inexact = check_of(declared, shape)
     # Of these the class says it all; where nothing but JSON's own types can be inside, reading it again is the faster look.
     plain = all(isinstance(p, (shapes.AnyType, shapes.DictType, shapes.ListType)) for p in parts)
-    check = None if exact in (int, bool) or plain else inexact
+    check = None if only in (int, bool) or plain else inexact
     again = only_reading_tells(parts)
     name = _name(declared)
     dumps = orjson.dumps
 
     def encode(value: Any) -> bytes:
-        if type(value) is not exact and allowed is not None:
+        if type(value) is not only and allowed is not None:
             if type(value) is int and float in allowed and int not in allowed and float(value) == value:
                 value = float(value)
             elif not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):

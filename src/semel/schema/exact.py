@@ -217,6 +217,45 @@ def writer_where_plain(shape: shapes.Type, write: Writer, otherwise: Writer) -> 
     return otherwise
 
 
+# Types whose values are read back as they are where they are of this very class. A datetime may have a zone, which is read
+# back as its offset; an enum is not written as itself.
+_SAME = {
+    **_PLAIN_SHAPES,
+    shapes.FloatType: float,
+    shapes.BytesType: bytes,
+    shapes.DecimalType: Decimal,
+    shapes.UUIDType: UUID,
+    shapes.TimeDeltaType: timedelta,
+    shapes.DateType: date,
+}
+
+
+def same_when_read(shape: shapes.Type) -> Callable[[Any], bool] | None:
+    """A function that says whether a value that was written is read back as it is, to the types of its fields.
+
+    None where that is not easily told: of fields that are objects, lists or datetimes.
+    """
+    if isinstance(shape, _OBJECTS):
+        cls, fields = get_origin(shape.cls) or shape.cls, [(f.name, _same_types(f.type)) for f in shape.fields]
+        return _where_plain(cls, fields, "return True", _no)
+    return of_class(_SAME[type(shape)]) if type(shape) in _SAME else None
+
+
+def _no(value: Any) -> bool:
+    return False
+
+
+def of_class(cls: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is cls
+
+
+def _same_types(shape: shapes.Type) -> frozenset[type]:
+    parts = shape.types if isinstance(shape, shapes.UnionType) else (shape,)
+    if not all(type(part) in _SAME for part in parts):
+        return frozenset()
+    return frozenset(_SAME[type(part)] for part in parts)
+
+
 def _where_plain(
     cls: type, fields: list[tuple[str, frozenset[type]]], then: str, otherwise: Any, write: Any = None
 ) -> Any:

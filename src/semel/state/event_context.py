@@ -1,6 +1,6 @@
 """Event context: the event in hand, the one ambient value. Tables named by closure need it; nothing else may use it.
 
-A `Hand` belongs to one runner (one running agent). While an event is in hand it collects the event's write set, which joins
+An `EventContext` belongs to one runner (one running agent). While an event is in hand it collects the event's write set, which joins
 the open epoch when the event is done, or is dropped when it fails.
 """
 
@@ -21,7 +21,7 @@ from semel.state.store import StoreError
 from semel.state.table_rows import MISSING, Rows
 from semel.state.write_set import DirtyValue, WriteSet
 
-current_context: ContextVar[EventContext | None] = ContextVar("semel_in_hand", default=None)
+current_context: ContextVar[EventContext | None] = ContextVar("semel_event_context", default=None)
 # The event a context was made in. Tasks, threads and callbacks that a handler starts inherit it; one that outlives its
 # event still finds the context, with another event in it, and is told apart by this.
 event_number: ContextVar[int] = ContextVar("semel_event_number", default=0)

@@ -34,6 +34,10 @@ SMALL_BYTES = 128
 VALUE_FACTOR = 2
 
 
+def _never(value: Any) -> bool:
+    return False
+
+
 class Rows:
     """The rows of table `name` that belong to one partition. `place` is None where a row lives where its event is.
 
@@ -46,7 +50,6 @@ class Rows:
         "_decode",
         "_encode",
         "_encode_key",
-        "_exact",
         "_exact_key",
         "_heavy",
         "_kind",
@@ -56,6 +59,7 @@ class Rows:
         "_prefix",
         "_raw_key",
         "_raws",
+        "_same",
         "_small",
         "_store",
         "_weights",
@@ -116,8 +120,8 @@ class Rows:
         # written is what would be read back.
         self._exact_key = key.type if _plain_key(key.type) and key.structure is not None else None
         self._raw_key = self._exact_key or str
-        kept = self.immutable and self._exact_key is not None and kind_of is None and isinstance(value.type, type)
-        self._exact = value.type if kept else None
+        kept = self.immutable and self._exact_key is not None and kind_of is None
+        self._same = value.same_when_read if kept and value.same_when_read is not None else _never
         self._raws: dict[Any, bytes] = {}
         # 1, 1.0 and True are one key to Python; only one of them is a key of the table.
         self.numeric_key = self._exact_key if self._exact_key in (int, bool) else None
@@ -289,7 +293,7 @@ class Rows:
             encoded = self._encode(value)
         except TypeError as exc:
             raise self._unfit(key, exc) from exc
-        if type(value) is self._exact and type(encoded) is bytes and not self._weights:
+        if type(encoded) is bytes and not self._weights and self._same(value):
             size = len(raw) + len(encoded)
             if size <= self._small:
                 # What `_checked` and `set` would do of almost every row.
@@ -334,7 +338,7 @@ class Rows:
             # Among them may be keys of another kind that were only looked for.
             self._forget()
         self.pending[raw] = encoded
-        if type(value) is self._exact and encoded is not None:
+        if encoded is not None and self._same(value):
             size = len(encoded)
             if size > SMALL_BYTES or self._weights:
                 self._keep(key, value, size)
