@@ -1,7 +1,7 @@
 """Event context: the event in hand, the one ambient value. Tables named by closure need it; nothing else may use it.
 
-An `EventContext` belongs to one runner (one running agent). While an event is in hand it collects the event's write set, which joins
-the open epoch when the event is done, or is dropped when it fails.
+An `EventContext` belongs to one runner (one running agent). While an event is in hand it collects the event's write set,
+which joins the open epoch when the event is done, or is dropped when it fails.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], c
                     f"agent {runner.plan.name!r} is still handling {event.topic}[{event.partition}]@{event.offset}, "
                     f"{event.value!r:.200}"
                 )
+            if runner.misuse is not None:
+                lines.append(str(runner.misuse))
         waiting = [why for why in (engine.waiting_for, engine.paused_by) if why]
         if engine.membership is None:
             waiting.append("it is no member of the group")

@@ -46,7 +46,7 @@ async def run(runner: AgentRunner) -> None:
     try:
         while not runner.closed:
             runner.over.clear()
-            runner.heard = None
+            runner.heard = runner.misuse = None
             context = runner.context
             driven = Driven(_one_run(runner, context), partial(runner.step_begins, context), runner.step_ends)
             runner.code = driven.coroutine
@@ -68,6 +68,8 @@ async def run(runner: AgentRunner) -> None:
             if runner.context is not context or not ended:
                 continue
             error = _error_of(body, runner)
+            if runner.misuse is not None:
+                runner.set_aside(context)
             if error is not None and isinstance(error, runner.services.interrupts):
                 raise error
             if runner.heard is not None and runner.unit is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from semel.errors import (
     HandlingError,
@@ -29,6 +29,7 @@ from semel.output import Output
 from semel.plan import AgentPlan
 from semel.port import TP, Record
 from semel.runtime import looptime
+from semel.stages.agent.awaiting import Awaits, awaits
 from semel.stages.agent.deaths import most, wait_s
 from semel.stages.agent.driven import Forsaken
 from semel.stages.agent.failures import Failures
@@ -111,7 +112,10 @@ class AgentRunner:
         self.on_result: Callable[[Any], Awaitable[None] | None] | None = None
         # `code`: the coroutine of the running body. When its running step began, and for how long steps before it held the loop.
         self.code: Any = None
-        self._stepped_at: float | None = None
+        self.stepped_at: float | None = None
+        # The task outside of the agent's steps that got the event in hand; why the way in which the running body asks is refused.
+        self._asker: asyncio.Task[Any] | None = None
+        self.misuse: HandlingError | None = None
         self._stepping: EventContext | None = None
         self._held_s = 0.0
         self._suspended: tuple[looptime.LoopTime, float] | None = None
@@ -193,6 +197,8 @@ class AgentRunner:
             context.told = True
         self._check_run(context)
         if context.holding:
+            if self.stepped_at is None and self._awaited(context) is not Awaits.ALONE:
+                self._refuse_asking(context)
             left = HandlingError(
                 f"agent {self.plan.name!r} left its loop over the stream with this event in hand, and began another loop; "
                 "catch what an event may raise inside the loop, or let it out of the agent"
@@ -283,6 +289,42 @@ class AgentRunner:
             known = self._origins[tp] = self._origin(tp)
         return known
 
+    def asked_elsewhere(self, context: EventContext) -> None:
+        """Code that runs outside of the agent's steps asks for the next event. HandlingError where that is no sign that the one
+        in hand is done: then it is not, and nothing is put down to it.
+        """
+        self._check_run(context)
+        if context.holding:
+            how = self._awaited(context)
+            if how is Awaits.NOT or (how is Awaits.AMONG and asyncio.current_task() is self._asker):
+                self._refuse_asking(context)
+
+    def _awaited(self, context: EventContext) -> Awaits:
+        """How the agent's own code waits for the task that runs now."""
+        body, task = context.body, asyncio.current_task()
+        return Awaits.ALONE if body is None or task is None else awaits(body, task)
+
+    def _refuse_asking(self, context: EventContext) -> NoReturn:
+        self.misuse = HandlingError(
+            f"agent {self.plan.name!r} asks for its next event in a task beside its own code, and asking says that the one "
+            f"before ({self.where}) is done. Iterate over the stream in the agent's own code, one event after the other; start "
+            "what is to run side by side within an event, and await it there"
+        )
+        self._failures.misused(self.misuse, self.services.clock.monotonic())
+        self.set_aside(context)
+        raise self.misuse
+
+    def set_aside(self, context: EventContext) -> None:
+        """What is in hand is undone and given back, and is put down to nobody."""
+        unit = self.unit
+        if unit is None or not context.alive:
+            return
+        context.undo()
+        unit.moved = None
+        if unit.batch is not None:
+            unit.batch, unit.index = None, unit.start
+        self.release()
+
     def settle(self) -> None:
         """Bring position and stream time up to what is done; called before a seal and when the work unit is given back."""
         unit = self.unit
@@ -343,14 +385,15 @@ class AgentRunner:
         if self.context is not context or self.closed:
             self._check_run(context)
         context.begin()
-        if self._stepped_at is None:
+        if self.stepped_at is None:
             self.noted[CODE] = 1
+            self._asker = asyncio.current_task()
             context.begun_elsewhere()
 
     async def pause(self, context: EventContext, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""
         monotonic = self.services.clock.monotonic
-        self.noted[CODE] = self._stepped_at is not None
+        self.noted[CODE] = self.stepped_at is not None
         if monotonic() > turn_ends:
             self.services.changed.set()
             await self.let_go()
@@ -376,13 +419,13 @@ class AgentRunner:
                 self._held_s += held_s
                 if context is self.context and self.scheduler.answers_for_all(self):
                     self._look_at_the_session(held_s)
-        self._stepping, self._stepped_at = context, self.services.clock.monotonic()
+        self._stepping, self.stepped_at = context, self.services.clock.monotonic()
         if context is self.context:
             self.noted[CODE] = 1
 
     def step_ends(self) -> None:
         self._look_at_the_clock()
-        self._stepped_at = None
+        self.stepped_at = None
         if self._stepping is not self.context:
             return
         self.noted[CODE] = self.context.holding
@@ -404,10 +447,10 @@ class AgentRunner:
 
     def _look_at_the_clock(self) -> None:
         """How long has this step held the loop? Called while what did it is still in hand."""
-        if self._stepped_at is None:
+        if self.stepped_at is None:
             return
         now = self.services.clock.monotonic()
-        held_s, self._stepped_at = now - self._stepped_at, now
+        held_s, self.stepped_at = now - self.stepped_at, now
         if held_s > HELD_S:
             self._held_s += held_s
             if self._stepping is self.context:
@@ -629,6 +672,8 @@ class AgentRunner:
 
     def failed_unheard(self, exc: Exception, context: EventContext) -> None:
         """As `failed`, before the agent's own code gets to see the error: it may swallow it."""
+        if exc is self.misuse:
+            return
         if context is self.context:
             self.heard = exc
         self.failed(exc, context)
@@ -639,6 +684,10 @@ class AgentRunner:
         if unit is None or not context.alive:
             return
         self._look_at_the_clock()
+        if self.misuse is not None:
+            # What comes of a run that asks as nobody may is no event's fault.
+            self.set_aside(context)
+            return
         if isinstance(exc, StoreError):
             # Not the event's fault: it is handled again when the store can be read.
             self.services.store_failed(exc)

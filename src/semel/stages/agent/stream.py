@@ -83,6 +83,8 @@ class EventStream:
                 for value in runner.admit(unit, context):
                     begin(context)
                     yield value
+                    if runner.stepped_at is None:
+                        runner.asked_elsewhere(context)
                     finish(context)
                     if monotonic() > turn_ends or epoch.closed:
                         turn_ends = await runner.pause(context, turn_ends)
@@ -131,6 +133,8 @@ class EventStream:
                 runner.begin(context)
                 if pairs:
                     yield Batch(context, unit.cursor.tp, runner.event, pairs)
+                    if runner.stepped_at is None:
+                        runner.asked_elsewhere(context)
                 runner.complete(context)
                 runner.end_unit(context)
             except Exception as exc:

@@ -132,7 +132,9 @@ class UnfinishedEvents:
     def _not_asking(self, runner: AgentRunner, now: float) -> NotAsking:
         cursor, at = runner.neglected, self._idle.get(runner)
         ended, error = runner.failed_starts, runner.start_error
-        if not ended:
+        if runner.misuse is not None:
+            why = str(runner.misuse)
+        elif not ended:
             why = f"it stands at {agent_loop.place(runner.code)}"
         else:
             how = f"with {error}" if error else "by returning"
@@ -141,12 +143,15 @@ class UnfinishedEvents:
         return NotAsking(runner.plan.name, record, 0.0 if at is None else round(now - at[1], 1), ended, why)
 
     def not_asking(self) -> list[NotAsking]:
-        """Agents that keep records waiting for longer than a handler timeout, or whose code ends again and again before that."""
+        """Agents that keep records waiting for longer than a handler timeout, whose code ends again and again before that, or
+        that ask in a way that is refused."""
         now = self._clock.monotonic()
         return [
             self._not_asking(runner, now)
             for runner in self._runners
-            if runner.failed_starts >= UNREADY_STARTS or self._waited(runner, now) >= self._patient_s
+            if runner.misuse is not None
+            or runner.failed_starts >= UNREADY_STARTS
+            or self._waited(runner, now) >= self._patient_s
         ]
 
     def _waited(self, runner: AgentRunner, now: float) -> float:
@@ -168,4 +173,9 @@ class UnfinishedEvents:
 
     def unready_not_asking(self) -> list[NotAsking]:
         """As `unready`, of agents that ask for nothing."""
-        return [f for f in self.not_asking() if f.ended >= UNREADY_STARTS or f.seconds >= self._unready_s]
+        refused = {str(runner.misuse) for runner in self._runners if runner.misuse is not None}
+        return [
+            idle
+            for idle in self.not_asking()
+            if idle.ended >= UNREADY_STARTS or idle.seconds >= self._unready_s or idle.why in refused
+        ]

@@ -5,7 +5,6 @@ These loops are the hot path: a record is looked at in them, in `classify`, and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,9 +25,7 @@ from semel.state.event_context import EventContext
 
 log = logging.getLogger("semel.agent")
 
-TimeReader = Callable[[Any, Any], int]
-# What a function of the rule may raise and does not end the worker: it is called, not awaited, so a cancellation is its own.
-_ITS_OWN = (Exception, asyncio.CancelledError, GeneratorExit, SystemExit)
+Reader = Callable[[Any, Any], Any]
 _TIMELESS = (
     "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Topic(time=...)"
 )
@@ -39,6 +36,7 @@ class DedupProcessor:
 
     def __init__(self, services: Services, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
         self._side_outputs = side_outputs
+        self._ends = (KeyboardInterrupt, *services.interrupts)
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
         self._time_of = {t.name: time_reader(plan.event_time(t)) for t in plan.sources}
         rule = plan.dedup
@@ -85,7 +83,7 @@ class DedupProcessor:
         read = self._time_of[unit.cursor.tp.topic]
         if read is None:
             return {}
-        unit.times = _times(read, values, records)
+        unit.times = _read_all(read, values, records, "the event time", self._ends)
         return {r.offset: at for r, at in zip(records, unit.times, strict=True) if type(at) is str}
 
     def value(self, unit: WorkUnit, record: Record) -> Any:
@@ -93,18 +91,26 @@ class DedupProcessor:
         return self._decoders[unit.cursor.tp.topic]([record])[0]
 
 
-def _times(read: TimeReader, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
-    """Event times in ms, None where there is no value, or what went wrong reading it."""
-    return [_time(read, value, record) for value, record in zip(values, records, strict=True)]
+def _read_all(
+    read: Reader, values: Sequence[Any], records: Sequence[Record], what: str, ends: tuple[type[BaseException], ...]
+) -> list[Any]:
+    """What a function of the pipeline gives for each record, in words what went wrong; None where there is no value.
 
-
-def _time(read: TimeReader, value: Any, record: Record) -> int | str | None:
-    if type(value) is Undecodable:
-        return None
-    try:
-        return read(value, record)
-    except _ITS_OWN as exc:
-        return f"the event time cannot be read: {described(exc)}"
+    Whatever it raises is that event's affair, but for what `ends` the worker: it is called once a record, and not awaited.
+    """
+    read_so_far: list[Any] = []
+    add = read_so_far.append
+    for value, record in zip(values, records, strict=True):
+        if type(value) is Undecodable:
+            add(None)
+            continue
+        try:
+            add(read(value, record))
+        except BaseException as exc:
+            if isinstance(exc, ends):
+                raise
+            add(f"{what} cannot be read: {described(exc)}")
+    return read_so_far
 
 
 class DedupFilter:
@@ -115,11 +121,12 @@ class DedupFilter:
         self,
         services: Services,
         rule: Dedup,
-        time_of: Mapping[str, TimeReader | None],
+        time_of: Mapping[str, Reader | None],
         side_outputs: SideOutputs,
         wall_clock: WallClock,
     ) -> None:
         self._services = services
+        self._ends = (KeyboardInterrupt, *services.interrupts)
         self._rule = rule
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
@@ -171,15 +178,11 @@ class DedupFilter:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
         condemned = unit.cursor.condemned
         # What cannot be decoded has no id either.
-        ids, times = self._ids(values, records), self._times(unit, values, records)
+        ids: list[bytes | str | None] = _read_all(self._id_of, values, records, "the dedup key", self._ends)
+        times = self._times(unit, values, records)
         if condemned:
             ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
-        read = self._payload_of
-        try:
-            payloads = [read(v, r) if type(i) is bytes else 0 for v, r, i in zip(values, records, ids, strict=True)]
-            error = None
-        except _ITS_OWN:
-            payloads, error = self._payloads(values, records, ids)
+        payloads, error = self._payloads(values, records, ids)
         end = len(payloads)
         return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error
 
@@ -187,35 +190,22 @@ class DedupFilter:
         self, values: Sequence[Any], records: Sequence[Record], ids: Sequence[object]
     ) -> tuple[list[int], BaseException | None]:
         payloads: list[int] = []
+        read, add = self._payload_of, payloads.append
         try:
             for value, record, id in zip(values, records, ids, strict=True):
-                payloads.append(self._payload_of(value, record) if type(id) is bytes else 0)
-        except _ITS_OWN as exc:
+                add(read(value, record) if type(id) is bytes else 0)
+        except BaseException as exc:
+            if isinstance(exc, self._ends):
+                raise
             return payloads, exc
         return payloads, None
-
-    def _ids(self, values: Sequence[Any], records: Sequence[Record]) -> list[bytes | str | None]:
-        """The keys, None where there is none, or what went wrong reading it."""
-        read = self._id_of
-        try:
-            return [None if type(v) is Undecodable else read(v, r) for v, r in zip(values, records, strict=True)]
-        except _ITS_OWN:
-            return [self._id(v, r) for v, r in zip(values, records, strict=True)]
-
-    def _id(self, value: Any, record: Record) -> bytes | str | None:
-        if type(value) is Undecodable:
-            return None
-        try:
-            return self._id_of(value, record)
-        except _ITS_OWN as exc:
-            return f"the dedup key cannot be read: {described(exc)}"
 
     def _times(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> list[int | str | None]:
         """Event times in ms, None where there is none, or what went wrong reading it."""
         read = self._time_of[unit.cursor.tp.topic]
         if read is None:
             return [at if (at := r.timestamp) != NO_TIMESTAMP else None for r in records]
-        return _times(read, values, records)
+        return _read_all(read, values, records, "the event time", self._ends)
 
     # -- what does not take effect
 

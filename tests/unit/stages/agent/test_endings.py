@@ -498,6 +498,146 @@ async def test_an_event_that_a_task_of_the_agents_asked_for_is_in_the_agents_han
     assert _sum_of(worker, "a") == 55
 
 
+def _pump(note: Any) -> Any:
+    async def run(stream: Any) -> Any:
+        waiting: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def read() -> None:
+            async for payment in stream:
+                await waiting.put(payment)
+
+        reader = asyncio.create_task(read())
+        while not reader.done():
+            payment = await waiting.get()
+            note(payment)
+            yield {"account": payment.account}
+
+    return run
+
+
+def _prefetch(note: Any) -> Any:
+    async def run(stream: Any) -> Any:
+        events = aiter(stream)
+        coming = asyncio.ensure_future(anext(events))
+        while True:
+            payment = await coming
+            coming = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0.01)
+            note(payment)
+            yield {"account": payment.account}
+
+    return run
+
+
+def _loops_side_by_side(note: Any) -> Any:
+    async def use(stream: Any) -> None:
+        async for payment in stream:
+            await asyncio.sleep(0.01)
+            note(payment)
+
+    async def run(stream: Any) -> None:
+        await asyncio.gather(use(stream), use(stream))
+
+    return run
+
+
+def _reader_in_a_group(note: Any) -> Any:
+    async def run(stream: Any) -> None:
+        waiting: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def read() -> None:
+            async for batch in stream.batches():
+                await waiting.put(batch)
+
+        async def work() -> None:
+            while True:
+                note(await waiting.get())
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read())
+            group.create_task(work())
+
+    return run
+
+
+@pytest.mark.parametrize("shape", [_pump, _prefetch, _loops_side_by_side, _reader_in_a_group])
+async def test_an_event_is_not_done_because_a_task_asks_for_the_next_while_the_agent_is_at_it(
+    world: World, shape: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sums = Table("sums", value=int, default=int)
+
+    def note(payment: Any) -> None:
+        sums["all"] += 1
+
+    agent_of(world, shape(note), [sums], kind="stream")
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(5):
+        world.pay(account="a", amount=10)
+    await asyncio.sleep(20)
+    # Nothing is done, nothing is dead-lettered, and it is said.
+    assert not given_up(world) and not outputs(world)
+    assert [t.counts["in"] for t in worker.engine.tasks.values()] == [0, 0]
+    assert "asks for its next event in a task beside its own code" in caplog.text
+    [idle] = worker.engine.lingering.unready_not_asking()
+    assert "Iterate over the stream in the agent's own code" in idle.why
+
+
+async def _whole_loop_by_wait_for(loop: Any) -> None:
+    await asyncio.wait_for(loop, 600)
+
+
+async def _whole_loop_by_a_task(loop: Any) -> None:
+    await asyncio.shield(asyncio.create_task(loop))
+
+
+@pytest.mark.parametrize("wait", [_whole_loop_by_wait_for, _whole_loop_by_a_task])
+async def test_a_loop_in_a_task_that_the_agent_does_nothing_but_wait_for_is_the_agents(world: World, wait: Any) -> None:
+    sums = Table("sums", value=int, default=int)
+
+    async def loop(stream: Any) -> None:
+        async for payment in stream:
+            await asyncio.sleep(0.01)
+            sums[payment.account] += payment.amount
+
+    async def run(stream: Any) -> None:
+        await wait(loop(stream))
+
+    agent_of(world, run, [sums], kind="stream")
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(5):
+        world.pay(account="a", amount=10)
+    await world.drained()
+    assert not given_up(world)
+    assert _sum_of(worker, "a") == 50
+
+
+async def test_an_event_asked_for_beside_a_timer_is_done_when_the_next_is_asked_for(world: World) -> None:
+    """`wait` for the next event or a timer, whichever comes first: the event may come much later."""
+    sums = Table("sums", value=int, default=int)
+
+    async def run(stream: Any) -> None:
+        events, coming = aiter(stream), None
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            await asyncio.wait({coming, asyncio.ensure_future(asyncio.sleep(0.1))}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                payment, coming = coming.result(), None
+                await asyncio.sleep(0.01)
+                sums[payment.account] += payment.amount
+
+    agent_of(world, run, [sums], kind="stream")
+    worker = world.start()
+    await world.until_running(worker)
+    for _ in range(5):
+        world.pay(account="a", amount=10)
+        await asyncio.sleep(0.5)
+    await world.drained()
+    assert not given_up(world)
+    assert _sum_of(worker, "a") == 50
+
+
 async def _add_one(table: Table, key: str) -> None:
     table[key] += 1
 
