@@ -1,4 +1,4 @@
-"""What the functions of a dedup rule raise, or do to a value, is the affair of that one event, however many are judged at once."""
+"""What a function of a dedup rule raises, or does to a value, is the affair of that event, however many are judged at once."""
 
 from __future__ import annotations
 
