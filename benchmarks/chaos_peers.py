@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,8 @@ from benchmarks.report import say
 from feeds.collect import committed
 from semel import project
 from semel.chaos.cluster import Cluster
-from semel.chaos.events import Input, deliveries, from_module
+from semel.chaos.conflicts import Altering
+from semel.chaos.events import Delivery, deliveries, from_module
 from semel.chaos.fault import Fault, Shape
 from semel.chaos.load import Load
 from semel.chaos.plan import schedule
@@ -172,7 +173,7 @@ async def inflict(fault: Fault, workers: list[Process], cluster: Cluster) -> Non
                 await asyncio.sleep(fault.hold_s)
 
 
-async def run(peer: Peer, seed: int, count: int, made: Input) -> Audit:
+async def run(peer: Peer, seed: int, count: int, stream: Iterator[Delivery]) -> Audit:
     with tempfile.TemporaryDirectory(prefix="semel-chaos-peers-", ignore_cleanup_errors=True) as folder:
         async with Cluster(Path(folder) / "kafka", brokers=1, version=jars.NEWEST, progress=say) as cluster:
             broker = KafkaBroker(cluster.bootstrap, client_id="chaos-peers", rpc_timeout_ms=4000)
@@ -183,7 +184,7 @@ async def run(peer: Peer, seed: int, count: int, made: Input) -> Audit:
                     [TopicSpec(t, PARTITIONS, 1, {"retention.ms": "-1"}) for t in (SOURCE, SINK)]
                 )
                 workers += [Process(peer, f"w{n}", Path(folder), cluster.workers_bootstrap) for n in (1, 2)]
-                return await _run(peer, seed, count, made, cluster, broker, workers)
+                return await _run(peer, seed, count, stream, cluster, broker, workers)
             finally:
                 for worker in workers:
                     worker.send(signal.SIGCONT)
@@ -193,9 +194,9 @@ async def run(peer: Peer, seed: int, count: int, made: Input) -> Audit:
 
 
 async def _run(
-    peer: Peer, seed: int, count: int, made: Input, cluster: Cluster, broker: KafkaBroker, workers: list[Process]
+    peer: Peer, seed: int, count: int, stream: Iterator[Delivery], cluster: Cluster, broker: KafkaBroker, workers: list[Process]
 ) -> Audit:
-    load = Load(broker, SOURCE, PARTITIONS, deliveries(made, seed, now_ms), rate=RATE, seed=seed)
+    load = Load(broker, SOURCE, PARTITIONS, stream, rate=RATE, seed=seed)
     for worker in workers:
         worker.start()
     await outputs_after(cluster, 0, 90, load)
@@ -303,8 +304,8 @@ def main() -> None:
         payments = subject("pipelines.payments", project.load("pipelines.payments", ROOT))
         made = from_module(payments, "pipelines.payments", asked.seed)
         assert made is not None
-        made = replace(made, json=False)
-        audits.append(asyncio.run(run(PEERS[name], asked.seed, asked.faults, made)))
+        stream = deliveries(replace(made, json=False), asked.seed, now_ms, Altering(payments))
+        audits.append(asyncio.run(run(PEERS[name], asked.seed, asked.faults, stream)))
         say(json.dumps(asdict(audits[-1])))
     sys.stdout.write(table(audits))
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple, cast
 
-import orjson
+import msgspec
 
 from semel.chaos.subject import Subject
 from semel.config import Settings
 from semel.errors import ConfigError
 from semel.port import EARLIEST, LATEST, TP
-from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
+from semel.task.read_committed import CommittedLogs
 from semel.topic import Topic
 from semel.worker.node import kafka_broker
 
@@ -52,24 +53,21 @@ class Input:
 
 def from_module(subject: Subject, target: str, seed: int) -> Input | None:
     """What `chaos_events(rng)` of the pipeline's module gives; None where there is no such function."""
-    module = sys.modules.get(target.partition(":")[0])
-    function: Callable[[Random], Iterable[Any]] | None = getattr(module, "chaos_events", None)
+    module = target.partition(":")[0]
+    function: Any = getattr(sys.modules.get(module), "chaos_events", None)
     if function is None:
         return None
-    if not callable(function):  # pyright: ignore[reportUnnecessaryComparison]
+    if not callable(function):
         raise ConfigError(f"chaos_events of {target} is {function!r}; make it a function of a random.Random")
-    given = iter(function(Random(f"{seed} events")))
-    return Input(
-        (_given(subject.source, target, one) for one in given),
-        (f"events are those of chaos_events in {target.partition(':')[0]}, seed {seed}",),
-    )
+    given = cast("Iterable[Any]", function(Random(f"{seed} events")))
+    originals = map(partial(_given, subject.source, target), given)
+    return Input(originals, (f"events are those of chaos_events in {module}, seed {seed}",))
 
 
 def _given(source: Topic, target: str, one: Any) -> Made:
     if not isinstance(one, tuple) or len(cast("tuple[Any, ...]", one)) not in (2, 3):
         raise ConfigError(f"chaos_events of {target} gave {one!r:.200}; give (key, value) or (key, value, headers)")
-    key, value, *more = cast("tuple[Any, ...]", one)
-    headers: Any = more[0] if more else ()
+    key, value, headers = cast("tuple[Any, Any, Any]", (*one, ())[:3])
     pairs = cast("Iterable[tuple[str, Any]]", headers.items() if hasattr(headers, "items") else headers)
     try:
         return Made(
@@ -86,6 +84,15 @@ def _given(source: Topic, target: str, one: Any) -> Made:
 # -- recorded
 
 
+class _Line(msgspec.Struct):
+    """Of a text its bytes are meant, of another value its JSON."""
+
+    value: Any
+    key: Any = None
+    headers: dict[str, Any] | None = None
+    timestamp: int | None = None
+
+
 def from_file(path: Path) -> Input:
     """JSON lines of {"key", "value", "headers", "timestamp"}: a text stands for its bytes, another value for its JSON."""
     try:
@@ -97,22 +104,14 @@ def from_file(path: Path) -> Input:
         if not line.strip():
             continue
         try:
-            row: dict[str, Any] = orjson.loads(line)
-            headers: dict[str, Any] = row.get("headers") or {}
-            timestamp = row.get("timestamp")
-            made.append(
-                Made(
-                    _recorded(row.get("key")),
-                    _recorded(row["value"]),
-                    tuple((name, _recorded(value)) for name, value in headers.items()),
-                    None if timestamp is None else int(timestamp),
-                )
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as wrong:
+            row = msgspec.json.decode(line, type=_Line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as wrong:
             raise ConfigError(
                 f'{path}, line {number}: {wrong}; a line is {{"key": ..., "value": ..., "headers": {{...}}, "timestamp": '
                 "ms}, of which only the value must be there"
             ) from wrong
+        headers = tuple((name, _recorded(value)) for name, value in (row.headers or {}).items())
+        made.append(Made(_recorded(row.key), _recorded(row.value), headers, row.timestamp))
     if not made:
         raise ConfigError(f"--input {path} has no lines")
     return Input(iter(made), (f"{len(made):,} events recorded in {path}",), len(made))
@@ -121,7 +120,7 @@ def from_file(path: Path) -> Input:
 def _recorded(value: Any) -> bytes | None:
     if value is None:
         return None
-    return value.encode() if isinstance(value, str) else orjson.dumps(value)
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
 async def from_topic(topic: str, broker: str | None, events: int) -> Input:
@@ -141,7 +140,7 @@ async def from_topic(topic: str, broker: str | None, events: int) -> Input:
         starts = await there.list_offsets(tps, EARLIEST)
         ends = await there.list_offsets(tps, LATEST, committed=True)
         share = -(-events // info.partitions)
-        logs = Logs(there, SystemClock())
+        logs = CommittedLogs(there, SystemClock(), "copy")
         copied = [
             Made(record.key, record.value, tuple(record.headers), record.timestamp)
             for tp in tps
@@ -164,7 +163,6 @@ MIX: Mapping[DeliveryKind, float] = {
 }  # fmt: skip
 RECENT = 100
 LATE = (20, 5_000)
-ADDED = {"_chaos": True}
 NOT_JSON = b"\xff\x00 not what the topic declares"
 
 
@@ -176,20 +174,8 @@ class Delivery(NamedTuple):
     timestamp_ms: int
 
 
-def with_one_more_field(made: Made) -> bytes | None:
-    """The same JSON object with one more field; None where it is no object."""
-    try:
-        parsed = orjson.loads(made.value or b"")
-    except orjson.JSONDecodeError:
-        return None
-    return orjson.dumps(cast("dict[str, Any]", parsed) | ADDED) if isinstance(parsed, dict) else None
-
-
 def deliveries(
-    source: Input,
-    seed: int,
-    now_ms: Callable[[], int],
-    altered: Callable[[Made], bytes | None] = with_one_more_field,
+    source: Input, seed: int, now_ms: Callable[[], int], altered: Callable[[Made], bytes | None]
 ) -> Iterator[Delivery]:
     """The originals in their order, and what a retrying producer, a replayed backup or a broken sender puts between.
 
