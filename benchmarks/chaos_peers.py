@@ -194,7 +194,13 @@ async def run(peer: Peer, seed: int, count: int, stream: Iterator[Delivery]) -> 
 
 
 async def _run(
-    peer: Peer, seed: int, count: int, stream: Iterator[Delivery], cluster: Cluster, broker: KafkaBroker, workers: list[Process]
+    peer: Peer,
+    seed: int,
+    count: int,
+    stream: Iterator[Delivery],
+    cluster: Cluster,
+    broker: KafkaBroker,
+    workers: list[Process],
 ) -> Audit:
     load = Load(broker, SOURCE, PARTITIONS, stream, rate=RATE, seed=seed)
     for worker in workers:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.chaos import proxy
-from semel.chaos.proxy import Lose, Proxy
+from semel.chaos.proxy import Api, Lose, Proxy
 from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
@@ -64,7 +63,7 @@ async def ledger(proxied_kafka: ProxiedKafka, make_ledger: MakeLedger) -> Ledger
     return await make_ledger(proxied_kafka)
 
 
-async def through(ledger: Ledger, between: Proxy, api: int, lose: Lose, *, nth: int, seed: int) -> None:
+async def through(ledger: Ledger, between: Proxy, api: Api, lose: Lose, *, nth: int, seed: int) -> None:
     """Lose one exchange under load, and reckon."""
     feeding = ledger.feed_beside(payments(seed, 30_000), per_s=500)
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
@@ -80,22 +79,22 @@ async def through(ledger: Ledger, between: Proxy, api: int, lose: Lose, *, nth: 
 
 
 async def test_an_end_of_transaction_that_never_arrived_is_done_again(ledger: Ledger, between: Proxy) -> None:
-    await through(ledger, between, proxy.END_TXN, Lose.REQUEST, nth=3, seed=31)
+    await through(ledger, between, Api.EndTxn, Lose.REQUEST, nth=3, seed=31)
 
 
 async def test_an_end_of_transaction_that_took_effect_unheard_is_not_done_again(ledger: Ledger, between: Proxy) -> None:
     """The epoch is committed and its overlay is gone: without the catch-up its sums would be lost, or doubled."""
-    await through(ledger, between, proxy.END_TXN, Lose.ANSWER, nth=3, seed=32)
+    await through(ledger, between, Api.EndTxn, Lose.ANSWER, nth=3, seed=32)
 
 
 @pytest.mark.parametrize("proxied_kafka", [jars.NEWEST], indirect=True)
 @pytest.mark.parametrize("lose", Lose)
 @pytest.mark.parametrize(
     "api",
-    [proxy.ADD_PARTITIONS, proxy.ADD_OFFSETS, proxy.PRODUCE, proxy.TXN_OFFSET_COMMIT],
+    [Api.AddPartitionsToTxn, Api.AddOffsetsToTxn, Api.Produce, Api.TxnOffsetCommit],
     ids=["AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit"],
 )
-async def test_any_exchange_of_a_commit_may_be_lost(ledger: Ledger, between: Proxy, api: int, lose: Lose) -> None:
+async def test_any_exchange_of_a_commit_may_be_lost(ledger: Ledger, between: Proxy, api: Api, lose: Lose) -> None:
     await through(ledger, between, api, lose, nth=2, seed=40 + api)
 
 
@@ -104,7 +103,7 @@ async def test_the_last_commit_of_all_may_be_lost(ledger: Ledger, between: Proxy
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     for n, lose in enumerate(Lose):
         await worker.ready()
-        rule = between.lose(proxy.END_TXN, lose)
+        rule = between.lose(Api.EndTxn, lose)
         await ledger.feed(payments(50 + n, 3, redeliver=0))
         async with asyncio.timeout(30):
             await rule.done.wait()
@@ -117,7 +116,7 @@ async def test_the_last_commit_of_all_may_be_lost(ledger: Ledger, between: Proxy
 
 
 async def test_a_new_writer_whose_answer_is_lost_is_taken_again(ledger: Ledger, between: Proxy) -> None:
-    rules = [between.lose(proxy.INIT_PRODUCER_ID, lose) for lose in Lose]
+    rules = [between.lose(Api.InitProducerId, lose) for lose in Lose]
     await ledger.feed(payments(60, 500))
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     await ledger.settle(worker)

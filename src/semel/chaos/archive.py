@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,41 +31,36 @@ _unpacked = msgspec.msgpack.Decoder(ArchivedRecord).decode
 
 
 class Archive:
-    """A `semel.proof.Recording` of one topic, in a new file. `upto`: partition -> the offset up to which it has every record."""
+    """A `semel.proof.Recording` of one topic, in a new file. `upto`: partition -> the offset up to which it has every record;
+    `may_be_unread`: partition -> offsets of which nobody knows whether they were read before they went.
+    """
 
     def __init__(self, file: Path, topic: str) -> None:
         self.topic = topic
         self.upto: dict[int, int] = {}
-        self._unread: dict[int, set[int]] = {}
+        self.may_be_unread: defaultdict[int, set[int]] = defaultdict(set)
         file.unlink(missing_ok=True)
         self._db = sqlite3.connect(file)
         self._db.execute("CREATE TABLE record (part INT, at INT, record BLOB, PRIMARY KEY (part, at)) WITHOUT ROWID")
 
     def keep(self, partition: int, records: Iterable[Record], upto: int) -> None:
         """Everything from where it had come to up to that offset."""
-        rows = (
-            (partition, r.offset, _packed(ArchivedRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers))))
-            for r in records
-        )
+        kept = (ArchivedRecord(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records)
         with self._db:
+            rows = ((partition, record.offset, _packed(record)) for record in kept)
             self._db.executemany("INSERT INTO record VALUES (?, ?, ?)", rows)
         self.upto[partition] = upto
-
-    def may_be_unread(self, partition: int, offsets: Iterable[int]) -> None:
-        """Of these nobody knows whether they were read before they went."""
-        self._unread.setdefault(partition, set()).update(offsets)
 
     def between(self, tp: TP, start: int, end: int) -> list[Record]:
         if tp.topic != self.topic:
             return []
         rows = self._db.execute(
-            "SELECT record FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at",
-            (tp.partition, start, end),
+            "SELECT record FROM record WHERE part = ? AND at >= ? AND at < ? ORDER BY at", (tp.partition, start, end)
         )
         return [_unpacked(packed) for (packed,) in rows]
 
     def unread(self, tp: TP, start: int, end: int) -> NDArray[np.int64]:
-        there = self._unread.get(tp.partition, set[int]()) if tp.topic == self.topic else set[int]()
+        there = self.may_be_unread[tp.partition] if tp.topic == self.topic else ()
         return np.array(sorted(offset for offset in there if start <= offset < end), np.int64)
 
     def close(self) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeVar
 
-from semel.chaos.asking import until_done
+from semel.broker import asking
 from semel.chaos.proxy import Proxy
+from semel.errors import SemelError
 from semel.kafka.admin import Acl, add_acls
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.local.properties import HOST, Node
+from semel.runtime import looptime
+from semel.runtime.clock import SystemClock
+
+T = TypeVar("T")
+ASKED_S = 60.0
 
 # What a broker logs whose coordinator does not come up; it says NOT_COORDINATOR for good then, until it starts again.
 _NOT_LOADED = re.compile(
@@ -33,12 +40,17 @@ _RIGHTS = [Acl(resource, "*", WORKERS, "All", allows=True) for resource in ("top
 
 
 class Cluster:
-    """`async with` it: brokers with nothing in them, stopped at the end. `data_dir` must be empty."""
+    """`async with` it: brokers with nothing in them, stopped at the end. `data_dir` must be empty.
+
+    `bootstrap` goes past the proxies, `workers_bootstrap` through them; `workers_settings`: how workers log in, as their
+    environment has it. `away`: brokers that somebody here has stopped.
+    """
 
     def __init__(self, data_dir: Path, *, brokers: int, version: str, progress: Callable[[str], None]) -> None:
+        self.nodes = list(range(1, brokers + 1))
         chosen = ports.choose(2 * brokers)
-        self._behind = dict(enumerate(chosen[:brokers], 1))
-        self._before = dict(enumerate(chosen[brokers:], 1))
+        self._behind = dict(zip(self.nodes, chosen[:brokers], strict=True))
+        self._before = dict(zip(self.nodes, chosen[brokers:], strict=True))
         self.kafka = LocalKafka(
             data_dir,
             version=version,
@@ -47,10 +59,13 @@ class Cluster:
             heap_mb=512 if brokers == 1 else 320,
             progress=progress,
         )
+        self.workers_bootstrap = ",".join(f"{HOST}:{port}" for port in self._before.values())
+        login = {"PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "PLAIN", "USERNAME": "workers", "PASSWORD": "workers"}
+        self.workers_settings = {f"SEMEL_BROKER_SECURITY__{name}": value for name, value in login.items()}
         self.proxies: list[Proxy] = []
         self.away: set[int] = set()
         # How far each broker's log has been read.
-        self._read: dict[int, int] = {}
+        self._read: dict[int, int] = dict.fromkeys(self.nodes, 0)
         self._stuck: dict[int, str] = {}
         self._forgot: set[int] = set()
         self._stack = AsyncExitStack()
@@ -77,28 +92,12 @@ class Cluster:
 
     @property
     def bootstrap(self) -> str:
-        """Past the proxies."""
         return self.kafka.bootstrap
-
-    @property
-    def workers_bootstrap(self) -> str:
-        """Through the proxies."""
-        return ",".join(f"{HOST}:{port}" for port in self._before.values())
-
-    @property
-    def workers_settings(self) -> Mapping[str, str]:
-        """How workers log in, as their environment has it."""
-        login = {"PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "PLAIN", "USERNAME": "workers", "PASSWORD": "workers"}
-        return {f"SEMEL_BROKER_SECURITY__{name}": value for name, value in login.items()}
-
-    @property
-    def nodes(self) -> list[int]:
-        return list(self._before)
 
     async def __aenter__(self) -> Cluster:
         try:
             await asyncio.to_thread(self.kafka.start)
-            await until_done("the rights of the workers", lambda: add_acls(self.bootstrap, _RIGHTS))
+            await self.ask("the rights of the workers", lambda at: add_acls(at, _RIGHTS))
             for node in self.nodes:
                 proxy = Proxy(self._before[node], self._behind[node])
                 self.proxies.append(await self._stack.enter_async_context(proxy))
@@ -110,6 +109,21 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
         await asyncio.to_thread(self.kafka.stop, 2.0)
+
+    async def ask(self, what: str, request: Callable[[str], Awaitable[T]]) -> T:
+        """Ask brokers at `bootstrap`, which come and go, until it is answered; `request` may be carried out more than once.
+
+        SemelError after a minute of that.
+        """
+        return await asking.ask(
+            SystemClock(),
+            lambda: request(self.bootstrap),
+            until=looptime.now() + ASKED_S,
+            worth=lambda _: True,
+            giving_up=lambda error: SemelError(
+                f"{what} could not be set for {ASKED_S:g} s ({error}); its brokers' logs lie beside this run's"
+            ),
+        )
 
     # -- what is done to brokers
 
@@ -144,10 +158,10 @@ class Cluster:
     def _look(self) -> None:
         for node in set(self.nodes) - self.away:
             with self.kafka.log_path(node).open("rb") as file:
-                file.seek(self._read.get(node, 0))
+                file.seek(self._read[node])
                 new = file.read()
             whole = new.rfind(b"\n") + 1
-            self._read[node] = self._read.get(node, 0) + whole
+            self._read[node] += whole
             text = new[:whole].decode(errors="replace")
             if failed := _NOT_LOADED.search(text):
                 self._stuck[node] = f"{failed[1] or failed[3]}: {failed[2] or failed[4]}"

@@ -13,15 +13,13 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from semel.chaos.archive import Archive
-from semel.chaos.asking import until_done
 from semel.chaos.cluster import Cluster
 from semel.chaos.observed import Observed
 from semel.errors import SemelError
 from semel.kafka.admin import set_topic_configs
 from semel.port import TP, Broker, Record, RpcError, RpcLost
-from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.task.read_committed import Unreadable
+from semel.task.read_committed import CommittedLogs, Unreadable
 
 PLAIN: Mapping[str, str] = {"retention.ms": "-1"}
 _ROLLING = {**PLAIN, "segment.ms": "1"}
@@ -33,6 +31,9 @@ ROLL_S = 3.0
 APPLIED_S = 0.5
 CLEANED_S = 15.0
 LOOK_S = 0.2
+
+# Of one partition: offset -> key.
+Keys = Mapping[int, bytes | None]
 
 
 class Taken(NamedTuple):
@@ -55,10 +56,10 @@ class Compaction:
         self.archive = archive
         self._cluster = cluster
         self._observed = observed
-        self._logs = Logs(broker, SystemClock())
+        self._logs = CommittedLogs(broker, SystemClock(), "compaction")
         self.taken = Taken()
-        # Partition -> offset -> key, of the events before the segment that is written to.
-        self._before: dict[int, dict[int, bytes | None]] = {}
+        # By partition, the events before the segment that is written to.
+        self._before: dict[int, Keys] = {}
 
     async def prepare(self) -> None:
         """Begin new segments and keep what lies before. No broker may be away. Unreadable, RpcError, RpcLost."""
@@ -74,22 +75,18 @@ class Compaction:
             bases = self._bases()
             await asyncio.sleep(APPLIED_S)
         for partition, base in bases.items():
-            new: list[Record] = []
             first = self.archive.upto.get(partition, 0)
-            before = self._before[partition] = dict[int, bytes | None]()
-            async for record in self._committed(partition, base):
-                before[record.offset] = record.key
-                if record.offset >= first:
-                    new.append(record)
-            self.archive.keep(partition, new, max(first, base))
+            kept = [record async for record in self._committed(partition, first, base)]
+            self.archive.keep(partition, kept, max(first, base))
+            self._before[partition] = await self._keys(partition)
 
     async def strike(self) -> Taken:
         """Compaction on, until all is gone that a later event of its key stands for, and off again."""
-        read = dict(self._observed.watch.positions)
+        read = self._observed.positions
         surplus = {partition: superseded(before) for partition, before in self._before.items()}
         unread = {p: {at for at in offsets if at >= read.get(p, 0)} for p, offsets in surplus.items()}
         for partition, offsets in unread.items():
-            self.archive.may_be_unread(partition, offsets)
+            self.archive.may_be_unread[partition] |= offsets
         left = dict(self._before)
         try:
             await self._configure(_COMPACTED)
@@ -115,24 +112,23 @@ class Compaction:
         self.taken = Taken(*map(sum, zip(self.taken, taken, strict=True)))
         return taken
 
-    # -- inside
-
     def _bases(self) -> dict[int, int]:
         topic = self.archive.topic
         return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._observed.partitions)}
 
-    async def _left(self, before: dict[int, dict[int, bytes | None]]) -> dict[int, dict[int, bytes | None]]:
+    async def _left(self, before: dict[int, Keys]) -> dict[int, Keys]:
         """What is there of it now; what was there at the last look where no broker answers."""
         try:
-            return {
-                partition: {r.offset: r.key async for r in self._committed(partition, self.archive.upto[partition])}
-                for partition in before
-            }
+            return {partition: await self._keys(partition) for partition in before}
         except (RpcError, RpcLost, Unreadable):
             return before
 
-    async def _committed(self, partition: int, end: int) -> AsyncGenerator[Record]:
-        async with aclosing(self._logs.read(TP(self.archive.topic, partition), 0, end)) as pieces:
+    async def _keys(self, partition: int) -> Keys:
+        """Of what is there of the part that is kept."""
+        return {r.offset: r.key async for r in self._committed(partition, 0, self.archive.upto[partition])}
+
+    async def _committed(self, partition: int, start: int, end: int) -> AsyncGenerator[Record]:
+        async with aclosing(self._logs.read(TP(self.archive.topic, partition), start, end)) as pieces:
             async for piece in pieces:
                 for record in piece.records:
                     yield record
@@ -140,10 +136,10 @@ class Compaction:
     async def _configure(self, settings: Mapping[str, str]) -> None:
         """Set these of the topic, and nothing else. SemelError where the brokers do not come to it."""
         topic = self.archive.topic
-        await until_done(f"topic {topic!r}", lambda: set_topic_configs(self._cluster.bootstrap, topic, settings))
+        await self._cluster.ask(f"topic {topic!r}", lambda at: set_topic_configs(at, topic, settings))
 
 
-def superseded(records: Mapping[int, bytes | None]) -> set[int]:
+def superseded(records: Keys) -> set[int]:
     """The offsets (given with their keys) of which compaction keeps none: a later one has the same key."""
     last = {key: offset for offset, key in sorted(records.items())}
     return records.keys() - set[int](last.values())

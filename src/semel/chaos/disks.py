@@ -52,7 +52,8 @@ def can_mount(folder: Path) -> bool:
 
 def can_stall(folder: Path) -> bool:
     """Whether this process may mount a file on a loop device, and freeze it; tried."""
-    return _tried(folder, mount_file, slow_disk.freezes)
+    # Unmounting thaws it.
+    return _tried(folder, mount_file, slow_disk.freeze)
 
 
 def _tried(folder: Path, mounting: Mount, works: Callable[[Path], bool]) -> bool:

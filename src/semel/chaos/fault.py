@@ -5,7 +5,8 @@ A new kind is a class in `faults/` and its line in `FAULTS`; nothing else knows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -51,7 +52,7 @@ class Chance:
 
     rng: Random
     shape: Shape
-    deck: list[str]
+    deck: list[str] = field(default_factory=list[str])
 
     def past_session_s(self, most_s: float) -> float:
         """Longer than a silent worker keeps its place."""
@@ -63,10 +64,6 @@ class Chance:
             self.rng.shuffle(self.deck)
         return self.deck.pop()
 
-    def all_workers(self, share: float) -> Drawn:
-        """Now and then all of them instead of one."""
-        return {"worker": -1} if self.rng.random() < share else {}
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -77,12 +74,19 @@ class Fault:
     worker finds its state directory empty when it comes back.
 
     Of a kind: `weight`, how often it comes, the ones that cost least recovery most; `seen`: it hits a process, so that its
-    having met one at work is seen without the engine's counts.
+    having met one at work is seen without the engine's counts; `says`: what it does, of its own fields; `variants`: its
+    modes, those that come more often several times; `lasts_s`: the bounds of `hold_s`; `times`: what `nth` may be;
+    `hits_all`: the share of those that hit all workers.
     """
 
     kind: ClassVar[str]
     weight: ClassVar[float] = 1.0
     seen: ClassVar[bool] = False
+    says: ClassVar[str] = "{0.variant}"
+    variants: ClassVar[Sequence[str]] = ("",)
+    lasts_s: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    times: ClassVar[Sequence[int]] = (1,)
+    hits_all: ClassVar[float] = 0.0
 
     number: int
     gap_s: float
@@ -94,7 +98,8 @@ class Fault:
     step: str = ""
     nth: int = 1
     fresh_disk: bool = False
-    offset_ms: int = 0
+    offset_s: int = 0
+    delay_ms: int = 0
 
     @classmethod
     def impossible(cls, here: Machine) -> str:
@@ -102,17 +107,26 @@ class Fault:
         return ""
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
+    def draw(cls, chance: Chance, number: int, gap_s: float, *, overlap: bool) -> Fault:
+        rng = chance.rng
+        variant = rng.choice(cls.variants)
+        common: Drawn = {
+            "worker": -1 if rng.random() < cls.hits_all else rng.randrange(chance.shape.workers),
+            "broker": rng.randrange(chance.shape.brokers),
+            "variant": variant,
+            "hold_s": rng.uniform(*cls.lasts_s),
+            "nth": rng.choice(cls.times),
+        }
+        return cls(number, gap_s, overlap, **(common | cls.drawn(chance, variant)))
+
+    @classmethod
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
         """The fields that are this kind's own."""
         return {}
 
-    @property
-    def what(self) -> str:
-        return self.variant
-
     def __str__(self) -> str:
         held = f" for {self.hold_s:.1f} s" if self.hold_s >= 0.05 else ""
-        return f"{self.kind}: {self.what}{held}{', disk lost' if self.fresh_disk else ''}"
+        return f"{self.kind}: {self.says.format(self).rstrip()}{held}{', disk lost' if self.fresh_disk else ''}"
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         """Do it and end it again. `entry` gets whom it hit, whether that was at work (`bit`) and what there is to note."""

@@ -7,7 +7,8 @@ import math
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -58,19 +59,20 @@ class Fleet:
     unrightful: int = 0
     rights_since: float = -math.inf
     _busy: set[str] = field(default_factory=set[str])
-    _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
+    _locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def now(self) -> float:
         """Seconds of the run."""
         return time.monotonic() - self.began
 
     @property
-    def app(self) -> str:
-        return self.plan.app
-
-    @property
     def everyone(self) -> list[ChaosWorker]:
         return [*self.workers, *self.guests]
+
+    @property
+    def behind(self) -> int:
+        """Records that are certainly on the topic and not committed as done."""
+        return self.observed.behind(self.load.ends)
 
     # -- one fault, from its beginning to the recovery
 
@@ -82,17 +84,9 @@ class Fleet:
 
     async def recovered(self, entry: Entry) -> None:
         """Until every partition runs and commits go on; a finding where it does not, with nothing else going wrong."""
-        healed = time.monotonic()
-        processed = self.observed.processed
+        healed, processed = time.monotonic(), self.observed.processed
         quiet_s, looked = 0.0, healed
-        while True:
-            if self.observed.whole_since(healed) and (
-                self.observed.processed > processed or self.observed.behind(self.load.ends) == 0
-            ):
-                entry.recovered_s = self.now()
-                took = entry.recovery_s or 0.0
-                self.say(f"{self.now():7.1f} s  #{entry.number} recovered {took:.1f} s after its end{_so(entry)}")
-                return
+        while not (self.observed.whole_since(healed) and (self.observed.processed > processed or not self.behind)):
             await asyncio.sleep(LOOK_S)
             before, looked = looked, time.monotonic()
             quiet_s = 0.0 if self.active else quiet_s + looked - before
@@ -103,12 +97,16 @@ class Fleet:
                     "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
                 )
                 return
+        entry.recovered_s = self.now()
+        remarks = f" ({entry.remarks})" if entry.remarks else ""
+        took_s = entry.recovery_s or 0.0
+        self.say(f"{self.now():7.1f} s  #{entry.number} recovered {took_s:.1f} s after its end{remarks}")
 
     # -- whom
 
     def alone(self, what: str) -> asyncio.Lock:
         """Held by the one fault that has this in hand: the brokers, the group, the input, their quotas, rights or code."""
-        return self._locks.setdefault(what, asyncio.Lock())
+        return self._locks[what]
 
     @asynccontextmanager
     async def claimed(self, index: int, *, everyone: bool = False) -> AsyncGenerator[list[ChaosWorker]]:
@@ -118,16 +116,17 @@ class Fleet:
         """
         while True:
             at = index % len(self.workers)
-            idle = [w for w in (*self.workers[at:], *self.workers[:at]) if self.idle(w)]
+            idle = [w for w in (*self.workers[at:], *self.workers[:at]) if w.name not in self._busy]
             if idle:
                 break
             await asyncio.sleep(LOOK_S)
         claimed = idle if everyone else idle[:1]
-        self._busy.update(worker.name for worker in claimed)
+        names = {worker.name for worker in claimed}
+        self._busy |= names
         try:
             yield claimed
         finally:
-            self._busy.difference_update(worker.name for worker in claimed)
+            self._busy -= names
 
     @asynccontextmanager
     async def struck(self, index: int, entry: Entry) -> AsyncGenerator[ChaosWorker]:
@@ -140,27 +139,34 @@ class Fleet:
         """The worker of that number, all of them below 0; also where another fault has it in hand."""
         return self.workers if index < 0 else [self.workers[index % len(self.workers)]]
 
-    def idle(self, worker: ChaosWorker) -> bool:
-        return worker.name not in self._busy
-
     # -- processes
 
     def start(self, worker: ChaosWorker, *, failpoint: str = "") -> None:
         worker.start(failpoint=failpoint)
-        self.observed.meet(worker.name, worker.url, worker.pid)
+        self._starting(worker)
+
+    def _starting(self, worker: ChaosWorker) -> None:
+        self.observed.started(worker.name, worker.url, worker.pid)
         self.timeline.turn(worker.name, self.now(), "starting")
 
-    def gone(self, worker: ChaosWorker) -> None:
-        self.observed.gone(worker.name)
-        self.timeline.turn(worker.name, self.now(), "dead")
-
-    async def kill9(self, workers: Iterable[ChaosWorker]) -> None:
+    async def kill9(self, *workers: ChaosWorker) -> None:
         for worker in workers:
             worker.expected_end = True
             worker.send(signal.SIGKILL)
         for worker in workers:
             await worker.kill9()
-            self.gone(worker)
+            self._dead(worker)
+
+    def _dead(self, worker: ChaosWorker) -> None:
+        self.observed.gone(worker.name)
+        self.timeline.turn(worker.name, self.now(), "dead")
+
+    async def restart(self, worker: ChaosWorker, *, failpoint: str = "", fresh_disk: bool = False) -> None:
+        """SIGKILL, unless it is gone, and a start."""
+        await self.kill9(worker)
+        if fresh_disk:
+            worker.lose_disk()
+        self.start(worker, failpoint=failpoint)
 
     def freeze(self, worker: ChaosWorker) -> None:
         worker.freeze()
@@ -169,8 +175,7 @@ class Fleet:
 
     def thaw(self, worker: ChaosWorker) -> None:
         worker.thaw()
-        self.observed.meet(worker.name, worker.url, worker.pid)
-        self.timeline.turn(worker.name, self.now(), "starting")
+        self._starting(worker)
 
     async def holding(self, worker: ChaosWorker, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
@@ -185,10 +190,31 @@ class Fleet:
         late = time.monotonic() - self.rights_since > GONE_S
         if code in (1, 2) and not late and REFUSED.search(worker.log_end()):
             self.unrightful += 1
-            return
-        self.findings.append(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
+        else:
+            self.findings.append(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
 
-    # -- the group
+    async def supervise(self, worker: ChaosWorker) -> None:
+        """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.
+
+        One that says it cannot reach its broker (exit code 3) while brokers or connections are troubled is right.
+        """
+        code = worker.exit_code
+        if worker.running or worker.expected_end or worker.name in self._busy or code is None:
+            return
+        worker.expected_end = True
+        if code == 4 and self.cluster.forgetful:
+            self.mended.append(
+                f"{worker.name} gave its name up (exit code 4): a broker had coordinated from a part of its log"
+            )
+        elif not (code == 3 and (self.active or self.cluster.away)):
+            self.ended_by_itself(worker, code)
+        self._dead(worker)
+        await asyncio.sleep(0.5)
+        # A guest may have been dismissed meanwhile.
+        if worker in self.everyone and not worker.running and worker.name not in self._busy:
+            self.start(worker)
+
+    # -- the group and its brokers
 
     def invite(self, number: int) -> ChaosWorker:
         guest = self.spare[number - 1]
@@ -198,13 +224,10 @@ class Fleet:
 
     async def dismiss(self, guests: list[ChaosWorker], *, kill: bool) -> None:
         for guest in guests:
-            if kill or await guest.term(TERM_S) is None:
-                await guest.kill9()
+            await (guest.kill9() if kill else guest.term(TERM_S))
             self.observed.forget(guest.name)
             self.timeline.turn(guest.name, self.now(), "away")
             self.guests.remove(guest)
-
-    # -- brokers
 
     async def mend_brokers(self) -> None:
         """Start a broker again that cannot coordinate, as an operator would: it does not come to by itself.
@@ -223,32 +246,3 @@ class Fleet:
                     await self.cluster.back(node)
                 finally:
                     self.active.discard(-node)
-
-    # -- who ended
-
-    async def supervise(self, worker: ChaosWorker) -> None:
-        """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.
-
-        One that says it cannot reach its broker (exit code 3) while brokers or connections are troubled is right.
-        """
-        code = worker.exit_code
-        if worker.running or worker.expected_end or not self.idle(worker) or code is None:
-            return
-        worker.expected_end = True
-        if code == 4 and self.cluster.forgetful:
-            self.mended.append(
-                f"{worker.name} gave its name up (exit code 4): a broker had coordinated from a part of its log"
-            )
-        elif not (code == 3 and (self.active or self.cluster.away)):
-            self.ended_by_itself(worker, code)
-        self.gone(worker)
-        await asyncio.sleep(0.5)
-        # A guest may have been dismissed meanwhile.
-        if worker in self.everyone and not worker.running and self.idle(worker):
-            self.start(worker)
-
-
-def _so(entry: Entry) -> str:
-    remarks = [] if entry.bit else ["it met nothing at work"]
-    remarks += [entry.note] if entry.note else []
-    return f" ({'; '.join(remarks)})" if remarks else ""

@@ -76,8 +76,7 @@ class Load:
                 await self._send(batch)
                 due += len(batch)
                 # While the broker is away nothing piles up: the rate is what is sent, not what is caught up with.
-                late = loop.time() - before - 1.0
-                began += max(0.0, late)
+                began += max(0.0, loop.time() - before - 1.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TURN_S):
                     await self._stopping.wait()
@@ -94,8 +93,8 @@ class Load:
 
     async def _send(self, batch: list[Delivery]) -> None:
         outs = [self._out(delivery) for delivery in batch]
-        if self._rng.random() < ABORTED_SHARE:
-            self.counts["aborted"] += await self._abort(outs)
+        if self._rng.random() < ABORTED_SHARE and await self._aborted(outs):
+            self.counts["aborted"] += len(outs)
         while not await self._committed(outs):
             self.counts["resent"] += len(outs)
             if self._stopping.is_set():
@@ -121,55 +120,46 @@ class Load:
             self.ends[tp.partition] = max(self.ends.get(tp.partition, 0), base + len(epoch.records[tp]))
         return True
 
-    async def _abort(self, outs: list[Out]) -> int:
-        """Send them in vain, as a producer does that gives its transaction up and begins anew; how many."""
+    async def _aborted(self, outs: list[Out]) -> bool:
+        """Whether they were sent in vain, as a producer does that gives its transaction up and begins anew."""
         # Writers of its own before and after it: sequences do not go on over an abort.
         self._writer = None
         writer = await self._ready()
         self._writer = None
         if writer is None or writer.producer is None:
-            return 0
-        producer = writer.producer
+            return False
         try:
             records = by_partition(outs)
-            await self._broker.add_partitions(producer, list(records))
+            await self._broker.add_partitions(writer.producer, list(records))
             batches: dict[TP, bytes] = {}
             for tp, there in records.items():
                 builder = self._broker.batch_builder(900_000)
                 builder.fill(there, 0)
-                batches[tp] = builder.build(producer, 0)
-            await self._broker.produce(producer, batches)
-            await self._broker.end_txn(producer, commit=False)
+                batches[tp] = builder.build(writer.producer, 0)
+            await self._broker.produce(writer.producer, batches)
+            await self._broker.end_txn(writer.producer, commit=False)
         except (RpcError, RpcLost):
-            return 0
-        return len(outs)
+            return False
+        return True
 
     async def _ready(self) -> Writer | None:
         """The writer in use or a new one; None while no broker gives one."""
-        if self._writer is not None and not self._writer.dead:
-            return self._writer
-        clock = SystemClock()
-        writer = Writer(
-            self._broker,
-            clock,
-            Failpoints(),
-            "semel-chaos-load",
-            timeout_ms=TIMEOUT_MS,
-            commit_timeout_ms=TIMEOUT_MS // 2,
-        )
-        try:
-            await writer.init(until=looptime.now() + TIMEOUT_MS / 1000)
-        except (RpcError, RpcLost):
-            await asyncio.sleep(TURN_S)
-            return None
-        self._writer = writer
-        return writer
+        if self._writer is None or self._writer.dead:
+            writer = Writer(
+                self._broker, SystemClock(), Failpoints(), "semel-chaos-load", timeout_ms=TIMEOUT_MS,
+                commit_timeout_ms=TIMEOUT_MS // 2,
+            )  # fmt: skip
+            try:
+                await writer.init(until=looptime.now() + TIMEOUT_MS / 1000)
+            except (RpcError, RpcLost):
+                await asyncio.sleep(TURN_S)
+                return None
+            self._writer = writer
+        return self._writer
 
     def _out(self, delivery: Delivery) -> Out:
-        self.keyless = self.keyless or delivery.key is None
-        partition = (
-            partition_of(delivery.key, self.partitions)
-            if delivery.key is not None
-            else self._rng.randrange(self.partitions)
-        )
+        if delivery.key is None:
+            self.keyless, partition = True, self._rng.randrange(self.partitions)
+        else:
+            partition = partition_of(delivery.key, self.partitions)
         return Out(TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers)

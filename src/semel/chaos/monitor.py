@@ -21,12 +21,7 @@ class Monitor:
     """`stage`: how far the run is, as it is shown. `beside` runs work that must not fail unseen; `goal` is shown."""
 
     def __init__(
-        self,
-        fleet: Fleet,
-        display: Display,
-        *,
-        goal: str,
-        beside: Callable[[Coroutine[Any, Any, None]], object],
+        self, fleet: Fleet, display: Display, *, goal: str, beside: Callable[[Coroutine[Any, Any, None]], object]
     ) -> None:
         self.stage = "starting"
         self._fleet = fleet
@@ -37,22 +32,19 @@ class Monitor:
 
     async def go(self) -> None:
         """Without end. Before the chaos a worker that ends is not started again, and no broker is."""
-        next_sample = 0.0
+        on, next_sample = self._fleet, 0.0
         while True:
-            for worker in self._fleet.everyone:
+            for worker in on.everyone:
                 if worker.running and not worker.frozen and worker.pid not in self._asking:
                     self._beside(self._ask(worker))
                 elif not worker.running and not worker.expected_end and self.stage != "starting":
-                    self._beside(self._fleet.supervise(worker))
-            now = self._fleet.now()
-            if now >= next_sample:
-                next_sample = now + SAMPLE_EVERY_S
-                load, observed = self._fleet.load, self._fleet.observed
-                sample = Sample(now, load.published, observed.processed, observed.behind(load.ends))
-                self._fleet.timeline.samples.append(sample)
+                    self._beside(on.supervise(worker))
+            if on.now() >= next_sample:
+                next_sample = on.now() + SAMPLE_EVERY_S
+                on.timeline.samples.append(Sample(on.now(), on.load.published, on.observed.processed, on.behind))
                 if self.stage != "starting":
-                    self._beside(self._fleet.mend_brokers())
-                self._display.show(self._shown(sample))
+                    self._beside(on.mend_brokers())
+                self._display.show(self._shown())
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _ask(self, worker: ChaosWorker) -> None:
@@ -63,16 +55,16 @@ class Monitor:
         finally:
             self._asking.discard(pid)
         # An answer that was on its way when its worker was killed or frozen says what no longer holds.
-        known = any(w is worker for w in self._fleet.everyone)
-        if document is None or not known or worker.pid != pid or not worker.running or worker.frozen:
-            return
-        self._fleet.observed.hear(worker.name, pid, document, asked)
-        states = {task["state"] for task in document["tasks"]}
-        self._fleet.timeline.turn(worker.name, self._fleet.now(), "running" if states == {"running"} else "starting")
+        stale = worker not in self._fleet.everyone or worker.pid != pid or not worker.running or worker.frozen
+        if document is not None and not stale:
+            self._fleet.observed.heard(worker.name, document, asked)
+            states = {task["state"] for task in document["tasks"]}
+            phase = "running" if states == {"running"} else "starting"
+            self._fleet.timeline.turn(worker.name, self._fleet.now(), phase)
 
-    def _shown(self, now: Sample) -> Shown:
+    def _shown(self) -> Shown:
         on = self._fleet
-        recent = rates(on.timeline.samples[-20:], RATE_OVER_S)
+        now, recent = on.timeline.samples[-1], rates(on.timeline.samples[-20:], RATE_OVER_S)
         return Shown(
             seconds=now.at_s,
             goal=self._goal,

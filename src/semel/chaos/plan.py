@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from semel.chaos.fault import Chance, Drawn, Fault, Machine, Shape
+from semel.chaos.fault import Chance, Fault, Machine, Shape
 from semel.chaos.faults import FAULTS
 from semel.errors import ConfigError
 
@@ -21,22 +21,19 @@ LONG_S = 2.0
 def schedule(seed: int, kinds: Sequence[str], shape: Shape) -> Iterator[Fault]:
     """Faults of these kinds without end; the same arguments give the same faults."""
     rng = Random(f"{seed} faults")
-    chance = Chance(rng, shape, [])
-    order = list(kinds)
+    chance = Chance(rng, shape)
+    chosen = rng.sample(kinds, len(kinds))
     number, before_s = 0, 0.0
     while True:
-        rng.shuffle(order)
-        # Each once at first, then by weight.
-        chosen = order if number == 0 else rng.choices(kinds, [FAULTS[k].weight for k in kinds], k=len(kinds))
         for kind in chosen:
             number += 1
             gap_s = rng.choice((0.0, rng.uniform(0, 0.3), rng.uniform(0.3, 1.0)))
             # While one lasts there is time for others.
             overlap = rng.random() < 0.6 or before_s > LONG_S
-            whom: Drawn = {"worker": rng.randrange(shape.workers), "broker": rng.randrange(shape.brokers)}
-            fault = FAULTS[kind](number, gap_s, overlap, **(whom | FAULTS[kind].drawn(chance)))
+            fault = FAULTS[kind].draw(chance, number, gap_s, overlap=overlap)
             yield fault
             before_s = fault.hold_s
+        chosen = rng.choices(kinds, [FAULTS[kind].weight for kind in kinds], k=len(kinds))
 
 
 @dataclass(frozen=True, slots=True)

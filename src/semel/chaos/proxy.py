@@ -12,28 +12,21 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 _SIZE = struct.Struct(">i")
 _HEAD = struct.Struct(">hhih")  # api key, api version, correlation id, length of the client id
 
-PRODUCE = 0
-HEARTBEAT = 12
-INIT_PRODUCER_ID = 22
-ADD_PARTITIONS = 24
-ADD_OFFSETS = 25
-END_TXN = 26
-TXN_OFFSET_COMMIT = 28
 
-APIS = {
-    "Produce": PRODUCE,
-    "Heartbeat": HEARTBEAT,
-    "InitProducerId": INIT_PRODUCER_ID,
-    "AddPartitionsToTxn": ADD_PARTITIONS,
-    "AddOffsetsToTxn": ADD_OFFSETS,
-    "EndTxn": END_TXN,
-    "TxnOffsetCommit": TXN_OFFSET_COMMIT,
-}
+class Api(IntEnum):
+    """Requests that may be lost, as Kafka names and numbers them."""
+
+    Produce = 0
+    InitProducerId = 22
+    AddPartitionsToTxn = 24
+    AddOffsetsToTxn = 25
+    EndTxn = 26
+    TxnOffsetCommit = 28
 
 
 class Lose(Enum):
@@ -50,7 +43,7 @@ class Side(Enum):
 class Rule:
     """The `nth` request of an api from now on is lost, and its connection cut. `client`: of this one only."""
 
-    api: int
+    api: Api
     lose: Lose
     nth: int
     client: str = ""
@@ -58,7 +51,7 @@ class Rule:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def applies(self, api: int, client: str) -> bool:
-        if api != self.api or (self.client and client != self.client):
+        if api != self.api or self.client not in ("", client):
             return False
         self.seen += 1
         return self.seen == self.nth
@@ -79,23 +72,21 @@ class Trouble:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def meets(self, client: str, side: Side) -> bool:
-        return (not self.client or client == self.client) and self.silent in (None, side)
+        return self.client in ("", client) and self.silent in (None, side) and not self.over.is_set()
 
 
 @dataclass(eq=False)
 class _Connection:
+    """`client`: that of its first request; `awaited`: of which requests the answer is to be lost, by correlation id."""
+
     to_worker: asyncio.StreamWriter
     to_broker: asyncio.StreamWriter
-    # The client id of its first request.
     client: str = ""
-
-    def cut(self) -> None:
-        for side in (self.to_worker, self.to_broker):
-            side.transport.abort()
+    awaited: dict[int, Rule] = field(default_factory=dict[int, Rule])
 
 
 class Proxy:
-    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it."""
+    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it. `seen`: requests by api."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
@@ -120,7 +111,7 @@ class Proxy:
 
     # -- what goes wrong
 
-    def lose(self, api: int, what: Lose, *, nth: int = 1, client: str = "") -> Rule:
+    def lose(self, api: Api, what: Lose, *, nth: int = 1, client: str = "") -> Rule:
         rule = Rule(api, what, nth, client)
         self._rules.append(rule)
         return rule
@@ -134,16 +125,16 @@ class Proxy:
         """Reset the open connections of a client, or all; how many that were."""
         cut = self._of(client)
         for connection in cut:
-            connection.cut()
+            connection.to_worker.transport.abort()
+            connection.to_broker.transport.abort()
         return len(cut)
 
     def half_close(self, client: str = "", side: Side = Side.ANSWERS) -> int:
         """End one direction of the open connections; how many that were."""
         closed = 0
         for connection in self._of(client):
-            stream = connection.to_worker if side is Side.ANSWERS else connection.to_broker
             with suppress(OSError, RuntimeError):
-                stream.write_eof()
+                (connection.to_worker if side is Side.ANSWERS else connection.to_broker).write_eof()
                 closed += 1
         return closed
 
@@ -160,7 +151,7 @@ class Proxy:
             trouble.over.set()
 
     def _of(self, client: str) -> list[_Connection]:
-        return [c for c in self._open if not client or c.client == client]
+        return [c for c in self._open if client in ("", c.client)]
 
     # -- relaying
 
@@ -169,54 +160,31 @@ class Proxy:
         assert task is not None
         self._handlers.add(task)
         try:
-            with suppress(asyncio.CancelledError):  # asyncio's stream server logs a handler that is cancelled
+            # asyncio's stream server logs a handler that is cancelled; a broker may be away.
+            with suppress(asyncio.CancelledError, OSError):
                 await self._connection(reader, writer)
         finally:
             writer.close()
             self._handlers.discard(task)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            there, to_broker = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            return
+        there, to_broker = await asyncio.open_connection("127.0.0.1", self.target)
         connection = _Connection(writer, to_broker)
         self._open.add(connection)
-        awaited: dict[int, Rule] = {}
-        requests = asyncio.create_task(
-            self._relay(reader, to_broker, lambda frame: self._request(connection, frame, awaited))
-        )
-        answers = asyncio.create_task(
-            self._relay(there, writer, lambda frame: self._answer(connection, frame, awaited))
-        )
+        both = [
+            asyncio.create_task(_relay(reader, to_broker, lambda frame: self._request(connection, frame))),
+            asyncio.create_task(_relay(there, writer, lambda frame: self._answer(connection, frame))),
+        ]
         try:
-            await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            requests.cancel()
-            answers.cancel()
-            await asyncio.gather(requests, answers, return_exceptions=True)
+            for relaying in both:
+                relaying.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
             self._open.discard(connection)
             to_broker.close()
 
-    async def _relay(
-        self,
-        source: asyncio.StreamReader,
-        target: asyncio.StreamWriter,
-        passes: Callable[[bytes], Awaitable[bool]],
-    ) -> None:
-        """Frames from one side to the other until one end closes, or one does not pass."""
-        try:
-            while True:
-                size = await source.readexactly(_SIZE.size)
-                frame = await source.readexactly(_SIZE.unpack(size)[0])
-                if not await passes(frame):
-                    return
-                target.write(size + frame)
-                await target.drain()
-        except (asyncio.IncompleteReadError, OSError, RuntimeError):
-            return
-
-    async def _request(self, connection: _Connection, frame: bytes, awaited: dict[int, Rule]) -> bool:
+    async def _request(self, connection: _Connection, frame: bytes) -> bool:
         api, _, correlation, length = _HEAD.unpack_from(frame)
         if not connection.client:
             connection.client = frame[_HEAD.size : _HEAD.size + max(0, length)].decode(errors="replace")
@@ -226,11 +194,11 @@ class Proxy:
                 if rule.lose is Lose.REQUEST:
                     rule.done.set()
                     return False
-                awaited[correlation] = rule
+                connection.awaited[correlation] = rule
         return await self._endured(connection, Side.REQUESTS)
 
-    async def _answer(self, connection: _Connection, frame: bytes, awaited: dict[int, Rule]) -> bool:
-        rule = awaited.pop(_SIZE.unpack_from(frame)[0], None)
+    async def _answer(self, connection: _Connection, frame: bytes) -> bool:
+        rule = connection.awaited.pop(_SIZE.unpack_from(frame)[0], None)
         if rule is not None:
             rule.done.set()
             return False
@@ -239,7 +207,7 @@ class Proxy:
     async def _endured(self, connection: _Connection, side: Side) -> bool:
         """After what lasts was waited for; False where nothing passes at all."""
         for trouble in list(self._troubles):
-            if not trouble.meets(connection.client, side) or trouble.over.is_set():
+            if not trouble.meets(connection.client, side):
                 continue
             trouble.touched += 1
             if trouble.refuses:
@@ -249,3 +217,17 @@ class Proxy:
             elif trouble.delay_s:
                 await asyncio.sleep(trouble.delay_s)
         return True
+
+
+async def _relay(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, passes: Callable[[bytes], Awaitable[bool]]
+) -> None:
+    """Frames from one side to the other until one end closes, or one does not pass."""
+    with suppress(asyncio.IncompleteReadError, OSError, RuntimeError):
+        while True:
+            size = await source.readexactly(_SIZE.size)
+            frame = await source.readexactly(_SIZE.unpack(size)[0])
+            if not await passes(frame):
+                return
+            target.write(size + frame)
+            await target.drain()

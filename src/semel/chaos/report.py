@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from semel.chaos.timeline import Bites, Timeline, percentile
+from semel.chaos.timeline import Timeline, percentile
 
 FINDINGS_SHOWN = 20
 CLEAN, VIOLATED, UNPROVABLE, VOID = "clean", "violated", "unprovable", "void"
+NOT_COUNTED: dict[str, int] = dict.fromkeys(
+    ("aborts", "unknown", "fences", "recoveries", "assignments", "duplicates"), 0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,11 @@ class Proved:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything there is to say of one run. `proved` is None where it did not come to the proof."""
+    """Everything there is to say of one run. `proved` is None where it did not come to the proof.
+
+    `engine`: what workers counted that shows that faults came through to them. `void`: why the run says nothing, `remarks`:
+    what it does not show, `mended`: what was put right on the way, as sentences.
+    """
 
     pipeline: str
     seed: int
@@ -38,7 +45,7 @@ class Report:
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     events: Mapping[str, int] = field(default_factory=dict[str, int])
-    bites: Bites = field(default_factory=Bites)
+    engine: Mapping[str, int] = field(default_factory=NOT_COUNTED.copy)
     findings: Sequence[str] = ()
     mended: Sequence[str] = ()
     void: Sequence[str] = ()
@@ -64,8 +71,8 @@ class Report:
         return [*self.findings, *(self.proved.findings if self.proved is not None else ())]
 
     def document(self) -> dict[str, Any]:
-        kinds = self.timeline.by_kind()
         recoveries = self.timeline.recoveries()
+        shares = (("p50_s", 0.5), ("p99_s", 0.99), ("max_s", 1.0))
         return {
             "pipeline": self.pipeline,
             "seed": self.seed,
@@ -76,17 +83,18 @@ class Report:
             "faults": {
                 "total": len(self.timeline.entries),
                 "bit": sum(e.bit for e in self.timeline.entries),
-                "kinds": kinds,
+                "kinds": self.timeline.by_kind(),
                 "left_out": dict(self.left_out),
             },
             "recoveries": {
                 "count": len(recoveries),
-                "p50_s": _rounded(percentile(recoveries, 0.5)),
-                "p99_s": _rounded(percentile(recoveries, 0.99)),
-                "max_s": _rounded(percentile(recoveries, 1.0)),
+                **{
+                    name: None if (s := percentile(recoveries, share)) is None else round(s, 2)
+                    for name, share in shares
+                },
             },
             "events": dict(self.events),
-            "engine": asdict(self.bites),
+            "engine": dict(self.engine),
             "verdict": self.verdict,
             "void": list(self.void),
             "notes": list(self.remarks),
@@ -100,7 +108,7 @@ class Report:
 def summary(report: Report) -> str:
     """The report as sentences."""
     document = report.document()
-    faults, recoveries, events, engine = (document[name] for name in ("faults", "recoveries", "events", "engine"))
+    faults, recoveries, engine = (document[name] for name in ("faults", "recoveries", "engine"))
     kinds = ", ".join(f"{count['faults']} {kind}" for kind, count in faults["kinds"].items())
     lines = [
         f"{faults['total']} faults in {document['seconds']:,} s, {faults['bit']} of which met something at work: {kinds}",
@@ -112,40 +120,34 @@ def summary(report: Report) -> str:
             f"{recoveries['max_s']:.1f} s at most"
         )
     lines += [
-        f"{events.get('published', 0):,} records published, {events.get('redelivered', 0):,} of them redelivered, "
-        f"{_conflicts(events)}, {events.get('undecodable', 0):,} undecodable; "
-        f"{events.get('aborted', 0):,} more in aborted transactions",
-        *_compacted(events),
-        *_given_up(events),
+        *_of_events(report.events),
         f"the engine counted {engine['aborts']} aborts, {engine['unknown']} commits without an answer, "
         f"{engine['fences']} fences, {engine['assignments']} assignments, {engine['duplicates']:,} duplicates",
+        *(f"  {sentence}" for sentence in report.mended),
+        *(f"proof: {line}" for line in (report.proved.summary if report.proved is not None else ())),
+        *(f"  finding: {finding}" for finding in document["findings"]),
     ]
-    lines += [f"  {sentence}" for sentence in report.mended]
-    if report.proved is not None:
-        lines += [f"proof: {line}" for line in report.proved.summary]
-    lines += [f"  finding: {finding}" for finding in report.all_findings[:FINDINGS_SHOWN]]
-    if len(report.all_findings) > FINDINGS_SHOWN:
-        lines.append(f"  and {len(report.all_findings) - FINDINGS_SHOWN} more")
+    if (more := len(report.all_findings) - FINDINGS_SHOWN) > 0:
+        lines.append(f"  and {more} more")
     lines += [f"  note: {remark}" for remark in report.remarks]
     lines += [f"  void: {reason}" for reason in report.void]
     lines.append(f"{report.verdict}, seed {report.seed}")
     return "\n".join(lines)
 
 
-def _conflicts(events: Mapping[str, int]) -> str:
-    sent, met = events.get("conflict", 0), events.get("conflicts_met")
-    return f"{sent:,} sent in conflict" + ("" if met is None else f" and {met:,} met as such")
+def _of_events(events: Mapping[str, int]) -> list[str]:
+    def count(name: str) -> str:
+        return f"{events.get(name, 0):,}"
 
-
-def _given_up(events: Mapping[str, int]) -> list[str]:
-    accepted, given_up = events.get("accepted", 0), events.get("given_up", 0)
-    return [f"{accepted:,} events accepted, {given_up:,} given up (dead letters)"] if given_up else []
-
-
-def _compacted(events: Mapping[str, int]) -> list[str]:
-    gone, unread = events.get("compacted", 0), events.get("unread", 0)
-    return [f"{gone:,} were compacted away, {unread:,} of them before they were known to be read"] if gone else []
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 2)
+    met = f" and {count('conflicts_met')} met as such" if "conflicts_met" in events else ""
+    lines = [
+        f"{count('published')} records published, {count('redelivered')} of them redelivered, {count('conflict')} sent in "
+        f"conflict{met}, {count('undecodable')} undecodable; {count('aborted')} more in aborted transactions"
+    ]
+    if events.get("compacted"):
+        lines.append(
+            f"{count('compacted')} were compacted away, {count('unread')} of them before they were known to be read"
+        )
+    if events.get("given_up"):
+        lines.append(f"{count('accepted')} events accepted, {count('given_up')} given up (dead letters)")
+    return lines

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from semel.chaos import disks
 from semel.chaos.archive import Archive
@@ -89,8 +90,7 @@ class Asked:
         return max(1.0, min(self.rate, self.source.limit * 1.2 / seconds))
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What can happen on this machine, and where the run's Kafka lies. `mount`: what gives a worker a disk of its own."""
 
     kafka: Path
@@ -99,8 +99,7 @@ class Prepared:
     mount: disks.Mount | None
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """Workers that run and are fed."""
 
     on: Fleet
@@ -124,7 +123,7 @@ async def _main(asked: Asked) -> Report | None:
         work = asyncio.ensure_future(_phases(asked, screen, opened))
         # Once: what follows a Ctrl-C is the stopping, and that ends by itself.
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, _once(work))
+            asyncio.get_running_loop().add_signal_handler(number, lambda: work.cancelling() or work.cancel())
         try:
             return await work
         except asyncio.CancelledError:
@@ -138,11 +137,6 @@ async def _main(asked: Asked) -> Report | None:
                 screen.close()
 
 
-def _once(work: asyncio.Task[Report]) -> Callable[[], object]:
-    """Cancels it, unless that is under way."""
-    return lambda: work.cancelling() or work.cancel()
-
-
 async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Report:
     """What runs beside them does not fail unseen: it ends the run."""
     screen.say(f"seed {asked.seed}: --seed {asked.seed} gives the same faults and the same events again")
@@ -153,16 +147,9 @@ async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Repo
         await _storm(asked, prepared.kinds, started, beside)
         await _settle(started)
         before = Report(
-            asked.subject.name,
-            asked.seed,
-            asked.workers,
-            asked.brokers,
-            asked.partitions,
-            fleet.timeline,
-            kinds=prepared.kinds,
-            notes=asked.source.notes,
-            left_out=prepared.left_out,
-        )
+            asked.subject.name, asked.seed, asked.workers, asked.brokers, asked.partitions, fleet.timeline,
+            kinds=prepared.kinds, notes=asked.source.notes, left_out=prepared.left_out,
+        )  # fmt: skip
         report = await judge(before, fleet, asked.subject.dedup)
     screen.close()
     _publish(asked, report, screen.say)
@@ -204,7 +191,7 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     broker = KafkaBroker(cluster.bootstrap, client_id="semel-chaos", rpc_timeout_ms=4000)
     opened.push_async_callback(broker.close)
     await broker.start()
-    topic = asked.subject.source.name
+    plan, topic = asked.subject.plan, asked.subject.source.name
     await broker.create_topics([TopicSpec(topic, asked.partitions, min(3, asked.brokers), PLAIN)])
     archive = opened.enter_context(closing(Archive(FOLDER / "input.sqlite", topic)))
     views = Views()
@@ -212,38 +199,21 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     forkserver = ForkServer(FOLDER / "logs" / "forkserver.log")
     opened.push_async_callback(asyncio.to_thread, forkserver.close)
     forkserver.start()
-    processes = _processes(asked, cluster, forkserver)
-    observed = Observed(topic, asked.partitions)
-    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
-    return Fleet(
-        plan=asked.subject.plan,
-        broker=broker,
-        cluster=cluster,
-        workers=processes[: asked.workers],
-        spare=processes[asked.workers :],
-        observed=observed,
-        load=Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed),
-        compaction=Compaction(broker, cluster, archive, observed),
-        views=views,
-        say=say,
-    )
-
-
-def _processes(asked: Asked, cluster: Cluster, forkserver: ForkServer) -> list[ChaosWorker]:
-    """The workers, then those that may join as guests."""
+    # The workers, then those that may join as guests.
     names = [f"w{n}" for n in range(1, asked.workers + 1)] + [f"guest{n}" for n in range(1, GUESTS + 1)]
-    return [
+    settings = {**SETTINGS, **cluster.workers_settings}
+    processes = [
         ChaosWorker(
-            forkserver,
-            asked.target,
-            name,
-            port=port,
-            bootstrap=cluster.workers_bootstrap,
-            folder=FOLDER.absolute(),
-            settings={**SETTINGS, **cluster.workers_settings},
+            forkserver, asked.target, name, port=port, bootstrap=cluster.workers_bootstrap, folder=FOLDER, settings=settings
         )
         for name, port in zip(names, ports.choose(len(names)), strict=True)
-    ]
+    ]  # fmt: skip
+    workers, spare = processes[: asked.workers], processes[asked.workers :]
+    observed = Observed(topic, asked.partitions)
+    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
+    load = Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed)
+    compaction = Compaction(broker, cluster, archive, observed)
+    return Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say)
 
 
 async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, beside: asyncio.TaskGroup) -> Started:
@@ -258,7 +228,7 @@ async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, b
     await _until(on, lambda: on.observed.whole_since(0), "the workers did not come to run", unhurt=True)
     monitor.stage = "chaos"
     loading = beside.create_task(on.load.run())
-    await _until(on, lambda: on.observed.behind(on.load.ends) < on.load.published, "nothing was processed")
+    await _until(on, lambda: on.behind < on.load.published, "nothing was processed")
     return Started(on, monitor, listening, loading)
 
 
@@ -280,23 +250,19 @@ async def _until(on: Fleet, holds: Callable[[], bool], otherwise: str, *, unhurt
 async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside: asyncio.TaskGroup) -> None:
     """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
     shape = Shape(asked.workers, asked.brokers, SESSION_S, growing(asked.subject.plan))
-    count, began = 0, time.monotonic()
-    limit_s = asked.minutes * 60 if asked.count is None else asked.count * FAULT_S
+    count, until = 0, time.monotonic() + (asked.minutes * 60 if asked.count is None else asked.count * FAULT_S)
     running: set[asyncio.Task[None]] = set()
 
     def over() -> bool:
-        if asked.count is not None and count >= asked.count:
-            return True
-        return time.monotonic() - began > limit_s or started.loading.done()
+        return count == asked.count or time.monotonic() > until or started.loading.done()
 
     async def fewer_than(most: int) -> None:
-        while len(running) >= most:
+        """So many run; or, where most may go on, it is over."""
+        while len(running) >= most and not (over() and most > 1):
             done, _ = await asyncio.wait(running, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 running.discard(task)
                 await task
-            if over() and most > 1:
-                return
 
     for fault in schedule(asked.seed, kinds, shape):
         await fewer_than(AT_ONCE if fault.overlap else 1)
@@ -317,11 +283,11 @@ async def _settle(started: Started) -> None:
     if not await on.load.finish(30):
         on.findings.append("the load's last records could not be written for 30 s with no fault in force")
     asked = time.monotonic()
-    while not (on.observed.whole_since(asked) and on.observed.behind(on.load.ends) == 0):
+    while not (on.observed.whole_since(asked) and on.behind == 0):
         await asyncio.sleep(0.1)
         if time.monotonic() > asked + DRAIN_S:
             on.findings.append(
-                f"recovery ends: {DRAIN_S:g} s after the last fault {on.observed.behind(on.load.ends):,} records are not "
+                f"recovery ends: {DRAIN_S:g} s after the last fault {on.behind:,} records are not "
                 f"processed: {'; '.join(on.observed.trouble()[:8])}"
             )
             break

@@ -52,13 +52,12 @@ def picture(moment: Shown) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    flow = Table.grid(padding=(0, 3))
+    flow, faults = Table.grid(padding=(0, 3)), Table.grid(padding=(0, 3))
     recovery = "" if moment.recovery_p50_s is None else f"recovery {moment.recovery_p50_s:.1f} s (median)"
     findings = Text(f"{moment.findings} findings", style="bold red" if moment.findings else "green")
     flow.add_row(
         f"{moment.published:,} published", f"{moment.rate:,.0f} records/s", f"lag {moment.lag:,}", recovery, findings
     )
-    faults = Table.grid(padding=(0, 3))
     kinds = list(moment.faults.items())
     for first in range(0, len(kinds), KINDS_A_ROW):
         row = kinds[first : first + KINDS_A_ROW]

@@ -17,9 +17,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
@@ -30,8 +30,7 @@ _PROBE = "probe"
 _QUIET_WRITES = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Stalled:
+class Stalled(NamedTuple):
     """What was seen. `worst_ms`: the longest that one write with its sync took, `quiet_ms`: half of them took before.
 
     `met` of `stalls` found a thread of the watched process waiting for its disk.
@@ -56,10 +55,9 @@ class Stalling:
     """The process that stalls a folder. `watch` says whose writes are to be seen waiting; `end` is safe to call twice."""
 
     def __init__(self, folder: Path) -> None:
+        pipe = subprocess.PIPE
         command = [sys.executable, "-I", __file__, str(folder)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._ended: Stalled | None = None
 
     def watch(self, pid: int) -> None:
@@ -73,13 +71,8 @@ class Stalling:
         """Thawed, and what was seen meanwhile."""
         if self._ended is None:
             out, err = self._process.communicate(timeout=10)
-            self._ended = Stalled(**json.loads(out)) if out else Stalled(failed=err.strip()[-200:] or "it was killed")
+            self._ended = Stalled(*json.loads(out)) if out else Stalled(failed=err.strip()[-200:] or "it was killed")
         return self._ended
-
-
-def freezes(folder: Path) -> bool:
-    """Whether the file system of this folder can be frozen; it is thawed again."""
-    return freeze(folder) and thaw(folder)
 
 
 def freeze(folder: Path) -> bool:
@@ -130,7 +123,8 @@ def _stall(folder: Path) -> Stalled:
             while True:
                 frozen = freeze(folder)
                 writing = writer.submit(_write_s, folder)
-                line = _asked_to_end(FROZEN_S)
+                ready, _, _ = select.select([sys.stdin], [], [], FROZEN_S)
+                line = sys.stdin.readline() if ready else None
                 stalls += frozen
                 met += frozen and _waits(pid)
                 thaw(folder)
@@ -146,20 +140,12 @@ def _stall(folder: Path) -> Stalled:
     return Stalled(stalls, met, quiet_s * 1000, worst_s * 1000)
 
 
-def _asked_to_end(within_s: float) -> str | None:
-    """A line of standard input, empty at its end; None where there was none within that time."""
-    ready, _, _ = select.select([sys.stdin], [], [], within_s)
-    return sys.stdin.readline() if ready else None
-
-
 def _waits(pid: int) -> bool:
     """Whether a thread of the process is in an uninterruptible wait, as one that writes to a frozen disk is."""
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
-        try:
+        with suppress(OSError, IndexError):
             if task.read_text().rsplit(")", 1)[1].split()[0] == "D":
                 return True
-        except (OSError, IndexError):
-            continue
     return False
 
 
@@ -171,4 +157,4 @@ if __name__ == "__main__":
     # Ctrl-C goes to whoever started this, and that ends this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ends)
-    sys.stdout.write(json.dumps(asdict(_stall(Path(sys.argv[1])))))
+    sys.stdout.write(json.dumps(_stall(Path(sys.argv[1]))))

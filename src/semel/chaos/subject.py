@@ -42,23 +42,24 @@ def subject(target: str, loaded: Pipeline | App) -> Subject:
     plan = loaded.plan()
     if isinstance(loaded, Pipeline):
         return Subject(plan, loaded.source)
-    if len(plan.agents) != 1:
-        named = ", ".join(sorted(agent.name for agent in plan.agents)) or "none"
-        raise ConfigError(
-            f"{target}: the agents of app {plan.app!r} that read topics are {named}; semel chaos takes an App with one, since "
-            "the running counts of several are one sum, in which an event that one of them lost is not seen. Put the "
-            "others into apps of their own"
+    agents, sources = sorted(agent.name for agent in plan.agents), sorted(plan.sources)
+    why = ""
+    if len(agents) != 1:
+        why = (
+            f"the agents of app {plan.app!r} that read topics are {', '.join(agents) or 'none'}; semel chaos takes an App "
+            "with one, since the running counts of several are one sum, in which an event that one of them lost is not "
+            "seen. Put the others into apps of their own"
         )
-    sources = plan.sources
-    if len(sources) != 1:
-        raise ConfigError(
-            f"{target}: app {plan.app!r} reads {', '.join(sorted(sources))}; semel chaos feeds one topic, and is done when "
-            "that is read to its end. Give each topic an agent in an app of its own"
+    elif len(sources) != 1:
+        why = (
+            f"app {plan.app!r} reads {', '.join(sources)}; semel chaos feeds one topic, and is done when that is read to "
+            "its end. Give each topic an agent in an app of its own"
         )
-    [(name, source)] = sources.items()
-    if name in plan.internal_sources:
-        raise ConfigError(
-            f"{target}: the agent of app {plan.app!r} reads a topic of its own, {name!r}; declare the topic that it is to read "
+    elif sources[0] in plan.internal_sources:
+        why = (
+            f"the agent of app {plan.app!r} reads a topic of its own, {sources[0]!r}; declare the topic that it is to read "
             "by app.topic(...)"
         )
-    return Subject(plan, source)
+    if why:
+        raise ConfigError(f"{target}: {why}")
+    return Subject(plan, plan.sources[sources[0]])

@@ -5,6 +5,7 @@ The proof reads topics only; this looks at what the workers restored and went on
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,17 @@ async def compare(plan: Plan, broker: Broker, views: Views, url: str) -> list[st
 
     SemelError where a table cannot be read; RpcLost where no broker answers.
     """
+    logs = Logs(broker, SystemClock())
     differ: list[str] = []
     for table in plan.tables:
-        parts = await _folds(Logs(broker, SystemClock()), plan.changelog(table.name))
+        parts: defaultdict[TP, dict[bytes, bytes]] = defaultdict(dict)
+        async for tp, record in logs.records(plan.changelog(table.name)):
+            if record.key is not None and record.value is None:
+                parts[tp].pop(record.key, None)
+            elif record.key is not None and record.value is not None:
+                parts[tp][record.key] = record.value
         rows = [row async for page in views.pages(url, table.name) for row in page]
-        differ += differences(table, parts, rows)
+        differ += differences(table, list(parts.values()), rows)
     return differ
 
 
@@ -40,10 +47,10 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
 
     Where rows lie where their events are, a key may have one in each partition, and all of them are shown.
     """
-    if not table.keyed and table.merge is None:
-        folded = [(key, _plain(table.value, raw)) for part in parts for key, raw in part.items()]
-    else:
+    if table.keyed or table.merge is not None:
         folded = list(_merged(table, parts).items())
+    else:
+        folded = [(key, _plain(table.value, raw)) for part in parts for key, raw in part.items()]
     expected = _by_key((_text(table, key), value) for key, value in folded)
     shown = _by_key((_text_of(key), value) for key, value in rows)
     wrong = sorted(key for key in expected.keys() | shown.keys() if expected.get(key) != shown.get(key))
@@ -56,14 +63,6 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
     return differ
 
 
-def _by_key(rows: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
-    """Key -> its rows as JSON, in order."""
-    by_key: dict[str, list[str]] = {}
-    for key, value in rows:
-        by_key.setdefault(key, []).append(orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode())
-    return {key: sorted(values) for key, values in by_key.items()}
-
-
 def _merged(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]]) -> dict[bytes, Any]:
     whole: dict[bytes, Any] = {}
     for part in parts:
@@ -73,8 +72,22 @@ def _merged(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]]) -> dict[by
     return {key: _plain(table.value, table.value.encode(value)) for key, value in whole.items()}
 
 
+def _by_key(rows: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
+    """Key -> its rows as JSON, in order."""
+    by_key: defaultdict[str, list[str]] = defaultdict(list)
+    for key, value in rows:
+        by_key[key].append(orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode())
+    return {key: sorted(values) for key, values in by_key.items()}
+
+
+def _row(rows: Mapping[str, Sequence[str]], key: str) -> str:
+    return f"{' and '.join(rows[key]):.120}" if key in rows else "absent"
+
+
+# -- as the views show it
+
+
 def _plain(codec: Codec[Any], raw: bytes) -> Any:
-    """As the views show it."""
     if codec.type is str:
         return raw.decode()
     try:
@@ -84,30 +97,14 @@ def _plain(codec: Codec[Any], raw: bytes) -> Any:
 
 
 def _text(table: TablePlan, key: bytes) -> str:
-    """As the views show it; an App's codecs may write more than the key's own text."""
-    if table.key.type in (str, bytes):
-        return key.decode(errors="backslashreplace")
-    try:
-        return _text_of(table.key.decode(key))
-    except (SemelError, TypeError):
-        return key.decode(errors="backslashreplace")
+    """An App's codecs may write more than the key's own text."""
+    if table.key.type not in (str, bytes):
+        try:
+            return _text_of(table.key.decode(key))
+        except (SemelError, TypeError):
+            pass
+    return key.decode(errors="backslashreplace")
 
 
 def _text_of(key: Any) -> str:
     return key if isinstance(key, str) else orjson.dumps(key).decode()
-
-
-def _row(rows: Mapping[str, Sequence[str]], key: str) -> str:
-    return f"{' and '.join(rows[key]):.120}" if key in rows else "absent"
-
-
-async def _folds(logs: Logs, changelog: str) -> list[dict[bytes, bytes]]:
-    """By partition that holds anything: the last word on each key."""
-    folds: dict[TP, dict[bytes, bytes]] = {}
-    async for tp, record in logs.records(changelog):
-        fold = folds.setdefault(tp, {})
-        if record.key is not None and record.value is None:
-            fold.pop(record.key, None)
-        elif record.key is not None and record.value is not None:
-            fold[record.key] = record.value
-    return list(folds.values())

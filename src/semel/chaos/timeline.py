@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # A guest that has left is away; that is no fault.
 Phase = Literal["starting", "running", "frozen", "dead", "away"]
@@ -39,9 +39,12 @@ class Entry:
             return None
         return max(0.0, self.recovered_s - self.healed_s)
 
+    @property
+    def remarks(self) -> str:
+        return "; ".join(filter(None, ("" if self.bit else "it met nothing at work", self.note)))
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+
+class Sample(NamedTuple):
     """The flow at one moment. `processed`: source records whose effects are committed, as far as workers have said."""
 
     at_s: float
@@ -73,10 +76,6 @@ class Timeline:
         ends = [*(at_s for at_s, _ in turns[1:]), end_s]
         return [(at_s, end, phase) for (at_s, phase), end in zip(turns, ends, strict=True) if end > at_s]
 
-    @property
-    def workers(self) -> list[str]:
-        return sorted(self.turns)
-
     # -- sums
 
     def by_kind(self) -> dict[str, dict[str, int]]:
@@ -104,80 +103,3 @@ def rates(samples: Sequence[Sample], over_s: float) -> list[tuple[float, float]]
         if now.at_s > before.at_s:
             by_sample.append((now.at_s, max(0.0, (now.processed - before.processed) / (now.at_s - before.at_s))))
     return by_sample
-
-
-@dataclass(frozen=True, slots=True)
-class Bites:
-    """What shows that faults came through to the engine; sums over every process that ran."""
-
-    aborts: int = 0
-    unknown: int = 0
-    fences: int = 0
-    recoveries: int = 0
-    assignments: int = 0
-    duplicates: int = 0
-
-
-# So many events have twenty conflicts among them, nearly always some.
-_ENOUGH = 2_000
-
-
-def conflict_remarks(published: int, sent: int, met: int) -> tuple[str, ...]:
-    """What a run does not show of conflicts, as sentences. For a dedup rule that does not let them pass."""
-    if sent and not met:
-        return (
-            f"none of {sent:,} records sent with another payload under a known id was met as a conflict, so this run says "
-            "nothing of conflicts; look at what Dedup(compare=) compares, and at the dead letters",
-        )
-    if not sent and published >= _ENOUGH:
-        return (
-            "no conflict could be sent: nothing of these events can be altered so that the dedup rule sees another payload "
-            "under the same id, and this run says nothing of conflicts; where the rule knows any, give events that can have "
-            "one, by chaos_events(rng) in the pipeline's module, or --input",
-        )
-    if not sent:
-        return (
-            f"no conflict was sent among {published:,} records, so this run says nothing of conflicts; run it longer",
-        )
-    return ()
-
-
-_LONGER = "run it longer, or with more kinds of faults"
-
-
-def void_reasons(
-    entries: Iterable[Entry],
-    bites: Bites,
-    *,
-    starts: int,
-    redelivered: int,
-    deduped: bool,
-    taken_in: int = 0,
-    given_up: int = 0,
-) -> list[str]:
-    """Why the run says nothing of the pipeline, whatever the proof says; empty where it does.
-
-    `starts`: how many workers were started; each of them had one assignment without any fault. `given_up`: how many of the
-    records `taken_in` became dead letters.
-    """
-    entries = list(entries)
-    reasons: list[str] = []
-    if not entries:
-        return [f"no fault took place; {_LONGER}"]
-    if not any(e.bit for e in entries):
-        reasons.append(f"none of the {len(entries)} faults met anything at work")
-    if not (
-        bites.assignments > starts or bites.aborts or bites.unknown or bites.fences or bites.recoveries
-    ) and not any(e.bit and e.seen for e in entries):
-        reasons.append("no rebalance, abort, fence or restart was seen")
-    if deduped and redelivered and not bites.duplicates:
-        reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")
-    if deduped and not redelivered:
-        reasons.append("no record was redelivered")
-    reasons = [f"{reason}; {_LONGER}" for reason in reasons]
-    if given_up * 2 > taken_in:
-        reasons.append(
-            f"{given_up:,} of {taken_in:,} records became dead letters, so that hardly any took effect; give events that this "
-            "pipeline takes, by --key, chaos_events(rng) in its module, or --input"
-        )
-    return reasons

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import signal
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from semel import proof
 from semel.chaos.events import NOT_JSON
 from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.report import Proved, Report
 from semel.chaos.tables import compare
-from semel.chaos.timeline import conflict_remarks, void_reasons
+from semel.chaos.timeline import Entry
 from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 from semel.stages.agent.odd_code import ON_PURPOSE
+
+T = TypeVar("T")
 
 # A worker that still joins is a session away from its partitions at most, and a restore.
 TELL_EVERY_S = 2.0
@@ -31,58 +31,63 @@ ASK_EVERY_S = 0.2
 # Deliveries of an event that was sent before, by how it came to that.
 NO_ORIGINAL = (b"conflict", b"duplicate")
 REDELIVERED = ("immediate", "late", "burst", "disordered", "resent")
+# So many events have twenty conflicts among them, nearly always some.
+ENOUGH = 2_000
 
 
 async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     """The report with its verdict. Ends the workers between the look at their tables and the proof; what keeps the run from
     its verdict is a finding.
     """
-    counts = dict(on.load.counts)
+    seconds, sent, became, engine = on.now(), on.load.counts, on.observed.counts(), on.observed.engine()
+    redelivered = sum(sent[kind] for kind in REDELIVERED)
+    void = void_reasons(
+        report.timeline.entries,
+        engine,
+        starts=sum(worker.starts for worker in on.everyone),
+        redelivered=redelivered,
+        deduped=rule is not None,
+        taken_in=became["in"],
+        given_up=became["dead"],
+    )
     # What a rule lets pass its workers do not count.
-    met = None if rule is None or rule.conflict == "pass" else on.observed.watch.counts()["conflicts"]
-    redelivered = sum(counts.get(kind, 0) for kind in REDELIVERED)
-    taken, became = on.compaction.taken, on.observed.watch.counts()
-    report = replace(
+    met = None if rule is None or rule.conflict == "pass" else became["conflicts"]
+    differ = await _tried(on, "the tables could not be read", lambda: _compare(on))
+    given_up = await _tried(on, "the dead letters could not be read", lambda: _given_up(on))
+    on.findings += [*(differ or ()), *(given_up.findings if given_up is not None else ())]
+    for worker, code in zip(on.workers, await asyncio.gather(*(w.term(TERM_S) for w in on.workers)), strict=True):
+        if code is None:
+            on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
+    proved = await _tried(on, "there is no proof", lambda: _prove(on))
+    return replace(
         report,
-        seconds=on.now(),
+        seconds=seconds,
         events={
             "published": on.load.published,
             "redelivered": redelivered,
-            **counts,
-            "compacted": taken.gone,
-            "unread": taken.unread,
+            **sent,
+            "compacted": on.compaction.taken.gone,
+            "unread": on.compaction.taken.unread,
             "accepted": became["out"] + became["filtered"],
             **({} if met is None else {"conflicts_met": met}),
+            **({} if given_up is None else {"given_up": given_up.originals}),
         },
-        remarks=() if met is None else conflict_remarks(on.load.published, counts.get("conflict", 0), met),
-        bites=on.observed.bites(),
+        remarks=() if met is None else conflict_remarks(on.load.published, sent["conflict"], met),
+        engine=engine,
         mended=on.mended,
-        void=void_reasons(
-            on.timeline.entries,
-            on.observed.bites(),
-            starts=sum(worker.starts for worker in on.everyone),
-            redelivered=redelivered,
-            deduped=rule is not None,
-            taken_in=became["in"],
-            given_up=became["dead"],
-        ),
+        void=void,
+        findings=on.findings,
+        proved=proved,
     )
-    with _as_finding(on, "the tables could not be read"):
-        on.findings += await _compare(on)
-    with _as_finding(on, "the dead letters could not be read"):
-        given_up = await _given_up(on)
-        on.findings += given_up.findings
-        report = replace(report, events={**report.events, "given_up": given_up.originals})
-    for worker in on.workers:
-        worker.expected_end = True
-        worker.send(signal.SIGTERM)
-    for worker in on.workers:
-        if await worker.ended(TERM_S) is None:
-            on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
-            await worker.kill9()
-    with _as_finding(on, "there is no proof"):
-        report = replace(report, proved=await _prove(on))
-    return replace(report, findings=on.findings)
+
+
+async def _tried(on: Fleet, otherwise: str, step: Callable[[], Awaitable[T]]) -> T | None:
+    """What keeps the run from its verdict is said with everything else."""
+    try:
+        return await step()
+    except (SemelError, RpcError, RpcLost) as error:
+        on.findings.append(f"{otherwise}: {error}")
+        return None
 
 
 async def _compare(on: Fleet) -> list[str]:
@@ -115,7 +120,7 @@ async def _given_up(on: Fleet) -> GivenUp:
         if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
             spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
     wrong = f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"
-    return GivenUp([wrong] * bool(spent), originals)
+    return GivenUp([wrong] if spent else [], originals)
 
 
 async def _prove(on: Fleet) -> Proved:
@@ -140,10 +145,61 @@ async def _prove(on: Fleet) -> Proved:
     return Proved(proven.verdict.value, findings, summary, document, proof.html(proven))
 
 
-@contextmanager
-def _as_finding(on: Fleet, what: str) -> Generator[None]:
-    """What keeps the run from its verdict is said with everything else."""
-    try:
-        yield
-    except (SemelError, RpcError, RpcLost) as error:
-        on.findings.append(f"{what}: {error}")
+# -- what a run does not show
+
+
+def conflict_remarks(published: int, sent: int, met: int) -> tuple[str, ...]:
+    """What a run does not show of conflicts, as sentences. For a dedup rule that does not let them pass."""
+    if met and sent:
+        return ()
+    if sent:
+        return (
+            f"none of {sent:,} records sent with another payload under a known id was met as a conflict, so this run says "
+            "nothing of conflicts; look at what Dedup(compare=) compares, and at the dead letters",
+        )
+    if published >= ENOUGH:
+        return (
+            "no conflict could be sent: nothing of these events can be altered so that the dedup rule sees another payload "
+            "under the same id, and this run says nothing of conflicts; where the rule knows any, give events that can have "
+            "one, by chaos_events(rng) in the pipeline's module, or --input",
+        )
+    return (f"no conflict was sent among {published:,} records, so this run says nothing of conflicts; run it longer",)
+
+
+_LONGER = "run it longer, or with more kinds of faults"
+
+
+def void_reasons(
+    entries: Sequence[Entry],
+    engine: Mapping[str, int],
+    *,
+    starts: int,
+    redelivered: int,
+    deduped: bool,
+    taken_in: int = 0,
+    given_up: int = 0,
+) -> list[str]:
+    """Why the run says nothing of the pipeline, whatever the proof says; empty where it does.
+
+    `starts`: how many workers were started; each of them had one assignment without any fault. `given_up`: how many of the
+    records `taken_in` became dead letters.
+    """
+    if not entries:
+        return [f"no fault took place; {_LONGER}"]
+    reasons: list[str] = []
+    if not any(e.bit for e in entries):
+        reasons.append(f"none of the {len(entries)} faults met anything at work")
+    felt = engine["assignments"] > starts or any(engine[n] for n in ("aborts", "unknown", "fences", "recoveries"))
+    if not felt and not any(e.bit and e.seen for e in entries):
+        reasons.append("no rebalance, abort, fence or restart was seen")
+    if deduped and redelivered and not engine["duplicates"]:
+        reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")
+    if deduped and not redelivered:
+        reasons.append("no record was redelivered")
+    reasons = [f"{reason}; {_LONGER}" for reason in reasons]
+    if given_up * 2 > taken_in:
+        reasons.append(
+            f"{given_up:,} of {taken_in:,} records became dead letters, so that hardly any took effect; give events that this "
+            "pipeline takes, by --key, chaos_events(rng) in its module, or --input"
+        )
+    return reasons

@@ -37,6 +37,7 @@ class ChaosWorker(WorkerProcess):
         settings: Mapping[str, str],
         state: str = "",
     ) -> None:
+        folder = folder.absolute()
         self.state_dir = folder / "state" / (state or name)
         self.odd_code = folder / "state" / f"{name}.odd"
         self.url = f"http://127.0.0.1:{port}"
@@ -47,20 +48,15 @@ class ChaosWorker(WorkerProcess):
         self._again = partial(
             ChaosWorker, forkserver, target, name, bootstrap=bootstrap, folder=folder, settings=settings
         )
-        super().__init__(
-            forkserver,
-            target,
-            name,
-            log_file=folder / "logs" / f"{name}.log",
-            environment={
-                "SEMEL_BROKER": bootstrap,
-                "SEMEL_STATE_DIR": str(self.state_dir),
-                "SEMEL_CLOCK_OFFSET_MS": str(self._clock),
-                "SEMEL_ODD_CODE": str(self.odd_code),
-                **settings,
-            },
-            arguments=("--web-port", str(port), "--config", str(folder / "worker.toml")),
-        )
+        own = {
+            "SEMEL_BROKER": bootstrap,
+            "SEMEL_STATE_DIR": str(self.state_dir),
+            "SEMEL_CLOCK_OFFSET_MS": str(self._clock),
+            "SEMEL_ODD_CODE": str(self.odd_code),
+        }
+        arguments = ("--web-port", str(port), "--config", str(folder / "worker.toml"))
+        log = folder / "logs" / f"{name}.log"
+        super().__init__(forkserver, target, name, log_file=log, environment={**own, **settings}, arguments=arguments)
         self.set_clock(0)
         odd_code.order(self.odd_code, 0.0)
 
@@ -88,20 +84,23 @@ class ChaosWorker(WorkerProcess):
         self.frozen = False
         super().thaw()
 
+    async def froze(self, within_s: float) -> bool:
+        self.frozen = await super().froze(within_s)
+        return self.frozen
+
     async def kill9(self) -> None:
         self.expected_end = True
         self.send(signal.SIGKILL)
         await self.ended(10)
 
     async def term(self, within_s: float) -> int | None:
-        """SIGTERM; its exit code, None where it is still there after that time."""
+        """SIGTERM, and SIGKILL after that time: then None, else its exit code."""
         self.expected_end = True
         self.send(signal.SIGTERM)
-        return await self.ended(within_s)
-
-    async def froze(self, within_s: float) -> bool:
-        self.frozen = await super().froze(within_s)
-        return self.frozen
+        code = await self.ended(within_s)
+        if code is None:
+            await self.kill9()
+        return code
 
     def lose_disk(self) -> None:
         """Its state directory is gone; a mount stays, empty. Only while it does not run."""

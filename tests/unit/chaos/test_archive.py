@@ -38,7 +38,7 @@ def test_records_come_back_as_they_were_by_offset(kept: Archive) -> None:
 def test_partitions_and_topics_are_not_taken_for_each_other(kept: Archive) -> None:
     kept.keep(0, [record(1)], 2)
     kept.keep(1, [record(1, b"other")], 2)
-    kept.may_be_unread(1, [1])
+    kept.may_be_unread[1] |= {1}
     assert kept.between(TP("payments", 1), 0, 9) == [record(1, b"other")]
     assert kept.between(TP("payments", 2), 0, 9) == kept.between(TP("settlements", 0), 0, 9) == []
     assert [list(kept.unread(TP(t, p), 0, 9)) for t, p in (("payments", 0), ("payments", 1), ("settlements", 1))] == [
@@ -49,8 +49,8 @@ def test_partitions_and_topics_are_not_taken_for_each_other(kept: Archive) -> No
 
 
 def test_what_may_be_unread_is_said_in_order_and_only_where_it_is_asked_for(kept: Archive) -> None:
-    kept.may_be_unread(0, {7, 3, 11})
-    kept.may_be_unread(0, [5, 3])
+    kept.may_be_unread[0] |= {7, 3, 11}
+    kept.may_be_unread[0] |= {5, 3}
     assert list(kept.unread(PAYMENTS, 0, 100)) == [3, 5, 7, 11]
     assert list(kept.unread(PAYMENTS, 4, 11)) == [5, 7]
 

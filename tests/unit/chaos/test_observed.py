@@ -24,10 +24,10 @@ def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
 @pytest.fixture
 def observed() -> Observed:
     made = Observed("t", 2)
-    made.meet("w1", "http://w1", 10)
-    made.meet("w2", "http://w2", 20)
-    made.hear("w1", 10, document({0: ("running", 5)}), 1.0)
-    made.hear("w2", 20, document({1: ("running", 7)}), 2.0)
+    made.started("w1", "http://w1", 10)
+    made.started("w2", "http://w2", 20)
+    made.heard("w1", document({0: ("running", 5)}), 1.0)
+    made.heard("w2", document({1: ("running", 7)}), 2.0)
     return made
 
 
@@ -38,13 +38,13 @@ def test_it_is_whole_where_every_partition_runs_once(observed: Observed) -> None
 
 def test_what_was_said_before_a_moment_does_not_count_after_it(observed: Observed) -> None:
     assert not observed.whole_since(1.5)
-    observed.hear("w1", 10, document({0: ("running", 5)}), 3.0)
+    observed.heard("w1", document({0: ("running", 5)}), 3.0)
     assert observed.whole_since(1.5)
 
 
 @pytest.mark.parametrize("tasks", [{}, {0: ("restoring", 5)}, {0: ("running", 5), 1: ("running", 7)}])
 def test_it_is_not_whole_else(observed: Observed, tasks: dict[int, tuple[str, int]]) -> None:
-    observed.hear("w1", 10, document(tasks), 3.0)
+    observed.heard("w1", document(tasks), 3.0)
     assert not observed.whole_since(0.5)
 
 
@@ -61,13 +61,12 @@ def test_what_is_still_to_be_done_is_counted_by_partition(observed: Observed) ->
 
 
 def test_what_engines_counted_is_kept_over_their_deaths(observed: Observed) -> None:
-    observed.hear("w1", 10, document({}, fences=1, duplicates=4), 3.0)
+    observed.heard("w1", document({}, fences=1, duplicates=4), 3.0)
     observed.gone("w1")
-    observed.meet("w1", "http://w1", 30)
-    observed.hear("w1", 30, document({}, fences=2, unknown=1, duplicates=9), 4.0)
-    bites = observed.bites()
-    assert (bites.fences, bites.unknown, bites.duplicates) == (3, 1, 9)
-    assert bites.assignments == 3
+    observed.started("w1", "http://w1", 30)
+    observed.heard("w1", document({}, fences=2, unknown=1, duplicates=9), 4.0)
+    counted = observed.engine()
+    assert (counted["fences"], counted["unknown"], counted["duplicates"], counted["assignments"]) == (3, 1, 9, 3)
 
 
 def test_a_worker_that_will_not_come_back_is_forgotten(observed: Observed) -> None:
@@ -76,8 +75,8 @@ def test_a_worker_that_will_not_come_back_is_forgotten(observed: Observed) -> No
 
 
 def test_what_brokers_asked_to_wait_is_summed_up_over_the_lives_of_the_workers_meant(observed: Observed) -> None:
-    observed.hear("w1", 10, document({0: ("running", 5)}, throttles=2), 3.0)
-    observed.meet("w1", "http://w1", 11)
-    observed.hear("w1", 11, document({0: ("running", 5)}, throttles=3), 4.0)
-    observed.hear("w2", 20, document({1: ("running", 7)}, throttles=10), 4.0)
+    observed.heard("w1", document({0: ("running", 5)}, throttles=2), 3.0)
+    observed.started("w1", "http://w1", 11)
+    observed.heard("w1", document({0: ("running", 5)}, throttles=3), 4.0)
+    observed.heard("w2", document({1: ("running", 7)}, throttles=10), 4.0)
     assert (observed.throttles(["w1"]), observed.throttles(["w1", "w2"]), observed.throttles(["w3"])) == (5, 15, 0)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from semel.chaos.proxy import END_TXN, PRODUCE, Lose, Proxy, Side, Trouble
+from semel.chaos.proxy import Api, Lose, Proxy, Side, Trouble
 from semel.local import ports
 
 
@@ -62,48 +62,48 @@ async def ends() -> AsyncIterator[Ends]:
 async def test_frames_pass_in_both_directions(ends: Ends) -> None:
     reader, writer = await ends.connect()
     for n in range(3):
-        writer.write(request(PRODUCE, n))
+        writer.write(request(Api.Produce, n))
         assert await answer(reader) == n
-    assert ends.proxy.seen[PRODUCE] == 3
+    assert ends.proxy.seen[Api.Produce] == 3
     writer.close()
 
 
 async def test_a_lost_request_never_arrives_and_its_connection_ends(ends: Ends) -> None:
-    rule = ends.proxy.lose(END_TXN, Lose.REQUEST, nth=2)
+    rule = ends.proxy.lose(Api.EndTxn, Lose.REQUEST, nth=2)
     reader, writer = await ends.connect()
-    writer.write(request(END_TXN, 1) + request(PRODUCE, 2))
+    writer.write(request(Api.EndTxn, 1) + request(Api.Produce, 2))
     assert [await answer(reader), await answer(reader)] == [1, 2]
-    writer.write(request(END_TXN, 3))
+    writer.write(request(Api.EndTxn, 3))
     with pytest.raises((EOFError, ConnectionError)):
         await answer(reader)
     assert rule.done.is_set()
-    assert ends.seen == [(END_TXN, 1), (PRODUCE, 2)]
+    assert ends.seen == [(Api.EndTxn, 1), (Api.Produce, 2)]
 
 
 async def test_a_lost_answer_is_of_a_request_that_arrived(ends: Ends) -> None:
-    rule = ends.proxy.lose(END_TXN, Lose.ANSWER)
+    rule = ends.proxy.lose(Api.EndTxn, Lose.ANSWER)
     reader, writer = await ends.connect()
-    writer.write(request(END_TXN, 1))
+    writer.write(request(Api.EndTxn, 1))
     with pytest.raises((EOFError, ConnectionError)):
         await answer(reader)
     assert rule.done.is_set()
-    assert ends.seen == [(END_TXN, 1)]
+    assert ends.seen == [(Api.EndTxn, 1)]
     # Once only: the next connection works.
     reader, writer = await ends.connect()
-    writer.write(request(END_TXN, 2))
+    writer.write(request(Api.EndTxn, 2))
     assert await answer(reader) == 2
     writer.close()
 
 
 async def test_a_rule_for_one_client_leaves_the_others_alone(ends: Ends) -> None:
-    rule = ends.proxy.lose(END_TXN, Lose.ANSWER, client="app-w2")
+    rule = ends.proxy.lose(Api.EndTxn, Lose.ANSWER, client="app-w2")
     reader, writer = await ends.connect()
-    writer.write(request(END_TXN, 1, "app-w1"))
+    writer.write(request(Api.EndTxn, 1, "app-w1"))
     assert await answer(reader) == 1
     assert not rule.done.is_set()
     ends.proxy.forget(rule)
     other, to = await ends.connect()
-    to.write(request(END_TXN, 2, "app-w2"))
+    to.write(request(Api.EndTxn, 2, "app-w2"))
     assert await answer(other) == 2
     writer.close()
     to.close()
@@ -112,12 +112,12 @@ async def test_a_rule_for_one_client_leaves_the_others_alone(ends: Ends) -> None
 async def test_connections_of_a_client_are_cut_and_others_go_on(ends: Ends) -> None:
     pairs = [await ends.connect() for _ in range(2)]
     for (reader, writer), client in zip(pairs, ("app-w1", "app-w2"), strict=True):
-        writer.write(request(PRODUCE, 1, client))
+        writer.write(request(Api.Produce, 1, client))
         assert await answer(reader) == 1
     assert ends.proxy.cut("app-w1") == 1
     with pytest.raises((EOFError, ConnectionError)):
         await answer(pairs[0][0])
-    pairs[1][1].write(request(PRODUCE, 2, "app-w2"))
+    pairs[1][1].write(request(Api.Produce, 2, "app-w2"))
     assert await answer(pairs[1][0]) == 2
     pairs[1][1].close()
 
@@ -126,7 +126,7 @@ async def test_silent_frames_arrive_when_the_silence_is_over(ends: Ends) -> None
     reader, writer = await ends.connect()
     trouble = Trouble(silent=Side.REQUESTS)
     with ends.proxy.trouble(trouble):
-        writer.write(request(PRODUCE, 1))
+        writer.write(request(Api.Produce, 1))
         await until(lambda: trouble.touched == 1)
         assert ends.seen == []
     assert await answer(reader) == 1
@@ -137,9 +137,9 @@ async def test_silent_answers_are_of_requests_that_arrived(ends: Ends) -> None:
     reader, writer = await ends.connect()
     trouble = Trouble(silent=Side.ANSWERS)
     with ends.proxy.trouble(trouble):
-        writer.write(request(PRODUCE, 1))
+        writer.write(request(Api.Produce, 1))
         await until(lambda: trouble.touched == 1)
-        assert ends.seen == [(PRODUCE, 1)]
+        assert ends.seen == [(Api.Produce, 1)]
     assert await answer(reader) == 1
     writer.close()
 
@@ -148,7 +148,7 @@ async def test_delayed_frames_take_their_time(ends: Ends) -> None:
     reader, writer = await ends.connect()
     with ends.proxy.trouble(Trouble(delay_s=0.1)):
         began = time.monotonic()
-        writer.write(request(PRODUCE, 1))
+        writer.write(request(Api.Produce, 1))
         assert await answer(reader) == 1
         assert time.monotonic() - began >= 0.19  # there and back
     writer.close()
@@ -156,18 +156,18 @@ async def test_delayed_frames_take_their_time(ends: Ends) -> None:
 
 async def test_where_all_is_refused_nothing_passes_and_what_was_open_is_cut(ends: Ends) -> None:
     reader, writer = await ends.connect()
-    writer.write(request(PRODUCE, 1))
+    writer.write(request(Api.Produce, 1))
     assert await answer(reader) == 1
     with ends.proxy.trouble(Trouble(refuses=True)):
         with pytest.raises((EOFError, ConnectionError)):
             await answer(reader)
         again, to = await ends.connect()
-        to.write(request(PRODUCE, 2))
+        to.write(request(Api.Produce, 2))
         with pytest.raises((EOFError, ConnectionError)):
             await answer(again)
-    assert ends.seen == [(PRODUCE, 1)]
+    assert ends.seen == [(Api.Produce, 1)]
     reader, writer = await ends.connect()
-    writer.write(request(PRODUCE, 3))
+    writer.write(request(Api.Produce, 3))
     assert await answer(reader) == 3
     writer.close()
 
@@ -175,11 +175,11 @@ async def test_where_all_is_refused_nothing_passes_and_what_was_open_is_cut(ends
 @pytest.mark.parametrize("side", Side)
 async def test_a_half_closed_connection_ends(ends: Ends, side: Side) -> None:
     reader, writer = await ends.connect()
-    writer.write(request(PRODUCE, 1))
+    writer.write(request(Api.Produce, 1))
     assert await answer(reader) == 1
     assert ends.proxy.half_close(side=side) == 1
     with pytest.raises((EOFError, ConnectionError)):
-        writer.write(request(PRODUCE, 2))
+        writer.write(request(Api.Produce, 2))
         await answer(reader)
         await answer(reader)
     writer.close()
@@ -189,7 +189,7 @@ async def test_a_broker_that_is_away_is_a_connection_that_ends() -> None:
     before, nobody = ports.choose(2)
     async with Proxy(before, nobody):
         reader, writer = await asyncio.open_connection("127.0.0.1", before)
-        writer.write(request(PRODUCE, 1))
+        writer.write(request(Api.Produce, 1))
         with pytest.raises((EOFError, ConnectionError)):
             await answer(reader)
 

@@ -10,8 +10,8 @@ import pytest
 
 from semel.chaos.page import COLOURS, page, picture
 from semel.chaos.plan import KINDS
-from semel.chaos.report import Proved, Report, summary
-from semel.chaos.timeline import Bites, Entry, Sample, Timeline
+from semel.chaos.report import NOT_COUNTED, Proved, Report, summary
+from semel.chaos.timeline import Entry, Sample, Timeline
 
 CLEAN = Proved("clean", (), ("clean: 7 laws",), {"verdict": "clean"}, "<html>the proof</html>")
 
@@ -28,7 +28,7 @@ def report(**changes: object) -> Report:
     for at_s, phase in ((0.0, "starting"), (0.5, "running"), (1.0, "dead"), (2.0, "starting"), (3.0, "running")):
         timeline.turn("w1", at_s, phase)  # type: ignore[arg-type]
     made = Report(
-        "payments", 7, 2, 1, 4, timeline, seconds=10.0, bites=Bites(duplicates=5), proved=CLEAN,
+        "payments", 7, 2, 1, 4, timeline, seconds=10.0, engine={**NOT_COUNTED, "duplicates": 5}, proved=CLEAN,
         events={"published": 100, "redelivered": 20}, left_out={"leader": "one broker"},
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]

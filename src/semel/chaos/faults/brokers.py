@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from semel.chaos.asking import until_done
 from semel.chaos.cluster import Cluster
 from semel.chaos.fault import Chance, Drawn, Fault, Grown, Machine
 from semel.chaos.fleet import Fleet
@@ -20,14 +19,9 @@ GUEST_S = 20.0
 
 class Rebalance(Fault):
     kind = "rebalance"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        return {"nth": chance.rng.randint(1, 3), "hold_s": chance.rng.uniform(1, 4)}
-
-    @property
-    def what(self) -> str:
-        return f"{self.nth} more workers"
+    says = "{0.nth} more workers"
+    times = (1, 2, 3)
+    lasts_s = (1, 4)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.alone("group"):
@@ -46,10 +40,8 @@ class Rebalance(Fault):
 
 class BrokerKill(Fault):
     kind = "broker-kill"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        return {"variant": "SIGKILL to a broker", "hold_s": chance.rng.uniform(0, 2)}
+    variants = ("SIGKILL to a broker",)
+    lasts_s = (0, 2)
 
     async def leaves(self, cluster: Cluster, node: int) -> None:
         await cluster.kill(node)
@@ -66,14 +58,11 @@ class BrokerKill(Fault):
 
 class Leader(BrokerKill):
     kind = "leader"
+    variants = ("leaders and coordinators move",)
 
     @classmethod
     def impossible(cls, here: Machine) -> str:
         return "" if here.brokers >= 3 else "leaders move among several brokers: --brokers 3"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        return {"variant": "leaders and coordinators move", "hold_s": chance.rng.uniform(0, 2)}
 
     async def leaves(self, cluster: Cluster, node: int) -> None:
         await cluster.leave(node)
@@ -91,15 +80,13 @@ class Grow(Fault):
 
     kind = "grow"
     weight = 0.5
+    says = "{0.nth} more partitions of {0.variant}"
+    times = (1, 2)
+    lasts_s = (1, 3)
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        variant = chance.rng.choice(chance.shape.grows)
-        return {"variant": variant, "nth": chance.rng.randint(1, 2), "hold_s": chance.rng.uniform(1, 3)}
-
-    @property
-    def what(self) -> str:
-        return f"{self.nth} more partitions of {self.variant}"
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        return {"variant": chance.rng.choice(chance.shape.grows)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         match self.variant:
@@ -112,11 +99,11 @@ class Grow(Fault):
         # The input is compacted partition by partition.
         async with on.alone("input"):
             on.begins(entry, name)
-            topics = await until_done(f"the size of {name!r}", lambda: on.broker.topics([name]))
+            topics = await on.cluster.ask(f"the size of {name!r}", lambda _: on.broker.topics([name]))
             before = topics[name].partitions
             now = before + self.nth
             entry.bit, entry.note = bool(on.observed.processed), f"{before} before, {now} now"
-            await until_done(f"the size of {name!r}", lambda: on.broker.create_partitions(name, now))
+            await on.cluster.ask(f"the size of {name!r}", lambda _: on.broker.create_partitions(name, now))
             if name == on.observed.topic:
                 on.observed.partitions = on.load.partitions = now
         await asyncio.sleep(self.hold_s)
@@ -127,16 +114,16 @@ class Compact(Fault):
 
     kind = "compact"
     seen = True
+    variants = ("while they run", "while they are frozen", "while they are down")
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        variant = chance.rng.choice(("while they run", "while they are frozen", "while they are down"))
-        return {"variant": variant, "hold_s": 0.0 if variant == "while they run" else chance.rng.uniform(0.5, 3)}
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        return {"hold_s": 0.0 if variant == "while they run" else chance.rng.uniform(0.5, 3)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.alone("input"), AsyncExitStack() as claims:
             kept_off: list[ChaosWorker] = []
-            if self.hold_s:
+            if self.variant != "while they run":
                 kept_off = await claims.enter_async_context(on.claimed(self.worker, everyone=True))
             on.begins(entry, ", ".join(w.name for w in kept_off) or "the input")
             if on.load.keyless:
@@ -147,7 +134,7 @@ class Compact(Fault):
                 for worker in kept_off:
                     on.freeze(worker)
             else:
-                await on.kill9(kept_off)
+                await on.kill9(*kept_off)
             try:
                 await asyncio.sleep(self.hold_s)
                 async with on.alone("brokers"):

@@ -7,9 +7,8 @@ import math
 import time
 from typing import cast
 
-from semel.chaos.asking import until_done
 from semel.chaos.cluster import WORKERS
-from semel.chaos.fault import Chance, Drawn, Fault
+from semel.chaos.fault import Fault
 from semel.chaos.fleet import REFUSED, Fleet
 from semel.chaos.timeline import Entry
 from semel.kafka.admin import Acl, Operation, Resource, add_acls, remove_acls, set_quota
@@ -24,35 +23,25 @@ _QUOTAS = {
 MET_S = 0.7
 
 
-THROTTLED = tuple(_QUOTAS)
-# Which right is taken away, and on what.
-DENIED = (
-    "Read on the source", "Describe on the source", "Write on the results", "Write on the state", "Read on the state",
-    "Read on the group", "Describe on the group", "Write on the transactional id",
-)  # fmt: skip
-
-
 class Throttle(Fault):
     """The quota is halved until it is met: nobody knows how much this pipeline reads and writes, and one of a small part of
     that would make it wait for minutes.
     """
 
     kind = "throttle"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        whom = chance.all_workers(0.3)
-        return {**whom, "variant": chance.rng.choice(THROTTLED), "hold_s": chance.rng.uniform(3, 7)}
-
-    @property
-    def what(self) -> str:
-        return f"a quota of {self.variant}"
+    says = "a quota of {0.variant}"
+    variants = tuple(_QUOTAS)
+    lasts_s = (3, 7)
+    hits_all = 0.3
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         quota, most, least = _QUOTAS[self.variant]
-        workers = on.aimed(self.worker)
-        names = [worker.name for worker in workers]
-        clients = [f"{on.app}-{name}" for name in names]
+        names = [worker.name for worker in on.aimed(self.worker)]
+        clients = [f"{on.plan.app}-{name}" for name in names]
+
+        async def set_to(limit: float | None) -> None:
+            await on.cluster.ask(f"a quota of {clients[0]}", lambda at: set_quota(at, clients, quota, limit))
+
         async with on.alone("quotas"):
             on.begins(entry, ", ".join(names))
             before = on.observed.throttles(names)
@@ -60,28 +49,27 @@ class Throttle(Fault):
             try:
                 while (left := until - time.monotonic()) > 0:
                     if most >= least and on.observed.throttles(names) == before:
-                        await _set(on, clients, quota, most)
+                        await set_to(most)
                         entry.note, most = f"{quota} {most:,.6g}", most / 2
                     await asyncio.sleep(min(left, MET_S))
             finally:
-                await _set(on, clients, quota, None)
+                await set_to(None)
             met = on.observed.throttles(names) - before
             entry.bit = met > 0
-            entry.note += f", {met} answers asked to wait" * (met > 0)
+            entry.note += f", {met} answers asked to wait" if met else ""
 
 
 class Deny(Fault):
     """Workers wait, or end and are started again, until they may again."""
 
     kind = "deny"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        return {"variant": chance.rng.choice(DENIED), "hold_s": chance.rng.uniform(1, 6)}
-
-    @property
-    def what(self) -> str:
-        return f"no {self.variant}"
+    says = "no {0.variant}"
+    # Which right is taken away, and on what.
+    variants = (
+        "Read on the source", "Describe on the source", "Write on the results", "Write on the state", "Read on the state",
+        "Read on the group", "Describe on the group", "Write on the transactional id",
+    )  # fmt: skip
+    lasts_s = (1, 6)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         operation, _, what = self.variant.partition(" on the ")
@@ -92,16 +80,16 @@ class Deny(Fault):
         async with on.alone("rights"):
             on.begins(entry, "all workers")
             logged = [(worker, worker.log_bytes) for worker in on.everyone]
-            ended, on.rights_since = on.unrightful, math.inf
+            before, on.rights_since = on.unrightful, math.inf
             try:
-                await until_done(self.variant, lambda: add_acls(on.cluster.bootstrap, acls))
+                await on.cluster.ask(self.variant, lambda at: add_acls(at, acls))
                 await asyncio.sleep(self.hold_s)
             finally:
-                await until_done(self.variant, lambda: remove_acls(on.cluster.bootstrap, acls))
+                await on.cluster.ask(self.variant, lambda at: remove_acls(at, acls))
                 on.rights_since = time.monotonic()
-            ended = on.unrightful - ended
+            ended = on.unrightful - before
             entry.bit = ended > 0 or any(REFUSED.search(worker.log_from(offset)) for worker, offset in logged)
-            entry.note = f"{ended} times a worker ended for want of it and was started again" * (ended > 0)
+            entry.note = f"{ended} times a worker ended for want of it and was started again" if ended else ""
 
 
 def _named(on: Fleet, what: str) -> list[tuple[Resource, str]]:
@@ -118,7 +106,3 @@ def _named(on: Fleet, what: str) -> list[tuple[Resource, str]]:
             return [("group", plan.app)]
         case _:
             return [("transactional id", plan.transactional_id(worker.name)) for worker in on.everyone]
-
-
-async def _set(on: Fleet, clients: list[str], quota: str, most: float | None) -> None:
-    await until_done(f"a quota of {clients[0]}", lambda: set_quota(on.cluster.bootstrap, clients, quota, most))

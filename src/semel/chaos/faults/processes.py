@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from operator import sub
 
 from semel.chaos import disks
@@ -27,22 +26,22 @@ class Kill(Fault):
     kind = "kill"
     weight = 4
     seen = True
+    variants = (*("SIGKILL",) * 6, "SIGKILL to all")
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        rng = chance.rng
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        # Mostly back at once, under the same name; now and then so late that the others take over.
+        soon = chance.rng.random() < 0.75
         return {
-            "variant": rng.choices(("SIGKILL", "SIGKILL to all"), (6, 1))[0],
-            # Mostly back at once, under the same name; now and then so late that the others take over.
-            "hold_s": rng.uniform(0, 0.5) if rng.random() < 0.75 else chance.past_session_s(2),
-            "fresh_disk": rng.random() < 0.15,
+            "hold_s": chance.rng.uniform(0, 0.5) if soon else chance.past_session_s(2),
+            "fresh_disk": chance.rng.random() < 0.15,
         }
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker, everyone=self.variant == "SIGKILL to all") as victims:
             on.begins(entry, ", ".join(w.name for w in victims))
             entry.bit = any(on.observed.holds(w.name) for w in victims)
-            await on.kill9(victims)
+            await on.kill9(*victims)
             await asyncio.sleep(self.hold_s)
             for worker in victims:
                 if self.fresh_disk:
@@ -54,27 +53,21 @@ class Failpoint(Fault):
     kind = "failpoint"
     weight = 6
     seen = True
+    says = "kill -9 at {0.step}, time {0.nth}"
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
         step = chance.step()
-        within_a_commit = step.partition(".")[0] in ("barrier", "commit")
+        within_a_commit = step.startswith(("barrier.", "commit."))
         return {
             "step": step,
             "nth": chance.rng.randint(1, 8) if within_a_commit else 1,
             "fresh_disk": step == "restore.chunk" or chance.rng.random() < 0.1,
         }
 
-    @property
-    def what(self) -> str:
-        return f"kill -9 at {self.step}, time {self.nth}"
-
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
-            await on.kill9([worker])
-            if self.fresh_disk:
-                worker.lose_disk()
-            on.start(worker, failpoint=f"{self.step}:kill:{self.nth}")
+            await on.restart(worker, failpoint=f"{self.step}:kill:{self.nth}", fresh_disk=self.fresh_disk)
             if self.step.startswith("revoke."):
                 async with on.alone("group"):
                     await on.holding(worker, ARMED_S)
@@ -86,24 +79,20 @@ class Failpoint(Fault):
             entry.bit = code == KILLED
             if code is None:
                 entry.note = "it was not passed"
-                await on.kill9([worker])
             elif code != KILLED:
                 on.ended_by_itself(worker, code)
-            on.gone(worker)
-            on.start(worker)
+            await on.restart(worker)
 
 
 class Zombie(Fault):
     kind = "zombie"
     weight = 1.5
     seen = True
+    variants = (*("SIGSTOP past its session",) * 5, *("SIGSTOP",) * 2, *("replaced while frozen",) * 3)
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        variants = ("SIGSTOP past its session", "SIGSTOP", "replaced while frozen")
-        variant = chance.rng.choices(variants, (5, 2, 3))[0]
-        hold_s = chance.rng.uniform(0.3, 3) if variant == "SIGSTOP" else chance.past_session_s(3)
-        return {"variant": variant, "hold_s": hold_s}
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        return {"hold_s": chance.rng.uniform(0.3, 3) if variant == "SIGSTOP" else chance.past_session_s(3)}
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
@@ -112,54 +101,58 @@ class Zombie(Fault):
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.claimed(self.worker) as [worker]:
-            if self.variant == "replaced while frozen":
+            replaced = self.variant == "replaced while frozen"
+            if replaced:
                 # Frozen before it joined it would wake as the later of the two, and rightly take the name.
                 await on.holding(worker, ARMED_S)
             on.begins(entry, worker.name)
             entry.bit = on.observed.holds(worker.name)
             on.freeze(worker)
-            if self.variant != "replaced while frozen":
+            if replaced:
+                await self._replaced(on, worker, entry)
+            else:
                 await asyncio.sleep(self.hold_s)
                 on.thaw(worker)
-                return
-            # It has to find out by itself that it is not wanted any more.
-            worker.expected_end = True
-            twin = worker.twin()
-            on.workers[on.workers.index(worker)] = twin
-            await asyncio.to_thread(disks.mount_like, worker.state_dir, twin.state_dir)
-            try:
-                on.start(twin)
-                await asyncio.gather(asyncio.sleep(self.hold_s), on.holding(twin, ARMED_S))
-            finally:
-                worker.thaw()
-            code = await worker.ended(TERM_S)
-            if code is None:
-                on.findings.append(
-                    f"a fenced worker writes nothing: {worker.name} was frozen, replaced under its name and woken, and "
-                    f"went on for {TERM_S:g} s beside its replacement (fault {self.number})"
-                )
-                await worker.kill9()
-            elif code != TAKEN:
-                entry.note = f"the frozen one ended with exit code {code}"
+
+    async def _replaced(self, on: Fleet, worker: ChaosWorker, entry: Entry) -> None:
+        """It has to find out by itself that it is not wanted any more."""
+        worker.expected_end = True
+        twin = worker.twin()
+        on.workers[on.workers.index(worker)] = twin
+        await asyncio.to_thread(disks.mount_like, worker.state_dir, twin.state_dir)
+        try:
+            on.start(twin)
+            await asyncio.gather(asyncio.sleep(self.hold_s), on.holding(twin, ARMED_S))
+        finally:
+            worker.thaw()
+        code = await worker.ended(TERM_S)
+        if code is None:
+            on.findings.append(
+                f"a fenced worker writes nothing: {worker.name} was frozen, replaced under its name and woken, and "
+                f"went on for {TERM_S:g} s beside its replacement (fault {self.number})"
+            )
+            await worker.kill9()
+        elif code != TAKEN:
+            entry.note = f"the frozen one ended with exit code {code}"
 
 
 class Term(Fault):
     kind = "term"
     weight = 2
     seen = True
+    variants = ("SIGTERM", "SIGTERM within a commit")
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        if chance.rng.random() < 0.5:
-            return {"variant": "SIGTERM"}
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        if variant == "SIGTERM":
+            return {}
         step = chance.rng.choice([name for name in STEPS if name.startswith("commit.")])
-        return {"variant": "SIGTERM within a commit", "step": step, "nth": chance.rng.randint(1, 5)}
+        return {"step": step, "nth": chance.rng.randint(1, 5)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
             if self.step:
-                await on.kill9([worker])
-                on.start(worker, failpoint=f"{self.step}:stop:{self.nth}")
+                await on.restart(worker, failpoint=f"{self.step}:stop:{self.nth}")
                 entry.bit = await worker.froze(ARMED_S)
                 entry.note = "" if entry.bit else f"{self.step} was not passed"
                 worker.expected_end = True
@@ -170,29 +163,21 @@ class Term(Fault):
             code = await worker.term(TERM_S)
             if code is None:
                 on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM (fault {self.number})")
-                await worker.kill9()
             elif code not in (0, KILLED, TERMINATED):
                 on.ended_by_itself(worker, code)
-            on.gone(worker)
-            on.start(worker)
+            await on.restart(worker)
 
 
 class Clock(Fault):
     kind = "clock"
     seen = True
+    says = "wall clock {0.variant} {0.offset_s:+d} s"
+    variants = ("jumps by", "jumps by", "found off at a start by")
+    lasts_s = (1, 4)
 
     @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        rng = chance.rng
-        return {
-            "variant": rng.choice(("jumps by", "jumps by", "found off at a start by")),
-            "offset_ms": rng.choice((-1, 1)) * rng.choice((2_000, 60_000, 600_000)),
-            "hold_s": rng.uniform(1, 4),
-        }
-
-    @property
-    def what(self) -> str:
-        return f"wall clock {self.variant} {self.offset_ms / 1000:+,.0f} s"
+    def drawn(cls, chance: Chance, variant: str) -> Drawn:
+        return {"offset_s": chance.rng.choice((-1, 1)) * chance.rng.choice((2, 60, 600))}
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
@@ -201,17 +186,17 @@ class Clock(Fault):
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
             entry.bit = on.observed.holds(worker.name)
-            restarts = not self.variant.startswith("jumps")
+            restarts = self.variant != "jumps by"
             try:
                 if restarts:
-                    await on.kill9([worker])
-                worker.set_clock(self.offset_ms)
+                    await on.kill9(worker)
+                worker.set_clock(1000 * self.offset_s)
                 if restarts:
                     on.start(worker)
                     await on.holding(worker, ARMED_S)
                 await asyncio.sleep(self.hold_s)
                 if restarts:
-                    await on.kill9([worker])
+                    await on.kill9(worker)
             finally:
                 # Where it only jumped, it jumps back.
                 worker.set_clock(0)
@@ -222,15 +207,10 @@ class Clock(Fault):
 class OddCode(Fault):
     kind = "odd-code"
     weight = 1.5
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        whom = chance.all_workers(0.3)
-        return {**whom, "nth": chance.rng.choice((20, 50, 200)), "hold_s": chance.rng.uniform(2, 6)}
-
-    @property
-    def what(self) -> str:
-        return f"one event in {self.nth} ends oddly"
+    says = "one event in {0.nth} ends oddly"
+    times = (20, 50, 200)
+    lasts_s = (2, 6)
+    hits_all = 0.3
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
@@ -239,21 +219,26 @@ class OddCode(Fault):
     async def apply(self, on: Fleet, entry: Entry) -> None:
         workers = on.aimed(self.worker)
         files = [worker.odd_code for worker in workers]
+
+        def order(share: float) -> None:
+            for file in files:
+                odd_code.order(file, share, self.number)
+
+        def done() -> Done:
+            return Done(*map(sum, zip(*map(odd_code.done, files), strict=True)))
+
         async with on.alone("code"):
             on.begins(entry, ", ".join(worker.name for worker in workers))
-            before = [odd_code.done(file) for file in files]
+            before = done()
             try:
-                for file in files:
-                    odd_code.order(file, 1 / self.nth, self.number)
+                order(1 / self.nth)
                 await asyncio.sleep(self.hold_s)
             finally:
-                for file in files:
-                    odd_code.order(file, 0.0)
-            met = Counter[str]()
-            for file, then in zip(files, before, strict=True):
-                met.update(dict(zip(Done._fields, map(sub, odd_code.done(file), then), strict=True)))
-        entry.bit = met.total() > 0
-        entry.note = (
-            f"{met['ended']} attempts ended, {met['held']} held the loop, {met['outlived']} tasks outlived their event, "
-            f"{met['swallowed']} errors were swallowed"
-        ) * entry.bit
+                order(0.0)
+            met = Done(*map(sub, done(), before))
+        entry.bit = sum(met) > 0
+        if entry.bit:
+            entry.note = (
+                f"{met.ended} attempts ended, {met.held} held the loop, {met.outlived} tasks outlived their event, "
+                f"{met.swallowed} errors were swallowed"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from semel.chaos import disks
-from semel.chaos.fault import Chance, Drawn, Fault, Machine
+from semel.chaos.fault import Fault, Machine
 from semel.chaos.fleet import Fleet
 from semel.chaos.slow_disk import Stalling
 from semel.chaos.timeline import Entry
@@ -19,14 +19,12 @@ class DiskFull(Fault):
     kind = "disk-full"
     weight = 0.4
     seen = True
+    variants = ("no space left for the state directory",)
+    lasts_s = (2, 5)
 
     @classmethod
     def impossible(cls, here: Machine) -> str:
         return "" if here.mounts else "a small file system of its own can be mounted by root on Linux only"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        return {"variant": "no space left for the state directory", "hold_s": chance.rng.uniform(2, 5)}
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
@@ -43,37 +41,30 @@ class DiskFull(Fault):
                 await asyncio.to_thread(disks.fill, worker.state_dir)
                 await asyncio.sleep(self.hold_s / 2)
                 # What runs on has its files; what starts must write some.
-                await on.kill9([worker])
-                on.start(worker)
+                await on.restart(worker)
                 worker.expected_end = True
-                code = await worker.ended(self.hold_s / 2 + 3)
-                entry.bit = code is not None
+                entry.bit = await worker.ended(self.hold_s / 2 + 3) is not None
             finally:
                 await asyncio.to_thread(disks.free, worker.state_dir)
-            await on.kill9([worker])
-            on.start(worker)
+            await on.restart(worker)
 
 
 class CorruptBlock(Fault):
     """Whatever reads the block first finds it: a handler, a commit, a view, RocksDB's own compaction, the next start."""
 
     kind = "corrupt-block"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        variant = chance.rng.choice(("bytes of the store flip", "bytes of the store flip while it is down"))
-        return {"variant": variant, "hold_s": chance.rng.uniform(0, 1)}
+    variants = ("bytes of the store flip", "bytes of the store flip while it is down")
+    lasts_s = (0, 1)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
             down = self.variant.endswith("while it is down")
             if not disks.table_files(worker.state_dir):
                 # A store that is small is in its log; at the next start it is written to a table file.
-                await on.kill9([worker])
-                on.start(worker)
+                await on.restart(worker)
                 await on.holding(worker, WRITTEN_S)
             if down:
-                await on.kill9([worker])
+                await on.kill9(worker)
             damaged = await asyncio.to_thread(disks.damage, worker.state_dir, self.number)
             entry.bit = damaged > 0
             entry.note = f"{damaged} table files" if damaged else "RocksDB has written no table file yet"
@@ -85,17 +76,14 @@ class CorruptBlock(Fault):
 class DiskSlow(Fault):
     kind = "disk-slow"
     seen = True
+    variants = ("the state directory stalls", "the state directory stalls, also at a start")
+    lasts_s = (2, 5)
 
     @classmethod
     def impossible(cls, here: Machine) -> str:
         if here.stalls:
             return ""
         return "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and mkfs.ext4"
-
-    @classmethod
-    def drawn(cls, chance: Chance) -> Drawn:
-        variant = chance.rng.choice(("the state directory stalls", "the state directory stalls, also at a start"))
-        return {"variant": variant, "hold_s": chance.rng.uniform(2, 5)}
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
@@ -107,8 +95,7 @@ class DiskSlow(Fault):
                 stalling.watch(worker.pid)
                 await asyncio.sleep(self.hold_s / 2)
                 if self.variant.endswith("at a start"):
-                    await on.kill9([worker])
-                    on.start(worker)
+                    await on.restart(worker)
                     stalling.watch(worker.pid)
                 await asyncio.sleep(self.hold_s / 2)
             finally:
