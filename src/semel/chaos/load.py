@@ -49,6 +49,8 @@ class Load:
         self._rng = Random(f"{seed} load")
         self._writer: Writer | None = None
         self._last: dict[int, Delivery] = {}
+        # How many records are on their way into a transaction that is to be aborted.
+        self._in_vain = 0
         self._stopping = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.ends: dict[int, int] = {}
@@ -93,8 +95,10 @@ class Load:
 
     async def _send(self, batch: list[Delivery]) -> None:
         outs = [self._out(delivery) for delivery in batch]
-        if self._rng.random() < ABORTED_SHARE and await self._aborted(outs):
-            self.counts["aborted"] += len(outs)
+        if self._rng.random() < ABORTED_SHARE:
+            self._in_vain = len(outs)
+            await self._committed(outs)
+            self._in_vain = 0
         while not await self._committed(outs):
             self.counts["resent"] += len(outs)
             if self._stopping.is_set():
@@ -120,33 +124,19 @@ class Load:
             self.ends[tp.partition] = max(self.ends.get(tp.partition, 0), base + len(epoch.records[tp]))
         return True
 
-    async def _aborted(self, outs: list[Out]) -> bool:
-        """Whether they were sent in vain, as a producer does that gives its transaction up and begins anew."""
-        # Writers of its own before and after it: sequences do not go on over an abort.
-        self._writer = None
-        writer = await self._ready()
-        self._writer = None
-        if writer is None or writer.producer is None:
-            return False
-        try:
-            records = by_partition(outs)
-            await self._broker.add_partitions(writer.producer, list(records))
-            batches: dict[TP, bytes] = {}
-            for tp, there in records.items():
-                builder = self._broker.batch_builder(900_000)
-                builder.fill(there, 0)
-                batches[tp] = builder.build(writer.producer, 0)
-            await self._broker.produce(writer.producer, batches)
-            await self._broker.end_txn(writer.producer, commit=False)
-        except (RpcError, RpcLost):
-            return False
-        return True
+    async def _given_up(self) -> None:
+        """As a producer does that begins anew once it has sent: the next writer of its id aborts what is open."""
+        if self._in_vain:
+            self.counts["aborted"] += self._in_vain
+            raise RpcLost("EndTxn", "the load has given it up", sent=False)
 
     async def _ready(self) -> Writer | None:
         """The writer in use or a new one; None while no broker gives one."""
         if self._writer is None or self._writer.dead:
+            points = Failpoints()
+            points.hooks["commit.after_produce"] = self._given_up
             writer = Writer(
-                self._broker, SystemClock(), Failpoints(), "semel-chaos-load", timeout_ms=TIMEOUT_MS,
+                self._broker, SystemClock(), points, "semel-chaos-load", timeout_ms=TIMEOUT_MS,
                 commit_timeout_ms=TIMEOUT_MS // 2,
             )  # fmt: skip
             try:

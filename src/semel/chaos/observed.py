@@ -65,8 +65,7 @@ class Observed(Watch):
 
     def engine(self) -> dict[str, int]:
         """What shows that faults came through to the engine; sums over every process that ran."""
-        total: Counter[str] = Counter()
-        for document in self._last.values():
-            total.update(document["commits"])
-        counted = {name: total[name] for name in ("aborts", "unknown", "fences", "recoveries")}
-        return {**counted, "assignments": total["rebalances"], "duplicates": self._duplicates}
+        commits = [document["commits"] for document in self._last.values()]
+        counted = {name: sum(c[name] for c in commits) for name in ("aborts", "unknown", "fences", "recoveries")}
+        assignments = sum(c["rebalances"] for c in commits)
+        return {**counted, "assignments": assignments, "duplicates": self._duplicates}
