@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -19,8 +18,6 @@ from semel.chaos import slow_disk
 SIZE_MB = 96
 _BALLAST = "ballast"
 _CHUNK = bytes(1 << 20)
-
-Mount = Callable[[Path], bool]
 
 
 def table_files(state_dir: Path) -> list[Path]:
@@ -45,40 +42,26 @@ def damage(state_dir: Path, seed: int) -> int:
     return damaged
 
 
-def can_mount(folder: Path) -> bool:
-    """Whether this process may mount; tried, since a container's root often may not."""
-    return _tried(folder, mount, lambda _: True)
-
-
-def can_stall(folder: Path) -> bool:
-    """Whether this process may mount a file on a loop device, and freeze it; tried."""
-    # Unmounting thaws it.
-    return _tried(folder, mount_file, slow_disk.freeze)
-
-
-def _tried(folder: Path, mounting: Mount, works: Callable[[Path], bool]) -> bool:
+def may_mount(folder: Path, *, stalls: bool) -> bool:
+    """Whether this process may `mount`, and freeze what it mounts; tried, since a container's root often may not."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     probe = folder / "mount-probe"
     # What an earlier run left, if it was killed right here.
     unmount(probe)
     try:
-        return mounting(probe) and works(probe)
+        return mount(probe, stalls=stalls) and (not stalls or slow_disk.freeze(probe))
     finally:
         unmount(probe)
         shutil.rmtree(probe, ignore_errors=True)
         _image(probe).unlink(missing_ok=True)
 
 
-def mount(folder: Path) -> bool:
-    """A file system in memory, of `SIZE_MB`."""
+def mount(folder: Path, *, stalls: bool) -> bool:
+    """A file system of `SIZE_MB`: in memory, or, one that can be frozen, in a file beside the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _done("mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "semel-chaos", str(folder))
-
-
-def mount_file(folder: Path) -> bool:
-    """A file system of `SIZE_MB` in a file beside the folder: one that can be frozen."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not stalls:
+        return _done("mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "semel-chaos", str(folder))
     image = _image(folder)
     with image.open("wb") as file:
         file.truncate(SIZE_MB << 20)
@@ -92,10 +75,10 @@ def mount_file(folder: Path) -> bool:
 
 def mount_like(other: Path, folder: Path) -> bool:
     """The same kind of file system as the other's; False where that has none of its own."""
-    return other.is_mount() and (mount_file if _image(other).exists() else mount)(folder)
+    return other.is_mount() and mount(folder, stalls=can_stall(other))
 
 
-def can_be_slow(folder: Path) -> bool:
+def can_stall(folder: Path) -> bool:
     return folder.is_mount() and _image(folder).exists()
 
 

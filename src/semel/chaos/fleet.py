@@ -16,7 +16,7 @@ from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import Compaction
 from semel.chaos.load import Load
 from semel.chaos.observed import Observed
-from semel.chaos.timeline import Entry, Timeline
+from semel.chaos.timeline import Entry, Phase, Timeline
 from semel.chaos.workers import ChaosWorker
 from semel.local.views import Views
 from semel.plan import Plan
@@ -143,11 +143,14 @@ class Fleet:
 
     def start(self, worker: ChaosWorker, *, failpoint: str = "") -> None:
         worker.start(failpoint=failpoint)
-        self._starting(worker)
+        self._turns(worker, "starting")
 
-    def _starting(self, worker: ChaosWorker) -> None:
-        self.observed.started(worker.name, worker.url, worker.pid)
-        self.timeline.turn(worker.name, self.now(), "starting")
+    def _turns(self, worker: ChaosWorker, phase: Phase) -> None:
+        if phase == "starting":
+            self.observed.started(worker.name, worker.url, worker.pid)
+        else:
+            self.observed.gone(worker.name)
+        self.timeline.turn(worker.name, self.now(), phase)
 
     async def kill9(self, *workers: ChaosWorker) -> None:
         for worker in workers:
@@ -155,11 +158,7 @@ class Fleet:
             worker.send(signal.SIGKILL)
         for worker in workers:
             await worker.kill9()
-            self._dead(worker)
-
-    def _dead(self, worker: ChaosWorker) -> None:
-        self.observed.gone(worker.name)
-        self.timeline.turn(worker.name, self.now(), "dead")
+            self._turns(worker, "dead")
 
     async def restart(self, worker: ChaosWorker, *, failpoint: str = "", fresh_disk: bool = False) -> None:
         """SIGKILL, unless it is gone, and a start."""
@@ -170,12 +169,11 @@ class Fleet:
 
     def freeze(self, worker: ChaosWorker) -> None:
         worker.freeze()
-        self.observed.gone(worker.name)
-        self.timeline.turn(worker.name, self.now(), "frozen")
+        self._turns(worker, "frozen")
 
     def thaw(self, worker: ChaosWorker) -> None:
         worker.thaw()
-        self._starting(worker)
+        self._turns(worker, "starting")
 
     async def holding(self, worker: ChaosWorker, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
@@ -208,7 +206,7 @@ class Fleet:
             )
         elif not (code == 3 and (self.active or self.cluster.away)):
             self.ended_by_itself(worker, code)
-        self._dead(worker)
+        self._turns(worker, "dead")
         await asyncio.sleep(0.5)
         # A guest may have been dismissed meanwhile.
         if worker in self.everyone and not worker.running and worker.name not in self._busy:
@@ -225,8 +223,8 @@ class Fleet:
     async def dismiss(self, guests: list[ChaosWorker], *, kill: bool) -> None:
         for guest in guests:
             await (guest.kill9() if kill else guest.term(TERM_S))
+            self._turns(guest, "away")
             self.observed.forget(guest.name)
-            self.timeline.turn(guest.name, self.now(), "away")
             self.guests.remove(guest)
 
     async def mend_brokers(self) -> None:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semel.chaos import disks
-from semel.chaos.archive import Archive
 from semel.chaos.cluster import Cluster
-from semel.chaos.compaction import PLAIN, Compaction
+from semel.chaos.compaction import PLAIN, Archive, Compaction
 from semel.chaos.conflicts import Altering
 from semel.chaos.events import Input, deliveries
 from semel.chaos.fault import Machine, Shape
@@ -91,12 +90,12 @@ class Asked:
 
 
 class Prepared(NamedTuple):
-    """What can happen on this machine, and where the run's Kafka lies. `mount`: what gives a worker a disk of its own."""
+    """What can happen on this machine, and where the run's Kafka lies."""
 
     kafka: Path
     kinds: tuple[str, ...]
     left_out: Mapping[str, str]
-    mount: disks.Mount | None
+    here: Machine
 
 
 class Started(NamedTuple):
@@ -171,14 +170,15 @@ async def _prepare(asked: Asked, say: Callable[[str], None], opened: AsyncExitSt
         (FOLDER / name).mkdir()
     # A file of its own, so that no worker reads config/local.toml.
     (FOLDER / "worker.toml").write_text("# The workers of semel chaos are set by their environment.\n")
-    stalls = "disk-slow" in asked.kinds and await asyncio.to_thread(disks.can_stall, FOLDER)
-    mounts = stalls or ("disk-full" in asked.kinds and await asyncio.to_thread(disks.can_mount, FOLDER))
-    kinds, left_out = possible(asked.kinds, Machine(asked.brokers, mounts, stalls))
+    stalls = "disk-slow" in asked.kinds and await asyncio.to_thread(disks.may_mount, FOLDER, stalls=True)
+    mounts = stalls or ("disk-full" in asked.kinds and await asyncio.to_thread(disks.may_mount, FOLDER, stalls=False))
+    here = Machine(asked.brokers, mounts, stalls)
+    kinds, left_out = possible(asked.kinds, here)
     for sentence in (*asked.source.notes, *(f"no {kind}: {why}" for kind, why in left_out.items())):
         say(sentence)
     if not kinds:
         raise SemelError("none of the faults that were asked for can happen here")
-    return Prepared(held.kafka, tuple(kinds), left_out, disks.mount_file if stalls else disks.mount if mounts else None)
+    return Prepared(held.kafka, tuple(kinds), left_out, here)
 
 
 async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], opened: AsyncExitStack) -> Fleet:
@@ -218,8 +218,9 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
 
 async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, beside: asyncio.TaskGroup) -> Started:
     """Until every partition runs and events are processed. SemelError where that does not come."""
+    here = prepared.here
     for worker in on.workers:
-        if prepared.mount is not None and not await asyncio.to_thread(prepared.mount, worker.state_dir):
+        if here.mounts and not await asyncio.to_thread(disks.mount, worker.state_dir, stalls=here.stalls):
             raise SemelError(f"a file system for {worker.state_dir} could not be mounted, though one could before")
         on.start(worker)
     on.say(f"{len(on.workers)} workers, {asked.partitions} partitions; {asked.goal} of chaos")

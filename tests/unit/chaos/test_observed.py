@@ -17,7 +17,16 @@ def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
         ],
         "counts": {"duplicates": stats.pop("duplicates", 0)},
         "throttles": stats.pop("throttles", 0),
-        "commits": {"commits": 1, "aborts": 0, "unknown": 0, "fences": 0, "recoveries": 0, "rebalances": 1, "last_s": None, **stats},
+        "commits": {
+            "commits": 1,
+            "aborts": 0,
+            "unknown": 0,
+            "fences": 0,
+            "recoveries": 0,
+            "rebalances": 1,
+            "last_s": None,
+            **stats,
+        },
     }
 
 

@@ -24,14 +24,14 @@ while True:
 
 @pytest.fixture(scope="module")
 def mountable(tmp_path_factory: pytest.TempPathFactory) -> None:
-    if not disks.can_stall(tmp_path_factory.mktemp("mountable")):
+    if not disks.may_mount(tmp_path_factory.mktemp("mountable"), stalls=True):
         pytest.skip("no file on a loop device may be mounted here")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, mountable: None) -> Iterator[Path]:
     where = tmp_path / "state"
-    assert disks.mount_file(where)
+    assert disks.mount(where, stalls=True)
     yield where
     disks.unmount(where)
 
@@ -88,7 +88,7 @@ def test_a_folder_that_was_left_frozen_can_be_unmounted_and_used_again(folder: P
     assert slow_disk.freeze(folder)
     disks.unmount(folder)
     assert not folder.is_mount()
-    assert disks.mount_file(folder)
+    assert disks.mount(folder, stalls=True)
     assert list(folder.iterdir()) == []
 
 
@@ -96,7 +96,7 @@ def test_another_folder_gets_a_file_system_of_the_same_kind_or_none(folder: Path
     twin = tmp_path / "twin"
     try:
         assert disks.mount_like(folder, twin)
-        assert disks.can_be_slow(twin)
+        assert disks.can_stall(twin)
     finally:
         disks.unmount(twin)
     assert not disks.mount_like(tmp_path, tmp_path / "other")

@@ -87,7 +87,7 @@ class DiskSlow(Fault):
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
-            if not disks.can_be_slow(worker.state_dir):
+            if not disks.can_stall(worker.state_dir):
                 entry.note = "its state directory is not on a file system that can be frozen"
                 return
             stalling = await asyncio.to_thread(Stalling, worker.state_dir)
