@@ -5,13 +5,11 @@ The proof reads topics only; this looks at what the workers restored and went on
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import orjson
-
-from semel.codec import Codec
 from semel.errors import SemelError
 from semel.local.views import Views
 from semel.plan import Plan, TablePlan
@@ -19,6 +17,7 @@ from semel.port import TP, Broker
 from semel.proof import Law
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
+from semel.worker.view import shown_key, shown_value
 
 SHOWN = 5
 
@@ -47,12 +46,17 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
 
     Where rows lie where their events are, a key may have one in each partition, and all of them are shown.
     """
-    if table.keyed or table.merge is not None:
-        folded = list(_merged(table, parts).items())
-    else:
-        folded = [(key, _plain(table.value, raw)) for part in parts for key, raw in part.items()]
-    expected = _by_key((_text(table, key), value) for key, value in folded)
-    shown = _by_key((_text_of(key), value) for key, value in rows)
+    stored = [(key, raw) for part in parts for key, raw in part.items()]
+    if table.merge is not None:
+        whole: dict[bytes, Any] = {}
+        for key, raw in stored:
+            value = table.value.decode(raw)
+            whole[key] = table.merge(whole[key], value) if key in whole else value
+        stored = [(key, table.value.encode(value)) for key, value in whole.items()]
+    elif table.keyed:
+        stored = list(dict(stored).items())
+    expected = _by_key((_key(table, key), shown_value(table.value, raw)) for key, raw in stored)
+    shown = _by_key(rows)
     wrong = sorted(key for key in expected.keys() | shown.keys() if expected.get(key) != shown.get(key))
     differ = [
         f"{Law.FOLD.value}: {table.name}[{key}] is shown as {_row(shown, key)}, the changelog says {_row(expected, key)}"
@@ -63,48 +67,21 @@ def differences(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]], rows: 
     return differ
 
 
-def _merged(table: TablePlan, parts: Sequence[Mapping[bytes, bytes]]) -> dict[bytes, Any]:
-    whole: dict[bytes, Any] = {}
-    for part in parts:
-        for key, raw in part.items():
-            value = table.value.decode(raw)
-            whole[key] = table.merge(whole[key], value) if table.merge is not None and key in whole else value
-    return {key: _plain(table.value, table.value.encode(value)) for key, value in whole.items()}
+def _key(table: TablePlan, raw: bytes) -> Any:
+    """As the views show it; an App's codecs may write more than the key's own text."""
+    try:
+        return shown_key(table.key.decode(raw))
+    except (SemelError, TypeError):
+        return shown_key(raw)
 
 
-def _by_key(rows: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
+def _by_key(rows: Iterable[tuple[Any, Any]]) -> dict[str, list[str]]:
     """Key -> its rows as JSON, in order."""
     by_key: defaultdict[str, list[str]] = defaultdict(list)
     for key, value in rows:
-        by_key[key].append(orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode())
+        by_key[key if isinstance(key, str) else json.dumps(key)].append(json.dumps(value, sort_keys=True))
     return {key: sorted(values) for key, values in by_key.items()}
 
 
 def _row(rows: Mapping[str, Sequence[str]], key: str) -> str:
     return f"{' and '.join(rows[key]):.120}" if key in rows else "absent"
-
-
-# -- as the views show it
-
-
-def _plain(codec: Codec[Any], raw: bytes) -> Any:
-    if codec.type is str:
-        return raw.decode()
-    try:
-        return raw.decode() if codec.type is bytes else orjson.loads(raw)
-    except ValueError:
-        return raw.hex()
-
-
-def _text(table: TablePlan, key: bytes) -> str:
-    """An App's codecs may write more than the key's own text."""
-    if table.key.type not in (str, bytes):
-        try:
-            return _text_of(table.key.decode(key))
-        except (SemelError, TypeError):
-            pass
-    return key.decode(errors="backslashreplace")
-
-
-def _text_of(key: Any) -> str:
-    return key if isinstance(key, str) else orjson.dumps(key).decode()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -93,12 +94,10 @@ class EngineView:
         plan = self._plan(table)
         assert plan.merge is not None
         if len(stored) == 1:
-            return _plain(plan, stored[0])
+            return shown_value(plan.value, stored[0])
         try:
-            whole, *parts = map(plan.value.decode, stored)
-            for part in parts:
-                whole = plan.merge(whole, part)
-            return _plain(plan, plan.value.encode(whole))
+            whole = reduce(plan.merge, map(plan.value.decode, stored))
+            return shown_value(plan.value, plan.value.encode(whole))
         except Exception as exc:
             raise HandlingError(
                 f"merge= of table {table!r} does not take the parts of this row: {type(exc).__name__}: {exc!s:.200}"
@@ -327,23 +326,26 @@ class EngineView:
 
 
 def _row(plan: TablePlan, key: Any, stored: bytes, partition: int, raw: bytes) -> TableRow:
-    if isinstance(key, bytes):
-        try:
-            key = key.decode()
-        except UnicodeDecodeError:
-            key = key.hex()
-    return TableRow(key, _plain(plan, stored) if plan.merge is None else stored, partition, raw)
+    value = shown_value(plan.value, stored) if plan.merge is None else stored
+    return TableRow(shown_key(key), value, partition, raw)
 
 
-def _plain(plan: TablePlan, raw: bytes) -> Any:
+def shown_key(key: Any) -> Any:
+    """A key as plain JSON; bytes that are not text as hex."""
+    if not isinstance(key, bytes):
+        return key
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key.hex()
+
+
+def shown_value(codec: Codec[Any], raw: bytes) -> Any:
     """A stored value as plain JSON; bytes that are not text as hex."""
-    if plan.value.type is str:
+    if codec.type is str:
         return raw.decode()
-    if plan.value.type is bytes:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return raw.hex()
+    if codec.type is bytes:
+        return shown_key(raw)
     try:
         # Not orjson: it reads integers beyond 64 bits as floats, and a right total would look wrong.
         return msgspec.json.decode(raw)

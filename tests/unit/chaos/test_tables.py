@@ -59,6 +59,12 @@ def test_keys_and_values_of_other_types_are_compared_as_they_are_shown() -> None
     assert differences(texts, [{b"k": b"plain"}], [("k", "plain")]) == []
 
 
+def test_what_only_the_views_can_show_is_compared_as_they_do() -> None:
+    totals = Table("totals", key=bytes, value=int)
+    assert differences(totals, [{b"\xff": b"%d" % 2**70}], [("ff", 2**70)]) == []
+    assert differences(totals, [{b"\xff": b"%d" % 2**70}], [("ff", 2**70 + 1)]) != []
+
+
 def test_a_row_that_lies_where_its_event_is_may_be_there_once_in_each_partition() -> None:
     counts = table_plan(BALANCES)
     counts = TablePlan(counts.name, counts.key, counts.value, keyed=False)
