@@ -160,7 +160,7 @@ def chaos_events(rng):
 
 async def test_topics_grow_while_a_pipeline_runs(start: Start, project: Path) -> None:
     (project / "passing.py").write_text(PASSING)
-    process = start("passing", "--faults", "grow,kill,8", "--seed", "2", "--rate", "200", "--json")
+    process = start("passing", "--faults", "grow,kill,8", "--seed", "7", "--rate", "200", "--json")
     found = await asyncio.to_thread(ended, process, project)
     said = (project / "err.txt").read_text()
     assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), said
@@ -189,7 +189,7 @@ async def test_a_run_whose_faults_met_nothing_is_void(start: Start, project: Pat
         "    yield 'key', 'and another'\n"
     )
     for _ in range(3):
-        process = start("quiet", "--minutes", "0.1", "--faults", "net", "--seed", "1", "--json")
+        process = start("quiet", "--minutes", "0.1", "--faults", "net", "--seed", "2433", "--json")
         found = await asyncio.to_thread(ended, process, project)
         if found["verdict"] == "void":
             break

@@ -20,8 +20,11 @@ RATE_OVER_S = 3.0
 TICKS = 12
 STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 36000)
 
-# By the golden angle, so that neighbours differ most.
-COLOURS = {kind: f"hsl({number * 137.5 % 360:g} 60% {42 + 8 * (number % 3)}%)" for number, kind in enumerate(FAULTS)}
+# Hues all around the circle, far from those of the kinds beside them.
+COLOURS = {
+    kind: f"hsl({number * 7 % len(FAULTS) * 360 // len(FAULTS)} {70 - 30 * (number % 2)}% 45%)"
+    for number, kind in enumerate(FAULTS)
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --dim: #667282; --line: #d8dee5; --back: #ffffff; --soft: #f4f6f8;
