@@ -29,21 +29,18 @@ Grown = Literal["the results", "the dead letters", "the source"]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What there is to be hit. `session_s`: how long a silent worker keeps its place; `grows`: what may get more partitions."""
+    """What there is to be hit, and what the machine allows.
+
+    `session_s`: how long a silent worker keeps its place; `grows`: what may get more partitions; `mounts`: a small file
+    system for a worker's state can be had; `stalls`: one that can be frozen, too.
+    """
 
     workers: int
     brokers: int
     session_s: float
     grows: tuple[Grown, ...] = ("the dead letters",)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What this machine allows. `mounts`: a small file system for a worker's state; `stalls`: one that can be frozen, too."""
-
-    brokers: int
-    mounts: bool
-    stalls: bool
+    mounts: bool = False
+    stalls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,7 @@ class Fault:
     delay_ms: int = 0
 
     @classmethod
-    def impossible(cls, here: Machine) -> str:
+    def impossible(cls, shape: Shape) -> str:
         """Why it cannot happen here; empty where it can."""
         return ""
 

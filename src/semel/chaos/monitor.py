@@ -17,66 +17,59 @@ SAMPLE_EVERY_S = 0.5
 RATE_OVER_S = 3.0
 
 
-class Monitor:
-    """`stage`: how far the run is, as it is shown. `beside` runs work that must not fail unseen; `goal` is shown."""
+async def watch(
+    on: Fleet, display: Display, *, goal: str, beside: Callable[[Coroutine[Any, Any, None]], object]
+) -> None:
+    """Without end. Before the chaos a worker that ends is not started again, and no broker is.
 
-    def __init__(
-        self, fleet: Fleet, display: Display, *, goal: str, beside: Callable[[Coroutine[Any, Any, None]], object]
-    ) -> None:
-        self.stage = "starting"
-        self._fleet = fleet
-        self._display = display
-        self._goal = goal
-        self._beside = beside
-        self._asking: set[int] = set()
+    `beside` runs work that must not fail unseen; `goal` is shown.
+    """
+    asking: set[int] = set()
+    next_sample = 0.0
 
-    async def go(self) -> None:
-        """Without end. Before the chaos a worker that ends is not started again, and no broker is."""
-        on, next_sample = self._fleet, 0.0
-        while True:
-            for worker in on.everyone:
-                if worker.running and not worker.frozen and worker.pid not in self._asking:
-                    self._beside(self._ask(worker))
-                elif not worker.running and not worker.expected_end and self.stage != "starting":
-                    self._beside(on.supervise(worker))
-            if on.now() >= next_sample:
-                next_sample = on.now() + SAMPLE_EVERY_S
-                on.timeline.samples.append(Sample(on.now(), on.load.published, on.observed.processed, on.behind))
-                if self.stage != "starting":
-                    self._beside(on.mend_brokers())
-                self._display.show(self._shown())
-            await asyncio.sleep(ASK_EVERY_S)
-
-    async def _ask(self, worker: ChaosWorker) -> None:
+    async def ask(worker: ChaosWorker) -> None:
         pid, asked = worker.pid, time.monotonic()
-        self._asking.add(pid)
+        asking.add(pid)
         try:
-            document = await self._fleet.views.pipeline(worker.url)
+            document = await on.views.pipeline(worker.url)
         finally:
-            self._asking.discard(pid)
+            asking.discard(pid)
         # An answer that was on its way when its worker was killed or frozen says what no longer holds.
-        stale = worker not in self._fleet.everyone or worker.pid != pid or not worker.running or worker.frozen
+        stale = worker not in on.everyone or worker.pid != pid or not worker.running or worker.frozen
         if document is not None and not stale:
-            self._fleet.observed.heard(worker.name, document, asked)
+            on.observed.heard(worker.name, document, asked)
             states = {task["state"] for task in document["tasks"]}
-            phase = "running" if states == {"running"} else "starting"
-            self._fleet.timeline.turn(worker.name, self._fleet.now(), phase)
+            on.timeline.turn(worker.name, on.now(), "running" if states == {"running"} else "starting")
 
-    def _shown(self) -> Shown:
-        on = self._fleet
-        now, recent = on.timeline.samples[-1], rates(on.timeline.samples[-20:], RATE_OVER_S)
-        return Shown(
-            seconds=now.at_s,
-            goal=self._goal,
-            stage=self.stage,
-            published=now.published,
-            lag=now.lag,
-            rate=recent[-1][1] if recent else 0.0,
-            faults=on.timeline.by_kind(),
-            active=len(on.active),
-            recovery_p50_s=percentile(on.timeline.recoveries(), 0.5),
-            findings=len(on.findings),
-            workers=tuple(
-                WorkerShown(w.name, on.timeline.phase(w.name), w.pid, on.observed.tasks(w.name)) for w in on.everyone
-            ),
-        )
+    while True:
+        for worker in on.everyone:
+            if worker.running and not worker.frozen and worker.pid not in asking:
+                beside(ask(worker))
+            elif not worker.running and not worker.expected_end and on.stage != "starting":
+                beside(on.supervise(worker))
+        if on.now() >= next_sample:
+            next_sample = on.now() + SAMPLE_EVERY_S
+            on.timeline.samples.append(Sample(on.now(), on.load.published, on.observed.processed, on.behind))
+            if on.stage != "starting":
+                beside(on.mend_brokers())
+            display.show(_shown(on, goal))
+        await asyncio.sleep(ASK_EVERY_S)
+
+
+def _shown(on: Fleet, goal: str) -> Shown:
+    now, recent = on.timeline.samples[-1], rates(on.timeline.samples[-20:], RATE_OVER_S)
+    return Shown(
+        seconds=now.at_s,
+        goal=goal,
+        stage=on.stage,
+        published=now.published,
+        lag=now.lag,
+        rate=recent[-1][1] if recent else 0.0,
+        faults=on.timeline.by_kind(),
+        active=len(on.active),
+        recovery_p50_s=percentile(on.timeline.recoveries(), 0.5),
+        findings=len(on.findings),
+        workers=tuple(
+            WorkerShown(w.name, on.timeline.phase(w.name), w.pid, on.observed.tasks(w.name)) for w in on.everyone
+        ),
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from semel.chaos.fault import Chance, Fault, Machine, Shape
+from semel.chaos.fault import Chance, Fault, Shape
 from semel.chaos.faults import FAULTS
 from semel.errors import ConfigError
 
@@ -59,7 +59,7 @@ def wanted(text: str | None) -> Wanted:
     return Wanted(tuple(kind for kind in KINDS if not kinds or kind in kinds), count)
 
 
-def possible(kinds: Sequence[str], here: Machine) -> tuple[list[str], dict[str, str]]:
+def possible(kinds: Sequence[str], shape: Shape) -> tuple[list[str], dict[str, str]]:
     """What of these kinds can happen here, and why the others cannot."""
-    left_out = {kind: why for kind in kinds if (why := FAULTS[kind].impossible(here))}
+    left_out = {kind: why for kind in kinds if (why := FAULTS[kind].impossible(shape))}
     return [kind for kind in kinds if kind not in left_out], left_out

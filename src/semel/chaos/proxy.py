@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -86,12 +85,11 @@ class _Connection:
 
 
 class Proxy:
-    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it. `seen`: requests by api."""
+    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.target = target
-        self.seen: Counter[int] = Counter()
         self._rules: list[Rule] = []
         self._troubles: list[Trouble] = []
         self._open: set[_Connection] = set()
@@ -188,7 +186,6 @@ class Proxy:
         api, _, correlation, length = _HEAD.unpack_from(frame)
         if not connection.client:
             connection.client = frame[_HEAD.size : _HEAD.size + max(0, length)].decode(errors="replace")
-        self.seen[api] += 1
         for rule in self._rules:
             if rule.applies(api, connection.client):
                 if rule.lose is Lose.REQUEST:

@@ -20,12 +20,12 @@ from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Archive, Compaction
 from semel.chaos.conflicts import Altering
 from semel.chaos.events import Input, deliveries
-from semel.chaos.fault import Machine, Shape
+from semel.chaos.fault import Shape
 from semel.chaos.faults import heal, inflict
 from semel.chaos.faults.brokers import growing
 from semel.chaos.fleet import Fleet
 from semel.chaos.load import Load
-from semel.chaos.monitor import Monitor
+from semel.chaos.monitor import watch
 from semel.chaos.observed import Observed
 from semel.chaos.page import page
 from semel.chaos.plan import possible, schedule
@@ -90,21 +90,12 @@ class Asked:
 
 
 class Prepared(NamedTuple):
-    """What can happen on this machine, and where the run's Kafka lies."""
+    """Where the run's Kafka lies, and what can happen on this machine."""
 
     kafka: Path
     kinds: tuple[str, ...]
     left_out: Mapping[str, str]
-    here: Machine
-
-
-class Started(NamedTuple):
-    """Workers that run and are fed."""
-
-    on: Fleet
-    monitor: Monitor
-    listening: asyncio.Task[None]
-    loading: asyncio.Task[None]
+    shape: Shape
 
 
 def run(asked: Asked) -> Report | None:
@@ -142,11 +133,13 @@ async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Repo
     prepared = await _prepare(asked, screen.say, opened)
     fleet = await _fleet(asked, prepared, screen.say, opened)
     async with asyncio.TaskGroup() as beside:
-        started = await _start(asked, prepared, fleet, screen, beside)
-        await _storm(asked, prepared.kinds, started, beside)
-        await _settle(started)
+        watching = beside.create_task(watch(fleet, screen, goal=asked.goal, beside=beside.create_task))
+        loading = await _start(fleet, beside)
+        await _storm(asked, prepared, fleet, loading, beside)
+        await _settle(fleet, loading)
+        watching.cancel()
         before = Report(
-            asked.subject.name, asked.seed, asked.workers, asked.brokers, asked.partitions, fleet.timeline,
+            asked.subject.plan.app, asked.seed, asked.workers, asked.brokers, asked.partitions, fleet.timeline,
             kinds=prepared.kinds, notes=asked.source.notes, left_out=prepared.left_out,
         )  # fmt: skip
         report = await judge(before, fleet, asked.subject.dedup)
@@ -172,17 +165,18 @@ async def _prepare(asked: Asked, say: Callable[[str], None], opened: AsyncExitSt
     (FOLDER / "worker.toml").write_text("# The workers of semel chaos are set by their environment.\n")
     stalls = "disk-slow" in asked.kinds and await asyncio.to_thread(disks.may_mount, FOLDER, stalls=True)
     mounts = stalls or ("disk-full" in asked.kinds and await asyncio.to_thread(disks.may_mount, FOLDER, stalls=False))
-    here = Machine(asked.brokers, mounts, stalls)
-    kinds, left_out = possible(asked.kinds, here)
+    grows = growing(asked.subject.plan)
+    shape = Shape(asked.workers, asked.brokers, SESSION_S, grows, mounts, stalls)
+    kinds, left_out = possible(asked.kinds, shape)
     for sentence in (*asked.source.notes, *(f"no {kind}: {why}" for kind, why in left_out.items())):
         say(sentence)
     if not kinds:
         raise SemelError("none of the faults that were asked for can happen here")
-    return Prepared(held.kafka, tuple(kinds), left_out, here)
+    return Prepared(held.kafka, tuple(kinds), left_out, shape)
 
 
 async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], opened: AsyncExitStack) -> Fleet:
-    """Brokers that run, and workers that are yet to be started."""
+    """Brokers and workers that were started."""
     await asyncio.to_thread(install, jars.NEWEST, say)
     say(f"starting Kafka, {asked.brokers} broker{'s' if asked.brokers > 1 else ''}")
     cluster = await opened.enter_async_context(
@@ -213,24 +207,23 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
     load = Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed)
     compaction = Compaction(broker, cluster, archive, observed)
-    return Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say)
-
-
-async def _start(asked: Asked, prepared: Prepared, on: Fleet, screen: Display, beside: asyncio.TaskGroup) -> Started:
-    """Until every partition runs and events are processed. SemelError where that does not come."""
-    here = prepared.here
+    on = Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say)
+    shape = prepared.shape
     for worker in on.workers:
-        if here.mounts and not await asyncio.to_thread(disks.mount, worker.state_dir, stalls=here.stalls):
+        if shape.mounts and not await asyncio.to_thread(disks.mount, worker.state_dir, stalls=shape.stalls):
             raise SemelError(f"a file system for {worker.state_dir} could not be mounted, though one could before")
         on.start(worker)
     on.say(f"{len(on.workers)} workers, {asked.partitions} partitions; {asked.goal} of chaos")
-    monitor = Monitor(on, screen, goal=asked.goal, beside=beside.create_task)
-    listening = beside.create_task(monitor.go())
+    return on
+
+
+async def _start(on: Fleet, beside: asyncio.TaskGroup) -> asyncio.Task[None]:
+    """Until every partition runs and events are processed: the load. SemelError where that does not come."""
     await _until(on, lambda: on.observed.whole_since(0), "the workers did not come to run", unhurt=True)
-    monitor.stage = "chaos"
+    on.stage = "chaos"
     loading = beside.create_task(on.load.run())
     await _until(on, lambda: on.behind < on.load.published, "nothing was processed")
-    return Started(on, monitor, listening, loading)
+    return loading
 
 
 async def _until(on: Fleet, holds: Callable[[], bool], otherwise: str, *, unhurt: bool = False) -> None:
@@ -248,14 +241,15 @@ async def _until(on: Fleet, holds: Callable[[], bool], otherwise: str, *, unhurt
         await asyncio.sleep(0.05)
 
 
-async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside: asyncio.TaskGroup) -> None:
+async def _storm(
+    asked: Asked, prepared: Prepared, on: Fleet, loading: asyncio.Task[None], beside: asyncio.TaskGroup
+) -> None:
     """Faults until there were as many as asked for, or the time is over; then until all are recovered from."""
-    shape = Shape(asked.workers, asked.brokers, SESSION_S, growing(asked.subject.plan))
     count, until = 0, time.monotonic() + (asked.minutes * 60 if asked.count is None else asked.count * FAULT_S)
     running: set[asyncio.Task[None]] = set()
 
     def over() -> bool:
-        return count == asked.count or time.monotonic() > until or started.loading.done()
+        return count == asked.count or time.monotonic() > until or loading.done()
 
     async def fewer_than(most: int) -> None:
         """So many run; or, where most may go on, it is over."""
@@ -265,21 +259,21 @@ async def _storm(asked: Asked, kinds: tuple[str, ...], started: Started, beside:
                 running.discard(task)
                 await task
 
-    for fault in schedule(asked.seed, kinds, shape):
+    for fault in schedule(asked.seed, prepared.kinds, prepared.shape):
         await fewer_than(AT_ONCE if fault.overlap else 1)
         await asyncio.sleep(fault.gap_s)
         if over():
             break
         count += 1
-        running.add(beside.create_task(inflict(started.on, fault)))
+        running.add(beside.create_task(inflict(on, fault)))
     await fewer_than(1)
 
 
-async def _settle(started: Started) -> None:
+async def _settle(on: Fleet, loading: asyncio.Task[None]) -> None:
     """The load stops, and everything that it sent comes to its end; a finding where it does not."""
-    on, started.monitor.stage = started.on, "draining"
+    on.stage = "draining"
     on.load.stop()
-    await asyncio.wait({started.loading}, timeout=30)
+    await asyncio.wait({loading}, timeout=30)
     heal(on)
     if not await on.load.finish(30):
         on.findings.append("the load's last records could not be written for 30 s with no fault in force")
@@ -292,8 +286,7 @@ async def _settle(started: Started) -> None:
                 f"processed: {'; '.join(on.observed.trouble()[:8])}"
             )
             break
-    started.listening.cancel()
-    started.loading.cancel()
+    loading.cancel()
     on.say("the load is done and every fault healed; rows against changelogs, then the proof")
 
 

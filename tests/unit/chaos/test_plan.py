@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Pipeline, Table, Topic
-from semel.chaos.fault import STEPS, Fault, Machine, Shape
+from semel.chaos.fault import STEPS, Fault, Shape
 from semel.chaos.faults import FAULTS
 from semel.chaos.faults.brokers import growing
 from semel.chaos.faults.limits import Deny, Throttle
@@ -98,15 +98,15 @@ def test_what_is_no_fault_is_refused_by_name(text: str) -> None:
 
 
 def test_what_cannot_happen_here_is_left_out_with_its_reason() -> None:
-    kinds, left_out = possible(KINDS, Machine(brokers=1, mounts=False, stalls=False))
+    kinds, left_out = possible(KINDS, Shape(2, 1, 6.0, mounts=False, stalls=False))
     assert set(KINDS) - set(kinds) == {"leader", "disk-full", "disk-slow"} == set(left_out)
     assert "--brokers 3" in left_out["leader"]
     assert "loop devices" in left_out["disk-slow"]
-    assert possible(KINDS, Machine(brokers=3, mounts=True, stalls=True)) == (list(KINDS), {})
+    assert possible(KINDS, Shape(2, 3, 6.0, mounts=True, stalls=True)) == (list(KINDS), {})
 
 
 def test_where_disks_can_be_full_but_not_slow_only_the_slow_ones_are_left_out() -> None:
-    kinds, left_out = possible(("disk-full", "disk-slow"), Machine(brokers=1, mounts=True, stalls=False))
+    kinds, left_out = possible(("disk-full", "disk-slow"), Shape(2, 1, 6.0, mounts=True, stalls=False))
     assert (kinds, list(left_out)) == (["disk-full"], ["disk-slow"])
 
 

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from semel.chaos.cluster import Cluster
-from semel.chaos.fault import Chance, Drawn, Fault, Grown, Machine
+from semel.chaos.fault import Chance, Drawn, Fault, Grown, Shape
 from semel.chaos.fleet import Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
@@ -61,8 +61,8 @@ class Leader(BrokerKill):
     variants = ("leaders and coordinators move",)
 
     @classmethod
-    def impossible(cls, here: Machine) -> str:
-        return "" if here.brokers >= 3 else "leaders move among several brokers: --brokers 3"
+    def impossible(cls, shape: Shape) -> str:
+        return "" if shape.brokers >= 3 else "leaders move among several brokers: --brokers 3"
 
     async def leaves(self, cluster: Cluster, node: int) -> None:
         await cluster.leave(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from semel.chaos import disks
-from semel.chaos.fault import Fault, Machine
+from semel.chaos.fault import Fault, Shape
 from semel.chaos.fleet import Fleet
 from semel.chaos.slow_disk import Stalling
 from semel.chaos.timeline import Entry
@@ -23,8 +23,8 @@ class DiskFull(Fault):
     lasts_s = (2, 5)
 
     @classmethod
-    def impossible(cls, here: Machine) -> str:
-        return "" if here.mounts else "a small file system of its own can be mounted by root on Linux only"
+    def impossible(cls, shape: Shape) -> str:
+        return "" if shape.mounts else "a small file system of its own can be mounted by root on Linux only"
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
@@ -80,8 +80,8 @@ class DiskSlow(Fault):
     lasts_s = (2, 5)
 
     @classmethod
-    def impossible(cls, here: Machine) -> str:
-        if here.stalls:
+    def impossible(cls, shape: Shape) -> str:
+        if shape.stalls:
             return ""
         return "a disk is slowed by freezing a file system of its own, which root on Linux may, with loop devices and mkfs.ext4"
 
