@@ -4,118 +4,125 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import groupby
 
 from semel.port import TP
-from semel.proof import laws
-from semel.proof.classify import Classified
-from semel.proof.proof import Finding, Findings, Gap, Law, Witness
+from semel.proof.classify import Tally
+from semel.proof.outcomes import Outcome
+from semel.proof.proof import Finding, Gap, Law, Remark, Remarks, Witness
 from semel.proof.read import History
+from semel.proof.survey import partitions
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """`ledger`: whether the running counts close over the whole history."""
-
-    ledger: bool
-    gaps: list[Gap] = field(default_factory=list[Gap])
-    notes: list[str] = field(default_factory=list[str])
-
-
-# What a check says: a law is broken, or nobody can say, or it is a note.
-Said = Iterator[Finding | Gap | str]
-
-
-def check(history: History, classified: Mapping[TP, Classified], findings: Findings) -> Checked:
-    """Everything that is not one event's. Findings go where they are gathered."""
-    survey = history.survey
-    gaps = [*survey.gaps(), *(gap for one in classified.values() for gap in one.deleted)]
+def check(history: History, tallies: Mapping[TP, Tally], remarks: Remarks) -> bool:
+    """Everything that is not one event's. Whether the running counts close over the whole history."""
+    deleted = {gap.tp for gap in remarks.gaps}
     # Of a range the running counts say nothing: they are of the whole history.
-    closed = survey.everything and [
-        _closes(history, task, {tp: one for tp, one in classified.items() if tp.partition == task}, gaps, findings)
-        for task, position in sorted(survey.cut.positions.items())
-        if position.topics
+    closed = [
+        _closes(history, task, {tp: tally for tp, tally in tallies.items() if tp.partition == task}, deleted, remarks)
+        for task, position in sorted(history.survey.cut.positions.items())
+        if history.survey.everything and position.topics
     ]
-    checked = Checked(bool(closed) and all(closed), gaps)
-    for remark in (
-        *_unwitnessed(classified, checked.ledger),
-        *_range(history, classified),
-        *_beyond_positions(history),
-        *_outputs(history),
-        *_marks(history),
-        *_spread(history),
+    ledger = bool(closed) and all(closed)
+    for tp, tally in tallies.items():
+        remarks.add(_unaccounted(tp, tally, ledger))
+    for more in (
+        _range(history, tallies),
+        _beyond_positions(history),
+        _strangers(history),
+        _gone(history),
+        _spread(history),
     ):
-        if isinstance(remark, Finding):
-            findings.add([remark])
-        elif isinstance(remark, Gap):
-            checked.gaps.append(remark)
-        else:
-            checked.notes.append(remark)
-    return checked
+        remarks.add(more)
+    return ledger
 
 
-def _closes(
-    history: History, task: int, classified: Mapping[TP, Classified], gaps: list[Gap], findings: Findings
-) -> bool:
-    """Whether the running counts of a task close over all that was found. Findings where they contradict it."""
-    survey, tallies = history.survey, [one.tally for one in classified.values()]
-    whole_outputs = history.whole.outputs and not history.bare[task]
-    whole_source = not any(gap.tp in classified for gap in gaps) and all(
-        survey.from_the_first(tp) and not survey.compacted(tp.topic) for tp in classified
-    )
-    outputs = sum((t.outputs for t in tallies), Counter[str]())
+def _closes(history: History, task: int, tallies: Mapping[TP, Tally], deleted: set[TP], remarks: Remarks) -> bool:
+    """Whether the running counts of a task close over all that was found. Findings where they contradict it.
+
+    `deleted`: logs of which something is not there.
+    """
+    whole = all(
+        history.survey.sources[tp].from_the_first and tp.topic not in history.survey.compacted and tp not in deleted
+        for tp in tallies
+    )  # fmt: skip
     # With several agents a record is taken in by each that has it among its sources.
     one_agent = len(history.plan.agents) == 1
-    position, before = survey.cut.positions[task], findings.counts.total()
-    most, least = sum(t.records for t in tallies), sum(t.done for t in tallies)
-    ledger = laws.Ledger(
-        records=(most - sum(t.unread for t in tallies), most) if whole_source and one_agent else None,
-        took_effect=(least, least + sum(t.unwitnessed + t.maybe for t in tallies))
-        if history.plan.dedup is not None and whole_source
-        else None,
-        letters=sum(t.letters for t in tallies) if history.whole.letters else None,
-        outputs={t: outputs[t] for t in position.outputs} if whole_outputs else {},
-        with_output=sum(t.with_output for t in tallies) if whole_outputs else None,
-    )
-    findings.add(laws.conservation(task, ledger, position))
-    return whole_source and one_agent and findings.counts.total() == before
+    before = remarks.counts.total()
+    remarks.add(_conservation(history, task, list(tallies.values()), whole, one_agent))
+    return whole and one_agent and remarks.counts.total() == before
 
 
-def _unwitnessed(classified: Mapping[TP, Classified], ledger: bool) -> Said:
+def _conservation(
+    history: History, task: int, tallies: list[Tally], whole_source: bool, one_agent: bool
+) -> Iterator[Finding]:
+    """What was found is what the running counts of the position record say."""
+
+    def unbalanced(claim: str) -> Finding:
+        return Finding(Law.CONSERVATION, f"task {task}: {claim}")
+
+    position, whole = history.survey.cut.positions[task], history.whole
+    counts = Counter(position.counts)
+    taken = counts["in"] - counts["replayed"]
+    effects = taken - counts["duplicates"] - counts["dropped"] - counts["dead"]
+    most = sum(t.records for t in tallies)
+    least = most - sum(t.unread for t in tallies)
+    if whole_source and one_agent and not least <= taken <= most:
+        yield unbalanced(f"{_from_to(least, most)} committed records lie below its position, it took in {taken:,}")
+    letters = sum(t.letters for t in tallies)
+    if whole.letters and letters != counts["dead"]:
+        yield unbalanced(f"{letters:,} dead letters are there, it wrote {counts['dead']:,}")
+    whole_outputs = whole.outputs and not history.bare[task]
+    outputs = sum((t.outputs for t in tallies), Counter[str]())
+    for topic, wanted in sorted(position.outputs.items()) if whole_outputs else ():
+        if outputs[topic] != wanted:
+            yield unbalanced(f"{outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
+    least = sum(t.took_effect for t in tallies)
+    most = least + sum(t.unwitnessed + t.maybe for t in tallies)
+    if history.plan.dedup is not None and whole_source and not least <= effects <= most:
+        yield unbalanced(f"{_from_to(least, most)} events took effect by what is there, {effects:,} by its counts")
+    with_output = sum(t.with_output for t in tallies)
+    if whole_outputs and with_output + counts["filtered"] != effects:
+        yield unbalanced(
+            f"{with_output:,} events have outputs and {counts['filtered']:,} were filtered, which together are not "
+            f"the {effects:,} that took effect"
+        )
+
+
+def _from_to(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _unaccounted(tp: TP, tally: Tally, ledger: bool) -> Iterator[Remark]:
     """What the running counts account for needs no other witness."""
-    for tp, one in classified.items():
-        yield from one.gaps
-        if one.trimmed is not None:
+    for why, gap in tally.gaps.items():
+        if ledger and why is Outcome.UNWITNESSED:
             yield (
-                one.trimmed
-                if not ledger
-                else (
-                    f"{tp.topic}[{tp.partition}]: {one.tally.unwitnessed:,} events are proven by the running counts alone: their "
-                    "marks were trimmed after their window, and they have no outputs"
-                )
+                f"{tp.topic}[{tp.partition}]: {gap.events:,} events are proven by the running counts alone: their marks were "
+                "trimmed after their window, and they have no outputs"
             )
+        else:
+            yield gap
 
 
-def _range(history: History, classified: Mapping[TP, Classified]) -> Said:
+def _range(history: History, tallies: Mapping[TP, Tally]) -> Iterator[Remark]:
     """The running counts are of the whole history. They say this much of a range: no more than all were filtered."""
     survey = history.survey
     if survey.everything:
         return
-    if all(one.end <= one.start for one in classified.values()) and not survey.of_another_rule:
-        tp = survey.sources[0]
-        yield Gap(tp, *survey.range(tp), "there is no event in the range that was asked for")
+    if all(judged.end <= judged.start == judged.asked for judged in survey.sources.values()):
+        for tp, judged in list(survey.sources.items())[:1]:
+            yield Gap(tp, judged.start, judged.end, "there is no event in the range that was asked for")
     if history.plan.dedup is None or not history.whole.outputs or any(history.bare.values()):
         return
-    for tp, one in classified.items():
-        silent = one.tally.done - one.tally.with_output
+    for tp, tally in tallies.items():
+        silent = tally.took_effect - tally.with_output
         filtered = survey.cut.positions[tp.partition].counts.get("filtered", 0)
         if silent > filtered:
             yield Finding(
                 Law.CONSERVATION,
                 f"{silent:,} events of {tp.topic}[{tp.partition}] in the range took effect and have no output, and only "
                 f"{filtered:,} were ever filtered there",
-                (Witness(tp, one.start, "the first event of the range"),),
+                (Witness(tp, tally.start, "the first event of the range"),),
             )
         elif silent > 0:
             yield (
@@ -124,10 +131,10 @@ def _range(history: History, classified: Mapping[TP, Classified]) -> Said:
             )
 
 
-def _beyond_positions(history: History) -> Said:
+def _beyond_positions(history: History) -> Iterator[Remark]:
     """What speaks of events that no position has come to: it stands alone, or somebody made it up."""
     spool, plan = history.spool, history.plan
-    for tp in sorted(spool.partitions() - set(history.survey.sources)):
+    for tp in sorted(spool.partitions() - history.survey.sources.keys()):
         if history.closing.next(tp) >= 0:
             continue  # it began while all was read
         alone = [
@@ -143,68 +150,75 @@ def _beyond_positions(history: History) -> Said:
             yield Gap(tp, 0, 0, f"{these}which {plan.app} does not read now", len(alone))
 
 
-def _outputs(history: History) -> Said:
-    survey, app, bare = history.survey, history.plan.app, sum(history.bare.values())
-    for topic, tps in groupby(sorted(history.strangers), key=lambda tp: tp.topic):
-        these = f"{sum(history.strangers[tp] for tp in tps):,} records in {topic} carry no lineage"
+def _strangers(history: History) -> Iterator[Remark]:
+    """Records in the sinks that are no outputs with lineage."""
+    app, bare = history.plan.app, sum(history.bare.values())
+    for topic, n in sorted(history.strangers.items()):
+        these = f"{n:,} records in {topic} carry no lineage"
         if bare > 0 or topic not in history.plan.sinks:
             yield these
             continue
         # All that the pipeline wrote does: its positions count it.
-        witnesses = [witness for witness in history.stranger_witnesses if witness.tp.topic == topic]
+        witnesses = tuple(witness for witness in history.stranger_witnesses if witness.tp.topic == topic)
         yield Finding(
             Law.CONSERVATION,
             f"{these} of {app}, and all of its outputs do: another program writes to its sink",
-            tuple(witnesses[:3]),
+            witnesses,
         )
-    for tp in survey.outputs:
-        if bare > 0:
-            yield Gap(
-                tp, survey.begins(tp), survey.ends[tp], f"{bare:,} outputs of {app} were written without lineage (`lineage = "
-                "false`, or by an older version), so that outputs cannot be told from others",
-            )  # fmt: skip
-        elif not history.untouched(tp):
-            yield Gap(
-                tp, 0, survey.starts[tp], "compaction removes outputs from it" if survey.compacted(tp.topic) else
-                "outputs were deleted from it, so that nobody can say whether all of them were there",
-            )  # fmt: skip
-    for tp in survey.tps(history.plan.dead_letter_topic):
-        if not history.untouched(tp):
-            yield Gap(tp, 0, survey.starts[tp], "dead letters were deleted from it")
+    for tp in history.survey.outputs if bare > 0 else ():
+        yield Gap(
+            tp, history.survey.starts[tp], history.survey.ends[tp], f"{bare:,} outputs of {app} were written without lineage "
+            "(`lineage = false`, or by an older version), so that outputs cannot be told from others",
+        )  # fmt: skip
     if sent := history.sent.total():
         yield f"{sent:,} outputs were sent without an event"
 
 
-def _marks(history: History) -> Said:
-    """Marks that somebody else than semel deleted: what they protected, nobody can say."""
-    starts = history.survey.starts
-    for tp in history.survey.tps(history.plan.marks_topic) if history.plan.dedup is not None else ():
+def _gone(history: History) -> Iterator[Gap]:
+    """Logs from which somebody else than semel deleted: what stood there, nobody can say."""
+    survey = history.survey
+    whole = "outputs were deleted from it, so that nobody can say whether all of them were there"
+    for tp in survey.outputs if sum(history.bare.values()) <= 0 else ():
+        if not history.untouched(tp):
+            why = "compaction removes outputs from it" if tp.topic in survey.compacted else whole
+            yield Gap(tp, 0, survey.starts[tp], why)
+    for tp in survey.letters:
+        if not history.untouched(tp):
+            yield Gap(tp, 0, survey.starts[tp], "dead letters were deleted from it")
+    for tp in survey.marks:
         # The later positions: workers may have trimmed while all was read.
         position = history.closing.positions.get(tp.partition)
-        if position is not None and 0 <= position.trimmed < starts[tp]:
+        if position is not None and 0 <= position.trimmed < survey.starts[tp]:
             yield Gap(
-                tp, position.trimmed, starts[tp], "these marks were deleted, and not by semel, which deletes expired ones "
-                "only: whether redeliveries of their events took effect again is known of those with outputs only",
+                tp, position.trimmed, survey.starts[tp], "these marks were deleted, and not by semel, which deletes expired "
+                "ones only: whether redeliveries of their events took effect again is known of those with outputs only",
             )  # fmt: skip
 
 
-def _spread(history: History) -> Said:
+def _spread(history: History) -> Iterator[Remark]:
     """Where a topic that outputs go to grew: whether the outputs of a key stayed in one partition."""
     survey, app, outputs = history.survey, history.plan.app, history.outputs
-    for name, sink in sorted(survey.sinks.items()):
-        tps = survey.tps(name)
-        if sink.least < sink.partitions:
+    sinks = [sink for position in survey.cut.positions.values() for sink in position.sinks.items()]
+    for name in sorted({name for name, _ in sinks} & survey.topics.keys()):
+        of_name = [sink for other, sink in sinks if other == name and sink.id == survey.topics[name].id]
+        if not of_name:
+            continue
+        # Each task goes by its own number of partitions; `least` is below it where the keys of one have moved.
+        most = max(sink.partitions for sink in of_name)
+        least = min((sink.least for sink in of_name if sink.least < sink.partitions), default=most)
+        tps = partitions(survey.topics, name)
+        if least < most:
             yield Gap(
-                TP(name, 0), 0, 0, f"outputs of {app} went over {sink.least} of its partitions first and {sink.partitions} "
-                "later: keys moved, and nobody can say in which order a reader meets the outputs of one",
+                TP(name, 0), 0, 0, f"outputs of {app} went over {least} of its partitions first and {most} later: keys "
+                "moved, and nobody can say in which order a reader meets the outputs of one",
             )  # fmt: skip
-        beyond = [tp for tp in tps if tp.partition >= sink.partitions and outputs[tp]]
+        beyond = [tp for tp in tps if tp.partition >= most and outputs[tp]]
         if beyond:
             yield Finding(
                 Law.ORDER,
                 f"{sum(outputs[tp] for tp in beyond):,} outputs are in partitions of {name} that {app} does not use: it grew "
-                f"from {sink.partitions} to {len(tps)} partitions, and the outputs of one key are in several",
+                f"from {most} to {len(tps)} partitions, and the outputs of one key are in several",
                 tuple(Witness(tp, survey.starts[tp], "the first record of the partition") for tp in beyond[:3]),
             )
-        elif len(tps) > sink.partitions:
-            yield f"{name} has {len(tps)} partitions; outputs go to the first {sink.partitions}, as before"
+        elif len(tps) > most:
+            yield f"{name} has {len(tps)} partitions; outputs go to the first {most}, as before"

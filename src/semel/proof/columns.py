@@ -6,8 +6,8 @@ is behind a hash is read again from the log when somebody has to be named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -57,17 +57,16 @@ class OtherRule(SemelError):
 # -- columns
 
 
-def empty(dtype: np.dtype[Any]) -> Rows:
-    return np.empty(0, dtype)
-
-
-def columns(dtype: np.dtype[Any], offset: Sequence[int] | Offsets, **others: Any) -> Rows:
+def columns(dtype: np.dtype[Any], offset: Sequence[int] | Offsets = (), **others: Any) -> Rows:
     """Rows of these columns, as many as there are offsets; a column that is not given is 0."""
     rows = np.zeros(len(offset), dtype)
-    rows["offset"] = offset
-    for name, values in others.items():
+    for name, values in {"offset": offset, **others}.items():
         rows[name] = values
     return rows
+
+
+def between(rows: Rows, low: int, high: int) -> Rows:
+    return rows[(rows["offset"] >= low) & (rows["offset"] < high)]
 
 
 def among(offsets: Offsets, ordered: Offsets) -> Which:
@@ -81,6 +80,11 @@ def among(offsets: Offsets, ordered: Offsets) -> Which:
 def distinct(ordered: Offsets) -> int:
     """How many different ones there are; sorted, since numpy's own hashing is several times slower."""
     return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ordered) > 0)
+
+
+def events_of(rows: Rows) -> Offsets:
+    """For each output or dead letter a number that is its event's, as its agent handled it."""
+    return (rows["offset"] << 8) | rows["agent"]
 
 
 def in_order(outputs: Rows, before: tuple[int, int]) -> bool:
@@ -119,63 +123,59 @@ class Source:
     """Reads ids, payloads and times of a source's records, as its pipeline's dedup rule says."""
 
     def __init__(self, topic: Topic, dedup: Dedup) -> None:
-        self._topic = topic
         self._decode = decoder(topic.value)
         self._id_of = dedup.key_reader()
-        self._time_of: Callable[[Any, Any], int] | None = dedup.time_reader()
+        self._time_of = dedup.time_reader()
         self._payload_of = dedup.payload_reader()
 
     def unmarked(self, records: Sequence[Record]) -> Rows:
         """The columns of records that no mark names."""
-        found = [self._columns(record, value) for record, value in zip(records, self._decode(records), strict=True)]
-        if not found:
-            return empty(UNMARKED)
-        ids, payloads, times, kinds = zip(*found, strict=True)
+        if not records:
+            return columns(UNMARKED)
+        read = (self._columns(value, record) for record, value in zip(records, self._decode(records), strict=True))
+        ids, payloads, times, kinds = zip(*read, strict=True)
         return columns(
             UNMARKED, offsets_of(records), time=times, kind=kinds,
             id=np.array(ids, np.uint64), payload=np.array(payloads, np.uint64),
         )  # fmt: skip
 
-    def _columns(self, record: Record, value: Any) -> tuple[int, int, int, Kind]:
-        kind, id = self._id(value, record)
-        at = payload = 0
-        if kind is Kind.KEYED:
-            kind, at = self._time(value, record)
-            payload = self._payload_of(value, record)
-        return xxhash.xxh3_64_intdigest(id), payload, at, kind
-
-    def _id(self, value: Any, record: Record) -> tuple[Kind, bytes]:
-        if type(value) is Undecodable:
-            return Kind.UNDECODABLE, b""
-        try:
-            found = self._id_of(value, record)
-        except Exception:
-            return Kind.MISSING, b""
-        return (Kind.KEYED, found) if type(found) is bytes else (Kind.MISSING, b"")
-
-    def _time(self, value: Any, record: Record) -> tuple[Kind, int]:
-        if self._time_of is None:
+    def _columns(self, value: Any, record: Record) -> tuple[int, int, int, Kind]:
+        id = self._id(value, record)
+        if id is None:
+            return 0, 0, 0, Kind.UNDECODABLE if type(value) is Undecodable else Kind.MISSING
+        at, kind = record.timestamp, Kind.KEYED
+        if self._time_of is not None:
+            try:
+                at = self._time_of(value, record)
+            except Exception:
+                at, kind = 0, Kind.UNTIMED
+        elif at == NO_TIMESTAMP:
             # As the worker has it: where the timestamp is the event time, a record without one is missing something.
-            return (Kind.KEYED, record.timestamp) if record.timestamp != NO_TIMESTAMP else (Kind.MISSING, 0)
+            kind = Kind.MISSING
+        return xxhash.xxh3_64_intdigest(id), self._payload_of(value, record), at, kind
+
+    def _id(self, value: Any, record: Record) -> bytes | None:
         try:
-            return Kind.KEYED, self._time_of(value, record)
+            id = None if type(value) is Undecodable else self._id_of(value, record)
         except Exception:
-            return Kind.UNTIMED, 0
+            return None
+        return id if type(id) is bytes else None
 
     def id_text(self, record: Record) -> str | None:
         """The dedup id as a person knows it."""
-        kind, id = self._id(self._decode([record])[0], record)
-        return id.decode(errors="backslashreplace") if kind == Kind.KEYED else None
+        id = self._id(self._decode([record])[0], record)
+        return None if id is None else id.decode(errors="backslashreplace")
 
     def check(self, tp: TP, records: Sequence[Record], marks: Rows) -> None:
         """OtherRule where most of the marks in a sample are not of the ids that this rule reads."""
-        ids = self.unmarked(records[:SAMPLE])
-        by_offset = {int(m["offset"]): int(m["id"]) for m in marks[: 4 * SAMPLE]}
-        pairs = [(by_offset[int(r["offset"])], int(r["id"])) for r in ids if int(r["offset"]) in by_offset]
-        wrong = sum(marked != read for marked, read in pairs)
-        if wrong * 2 > len(pairs):
+        read, marks = self.unmarked(records[:SAMPLE]), marks[: 4 * SAMPLE]
+        by_offset = dict(zip(marks["offset"].tolist(), marks["id"].tolist(), strict=True))
+        pairs = [(by_offset.get(at), id) for at, id in zip(read["offset"].tolist(), read["id"].tolist(), strict=True)]
+        wrong = sum(marked not in (None, id) for marked, id in pairs)
+        known = sum(marked is not None for marked, _ in pairs)
+        if wrong * 2 > known:
             raise OtherRule(
-                f"the dedup rule of this pipeline reads other ids from {tp.topic} than its marks have ({wrong} of {len(pairs)} "
+                f"the dedup rule of this pipeline reads other ids from {tp.topic} than its marks have ({wrong} of {known} "
                 "looked at): the rule or the event's type was changed since. Prove it with the code that ran"
             )
 
@@ -183,34 +183,31 @@ class Source:
 # -- of a stretch
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
-    """Everything recorded about the records of one source partition between two offsets, `start` and `end` (exclusive).
+    """Everything recorded about the records of one source partition between two offsets.
 
-    `marks`: by offset. `records`: the offsets that are there, of committed records; `unmarked`: those of them that are
-    neither marked DONE nor dead-lettered (of a pipeline without dedup: none, there are no marks). `contents`: by offset, of
-    those that are dead-lettered. What stood below `gone` was deleted before it could be read. `unread`: offsets of records
-    that compaction may have taken before they were read.
+    `judged`: False where only what they led to counts. `marks`: by offset. `records`: the offsets that are there, of
+    committed records; `unmarked`: those of them that are neither marked DONE nor dead-lettered (of a pipeline without dedup:
+    none, there are no marks). `contents`: by offset, of those that are dead-lettered. What stood below `gone` was deleted
+    before it could be read. `silent`: offsets of records that led to nothing and that compaction may have taken before they
+    were read.
     """
 
-    start: int
-    end: int
+    judged: bool
     marks: Rows
-    letters: Rows = field(default_factory=lambda: empty(LETTER))
-    outputs: Rows = field(default_factory=lambda: empty(OUTPUT))
-    records: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
-    unmarked: Rows = field(default_factory=lambda: empty(UNMARKED))
-    contents: dict[int, int] = field(default_factory=dict[int, int])
-    gone: int = 0
-    unread: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
+    outputs: Rows
+    letters: Rows
+    records: Offsets
+    unmarked: Rows
+    contents: dict[int, int]
+    gone: int
+    silent: Offsets
 
-    @property
-    def silent(self) -> Offsets:
-        """Those of `unread` that led to nothing: whether they were read, nobody can say."""
-        if not len(self.unread):
-            return self.unread
-        told = np.sort(np.concatenate((self.marks["offset"], self.letters["offset"], self.outputs["offset"])))
-        return self.unread[~among(self.unread, told)]
+    @classmethod
+    def unjudged(cls, marks: Rows, outputs: Rows, letters: Rows) -> Stretch:
+        none = columns(UNMARKED)
+        return cls(False, marks, outputs, letters, marks["offset"], none, {}, 0, none["offset"])
 
 
 class Known:
@@ -219,23 +216,14 @@ class Known:
     __slots__ = ("rows",)
 
     def __init__(self, rows: Rows | None = None) -> None:
-        self.rows = empty(MARK) if rows is None else rows
+        self.rows = columns(MARK) if rows is None else rows
 
     def later(self, marks: Rows) -> Known:
-        """With more marks."""
-        if not len(marks):
-            return self
+        """With more marks. Putting them in place is much less than sorting all."""
         marks = marks[np.lexsort((marks["offset"], marks["id"]))]
-        held = self.rows
-        if not len(held):
-            return Known(marks)
-        at = np.searchsorted(held["id"], marks["id"], side="right")
-        neighbour = held[np.maximum(at - 1, 0)]
-        if not ((neighbour["id"] == marks["id"]) & (neighbour["offset"] > marks["offset"])).any():
-            # As mostly: what comes later stands later. Putting it in place is much less than sorting all.
-            return Known(np.insert(held, at, marks))
-        rows = np.concatenate((held, marks))
-        return Known(rows[np.lexsort((rows["offset"], rows["id"]))])
+        before = self.before(marks["id"], marks["offset"])
+        at = np.where(before >= 0, before + 1, np.searchsorted(self.rows["id"], marks["id"]))
+        return Known(np.insert(self.rows, at, marks)) if len(marks) else self
 
     def protecting(self, since_ms: int) -> Known:
         """Without those filed before, as soon as they are many: they change nothing but memory."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from semel.display.markup import frame, moment, table
-from semel.proof.proof import PROMISES, Law, Proof, Verdict, shown, shown_gap
+from semel.proof.proof import PROMISES, Law, Proof, Verdict
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --dim: #59636e; --clean: #1a7f37; --violated: #cf222e;
@@ -32,7 +32,7 @@ def html(proof: Proof) -> str:
     title = f"{proof.pipeline}: {proof.verdict.value}"
     findings = [
         f"<code>{f.law.value}</code>: {escape(f.sentence)}"
-        + "".join(f"<br><code class=dim>{escape(shown(w))}</code>" for w in f.witnesses)
+        + "".join(f"<br><code class=dim>{escape(str(w))}</code>" for w in f.witnesses)
         for f in proof.findings
     ]
     laws = [[f"<code>{law.value}</code>", escape(PROMISES[law]), _result_of(law, proof)] for law in proof.laws]
@@ -46,7 +46,7 @@ def html(proof: Proof) -> str:
         f"<div class='verdict {proof.verdict.value}'>{escape(proof.headline())}</div>",
         "<h2>Laws</h2>" + table(("law", "says that", ""), laws),
         _list("Findings", findings),
-        _list("Unprovable", [escape(shown_gap(gap)) for gap in proof.gaps]),
+        _list("Unprovable", [escape(str(gap)) for gap in proof.gaps]),
         _list("Notes", [escape(note) for note in proof.notes]),
         "<h2>Partitions</h2>" + table(headings, partitions, numbers=range(1, 8)),
         "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>",

@@ -1,28 +1,43 @@
-"""The laws, one function each: pure, over columns of a recorded history. An empty answer means that the law holds."""
+"""The laws: pure, over columns of a recorded history and over position records. An empty answer means that the law holds.
+
+What the counts of a whole history have to say is in `semel.proof.check`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semel.port import TP
-from semel.proof.columns import Known, Offsets, Rows, Stretch, among
-from semel.proof.outcomes import TRIMMED, Outcome, Rule, is_lost
-from semel.proof.proof import Finding, Law, Witness
+from semel.proof.columns import Known, Rows, Stretch, among, events_of
+from semel.proof.outcomes import TRIMMED, Outcome, Rule
+from semel.proof.proof import Finding, Law, Witness, place
 from semel.state.dedup_marks import DEAD, DONE
 from semel.state.positions import Position
 
-_LOST = {
-    Outcome.LOST: "no mark, no dead letter and no earlier event of its id within the window accounts for it",
-    Outcome.LOST_UNDECODABLE: "it cannot be decoded, and it is not in the dead letters",
-    Outcome.LOST_MISSING: "its id or its time cannot be read, and it is not in the dead letters",
-    Outcome.LOST_CONFLICT: "it has the id of an earlier event and another payload, and it is not in the dead letters",
-    Outcome.LOST_DEAD: "the first event of its id is in the dead letters, where it had to follow, and it is not there",
-}
+# What is broken where a record has this outcome, and what is said of it.
+_BROKEN = {
+    Outcome.LOST: (
+        Law.NO_LOSS,
+        "is lost: no mark, no dead letter and no earlier event of its id within the window accounts for it",
+    ),
+    Outcome.LOST_UNDECODABLE: (Law.NO_LOSS, "is lost: it cannot be decoded, and it is not in the dead letters"),
+    Outcome.LOST_MISSING: (
+        Law.NO_LOSS, "is lost: its id or its time cannot be read, and it is not in the dead letters",
+    ),
+    Outcome.LOST_CONFLICT: (
+        Law.NO_LOSS,
+        "is lost: it has the id of an earlier event and another payload, and it is not in the dead letters",
+    ),
+    Outcome.LOST_DEAD: (
+        Law.NO_LOSS,
+        "is lost: the first event of its id is in the dead letters, where it had to follow, and it is not there",
+    ),
+    Outcome.TORN: (Law.ATOMIC, "has outputs, and no mark says that it took effect"),
+}  # fmt: skip
 
 
 class Whole(NamedTuple):
@@ -35,11 +50,7 @@ class Whole(NamedTuple):
 
 def _of_event(law: Law, tp: TP, offset: int, claim: str, *more: Witness) -> Finding:
     """`claim` of the event at an offset, which is the first witness."""
-    return Finding(law, f"the event at {_place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"), *more))
-
-
-def _place(tp: TP, offset: int) -> str:
-    return f"{tp.topic}[{tp.partition}]@{offset}"
+    return Finding(law, f"the event at {place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"), *more))
 
 
 def _standing(row: Any, wheres: Sequence[TP], what: str) -> Witness:
@@ -47,14 +58,24 @@ def _standing(row: Any, wheres: Sequence[TP], what: str) -> Witness:
     return Witness(wheres[int(row["where"])], int(row["at"]), what)
 
 
-# -- no loss
-
-
-def no_loss(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8]) -> Iterator[Finding]:
-    """Every record below the position took effect or is accounted for."""
-    lost = is_lost(outcome)
-    for offset, why in zip(unmarked["offset"][lost].tolist(), outcome[lost].tolist(), strict=True):
-        yield _of_event(Law.NO_LOSS, tp, offset, f"is lost: {_LOST[Outcome(why)]}")
+def of_outcomes(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8], known: Known) -> Iterator[Finding]:
+    """Every record below the position took effect or is accounted for; an output has its event's mark beside it, and a
+    record that its id's mark calls a duplicate has none.
+    """
+    broken = outcome >= Outcome.LOST
+    offsets = unmarked["offset"][broken]
+    first_of = known.before(unmarked["id"][broken], offsets)
+    for offset, why, first in zip(offsets.tolist(), outcome[broken].tolist(), first_of.tolist(), strict=True):
+        if why != Outcome.DOUBLED:
+            law, claim = _BROKEN[Outcome(why)]
+            yield _of_event(law, tp, offset, claim)
+            continue
+        of = int(known.rows[first]["offset"])
+        yield Finding(
+            Law.NO_DUPLICATE,
+            f"the event at {place(tp, offset)} is a duplicate of the one at offset {of}, and it has outputs",
+            (Witness(tp, of, "took effect"), Witness(tp, offset, "the duplicate")),
+        )
 
 
 # -- no duplicate
@@ -66,52 +87,46 @@ def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wher
     `known`: the marks before and in this stretch.
     """
     if rule is not None and len(stretch.marks):
-        yield from _marked_twice(tp, stretch, known, rule)
+        yield from _marked_twice(tp, int(stretch.marks["offset"].min()), known, rule)
     outputs, event = _by_event(stretch.outputs)
     same = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
     for i in np.flatnonzero(same).tolist():
         offset, output = int(outputs[i]["offset"]), f"output {int(outputs[i]['step'])}"
-        twice = (_standing(row, wheres, output) for row in outputs[i : i + 2])
         yield Finding(
             Law.NO_DUPLICATE,
-            f"{output} of the event at {_place(tp, offset)} is there twice",
-            (Witness(tp, offset, "the event"), *twice),
+            f"{output} of the event at {place(tp, offset)} is there twice",
+            (Witness(tp, offset, "the event"), *(_standing(row, wheres, output) for row in outputs[i : i + 2])),
         )
     letters = np.sort(stretch.letters, order=["offset", "agent", "at"])
     given_up = events_of(letters)
     for i in np.flatnonzero(given_up[1:] == given_up[:-1]).tolist():
         yield Finding(
             Law.NO_DUPLICATE,
-            f"the event at {_place(tp, letters[i]['offset'])} is in the dead letters twice",
+            f"the event at {place(tp, letters[i]['offset'])} is in the dead letters twice",
             tuple(_standing(row, wheres, "dead letter") for row in letters[i : i + 2]),
         )
 
 
-def _by_event(outputs: Rows) -> tuple[Rows, Offsets]:
+def _by_event(outputs: Rows) -> tuple[Rows, NDArray[np.int64]]:
     """Outputs by event and step, and beside each the number of `events_of`."""
     event = events_of(outputs)
     order = np.lexsort((outputs["step"], event))
     return outputs[order], event[order]
 
 
-def events_of(rows: Rows) -> Offsets:
-    """For each output or dead letter a number that is its event's, as its agent handled it."""
-    return (rows["offset"] << 8) | rows["agent"]
-
-
-def _marked_twice(tp: TP, stretch: Stretch, known: Known, rule: Rule) -> Iterator[Finding]:
+def _marked_twice(tp: TP, start: int, known: Known, rule: Rule) -> Iterator[Finding]:
+    """Of marks that stand next to each other, the later one at `start` or after it."""
     rows = known.rows[known.rows["outcome"] != TRIMMED]
     one, other = rows[:-1], rows[1:]
-    within = (other["id"] == one["id"]) & (other["offset"] >= stretch.start)
-    within &= other["filed"] <= rule.protects_until(one)
+    within = (other["id"] == one["id"]) & (other["offset"] >= start) & (other["filed"] <= rule.protects_until(one))
     for before, after in zip(one[within], other[within], strict=True):
         first, second = int(before["offset"]), int(after["offset"])
         if first == second:
-            sentence = f"the event at {_place(tp, first)} took effect twice: it has two marks"
+            sentence = f"the event at {place(tp, first)} took effect twice: it has two marks"
         else:
             apart = int(after["filed"]) - int(before["filed"])
             sentence = (
-                f"the events at {_place(tp, first)} and {_place(tp, second)} have one id and both took effect, "
+                f"the events at {place(tp, first)} and {place(tp, second)} have one id and both took effect, "
                 f"{apart / 1000:,.3f} s apart; the window is {rule.window_ms / 1000:,.0f} s"
             )
         yield _twice(tp, first, second, sentence)
@@ -137,21 +152,9 @@ def effect_again(tp: TP, witnessed: Known, again: Rows, rule: Rule) -> Iterator[
     for one, other in zip(first[twice]["offset"].tolist(), again[twice]["offset"].tolist(), strict=True):
         yield _twice(
             tp, one, other,
-            f"the events at {_place(tp, one)} and {_place(tp, other)} have one id and both took effect within the window of "
+            f"the events at {place(tp, one)} and {place(tp, other)} have one id and both took effect within the window of "
             f"{rule.window_ms / 1000:,.0f} s: the first has outputs, and its mark is gone",
         )  # fmt: skip
-
-
-def doubled(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8], known: Known) -> Iterator[Finding]:
-    """A record that its id's mark calls a duplicate has no outputs."""
-    rows = unmarked[outcome == Outcome.DOUBLED]
-    first_of = known.rows[known.before(rows["id"], rows["offset"])]["offset"] if len(rows) else rows["offset"]
-    for offset, first in zip(rows["offset"].tolist(), first_of.tolist(), strict=True):
-        yield Finding(
-            Law.NO_DUPLICATE,
-            f"the event at {_place(tp, offset)} is a duplicate of the one at offset {first}, and it has outputs",
-            (Witness(tp, first, "took effect"), Witness(tp, offset, "the duplicate")),
-        )
 
 
 # -- order
@@ -190,7 +193,7 @@ def order_per_key(
         key = None if after.key is None else after.key.decode(errors="backslashreplace")
         yield Finding(
             Law.ORDER,
-            f"key {key!r}: the output of the event at {_place(after.origin.source, after.offset)} stands after that of the "
+            f"key {key!r}: the output of the event at {place(after.origin.source, after.offset)} stands after that of the "
             f"one at offset {before.offset}",
             tuple(Witness(tp, x.at, f"output {x.step} of offset {x.offset}", key=key) for x in (before, after)),
         )
@@ -206,45 +209,40 @@ def atomicity(tp: TP, stretch: Stretch, wheres: Sequence[TP], whole: Whole) -> I
         for what, rows in (("took effect", marks), ("has an output", outputs), ("is in the dead letters", letters)):
             absent = rows[~among(rows["offset"], stretch.records) & (rows["offset"] >= stretch.gone)]
             for row in absent[np.unique(absent["offset"], return_index=True)[1]]:
-                offset = int(row["offset"])
                 led_to = () if rows is marks else (_standing(row, wheres, "what it led to"),)
                 yield Finding(
                     Law.ATOMIC,
-                    f"{_place(tp, offset)} {what}, and no committed record stands there: what was read was aborted, or "
-                    "never there",
-                    (Witness(tp, offset, "no committed record"), *led_to),
+                    f"{place(tp, row['offset'])} {what}, and no committed record stands there: what was read was aborted, "
+                    "or never there",
+                    (Witness(tp, int(row["offset"]), "no committed record"), *led_to),
                 )
     lettered = np.sort(letters["offset"])
-    done = marks["offset"][marks["outcome"] == DONE]
-    for offset in done[among(done, lettered)].tolist():
-        yield _of_event(Law.ATOMIC, tp, offset, "took effect, and it is in the dead letters")
-    both = among(events_of(outputs), np.sort(events_of(letters)))
-    for offset in np.unique(outputs["offset"][both]).tolist():
-        yield _of_event(Law.ATOMIC, tp, offset, "has outputs, and it is in the dead letters")
+    done, dead = (marks["offset"][marks["outcome"] == outcome] for outcome in (DONE, DEAD))
+    given_up = outputs["offset"][among(events_of(outputs), np.sort(events_of(letters)))]
+    two_ids = (marks["offset"][1:] == marks["offset"][:-1]) & (marks["id"][1:] != marks["id"][:-1])
+    for law, offsets, claim in (
+        (Law.ATOMIC, done[among(done, lettered)], "took effect, and it is in the dead letters"),
+        (Law.ATOMIC, np.unique(given_up), "has outputs, and it is in the dead letters"),
+        (Law.ATOMIC, marks["offset"][1:][two_ids], "has marks of two ids"),
+        (Law.NO_LOSS, dead[~among(dead, lettered) & whole.letters],
+         "is lost: its mark says that it is in the dead letters, and it is not there"),
+    ):  # fmt: skip
+        for offset in offsets.tolist():
+            yield _of_event(law, tp, offset, claim)
     for letter in letters[letters["content"] != 0]:
-        offset = int(letter["offset"])
-        if stretch.contents.get(offset, int(letter["content"])) != int(letter["content"]):
-            yield Finding(
-                Law.ATOMIC,
-                f"the dead letter of the event at {_place(tp, offset)} has another key or value than the event",
-                (Witness(tp, offset, "the event"), _standing(letter, wheres, "dead letter")),
+        content = int(letter["content"])
+        if stretch.contents.get(int(letter["offset"]), content) != content:
+            claim = (
+                f"the dead letter of the event at {place(tp, letter['offset'])} has another key or value than the event"
             )
-    dead = marks["offset"][marks["outcome"] == DEAD]
-    for offset in dead[~among(dead, lettered)].tolist() if whole.letters else ():
-        yield _of_event(
-            Law.NO_LOSS, tp, offset, "is lost: its mark says that it is in the dead letters, and it is not there"
-        )
-    twice = (marks["offset"][1:] == marks["offset"][:-1]) & (marks["id"][1:] != marks["id"][:-1])
-    for offset in marks["offset"][1:][twice].tolist():
-        yield _of_event(Law.ATOMIC, tp, offset, "has marks of two ids")
-    if whole.outputs:
+            event = Witness(tp, int(letter["offset"]), "the event")
+            yield Finding(Law.ATOMIC, claim, (event, _standing(letter, wheres, "dead letter")))
+    if whole.outputs and outputs["step"].any():
         yield from _steps_missing(tp, outputs)
 
 
 def _steps_missing(tp: TP, outputs: Rows) -> Iterator[Finding]:
     """The outputs of an event are numbered from 0, without a gap."""
-    if not outputs["step"].any():
-        return
     rows, event = _by_event(outputs)
     step = rows["step"].astype(np.int64)
     begins = np.append(True, event[1:] != event[:-1])
@@ -256,66 +254,11 @@ def _steps_missing(tp: TP, outputs: Rows) -> Iterator[Finding]:
         yield _of_event(Law.ATOMIC, tp, offset, f"has output {there}, and output {missing} is not there")
 
 
-def torn(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8]) -> Iterator[Finding]:
-    """An output has its event's mark beside it."""
-    for offset in unmarked["offset"][outcome == Outcome.TORN].tolist():
-        yield _of_event(Law.ATOMIC, tp, offset, "has outputs, and no mark says that it took effect")
-
-
 def within_position(tp: TP, rows: Rows, closing: int, what: str) -> Iterator[Finding]:
     """`rows` were committed before the position `closing` was read: none may lie beyond it."""
     for offset in np.unique(rows["offset"][rows["offset"] >= closing]).tolist():
         claim = f"has {what}, and the position that must be committed with it stands at {closing}"
         yield _of_event(Law.ATOMIC, tp, offset, claim)
-
-
-# -- conservation
-
-
-class Ledger(NamedTuple):
-    """What was found of one task below its position. `took_effect`: the least and the most that can have.
-
-    `records`: the least and the most committed records that its agents had to take in. `with_output`: events that have an
-    output, None where that cannot be counted. `outputs`: outputs found, by topic; `letters`: dead letters; None where not
-    all are there.
-    """
-
-    records: tuple[int, int] | None
-    took_effect: tuple[int, int] | None
-    letters: int | None
-    outputs: Mapping[str, int]
-    with_output: int | None
-
-
-def conservation(task: int, ledger: Ledger, position: Position) -> Iterator[Finding]:
-    """What was found is what the running counts of the position record say."""
-
-    def unbalanced(claim: str) -> Finding:
-        return Finding(Law.CONSERVATION, f"task {task}: {claim}")
-
-    counts = Counter(position.counts)
-    taken = counts["in"] - counts["replayed"]
-    effects = taken - counts["duplicates"] - counts["dropped"] - counts["dead"]
-    if ledger.records is not None and not ledger.records[0] <= taken <= ledger.records[1]:
-        yield unbalanced(f"{_from_to(*ledger.records)} committed records lie below its position, it took in {taken:,}")
-    if ledger.letters is not None and ledger.letters != counts["dead"]:
-        yield unbalanced(f"{ledger.letters:,} dead letters are there, it wrote {counts['dead']:,}")
-    for topic, wanted in sorted(position.outputs.items()):
-        if ledger.outputs.get(topic, wanted) != wanted:
-            yield unbalanced(f"{ledger.outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
-    if ledger.took_effect is not None and not ledger.took_effect[0] <= effects <= ledger.took_effect[1]:
-        yield unbalanced(
-            f"{_from_to(*ledger.took_effect)} events took effect by what is there, {effects:,} by its counts"
-        )
-    if ledger.with_output is not None and ledger.with_output + counts["filtered"] != effects:
-        yield unbalanced(
-            f"{ledger.with_output:,} events have outputs and {counts['filtered']:,} were filtered, which together are not "
-            f"the {effects:,} that took effect"
-        )
-
-
-def _from_to(least: int, most: int) -> str:
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 # -- positions
@@ -331,28 +274,23 @@ def position_never_back(tp: TP, at: int, before: Position, after: Position) -> I
         if then is not None and then.id == now.id and now.next < then.next:
             sentence = f"task {tp.partition} went back from offset {then.next} of {topic} to {now.next}"
             yield Finding(Law.POSITION, sentence, (witness,))
-    fallen = [
-        f"{name} from {n:,} to {after.counts[name]:,}"
-        for name, n in before.counts.items() if after.counts.get(name, n) < n
-    ]  # fmt: skip
+    counts = ((name, n, after.counts.get(name, n)) for name, n in before.counts.items())
+    fallen = [f"{name} from {n:,} to {now:,}" for name, n, now in counts if now < n]
     if fallen:
         sentence = f"the running counts of task {tp.partition} went back: {', '.join(fallen)}"
         yield Finding(Law.POSITION, sentence, (witness,))
 
 
-def fenced_writes_nothing(
-    tp: TP, first: tuple[int, Position], middle: tuple[int, Position], last: tuple[int, Position]
-) -> Iterator[Finding]:
+def fenced_writes_nothing(tp: TP, at: int, before: Position, late: Position, after: Position) -> Iterator[Finding]:
     """A record of an older generation between two of one worker's generation is of a worker that was fenced.
 
-    Three position records of a task in a row, with their offsets; the middle one is judged.
+    Three position records of a task in a row; the middle one, at offset `at`, is judged.
     """
-    (_, one), (at, late), (_, other) = first, middle, last
-    same_run = one.writer == other.writer and one.generation == other.generation and one.epoch < other.epoch
-    if same_run and 0 <= late.generation < one.generation:
+    same_run = (before.writer, before.generation) == (after.writer, after.generation) and before.epoch < after.epoch
+    if same_run and 0 <= late.generation < before.generation:
         yield Finding(
             Law.FENCED,
-            f"{late.writer} wrote for task {tp.partition} under generation {late.generation} while {one.writer} held it "
-            f"under generation {one.generation}",
+            f"{late.writer} wrote for task {tp.partition} under generation {late.generation} while {before.writer} held it "
+            f"under generation {before.generation}",
             (Witness(tp, at, f"generation {late.generation}, epoch {late.epoch}"),),
         )

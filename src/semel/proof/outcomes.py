@@ -64,20 +64,28 @@ class Outcome(IntEnum):
     # Or late, passed on and filtered.
     MAYBE_DUPLICATE = 1
     DROPPED = 2
+    # Took effect without a mark, as its outputs say.
     PASSED = 3
-    UNWITNESSED = 4
+    # Or dropped, or a duplicate.
+    MAYBE_PASSED = 4
+    UNWITNESSED = 5
     # Nothing accounts for it, and what could may be gone.
-    UNLETTERED = 5
+    UNLETTERED = 6
     # Compaction may have taken it before it was read.
-    UNREAD = 6
+    UNREAD = 7
+    # If it was read, it may have taken effect in silence.
+    MAYBE_UNREAD = 8
     # From here on a law is broken.
-    LOST = 7
-    LOST_UNDECODABLE = 8
-    LOST_MISSING = 9
-    LOST_CONFLICT = 10
-    LOST_DEAD = 11
-    TORN = 12
-    DOUBLED = 13
+    LOST = 9
+    LOST_UNDECODABLE = 10
+    LOST_MISSING = 11
+    LOST_CONFLICT = 12
+    LOST_DEAD = 13
+    TORN = 14
+    DOUBLED = 15
+
+
+LOST = [outcome for outcome in Outcome if Outcome.LOST <= outcome <= Outcome.LOST_DEAD]
 
 
 # -- stream time, from below
@@ -124,11 +132,21 @@ def floor_at(offsets: Offsets, marks: Rows, floors: Times, before_ms: int) -> Ti
 
 
 def of_unmarked(
-    unmarked: Rows, has_output: Which, known: Known, floor: Times, ceiling: Times, rule: Rule, gone: Missing | None
+    unmarked: Rows,
+    has_output: Which,
+    known: Known,
+    floor: Times,
+    ceiling: Times,
+    rule: Rule,
+    gone: Missing | None,
+    *,
+    silent: Which,
+    letters_gone: bool,
 ) -> NDArray[np.uint8]:
     """What became of each record that is neither marked as done nor dead-lettered: an `Outcome`.
 
-    `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most.
+    `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most. `silent`: which may not have
+    been read. `letters_gone`: what is in no log may have been dead-lettered, or dropped, all the same.
     """
     ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
     outcomes = np.full(len(unmarked), Outcome.LOST, np.uint8)
@@ -138,36 +156,42 @@ def of_unmarked(
     protected = keyed & (before >= 0) & (floor <= first["filed"] + rule.window_ms)
     over = ceiling > rule.protects_until(first)
     equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
-    dead, seen_only = first["outcome"] == DEAD, first["outcome"] == TRIMMED
+    dead, seen_only = first["outcome"] == DEAD, (before >= 0) & (first["outcome"] == TRIMMED)
     late = keyed & (times + rule.window_ms < ceiling)
-    _fill(outcomes, late, rule.late, Outcome.LOST)
+    outcomes[late] = _handled(rule.late, Outcome.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
         # Whether an old record was late when it was decided, or had a mark that is gone, nobody knows.
-        outcomes[keyed & unseen & ((outcomes == Outcome.LOST) | (outcomes == Outcome.DROPPED))] = Outcome.UNWITNESSED
+        outcomes[keyed & unseen & _is(outcomes, Outcome.LOST, Outcome.DROPPED)] = Outcome.UNWITNESSED
     # Of one that was seen only, nobody knows whether it still protected.
-    certain = protected & ~equal & ~(seen_only & (outcomes == Outcome.UNWITNESSED))
-    _fill(outcomes, certain, rule.conflict, Outcome.LOST_CONFLICT)
-    outcomes[protected & equal & dead] = Outcome.LOST_DEAD
-    outcomes[protected & equal & ~dead] = Outcome.DUPLICATE
+    certain = protected & ~equal & ~(seen_only & _is(outcomes, Outcome.UNWITNESSED))
+    outcomes[certain] = _handled(rule.conflict, Outcome.LOST_CONFLICT)
+    outcomes[protected & equal] = np.where(dead, Outcome.LOST_DEAD, Outcome.DUPLICATE)[protected & equal]
     if rule.late == "pass":
         # Late, and its first protected no more: for all that is known it may have been passed on.
         either = protected & over & late
         outcomes[either] = Outcome.PASSED
         outcomes[either & equal & ~dead & ~has_output] = Outcome.MAYBE_DUPLICATE
     outcomes[kinds == Kind.UNDECODABLE] = Outcome.LOST_UNDECODABLE
-    _fill(outcomes, kinds == Kind.MISSING, rule.missing, Outcome.LOST_MISSING)
+    outcomes[kinds == Kind.MISSING] = _handled(rule.missing, Outcome.LOST_MISSING)
     outcomes[kinds == Kind.UNTIMED] = Outcome.LOST_MISSING
     # An output is a witness of its own.
-    outcomes[has_output & (outcomes == Outcome.DUPLICATE)] = Outcome.DOUBLED
-    outcomes[has_output & (outcomes == Outcome.UNWITNESSED)] = Outcome.PASSED
-    outcomes[has_output & ((outcomes == Outcome.DROPPED) | is_lost(outcomes))] = Outcome.TORN
+    outcomes[has_output & _is(outcomes, Outcome.DUPLICATE)] = Outcome.DOUBLED
+    outcomes[has_output & _is(outcomes, Outcome.UNWITNESSED)] = Outcome.PASSED
+    outcomes[has_output & _is(outcomes, Outcome.DROPPED, *LOST)] = Outcome.TORN
+    if letters_gone:
+        outcomes[_is(outcomes, *LOST)] = Outcome.UNLETTERED
+    outcomes[seen_only & _is(outcomes, Outcome.DUPLICATE)] = Outcome.MAYBE_DUPLICATE
+    outcomes[seen_only & _is(outcomes, Outcome.DROPPED, Outcome.DOUBLED)] = Outcome.PASSED
+    outcomes[~has_output & _is(outcomes, Outcome.PASSED)] = Outcome.MAYBE_PASSED
+    could = _is(outcomes, Outcome.MAYBE_PASSED, Outcome.MAYBE_DUPLICATE, Outcome.UNWITNESSED)
+    outcomes[silent] = np.where(could, Outcome.MAYBE_UNREAD, Outcome.UNREAD)[silent]
     return outcomes
 
 
-def is_lost(outcome: NDArray[np.uint8]) -> Which:
-    return (outcome >= Outcome.LOST) & (outcome <= Outcome.LOST_DEAD)
+def _is(outcomes: NDArray[np.uint8], *these: Outcome) -> Which:
+    return np.isin(outcomes, these)
 
 
-def _fill(outcomes: NDArray[np.uint8], where: Which, handling: str, quarantined: Outcome) -> None:
-    outcomes[where] = {"drop": Outcome.DROPPED, "pass": Outcome.PASSED}.get(handling, quarantined)
+def _handled(handling: str, quarantined: Outcome) -> Outcome:
+    return {"drop": Outcome.DROPPED, "pass": Outcome.PASSED}.get(handling, quarantined)

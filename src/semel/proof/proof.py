@@ -51,6 +51,10 @@ class Witness(NamedTuple):
     id: str | None = None
     key: str | None = None
 
+    def __str__(self) -> str:
+        named = [f", {name} {value!r}" for name, value in (("id", self.id), ("key", self.key)) if value is not None]
+        return f"{place(self.tp, self.offset)}: {self.what}{''.join(named)}"
+
 
 class Finding(NamedTuple):
     """A law that does not hold, in a sentence."""
@@ -69,19 +73,34 @@ class Gap(NamedTuple):
     sentence: str
     events: int = 0
 
+    def __str__(self) -> str:
+        of = f", {self.events:,} events" if self.events else ""
+        return f"{self.tp.topic}[{self.tp.partition}] {self.start:,} to {self.end:,}{of}: {self.sentence}"
+
+
+# A law is broken, or nobody can say, or it is a note: what is worth knowing and breaks no law.
+Remark = Finding | Gap | str
+
 
 @dataclass(slots=True)
-class Findings:
-    """Findings as they are found: all counted, the first of each law kept."""
+class Remarks:
+    """Remarks as they are made. Of findings all are counted, and the first of each law kept."""
 
-    kept: list[Finding] = field(default_factory=list[Finding])
+    findings: list[Finding] = field(default_factory=list[Finding])
     counts: Counter[Law] = field(default_factory=Counter[Law])
+    gaps: list[Gap] = field(default_factory=list[Gap])
+    notes: list[str] = field(default_factory=list[str])
 
-    def add(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            self.counts[finding.law] += 1
-            if self.counts[finding.law] <= KEPT:
-                self.kept.append(finding)
+    def add(self, remarks: Iterable[Remark]) -> None:
+        for remark in remarks:
+            if isinstance(remark, Finding):
+                self.counts[remark.law] += 1
+                if self.counts[remark.law] <= KEPT:
+                    self.findings.append(remark)
+            elif isinstance(remark, Gap):
+                self.gaps.append(remark)
+            else:
+                self.notes.append(remark)
 
 
 class Verdict(StrEnum):
@@ -114,8 +133,8 @@ class Part(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Proof:
     """`findings`: the first of each law with their witnesses; `found`: how many there are of each. `counts`: what was
-    looked at, and the running counts of the position records (`in`, `out`, ...). `notes`: what is worth knowing and breaks
-    no law. `ledger`: whether the running counts close over the whole history. Times in ms since 1970, `seconds` it took.
+    looked at, and the running counts of the position records (`in`, `out`, ...). `ledger`: whether the running counts close
+    over the whole history. Times in ms since 1970, `seconds` it took.
     """
 
     pipeline: str
@@ -160,37 +179,26 @@ class Proof:
 
     def text(self) -> str:
         """For a person, in a few lines."""
-        lines = [self.headline()]
+        lines, kept = [self.headline()], Counter(finding.law for finding in self.findings)
         for finding in self.findings:
-            lines.append(f"  {finding.law.value}: {finding.sentence}")
-            lines += [f"      {shown(witness)}" for witness in finding.witnesses]
-        spelled = {law: sum(f.law is law for f in self.findings) for law in self.found}
-        lines += [f"  {law.value}: {n - spelled[law]:,} more" for law, n in self.found.items() if n > spelled[law]]
-        lines += [f"  unprovable: {shown_gap(gap)}" for gap in self.gaps]
+            lines += [f"  {finding.law.value}: {finding.sentence}", *(f"      {w}" for w in finding.witnesses)]
+        lines += [f"  {law.value}: {n - kept[law]:,} more" for law, n in self.found.items() if n > kept[law]]
+        lines += [f"  unprovable: {gap}" for gap in self.gaps]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def headline(self) -> str:
-        events = self.counts["records"]
-        over = f"{events:,} events, {self.counts['outputs']:,} outputs, {self.seconds:,.1f} s"
         headlines = {
             Verdict.CLEAN: f"clean: {self.pipeline} keeps all {len(self.laws)} laws",
             Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.found)}",
             Verdict.UNPROVABLE: f"unprovable in part: {self.pipeline} breaks no law where there are witnesses",
         }
-        return f"{headlines[self.verdict]} ({over})"
+        events, outputs = self.counts["records"], self.counts["outputs"]
+        return f"{headlines[self.verdict]} ({events:,} events, {outputs:,} outputs, {self.seconds:,.1f} s)"
 
 
-def shown(witness: Witness) -> str:
-    named = "".join(
-        f", {name} {value!r}" for name, value in (("id", witness.id), ("key", witness.key)) if value is not None
-    )
-    return f"{witness.tp.topic}[{witness.tp.partition}]@{witness.offset}: {witness.what}{named}"
-
-
-def shown_gap(gap: Gap) -> str:
-    of = f", {gap.events:,} events" if gap.events else ""
-    return f"{gap.tp.topic}[{gap.tp.partition}] {gap.start:,} to {gap.end:,}{of}: {gap.sentence}"
+def place(tp: TP, offset: int) -> str:
+    return f"{tp.topic}[{tp.partition}]@{offset}"
 
 
 def _fields(of: Witness | Gap | Part) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock
-from semel.proof.check import Checked, check
-from semel.proof.classify import Classified, classify
+from semel.port import Broker, Clock
+from semel.proof.check import check
+from semel.proof.classify import classify
 from semel.proof.columns import Source
 from semel.proof.logs import Logs, Recording
-from semel.proof.proof import Findings, Law, Part, Progress, Proof, Witness
+from semel.proof.proof import Law, Part, Progress, Proof, Remarks, Witness
 from semel.proof.read import History, read
 from semel.proof.spool import BLOCK, Spool
 from semel.proof.survey import Survey, survey
@@ -47,76 +47,69 @@ async def prove(
     NothingToProve, ShapeChanged, other SemelErrors where the topics cannot be understood; RpcLost where no broker answers.
     """
     started = clock.monotonic()
-    logs, findings = Logs(broker, clock, recording, progress), Findings()
+    logs, remarks = Logs(broker, clock, recording, progress), Remarks()
     with tempfile.TemporaryDirectory(prefix="semel-prove-") as folder:
-        there = await survey(logs, plan, since_ms, until_ms, findings)
+        there = await survey(logs, plan, since_ms, until_ms, remarks)
         logs.total = logs.done + there.offsets
-        history = await read(there, logs, Spool(Path(folder), block=block), findings)
+        history = await read(there, logs, Spool(Path(folder), block=block), remarks)
         logs.phase = "events"
-        classified = {tp: await classify(history, tp, logs, findings) for tp in there.sources}
-        checked = check(history, classified, findings)
-    counts, notes = _counts(history, classified), list(checked.notes)
-    if counts["unread"]:
-        notes.append(
-            f"{counts['unread']:,} events that led to nothing may have been compacted away before they were read"
-        )
-    if recording is None:
-        del counts["unread"]
-    named = [f._replace(witnesses=tuple([await _named(w, there, logs) for w in f.witnesses])) for f in findings.kept]
+        tallies = {tp: await classify(history, tp, logs, remarks) for tp in there.sources}
+        ledger = check(history, tallies, remarks)
+    parts = tuple(
+        Part(tp, t.start, t.end, t.records, t.took_effect + t.unwitnessed, t.duplicates, t.letters, t.outputs.total())
+        for tp, t in tallies.items()
+    )
+    counts = _counts(history, parts)
+    if recording is not None:
+        counts["unread"] = unread = sum(t.unread for t in tallies.values())
+        if unread:
+            remarks.add([f"{unread:,} events that led to nothing may have been compacted away before they were read"])
+    named = [f._replace(witnesses=tuple([await _named(w, there, logs) for w in f.witnesses])) for f in remarks.findings]
     return Proof(
         pipeline=plan.app,
         at_ms=int(clock.time() * 1000),
         since_ms=since_ms,
         until_ms=until_ms,
         findings=tuple(sorted(named, key=lambda f: list(Law).index(f.law))),
-        found=dict(findings.counts),
-        gaps=tuple(checked.gaps),
-        notes=tuple(notes),
+        found=dict(remarks.counts),
+        gaps=tuple(remarks.gaps),
+        notes=tuple(remarks.notes),
         counts=counts,
-        parts=tuple(_part(tp, one) for tp, one in classified.items()),
-        laws=_laws(there, checked, findings),
-        ledger=checked.ledger,
+        parts=parts,
+        laws=tuple(law for law in Law if law not in _unasked(there, remarks, ledger=ledger)),
+        ledger=ledger,
         seconds=clock.monotonic() - started,
     )
 
 
-def _part(tp: TP, one: Classified) -> Part:
-    tally = one.tally
-    return Part(
-        tp, one.start, one.end, tally.records, tally.done + tally.unwitnessed, tally.duplicates, tally.letters,
-        tally.outputs.total(),
-    )  # fmt: skip
-
-
-def _counts(history: History, classified: Mapping[TP, Classified]) -> dict[str, int]:
+def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
     """What was looked at, and the running counts of all tasks."""
-    tallies = [one.tally for one in classified.values()]
+    cut = history.survey.cut
     running: Counter[str] = Counter()
-    for position in history.survey.cut.positions.values():
+    for position in cut.positions.values():
         running.update(position.counts)
     return {
-        "records": sum(t.records for t in tallies),
-        "took_effect": sum(t.done + t.unwitnessed for t in tallies),
-        "outputs": sum(t.outputs.total() for t in tallies),
+        "records": sum(part.records for part in parts),
+        "took_effect": sum(part.took_effect for part in parts),
+        "outputs": sum(part.outputs for part in parts),
         "marks": history.marks.total(),
-        "dead_letters": sum(t.letters for t in tallies),
-        "duplicates": sum(t.duplicates for t in tallies),
-        "positions": history.survey.cut.records,
+        "dead_letters": sum(part.dead_letters for part in parts),
+        "duplicates": sum(part.duplicates for part in parts),
+        "positions": cut.records,
         "without_lineage": history.strangers.total(),
-        "unread": sum(t.unread for t in tallies),
         **{f"counted_{name}": n for name, n in running.items()},
     }
 
 
-def _laws(there: Survey, checked: Checked, findings: Findings) -> tuple[Law, ...]:
-    """Those that there were witnesses for."""
+def _unasked(there: Survey, remarks: Remarks, *, ledger: bool) -> set[Law]:
+    """Laws that there were no witnesses for."""
     unasked = {Law.FOLD}
-    if not there.everything and Law.CONSERVATION not in findings.counts:
+    if not there.everything and Law.CONSERVATION not in remarks.counts:
         unasked.add(Law.CONSERVATION)
-    if there.plan.dedup is None and not checked.ledger:
+    if there.plan.dedup is None and not ledger:
         # Without marks, what became of a single event is the running counts' to say.
         unasked.add(Law.NO_LOSS)
-    return tuple(law for law in Law if law not in unasked)
+    return unasked
 
 
 async def _named(witness: Witness, there: Survey, logs: Logs) -> Witness:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+import numpy as np
 
 from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import LETTER, OUTPUT, columns, content_of, in_order, marks_of
+from semel.proof.columns import LETTER, OUTPUT, columns, content_of, in_order, marks_of, offsets_of
 from semel.proof.cut import Cut
 from semel.proof.laws import Origin, Placed, Whole
 from semel.proof.logs import Logs
-from semel.proof.outcomes import Missing, Rule
-from semel.proof.proof import Findings, Witness
+from semel.proof.outcomes import Missing
+from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
-from semel.proof.survey import Survey
+from semel.proof.survey import Survey, partitions
 from semel.state import lineage
 
 # As many as fit into the columns; semel never writes more.
@@ -37,38 +38,42 @@ class UnknownMark(SemelError):
 class History:
     """All that was recorded, the source's own records aside; its rows are in the spool.
 
-    `closing`: the positions after all of it was read. `wheres`: the partitions read, by the number that rows have for them.
-    `strangers`: records without lineage of this app; `outputs`: how many of its own are in each partition. `sent`: outputs
-    without an event, `marks`: how many there are, both by partition. `gone`: offsets that were deleted while they were to
-    be read. `trimmed`: by source partition, of which events the marks are gone.
+    `closing`: the positions after all of it was read. `strangers`: records without lineage of this app, by topic, and the
+    first of each as witnesses; `outputs`: how many of its own are in each partition, `sent` of them without an event.
+    `deleted`: logs from which something went while they were to be read. `trimmed`: by source partition, of which events
+    the marks are gone.
     """
 
     survey: Survey
     spool: Spool
     closing: Cut
-    wheres: list[TP] = field(default_factory=list[TP])
-    strangers: Counter[TP] = field(default_factory=Counter[TP])
-    stranger_witnesses: list[Witness] = field(default_factory=list[Witness])
     outputs: Counter[TP] = field(default_factory=Counter[TP])
     sent: Counter[TP] = field(default_factory=Counter[TP])
+    strangers: Counter[str] = field(default_factory=Counter[str])
+    stranger_witnesses: list[Witness] = field(default_factory=list[Witness])
     marks: Counter[TP] = field(default_factory=Counter[TP])
-    gone: Counter[TP] = field(default_factory=Counter[TP])
     trimmed: dict[TP, Missing] = field(default_factory=dict[TP, Missing])
+    deleted: set[TP] = field(default_factory=set[TP])
 
     @property
     def plan(self) -> Plan:
         return self.survey.plan
 
+    @property
+    def wheres(self) -> Sequence[TP]:
+        """The partitions that rows number."""
+        return self.survey.outputs + self.survey.letters
+
     def untouched(self, tp: TP) -> bool:
         """Nothing was deleted from a log since it began for us."""
-        return self.survey.untouched(tp) and not self.gone[tp]
+        return tp in self.survey.untouched and tp not in self.deleted
 
     @property
     def whole(self) -> Whole:
         survey, letters = self.survey, self.plan.dead_letter_topic
         return Whole(
-            outputs=not survey.missing.keys() - {letters} and all(map(self.untouched, survey.outputs)),
-            letters=letters not in survey.missing and all(map(self.untouched, survey.tps(letters))),
+            outputs=not survey.missing - {letters} and all(map(self.untouched, survey.outputs)),
+            letters=letters not in survey.missing and all(map(self.untouched, survey.letters)),
         )
 
     @property
@@ -79,139 +84,113 @@ class History:
             for task, position in self.survey.cut.positions.items()
         }
 
-    def rule(self, tp: TP) -> Rule | None:
-        """As it judged the events of a source partition."""
-        dedup = self.plan.dedup
-        if dedup is None:
-            return None
-        position = self.survey.cut.positions[tp.partition]
-        hashed_from = position.topics[tp.topic].hashed_from
-        rule = Rule(
-            dedup.window_ms, dedup.bucket_ms, dedup.missing, dedup.conflict, dedup.late, hashed_from=hashed_from
-        )
-        # What an earlier declaration let pass took effect without a mark, and still has its outputs.
-        passed = [name for name in ("missing", "conflict", "late") if name in position.passed]
-        rule = rule._replace(**dict.fromkeys(passed, "pass"))
-        windows = self.survey.windows(tp)
-        if windows is None:
-            return rule
-        # Marks were trimmed by whole buckets, of a quarter of the window of then.
-        bucket_ms = max(rule.bucket_ms, windows.most_ms // 4)
-        return rule._replace(since=windows.since, least_ms=windows.least_ms, bucket_ms=bucket_ms)
 
-
-async def read(survey: Survey, logs: Logs, spool: Spool, findings: Findings) -> History:
+async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> History:
     """Read all of it, each log once, and at last the positions again.
 
     UnknownMark, Unreadable, NothingToProve; RpcLost where no broker answers.
     """
-    history = History(survey, spool, copy.deepcopy(survey.cut))
-    reading, plan = _Reading(history, logs, findings), survey.plan
+    history, plan = History(survey, spool, copy.deepcopy(survey.cut)), survey.plan
+    reading = _Reading(history, logs)
     logs.phase = "outputs"
     for tp in survey.outputs:
-        await reading.outputs_in(tp)
-    if plan.dedup is not None:
-        logs.phase = "marks"
+        if not await reading.outputs_in(tp):
+            await reading.order_in(tp, remarks)
+    logs.phase = "marks"
+    for tp in survey.marks:
         [source] = plan.sources
-        for tp in survey.tps(plan.marks_topic):
-            await reading.marks_in(tp, TP(source, tp.partition))
+        await reading.marks_in(tp, TP(source, tp.partition))
     logs.phase = "dead letters"
-    for tp in survey.tps(plan.dead_letter_topic):
+    for tp in survey.letters:
         await reading.letters_in(tp)
     logs.phase = "positions"
-    await history.closing.read(logs, plan, survey.position_tps, findings)
+    await history.closing.read(logs, plan, partitions(survey.topics, plan.positions_topic), remarks)
     return history
 
 
-class _Outputs(NamedTuple):
-    """Outputs of one origin, in the order of their log."""
-
-    offsets: list[int]
-    steps: list[int]
-    at: list[int]
-
-
 class _Reading:
-    def __init__(self, history: History, logs: Logs, findings: Findings) -> None:
+    def __init__(self, history: History, logs: Logs) -> None:
         self._history = history
-        self._survey = history.survey
         self._logs = logs
-        self._findings = findings
         self._app = history.plan.app
         self._agents = {lineage.signed(a.name): i for i, a in enumerate(history.plan.agents)}
+        self._origins: dict[Origin, int] = {}
+        self._wheres = {tp: where for where, tp in enumerate(history.wheres)}
 
-    def _number(self, tp: TP) -> int:
-        self._history.wheres.append(tp)
-        return len(self._history.wheres) - 1
+    async def _records(self, tp: TP) -> AsyncGenerator[list[Record]]:
+        """A log of outputs or dead letters, a piece at a time."""
+        survey = self._history.survey
+        async with aclosing(self._logs.read(tp, survey.starts[tp], survey.ends[tp])) as pieces:
+            async for piece in pieces:
+                if piece.missing:
+                    self._history.deleted.add(tp)
+                yield piece.records
 
     # -- outputs
 
-    async def outputs_in(self, tp: TP) -> None:
-        """An output partition. Its outputs are mostly in their events' order; where not, it is read again by key."""
-        start, end = self._survey.begins(tp), self._survey.ends[tp]
-        history, where, disorder = self._history, self._number(tp), False
+    async def outputs_in(self, tp: TP) -> bool:
+        """An output partition; whether all of its outputs stand in their events' order, as they mostly do."""
+        history, ordered = self._history, True
         last: dict[Origin, tuple[int, int]] = {}
-        async with aclosing(self._logs.read(tp, start, end)) as pieces:
-            async for piece in pieces:
-                history.gone[tp] += piece.missing
-                by_origin: dict[Origin, _Outputs] = {}
-                last_origin, outputs = None, _Outputs([], [], [])
-                for record, origin, offset, step in self._outputs(piece.records):
-                    if origin is None:
-                        self._not_ours(tp, record)
-                        continue
-                    if origin is not last_origin:
-                        last_origin, outputs = origin, by_origin.setdefault(origin, _Outputs([], [], []))
-                    outputs.offsets.append(offset)
-                    outputs.steps.append(step)
-                    outputs.at.append(record.offset)
-                for origin, (offsets, steps, at) in by_origin.items():
-                    rows = columns(OUTPUT, offsets, step=steps, agent=origin.agent, at=at, where=where)
-                    disorder = disorder or not in_order(rows, last.get(origin, (-1, -1)))
-                    last[origin] = offsets[-1], steps[-1]
-                    history.outputs[tp] += len(rows)
-                    history.spool.add("outputs", origin.source, rows)
-        if disorder:
-            by_key: dict[tuple[bytes | None, Origin], Placed] = {}
-            async with aclosing(self._logs.read(tp, start, end)) as pieces:
-                async for piece in pieces:
-                    placed = (
-                        Placed(record.offset, record.key, origin, offset, step)
-                        for record, origin, offset, step in self._outputs(piece.records)
-                        if origin is not None
-                    )
-                    self._findings.add(laws.order_per_key(tp, placed, by_key))
+        async for records in self._records(tp):
+            parsed = np.array(list(self._parsed(records)), np.int64).reshape(-1, 3)
+            numbers = parsed[:, 0]
+            rows = columns(OUTPUT, parsed[:, 1], step=parsed[:, 2], at=offsets_of(records), where=self._wheres[tp])
+            for at in np.flatnonzero(numbers < 0).tolist():
+                self._not_ours(tp, records[at])
+            for origin, number in self._origins.items():
+                outputs = rows[numbers == number]
+                if len(outputs):
+                    outputs["agent"] = origin.agent
+                    ordered = ordered and in_order(outputs, last.get(origin, (-1, -1)))
+                    last[origin] = int(outputs["offset"][-1]), int(outputs["step"][-1])
+                    history.outputs[tp] += len(outputs)
+                    history.spool.add("outputs", origin.source, outputs)
+        return ordered
 
-    def _outputs(self, records: Sequence[Record]) -> Iterator[tuple[Record, Origin | None, int, int]]:
-        """Each record with its origin, None where it is none of this app's outputs, the offset of its event and its step."""
+    async def order_in(self, tp: TP, remarks: Remarks) -> None:
+        """An output partition, once more, by key."""
+        by_key: dict[tuple[bytes | None, Origin], Placed] = {}
+        async for records in self._records(tp):
+            parsed = list(self._parsed(records))
+            origins = list(self._origins)
+            placed = (
+                Placed(record.offset, record.key, origins[number], offset, step)
+                for record, (number, offset, step) in zip(records, parsed, strict=True)
+                if number >= 0
+            )
+            remarks.add(laws.order_per_key(tp, placed, by_key))
+
+    def _parsed(self, records: Sequence[Record]) -> Iterator[tuple[int, int, int]]:
+        """Of each record the number of its origin, -1 where it is none of this app's outputs, its event's offset, its step."""
         # From one output to the next the part before the offset is mostly the same.
-        prefix, origin = b"\xff", None
+        prefix, number = b"\xff", -1
         for record in records:
             value = lineage.of(record.headers) or b""
             if not value.startswith(prefix):
-                prefix, origin = self._origin(value)
+                prefix, number = self._origin(value)
             offset, _, rest = value[len(prefix) :].partition(b"/")
             step, slash, _ = rest.partition(b"/")
             if (
-                origin is not None and slash and offset.isdigit() and step.isdigit()
+                number >= 0 and slash and offset.isdigit() and step.isdigit()
                 and len(offset) < _DIGITS and len(step) < _STEP_DIGITS
             ):  # fmt: skip
-                yield record, origin, int(offset), int(step)
+                yield number, int(offset), int(step)
             else:
-                yield record, None, 0, 0
+                yield -1, 0, 0
 
-    def _origin(self, value: bytes) -> tuple[bytes, Origin | None]:
+    def _origin(self, value: bytes) -> tuple[bytes, int]:
         parsed = lineage.parse(value)
         if parsed is None or parsed.app != self._app or parsed.offset < 0:
-            return b"\xff", None
-        prefix = b"/".join(value.split(b"/", 3)[:3]) + b"/"
-        return prefix, Origin(TP(parsed.topic, parsed.partition), self._agents.get(parsed.agent, 0))
+            return b"\xff", -1
+        origin = Origin(TP(parsed.topic, parsed.partition), self._agents.get(parsed.agent, 0))
+        return b"/".join(value.split(b"/", 3)[:3]) + b"/", self._origins.setdefault(origin, len(self._origins))
 
     def _not_ours(self, tp: TP, record: Record) -> None:
         parsed = lineage.parse(lineage.of(record.headers) or b"")
         if parsed is None or (parsed.app == self._app and parsed.topic):
-            self._history.strangers[tp] += 1
-            if self._history.strangers[tp] <= 3:
+            self._history.strangers[tp.topic] += 1
+            if self._history.strangers[tp.topic] <= 3:
                 key = None if record.key is None else record.key.decode(errors="backslashreplace")
                 self._history.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
         elif parsed.app == self._app:
@@ -221,10 +200,11 @@ class _Reading:
 
     async def marks_in(self, tp: TP, source: TP) -> None:
         """A partition of the marks' changelog. What is missing at its start was trimmed when its window was over."""
-        gone = start = self._survey.starts[tp]
+        survey = self._history.survey
+        gone = start = survey.starts[tp]
         first: tuple[int, int] | None = None
         ahead = 0
-        async with aclosing(self._logs.read(tp, start, self._survey.ends[tp])) as pieces:
+        async with aclosing(self._logs.read(tp, start, survey.ends[tp])) as pieces:
             async for piece in pieces:
                 if piece.missing:
                     gone, first = gone + piece.missing, None
@@ -246,25 +226,19 @@ class _Reading:
 
     async def letters_in(self, tp: TP) -> None:
         """A partition of the dead-letter topic. Who wrote without semel's headers there is nobody's witness."""
-        where, app = self._number(tp), self._app.encode()
-        async with aclosing(self._logs.read(tp, self._survey.begins(tp), self._survey.ends[tp])) as pieces:
-            async for piece in pieces:
-                self._history.gone[tp] += piece.missing
-                by_source: dict[TP, list[tuple[int, int, int, int]]] = defaultdict(list)
-                for record in piece.records:
-                    headers = {name: value or b"" for name, value in record.headers}
-                    topic, partition, offset = (
-                        headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset")
-                    )
-                    if headers.get("semel.pipeline") != app or not topic:
-                        continue
-                    if not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
-                        continue
-                    agent = lineage.signed(headers.get("semel.agent", b"").decode(errors="replace"))
-                    content = 0 if "semel.left_out" in headers else content_of(record)
-                    source = TP(topic.decode(errors="replace"), int(partition))
-                    by_source[source].append((int(offset), self._agents.get(agent, 0), record.offset, content))
-                for source, letters in by_source.items():
-                    offsets, agents, at, contents = zip(*letters, strict=True)
-                    rows = columns(LETTER, offsets, agent=agents, at=at, content=contents, where=where)
-                    self._history.spool.add("letters", source, rows)
+        async for records in self._records(tp):
+            by_source: dict[TP, list[tuple[int, int, int, int]]] = defaultdict(list)
+            for record in records:
+                headers = {name: value or b"" for name, value in record.headers}
+                topic, partition, offset = (headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset"))
+                ours = headers.get("semel.pipeline") == self._app.encode() and topic
+                if not ours or not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
+                    continue
+                agent = lineage.signed(headers.get("semel.agent", b"").decode(errors="replace"))
+                content = 0 if "semel.left_out" in headers else content_of(record)
+                source = TP(topic.decode(errors="replace"), int(partition))
+                by_source[source].append((int(offset), self._agents.get(agent, 0), record.offset, content))
+            for source, letters in by_source.items():
+                offsets, agents, at, contents = zip(*letters, strict=True)
+                rows = columns(LETTER, offsets, agent=agents, at=at, content=contents, where=self._wheres[tp])
+                self._history.spool.add("letters", source, rows)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from semel.port import TP
-from semel.proof.columns import LETTER, MARK, OUTPUT, Rows, empty
+from semel.proof.columns import LETTER, MARK, OUTPUT, Rows, columns
 
 # Source offsets in a block: a few dozen bytes each while it is classified.
 BLOCK = 1 << 18
@@ -35,21 +35,15 @@ class Spool:
         self._directory = directory
         self._limit = limit_bytes
         self._held: dict[_Place, list[Rows]] = defaultdict(list)
+        self._bytes = 0
         self._files: dict[_Place, Path] = {}
         self._files_made = 0
-        self._bytes = 0
 
     def add(self, kind: str, tp: TP, rows: Rows) -> None:
         """Rows of one of `KINDS` with a source offset in `tp`, in any order."""
-        if not len(rows):
-            return
         blocks = rows["offset"] // self.block
-        first = int(blocks[0])
-        if (blocks == first).all():  # as mostly
-            self._held[_Place(kind, tp, first)].append(rows)
-        else:
-            for number in np.unique(blocks).tolist():
-                self._held[_Place(kind, tp, number)].append(rows[blocks == number])
+        for number in np.unique(blocks).tolist():
+            self._held[_Place(kind, tp, number)].append(rows[blocks == number])
         self._bytes += rows.nbytes
         if self._bytes > self._limit:
             self._flush()
@@ -63,7 +57,7 @@ class Spool:
         if file is not None:
             parts.insert(0, np.fromfile(file, KINDS[kind]))
             file.unlink()
-        return np.concatenate(parts) if parts else empty(KINDS[kind])
+        return np.concatenate(parts) if parts else columns(KINDS[kind])
 
     def blocks(self, tp: TP) -> list[int]:
         """The numbers of the blocks that have rows of any kind."""
