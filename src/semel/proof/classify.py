@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from semel.port import TP, Record
+from semel.port import TP
 from semel.proof import laws, outcomes
 from semel.proof.columns import (
     MARK,
@@ -27,6 +27,7 @@ from semel.proof.columns import (
     Which,
     among,
     between,
+    chosen,
     columns,
     content_of,
     distinct,
@@ -166,7 +167,7 @@ class _Classifier:
         lettered = np.sort(letters["offset"])
         named = np.sort(np.concatenate((marks["offset"][marks["outcome"] == DONE], lettered)))
         offsets, unmarked = [columns(UNMARKED)["offset"]], [columns(UNMARKED)]
-        contents, sample = dict[int, int](), list[Record]()
+        contents: dict[int, int] = {}
         async with aclosing(self._logs.read(tp, low, high)) as pieces:
             async for piece in pieces:
                 if piece.missing:
@@ -174,16 +175,13 @@ class _Classifier:
                     self._remarks.add([Gap(tp, piece.start, gone, _DELETED, piece.missing)])
                 there = offsets_of(piece.records)
                 offsets.append(there)
-                for i in np.flatnonzero(among(there, lettered)).tolist():
-                    contents[piece.records[i].offset] = content_of(piece.records[i])
+                contents |= {r.offset: content_of(r) for r in chosen(piece.records, among(there, lettered))}
                 if source is not None:
                     known = among(there, named)
-                    unmarked.append(source.unmarked([piece.records[i] for i in np.flatnonzero(~known).tolist()]))
-                    if not self._checked and len(sample) < SAMPLE:
-                        sample += [piece.records[i] for i in np.flatnonzero(known)[:SAMPLE].tolist()]
-        if source is not None and not self._checked and len(marks):
-            source.check(tp, sample, marks)
-            self._checked = True
+                    unmarked.append(source.unmarked(chosen(piece.records, ~known)))
+                    if not self._checked and len(marks):
+                        source.check(tp, chosen(piece.records, known)[:SAMPLE], marks)
+                        self._checked = bool(known.any())
         unread = recording.unread(tp, low, high) if recording is not None else offsets[0]
         told = np.sort(np.concatenate((marks["offset"], letters["offset"], outputs["offset"])))
         return Stretch(
@@ -203,8 +201,9 @@ class _Classifier:
             tally.records += len(stretch.records)
             tally.unread += len(stretch.silent)
             say(laws.atomicity(tp, stretch, self._wheres, self._whole))
-        say(laws.no_duplicate(tp, stretch, self._known, rule, self._wheres))
+        say(laws.no_duplicate(tp, stretch, self._wheres))
         if rule is not None:
+            say(laws.effect_again(tp, self._known, stretch.marks, rule))
             self._add_marked(stretch, rule)
         elif stretch.judged:
             tally.done += len(stretch.records) - len(stretch.silent) - distinct(np.sort(stretch.letters["offset"]))
@@ -272,7 +271,7 @@ class _Classifier:
         self._witnessed = self._witnessed.later(effects)
         again = columns(MARK, rows["offset"], id=rows["id"], filed=most, outcome=DONE)
         again = np.concatenate((again, stretch.marks[stretch.marks["outcome"] == DONE]))
-        self._remarks.add(laws.effect_again(self._tp, self._witnessed, again, rule))
+        self._remarks.add(laws.effect_again(self._tp, self._witnessed, again, rule, marked=False))
 
     def _calm_times(self, rows: Rows) -> Times:
         """For each row: the greatest median of event times so far."""

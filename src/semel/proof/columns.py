@@ -101,6 +101,10 @@ def offsets_of(records: Sequence[Record]) -> Offsets:
     return np.fromiter((r.offset for r in records), np.int64, len(records))
 
 
+def chosen(records: Sequence[Record], which: Which) -> list[Record]:
+    return [records[i] for i in np.flatnonzero(which).tolist()]
+
+
 def marks_of(records: Sequence[Record]) -> tuple[Rows, int]:
     """The marks in a piece of their changelog, in its order, and how far at most an event's own time was ahead of the time it
     was filed under, in ms: producers' clocks may be ahead. ValueError for what is no mark."""
@@ -168,7 +172,7 @@ class Source:
 
     def check(self, tp: TP, records: Sequence[Record], marks: Rows) -> None:
         """OtherRule where most of the marks in a sample are not of the ids that this rule reads."""
-        read, marks = self.unmarked(records[:SAMPLE]), marks[: 4 * SAMPLE]
+        read, marks = self.unmarked(records), marks[: 4 * SAMPLE]
         by_offset = dict(zip(marks["offset"].tolist(), marks["id"].tolist(), strict=True))
         pairs = [(by_offset.get(at), id) for at, id in zip(read["offset"].tolist(), read["id"].tolist(), strict=True)]
         wrong = sum(marked not in (None, id) for marked, id in pairs)

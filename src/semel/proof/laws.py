@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semel.port import TP
-from semel.proof.columns import Known, Rows, Stretch, among, events_of
+from semel.proof.columns import Known, Offsets, Rows, Stretch, among, events_of
 from semel.proof.outcomes import TRIMMED, Outcome, Rule
 from semel.proof.proof import Finding, Law, Witness, place
 from semel.state.dedup_marks import DEAD, DONE
@@ -81,80 +81,53 @@ def of_outcomes(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8], known: Known
 # -- no duplicate
 
 
-def no_duplicate(tp: TP, stretch: Stretch, known: Known, rule: Rule | None, wheres: Sequence[TP]) -> Iterator[Finding]:
-    """One event of an id takes effect within the window, and what it led to is there once.
-
-    `known`: the marks before and in this stretch.
-    """
-    if rule is not None and len(stretch.marks):
-        yield from _marked_twice(tp, int(stretch.marks["offset"].min()), known, rule)
-    outputs, event = _by_event(stretch.outputs)
+def no_duplicate(tp: TP, stretch: Stretch, wheres: Sequence[TP]) -> Iterator[Finding]:
+    """What an event led to is there once."""
+    marks, (outputs, event) = stretch.marks, _by_event(stretch.outputs)
+    same = (marks["offset"][1:] == marks["offset"][:-1]) & (marks["id"][1:] == marks["id"][:-1])
+    for offset in marks["offset"][1:][same].tolist():
+        yield _of_event(Law.NO_DUPLICATE, tp, offset, "took effect twice: it has two marks")
     same = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
     for i in np.flatnonzero(same).tolist():
         offset, output = int(outputs[i]["offset"]), f"output {int(outputs[i]['step'])}"
-        yield Finding(
-            Law.NO_DUPLICATE,
-            f"{output} of the event at {place(tp, offset)} is there twice",
-            (Witness(tp, offset, "the event"), *(_standing(row, wheres, output) for row in outputs[i : i + 2])),
-        )
+        twice = [_standing(row, wheres, output) for row in outputs[i : i + 2]]
+        claim = f"{output} of the event at {place(tp, offset)} is there twice"
+        yield Finding(Law.NO_DUPLICATE, claim, (Witness(tp, offset, "the event"), *twice))
     letters = np.sort(stretch.letters, order=["offset", "agent", "at"])
     given_up = events_of(letters)
     for i in np.flatnonzero(given_up[1:] == given_up[:-1]).tolist():
-        yield Finding(
-            Law.NO_DUPLICATE,
-            f"the event at {place(tp, letters[i]['offset'])} is in the dead letters twice",
-            tuple(_standing(row, wheres, "dead letter") for row in letters[i : i + 2]),
+        twice = [_standing(row, wheres, "dead letter") for row in letters[i : i + 2]]
+        claim = f"the event at {place(tp, letters[i]['offset'])} is in the dead letters twice"
+        yield Finding(Law.NO_DUPLICATE, claim, tuple(twice))
+
+
+def effect_again(tp: TP, first: Known, again: Rows, rule: Rule, *, marked: bool = True) -> Iterator[Finding]:
+    """Of the events of one id within the window one takes effect.
+
+    `first`: those that did, filed under the least time that they can have been; `again`: those that did, filed under the
+    most. `marked`: False where nothing but their outputs says that those of `first` did.
+    """
+    before = first.before(again["id"], again["offset"])
+    if not (before >= 0).any():
+        return
+    held = first.rows[before]
+    within = (before >= 0) & (held["outcome"] != TRIMMED) & (again["filed"] <= rule.protects_until(held))
+    for one, other in zip(held[within], again[within], strict=True):
+        at, later, apart_ms = int(one["offset"]), int(other["offset"]), int(other["filed"]) - int(one["filed"])
+        claim = (
+            f"the events at {place(tp, at)} and {place(tp, later)} have one id and both took effect, {apart_ms / 1000:,.3f} s "
+            f"apart; the window is {rule.window_ms / 1000:,.0f} s"
         )
+        why = "" if marked else ": the first has outputs, and its mark is gone"
+        witnesses = Witness(tp, at, "took effect"), Witness(tp, later, "took effect again")
+        yield Finding(Law.NO_DUPLICATE, claim + why, witnesses)
 
 
-def _by_event(outputs: Rows) -> tuple[Rows, NDArray[np.int64]]:
+def _by_event(outputs: Rows) -> tuple[Rows, Offsets]:
     """Outputs by event and step, and beside each the number of `events_of`."""
     event = events_of(outputs)
     order = np.lexsort((outputs["step"], event))
     return outputs[order], event[order]
-
-
-def _marked_twice(tp: TP, start: int, known: Known, rule: Rule) -> Iterator[Finding]:
-    """Of marks that stand next to each other, the later one at `start` or after it."""
-    rows = known.rows[known.rows["outcome"] != TRIMMED]
-    one, other = rows[:-1], rows[1:]
-    within = (other["id"] == one["id"]) & (other["offset"] >= start) & (other["filed"] <= rule.protects_until(one))
-    for before, after in zip(one[within], other[within], strict=True):
-        first, second = int(before["offset"]), int(after["offset"])
-        if first == second:
-            sentence = f"the event at {place(tp, first)} took effect twice: it has two marks"
-        else:
-            apart = int(after["filed"]) - int(before["filed"])
-            sentence = (
-                f"the events at {place(tp, first)} and {place(tp, second)} have one id and both took effect, "
-                f"{apart / 1000:,.3f} s apart; the window is {rule.window_ms / 1000:,.0f} s"
-            )
-        yield _twice(tp, first, second, sentence)
-
-
-def _twice(tp: TP, first: int, second: int, sentence: str) -> Finding:
-    return Finding(
-        Law.NO_DUPLICATE, sentence, (Witness(tp, first, "took effect"), Witness(tp, second, "took effect again"))
-    )
-
-
-def effect_again(tp: TP, witnessed: Known, again: Rows, rule: Rule) -> Iterator[Finding]:
-    """An event took effect, as its outputs say, and within its window another one of its id did.
-
-    `witnessed`: those events, filed under the least time that they can have been; `again`: what took effect, filed under the
-    most.
-    """
-    if not len(witnessed.rows):
-        return
-    before = witnessed.before(again["id"], again["offset"])
-    first = witnessed.rows[before]
-    twice = (before >= 0) & (again["filed"] <= first["filed"] + rule.window_ms)
-    for one, other in zip(first[twice]["offset"].tolist(), again[twice]["offset"].tolist(), strict=True):
-        yield _twice(
-            tp, one, other,
-            f"the events at {place(tp, one)} and {place(tp, other)} have one id and both took effect within the window of "
-            f"{rule.window_ms / 1000:,.0f} s: the first has outputs, and its mark is gone",
-        )  # fmt: skip
 
 
 # -- order
@@ -168,7 +141,7 @@ class Origin(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An output as it stands in its partition: its key, and where it comes from."""
+    """An output as it stands in its partition."""
 
     at: int
     key: bytes | None
