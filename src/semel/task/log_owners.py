@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 
 from semel.broker.answers import needs_a_person
 from semel.broker.asking import ask
@@ -155,9 +156,8 @@ class Owners:
         start, end = (await self._logs.starts([tp]))[tp], (await self._logs.ends([tp]))[tp]
         for begin in dict.fromkeys((max(start, end - TAIL_OFFSETS), start)):
             last: Record | None = None
-            reading = self._logs.read(tp, begin, end)
-            while (fetched := await reading.chunk()) is not None:
-                last = next((r for r in reversed(fetched.records) if r.key == positions.KEY), last)
+            async for piece in self._logs.read(tp, begin, end):
+                last = next((r for r in reversed(piece.records) if r.key == positions.KEY), last)
             if last is not None:
                 where = f"{tp.topic}[{tp.partition}]@{last.offset}"
                 return None if last.value is None else positions.decode(last.value, where)
@@ -165,8 +165,8 @@ class Owners:
 
     async def _holds_records(self, tp: TP) -> bool:
         start, end = (await self._logs.starts([tp]))[tp], (await self._logs.ends([tp]))[tp]
-        reading = self._logs.read(tp, start, end)
-        while (fetched := await reading.chunk()) is not None:
-            if fetched.records:
-                return True
+        async with aclosing(self._logs.read(tp, start, end)) as pieces:
+            async for piece in pieces:
+                if piece.records:
+                    return True
         return False

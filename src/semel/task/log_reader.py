@@ -1,4 +1,4 @@
-"""Reading logs: committed records by position, however brokers come and go (protocol rule 15).
+"""The logs of state: read for as long as it takes, while everybody is told what stands in the way (protocol rule 15).
 
 A log whose last stable offset stands still has an open transaction in it; its holder is found and fenced by name if it is
 not a member of the group now.
@@ -14,24 +14,28 @@ from semel.broker.asking import Pause, ask
 from semel.codes import Code
 from semel.errors import RecoveryError
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, OpenTransaction, Randomness, RpcError, RpcLost
+from semel.port import TP, Broker, Clock, Fetched, OpenTransaction, Randomness, RpcError, RpcLost
 from semel.stages.fetch.fetch_errors import NO_LEADER, FetchErrors, Held
+from semel.task.read_committed import CommittedLogs
 
 log = logging.getLogger("semel.restore")
 
-# About ten thousand rows: a chunk enters the store in one batch, and the loop waits for it.
-FETCH_BYTES = 1_000_000
 # A log may stand still for this long before we look for who holds it.
 STALL_S = 0.15
 # A log that cannot be read is asked for after a longer while each time.
-LONGEST_PAUSE_S = 2.0
+PAUSE_S, LONGEST_PAUSE_S, SENSELESS_PAUSE_S = 0.05, 2.0, 1.0
 
 
-class LogReader:
-    """Asks until the answer is there. RecoveryError where the broker refuses for good.
+class LogReader(CommittedLogs):
+    """Asks until the answer is there. RecoveryError where the broker refuses for good, or a log became shorter.
 
     `look_at`: awaited where a log ends before what it held; raises where its topic is another one by now.
     """
+
+    # About ten thousand rows: a piece enters the store in one batch, and the loop waits for it.
+    piece_bytes = 1_000_000
+    max_wait_ms = 50
+    fetches_ahead = False
 
     def __init__(
         self,
@@ -45,12 +49,11 @@ class LogReader:
         own_id: str,
         transaction_timeout_ms: int,
     ) -> None:
-        self._broker = broker
-        self._clock = clock
+        super().__init__(broker, clock, "restore")
         self._randomness = randomness
         self._plan = plan
         self.troubles = troubles
-        self.look_at = look_at
+        self._look_at = look_at
         self._own_id = own_id
         self._transaction_timeout_ms = transaction_timeout_ms
 
@@ -58,16 +61,12 @@ class LogReader:
 
     async def stable_offsets(self, sources: list[TP]) -> dict[TP, int]:
         """The group's; -1 where it has none."""
-        return await self._answer(lambda: self._broker.stable_offsets(self._plan.app, sources), sources)
+        return await self._answer(lambda: self.broker.stable_offsets(self._plan.app, sources), sources)
 
-    async def starts(self, tps: list[TP]) -> dict[TP, int]:
-        return await self._answer(lambda: self._broker.list_offsets(tps, EARLIEST), tps)
+    async def at_time(self, tps: Sequence[TP], ms: int) -> dict[TP, int]:
+        return await self._answer(lambda: self.broker.list_offsets(tps, ms), tps)
 
-    async def ends(self, tps: list[TP]) -> dict[TP, int]:
-        """Behind all that was written, committed or not."""
-        return await self._answer(lambda: self._broker.list_offsets(tps, LATEST), tps)
-
-    async def _answer(self, request: Callable[[], Awaitable[dict[TP, int]]], tps: list[TP]) -> dict[TP, int]:
+    async def _answer(self, request: Callable[[], Awaitable[dict[TP, int]]], tps: Sequence[TP]) -> dict[TP, int]:
         """Ask again while brokers come and go; look for a stuck transaction meanwhile."""
         stalled_since = self._clock.monotonic()
 
@@ -93,35 +92,36 @@ class LogReader:
             self.troubles.over(tp)
         return answers
 
-    # -- records
+    # -- what stands in the way of records
 
-    def read(self, tp: TP, at: int, end: int) -> Reading:
-        """From `at` to the offset before `end`."""
-        return Reading(self, self._clock, tp, at, end)
+    async def _fetch(self, tp: TP, at: int) -> Fetched:
+        fetched = await super()._fetch(tp, at)
+        if not fetched.error:
+            self.troubles.over(tp)
+        return fetched
 
-    async def fetch(self, tp: TP, offset: int) -> Fetched | None:
-        """One fetch, read committed; None where the broker is in between."""
-        try:
-            node = (await self._broker.leaders([tp])).get(tp)
-            if node is None:
-                self.troubles.met(tp, offset, NO_LEADER)
-                await self._clock.sleep(0.05)
-                return None
-            answer = await self._broker.fetch(
-                node, {tp: offset}, committed=True, max_wait_ms=50, max_bytes=FETCH_BYTES,
-                partition_max_bytes=FETCH_BYTES, purpose="restore",
-            )  # fmt: skip
-            return answer.get(tp)
-        except (RpcError, RpcLost) as exc:
-            if needs_a_person(exc):
-                raise self.refused(exc) from exc
-            self.troubles.met(tp, offset, exc)
-            await self._clock.sleep(0.05)
-            return None
-        except Exception as exc:
-            self.troubles.met(tp, offset, exc)
-            await self._clock.sleep(1.0)
-            return None
+    async def failed(self, tp: TP, at: int, exc: Exception, since_s: float) -> None:
+        if isinstance(exc, RpcError | RpcLost) and needs_a_person(exc):
+            raise self.refused(exc) from exc
+        self.troubles.met(tp, at, exc)
+        if exc is NO_LEADER or isinstance(exc, RpcLost):
+            pause_s = PAUSE_S
+        elif isinstance(exc, RpcError):
+            pause_s = min(max(PAUSE_S, self._clock.monotonic() - since_s), LONGEST_PAUSE_S)
+        else:
+            pause_s = SENSELESS_PAUSE_S
+        await self._clock.sleep(pause_s)
+
+    async def held(self, tp: TP, at: int, since_s: float) -> float:
+        if self._clock.monotonic() - since_s <= STALL_S:
+            return since_s
+        holders = await self.fence_holders([tp])
+        self.troubles.met(tp, at, Held(holders.get(tp, ())))
+        return self._clock.monotonic()
+
+    async def truncated(self, tp: TP, why: str) -> Exception:
+        await self._look_at(tp.topic)
+        return RecoveryError(why)
 
     def refused(self, exc: RpcError | RpcLost) -> RecoveryError:
         return RecoveryError(
@@ -135,8 +135,8 @@ class LogReader:
         """Fence, by name, writers of this app that are no members of its group now and hold these logs (rule 15). Whoever holds
         them."""
         try:
-            open_by_tp = await self._broker.open_transactions(tps)
-            group = await self._broker.describe_group(self._plan.app)
+            open_by_tp = await self.broker.open_transactions(tps)
+            group = await self.broker.describe_group(self._plan.app)
         except (RpcError, RpcLost) as exc:
             log.debug("looking for the holder of %s: %s", tps, exc)
             return {}
@@ -156,7 +156,7 @@ class LogReader:
                          tp.topic, tp.partition, name)  # fmt: skip
                 await self._clock.sleep(0.05 * self._randomness.random())
                 try:
-                    await self._broker.init_producer_id(name, self._transaction_timeout_ms)
+                    await self.broker.init_producer_id(name, self._transaction_timeout_ms)
                 except (RpcError, RpcLost) as exc:
                     log.debug("fencing %s: %s", name, exc)
         return open_by_tp
@@ -170,52 +170,7 @@ class LogReader:
         # Without its slashes it could be of another app, if there is one.
         others = [f"{app}-positions" for app in self._plan.others_of(transactional_id)]
         try:
-            return not await self._broker.topics(others)
+            return not await self.broker.topics(others)
         except (RpcError, RpcLost) as exc:
             log.debug("whose %s is: %s", transactional_id, exc)
             return False
-
-
-class Reading:
-    """A log being read, a chunk at a time. `moved`: where it began when what was to be read next was gone; 0: it was not."""
-
-    def __init__(self, reader: LogReader, clock: Clock, tp: TP, at: int, end: int) -> None:
-        self._reader = reader
-        self._clock = clock
-        self._tp = tp
-        self._at = self.first = at
-        self.moved = 0
-        self._end = end
-
-    async def chunk(self) -> Fetched | None:
-        """What comes next; None at the end. RecoveryError where the log became shorter, TopicChanged where it is another."""
-        tp, reader = self._tp, self._reader
-        asked_at, pause = self._clock.monotonic(), 0.05
-        while self._at < self._end:
-            fetched = await reader.fetch(tp, self._at)
-            if fetched is None:
-                continue
-            if fetched.error == Code.OFFSET_OUT_OF_RANGE:
-                start = (await reader.starts([tp]))[tp]
-                if start <= self._at:
-                    await reader.look_at(tp.topic)
-                    raise RecoveryError(
-                        f"{tp.topic}[{tp.partition}] answers out of range at {self._at}; was it truncated?"
-                    )
-                self._at = self.moved = start
-            elif fetched.error:
-                refused = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
-                if needs_a_person(refused):
-                    raise reader.refused(refused) from refused
-                reader.troubles.met(tp, self._at, refused)
-                await self._clock.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-            elif fetched.next_offset > self._at:
-                reader.troubles.over(tp)
-                self._at = fetched.next_offset
-                return fetched
-            elif self._clock.monotonic() - asked_at > STALL_S:
-                held = await reader.fence_holders([tp])
-                reader.troubles.met(tp, self._at, Held(held.get(tp, ())))
-                asked_at = self._clock.monotonic()
-        return None

@@ -1,4 +1,7 @@
-"""Committed records of a partition, from an offset up to an end, in large pieces, however brokers come and go."""
+"""Committed records of a partition, from an offset up to an end, in pieces, however brokers come and go.
+
+The one reader of logs to an end. How long it is patient, and what it does meanwhile, is for whoever reads to say.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from semel.codes import Code
 from semel.errors import SemelError
 from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
 from semel.runtime import looptime
+from semel.stages.fetch.fetch_errors import NO_LEADER
 
 T = TypeVar("T")
 
-PIECE_BYTES = 4 << 20
 # A broker may be away, or a partition stand still, for this long: a transaction that is open ends by its timeout.
 PATIENCE_S = 60.0
 AWAY_S = 15.0
@@ -38,6 +41,11 @@ class Piece(NamedTuple):
 class CommittedLogs:
     """`purpose`: that of the connection that they are read by (`Broker.fetch`)."""
 
+    piece_bytes = 4 << 20
+    max_wait_ms = 200
+    # Whether the next piece is fetched while one is looked at.
+    fetches_ahead = True
+
     def __init__(self, broker: Broker, clock: Clock, purpose: str) -> None:
         self.broker = broker
         self._clock = clock
@@ -48,11 +56,11 @@ class CommittedLogs:
         return await ask(self._clock, request, until=looptime.now() + AWAY_S)
 
     async def starts(self, tps: Sequence[TP]) -> dict[TP, int]:
-        return await self.asked(lambda: self.broker.list_offsets(tps, EARLIEST)) if tps else {}
+        return await self.at_time(tps, EARLIEST)
 
     async def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         """The ends of the logs, open transactions included: what was committed before this call lies below."""
-        return await self.asked(lambda: self.broker.list_offsets(tps, LATEST)) if tps else {}
+        return await self.at_time(tps, LATEST)
 
     async def at_time(self, tps: Sequence[TP], ms: int) -> dict[TP, int]:
         """The first offset of each that is stamped at that time or later; -1 for none."""
@@ -70,7 +78,7 @@ class CommittedLogs:
                         yield tp, record
 
     async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
-        """Committed records from `start` to `end`; the next piece is fetched while one is looked at.
+        """Committed records from `start` to `end`.
 
         RpcError or RpcLost where brokers refuse, or are away for long; Unreadable where an open transaction holds the log.
         """
@@ -84,12 +92,14 @@ class CommittedLogs:
                     # Records were deleted while we read: go on with what is there.
                     begin = (await self.starts([tp]))[tp]
                     if begin <= at:
-                        raise Unreadable(f"{tp.topic}[{tp.partition}] answers out of range at {at}; was it truncated?")
+                        raise await self.truncated(
+                            tp, f"{tp.topic}[{tp.partition}] answers out of range at {at}; was it truncated?"
+                        )
                     yield Piece([], at, min(begin, end), min(begin, end) - at)
                     at = begin
                     continue
                 after = fetched.next_offset
-                if after < end:
+                if self.fetches_ahead and after < end:
                     fetching = asyncio.create_task(self._fetch(tp, after))
                 records = fetched.records
                 if records and records[-1].offset >= end:
@@ -103,37 +113,48 @@ class CommittedLogs:
 
     async def _fetch(self, tp: TP, at: int) -> Fetched:
         """Something at `at`, or the news that it is gone."""
-        broker, clock = self.broker, self._clock
-        since = clock.monotonic()
-        failed: Exception | None = None
+        since = self._clock.monotonic()
         while True:
             try:
-                node = (await broker.leaders([tp])).get(tp)
-                if node is not None:
-                    answer = await broker.fetch(
-                        node, {tp: at}, committed=True, max_wait_ms=200, max_bytes=PIECE_BYTES,
-                        partition_max_bytes=PIECE_BYTES, purpose=self._purpose,
-                    )  # fmt: skip
-                    fetched = answer.get(tp)
-                    if fetched is not None and fetched.error in (0, Code.OFFSET_OUT_OF_RANGE):
-                        if fetched.error or fetched.next_offset > at:
-                            return fetched
-                        failed = None
-                    elif fetched is not None:
-                        failed = RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
-                        if needs_a_person(failed):
-                            raise failed
-            except (RpcError, RpcLost) as exc:
-                if needs_a_person(exc):
-                    raise
-                failed = exc
-            waited = clock.monotonic() - since
-            if failed is not None and waited > AWAY_S:
-                raise failed
-            if waited > PATIENCE_S:
-                raise Unreadable(
-                    f"{tp.topic}[{tp.partition}] stands still at {at}: an open transaction holds it; see who does with "
-                    "kafka-transactions.sh find-hanging, end it, and ask again"
-                )
-            if failed is not None:
-                await clock.sleep(0.1)
+                fetched = await self._ask_leader(tp, at)
+            except Exception as exc:
+                await self.failed(tp, at, exc, since)
+            else:
+                if fetched.error or fetched.next_offset > at:
+                    return fetched
+                since = await self.held(tp, at, since)
+
+    async def _ask_leader(self, tp: TP, at: int) -> Fetched:
+        node = (await self.broker.leaders([tp])).get(tp)
+        if node is None:
+            raise NO_LEADER
+        answer = await self.broker.fetch(
+            node, {tp: at}, committed=True, max_wait_ms=self.max_wait_ms, max_bytes=self.piece_bytes,
+            partition_max_bytes=self.piece_bytes, purpose=self._purpose,
+        )  # fmt: skip
+        if tp not in answer:
+            raise RpcLost("Fetch", f"nothing is said of {tp.topic}[{tp.partition}]")
+        fetched = answer[tp]
+        if fetched.error not in (0, Code.OFFSET_OUT_OF_RANGE):
+            raise RpcError("Fetch", fetched.error, f"{tp.topic}[{tp.partition}]")
+        return fetched
+
+    # -- for how long
+
+    async def failed(self, tp: TP, at: int, exc: Exception, since_s: float) -> None:
+        """It could not be read, since then. Waits, or raises."""
+        if not isinstance(exc, RpcError | RpcLost) or needs_a_person(exc) or self._clock.monotonic() - since_s > AWAY_S:
+            raise exc
+        await self._clock.sleep(0.1)
+
+    async def held(self, tp: TP, at: int, since_s: float) -> float:
+        """It stands still. Since when from now on, or raises."""
+        if self._clock.monotonic() - since_s > PATIENCE_S:
+            raise Unreadable(
+                f"{tp.topic}[{tp.partition}] stands still at {at}: an open transaction holds it; see who does with "
+                "kafka-transactions.sh find-hanging, end it, and ask again"
+            )
+        return since_s
+
+    async def truncated(self, tp: TP, why: str) -> Exception:
+        return Unreadable(why)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ import orjson
 from semel.broker.answers import needs_a_person
 from semel.errors import RecoveryError, TopicChanged
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, Fetched, Randomness, Record, RpcError, RpcLost, TopicInfo
+from semel.port import TP, Broker, Clock, Randomness, Record, RpcError, RpcLost, TopicInfo
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.fetch.fetch_errors import FetchErrors
@@ -26,6 +27,7 @@ from semel.state.task import Task, task_meta
 from semel.task.declaration_changes import changes
 from semel.task.log_owners import Owners
 from semel.task.log_reader import LogReader
+from semel.task.read_committed import Piece
 from semel.task.start_position import bereft, check_log_ids, check_logs, decide, disagrees, of_a_life_that_is_over
 from semel.task.topics import Topics
 
@@ -218,9 +220,8 @@ class Restorer:
         tp = TP(self._plan.positions_topic, partition)
         ends, starts = await self._logs.ends([tp]), await self._logs.starts([tp])
         held = _Held(None, -1)
-        reading = self._logs.read(tp, starts[tp], ends[tp])
-        while (fetched := await reading.chunk()) is not None:
-            for record in fetched.records:
+        async for piece in self._logs.read(tp, starts[tp], ends[tp]):
+            for record in piece.records:
                 held.see(record, tp)
         return held.position
 
@@ -324,35 +325,38 @@ class Restorer:
         return None
 
     async def _record_at(self, tp: TP, offset: int) -> Record | None:
-        fetched = await self._logs.read(tp, offset, offset + 1).chunk()
-        return next((r for r in fetched.records if r.offset == offset), None) if fetched is not None else None
+        records = [r async for piece in self._logs.read(tp, offset, offset + 1) for r in piece.records]
+        return next((r for r in records if r.offset == offset), None)
 
     # -- reading a log
 
     async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> int:
         """Where the log began anew because records were deleted while it was read; 0 where none were."""
-        reading = self._logs.read(tp, at, end)
-        while (fetched := await reading.chunk()) is not None:
+        first, moved = at, 0
+        async for piece in self._logs.read(tp, at, end):
+            if piece.missing:
+                moved = (await self._logs.starts([tp]))[tp]
+                continue
             await self._pass("restore.chunk")
-            self._apply(task, tp, fetched, held)
-            task.restored += fetched.next_offset - at
-            at = task.logs[tp.topic]["next"] = fetched.next_offset
+            self._apply(task, tp, piece, held)
+            task.restored += piece.next - at
+            at = task.logs[tp.topic]["next"] = piece.next
             await self._clock.sleep(0)
-        if at - reading.first > CHUNK_RECORDS:
-            log.info("task %d: %s read from %d to %d", task.partition, tp.topic, reading.first, at)
-        return reading.moved
+        if at - first > CHUNK_RECORDS:
+            log.info("task %d: %s read from %d to %d", task.partition, tp.topic, first, at)
+        return moved
 
-    def _apply(self, task: Task, tp: TP, fetched: Fetched, held: _Held) -> None:
-        """A chunk of a log enters the store together with how far it was read."""
+    def _apply(self, task: Task, tp: TP, piece: Piece, held: _Held) -> None:
+        """A piece of a log enters the store together with how far it was read."""
         if tp.topic == self._plan.positions_topic:
             # Nothing of this log is noted until all of it is judged: a record that forbids to start must be met again.
-            for record in fetched.records:
+            for record in piece.records:
                 held.see(record, tp)
             return
         batch = self._store.batch()
-        next(state for state in task.state_logs if state.topic == tp.topic).replay(batch, fetched.records)
+        next(state for state in task.state_logs if state.topic == tp.topic).replay(batch, piece.records)
         # Until the end the old position stays beside newer rows, and neither is used.
-        task.logs[tp.topic]["next"] = fetched.next_offset
+        task.logs[tp.topic]["next"] = piece.next
         batch.meta(task.partition, task_meta(task, held.stored, task.as_of_ms))
         self._store.write(batch)
 
@@ -363,13 +367,13 @@ class Restorer:
         """
         end = (await self._logs.ends([tp]))[tp]
         start = (await self._logs.starts([tp]))[tp]
-        reading = self._logs.read(tp, max(since, start), end)
-        while (fetched := await reading.chunk()) is not None:
-            for record in fetched.records:
-                if record.key == positions.KEY and record.value is not None:
-                    recorded = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
-                    if recorded.stamp == stamp:
-                        return True
+        async with aclosing(self._logs.read(tp, max(since, start), end)) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    if record.key == positions.KEY and record.value is not None:
+                        recorded = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
+                        if recorded.stamp == stamp:
+                            return True
         return False
 
 
