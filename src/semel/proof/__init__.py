@@ -10,11 +10,11 @@
 committed after the position records were read is left to the next proof.
 """
 
-from semel.proof.cut import NothingToProve
 from semel.proof.html import html
 from semel.proof.logs import Recording
 from semel.proof.proof import Finding, Gap, Law, Progress, Proof, Verdict, Witness
 from semel.proof.prove import prove
+from semel.proof.survey import NothingToProve
 
 __all__ = [
     "Finding",

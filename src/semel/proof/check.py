@@ -15,41 +15,28 @@ from semel.proof.survey import partitions
 
 def check(history: History, tallies: Mapping[TP, Tally], remarks: Remarks) -> bool:
     """Everything that is not one event's. Whether the running counts close over the whole history."""
-    deleted = {gap.tp for gap in remarks.gaps}
+    survey, deleted = history.survey, {gap.tp for gap in remarks.gaps}
+    # With several agents a record is taken in by each that has it among its sources.
+    one_agent = len(history.plan.agents) == 1
+    closed: list[bool] = []
     # Of a range the running counts say nothing: they are of the whole history.
-    closed = [
-        _closes(history, task, {tp: tally for tp, tally in tallies.items() if tp.partition == task}, deleted, remarks)
-        for task, position in sorted(history.survey.cut.positions.items())
-        if history.survey.everything and position.topics
-    ]
+    for task, position in sorted(survey.cut.positions.items()) if survey.everything else ():
+        if position.topics:
+            of_task = {tp: tally for tp, tally in tallies.items() if tp.partition == task}
+            whole = all(
+                survey.sources[tp].from_the_first and tp.topic not in survey.compacted and tp not in deleted
+                for tp in of_task
+            )
+            unbalanced = list(_conservation(history, task, list(of_task.values()), whole, one_agent))
+            remarks.add(unbalanced)
+            closed.append(whole and one_agent and not unbalanced)
     ledger = bool(closed) and all(closed)
     for tp, tally in tallies.items():
         remarks.add(_unaccounted(tp, tally, ledger))
-    for more in (
-        _range(history, tallies),
-        _beyond_positions(history),
-        _strangers(history),
-        _gone(history),
-        _spread(history),
-    ):
-        remarks.add(more)
+    remarks.add(_range(history, tallies))
+    for look in (_beyond_positions, _strangers, _gone, _spread):
+        remarks.add(look(history))
     return ledger
-
-
-def _closes(history: History, task: int, tallies: Mapping[TP, Tally], deleted: set[TP], remarks: Remarks) -> bool:
-    """Whether the running counts of a task close over all that was found. Findings where they contradict it.
-
-    `deleted`: logs of which something is not there.
-    """
-    whole = all(
-        history.survey.sources[tp].from_the_first and tp.topic not in history.survey.compacted and tp not in deleted
-        for tp in tallies
-    )  # fmt: skip
-    # With several agents a record is taken in by each that has it among its sources.
-    one_agent = len(history.plan.agents) == 1
-    before = remarks.counts.total()
-    remarks.add(_conservation(history, task, list(tallies.values()), whole, one_agent))
-    return whole and one_agent and remarks.counts.total() == before
 
 
 def _conservation(
@@ -170,8 +157,8 @@ def _strangers(history: History) -> Iterator[Remark]:
             tp, history.survey.starts[tp], history.survey.ends[tp], f"{bare:,} outputs of {app} were written without lineage "
             "(`lineage = false`, or by an older version), so that outputs cannot be told from others",
         )  # fmt: skip
-    if sent := history.sent.total():
-        yield f"{sent:,} outputs were sent without an event"
+    if history.sent:
+        yield f"{history.sent:,} outputs were sent without an event"
 
 
 def _gone(history: History) -> Iterator[Gap]:

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semel.port import TP
 from semel.proof import laws, outcomes
@@ -23,8 +22,6 @@ from semel.proof.columns import (
     Rows,
     Source,
     Stretch,
-    Times,
-    Which,
     among,
     between,
     chosen,
@@ -218,75 +215,61 @@ class _Classifier:
         floors = outcomes.stream_floor(marks, stretch.records, before, rule.window_ms)
         if stretch.judged:
             self.tally.done += int(np.count_nonzero(marks["outcome"] == DONE))
-            offsets = stretch.unmarked["offset"]
-            ceiling = outcomes.ceiling_at(offsets, marks, self._stream_ms)
-            self._judge(stretch, rule, outcomes.floor_at(offsets, marks, floors, before), ceiling)
+            rows = stretch.unmarked
+            rows["floor"] = outcomes.floor_at(rows["offset"], marks, floors, before)
+            rows["ceiling"] = outcomes.ceiling_at(rows["offset"], marks, self._stream_ms)
+            rows["output"] = among(rows["offset"], np.sort(stretch.outputs["offset"]))
+            rows["silent"] = among(rows["offset"], stretch.silent)
+            self._judge(rows, marks[marks["outcome"] == DONE], rule)
         self._floor = int(floors[-1]) if len(floors) else before
         # Memory is bounded by the window: what protects no more is not needed.
         since = max(self._floor - rule.window_ms, min(self._calm - 3 * rule.window_ms, self._stream_ms))
         self._known, self._witnessed = self._known.protecting(since), self._witnessed.protecting(since)
 
-    def _judge(self, stretch: Stretch, rule: Rule, floor: Times, ceiling: Times) -> None:
-        tp, rows, gone = self._tp, stretch.unmarked, self._gone
-        has_output = among(rows["offset"], np.sort(stretch.outputs["offset"]))
-        if gone is not None:
-            calm = self._calm_times(rows)
-            self._look_at_witnesses(stretch, has_output, ceiling, calm, rule, gone)
-            self._know_by_sight(rows, calm, rule, gone)
-        outcome = outcomes.of_unmarked(
-            rows, has_output, self._known, floor, ceiling, rule, gone,
-            silent=among(rows["offset"], stretch.silent), letters_gone=not self._whole.letters or self._dropped_before,
-        )  # fmt: skip
+    def _judge(self, rows: Rows, done: Rows, rule: Rule) -> None:
+        if self._gone is not None:
+            self._read_clock(rows)
+            # Where conflicts are passed on, an output says nothing of marks.
+            if rule.conflict != "pass":
+                self._look_at_witnesses(rows[(rows["kind"] == Kind.KEYED) & rows["output"]], done, rule, self._gone)
+            self._know_by_sight(rows, rule, self._gone)
+        letters_gone = not self._whole.letters or self._dropped_before
+        outcome = outcomes.of_unmarked(rows, self._known, rule, self._gone, letters_gone=letters_gone)
         self.tally.outcomes.update({Outcome(o): n for o, n in enumerate(np.bincount(outcome).tolist())})
         for unknown in _UNKNOWN:
-            self._gap(rows, outcome, unknown)
-        self._remarks.add(laws.of_outcomes(tp, rows, outcome, self._known))
+            self._gap(rows["offset"][outcome == unknown], unknown)
+        self._remarks.add(laws.of_outcomes(self._tp, rows, outcome, self._known))
 
-    def _know_by_sight(self, rows: Rows, calm: Times, rule: Rule, gone: Missing) -> None:
-        """Where marks are gone, the first record of an id stands for its mark, as one that was filed late."""
-        candidates = np.flatnonzero((rows["kind"] == Kind.KEYED) & (rows["offset"] < gone.before))
-        candidates = candidates[np.unique(rows["id"][candidates], return_index=True)[1]]
-        new = candidates[self._known.before(rows["id"][candidates], rows["offset"][candidates]) < 0]
-        seen = rows[new]
-        # Real marks are filed up to a window after the calm clock.
-        filed = np.minimum(gone.filed_before, calm[new] + 2 * rule.window_ms)
-        self._known = self._known.later(
-            columns(MARK, seen["offset"], id=seen["id"], payload=seen["payload"], filed=filed, outcome=TRIMMED)
-        )
-
-    def _look_at_witnesses(
-        self, stretch: Stretch, has_output: Which, ceiling: Times, calm: Times, rule: Rule, gone: Missing
-    ) -> None:
-        """Where marks are gone, an output says all the same that its event took effect, and so does a later mark of its id.
-
-        Where conflicts are passed on, an output says nothing of marks.
-        """
-        if rule.conflict == "pass":
-            return
-        keyed = (stretch.unmarked["kind"] == Kind.KEYED) & has_output
-        rows, most = stretch.unmarked[keyed], ceiling[keyed]
-        # Some events' clocks are ahead; not that of most of them.
-        least = np.minimum(np.minimum(rows["time"], calm[keyed]), most) - gone.ahead_ms
-        effects = columns(MARK, rows["offset"], id=rows["id"], filed=least, outcome=DONE)
-        self._witnessed = self._witnessed.later(effects)
-        again = columns(MARK, rows["offset"], id=rows["id"], filed=most, outcome=DONE)
-        again = np.concatenate((again, stretch.marks[stretch.marks["outcome"] == DONE]))
-        self._remarks.add(laws.effect_again(self._tp, self._witnessed, again, rule, marked=False))
-
-    def _calm_times(self, rows: Rows) -> Times:
-        """For each row: the greatest median of event times so far."""
-        calm = np.empty(len(rows), np.int64)
+    def _read_clock(self, rows: Rows) -> None:
+        """The greatest median of event times so far."""
         for begin in range(0, len(rows), _CALM):
             piece = rows[begin : begin + _CALM]
             timed = piece["time"][piece["kind"] == Kind.KEYED]
             if len(timed):
                 self._calm = max(self._calm, int(np.median(timed)))
-            calm[begin : begin + _CALM] = self._calm
-        return calm
+            piece["calm"] = self._calm
 
-    def _gap(self, rows: Rows, outcome: NDArray[np.uint8], why: Outcome) -> None:
+    def _look_at_witnesses(self, rows: Rows, done: Rows, rule: Rule, gone: Missing) -> None:
+        """Where marks are gone, an output says all the same that its event took effect, and so does a later mark of its id."""
+        # Some events' clocks are ahead; not that of most of them.
+        least = np.minimum(np.minimum(rows["time"], rows["calm"]), rows["ceiling"]) - gone.ahead_ms
+        self._witnessed = self._witnessed.later(columns(MARK, rows["offset"], id=rows["id"], filed=least))
+        again = np.concatenate((columns(MARK, rows["offset"], id=rows["id"], filed=rows["ceiling"]), done))
+        self._remarks.add(laws.effect_again(self._tp, self._witnessed, again, rule, marked=False))
+
+    def _know_by_sight(self, rows: Rows, rule: Rule, gone: Missing) -> None:
+        """Where marks are gone, the first record of an id stands for its mark, as one that was filed late."""
+        seen = rows[(rows["kind"] == Kind.KEYED) & (rows["offset"] < gone.before)]
+        seen = seen[np.unique(seen["id"], return_index=True)[1]]
+        seen = seen[self._known.before(seen["id"], seen["offset"]) < 0]
+        # Real marks are filed up to a window after the calm clock.
+        filed = np.minimum(gone.filed_before, seen["calm"] + 2 * rule.window_ms)
+        self._known = self._known.later(
+            columns(MARK, seen["offset"], id=seen["id"], payload=seen["payload"], filed=filed, outcome=TRIMMED)
+        )
+
+    def _gap(self, offsets: Offsets, why: Outcome) -> None:
         """One gap for each reason, however many stretches it goes through."""
-        offsets: Offsets = rows["offset"][outcome == why]
         if len(offsets):
             sentence = _DROPPED if self._dropped_before and why is Outcome.UNLETTERED else _UNKNOWN[why]
             gap = self.tally.gaps.get(why) or Gap(self._tp, int(offsets.min()), 0, sentence)

@@ -33,8 +33,13 @@ OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where"
 # A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.
 # `content`: a hash of its key and value; 0 where the value was left out.
 LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8"), ("content", "<u8")])
-# A source record of which no mark says that it took effect. `kind`: a `Kind`.
-UNMARKED = np.dtype([("offset", "<i8"), ("id", "<u8"), ("payload", "<u8"), ("time", "<i8"), ("kind", "u1")])
+# A source record of which no mark says that it took effect. `kind`: a `Kind`. `output`: whether it has outputs. `silent`: it
+# may have been compacted away before it was read. What stream time was when it was decided: at least `floor`, at most
+# `ceiling`. `calm`: a clock of event times that no single one can move.
+UNMARKED = np.dtype([
+    ("offset", "<i8"), ("id", "<u8"), ("payload", "<u8"), ("time", "<i8"), ("kind", "u1"),
+    ("output", "?"), ("silent", "?"), ("floor", "<i8"), ("ceiling", "<i8"), ("calm", "<i8"),
+])  # fmt: skip
 # As `semel.state.dedup_marks` packs a mark.
 _PACKED = np.dtype([("offset", ">i8"), ("time", ">i8"), ("filed", ">i8"), ("payload", ">u8"), ("outcome", "u1")])
 # Marked records of a stretch whose ids are read again, to see that the rule is that of the marks.

@@ -132,32 +132,23 @@ def floor_at(offsets: Offsets, marks: Rows, floors: Times, before_ms: int) -> Ti
 
 
 def of_unmarked(
-    unmarked: Rows,
-    has_output: Which,
-    known: Known,
-    floor: Times,
-    ceiling: Times,
-    rule: Rule,
-    gone: Missing | None,
-    *,
-    silent: Which,
-    letters_gone: bool,
+    unmarked: Rows, known: Known, rule: Rule, gone: Missing | None, *, letters_gone: bool
 ) -> NDArray[np.uint8]:
     """What became of each record that is neither marked as done nor dead-lettered: an `Outcome`.
 
-    `known`: the marks before it. `floor`, `ceiling`: what stream time was at least, and at most. `silent`: which may not have
-    been read. `letters_gone`: what is in no log may have been dead-lettered, or dropped, all the same.
+    `known`: the marks before it. `letters_gone`: what is in no log may have been dead-lettered, or dropped, all the same.
     """
-    ids, offsets, times, kinds = unmarked["id"], unmarked["offset"], unmarked["time"], unmarked["kind"]
+    offsets, kinds, has_output = unmarked["offset"], unmarked["kind"], unmarked["output"]
+    floor, ceiling = unmarked["floor"], unmarked["ceiling"]
     outcomes = np.full(len(unmarked), Outcome.LOST, np.uint8)
     keyed = kinds == Kind.KEYED
-    before = known.before(ids, offsets)
+    before = known.before(unmarked["id"], offsets)
     first = known.rows[before] if len(known.rows) else np.zeros(len(unmarked), MARK)
     protected = keyed & (before >= 0) & (floor <= first["filed"] + rule.window_ms)
     over = ceiling > rule.protects_until(first)
     equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
     dead, seen_only = first["outcome"] == DEAD, (before >= 0) & (first["outcome"] == TRIMMED)
-    late = keyed & (times + rule.window_ms < ceiling)
+    late = keyed & (unmarked["time"] + rule.window_ms < ceiling)
     outcomes[late] = _handled(rule.late, Outcome.LOST)
     if gone is not None:
         unseen = (offsets < gone.before) | ((floor <= gone.filed_before + rule.window_ms) & (not gone.first_seen))
@@ -185,8 +176,7 @@ def of_unmarked(
     outcomes[seen_only & _is(outcomes, Outcome.DROPPED, Outcome.DOUBLED)] = Outcome.PASSED
     outcomes[~has_output & _is(outcomes, Outcome.PASSED)] = Outcome.MAYBE_PASSED
     could = _is(outcomes, Outcome.MAYBE_PASSED, Outcome.MAYBE_DUPLICATE, Outcome.UNWITNESSED)
-    outcomes[silent] = np.where(could, Outcome.MAYBE_UNREAD, Outcome.UNREAD)[silent]
-    return outcomes
+    return np.where(unmarked["silent"], np.where(could, Outcome.MAYBE_UNREAD, Outcome.UNREAD), outcomes)
 
 
 def _is(outcomes: NDArray[np.uint8], *these: Outcome) -> Which:

@@ -92,7 +92,7 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
         "records": sum(part.records for part in parts),
         "took_effect": sum(part.took_effect for part in parts),
         "outputs": sum(part.outputs for part in parts),
-        "marks": history.marks.total(),
+        "marks": history.marks,
         "dead_letters": sum(part.dead_letters for part in parts),
         "duplicates": sum(part.duplicates for part in parts),
         "positions": cut.records,

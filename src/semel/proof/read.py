@@ -14,18 +14,20 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import LETTER, OUTPUT, columns, content_of, in_order, marks_of, offsets_of
-from semel.proof.cut import Cut
+from semel.proof.columns import LETTER, OUTPUT, chosen, columns, content_of, in_order, marks_of, offsets_of
 from semel.proof.laws import Origin, Placed, Whole
 from semel.proof.logs import Logs
 from semel.proof.outcomes import Missing
 from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
-from semel.proof.survey import Survey, partitions
+from semel.proof.survey import Cut, Survey, partitions
 from semel.state import lineage
 
 # As many as fit into the columns; semel never writes more.
 _DIGITS, _STEP_DIGITS = 17, 10
+# What an output is that is none of this app's with an event. A prefix that no lineage has.
+_STRANGER, _SENT, _OF_OTHERS, _NO_PREFIX = -1, -2, -3, b"\xff"
+STRANGERS_SHOWN = 3
 # Within one epoch marks may stand in another order than their events.
 _EPOCH_EVENTS = 50_000
 
@@ -34,24 +36,24 @@ class UnknownMark(SemelError):
     """The marks were written by another version."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class History:
     """All that was recorded, the source's own records aside; its rows are in the spool.
 
-    `closing`: the positions after all of it was read. `strangers`: records without lineage of this app, by topic, and the
-    first of each as witnesses; `outputs`: how many of its own are in each partition, `sent` of them without an event.
-    `deleted`: logs from which something went while they were to be read. `trimmed`: by source partition, of which events
-    the marks are gone.
+    `closing`: the positions after all of it was read. `outputs`: how many are in each partition; `sent`: how many without an
+    event. `strangers`: records without lineage, by topic, and the first of each as witnesses. `marks`: how many.
+    `trimmed`: by source partition, of which events the marks are gone. `deleted`: logs from which something went while they
+    were to be read.
     """
 
     survey: Survey
     spool: Spool
     closing: Cut
+    sent: int = 0
+    marks: int = 0
     outputs: Counter[TP] = field(default_factory=Counter[TP])
-    sent: Counter[TP] = field(default_factory=Counter[TP])
     strangers: Counter[str] = field(default_factory=Counter[str])
     stranger_witnesses: list[Witness] = field(default_factory=list[Witness])
-    marks: Counter[TP] = field(default_factory=Counter[TP])
     trimmed: dict[TP, Missing] = field(default_factory=dict[TP, Missing])
     deleted: set[TP] = field(default_factory=set[TP])
 
@@ -136,8 +138,9 @@ class _Reading:
             parsed = np.array(list(self._parsed(records)), np.int64).reshape(-1, 3)
             numbers = parsed[:, 0]
             rows = columns(OUTPUT, parsed[:, 1], step=parsed[:, 2], at=offsets_of(records), where=self._wheres[tp])
-            for at in np.flatnonzero(numbers < 0).tolist():
-                self._not_ours(tp, records[at])
+            history.sent += int(np.count_nonzero(numbers == _SENT))
+            for record in chosen(records, numbers == _STRANGER):
+                self._note_stranger(tp, record)
             for origin, number in self._origins.items():
                 outputs = rows[numbers == number]
                 if len(outputs):
@@ -162,9 +165,9 @@ class _Reading:
             remarks.add(laws.order_per_key(tp, placed, by_key))
 
     def _parsed(self, records: Sequence[Record]) -> Iterator[tuple[int, int, int]]:
-        """Of each record the number of its origin, -1 where it is none of this app's outputs, its event's offset, its step."""
+        """Of each record the number of its origin, or what it is else; its event's offset; its step."""
         # From one output to the next the part before the offset is mostly the same.
-        prefix, number = b"\xff", -1
+        prefix, number = _NO_PREFIX, _STRANGER
         for record in records:
             value = lineage.of(record.headers) or b""
             if not value.startswith(prefix):
@@ -177,24 +180,24 @@ class _Reading:
             ):  # fmt: skip
                 yield number, int(offset), int(step)
             else:
-                yield -1, 0, 0
+                yield min(number, _STRANGER), 0, 0
 
     def _origin(self, value: bytes) -> tuple[bytes, int]:
         parsed = lineage.parse(value)
-        if parsed is None or parsed.app != self._app or parsed.offset < 0:
-            return b"\xff", -1
+        if parsed is not None and parsed.app != self._app:
+            return _NO_PREFIX, _OF_OTHERS
+        if parsed is not None and not parsed.topic:
+            return _NO_PREFIX, _SENT
+        if parsed is None or parsed.offset < 0:
+            return _NO_PREFIX, _STRANGER
         origin = Origin(TP(parsed.topic, parsed.partition), self._agents.get(parsed.agent, 0))
         return b"/".join(value.split(b"/", 3)[:3]) + b"/", self._origins.setdefault(origin, len(self._origins))
 
-    def _not_ours(self, tp: TP, record: Record) -> None:
-        parsed = lineage.parse(lineage.of(record.headers) or b"")
-        if parsed is None or (parsed.app == self._app and parsed.topic):
-            self._history.strangers[tp.topic] += 1
-            if self._history.strangers[tp.topic] <= 3:
-                key = None if record.key is None else record.key.decode(errors="backslashreplace")
-                self._history.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
-        elif parsed.app == self._app:
-            self._history.sent[tp] += 1
+    def _note_stranger(self, tp: TP, record: Record) -> None:
+        self._history.strangers[tp.topic] += 1
+        if self._history.strangers[tp.topic] <= STRANGERS_SHOWN:
+            key = None if record.key is None else record.key.decode(errors="backslashreplace")
+            self._history.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
 
     # -- marks and dead letters
 
@@ -218,7 +221,7 @@ class _Reading:
                 if len(rows):
                     first = first or (int(rows["offset"].min()), int(rows["filed"][0]))
                     ahead = max(ahead, piece_ahead)
-                    self._history.marks[tp] += len(rows)
+                    self._history.marks += len(rows)
                     self._history.spool.add("marks", source, rows)
         if gone:
             before, filed = first or (2**61, 2**61)
