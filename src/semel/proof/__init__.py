@@ -1,13 +1,7 @@
 """Proof: what went into a pipeline held against what came out, law by law, with witnesses.
 
-    proof = await prove(broker, plan, clock, since_ms=None, until_ms=None, progress=None)
-    proof.verdict        Verdict.CLEAN, VIOLATED or UNPROVABLE
-    proof.findings       each a law, a sentence and its witnesses
-    proof.counts         what was looked at
-    proof.to_json(), proof.text(), html(proof)
-
-`broker` is a started `semel.port.Broker`, `plan` a pipeline's or app's `.plan()`. The pipeline may run meanwhile: what is
-committed after the position records were read is left to the next proof.
+`broker` of `prove` is a started `semel.port.Broker`, `plan` a pipeline's or app's `.plan()`. The pipeline may run meanwhile:
+what is committed after the position records were read is left to the next proof.
 """
 
 from semel.proof.html import html

@@ -11,41 +11,36 @@ from semel.proof.columns import Offsets
 from semel.proof.proof import Progress
 from semel.task.read_committed import CommittedLogs, Piece
 
+Tell = Callable[[Progress], None]
+
 
 class Recording(Protocol):
-    """Committed records of some logs, kept before compaction took them: all that it takes must be in here.
-
-    `unread` bounds what an absent effect can mean: an event that was there, and whose effects are not, is lost, unless it
-    may have gone before anybody read it.
-    """
+    """Committed records of some logs, kept before compaction took them: all that it takes must be in here."""
 
     def between(self, tp: TP, start: int, end: int) -> Sequence[Record]:
         """Those from offset `start` to `end` (exclusive), by offset; none of a log that is not recorded."""
         ...
 
     def unread(self, tp: TP, start: int, end: int) -> Offsets:
-        """The offsets of those of them that compaction may have taken before they were read; sorted."""
+        """The offsets of those of them that compaction may have taken before they were read; sorted. Only of these may the
+        effects be absent."""
         ...
 
 
 class Logs(CommittedLogs):
-    """The one reader of a proof. What a `recording` has of a log is read as if it were still there. `progress` is told of
-    each piece that was looked at; `phase` and `total` are what it is told of them.
+    """The one reader of a proof. What a `recording` has of a log is read as if it were still there. `tell` is told of each
+    piece that was looked at; `phase` and `total` are what it is told of them.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        clock: Clock,
-        recording: Recording | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        self, broker: Broker, clock: Clock, recording: Recording | None = None, tell: Tell | None = None
     ) -> None:
         super().__init__(broker, clock, "proof")
         self.recording = recording
         self.phase = "positions"
         self.total = 0
         self.done = 0
-        self._progress = progress
+        self._tell = tell
 
     async def read(self, tp: TP, start: int, end: int) -> AsyncGenerator[Piece]:
         async with aclosing(super().read(tp, start, end)) as pieces:
@@ -56,5 +51,5 @@ class Logs(CommittedLogs):
                     piece = piece._replace(records=[there[offset] for offset in sorted(there)])
                 yield piece
                 self.done += piece.next - piece.start
-                if self._progress is not None:
-                    self._progress(Progress(self.phase, self.done, max(self.total, self.done)))
+                if self._tell is not None:
+                    self._tell(Progress(self.phase, self.done, max(self.total, self.done)))

@@ -17,20 +17,14 @@ SHOWN_CHARACTERS = 2000  # of a value in a list; the row's own page shows it who
 REFRESH_S = 2
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222;background:#fff}
-nav a{margin-right:1rem}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #ddd}
-code,pre{font:13px/1.4 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-h1 small{font-weight:normal;color:#777}
+nav a{margin-right:1rem}h1 small{font-weight:normal;color:var(--dim)}
 .flow{display:flex;flex-wrap:wrap;gap:1.6rem;list-style:none;margin:1rem 0;padding:0}
-.flow li{flex:1 1 9rem;position:relative;border:1px solid #ccc;border-radius:.5rem;padding:.6rem .8rem}
-.flow li+li::before{content:"→";position:absolute;left:-1.4rem;top:.5rem;color:#888}
-.flow h2{font-size:1rem;margin:0}.flow p{margin:0 0 .4rem;color:#777;font-size:.85rem;overflow-wrap:anywhere}
+.flow li{flex:1 1 9rem;position:relative;border:1px solid var(--line);border-radius:.5rem;padding:.6rem .8rem}
+.flow li+li::before{content:"→";position:absolute;left:-1.4rem;top:.5rem;color:var(--dim)}
+.flow h2{font-size:1rem;margin:0}.flow p{margin:0 0 .4rem;color:var(--dim);font-size:.85rem;overflow-wrap:anywhere}
 .flow dl{display:grid;grid-template-columns:1fr auto;gap:0 .6rem;margin:0;font-size:.9rem}
-.flow dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}.bad{color:#b22;font-weight:bold}
+.flow dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}
 .cards li+li::before{content:none}.cards{gap:1rem}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td,.flow li{border-color:#444}
-.flow p,h1 small{color:#aaa}.bad{color:#f88}}
 """
 
 
