@@ -21,7 +21,7 @@ from semel.proof.logs import Logs
 from semel.proof.outcomes import Rule
 from semel.proof.proof import Gap, Remarks
 from semel.state import positions
-from semel.state.positions import Position, Windows
+from semel.state.positions import Position, PositionLog, Windows
 from semel.task.declaration_changes import Changes, changes
 from semel.task.start_position import check_log_ids, windows_of
 
@@ -32,16 +32,18 @@ class NothingToProve(SemelError):
 
 @dataclass(slots=True)
 class Cut:
-    """`positions`: by task. `began`: where topics, by name and id, ended when `semel reset` was run last. `records`: how many
-    positions were read.
-    """
+    """`began`: where topics, by name and id, ended when `semel reset` was run last. `records`: how many positions were read."""
 
-    positions: dict[int, Position] = field(default_factory=dict[int, Position])
     began: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
     records: int = 0
+    _logs: dict[TP, PositionLog] = field(default_factory=dict[TP, PositionLog])
     _read_to: dict[TP, int] = field(default_factory=dict[TP, int])
-    _recent: dict[int, list[tuple[int, Position]]] = field(default_factory=dict[int, list[tuple[int, Position]]])
-    _resetting: set[int] = field(default_factory=set[int])
+    _recent: dict[TP, list[tuple[int, Position]]] = field(default_factory=dict[TP, list[tuple[int, Position]]])
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """By task."""
+        return {tp.partition: log.position for tp, log in self._logs.items() if log.position is not None}
 
     async def read(self, logs: Logs, plan: Plan, tps: list[TP], remarks: Remarks) -> None:
         """Read on to the ends as they are now. NothingToProve while a reset is under way."""
@@ -51,31 +53,27 @@ class Cut:
                 for record in piece.records:
                     self._see(tp, record, remarks)
             self._read_to[tp] = ends[tp]
-        if self._resetting:
+        if any(log.resetting for log in self._logs.values()):
             raise NothingToProve(
                 f"{plan.positions_topic} says that a reset of {plan.app!r} is under way or was broken off; run `semel reset` "
                 "again, then prove"
             )
 
     def _see(self, tp: TP, record: Record, remarks: Remarks) -> None:
-        task, value = tp.partition, record.value
-        if record.key == positions.RESETTING_KEY:
-            (self._resetting.discard if value is None else self._resetting.add)(task)
-        elif record.key == positions.BEGAN_KEY and value is not None:
-            told: dict[str, Any] = orjson.loads(value)
-            self.began = {(name, at["id"]): [int(end) for end in at["ends"]] for name, at in told["topics"].items()}
-        elif record.key == positions.KEY and value is None:
-            self.positions.pop(task, None)
-            self._recent.pop(task, None)
-        elif record.key == positions.KEY and value is not None:
-            position = self.positions[task] = positions.decode(value, f"{tp.topic}[{task}]@{record.offset}")
+        position = self._logs.setdefault(tp, PositionLog()).see(record, tp)
+        if position is not None:
             self.records += 1
-            recent = self._recent[task] = [*self._recent.get(task, [])[-2:], (record.offset, position)]
+            recent = self._recent[tp] = [*self._recent.get(tp, [])[-2:], (record.offset, position)]
             if len(recent) > 1:
                 remarks.add(laws.position_never_back(tp, record.offset, recent[-2][1], position))
             if len(recent) > 2:
                 at, late = recent[1]
                 remarks.add(laws.fenced_writes_nothing(tp, at, recent[0][1], late, position))
+        elif record.key == positions.KEY:
+            self._recent.pop(tp, None)
+        elif record.key == positions.BEGAN_KEY and record.value is not None:
+            told: dict[str, Any] = orjson.loads(record.value)
+            self.began = {(name, at["id"]): [int(end) for end in at["ends"]] for name, at in told["topics"].items()}
 
     def next(self, tp: TP) -> int:
         """How far the last of the agents has come in a source partition; -1 where none ever was."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from semel.errors import RecoveryError
+from semel.port import TP, Record
 
 VERSION = 1
 KEY = b"position"
@@ -191,6 +192,28 @@ def decode(raw: bytes, where: str) -> Position:
             f"the position record in {where} cannot be read ({exc}); it was written by another version of semel, or by "
             "another program: run the version that wrote it, or `semel reset`"
         ) from exc
+
+
+@dataclass(slots=True)
+class PositionLog:
+    """What a partition of the positions says, as far as it was read: the last `position`, at which `offset` it stands, and
+    whether a reset is under way.
+    """
+
+    position: Position | None = None
+    offset: int = -1
+    resetting: bool = False
+
+    def see(self, record: Record, tp: TP) -> Position | None:
+        """The next record; the position that it is, if it is one. RecoveryError."""
+        if record.key == RESETTING_KEY:
+            self.resetting = record.value is not None
+        if record.key != KEY:
+            return None
+        where = f"{tp.topic}[{tp.partition}]@{record.offset}"
+        self.position = None if record.value is None else decode(record.value, where)
+        self.offset = record.offset
+        return self.position
 
 
 def from_json(fields: dict[str, Any]) -> Position:

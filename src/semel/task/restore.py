@@ -21,7 +21,7 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.fetch.fetch_errors import FetchErrors
 from semel.state import positions
-from semel.state.positions import Position
+from semel.state.positions import Position, PositionLog
 from semel.state.store import Store
 from semel.state.task import Task, task_meta
 from semel.task.declaration_changes import changes
@@ -122,11 +122,11 @@ class Restorer:
         task.restoring_since = self._clock.monotonic()
         task.logs = {tp.topic: {"id": topics[tp.topic].id, "next": at[tp]} for tp in logs}
         task.stamp_offset = int(meta.get("stamp", -1)) if position is not None else -1
-        held = _Held(position, task.stamp_offset)
+        stored, held = position, PositionLog(position, task.stamp_offset)
         began, stood = {tp.topic: starts[tp] for tp in logs}, {tp.topic: at[tp] for tp in logs}
         for tp in logs:
             # Positions come last, so that a store never says it is further than its rows are.
-            if moved := await self._read(task, tp, at[tp], ends[tp], held):
+            if moved := await self._read(task, tp, at[tp], ends[tp], held, stored):
                 began[tp.topic], stood[tp.topic] = moved, 0
         try:
             self._say(bereft(self._plan, task.partition, held.position, began, stood))
@@ -219,11 +219,7 @@ class Restorer:
         """What another task's position record says."""
         tp = TP(self._plan.positions_topic, partition)
         ends, starts = await self._logs.ends([tp]), await self._logs.starts([tp])
-        held = _Held(None, -1)
-        async for piece in self._logs.read(tp, starts[tp], ends[tp]):
-            for record in piece.records:
-                held.see(record, tp)
-        return held.position
+        return await self._recorded(partition, starts, ends)
 
     async def _changes(self, task: Task, group_offsets: Mapping[TP, int]) -> bool:
         """Whether the group's offsets become others within a while."""
@@ -269,10 +265,10 @@ class Restorer:
 
     async def _recorded(self, partition: int, starts: Mapping[TP, int], ends: Mapping[TP, int]) -> Position | None:
         """What the positions say, without noting any of it."""
-        tp = TP(self._plan.positions_topic, partition)
-        looking, held = Task(partition), _Held(None, -1)
-        looking.logs = {tp.topic: {"next": starts[tp]}}
-        await self._read(looking, tp, starts[tp], ends[tp], held)
+        tp, held = TP(self._plan.positions_topic, partition), PositionLog()
+        async for piece in self._logs.read(tp, starts[tp], ends[tp]):
+            for record in piece.records:
+                held.see(record, tp)
         return held.position
 
     # -- the cases of a rebuild that a store which can be read is in
@@ -330,7 +326,7 @@ class Restorer:
 
     # -- reading a log
 
-    async def _read(self, task: Task, tp: TP, at: int, end: int, held: _Held) -> int:
+    async def _read(self, task: Task, tp: TP, at: int, end: int, held: PositionLog, stored: Position | None) -> int:
         """Where the log began anew because records were deleted while it was read; 0 where none were."""
         first, moved = at, 0
         async for piece in self._logs.read(tp, at, end):
@@ -338,7 +334,7 @@ class Restorer:
                 moved = (await self._logs.starts([tp]))[tp]
                 continue
             await self._pass("restore.chunk")
-            self._apply(task, tp, piece, held)
+            self._apply(task, tp, piece, held, stored)
             task.restored += piece.next - at
             at = task.logs[tp.topic]["next"] = piece.next
             await self._clock.sleep(0)
@@ -346,7 +342,7 @@ class Restorer:
             log.info("task %d: %s read from %d to %d", task.partition, tp.topic, first, at)
         return moved
 
-    def _apply(self, task: Task, tp: TP, piece: Piece, held: _Held) -> None:
+    def _apply(self, task: Task, tp: TP, piece: Piece, held: PositionLog, stored: Position | None) -> None:
         """A piece of a log enters the store together with how far it was read."""
         if tp.topic == self._plan.positions_topic:
             # Nothing of this log is noted until all of it is judged: a record that forbids to start must be met again.
@@ -357,7 +353,7 @@ class Restorer:
         next(state for state in task.state_logs if state.topic == tp.topic).replay(batch, piece.records)
         # Until the end the old position stays beside newer rows, and neither is used.
         task.logs[tp.topic]["next"] = piece.next
-        batch.meta(task.partition, task_meta(task, held.stored, task.as_of_ms))
+        batch.meta(task.partition, task_meta(task, stored, task.as_of_ms))
         self._store.write(batch)
 
     async def committed(self, tp: TP, since: int, stamp: tuple[str, int, int]) -> bool:
@@ -375,21 +371,3 @@ class Restorer:
                         if recorded.stamp == stamp:
                             return True
         return False
-
-
-class _Held:
-    """The last position record seen while a log is read. `stored`: what the store said when reading began."""
-
-    def __init__(self, position: Position | None, offset: int) -> None:
-        self.position = position
-        self.offset = offset
-        self.stored = position
-        self.resetting = False
-
-    def see(self, record: Record, tp: TP) -> None:
-        if record.key == positions.RESETTING_KEY:
-            self.resetting = record.value is not None
-        if record.key == positions.KEY:
-            where = f"{tp.topic}[{tp.partition}]@{record.offset}"
-            self.position = None if record.value is None else positions.decode(record.value, where)
-            self.offset = record.offset

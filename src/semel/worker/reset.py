@@ -25,7 +25,7 @@ from semel.stages.commit.epoch import SealedEpoch, by_partition
 from semel.stages.commit.transaction import CommitFailed, Writer
 from semel.stages.sink.destination import Out
 from semel.state import positions
-from semel.state.positions import Position, Sink, StreamTime, TopicPosition
+from semel.state.positions import Position, PositionLog, Sink, StreamTime, TopicPosition
 from semel.task import log_owners
 from semel.task.read_committed import CommittedLogs
 from semel.task.topics import Topics
@@ -305,16 +305,12 @@ async def _positions(broker: Broker, clock: Clock, topic: TopicInfo) -> tuple[li
     logs = CommittedLogs(broker, clock, "restore")
     tps = [TP(topic.name, p) for p in range(topic.partitions)]
     starts, ends = await logs.starts(tps), await broker.list_offsets(tps, LATEST, committed=True)
-    held: list[Position] = []
-    marks: dict[TP, bool] = {}
+    written: list[Position | None] = []
+    held = {tp: PositionLog() for tp in tps}
     for tp in tps:
         async for piece in logs.read(tp, starts[tp], ends[tp]):
-            for record in piece.records:
-                if record.key == positions.RESETTING_KEY:
-                    marks[tp] = record.value is not None
-                elif record.key == positions.KEY and record.value is not None:
-                    held.append(positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}"))
-    return held, any(marks.values())
+            written += [held[tp].see(record, tp) for record in piece.records]
+    return [position for position in written if position is not None], any(log.resetting for log in held.values())
 
 
 async def _ends(broker: Broker, names: list[str]) -> bytes:
