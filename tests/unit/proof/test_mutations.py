@@ -105,6 +105,17 @@ async def test_a_redelivered_event_that_took_effect_within_the_window_is_doubled
 
 
 @every_time
+async def test_an_event_that_has_two_marks_took_effect_twice(histories: Histories, seed: int) -> None:
+    history = await histories(seed=seed).filled()
+    entry, record = history.some(MARKS)
+    history.cluster.write(TP(MARKS, history.partition_of(MARKS, entry)), [(record.key, record.value)])
+    proof = await history.proof()
+    assert broken(proof) == {Law.NO_DUPLICATE, Law.CONSERVATION}, proof.text()
+    [finding] = [f for f in proof.findings if f.law is Law.NO_DUPLICATE]
+    assert [w.offset for w in finding.witnesses] == [mark_offset(record)]
+
+
+@every_time
 async def test_an_output_of_an_event_that_counted_as_a_duplicate_is_doubled(histories: Histories, seed: int) -> None:
     history = await histories(seed=seed).filled()
     marked = {(history.partition_of(MARKS, e), mark_offset(r)) for e, r in history.entries(MARKS)}
