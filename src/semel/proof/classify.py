@@ -57,39 +57,22 @@ class Tally:
     """What was found of a source partition, offsets `start` to `end` (exclusive).
 
     `unread`: those of its `records` that led to nothing and may have been compacted away before they were read.
-    `with_output`: events that have one. `outcomes`: how many have each `Outcome`, of records that no mark names. `gaps`: by
-    outcome.
+    `took_effect`: by what is there; `maybe`: those that did unless they were dropped or duplicates; `unwitnessed`: those that
+    nothing tells of. `with_output`: events that have one. `gaps`: by the outcome of their events.
     """
 
     start: int
     end: int
     records: int = 0
     unread: int = 0
-    done: int = 0
+    took_effect: int = 0
+    maybe: int = 0
+    unwitnessed: int = 0
+    duplicates: int = 0
     letters: int = 0
     with_output: int = 0
     outputs: Counter[str] = field(default_factory=Counter[str])
-    outcomes: Counter[Outcome] = field(default_factory=Counter[Outcome])
     gaps: dict[Outcome, Gap] = field(default_factory=dict[Outcome, Gap])
-
-    @property
-    def unwitnessed(self) -> int:
-        return self.outcomes[Outcome.UNWITNESSED]
-
-    @property
-    def took_effect(self) -> int:
-        """By what is there."""
-        return self.done + self.outcomes[Outcome.PASSED]
-
-    @property
-    def maybe(self) -> int:
-        """Events that took effect unless they were dropped or duplicates."""
-        of = self.outcomes
-        return of[Outcome.MAYBE_PASSED] + of[Outcome.MAYBE_DUPLICATE] + of[Outcome.MAYBE_UNREAD]
-
-    @property
-    def duplicates(self) -> int:
-        return self.outcomes[Outcome.DUPLICATE] + self.outcomes[Outcome.MAYBE_DUPLICATE]
 
 
 async def classify(history: History, tp: TP, logs: Logs, remarks: Remarks) -> Tally:
@@ -203,7 +186,9 @@ class _Classifier:
             say(laws.effect_again(tp, self._known, stretch.marks, rule))
             self._add_marked(stretch, rule)
         elif stretch.judged:
-            tally.done += len(stretch.records) - len(stretch.silent) - distinct(np.sort(stretch.letters["offset"]))
+            tally.took_effect += (
+                len(stretch.records) - len(stretch.silent) - distinct(np.sort(stretch.letters["offset"]))
+            )
 
     def _add_marked(self, stretch: Stretch, rule: Rule) -> None:
         # How marks of another window moved stream time, that of now does not say.
@@ -214,7 +199,7 @@ class _Classifier:
             before, self._begun = int(marks[0]["filed"]), True
         floors = outcomes.stream_floor(marks, stretch.records, before, rule.window_ms)
         if stretch.judged:
-            self.tally.done += int(np.count_nonzero(marks["outcome"] == DONE))
+            self.tally.took_effect += int(np.count_nonzero(marks["outcome"] == DONE))
             rows = stretch.unmarked
             rows["floor"] = outcomes.floor_at(rows["offset"], marks, floors, before)
             rows["ceiling"] = outcomes.ceiling_at(rows["offset"], marks, self._stream_ms)
@@ -235,7 +220,11 @@ class _Classifier:
             self._know_by_sight(rows, rule, self._gone)
         letters_gone = not self._whole.letters or self._dropped_before
         outcome = outcomes.of_unmarked(rows, self._known, rule, self._gone, letters_gone=letters_gone)
-        self.tally.outcomes.update({Outcome(o): n for o, n in enumerate(np.bincount(outcome).tolist())})
+        count, tally = np.bincount(outcome, minlength=len(Outcome)).tolist(), self.tally
+        tally.took_effect += count[Outcome.PASSED]
+        tally.maybe += count[Outcome.MAYBE_PASSED] + count[Outcome.MAYBE_DUPLICATE] + count[Outcome.MAYBE_UNREAD]
+        tally.unwitnessed += count[Outcome.UNWITNESSED]
+        tally.duplicates += count[Outcome.DUPLICATE] + count[Outcome.MAYBE_DUPLICATE]
         for unknown in _UNKNOWN:
             self._gap(rows["offset"][outcome == unknown], unknown)
         self._remarks.add(laws.of_outcomes(self._tp, rows, outcome, self._known))
