@@ -90,8 +90,9 @@ async def classify(history: History, tp: TP, logs: Logs, remarks: Remarks) -> Ta
         for rows, what in ((marks, "a mark"), (outputs, "outputs"), (letters, "a dead letter")):
             remarks.add(laws.within_position(tp, rows, closing, what))
         marks = marks[np.argsort(marks["offset"], kind="stable")]
-        # Below what their agent had come to.
-        outputs, letters = (rows[rows["offset"] < cuts[rows["agent"]]] for rows in (outputs, letters))
+        if len(set(cuts.tolist())) > 1:
+            # Below what their agent had come to.
+            outputs, letters = (rows[rows["offset"] < cuts[rows["agent"]]] for rows in (outputs, letters))
         first, after = number * spool.block, (number + 1) * spool.block
         if first < judged.start:
             # Those events are not judged: what they led to counts, and is there once.
