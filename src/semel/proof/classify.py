@@ -96,14 +96,9 @@ async def classify(history: History, tp: TP, logs: Logs, remarks: Remarks) -> Ta
         first, after = number * spool.block, (number + 1) * spool.block
         if first < judged.start:
             # Those events are not judged: what they led to counts, and is there once.
-            counted = judged.start if survey.everything else first
-            classifier.add(
-                Stretch.unjudged(
-                    between(marks, first, judged.start),
-                    between(outputs, first, counted),
-                    between(letters, first, counted),
-                )
-            )
+            marked, counted = between(marks, first, judged.start), judged.start if survey.everything else first
+            earlier = between(outputs, first, counted), between(letters, first, counted)
+            classifier.add(Stretch(False, marked, *earlier, records=marked["offset"]))
         low, high = max(judged.start, first), min(judged.end, after)
         if low < high:
             marks, outputs, letters = (between(rows, low, high) for rows in (marks, outputs, letters))

@@ -6,8 +6,8 @@ is behind a hash is read again from the log when somebody has to be named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -138,7 +138,6 @@ class Source:
         self._payload_of = dedup.payload_reader()
 
     def unmarked(self, records: Sequence[Record]) -> Rows:
-        """The columns of records that no mark names."""
         if not records:
             return columns(UNMARKED)
         read = (self._columns(value, record) for record, value in zip(records, self._decode(records), strict=True))
@@ -171,7 +170,6 @@ class Source:
         return id if type(id) is bytes else None
 
     def id_text(self, record: Record) -> str | None:
-        """The dedup id as a person knows it."""
         id = self._id(self._decode([record])[0], record)
         return None if id is None else id.decode(errors="backslashreplace")
 
@@ -208,15 +206,10 @@ class Stretch:
     outputs: Rows
     letters: Rows
     records: Offsets
-    unmarked: Rows
-    contents: dict[int, int]
-    gone: int
-    silent: Offsets
-
-    @classmethod
-    def unjudged(cls, marks: Rows, outputs: Rows, letters: Rows) -> Stretch:
-        none = columns(UNMARKED)
-        return cls(False, marks, outputs, letters, marks["offset"], none, {}, 0, none["offset"])
+    unmarked: Rows = field(default_factory=lambda: columns(UNMARKED))
+    contents: Mapping[int, int] = field(default_factory=dict[int, int])
+    gone: int = 0
+    silent: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Known:

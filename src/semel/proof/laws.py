@@ -18,26 +18,13 @@ from semel.proof.proof import Finding, Law, Witness, place
 from semel.state.dedup_marks import DEAD, DONE
 from semel.state.positions import Position
 
-# What is broken where a record has this outcome, and what is said of it.
-_BROKEN = {
-    Outcome.LOST: (
-        Law.NO_LOSS,
-        "is lost: no mark, no dead letter and no earlier event of its id within the window accounts for it",
-    ),
-    Outcome.LOST_UNDECODABLE: (Law.NO_LOSS, "is lost: it cannot be decoded, and it is not in the dead letters"),
-    Outcome.LOST_MISSING: (
-        Law.NO_LOSS, "is lost: its id or its time cannot be read, and it is not in the dead letters",
-    ),
-    Outcome.LOST_CONFLICT: (
-        Law.NO_LOSS,
-        "is lost: it has the id of an earlier event and another payload, and it is not in the dead letters",
-    ),
-    Outcome.LOST_DEAD: (
-        Law.NO_LOSS,
-        "is lost: the first event of its id is in the dead letters, where it had to follow, and it is not there",
-    ),
-    Outcome.TORN: (Law.ATOMIC, "has outputs, and no mark says that it took effect"),
-}  # fmt: skip
+_LOST = {
+    Outcome.LOST: "no mark, no dead letter and no earlier event of its id within the window accounts for it",
+    Outcome.LOST_UNDECODABLE: "it cannot be decoded, and it is not in the dead letters",
+    Outcome.LOST_MISSING: "its id or its time cannot be read, and it is not in the dead letters",
+    Outcome.LOST_CONFLICT: "it has the id of an earlier event and another payload, and it is not in the dead letters",
+    Outcome.LOST_DEAD: "the first event of its id is in the dead letters, where it had to follow, and it is not there",
+}
 
 
 class Whole(NamedTuple):
@@ -48,9 +35,8 @@ class Whole(NamedTuple):
     source: bool = True
 
 
-def _of_event(law: Law, tp: TP, offset: int, claim: str, *more: Witness) -> Finding:
-    """`claim` of the event at an offset, which is the first witness."""
-    return Finding(law, f"the event at {place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"), *more))
+def _of_event(law: Law, tp: TP, offset: int, claim: str) -> Finding:
+    return Finding(law, f"the event at {place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"),))
 
 
 def _standing(row: Any, wheres: Sequence[TP], what: str) -> Witness:
@@ -66,16 +52,16 @@ def of_outcomes(tp: TP, unmarked: Rows, outcome: NDArray[np.uint8], known: Known
     offsets = unmarked["offset"][broken]
     first_of = known.before(unmarked["id"][broken], offsets)
     for offset, why, first in zip(offsets.tolist(), outcome[broken].tolist(), first_of.tolist(), strict=True):
-        if why != Outcome.DOUBLED:
-            law, claim = _BROKEN[Outcome(why)]
-            yield _of_event(law, tp, offset, claim)
-            continue
-        of = int(known.rows[first]["offset"])
-        yield Finding(
-            Law.NO_DUPLICATE,
-            f"the event at {place(tp, offset)} is a duplicate of the one at offset {of}, and it has outputs",
-            (Witness(tp, of, "took effect"), Witness(tp, offset, "the duplicate")),
-        )
+        if why == Outcome.DOUBLED:
+            of = int(known.rows[first]["offset"])
+            claim = f"the event at {place(tp, offset)} is a duplicate of the one at offset {of}, and it has outputs"
+            yield Finding(
+                Law.NO_DUPLICATE, claim, (Witness(tp, of, "took effect"), Witness(tp, offset, "the duplicate"))
+            )
+        elif why == Outcome.TORN:
+            yield _of_event(Law.ATOMIC, tp, offset, "has outputs, and no mark says that it took effect")
+        else:
+            yield _of_event(Law.NO_LOSS, tp, offset, f"is lost: {_LOST[Outcome(why)]}")
 
 
 # -- no duplicate
@@ -221,8 +207,7 @@ def _steps_missing(tp: TP, outputs: Rows) -> Iterator[Finding]:
     begins = np.append(True, event[1:] != event[:-1])
     wanted = np.where(begins, 0, np.append(0, step[:-1] + 1))
     # One that is there twice stands beside itself.
-    twice = ~begins & (step == wanted - 1)
-    gaps = (step != wanted) & ~twice
+    gaps = (step != wanted) & (begins | (step != wanted - 1))
     for offset, there, missing in zip(rows["offset"][gaps], step[gaps], wanted[gaps], strict=True):
         yield _of_event(Law.ATOMIC, tp, offset, f"has output {there}, and output {missing} is not there")
 

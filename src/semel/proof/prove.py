@@ -50,7 +50,8 @@ async def prove(
     logs, remarks = Logs(broker, clock, recording, progress), Remarks()
     with tempfile.TemporaryDirectory(prefix="semel-prove-") as folder:
         there = await survey(logs, plan, since_ms, until_ms, remarks)
-        logs.total = logs.done + there.offsets
+        written = sum(end - there.starts[tp] for tp, end in there.ends.items())
+        logs.total = logs.done + written + sum(judged.end - judged.start for judged in there.sources.values())
         history = await read(there, logs, Spool(Path(folder), block=block), remarks)
         logs.phase = "events"
         tallies = {tp: await classify(history, tp, logs, remarks) for tp in there.sources}

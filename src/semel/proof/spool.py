@@ -40,7 +40,7 @@ class Spool:
         self._files_made = 0
 
     def add(self, kind: str, tp: TP, rows: Rows) -> None:
-        """Rows of one of `KINDS` with a source offset in `tp`, in any order."""
+        """Rows of one of `KINDS`, in any order. `tp`: the source partition that their offsets are of."""
         blocks = rows["offset"] // self.block
         for number in np.unique(blocks).tolist():
             self._held[_Place(kind, tp, number)].append(rows[blocks == number])
@@ -60,7 +60,6 @@ class Spool:
         return np.concatenate(parts) if parts else columns(KINDS[kind])
 
     def blocks(self, tp: TP) -> list[int]:
-        """The numbers of the blocks that have rows of any kind."""
         return sorted({place.block for place in (*self._held, *self._files) if place.tp == tp})
 
     def partitions(self) -> set[TP]:

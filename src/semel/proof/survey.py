@@ -129,12 +129,6 @@ class Survey:
     ends: Mapping[TP, int]
     untouched: frozenset[TP]
 
-    @property
-    def offsets(self) -> int:
-        """How many are to be read."""
-        written = sum(end - self.starts[tp] for tp, end in self.ends.items())
-        return written + sum(judged.end - judged.start for judged in self.sources.values())
-
 
 def partitions(topics: Mapping[str, TopicInfo], *names: str) -> list[TP]:
     """Of those of the topics that are there."""
