@@ -329,15 +329,16 @@ class Restorer:
     async def _read(self, task: Task, tp: TP, at: int, end: int, held: PositionLog, stored: Position | None) -> int:
         """Where the log began anew because records were deleted while it was read; 0 where none were."""
         first, moved = at, 0
-        async for piece in self._logs.read(tp, at, end):
-            if piece.missing:
-                moved = (await self._logs.starts([tp]))[tp]
-                continue
-            await self._pass("restore.chunk")
-            self._apply(task, tp, piece, held, stored)
-            task.restored += piece.next - at
-            at = task.logs[tp.topic]["next"] = piece.next
-            await self._clock.sleep(0)
+        async with aclosing(self._logs.read(tp, at, end)) as pieces:
+            async for piece in pieces:
+                if piece.missing:
+                    moved = (await self._logs.starts([tp]))[tp]
+                    continue
+                await self._pass("restore.chunk")
+                self._apply(task, tp, piece, held, stored)
+                task.restored += piece.next - at
+                at = task.logs[tp.topic]["next"] = piece.next
+                await self._clock.sleep(0)
         if at - first > CHUNK_RECORDS:
             log.info("task %d: %s read from %d to %d", task.partition, tp.topic, first, at)
         return moved
