@@ -223,9 +223,7 @@ class Known:
     def later(self, marks: Rows) -> Known:
         """With more marks. Putting them in place is much less than sorting all."""
         marks = marks[np.lexsort((marks["offset"], marks["id"]))]
-        before = self.before(marks["id"], marks["offset"])
-        at = np.where(before >= 0, before + 1, np.searchsorted(self.rows["id"], marks["id"]))
-        return Known(np.insert(self.rows, at, marks)) if len(marks) else self
+        return Known(np.insert(self.rows, self._place(marks["id"], marks["offset"])[0], marks)) if len(marks) else self
 
     def protecting(self, since_ms: int) -> Known:
         """Without those filed before, as soon as they are many: they change nothing but memory."""
@@ -234,13 +232,18 @@ class Known:
 
     def before(self, ids: Rows, offsets: Offsets) -> NDArray[np.intp]:
         """For each (id, offset): the row of the last mark of that id at a lower offset; -1 for none."""
+        at, same = self._place(ids, offsets)
+        return np.where(same, at - 1, -1)
+
+    def _place(self, ids: Rows, offsets: Offsets) -> tuple[NDArray[np.intp], Which]:
+        """Behind which rows each (id, offset) belongs, and whether the last of them is of the same id."""
         held = self.rows
         if not len(held):
-            return np.full(len(ids), -1)
-        at = np.searchsorted(held["id"], ids, side="right") - 1
+            return np.zeros(len(ids), np.intp), np.zeros(len(ids), np.bool_)
+        at = np.searchsorted(held["id"], ids, side="right")
         while True:
-            same = (at >= 0) & (held["id"][at] == ids)
-            too_late = same & (held["offset"][at] >= offsets)
+            same = (at > 0) & (held["id"][at - 1] == ids)
+            too_late = same & (held["offset"][at - 1] >= offsets)
             if not too_late.any():
-                return np.where(same, at, -1)
+                return at, same
             at = at - too_late

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -110,6 +111,14 @@ async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> Hi
     return history
 
 
+class _Lineages(NamedTuple):
+    """Of each record the number of its origin, or what it is else; its event's offset; its step."""
+
+    numbers: list[int]
+    offsets: list[int]
+    steps: list[int]
+
+
 class _Reading:
     def __init__(self, history: History, logs: Logs) -> None:
         self._history = history
@@ -135,9 +144,11 @@ class _Reading:
         history, ordered = self._history, True
         last: dict[Origin, tuple[int, int]] = {}
         async for records in self._records(tp):
-            parsed = np.array(list(self._parsed(records)), np.int64).reshape(-1, 3)
-            numbers = parsed[:, 0]
-            rows = columns(OUTPUT, parsed[:, 1], step=parsed[:, 2], at=offsets_of(records), where=self._wheres[tp])
+            lineages = self._lineages(records)
+            numbers = np.array(lineages.numbers, np.int64)
+            rows = columns(
+                OUTPUT, lineages.offsets, step=lineages.steps, at=offsets_of(records), where=self._wheres[tp]
+            )
             history.sent += int(np.count_nonzero(numbers == _SENT))
             for record in chosen(records, numbers == _STRANGER):
                 self._note_stranger(tp, record)
@@ -155,17 +166,17 @@ class _Reading:
         """An output partition, once more, by key."""
         by_key: dict[tuple[bytes | None, Origin], Placed] = {}
         async for records in self._records(tp):
-            parsed = list(self._parsed(records))
-            origins = list(self._origins)
+            lineages, origins = self._lineages(records), list(self._origins)
             placed = (
                 Placed(record.offset, record.key, origins[number], offset, step)
-                for record, (number, offset, step) in zip(records, parsed, strict=True)
+                for record, number, offset, step in zip(records, *lineages, strict=True)
                 if number >= 0
             )
             remarks.add(laws.order_per_key(tp, placed, by_key))
 
-    def _parsed(self, records: Sequence[Record]) -> Iterator[tuple[int, int, int]]:
-        """Of each record the number of its origin, or what it is else; its event's offset; its step."""
+    def _lineages(self, records: Sequence[Record]) -> _Lineages:
+        lineages = _Lineages([], [], [])
+        numbers, offsets, steps = lineages
         # From one output to the next the part before the offset is mostly the same.
         prefix, number = _NO_PREFIX, _STRANGER
         for record in records:
@@ -178,9 +189,14 @@ class _Reading:
                 number >= 0 and slash and offset.isdigit() and step.isdigit()
                 and len(offset) < _DIGITS and len(step) < _STEP_DIGITS
             ):  # fmt: skip
-                yield number, int(offset), int(step)
+                numbers.append(number)
+                offsets.append(int(offset))
+                steps.append(int(step))
             else:
-                yield min(number, _STRANGER), 0, 0
+                numbers.append(min(number, _STRANGER))
+                offsets.append(0)
+                steps.append(0)
+        return lineages
 
     def _origin(self, value: bytes) -> tuple[bytes, int]:
         parsed = lineage.parse(value)
