@@ -6,6 +6,8 @@ be handled by nobody.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,9 +32,12 @@ def kind_of(run: Callable[..., Any], kind: Kind | None = None) -> AgentKind:
     (`AsyncIterable`, `AsyncIterator`, a class with `__aiter__`), or a coroutine function iterates over it: `async for` over the
     parameter, its `events()`, `items()`, `filter()`, `enumerate()`, `batches()`.
 
+    A class takes what its `__init__` does, or the stream where its instances are iterated over.
+
     `kind`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
     `functools.wraps` counts: the outermost of which it is certain. DeclarationError for what cannot be called with one argument,
-    and for a coroutine function of which it is certain neither way, and whose parameter has the name of many.
+    and for a coroutine function of which it is certain neither way, and whose parameter has the name of many, or is asked for what a stream has; and for what takes the
+    stream and could not go through it.
     """
     name = called(run)
     if not callable(run):
@@ -61,8 +66,10 @@ def kind_of(run: Callable[..., Any], kind: Kind | None = None) -> AgentKind:
             f"agent {name!r} is an async generator, and kind='event': nobody iterates over what it gives of one event. Make it "
             "take the stream, with `async for event in stream:` around its `yield`s, or return one result"
         )
-    takes_stream = kind == "stream" if kind is not None else _takes_stream(layers, name)
+    _check_no_context_manager(layers, name)
+    takes_stream = kind == "stream" if kind is not None else _takes_stream(run, layers, name)
     if takes_stream:
+        _check_goes_through_stream(run, layers, name)
         return AgentKind.STREAM
     awaited = any(inspect.iscoroutinefunction(layer.function) for layer in layers)
     return AgentKind.COROUTINE if awaited else AgentKind.FUNCTION
@@ -89,13 +96,66 @@ def _parameter(function: FunctionType, given: int) -> inspect.Parameter | None:
     return None if first is None or first.kind is inspect.Parameter.VAR_POSITIONAL else first
 
 
-def _takes_stream(layers: list[_Layer], name: str) -> bool:
+def _check_no_context_manager(layers: list[_Layer], name: str) -> None:
+    for layer in layers:
+        function = layer.function
+        # Its decorators name what they make after what they wrap; the module that they are of stays.
+        if function.__globals__ is vars(contextlib) and function.__code__.co_name == "helper":
+            raise DeclarationError(
+                f"agent {name!r} gives a context manager, for a `with` statement, and nobody enters it; take the decorator off, "
+                "and use it within the agent"
+            )
+
+
+def _check_goes_through_stream(run: Any, layers: list[_Layer], name: str) -> None:
+    cls = _class_of(run)
+    if cls is not None and not any(hasattr(cls, method) for method in ("__aiter__", "__anext__", "__await__")):
+        raise DeclarationError(
+            f"agent {name!r} is a class that takes the stream, and nobody iterates over its instances; give it `__aiter__`, or "
+            "declare a function: `async def agent(stream)`"
+        )
+    if len(layers) != 1:
+        return
+    [layer] = layers
+    if inspect.iscoroutinefunction(layer.function) or inspect.isasyncgenfunction(layer.function):
+        return
+    if layer.shape is not None and layer.shape.returns_nothing:
+        raise DeclarationError(
+            f"agent {name!r} takes the stream, is a plain function and returns nothing: nobody goes through the stream; declare "
+            "it with async def, and iterate with `async for event in stream:`"
+        )
+
+
+def _class_of(run: Any) -> type | None:
+    while isinstance(run, functools.partial):
+        run = cast("functools.partial[Any]", run).func
+    return cast("type", run) if isinstance(run, type) else None
+
+
+def _class_takes_stream(cls: type) -> bool | None:
+    """None where neither its `__init__` nor what its instances are says so."""
+    init = cls.__init__
+    if isinstance(init, FunctionType):
+        parameter = _parameter(init, 1)
+        declared = _declares_stream(init, parameter) if parameter is not None else None
+        if declared is not None:
+            return declared
+    # What is iterated over that way is no result of an event.
+    return True if hasattr(cls, "__aiter__") or hasattr(cls, "__anext__") else None
+
+
+def _takes_stream(run: Any, layers: list[_Layer], name: str) -> bool:
+    cls = _class_of(run)
+    if cls is not None:
+        return _class_takes_stream(cls) or False
     for layer in layers:
         certain = _layer_takes_stream(layer, name)
         if certain is not None:
             return certain
     parameter = next((layer.parameter.name for layer in layers if layer.parameter is not None), "its parameter")
-    if not any(inspect.iscoroutinefunction(layer.function) for layer in layers) or not _NAME_OF_MANY.search(parameter):
+    if not any(inspect.iscoroutinefunction(layer.function) for layer in layers):
+        return False
+    if not _NAME_OF_MANY.search(parameter) and not any(shape.as_stream for shape in _shapes(layers)):
         return False
     raise DeclarationError(
         f"agent {name!r} may take the stream or one event at a time: what can be seen of its code says neither for certain. "
@@ -108,6 +168,7 @@ def _layer_takes_stream(layer: _Layer, name: str) -> bool | None:
     """None where it is not certain."""
     function, parameter = layer
     if inspect.isasyncgenfunction(function):
+        _check_not_of_one_event(layer, name)
         return True
     declared = _declares_stream(function, parameter) if parameter is not None else None
     if declared:
@@ -125,6 +186,20 @@ def _layer_takes_stream(layer: _Layer, name: str) -> bool | None:
     if shape.iterates != shape.takes_event:
         return shape.iterates
     return False if _gives_value(function) else None
+
+
+def _check_not_of_one_event(generator: _Layer, name: str) -> None:
+    function, parameter = generator
+    # A decorator has the annotations of what it wraps, and another parameter.
+    if parameter is None or hasattr(function, "__wrapped__") or _declares_stream(function, parameter) is not False:
+        return
+    if generator.shape is None or not generator.shape.iterates:
+        raise DeclarationError(
+            f"agent {name!r} is an async generator, and its parameter {parameter.name!r} is annotated as "
+            f"{parameter.annotation!s}: an async generator takes the stream. Put `async for ... in {parameter.name}:` around its "
+            "`yield`s and annotate it as AsyncIterable[...], or return one result of the event instead of yielding; where the "
+            "annotation says nothing, give the Pipeline kind='stream'"
+        )
 
 
 def _declares_stream(function: FunctionType, parameter: inspect.Parameter) -> bool | None:

@@ -17,6 +17,12 @@ FAUSTS = frozenset(
 )  # fmt: skip
 """What a Faust agent may ask of its stream, and a Pipeline's may not."""
 
+# What these make of their argument, they make at once: no stream can be given to them.
+_AT_ONCE = frozenset(
+    ("all", "any", "bool", "dict", "enumerate", "float", "frozenset", "int", "iter", "len", "list", "map", "max", "min", "set",
+     "sorted", "str", "sum", "tuple", "zip")
+)  # fmt: skip
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -26,12 +32,13 @@ class Shape:
 
     `iterates`: it runs `async for` over the parameter, or over what methods of a stream make of it. `takes_event`: it does
     with the parameter what cannot be done with a stream, or could not handle one. `asked`: the methods that it calls on the
-    parameter, and on what those give. `returns_value`: of its `return`s, `returns_nothing`: it comes back, with None only.
+    parameter, and on what those give. `as_stream`: one of them is a stream's. `returns_value`: of its `return`s, `returns_nothing`: it comes back, with None only.
     """
 
     iterates: bool = False
     takes_event: bool = False
     asked: set[str] = field(default_factory=set[str])
+    as_stream: bool = False
     returns_value: bool = False
     returns_nothing: bool = False
 
@@ -47,7 +54,7 @@ def shape_of(function: FunctionType, parameter: str | None) -> Shape | None:
     shape = reader.shape
     if reader.named_anew:
         # What it is from there on is not known.
-        shape.iterates = shape.takes_event = False
+        shape.iterates = shape.takes_event = shape.as_stream = False
     elif not shape.iterates:
         # What never waits, or never looks at it, could not iterate over a stream.
         shape.takes_event = shape.takes_event or not reader.waits or not reader.looks
@@ -74,6 +81,14 @@ def _ends_by_raise(body: list[ast.stmt]) -> bool:
     if isinstance(last, ast.If):
         return bool(last.orelse) and _ends_by_raise(last.body) and _ends_by_raise(last.orelse)
     return isinstance(last, ast.Raise)
+
+
+def _closed_at_the_end(node: ast.expr) -> ast.expr | None:
+    """What `aclosing(...)` gives back as it is."""
+    if not isinstance(node, ast.Call) or len(node.args) != 1:
+        return None
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return node.args[0] if name == "aclosing" else None
 
 
 class _Reader(ast.NodeVisitor):
@@ -171,6 +186,13 @@ class _Reader(ast.NodeVisitor):
                 self.shape.takes_event = True
         self.generic_visit(node)
 
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Attribute) and self._made_of_it(node):
+            self.shape.as_stream = True
+        elif isinstance(node.func, ast.Name) and node.func.id in _AT_ONCE:
+            self.shape.takes_event = self.shape.takes_event or any(map(self._made_of_it, node.args))
+        self.generic_visit(node)
+
     # -- an event
 
     def visit_For(self, node: ast.For) -> None:
@@ -237,7 +259,12 @@ class _Reader(ast.NodeVisitor):
 
     def visit_AsyncWith(self, node: ast.AsyncWith) -> None:
         self.waits = True
-        self.generic_visit(node)
+        for item in node.items:
+            self.visit(item.context_expr)
+            if item.optional_vars is not None:
+                self._assigned(item.optional_vars, _closed_at_the_end(item.context_expr))
+        for statement in node.body:
+            self.visit(statement)
 
     # -- functions within it
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from typing import Any, cast, get_args, get_origin, get_type_hints, is_typeddict
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from semel.callables.kind import asked_of_stream
 from semel.codec import accepted_classes
@@ -16,6 +17,15 @@ from semel.topic import Topic
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _STREAMS = (AsyncIterable, AsyncIterator, AsyncGenerator)
+# What a stream gives only where it is asked for it, and how.
+_OF_STREAM = {
+    "Event": (
+        "an Event",
+        "take the stream and iterate over its events: `async for event in stream.events():`, or take the value and call "
+        "semel.current_event() beside it",
+    ),
+    "Batch": ("a Batch", "take the stream and iterate over its batches: `async for batch in stream.batches():`"),
+}
 # What type checkers take for the annotated class besides its subclasses.
 _PROMOTED: dict[type, tuple[type, ...]] = {
     float: (int,),
@@ -25,13 +35,16 @@ _PROMOTED: dict[type, tuple[type, ...]] = {
 
 
 def check_takes(run: Callable[..., Any], kind: AgentKind, source: Topic) -> None:
-    """DeclarationError where the parameter is annotated with a class that no value of the source is an instance of.
+    """DeclarationError where the parameter is annotated with a class that no value of the source is an instance of, or with
+    what the stream makes of values where asked.
 
     Only where that is certain: what else than a plain class stands there is not looked at, nor what stands behind a
     decorator, which may make something else of the value.
     """
+    declared = _declared(run, kind)
+    _check_values(run, declared)
     given = accepted_classes(source.value)
-    taken = _declared(run, kind)
+    taken = cast("type", declared) if _is_plain(declared) else None
     if given is None or taken is None or any(_may_be(cls, taken) for cls in given):
         return
     raise DeclarationError(
@@ -40,8 +53,20 @@ def check_takes(run: Callable[..., Any], kind: AgentKind, source: Topic) -> None
     )
 
 
-def _declared(run: Any, kind: AgentKind) -> type | None:
-    """The plain class that its parameter is annotated with, or the stream it takes is one of; None where it names none."""
+def _check_values(run: Any, declared: Any) -> None:
+    """DeclarationError for one that is to be given Events or Batches: it would be given values."""
+    origin = get_origin(declared)
+    for part in get_args(declared) if origin in (Union, UnionType) else (declared,):
+        name = getattr(part, "__name__", "")
+        if getattr(part, "__module__", "").partition(".")[0] == "semel" and name in _OF_STREAM:
+            raise DeclarationError(
+                f"agent {called(run)!r} takes {_OF_STREAM[name][0]}, by its annotation, and is given the values of its events; "
+                f"{_OF_STREAM[name][1]}"
+            )
+
+
+def _declared(run: Any, kind: AgentKind) -> Any:
+    """What its parameter is annotated with, or the stream that it takes is one of; None where nothing says so."""
     functions = list(behind(run))
     if len(functions) != 1 or _decorated(run):
         return None
@@ -59,7 +84,7 @@ def _declared(run: Any, kind: AgentKind) -> type | None:
         if not _is_stream(get_origin(declared)) or not get_args(declared) or asked_of_stream(run):
             return None
         declared = get_args(declared)[0]
-    return cast("type", declared) if _is_plain(declared) else None
+    return declared
 
 
 def _decorated(run: Any) -> bool:
@@ -73,7 +98,7 @@ def _is_stream(origin: Any) -> bool:
 
 
 def _is_plain(declared: Any) -> bool:
-    """Of its class alone a value can be told. An Event or a Batch is what the engine makes of values."""
+    """Of its class alone a value can be told."""
     if declared is Any or not isinstance(declared, type) or get_origin(declared) is not None or is_typeddict(declared):
         return False
     open_ended = getattr(declared, "_is_protocol", False) or inspect.isabstract(declared)

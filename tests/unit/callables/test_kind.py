@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ async def after_other_work(stream):
 
 async def comprehension(stream):
     db.note([event async for event in stream])
+
+
+async def closed_at_its_end(feed):
+    async with contextlib.aclosing(feed.events()) as events:
+        async for event in events:
+            db.note(event)
 
 
 async def caught_by_a_closure(stream):
@@ -168,6 +175,28 @@ class CallableEvent:
         return event
 
 
+class OverStream:
+    def __init__(self, stream: AsyncIterable[int]):
+        self.stream = stream
+
+    async def __aiter__(self):
+        async for event in self.stream:
+            yield event
+
+
+class OverWhatItIsGiven:
+    def __init__(self, source):
+        self.source = source
+
+    def __aiter__(self): ...
+
+
+class AwaitedOverStream:
+    def __init__(self, stream: AsyncIterable[int]): ...
+
+    def __await__(self): ...
+
+
 class Made:
     """Instances are made of events."""
 
@@ -226,6 +255,7 @@ async def context_is_iterated(stream, event):
         (under_another_name, STREAM),
         (after_other_work, STREAM),
         (comprehension, STREAM),
+        (closed_at_its_end, STREAM),
         (caught_by_a_closure, STREAM),
         (annotated, STREAM),
         (annotated_as_an_iterator, STREAM),
@@ -245,6 +275,10 @@ async def context_is_iterated(stream, event):
         (CallableGenerator(), STREAM),
         (CallableEvent(), FUNCTION),
         (Made, FUNCTION),
+        (OverStream, STREAM),
+        (functools.partial(OverStream), STREAM),
+        (OverWhatItIsGiven, STREAM),
+        (AwaitedOverStream, STREAM),
         (functools.partial(with_context, "context"), STREAM),
         (functools.partial(functools.partial(Agent.over_stream, Agent())), STREAM),
         (passing(loop), STREAM),
@@ -347,6 +381,20 @@ async def of_many(payments):
     await db.save_all(payments)
 
 
+async def hands_on_its_events(feed):
+    await db.consume(feed.events())
+
+
+async def hands_on_its_batches(feed):
+    async with db.grouped(feed.batches()) as groups:
+        async for group in groups:
+            db.note(group)
+
+
+async def hands_on_some(feed):
+    await db.consume(feed.filter(db.wanted))
+
+
 class Delegates:
     async def __call__(self, stream):
         await db.consume(stream)
@@ -358,6 +406,7 @@ UNCERTAIN = [
     made_into_something_else,
     in_a_task, annotated_for_nobody, annotated_for_the_type_checker, Delegates(), Delegates().__call__, passing(delegates),
     functools.partial(delegates), of_many,
+    hands_on_its_events, hands_on_its_batches, hands_on_some,
     globals()["without_source"],
 ]  # fmt: skip
 
@@ -391,6 +440,14 @@ async def by_its_items(event):
         await db.save(name, value)
 
 
+async def by_a_dict_of_its_items(event):
+    await db.save(dict(event.items()))
+
+
+async def by_its_field_of_that_name(order):
+    await db.save(order.items)
+
+
 async def by_a_comparison(event):
     if event > 3:
         await db.save(event)
@@ -420,7 +477,7 @@ async def never_looks(event):
 
 @pytest.mark.parametrize(
     "run",
-    [by_its_annotation, by_what_it_returns, by_an_attribute, by_a_key, by_its_items, by_a_comparison, by_a_match, by_its_text,
+    [by_its_annotation, by_what_it_returns, by_an_attribute, by_a_key, by_its_items, by_a_dict_of_its_items, by_its_field_of_that_name, by_a_comparison, by_a_match, by_its_text,
      never_waits, never_looks, passing(by_a_key), functools.partial(by_a_key)],
 )  # fmt: skip
 def test_what_no_stream_could_be_is_one_event(run: Callable[..., Any]) -> None:
@@ -477,6 +534,70 @@ def test_a_loop_over_what_is_annotated_as_an_event_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"iterates over 'payments', which is annotated as .*AsyncIterable"):
         kind_of(contradicts_itself)
     assert kind_of(contradicts_itself, "stream") is STREAM
+
+
+async def several_of_one(order: Settled):
+    yield order.id
+
+
+async def several_of_one_at_most(order: Settled | None):
+    yield db.of(order)
+
+
+@pytest.mark.parametrize("run", [several_of_one, several_of_one_at_most, passing(several_of_one)])
+def test_a_generator_of_what_is_annotated_as_one_event_is_refused(run: Callable[..., Any]) -> None:
+    with pytest.raises(DeclarationError, match=r"'order'.*annotated as .*Settled.*takes the stream.*`async for"):
+        kind_of(run)
+    assert kind_of(run, "stream") is STREAM
+
+
+async def wrongly_annotated(stream: Settled):
+    async for event in stream:
+        yield event
+
+
+def each(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    async def wrapper(order):
+        async for one in order:
+            async for result in f(one):
+                yield result
+
+    return wrapper
+
+
+def test_a_generator_that_iterates_takes_the_stream_whatever_is_written_there() -> None:
+    assert kind_of(wrongly_annotated) is STREAM
+    assert kind_of(each(several_of_one)) is STREAM
+
+
+class GivenTheStream:
+    def __init__(self, stream: AsyncIterable[int]): ...
+
+
+def test_a_class_that_takes_the_stream_and_gives_nothing_to_iterate_over_is_refused() -> None:
+    with pytest.raises(DeclarationError, match=r"'GivenTheStream'.*class.*`__aiter__`"):
+        kind_of(GivenTheStream)
+
+
+@contextlib.asynccontextmanager
+async def for_a_with_statement(stream):
+    async for event in stream:
+        yield event
+
+
+def test_a_context_manager_is_no_agent() -> None:
+    with pytest.raises(DeclarationError, match=r"'for_a_with_statement'.*context manager.*take the decorator off"):
+        kind_of(for_a_with_statement)
+
+
+def waits_for_nothing(stream: AsyncIterable[int]) -> None:
+    db.note(stream)
+
+
+def test_a_plain_function_that_takes_the_stream_and_gives_nothing_is_refused() -> None:
+    with pytest.raises(DeclarationError, match=r"'waits_for_nothing'.*plain function.*async def"):
+        kind_of(waits_for_nothing)
 
 
 @pytest.mark.parametrize(

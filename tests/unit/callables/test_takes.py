@@ -112,7 +112,7 @@ def test_a_stream_of_another_class_than_its_source_gives_is_refused(annotation: 
         declared(takes(annotation, "stream"))
 
 
-ANYTHING = [Payment, Refund, Any, object, T, HasId, Known, Fields, Event, Batch, Parcel | None, Payment | Parcel, list[Parcel],
+ANYTHING = [Payment, Refund, Any, object, T, HasId, Known, Fields, Parcel | None, Payment | Parcel, list[Parcel],
             Box[str], Text, "Gone"]  # fmt: skip
 
 
@@ -182,3 +182,28 @@ def test_two_classes_of_one_name_are_told_apart_by_their_modules() -> None:
 def test_the_class_of_a_module_that_was_run_again_is_the_same() -> None:
     again = type("Payment", (), {"__module__": Payment.__module__, "__qualname__": Payment.__qualname__})
     declared(takes(again))
+
+
+async def of_an_event(event: Event) -> None: ...
+def of_an_event_at_most(event: Event | None) -> None: ...
+def of_an_annotated_event(event: Annotated[Event, "why"]) -> None: ...
+async def of_a_batch(batch: Batch) -> None: ...
+async def of_events(stream: AsyncIterable[Event]) -> None:
+    async for event in stream:
+        print(event.key)
+
+
+async def of_batches(stream: AsyncIterable[Batch]) -> Any:
+    async for batch in stream:
+        yield len(batch)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [(of_an_event, r"takes an Event.*stream\.events\(\).*current_event\(\)"), (of_an_event_at_most, "takes an Event"),
+     (of_an_annotated_event, "takes an Event"), (of_a_batch, r"takes a Batch.*stream\.batches\(\)"),
+     (of_events, r"takes an Event.*stream\.events\(\)"), (of_batches, r"takes a Batch.*stream\.batches\(\)")],
+)  # fmt: skip
+def test_what_the_engine_makes_of_values_is_asked_of_the_stream(run: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        Pipeline("p", source=Topic("payments", value=Payment), agent=run)
