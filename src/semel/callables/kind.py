@@ -36,8 +36,8 @@ def kind_of(run: Callable[..., Any], kind: Kind | None = None) -> AgentKind:
 
     `kind`: what it is, where somebody says so. What stands behind partials, methods, callable objects and decorators made with
     `functools.wraps` counts: the outermost of which it is certain. DeclarationError for what cannot be called with one argument,
-    and for a coroutine function of which it is certain neither way, and whose parameter has the name of many, or is asked for what a stream has; and for what takes the
-    stream and could not go through it.
+    for a coroutine function of which it is certain neither way, and whose parameter has the name of many or is asked for what a
+    stream has, and for what takes the stream and could not go through it.
     """
     name = called(run)
     if not callable(run):
@@ -129,7 +129,7 @@ def _check_goes_through_stream(run: Any, layers: list[_Layer], name: str) -> Non
 def _class_of(run: Any) -> type | None:
     while isinstance(run, functools.partial):
         run = cast("functools.partial[Any]", run).func
-    return cast("type", run) if isinstance(run, type) else None
+    return run if isinstance(run, type) else None
 
 
 def _class_takes_stream(cls: type) -> bool | None:

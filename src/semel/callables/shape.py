@@ -32,7 +32,8 @@ class Shape:
 
     `iterates`: it runs `async for` over the parameter, or over what methods of a stream make of it. `takes_event`: it does
     with the parameter what cannot be done with a stream, or could not handle one. `asked`: the methods that it calls on the
-    parameter, and on what those give. `as_stream`: one of them is a stream's. `returns_value`: of its `return`s, `returns_nothing`: it comes back, with None only.
+    parameter, and on what those give. `as_stream`: one of them is a stream's. `returns_value`: of its `return`s,
+    `returns_nothing`: it comes back, with None only.
     """
 
     iterates: bool = False

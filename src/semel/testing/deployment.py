@@ -25,6 +25,8 @@ from semel.testing.worker import Killed, Worker
 
 # Virtual time in which something must become of what is waited for: as long as a group may take to rebalance.
 PATIENCE_S = 60.0
+# By so many offsets the pipeline's own results may lengthen its source while a test waits: a loop without end takes no time.
+OWN_OFFSETS = 5_000
 
 
 class Deployment:
@@ -181,10 +183,12 @@ class Deployment:
         seen: object = None
         give_up_at = 0.0
         pause = 0.01
+        began_at = self._offsets()
         while True:
             await self._revive()
             if settled():
                 return
+            await self._check_loop(began_at)
             now = self.clock.monotonic()
             moved = stuck.progress(self.workers.values())
             if moved != seen:
@@ -206,17 +210,37 @@ class Deployment:
     async def pass_time(self, seconds: float) -> None:
         """Let so much time pass. What waits for its time is done when that comes; what waits for none is not waited for."""
         ends = self.clock.time() + seconds
+        second, began_at = self.clock.monotonic(), self._offsets()
         while (left := ends - self.clock.time()) > 1e-6:
             await self._revive()
+            if self.clock.monotonic() - second >= 1.0:
+                # What waits between two of its results comes to its end with the time.
+                second, began_at = self.clock.monotonic(), self._offsets()
+            await self._check_loop(began_at)
             if self.is_running() and not self.undone():
                 # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
                 self.clock.jump(left)
             else:
                 await self._change(left)
 
-    async def _give_up(self) -> None:
+    def _offsets(self) -> int:
+        """How many offsets of the source are taken; while a test waits, nobody but the pipeline writes to it."""
+        return sum(self.cluster.log(TP(self._source, partition)).end for partition in range(self.partitions))
+
+    async def _check_loop(self, began_at: int) -> None:
+        """NotSettled where the pipeline is its own source, and does not come to an end."""
+        more = self._offsets() - began_at
+        if more > OWN_OFFSETS:
+            [agent] = self._pipeline.plan().agents
+            await self._give_up(
+                f"agent {agent.name!r} sends to the pipeline's own source {self._source!r}, where every result is an event "
+                f"again: {more:,} more offsets while the test waited. Let it end, or send to another topic"
+            )
+
+    async def _give_up(self, *why: str) -> None:
         """NotSettled. Workers that hang in a handler are killed: nothing else ends them."""
-        lines = stuck.described(self.workers.values(), self.undone(), self.clock)
+        lines = [*why]
+        lines += stuck.described(self.workers.values(), self.undone(), self.clock)
         handlers = stuck.handlers()
         for worker in self.workers.values():
             worker.kill()

@@ -14,7 +14,7 @@ class PipelineTesterError(SemelError):
 
 
 class NotSettled(PipelineTesterError):
-    """Records are not done, and nothing more becomes of them; the message says what they wait for."""
+    """Records are not done, and nothing more becomes of them, or more of them without end; the message says why."""
 
 
 class UnknownName(PipelineTesterError, KeyError):

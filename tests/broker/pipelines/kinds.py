@@ -14,6 +14,7 @@ from semel import Output, Pipeline, Reject, Retry, Table, Topic
 KINDS = (
     "values", "events", "current", "batches", "items", "filtered", "enumerated", "sending", "elsewhere", "function",
     "coroutine", "looping", "delegating", "asking", "asking_events", "handing_on", "object", "method", "partial", "decorated",
+    "iterable", "class",
 )  # fmt: skip
 # Whose functions do not show what they take.
 SAID: dict[str, Any] = {"delegating": "stream", "asking": "stream", "asking_events": "stream"}
@@ -123,6 +124,17 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
             async for event in stream.events():
                 yield work(event.value, event)
 
+    class Settling:
+        def __init__(self, stream: AsyncIterable[Any]) -> None:
+            self.stream = stream
+
+        async def __aiter__(self) -> Any:
+            async for value in self.stream:
+                yield work(value)
+
+    def iterable(stream: AsyncIterable[Any]) -> AsyncIterable[Any]:
+        return Settling(stream)
+
     async def with_factor(factor: int, value: dict[str, Any]) -> Any:
         return work(value) if factor else None
 
@@ -138,7 +150,7 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
         "enumerated": enumerated, "sending": sending, "elsewhere": elsewhere, "function": function, "coroutine": coroutine,
         "looping": looping, "delegating": delegating, "asking": asking, "asking_events": asking_events,
         "handing_on": handing_on, "object": Worker(), "method": Worker().method, "partial": functools.partial(with_factor, 1),
-        "decorated": passing(values),
+        "decorated": passing(values), "iterable": iterable, "class": Settling,
     }  # fmt: skip
     return Pipeline(
         name,

@@ -190,7 +190,7 @@ def of_an_annotated_event(event: Annotated[Event, "why"]) -> None: ...
 async def of_a_batch(batch: Batch) -> None: ...
 async def of_events(stream: AsyncIterable[Event]) -> None:
     async for event in stream:
-        print(event.key)
+        print(event.key)  # noqa: T201
 
 
 async def of_batches(stream: AsyncIterable[Batch]) -> Any:

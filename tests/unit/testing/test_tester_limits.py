@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel import Dedup, Output, Pipeline, Reject, Retry, Table, Topic
 from semel.codec import codec_for
-from semel.testing import PipelineTester
+from semel.testing import NotSettled, PipelineTester, deployment
 
 TesterOf = Callable[..., PipelineTester]
 MINUTE = timedelta(minutes=1)
@@ -93,6 +94,40 @@ def test_a_retry_holds_up_its_own_partition_and_is_overtaken_by_others(tester_of
     assert [letter.value.id for letter in tester.dead_letters()] == ["o4"]
     tester.settle()
     assert [output.value for output in tester.outputs()] == ["o3", "o1", "o2"]
+
+
+def loop_of(again: Callable[[int], int | None], wait_s: float = 0.0) -> Pipeline:
+    """Its agent answers a number with another one, to its own source."""
+    source = Topic("numbers", key=str, value=int)
+
+    async def count(number: int) -> Output | None:
+        await asyncio.sleep(wait_s)
+        following = again(number)
+        return None if following is None else Output(following, topic=source)
+
+    return Pipeline("loop-test", source=source, agent=count)
+
+
+@pytest.mark.parametrize("wait", ["advance_time", "settle", "settle_slowly"])
+def test_an_agent_that_sends_to_its_own_source_without_end_is_named(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "OWN_OFFSETS", 200)
+    with PipelineTester(loop_of(lambda number: number, wait_s=float(wait == "settle_slowly"))) as tester:
+        tester.send(1, key="a", settle=False)
+        with pytest.raises(NotSettled, match=r"agent 'count' sends to the pipeline's own source 'numbers'.*Let it end"):
+            tester.advance_time(timedelta(seconds=1)) if wait == "advance_time" else tester.settle()
+
+
+def test_one_that_comes_to_an_end_is_waited_for_and_one_that_takes_its_time_ends_with_the_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployment, "OWN_OFFSETS", 200)
+    with PipelineTester(loop_of(lambda number: number - 1 if number else None)) as tester:
+        tester.send(90, key="a")
+        assert tester.counts.received == 91
+    with PipelineTester(loop_of(lambda number: number + 1, wait_s=1.0)) as tester:
+        tester.send(0, key="a", settle=False)
+        tester.advance_time(timedelta(seconds=300))
+        assert 290 <= tester.counts.received <= 300
 
 
 def test_what_ends_a_test_is_no_failed_attempt_of_an_event() -> None:

@@ -191,7 +191,14 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
         EventStream(runner, context) if runner.make_stream is None else runner.make_stream(context)
     )
     if not hasattr(running, "__anext__"):
-        return await running
+        if inspect.isawaitable(running):
+            return await running
+        if not hasattr(running, "__aiter__"):
+            raise HandlingError(
+                f"agent {runner.plan.name!r} was given the stream and gave {running!r:.80}, which is neither awaited nor "
+                "iterated over; declare it with async def, and iterate: `async for event in stream:`"
+            )
+        running = aiter(running)
     step = running.__anext__
     throw = getattr(running, "athrow", None)
     deliver = runner.on_result or partial(runner.emit, context)

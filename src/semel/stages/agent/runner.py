@@ -9,6 +9,7 @@ dead-lettered. `agent_loop` runs the agent's code, `stream` is what that code it
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
@@ -520,16 +521,18 @@ class AgentRunner:
         destination, record = self.sink, context.record
         if type(result) is Output:
             if result.of is not None:
+                if unit.batch is None and record is not getattr(result.of, "record", result.of):
+                    raise OutputRefused(
+                        f"Output(of={result.of!r:.80}): the agent has one event in hand, no batch, and every result is that "
+                        "event's; leave of= out"
+                    )
                 record = context.record_of(result.of)
             if result.topic is not None:
                 destination = self._destination(result.topic.name)
                 if destination is None:
                     return self._open_and_emit(context, result, result.topic)
         if destination is None:
-            raise OutputRefused(
-                f"agent {self.plan.name!r} returned a result, and {self.services.app!r} has no sink; give the pipeline a "
-                "sink=Topic(...), or the result a topic: Output(value, topic=...)"
-            )
+            raise OutputRefused(f"agent {self.plan.name!r} {_without_sink(result, self.services.app)}")
         if record is None:
             raise OutputRefused(
                 f"agent {self.plan.name!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
@@ -761,6 +764,26 @@ class AgentRunner:
         self.closed = True
         self.context.alive = False
         self.over.set()
+
+
+def _without_sink(result: Any, app: str) -> str:
+    """What is wrong with a result that there is no topic for."""
+    value = result.value if type(result) is Output else result
+    if inspect.iscoroutine(value):
+        value.close()
+        return (
+            f"returned the coroutine {value.__name__!r}, and nobody awaits it: declare the agent with async def, and await what "
+            "it calls"
+        )
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return (
+            f"returned the generator {value.__name__!r}, and nobody iterates over it: for several results of one event, let the "
+            "agent take the stream and yield them"
+        )
+    return (
+        f"returned a result, and {app!r} has no sink; give the pipeline a sink=Topic(...), or the result a topic: "
+        "Output(value, topic=...)"
+    )
 
 
 def _hopeless(exc: BaseException) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import AsyncIterable, Callable
 from contextvars import copy_context
 from datetime import timedelta
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import orjson
 import pytest
 
-from semel import Output, Pipeline, Retry, Table, Topic
+from semel import Output, Pipeline, Retry, Table, Topic, current_event
 from semel.errors import StaleIncarnation
 from semel.memory.faults import refuse
 from semel.port import TP
+from semel.testing import PipelineTester
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, ATTEMPTS, Payment, World, given_up, payments_pipeline
 
@@ -298,6 +300,44 @@ async def test_a_function_whose_result_nobody_awaits_or_iterates_over_is_told_so
     assert ("nobody awaits it" if kind == "coroutine" else "nobody iterates over it") in error
 
 
+def test_a_function_without_a_sink_whose_result_nobody_awaits_is_told_that_and_not_of_a_sink() -> None:
+    async def store(payment: dict[str, Any]) -> None: ...
+
+    async def split(payment: dict[str, Any]) -> Any:
+        yield payment
+
+    source = Topic("payments", value=dict)
+    for agent, words in (
+        (lambda payment: store(payment), "coroutine 'store'.*nobody awaits it.*async def"),  # noqa: PLW0108
+        (lambda payment: Output(store(payment)), "coroutine 'store'.*nobody awaits it"),
+        (lambda payment: split(payment), "nobody iterates over it.*take the stream"),  # noqa: PLW0108
+        (lambda payment: payment, "returned a result, and 'payments' has no sink"),
+    ):
+        with PipelineTester(Pipeline(APP, source=source, agent=agent, retry=Retry(attempts=1))) as tester:
+            tester.send({"id": "p1"})
+            [letter] = tester.dead_letters()
+            assert re.search(words, letter.error)
+
+
+async def test_what_is_given_for_the_stream_and_cannot_be_gone_through_is_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def settle(payments: AsyncIterable[Payment]) -> Any:
+        return [payments]
+
+    agent_of(world, settle)
+    worker = world.start()
+    world.pay("a1")
+    await asyncio.sleep(3)
+    [error, *_] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert error.exc_info is not None
+    said = str(error.exc_info[1])
+    assert re.search(
+        r"agent 'settle' was given the stream and gave \[.*neither awaited nor iterated over.*async for", said
+    )
+    assert not worker.over
+
+
 async def test_a_body_that_never_gets_an_event_in_hand_ends_no_worker(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -410,6 +450,35 @@ async def test_an_output_of_an_event_that_is_not_in_hand_is_refused(world: World
     assert [o["id"] for o in outputs(world)] == ["p0"]
     [(_, error, _)] = given_up(world)
     assert "names no event in hand" in error
+
+
+@pytest.mark.parametrize("kind", ["values", "events", "function"])
+def test_a_result_of_one_event_is_that_events_and_of_nothing_else(kind: str) -> None:
+    def work(payment: dict[str, Any]) -> Output:
+        event = current_event()
+        assert event is not None
+        given = {"value": payment, "record": event.record, "event": event, "other": {"id": "p2"}}
+        return Output({"id": payment["id"]}, of=given[payment["of"]])
+
+    async def values(stream: Any) -> Any:
+        async for payment in stream:
+            yield work(payment)
+
+    async def events(stream: Any) -> Any:
+        async for event in stream.events():
+            yield work(event.value)
+
+    agent = {"values": values, "events": events, "function": work}[kind]
+    pipeline = Pipeline(
+        APP, source=Topic("payments", value=dict), agent=agent, sink=Topic("out", value=dict), retry=Retry(attempts=1)
+    )
+    with PipelineTester(pipeline, partitions=1) as tester:
+        tester.send_all({"id": of, "of": of} for of in ("value", "record", "event", "other"))
+        assert [out.value["id"] for out in tester.outputs()] == ["record", "event"]
+        letters = tester.dead_letters()
+        assert len(letters) == 2
+        for letter in letters:
+            assert re.search(r"Output\(of=.*\): the agent has one event in hand, no batch.*leave of= out", letter.error)
 
 
 async def test_a_loop_within_a_loop_over_a_batch_leaves_the_outer_one_where_it_is(world: World) -> None:
