@@ -14,6 +14,8 @@ from semel.web.view import Owner
 
 SHOWN_CHARACTERS = 2000  # of a value in a list; the row's own page shows it whole
 
+SHOWN_TOPICS = 5
+
 REFRESH_S = 2
 
 STYLE = """
@@ -74,7 +76,7 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
             "outcomes",
             ["of the records"],
             [
-                ("accepted", count("out") + count("filtered")),
+                ("accepted", _accepted(counts)),
                 ("duplicates", count("duplicates")),
                 ("replayed", count("replayed")),
                 ("dropped", count("dropped")),
@@ -177,9 +179,9 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         (
             "agent",
             graph["agents"],
-            [("accepted", count("out") + count("filtered")), ("records/s", status["events_per_s"])],
+            [("accepted", _accepted(counts)), ("records/s", status["events_per_s"])],
         ),
-        ("sink", graph["sink"] or ["none"], [("results", count("out")), ("dead letters", count("dead"))]),
+        ("sink", graph["sink"] or ["none"], [*_results(status), ("dead letters", count("dead"))]),
         (
             "commit",
             ["one transaction each"],
@@ -213,6 +215,22 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         + f"<p>partitions by worker: <bdi>{escape(group or 'not assigned yet')}</bdi></p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
     )
+
+
+def _accepted(counts: Mapping[str, int]) -> int:
+    """How many records took effect; one may have several results, or none."""
+    return counts.get("in", 0) - sum(counts.get(name, 0) for name in ("duplicates", "replayed", "dropped", "dead"))
+
+
+def _results(status: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """How many went to the sink, and to each topic that results named themselves."""
+    sinks = status["graph"]["sink"]
+    elsewhere = {topic: n for topic, n in sorted(status.get("outputs", {}).items()) if topic not in sinks}
+    there = status["counts"].get("out", 0) - sum(elsewhere.values())
+    lines = [("results", there)] if sinks or there or not elsewhere else []
+    if len(elsewhere) > SHOWN_TOPICS:
+        return [*lines, (f"to {len(elsewhere)} other topics", sum(elsewhere.values()))]
+    return [*lines, *((f"to {topic}", n) for topic, n in elsewhere.items())]
 
 
 def _trouble(status: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -150,10 +151,11 @@ class EngineView:
     def pipelines(self) -> list[dict[str, Any]]:
         engine = self._engine
         plan = engine.plan
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        outputs: Counter[str] = Counter()
         for task in engine.tasks.values():
-            for name, count in task.committed.counts.items():
-                counts[name] = counts.get(name, 0) + count
+            counts.update(task.committed.counts)
+            outputs.update(task.committed.outputs)
         lag = engine.lag()
         commits = sorted(engine.commit_seconds)
         return [
@@ -167,7 +169,8 @@ class EngineView:
                     "tables": [t.name for t in plan.tables],
                     "sink": sorted(plan.sinks),
                 },
-                "counts": counts,
+                "counts": dict(counts),
+                "outputs": dict(outputs),
                 "events_per_s": round(engine.rate(), 1),
                 "lag": whole(lag.values()),
                 "commits": {

@@ -23,6 +23,7 @@ def shown(view: EngineView, partition: int) -> dict[str, Any]:
         "second is known": known != [],
         "position": at,
         "done": pipeline["counts"]["in"],
+        "results": pipeline["outputs"],
     }
 
 
@@ -33,7 +34,8 @@ async def test_a_view_shows_nothing_of_an_epoch_that_is_not_committed(world: Wor
     await world.drained()
     partition = world.place("a1").partition
     view = EngineView(worker.engine)
-    before = {"row": 10, "rows": {"a1": 10}, "second is known": False, "position": 1, "done": 1}
+    before = {"row": 10, "rows": {"a1": 10}, "second is known": False, "position": 1, "done": 1,
+              "results": {"settlements": 1}}  # fmt: skip
     assert shown(view, partition) == before
     reached, go = worker.hold_at(point)
     world.pay("a1", 5, id="second")
@@ -47,6 +49,7 @@ async def test_a_view_shows_nothing_of_an_epoch_that_is_not_committed(world: Wor
     await world.drained()
     after = shown(view, partition)
     assert (after["row"], after["rows"], after["second is known"], after["done"]) == (15, {"a1": 15}, True, 2)
+    assert after["results"] == {"settlements": 2}
     world.check()
 
 
