@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from semel.errors import DeclarationError
-from semel.functions import check_gives_value, is_reader, reader_of
+from semel.functions import called, check_gives_value, is_reader, reader_of
 from semel.port import NO_TIMESTAMP
 
 EventTime = str | Callable[[Any], Any]
@@ -37,7 +37,7 @@ def time_reader(time: EventTime | None) -> Callable[[Any, Any], int] | None:
     """
     if time is None:
         return None
-    read = reader_of(time)
+    read, name = reader_of(time), repr(time) if isinstance(time, str) else called(time)
 
     def by_value(value: Any, record: Any) -> int:
         if value is None:
@@ -45,6 +45,11 @@ def time_reader(time: EventTime | None) -> Callable[[Any, Any], int] | None:
                 raise ValueError("a tombstone without a timestamp has no time")
             return record.timestamp
         found = read(value)
+        if found is None:
+            raise ValueError(
+                f"time={name} gives None: the event has no time; where another field has it, give a function, as "
+                "time=lambda value: value.at or value.created_at"
+            )
         if isinstance(found, str):
             # Some numbers of ms are read as dates of other centuries, their neighbours are not.
             if found.isdigit() and len(found) != _DIGITS_OF_A_DATE:
@@ -67,7 +72,13 @@ def _in_ms(found: Any) -> int:
     """A number that is a time in ms. ValueError for one that is a time of our days in another unit, or no time at all."""
     if isinstance(found, bool):
         raise TypeError(f"{found!r} is no time; give a number of ms since 1970, or a datetime")
-    at = int(found)
+    try:
+        at = int(found)
+    except TypeError:
+        raise TypeError(
+            f"{found!r:.80}, of type {type(found).__name__}, is no time; give a number of ms since 1970, an ISO 8601 text or a "
+            "datetime"
+        ) from None
     for unit, per_s in (("seconds", 1), ("microseconds", 10**6), ("nanoseconds", 10**9)):
         if _OUR_DAYS_S[0] * per_s <= at < _OUR_DAYS_S[1] * per_s:
             way = "* 1000" if per_s == 1 else f"// {per_s // 1000}"

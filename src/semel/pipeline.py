@@ -50,6 +50,7 @@ class Pipeline:
         kind: Kind | None = None,
     ) -> None:
         self.name = checked_name(name, "pipeline")
+        _check_one_each(name, source, agent, sink)
         self.source = source
         self.agent = agent
         self.dedup = dedup
@@ -170,6 +171,19 @@ class Pipeline:
             outputs=[self.sink] if self.sink is not None else [],
             start=self.start,
         )
+
+
+def _check_one_each(name: str, *given: Any) -> None:
+    ways = {
+        "source": "declare a second Pipeline, or, where several sources are to share tables, a semel.App",
+        "agent": "declare a second Pipeline with the same source, or, where several agents are to share tables, a semel.App",
+        "sink": "where results go to several topics, give those of the others theirs: Output(value, topic=other)",
+    }
+    for what, value in zip(ways, given, strict=True):
+        if isinstance(value, (list, tuple, set, frozenset, dict)):
+            raise DeclarationError(
+                f"pipeline {name!r}: {what} is {value!r:.200}, and a pipeline has one {what}; {ways[what]}"
+            )
 
 
 def _text(time: EventTime) -> str:

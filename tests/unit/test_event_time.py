@@ -100,3 +100,19 @@ def test_a_tombstone_has_the_time_of_its_record() -> None:
 
 def test_a_date_without_hyphens_is_a_date() -> None:
     assert time_of("20231114") == 1_699_920_000_000
+
+
+@pytest.mark.parametrize(
+    ("time", "value", "words"),
+    [
+        ("at", {"at": None}, "time='at' gives None: the event has no time; .*time=lambda value:"),
+        ("at", {}, "time='at' gives None"),
+        (lambda value: value.get("at"), {}, "time=<lambda> gives None"),
+        ("at", {"at": ["12:00"]}, r"\['12:00'\], of type list, is no time; give a number of ms since 1970"),
+    ],
+)
+def test_what_is_no_time_is_named_with_its_field_and_the_way_out(time: Any, value: Any, words: str) -> None:
+    read = time_reader(time)
+    assert read is not None
+    with pytest.raises((TypeError, ValueError), match=words):
+        read(value, None)
