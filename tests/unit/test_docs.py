@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 from functools import cache
@@ -109,6 +110,13 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("name", semel.__all__)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     assert f"`{name}`" in text("reference.md")
+
+
+@pytest.mark.parametrize("declared", [semel.Pipeline, semel.Topic, semel.Table, semel.Dedup, semel.Retry, semel.Output])
+def test_a_signature_of_the_reference_names_every_parameter(declared: Any) -> None:
+    [signature] = re.findall(rf"^`{declared.__name__}\((.*)\)`", text("reference.md"), re.MULTILINE)
+    named = re.findall(r"(?:^|, )(\w+)", signature)
+    assert named == list(inspect.signature(declared).parameters)
 
 
 @pytest.mark.parametrize("name", [n for n, e in vars(errors).items() if isinstance(e, type)])

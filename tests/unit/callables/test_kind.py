@@ -478,7 +478,8 @@ async def never_looks(event):
 @pytest.mark.parametrize(
     "run",
     [by_its_annotation, by_what_it_returns, by_an_attribute, by_a_key, by_its_items, by_a_dict_of_its_items,
-     by_its_field_of_that_name, by_a_comparison, by_a_match, by_its_text, never_waits, never_looks, passing(by_a_key), functools.partial(by_a_key)],
+     by_its_field_of_that_name, by_a_comparison, by_a_match, by_its_text, never_waits, never_looks,
+     passing(by_a_key), functools.partial(by_a_key)],
 )  # fmt: skip
 def test_what_no_stream_could_be_is_one_event(run: Callable[..., Any]) -> None:
     assert kind_of(run) is COROUTINE
