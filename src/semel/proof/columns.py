@@ -6,7 +6,7 @@ is behind a hash is read again from the log when somebody has to be named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -153,20 +153,17 @@ class Source:
             return 0, 0, 0, Kind.UNDECODABLE if type(value) is Undecodable else Kind.MISSING
         at, kind = record.timestamp, Kind.KEYED
         if self._time_of is not None:
-            try:
-                at = self._time_of(value, record)
-            except Exception:
+            at, kind = _read(self._time_of, value, record), Kind.KEYED
+            if at is None:
                 at, kind = 0, Kind.UNTIMED
         elif at == NO_TIMESTAMP:
             # As the worker has it: where the timestamp is the event time, a record without one is missing something.
             kind = Kind.MISSING
-        return xxhash.xxh3_64_intdigest(id), self._payload_of(value, record), at, kind
+        # A payload that cannot be compared is a failed event, and nobody's duplicate.
+        return xxhash.xxh3_64_intdigest(id), _read(self._payload_of, value, record) or 0, at, kind
 
     def _id(self, value: Any, record: Record) -> bytes | None:
-        try:
-            id = None if type(value) is Undecodable else self._id_of(value, record)
-        except Exception:
-            return None
+        id = None if type(value) is Undecodable else _read(self._id_of, value, record)
         return id if type(id) is bytes else None
 
     def id_text(self, record: Record) -> str | None:
@@ -185,6 +182,16 @@ class Source:
                 f"the dedup rule of this pipeline reads other ids from {tp.topic} than its marks have ({wrong} of {known} "
                 "looked at): the rule or the event's type was changed since. Prove it with the code that ran"
             )
+
+
+def _read(read: Callable[[Any, Any], Any], value: Any, record: Record) -> Any:
+    """None where a function of the rule raises, whatever it is, as a worker has it."""
+    try:
+        return read(value, record)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return None
 
 
 # -- of a stretch

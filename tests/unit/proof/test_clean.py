@@ -371,3 +371,33 @@ async def test_a_pipeline_that_drops_late_events_and_outlives_its_window_is_not_
     assert history.log(MARKS, 0).log_start > 0
     proof = await history.proof()
     assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+class Panic(BaseException):
+    """As native code raises it: no Exception."""
+
+
+@pytest.mark.parametrize("what", ["key", "compare", "time"])
+async def test_what_functions_of_the_rule_raise_is_said_as_the_worker_had_it(histories: Histories, what: str) -> None:
+    def panicking(read: Callable[[Payment], Any]) -> Callable[[Payment], Any]:
+        def asked(payment: Payment) -> Any:
+            if payment.amount % 7 == 0:
+                raise Panic("native code")
+            return read(payment)
+
+        return asked
+
+    declared: dict[str, Any] = {"window": timedelta(hours=1)}
+    if what == "compare":
+        declared["compare"] = panicking(lambda payment: payment.amount)
+    if what == "time":
+        declared["time"] = panicking(lambda payment: 1_760_000_000_000)
+    rule = Dedup(panicking(lambda payment: payment.id) if what == "key" else "id", **declared)
+    history = histories(pipeline={"dedup": rule})
+    history.world.pay_many(60)
+    worker = history.world.start()
+    await history.world.drained()
+    await worker.stop()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert len([r for log in history.cluster.committed(LETTERS) for r in log]) > 3
