@@ -10,7 +10,7 @@ from semel.broker.answers import needs_a_person
 from semel.codes import Code, describe
 from semel.port import TP, Clock, OpenTransaction, RpcError, RpcLost
 
-log = logging.getLogger("semel.intake")
+log = logging.getLogger("semel.fetch")
 
 # Brokers come and go; what takes no longer is part of that.
 PATIENT_S = 5.0

@@ -18,7 +18,7 @@ from semel.port import LATEST, TP, Broker, Clock, Fetched, RpcError, RpcLost, re
 from semel.stages.fetch.fetch_errors import NO_LEADER, FetchErrors
 from semel.state.task import Cursor, FetchedBatch
 
-log = logging.getLogger("semel.intake")
+log = logging.getLogger("semel.fetch")
 
 # A partition is asked for again when fewer records than this wait: at 40,000 events/s and four partitions, half a second.
 LOW_RECORDS = 4_000

@@ -10,7 +10,7 @@ from semel.port import TP, Broker, Clock, OpenTransaction, RpcError, RpcLost
 from semel.stages.fetch.fetch_errors import WAY_OUT, named
 from semel.stages.fetch.fetcher import PartitionFetch
 
-log = logging.getLogger("semel.intake")
+log = logging.getLogger("semel.fetch")
 
 LOOK_S = 1.0
 # Producers commit within seconds; who holds a partition for longer may be gone, and his transaction.timeout.ms be long.
