@@ -190,16 +190,23 @@ def _layer_takes_stream(layer: _Layer, name: str) -> bool | None:
 
 def _check_not_of_one_event(generator: _Layer, name: str) -> None:
     function, parameter = generator
-    # A decorator has the annotations of what it wraps, and another parameter.
-    if parameter is None or hasattr(function, "__wrapped__") or _declares_stream(function, parameter) is not False:
+    shape = generator.shape
+    if parameter is None or (shape is not None and shape.iterates):
         return
-    if generator.shape is None or not generator.shape.iterates:
-        raise DeclarationError(
-            f"agent {name!r} is an async generator, and its parameter {parameter.name!r} is annotated as "
-            f"{parameter.annotation!s}: an async generator takes the stream. Put `async for ... in {parameter.name}:` around its "
-            "`yield`s and annotate it as AsyncIterable[...], or return one result of the event instead of yielding; where the "
-            "annotation says nothing, give the Pipeline kind='stream'"
-        )
+    # A decorator has the annotations of what it wraps, and another parameter.
+    if not hasattr(function, "__wrapped__") and _declares_stream(function, parameter) is False:
+        declared = parameter.annotation
+        written = declared if isinstance(declared, str) else inspect.formatannotation(declared)
+        why = f"{parameter.name!r} is annotated as {written}"
+    elif shape is not None and shape.takes_event:
+        why = f"its code takes {parameter.name!r} as one event"
+    else:
+        return
+    raise DeclarationError(
+        f"agent {name!r} is an async generator, which takes the stream, and {why}. Put `async for ... in {parameter.name}:` "
+        "around its `yield`s (annotated as AsyncIterable[...], if at all), or return one result of the event instead of "
+        "yielding; where it does go through the stream, give the Pipeline kind='stream'"
+    )
 
 
 def _declares_stream(function: FunctionType, parameter: inspect.Parameter) -> bool | None:

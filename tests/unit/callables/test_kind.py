@@ -547,9 +547,57 @@ async def several_of_one_at_most(order: Settled | None):
 
 @pytest.mark.parametrize("run", [several_of_one, several_of_one_at_most, passing(several_of_one)])
 def test_a_generator_of_what_is_annotated_as_one_event_is_refused(run: Callable[..., Any]) -> None:
-    with pytest.raises(DeclarationError, match=r"'order'.*annotated as .*Settled.*takes the stream.*`async for"):
+    with pytest.raises(
+        DeclarationError, match=r"takes the stream.*'order' is annotated as (\w+\.)*Settled.*`async for"
+    ):
         kind_of(run)
     assert kind_of(run, "stream") is STREAM
+
+
+async def several_of_what_it_reads(order):
+    yield order["id"]
+    yield await db.sum(order)
+
+
+async def several_of_its_parts(order):
+    for part in order:
+        yield await db.of(part)
+
+
+async def several_at_once(order):
+    yield db.of(order)
+
+
+@pytest.mark.parametrize("run", [several_of_what_it_reads, several_of_its_parts, several_at_once])
+def test_a_generator_whose_code_takes_one_event_is_refused(run: Callable[..., Any]) -> None:
+    with pytest.raises(
+        DeclarationError, match=r"async generator, which takes the stream.*'order' as one event.*`async for"
+    ):
+        kind_of(run)
+    assert kind_of(run, "stream") is STREAM
+
+
+async def yields_of_a_helper(stream):
+    async for result in db.results(stream):
+        yield result
+
+
+async def yields_what_it_asks_for(stream):
+    events = aiter(stream)
+    while True:
+        yield await anext(events)
+
+
+async def yields_of_a_closure(stream):
+    async def ask():
+        return await anext(stream)
+
+    yield await ask()
+
+
+def test_a_generator_that_may_go_through_the_stream_takes_it() -> None:
+    for run in (yields_of_a_helper, yields_what_it_asks_for, yields_of_a_closure):
+        assert kind_of(run) is STREAM
 
 
 async def wrongly_annotated(stream: Settled):
