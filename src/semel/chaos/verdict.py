@@ -21,6 +21,7 @@ from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 from semel.stages.agent.odd_code import ON_PURPOSE
+from semel.state.positions import accepted
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
             **sent,
             "compacted": on.compaction.taken.gone,
             "unread": on.compaction.taken.unread,
-            "accepted": became["out"] + became["filtered"],
+            "accepted": accepted(became),
             **({} if met is None else {"conflicts_met": met}),
             **({} if given_up is None else {"given_up": given_up.originals}),
         },

@@ -9,6 +9,7 @@ be absent; a reader of the same version passes over what it does not know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ RESETTING_KEY = b"resetting"
 # Where the topics that outputs go to ended when the app was reset: what lies before belongs to an earlier life of it.
 BEGAN_KEY = b"began"
 COUNTS = ("in", "out", "filtered", "duplicates", "replayed", "conflicts", "dropped", "dead")
+
+
+def accepted(counts: Mapping[str, int]) -> int:
+    """How many records took effect: one may have several results, or none."""
+    return counts.get("in", 0) - sum(counts.get(name, 0) for name in ("duplicates", "replayed", "dropped", "dead"))
 
 
 UNKNOWN = -1

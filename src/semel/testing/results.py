@@ -9,6 +9,7 @@ from typing import Any
 from semel.codec import Codec
 from semel.errors import DecodeError
 from semel.port import TP, Record
+from semel.state.positions import accepted
 from semel.testing.errors import PipelineTesterError
 from semel.topic import Topic
 
@@ -78,10 +79,9 @@ def counts_of(positions: Iterable[Mapping[str, int]]) -> Counts:
     for counts in positions:
         for name, count in counts.items():
             summed[name] = summed.get(name, 0) + count
-    received, without_effect = summed.get("in", 0), ("duplicates", "replayed", "dropped", "dead")
     return Counts(
-        received=received,
-        accepted=received - sum(summed.get(name, 0) for name in without_effect),
+        received=summed.get("in", 0),
+        accepted=accepted(summed),
         outputs=summed.get("out", 0),
         filtered=summed.get("filtered", 0),
         duplicates=summed.get("duplicates", 0),

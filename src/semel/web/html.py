@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from semel.display import markup
+from semel.state.positions import accepted
 from semel.web.answer import TOO_DEEP
 from semel.web.paths import row_path, table_path
 from semel.web.view import Owner
@@ -76,7 +77,7 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
             "outcomes",
             ["of the records"],
             [
-                ("accepted", _accepted(counts)),
+                ("accepted", accepted(counts)),
                 ("duplicates", count("duplicates")),
                 ("replayed", count("replayed")),
                 ("dropped", count("dropped")),
@@ -179,7 +180,7 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         (
             "agent",
             graph["agents"],
-            [("accepted", _accepted(counts)), ("records/s", status["events_per_s"])],
+            [("accepted", accepted(counts)), ("records/s", status["events_per_s"])],
         ),
         ("sink", graph["sink"] or ["none"], [*_results(status), ("dead letters", count("dead"))]),
         (
@@ -215,11 +216,6 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         + f"<p>partitions by worker: <bdi>{escape(group or 'not assigned yet')}</bdi></p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
     )
-
-
-def _accepted(counts: Mapping[str, int]) -> int:
-    """How many records took effect; one may have several results, or none."""
-    return counts.get("in", 0) - sum(counts.get(name, 0) for name in ("duplicates", "replayed", "dropped", "dead"))
 
 
 def _results(status: Mapping[str, Any]) -> list[tuple[str, int]]:
