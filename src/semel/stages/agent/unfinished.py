@@ -48,7 +48,8 @@ class NotAsking:
 
 
 class UnfinishedEvents:
-    """`run` looks every half second; nothing is counted where events are handled."""
+    """`run` looks every half second, or more often where a handler timeout is short; nothing is counted where events are
+    handled."""
 
     def __init__(
         self, runners: Sequence[AgentRunner], clock: Clock, stats: dict[str, float], *, handler_timeout_ms: int
@@ -57,6 +58,7 @@ class UnfinishedEvents:
         self._clock = clock
         self._stats = stats
         self._patient_s = handler_timeout_ms / 1000
+        self._look_s = min(LOOK_S, self._patient_s / 4)
         self._unready_s = UNREADY_TIMEOUTS * self._patient_s
         # What each runner is at, since when, and when that is to be said next.
         self._at: dict[AgentRunner, tuple[EventContext, int, float, float]] = {}
@@ -70,7 +72,7 @@ class UnfinishedEvents:
 
     async def run(self) -> None:
         while True:
-            await self._clock.sleep(LOOK_S)
+            await self._clock.sleep(self._look_s)
             now = self._clock.monotonic()
             for runner in self._runners:
                 self._look(runner, now)
