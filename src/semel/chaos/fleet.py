@@ -29,6 +29,8 @@ LOOK_S = 0.05
 # What a worker says that has not the rights it needs, and how long one may take to end for it.
 REFUSED = re.compile(r"_AUTHORIZATION_FAILED|error (29|30|31|53)\b")
 GONE_S = 30.0
+# A worker that ended is started again after so long.
+AGAIN_S = 0.5
 
 
 @dataclass
@@ -193,23 +195,25 @@ class Fleet:
         else:
             self.findings.append(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
 
-    async def supervise(self, worker: ChaosWorker) -> None:
-        """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too.
-
-        One that says it cannot reach its broker (exit code 3) while brokers or connections are troubled is right.
-        """
-        code = worker.exit_code
-        if worker.running or worker.expected_end or worker.name in self._busy or code is None:
-            return
-        worker.expected_end = True
+    def ended_unasked(self, worker: ChaosWorker, code: int) -> None:
+        """As `ended_by_itself`; one that says it cannot reach its broker (exit code 3) while brokers or connections are troubled
+        is right."""
         if code == 4 and self.cluster.forgetful:
             self.mended.append(
                 f"{worker.name} gave its name up (exit code 4): a broker had coordinated from a part of its log"
             )
         elif not (code == 3 and (self.active or self.cluster.away)):
             self.ended_by_itself(worker, code)
+
+    async def supervise(self, worker: ChaosWorker) -> None:
+        """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too."""
+        code = worker.exit_code
+        if worker.running or worker.expected_end or worker.name in self._busy or code is None:
+            return
+        worker.expected_end = True
+        self.ended_unasked(worker, code)
         self._turns(worker, "dead")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(AGAIN_S)
         # A guest may have been dismissed meanwhile.
         if worker in self.everyone and not worker.running and worker.name not in self._busy:
             self.start(worker)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from operator import sub
 
 from semel.chaos import disks
 from semel.chaos.fault import STEPS, Chance, Drawn, Fault
-from semel.chaos.fleet import TERM_S, Fleet
+from semel.chaos.fleet import AGAIN_S, TERM_S, Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
 from semel.stages.agent import odd_code
@@ -122,9 +123,14 @@ class Zombie(Fault):
         await asyncio.to_thread(disks.mount_like, worker.state_dir, twin.state_dir)
         try:
             on.start(twin)
-            await asyncio.gather(asyncio.sleep(self.hold_s), on.holding(twin, ARMED_S))
+            _, taken = await asyncio.gather(asyncio.sleep(self.hold_s), self._in_place(on, twin))
         finally:
             worker.thaw()
+        if not taken:
+            # Nobody has taken its name, which it may go by.
+            entry.note = "its replacement did not come to run"
+            await worker.kill9()
+            return
         code = await worker.ended(TERM_S)
         if code is None:
             on.findings.append(
@@ -134,6 +140,18 @@ class Zombie(Fault):
             await worker.kill9()
         elif code != TAKEN:
             entry.note = f"the frozen one ended with exit code {code}"
+
+    async def _in_place(self, on: Fleet, twin: ChaosWorker) -> bool:
+        """Whether the replacement has partitions; it is started again where it ends for want of a right that a fault took."""
+        deadline = time.monotonic() + ARMED_S
+        while not await on.holding(twin, deadline - time.monotonic()):
+            code = twin.exit_code
+            if code is None or time.monotonic() >= deadline:
+                return False
+            on.ended_unasked(twin, code)
+            await asyncio.sleep(AGAIN_S)
+            on.start(twin)
+        return True
 
 
 class Term(Fault):

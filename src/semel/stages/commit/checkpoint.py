@@ -65,7 +65,7 @@ def land(store: Store, plan: Plan, sealed: SealedEpoch, *, now_ms: int) -> dict[
     only expired ones lie before, and the position says so (rule 21).
     """
     if sealed.abandoned:
-        sealed.step(EpochState.ABANDONED)
+        sealed.abandon()
         return {}
     batch = store.batch()
     trims: dict[TP, int] = {}
