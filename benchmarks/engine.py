@@ -4,7 +4,7 @@
 
 No broker, no socket, no other process: the figure hardly moves on a machine that others use too, so it is the one to
 watch while the hot path is changed. Decoding of fetched batches, the store, the encoding of the batches to be sent and
-the whole barrier are the real ones; only what lies behind the port is not. The best round counts: everything else that
+the cut of an epoch are the real ones; only what lies behind the port is not. The best round counts: everything else that
 a machine does makes CPU time longer, never shorter.
 """
 
