@@ -33,8 +33,7 @@ from msgspec import inspect as shapes
 
 from semel.errors import DeclarationError, DecodeError, described
 from semel.functions import check_gives_value
-from semel.schema import exact
-from semel.schema.exact import check_of, only_reading_tells, writer_where_plain
+from semel.schema.exact import check_of, only_reading_tells, writer_of_same, writer_where_plain
 from semel.schema.fingerprint import describe
 
 T = TypeVar("T")
@@ -53,8 +52,8 @@ class Codec(Generic[T]):
     (`semel.schema.exact`). `decode` looks at everything and raises DecodeError, whatever the code behind it raises.
     `immutable`: a value cannot change in place, so one decoded object may be handed out many times. `nullable`: a record
     of a topic that has no value (a tombstone) is the value None. `structure`: what its bytes look like
-    (`semel.schema.fingerprint`), None where nobody knows: then the type's name has to do. `same_when_read`: whether a value is
-    read back as this very value, down to the types in it; an int in a float's place is not. None where nobody knows.
+    (`semel.schema.fingerprint`), None where nobody knows: then the type's name has to do. `encode_same`: as `encode` for
+    a value that is read back as it is, down to the types in it; None of another, as of an int in a float's place.
     """
 
     type: Any
@@ -63,7 +62,7 @@ class Codec(Generic[T]):
     immutable: bool
     nullable: bool = False
     structure: Any = None
-    same_when_read: Callable[[T], bool] | None = None
+    encode_same: Callable[[T], bytes | None] | None = None
 
     def __post_init__(self) -> None:
         """DeclarationError for what is awaited: `encode` and `decode` are called."""
@@ -100,9 +99,9 @@ def codec_for(declared: Any) -> Codec[Any]:
         if applies(declared):
             return _honest(make(declared))
     if declared is bytes:
-        return Codec(bytes, _bytes_out, bytes, True, structure="raw bytes", same_when_read=exact.of_class(bytes))
+        return Codec(bytes, _bytes_out, bytes, True, structure="raw bytes", encode_same=_same_bytes)
     if declared is str:
-        return Codec(str, _str_out, _str_in, True, structure="raw text", same_when_read=exact.of_class(str))
+        return Codec(str, _str_out, _str_in, True, structure="raw text", encode_same=_same_str)
     if sum(dataclasses.is_dataclass(part) for part in union_of(declared)) > 1:
         return _tagged(declared)
     try:
@@ -113,13 +112,14 @@ def codec_for(declared: Any) -> Codec[Any]:
     for part in _parts(shape):
         if isinstance(part, shapes.CustomType):
             raise _impossible(declared, f"nothing is known of {part.cls.__name__}")
+    encode, encode_same = _writers(declared, shape, reader.decode)
     return Codec(
         declared,
-        _writer(declared, shape, reader.decode),
+        encode,
         _reader(declared, reader.decode),
         _immutable(shape),
         structure=describe(shape),
-        same_when_read=exact.same_when_read(shape),
+        encode_same=encode_same,
     )
 
 
@@ -144,7 +144,7 @@ def key_codec_for(declared: Any) -> Codec[Any]:
             raise TypeError(f"{value!r:.120} would be read back as {again!r:.120}, which is another row; give it so")
         return raw
 
-    return dataclasses.replace(codec, encode=encode)
+    return dataclasses.replace(codec, encode=encode, encode_same=None)
 
 
 def accepted_classes(codec: Codec[Any]) -> tuple[type, ...] | None:
@@ -416,7 +416,10 @@ def _immutable(shape: shapes.Type) -> bool:
 # -- writing
 
 
-def _writer(declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]) -> Callable[[Any], bytes]:
+def _writers(
+    declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]
+) -> tuple[Callable[[Any], bytes], Callable[[Any], bytes | None] | None]:
+    """`encode` and `encode_same` of a codec."""
     parts = list(_parts(shape))
     # orjson leaves out fields that begin with an underscore.
     hidden = any(f.name.startswith("_") for p in parts if isinstance(p, shapes.DataclassType) for f in p.fields)
@@ -473,7 +476,9 @@ def _writer(declared: Any, shape: shapes.Type, read: Callable[[bytes], Any]) -> 
         except (TypeError, ValueError, OverflowError) as exc:
             raise TypeError(f"{value!r:.120} does not fit in JSON: {exc}") from exc
 
-    return encode if hidden or plain or again else writer_where_plain(shape, dumps, encode)
+    if hidden or plain or again:
+        return encode, None
+    return writer_where_plain(shape, dumps, encode), writer_of_same(shape, dumps, encode)
 
 
 def _classes(declared: Any) -> tuple[type, ...] | None:
@@ -509,6 +514,14 @@ def _bytes_out(value: bytes) -> bytes:
     if not isinstance(value, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected bytes, got {type(value).__name__}: {value!r:.120}")
     return bytes(value)
+
+
+def _same_bytes(value: Any) -> bytes | None:
+    return value if type(value) is bytes else None
+
+
+def _same_str(value: Any) -> bytes | None:
+    return _str_out(value) if type(value) is str else None
 
 
 def _str_out(value: str) -> bytes:

@@ -169,7 +169,7 @@ def table_key_codec(app: Any, typ: Any, serializer: Any) -> Codec[Any]:
             raise TypeError(f"the key {key!r} would be the row of the key None; give it another name")
         return encode(key)
 
-    return replace(codec, encode=checked)
+    return replace(codec, encode=checked, encode_same=None)
 
 
 def kind_of_key(key: Any) -> str:

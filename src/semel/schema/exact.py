@@ -230,23 +230,25 @@ _SAME = {
 }
 
 
-def same_when_read(shape: shapes.Type) -> Callable[[Any], bool] | None:
-    """A function that says whether a value that was written is read back as it is, to the types of its fields.
+def writer_of_same(shape: shapes.Type, write: Writer, encode: Writer) -> Callable[[Any], bytes | None] | None:
+    """A function that gives the bytes of a value which is read back as it is, to the types of its fields; of another one None.
 
-    None where that is not easily told: of fields that are objects, lists or datetimes.
+    None where that is not easily told: of fields that are objects, lists or datetimes. `write` is enough for JSON's own types,
+    `encode` looks at everything.
     """
     if isinstance(shape, _OBJECTS):
-        cls, fields = get_origin(shape.cls) or shape.cls, [(f.name, _same_types(f.type)) for f in shape.fields]
-        return _where_plain(cls, fields, "return True", _no)
-    return of_class(_SAME[type(shape)]) if type(shape) in _SAME else None
+        fields = [(f.name, _same_types(f.type)) for f in shape.fields]
+        plain = all(types <= _PLAIN for _, types in fields)
+        cls = get_origin(shape.cls) or shape.cls
+        return _where_plain(cls, fields, "return write(value)", _none, write if plain else encode)
+    if type(shape) in _SAME:
+        enough = type(shape) in _PLAIN_SHAPES
+        return _where_plain(_SAME[type(shape)], [], "return write(value)", _none, write if enough else encode)
+    return None
 
 
-def _no(value: Any) -> bool:
-    return False
-
-
-def of_class(cls: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) is cls
+def _none(value: Any) -> None:
+    return None
 
 
 def _same_types(shape: shapes.Type) -> frozenset[type]:

@@ -297,6 +297,11 @@ class EventContext:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
         among = self.batch or ((MISSING, self.record),)
         records = [r for v, r in among if whose is v or whose is r or getattr(whose, "record", None) is r]
+        if not records and self.steps is None:
+            raise OutputRefused(
+                f"Output(of={whose!r:.80}): the agent has one event in hand, no batch, and every result is that event's; leave "
+                "of= out"
+            )
         if len(records) != 1:
             raise OutputRefused(
                 f"Output(of={whose!r:.80}) names {'no event' if not records else f'{len(records)} events'} in hand; "

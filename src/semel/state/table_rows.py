@@ -34,8 +34,8 @@ SMALL_BYTES = 128
 VALUE_FACTOR = 2
 
 
-def _never(value: Any) -> bool:
-    return False
+def _none(value: Any) -> None:
+    """Nothing is known of what will be read back."""
 
 
 class Rows:
@@ -50,6 +50,7 @@ class Rows:
         "_decode",
         "_encode",
         "_encode_key",
+        "_encode_same",
         "_exact_key",
         "_heavy",
         "_kind",
@@ -59,7 +60,6 @@ class Rows:
         "_prefix",
         "_raw_key",
         "_raws",
-        "_same",
         "_small",
         "_store",
         "_weights",
@@ -121,7 +121,7 @@ class Rows:
         self._exact_key = key.type if _plain_key(key.type) and key.structure is not None else None
         self._raw_key = self._exact_key or str
         kept = self.immutable and self._exact_key is not None and kind_of is None
-        self._same = value.same_when_read if kept and value.same_when_read is not None else _never
+        self._encode_same = value.encode_same if kept and value.encode_same is not None else _none
         self._raws: dict[Any, bytes] = {}
         # 1, 1.0 and True are one key to Python; only one of them is a key of the table.
         self.numeric_key = self._exact_key if self._exact_key in (int, bool) else None
@@ -290,18 +290,21 @@ class Rows:
             self.set(key, raw, None, value)
             return raw, before, len(raw)
         try:
-            encoded = self._encode(value)
+            encoded = self._encode_same(value)
+            same = encoded is not None
+            if same:
+                size = len(raw) + len(encoded)
+                if size <= self._small and not self._weights:
+                    # What `_checked` and `set` would do of almost every row.
+                    self.pending[raw] = encoded
+                    self.hot[key] = value
+                    return raw, before, size
+            else:
+                encoded = self._encode(value)
         except TypeError as exc:
             raise self._unfit(key, exc) from exc
-        if type(encoded) is bytes and not self._weights and self._same(value):
-            size = len(raw) + len(encoded)
-            if size <= self._small:
-                # What `_checked` and `set` would do of almost every row.
-                self.pending[raw] = encoded
-                self.hot[key] = value
-                return raw, before, size
         encoded = self._checked(key, raw, encoded)
-        self.set(key, raw, encoded, value)
+        self.set(key, raw, encoded, value, same=same)
         return raw, before, len(raw) + len(encoded)
 
     def encode(self, key: Any, raw: bytes, value: Any) -> bytes:
@@ -330,7 +333,8 @@ class Rows:
         wrong = TypeError(f"its codec gave {given!r:.80}, of type {type(given).__name__}; Codec.encode returns bytes")
         raise HandlingError(f"table {self.name!r}, row {key!r:.120}: {wrong}") from wrong
 
-    def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any) -> None:
+    def set(self, key: Any, raw: bytes, encoded: bytes | None, value: Any, *, same: bool = False) -> None:
+        """`same`: the value is read back as it is."""
         if self._kind_of is not None and not self.kind:
             self._kind = self._kind_of(key)
             if not self._kind:
@@ -338,7 +342,7 @@ class Rows:
             # Among them may be keys of another kind that were only looked for.
             self._forget()
         self.pending[raw] = encoded
-        if encoded is not None and self._same(value):
+        if encoded is not None and same:
             size = len(encoded)
             if size > SMALL_BYTES or self._weights:
                 self._keep(key, value, size)

@@ -521,11 +521,6 @@ class AgentRunner:
         destination, record = self.sink, context.record
         if type(result) is Output:
             if result.of is not None:
-                if unit.batch is None and record is not getattr(result.of, "record", result.of):
-                    raise OutputRefused(
-                        f"Output(of={result.of!r:.80}): the agent has one event in hand, no batch, and every result is that "
-                        "event's; leave of= out"
-                    )
                 record = context.record_of(result.of)
             if result.topic is not None:
                 destination = self._destination(result.topic.name)

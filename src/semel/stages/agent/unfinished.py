@@ -147,13 +147,16 @@ class UnfinishedEvents:
     def not_asking(self) -> list[NotAsking]:
         """Agents that keep records waiting for longer than a handler timeout, whose code ends again and again before that, or
         that ask in a way that is refused."""
+        return self._all_not_asking(self._patient_s)
+
+    def _all_not_asking(self, patient_s: float) -> list[NotAsking]:
         now = self._clock.monotonic()
         return [
             self._not_asking(runner, now)
             for runner in self._runners
             if runner.misuse is not None
             or runner.failed_starts >= UNREADY_STARTS
-            or self._waited(runner, now) >= self._patient_s
+            or self._waited(runner, now) >= patient_s
         ]
 
     def _waited(self, runner: AgentRunner, now: float) -> float:
@@ -175,9 +178,4 @@ class UnfinishedEvents:
 
     def unready_not_asking(self) -> list[NotAsking]:
         """As `unready`, of agents that ask for nothing."""
-        refused = {str(runner.misuse) for runner in self._runners if runner.misuse is not None}
-        return [
-            idle
-            for idle in self.not_asking()
-            if idle.ended >= UNREADY_STARTS or idle.seconds >= self._unready_s or idle.why in refused
-        ]
+        return self._all_not_asking(self._unready_s)

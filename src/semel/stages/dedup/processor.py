@@ -36,7 +36,7 @@ class DedupProcessor:
 
     def __init__(self, services: Services, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock) -> None:
         self._side_outputs = side_outputs
-        self._ends = (KeyboardInterrupt, *services.interrupts)
+        self._ends = services.interrupts
         self._decoders = {t.name: decoder(t.value) for t in plan.sources}
         self._time_of = {t.name: time_reader(plan.event_time(t)) for t in plan.sources}
         rule = plan.dedup
@@ -126,7 +126,7 @@ class DedupFilter:
         wall_clock: WallClock,
     ) -> None:
         self._services = services
-        self._ends = (KeyboardInterrupt, *services.interrupts)
+        self._ends = services.interrupts
         self._rule = rule
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
