@@ -89,6 +89,17 @@ async def test_a_topic_that_grows_keeps_its_id_and_what_it_has(rig: Rig, broker:
     assert await code_of(broker.create_partitions(rig.name("missing"), 3)) == 3
 
 
+async def test_of_two_who_grow_a_topic_at_once_neither_is_refused(rig: Rig, broker: Broker) -> None:
+    for _ in range(5):
+        name = await rig.topic(broker, 1)
+        await asyncio.gather(*(broker.create_partitions(name, 3) for _ in range(3)))
+
+        async def grown(name: str = name) -> bool:
+            return (await broker.topics([name]))[name].partitions == 3
+
+        await rig.until(grown)
+
+
 async def test_more_replicas_than_brokers_are_refused(rig: Rig, broker: Broker) -> None:
     brokers = await broker.broker_count()
     spec = TopicSpec(rig.name("topic"), 1, brokers + 1, {})

@@ -68,13 +68,22 @@ def _definition(function: FunctionType) -> Definition | None:
     try:
         source = inspect.getsource(function.__code__)
         # What is defined inside something else is indented.
-        tree = ast.parse(f"if True:\n{source}" if source[:1].isspace() else source)
+        tree = _parsed(f"if True:\n{source}" if source[:1].isspace() else source)
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     body = cast("ast.If", tree.body[0]).body if source[:1].isspace() else tree.body
     node = body[0] if body else None
     named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function.__code__.co_name
     return cast("Definition", node) if named else None
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SystemError:
+        # Python 3.11 loses count where a finalizer that is collected meanwhile parses something, as a traceback does for its
+        # carets (python/cpython#106905). Nothing is wrong with the source.
+        return ast.parse(source)
 
 
 def _ends_by_raise(body: list[ast.stmt]) -> bool:

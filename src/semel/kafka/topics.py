@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from semel.codes import Code
@@ -47,8 +48,17 @@ class TopicCalls(Calls):
         call = apis.CREATE_PARTITIONS([(name, partitions, None)], self._broker_timeout_ms, False)
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         self._client.cluster.forget_topic(name)
-        self._check_topics(call.api.name, [(topic, code, text) for topic, code, text in results])
-        await self._until(lambda found: name in found and found[name].partitions >= partitions, [name], deadline)
+        grown = partial(
+            self._until, lambda found: name in found and found[name].partitions >= partitions, [name], deadline
+        )
+        try:
+            self._check_topics(call.api.name, [(topic, code, text) for topic, code, text in results])
+        except RpcError as exc:
+            # Another one has just done it, or we have, and the answer was lost.
+            if exc.code != Code.INVALID_PARTITIONS or not await grown():
+                raise
+            return
+        await grown()
 
     async def delete_topics(self, topics: Sequence[TopicInfo]) -> None:
         """Returns once the topics are gone from the metadata, or the RPC bound has passed."""
@@ -135,15 +145,17 @@ class TopicCalls(Calls):
 
     async def _until(
         self, holds: Callable[[dict[str, TopicInfo]], bool], names: Sequence[str], deadline: float
-    ) -> None:
+    ) -> bool:
+        """Whether it came to hold."""
         while looptime.now() + _POLL_S < deadline:
             try:
                 found = await self._topics(names, deadline)
             except (RpcError, RpcLost):
-                return
+                return False
             if holds(found):
-                return
+                return True
             await asyncio.sleep(_POLL_S)
+        return False
 
 
 def _row(spec: TopicSpec) -> tuple[Any, ...]:

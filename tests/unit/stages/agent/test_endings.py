@@ -567,6 +567,12 @@ async def test_an_event_that_a_task_of_the_agents_asked_for_is_in_the_agents_han
     assert _sum_of(worker, "a") == 55
 
 
+def _heard(task: asyncio.Future[Any]) -> None:
+    """What a task ended with is nobody's affair."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _pump(note: Any) -> Any:
     async def run(stream: Any) -> Any:
         waiting: asyncio.Queue[Any] = asyncio.Queue()
@@ -576,6 +582,7 @@ def _pump(note: Any) -> Any:
                 await waiting.put(payment)
 
         reader = asyncio.create_task(read())
+        reader.add_done_callback(_heard)
         while not reader.done():
             payment = await waiting.get()
             note(payment)
@@ -591,6 +598,7 @@ def _prefetch(note: Any) -> Any:
         while True:
             payment = await coming
             coming = asyncio.ensure_future(anext(events))
+            coming.add_done_callback(_heard)
             await asyncio.sleep(0.01)
             note(payment)
             yield {"account": payment.account}
