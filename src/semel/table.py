@@ -17,6 +17,8 @@ from semel.topic import checked_name, is_whole
 
 RESERVED = frozenset({"dedup", "positions", "parked", "replay", "repartition"})
 D = TypeVar("D")
+# Where no event is in hand, and so no table either.
+_NOTHING = EventContext()
 
 
 class Table:
@@ -83,8 +85,18 @@ class Table:
 
     # -- reading
 
+    # Reading and writing of a row begin as `_rows` does, without its call: an event may do it often, and does little else.
+
     def __getitem__(self, key: Any) -> Any:
-        context, rows = self._rows()
+        context = current_context.get() or _NOTHING
+        rows = context.tables.get(self.name)
+        if (
+            rows is None
+            or not (context.holding and context.alive)
+            or event_number.get() != context.event
+            or get_ident() != context.thread
+        ):
+            context, rows = self._rows()
         value = rows.hot.get(key, MISSING)
         if value is MISSING or rows.numeric_key is not None:
             value = context.read(rows, key, self._make)
@@ -113,8 +125,16 @@ class Table:
     # -- writing
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        context, rows = self._rows()
-        context.writes.write(rows, key, value)
+        context = current_context.get() or _NOTHING
+        rows = context.tables.get(self.name)
+        if (
+            rows is None
+            or not (context.holding and context.alive)
+            or event_number.get() != context.event
+            or get_ident() != context.thread
+        ):
+            context, rows = self._rows()
+        rows.write_for(context.writes, key, value)
 
     def __delitem__(self, key: Any) -> None:
         """KeyError where there is no such row. One that cannot be read is deleted all the same."""
@@ -162,16 +182,6 @@ class Table:
     def _rows(self) -> tuple[EventContext, Rows]:
         context = current_context.get()
         if context is not None:
-            # What is refused, and why, is the event context's to say; this is every table access of every event.
-            if (
-                context.holding
-                and context.alive
-                and event_number.get() == context.event
-                and get_ident() == context.thread
-            ):
-                rows = context.tables.get(self.name)
-                if rows is not None:
-                    return context, rows
             return context, context.rows(self.name)
         raise OutsideEvent(
             f"table {self.name!r} was used where no event is in hand; use it inside an agent, while it handles an event. "

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from semel.errors import OutputRefused
-from semel.state.table_rows import MISSING, Rows
+from semel.state.table_rows import MISSING, ROW_BYTES, Rows
 
 if TYPE_CHECKING:
     from semel.state.dedup_marks import Marks
-
-# What a row takes of a transaction beside its key and value.
-ROW_BYTES = 30
 
 
 class DirtyValue:

@@ -218,6 +218,9 @@ class DedupFilter:
         if type(value) is Undecodable or record.offset in unit.cursor.condemned:
             side_outputs.unfit(unit, record, value)
             return True
+        known = judged.known.get(nth)
+        if known is not None:
+            return self._known(unit, verdict, record, known)
         match verdict:
             case Verdict.MISSING:
                 why = _TIMELESS if type(id) is bytes else id if type(id) is str else "the event has no dedup key"
@@ -229,11 +232,9 @@ class DedupFilter:
                 self._wall_clock.refused(unit, at, self._services.clock.monotonic())
                 why = f"event time {at} is more than the dedup window ahead of this worker's clock"
                 side_outputs.quarantine(unit, record, "clock", why)
-            case Verdict.LATE:
+            case _:
                 why = f"event time {at} is older than stream time less the dedup window"
                 return side_outputs.handled(unit, rule.late, "late", record, why)
-            case _:
-                return self._known(unit, verdict, record, judged.known[nth])
         return True
 
     def _known(self, unit: WorkUnit, verdict: Verdict, record: Record, raw: bytes) -> bool:
