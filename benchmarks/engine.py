@@ -39,7 +39,7 @@ from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
 from semel.testing.broker import MemoryBroker, MemoryCluster
-from semel.worker.engine import Engine
+from semel.testing.worker import MemoryWorker
 
 PARTITIONS = 4
 # As large as what the intake asks of a partition at once.
@@ -152,15 +152,15 @@ async def _round(pipeline: Pipeline, log: Log, profile: Path | None) -> dict[str
     with tempfile.TemporaryDirectory(prefix="semel-engine-") as folder:
         store = Store(Path(folder) / "db")
         broker = ReplayBroker(cluster, log)
-        engine = Engine(pipeline.plan(), EngineSettings(), broker, store, clock, SystemRandomness(), instance="w1")
+        worker = MemoryWorker("w1", pipeline.plan(), broker, store, clock, SystemRandomness(), EngineSettings())
+        engine = worker.engine
         profiler = cProfile.Profile(time.thread_time) if profile else None
-        running = asyncio.create_task(engine.run())
         started = time.thread_time()
         if profiler is not None:
             profiler.enable()
         while (done := sum(t.committed.counts.get("in", 0) for t in engine.tasks.values())) < log.total:
-            if running.done():
-                raise Failed(f"the engine ended: {running.exception()!r}")
+            if worker.over:
+                raise Failed(f"the engine ended: {await worker.gone()!r}")
             await asyncio.sleep(0.05)
         used = time.thread_time() - started
         if profiler is not None and profile is not None:
@@ -171,8 +171,8 @@ async def _round(pipeline: Pipeline, log: Log, profile: Path | None) -> dict[str
             counted.update(task.committed.counts)
         commits = int(engine.stats["commits"])
         engine.stop()
-        await running
-        store.close()
+        if (error := await worker.gone()) is not None:
+            raise error
     return {
         "events": done,
         "cpu_us_per_event": round(used / done * 1e6, 2),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import random
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, cast
 import orjson
 
 from semel import Dedup, Pipeline, Retry, Topic
-from semel.errors import PositionConflict, SemelError, ShapeChanged, StateDirectoryError, TopicChanged
+from semel.errors import PositionConflict, SemelError, ShapeChanged, TopicChanged
 from semel.memory.batch import Batch, MemoryRecord
 from semel.partitioner import partition_of
 from semel.port import TP, RpcError, RpcLost
@@ -26,11 +25,12 @@ from semel.state import lineage
 from semel.state.store import Store, StoreError
 from semel.state.task import TaskState
 from semel.testing.clock import VirtualClock, VirtualLoop
+from semel.testing.worker import Killed, open_store
 from tests.simulation.history import History, Recorder, Recovery, StoreSeen, TopicDeleted
 from tests.simulation.laws import Violation, judge
 from tests.simulation.store_model import Disk, ModelStore
 from tests.simulation.watch import Watch, has_work, watching
-from tests.unit.harness import APP, ATTEMPTS, Killed, Payment, Settlement, Work, Worker, World
+from tests.unit.harness import APP, ATTEMPTS, Payment, Settlement, Work, Worker, World
 
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
 # gone, a session, a transaction's timeout, and the restore after all of them.
@@ -119,13 +119,7 @@ class SimulatedWorld(World):
 
     def open_store(self, name: str) -> Store:
         if self.real:
-            path = self.path / self.machine / "db"
-            try:
-                return Store(path, cache_mb=1, buffer_mb=1)
-            except StateDirectoryError:
-                # A process that is killed holds nothing; here, what lies about of it may still hold RocksDB's lock.
-                gc.collect()
-                return Store(path, cache_mb=1, buffer_mb=1)
+            return open_store(self.path / self.machine / "db", mb=1)
         return cast("Store", ModelStore(self.disks.setdefault(self.machine, Disk()), self.path / self.machine))
 
     def clock_of(self, name: str) -> VirtualClock:

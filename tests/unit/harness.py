@@ -1,237 +1,85 @@
-"""Engines on one in-memory cluster, an oracle that knows nothing of them, and a checker that compares the two.
-
-The oracle reads the source topic and says, offset by offset, what must have come of each record. The checker holds that
-against the topics the workers wrote: every output once and in order, every row, every mark, and at each committed
-position the counts and the stream time that belong to it.
-"""
+"""A world: an in-memory cluster, payments on it, and workers that can be killed, held and asked."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import copy_context
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
-from semel.errors import SemelError
-from semel.memory.batch import MemoryRecord
+from semel import Dedup
 from semel.memory.journal import Journal
+from semel.partitioner import partition_of
 from semel.plan import Plan
 from semel.port import TP
-from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent.deaths import suspected
 from semel.state import crash_notes, positions
 from semel.state.crash_notes import CrashNotes
-from semel.state.dedup_marks import DEAD, unpack
-from semel.state.positions import COUNTS
 from semel.state.store import Store, StoreError
 from semel.state.task import TaskState
 from semel.testing.broker import Call, ClusterSettings, Fault, MemoryBroker, MemoryCluster, delay
-from semel.testing.clock import VirtualClock, process
-from semel.worker.engine import Engine
+from semel.testing.clock import VirtualClock
+from semel.testing.worker import MemoryWorker, open_store
+from tests.unit.oracle import (
+    check_partition,
+    check_store,
+    committed_values,
+    dead_letters,
+    folded,
+    given_up,
+    truth_of,
+)
+from tests.unit.payments import APP, ATTEMPTS, WINDOW, Payment, Settlement, Work, payments_pipeline
 
-WINDOW = timedelta(days=7)
-ATTEMPTS = 3
-APP = "payments"
-
-
-@dataclass
-class Payment:
-    id: str
-    account: str
-    amount: int
-    # How often handling it fails before it succeeds; -1: always.
-    fails: int = 0
-    sleep_ms: int = 0
-    # Handling it ends the process, each time.
-    kills: bool = False
-
-
-@dataclass
-class Settlement:
-    id: str
-    account: str
-    balance: int
-
-
-class Killed(SemelError):
-    """What a worker ends with that was killed; it cannot do anything more."""
-
-
-class Work:
-    """What the agents do, and what they went through. Shared by all workers of a test, as the outside world is."""
-
-    def __init__(self) -> None:
-        self.failures: dict[str, int] = {}
-        self.handled: list[str] = []
-        self.before: Callable[[Payment], Awaitable[None]] | None = None
-        # What a failing event fails with.
-        self.error: Callable[[str], BaseException] = RuntimeError
-
-    async def attempt(self, payment: Payment) -> None:
-        self.handled.append(payment.id)
-        if self.before is not None:
-            await self.before(payment)
-        if payment.sleep_ms:
-            await asyncio.sleep(payment.sleep_ms / 1000)
-
-    def maybe_fail(self, payment: Payment) -> None:
-        if payment.fails:
-            seen = self.failures[payment.id] = self.failures.get(payment.id, 0) + 1
-            if payment.fails < 0 or seen <= payment.fails:
-                raise self.error(f"attempt {seen} at {payment.id}")
+# With what it runs and is judged by, so that a test of the engine has all of it from here.
+__all__ = [
+    "APP",
+    "ATTEMPTS",
+    "WINDOW",
+    "Payment",
+    "Settlement",
+    "Work",
+    "Worker",
+    "World",
+    "check_store",
+    "committed_values",
+    "dead_letters",
+    "folded",
+    "given_up",
+    "payments_pipeline",
+    "truth_of",
+]
 
 
-def payments_pipeline(
-    work: Work,
-    *,
-    style: str = "stream",
-    dedup: Dedup | None = None,
-    make: Callable[[tuple[Table, Table]], Any] | None = None,
-    **declared: Any,
-) -> Pipeline:
-    """Balances by account (a value that cannot change in place), journals by account (one that can), settlements.
-
-    A negative amount closes the account.
-
-    `make(tables)`: another agent than the usual one.
-    """
-    balances = Table("balances", key=str, value=int, default=int)
-    journals = Table("journals", key=str, value=list, default=list)
-
-    def book(payment: Payment) -> Settlement | None:
-        balances[payment.account] += payment.amount
-        journals[payment.account].append(payment.id)
-        if len(journals[payment.account]) > 20:
-            del journals[payment.account][0]
-        work.maybe_fail(payment)
-        if payment.amount == 0:
-            return None
-        if payment.amount < 0:
-            del balances[payment.account], journals[payment.account]
-            return Settlement(payment.id, payment.account, 0)
-        return Settlement(payment.id, payment.account, balances[payment.account])
-
-    async def settle(payments: Any) -> Any:
-        async for payment in payments:
-            await work.attempt(payment)
-            settled = book(payment)
-            if settled is not None:
-                yield settled
-
-    async def settle_one(payment: Payment) -> Settlement | None:
-        await work.attempt(payment)
-        return book(payment)
-
-    def settle_at_once(payment: Payment) -> Settlement | None:
-        work.handled.append(payment.id)
-        return book(payment)
-
-    async def settle_batches(payments: Any) -> Any:
-        async for batch in payments.batches():
-            for payment in batch:
-                await work.attempt(payment)
-                settled = book(payment)
-                if settled is not None:
-                    yield settled
-
-    async def settle_and_return(payments: Any) -> Any:
-        """Now and then it is done with its loop, and with the event in hand."""
-        done = 0
-        async for payment in payments:
-            await work.attempt(payment)
-            settled = book(payment)
-            if settled is not None:
-                yield settled
-            done += 1
-            if done % 7 == 0:
-                return
-
-    async def settle_stubbornly(payments: Any) -> Any:
-        """It takes every error, its own cancellation included, for a reason to go on."""
-        while True:
-            try:
-                async for payment in payments:
-                    await work.attempt(payment)
-                    settled = book(payment)
-                    if settled is not None:
-                        yield settled
-            except (GeneratorExit, KeyboardInterrupt):
-                raise
-            except BaseException:
-                pass
-
-    agents = {"stream": settle, "coroutine": settle_one, "batches": settle_batches, "function": settle_at_once,
-              "returning": settle_and_return, "stubborn": settle_stubbornly}  # fmt: skip
-    agent = agents[style]
-    if make is not None:
-        agent = make((balances, journals))
-    return Pipeline(
-        APP,
-        source=Topic("payments", key=str, value=Payment),
-        dedup=dedup or Dedup("id", window=WINDOW),
-        agent=agent,
-        tables=[balances, journals],
-        sink=Topic("settlements", key=str, value=Settlement),
-        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
-        **declared,
-    )
-
-
-class Worker:
-    """One engine with its own client, store and failpoints."""
+class Worker(MemoryWorker):
+    """A worker of a world, that tells the next process on its machine what it had in hand."""
 
     def __init__(self, world: World, name: str, number: int, **settings: Any) -> None:
         self.world = world
-        self.name = name
-        self.client = f"{name}#{number}"
-        self.path = world.path / name
-        self.store = world.open_store(name)
         self.clock = world.clock_of(name)
-        self.failpoints = Failpoints()
         plan = world.plan()
         self.notes = world.notes_of(name, plan)
-        self.engine = Engine(
+        super().__init__(
+            name,
             plan,
-            EngineSettings(**{"web_url": f"http://{name}.{number}", **world.settings, **settings}),
-            MemoryBroker(world.cluster, self.client),
-            self.store,
+            MemoryBroker(world.cluster, f"{name}#{number}"),
+            world.open_store(name),
             self.clock,
             random.Random(number),
-            instance=name,
-            failpoints=self.failpoints,
+            EngineSettings(**{"web_url": f"http://{name}.{number}", **world.settings, **settings}),
             notes=self.notes,
         )
-        # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
-        own = copy_context()
-        own.run(process.set, self.client)
-        self.running = asyncio.get_running_loop().create_task(self.engine.run(), name=self.client, context=own)
-        self.killed = False
-
-    @property
-    def over(self) -> bool:
-        return self.running.done()
 
     def kill(self, *, arrives: bool = False) -> None:
-        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store.
-
-        `arrives`: but for the requests that it has sent.
-        """
         if not self.killed and not self.over:
             self.notes.alive(self.clock.monotonic())
             self.world.keep_notes(self)
-        self.killed = True
-        self.world.cluster.faults.cut(self.client, arrives=arrives)
-        self.store.write = lambda batch: None
-        self.engine.fail(Killed())
+        super().kill(arrives=arrives)
 
     def kill_at(self, point: str, nth: int = 1, then: Callable[[], None] | None = None) -> asyncio.Event:
         """Kill it when it passes a failpoint the nth time; the event says that it happened."""
@@ -278,14 +126,12 @@ class Worker:
         self.store.write = refuse_some
 
     async def gone(self) -> BaseException | None:
-        """Wait for its end; the error it ended with. Its store is closed."""
-        await asyncio.wait({self.running})
-        self.store.close()
+        error = await super().gone()
         self.world.workers.pop(self.client, None)
         if not self.killed:
             self.notes.ended()
             self.world.keep_notes(self)
-        return self.running.exception()
+        return error
 
     async def stop(self) -> None:
         self.engine.stop()
@@ -332,7 +178,7 @@ class World:
     # -- input
 
     def place(self, account: str) -> TP:
-        return TP("payments", _partition_of(account.encode(), self.partitions))
+        return TP("payments", partition_of(account.encode(), self.partitions))
 
     def write(self, value: bytes | dict[str, Any] | None, account: str, *, at_ms: int | None = None) -> tuple[TP, int]:
         key, tp = account.encode(), self.place(account)
@@ -372,7 +218,7 @@ class World:
     # -- workers
 
     def open_store(self, name: str) -> Store:
-        return Store(self.path / name / "db", cache_mb=2, buffer_mb=2)
+        return open_store(self.path / name / "db")
 
     def machine_of(self, name: str) -> str:
         return name
@@ -501,166 +347,3 @@ class World:
             for worker in self.workers.values():
                 if not worker.over:
                     check_store(self, worker)
-
-
-# ---------------------------------------------------------------------- the oracle
-
-
-@dataclass
-class Truth:
-    """What must have come of one partition of the source."""
-
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    dead: list[tuple[int, str]] = field(default_factory=list)
-    balances: dict[str, int] = field(default_factory=dict)
-    journals: dict[str, list[str]] = field(default_factory=dict)
-    marks: dict[str, tuple[int, bool]] = field(default_factory=dict)
-    # offset -> (counts, stream time) once everything below it is done
-    below: dict[int, tuple[dict[str, int], int | None]] = field(default_factory=dict)
-
-
-def oracle(records: Sequence[MemoryRecord], *, end: int) -> Truth:
-    """For input within the dedup window, never ahead of the clock: what each record does, one after the other."""
-    truth = Truth()
-    counts = dict.fromkeys(COUNTS, 0)
-    payloads: dict[str, bytes] = {}
-    stream: int | None = None
-    last = 0
-    for record in records:
-        for offset in range(last, record.offset + 1):
-            truth.below[offset] = (dict(counts), stream)
-        last = record.offset + 1
-        counts["in"] += 1
-        try:
-            payment = Payment(**orjson.loads(record.value or b""))
-        except (ValueError, TypeError):
-            counts["dead"] += 1
-            truth.dead.append((record.offset, "undecodable"))
-            continue
-        stream = record.timestamp if stream is None else max(stream, record.timestamp)
-        if payment.id in payloads:
-            if payloads[payment.id] != record.value:
-                counts["conflicts"] += 1
-                counts["dead"] += 1
-                truth.dead.append((record.offset, "conflict"))
-            elif truth.marks[payment.id][1]:
-                counts["dead"] += 1
-                truth.dead.append((record.offset, "duplicate"))
-            else:
-                counts["duplicates"] += 1
-            continue
-        payloads[payment.id] = record.value or b""
-        failed = payment.fails < 0 or payment.fails >= ATTEMPTS
-        truth.marks[payment.id] = (record.offset, failed)
-        if failed:
-            counts["dead"] += 1
-            truth.dead.append((record.offset, "failed"))
-            continue
-        balance = truth.balances[payment.account] = truth.balances.get(payment.account, 0) + payment.amount
-        journal = truth.journals.setdefault(payment.account, [])
-        journal.append(payment.id)
-        del journal[:-20]
-        if payment.amount == 0:
-            counts["filtered"] += 1
-        else:
-            counts["out"] += 1
-            truth.outputs.append({"id": payment.id, "account": payment.account, "balance": balance})
-    for offset in range(last, end + 1):
-        truth.below[offset] = (dict(counts), stream)
-    return truth
-
-
-# ---------------------------------------------------------------------- the checker
-
-
-def _partition_of(key: bytes, partitions: int) -> int:
-    from semel.partitioner import partition_of
-
-    return partition_of(key, partitions)
-
-
-def committed_values(cluster: MemoryCluster, topic: str, partition: int) -> list[MemoryRecord]:
-    return cluster.committed(topic)[partition] if topic in cluster.topics() else []
-
-
-def folded(records: Sequence[MemoryRecord]) -> dict[bytes, bytes]:
-    """A changelog's last word on each key."""
-    rows: dict[bytes, bytes] = {}
-    for record in records:
-        assert record.key is not None
-        if record.value is None:
-            rows.pop(record.key, None)
-        else:
-            rows[record.key] = record.value
-    return rows
-
-
-def dead_letters(records: Sequence[MemoryRecord]) -> list[tuple[int, str]]:
-    said = [{name: value or b"" for name, value in r.headers} for r in records]
-    return [(int(h["semel.offset"]), h["semel.reason"].decode()) for h in said]
-
-
-def given_up(world: World) -> list[tuple[str, str, int]]:
-    """Reason, error and attempts of each dead letter."""
-    found: list[tuple[str, str, int]] = []
-    for log in world.cluster.committed(f"{APP}.dlq"):
-        for record in log:
-            headers = {name: (value or b"").decode() for name, value in record.headers}
-            found.append((headers["semel.reason"], headers["semel.error"], int(headers["semel.attempts"])))
-    return found
-
-
-def truth_of(world: World, partition: int) -> Truth:
-    end = world.cluster.log(TP("payments", partition)).end
-    return oracle(world.cluster.committed("payments")[partition], end=end)
-
-
-def check_partition(world: World, p: int) -> None:
-    cluster = world.cluster
-    truth = truth_of(world, p)
-    history = world.position_history()[p] if world.position_history() else []
-    # Nothing is lost, doubled or out of order.
-    outputs = [orjson.loads(r.value or b"null") for r in committed_values(cluster, "settlements", p)]
-    assert outputs == truth.outputs, difference(f"settlements[{p}]", outputs, truth.outputs)
-    dead = dead_letters(committed_values(cluster, f"{APP}.dlq", p))
-    assert dead == truth.dead, difference(f"dlq[{p}]", dead, truth.dead)
-    # State is the fold of what took effect.
-    balances = folded(committed_values(cluster, f"{APP}-balances-changelog", p))
-    assert {k.decode(): orjson.loads(v) for k, v in balances.items()} == truth.balances, f"balances[{p}]"
-    journals = folded(committed_values(cluster, f"{APP}-journals-changelog", p))
-    assert {k.decode(): orjson.loads(v) for k, v in journals.items()} == truth.journals, f"journals[{p}]"
-    marks = {k.decode(): unpack(v) for k, v in folded(committed_values(cluster, f"{APP}-dedup-changelog", p)).items()}
-    assert {k: (m.offset, m.outcome == DEAD) for k, m in marks.items()} == truth.marks, f"marks[{p}]"
-    # Positions never go back, and each says what had come of everything below it.
-    before = -1
-    for position in history:
-        at = position.topics["payments"].next
-        assert at >= before, f"positions[{p}] went from {before} back to {at}"
-        before = at
-        counts, stream = truth.below[at]
-        assert position.counts == counts, f"positions[{p}] at {at} counts {position.counts}, not {counts}"
-        assert position.stream_time.ms == stream, f"positions[{p}] at {at}: {position.stream_time}, not {stream}"
-    if history:
-        group = cluster.groups.stable_offsets(APP, [TP("payments", p)])[TP("payments", p)]
-        assert group == before, f"the group is at {group}, the position at {before}"
-
-
-def difference(what: str, found: list[Any], wanted: list[Any]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-    return f"{what} has {len(found)}, not {len(wanted)}; at {at}: {found[at : at + 3]}, not {wanted[at : at + 3]}"
-
-
-def check_store(world: World, worker: Worker) -> None:
-    for p, task in worker.engine.tasks.items():
-        if task.state is not TaskState.RUNNING:
-            continue
-        truth = truth_of(world, p)
-        rows = {k.decode(): orjson.loads(v) for k, v in task.tables["balances"].scan()}
-        assert rows == truth.balances, f"{worker.name}'s store, balances[{p}]"
-        journals = {k.decode(): orjson.loads(v) for k, v in task.tables["journals"].scan()}
-        assert journals == truth.journals, f"{worker.name}'s store, journals[{p}]"
-        marks = {k[8:].decode(): unpack(v).offset for k, v in worker.store.scan_marks(p)}
-        assert marks == {k: offset for k, (offset, _) in truth.marks.items()}, f"{worker.name}'s store, marks[{p}]"
-
-
-__all__ = ["Reject", "Worker", "World"]

@@ -61,16 +61,25 @@ __all__ = [
 
 
 class MemoryBroker:
-    """One client. `name` is what `cluster.faults` knows it by: a worker that restarts is another client.
+    """One client. `name` is what `cluster.faults` knows it by: a worker that restarts is another client. `source_wait_ms`:
+    for how long polls of the source wait for a record, else as long as they say.
 
     Its calls take effect one turn of the event loop after they are made, its answers arrive one turn later. A call
     whose request is delayed beyond `rpc_timeout_ms` is lost to the client and takes effect all the same when it
     arrives.
     """
 
-    def __init__(self, cluster: MemoryCluster, name: str = "client", *, rpc_timeout_ms: int = 2_000) -> None:
+    def __init__(
+        self,
+        cluster: MemoryCluster,
+        name: str = "client",
+        *,
+        rpc_timeout_ms: int = 2_000,
+        source_wait_ms: int | None = None,
+    ) -> None:
         self.cluster = cluster
         self.name = name
+        self._source_wait_ms = source_wait_ms
         self._connection = Connection(cluster, name, rpc_timeout_ms / 1000, self._forget)
         self._leaders: dict[TP, int] = {}
         self._coordinators: dict[tuple[str, str], int] = {}
@@ -167,6 +176,9 @@ class MemoryBroker:
         partition_max_bytes: int,
         purpose: str = "source",
     ) -> dict[TP, Fetched]:
+        if purpose == "source" and self._source_wait_ms is not None:
+            max_wait_ms = self._source_wait_ms
+
         async def apply() -> dict[TP, Fetched]:
             deadline = self.cluster.timers.now() + max_wait_ms / 1000
             while True:

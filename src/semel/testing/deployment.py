@@ -15,18 +15,21 @@ from semel.pipeline import Pipeline
 from semel.plan import Plan
 from semel.port import TP
 from semel.runtime.failpoints import NAMES
+from semel.runtime.settings import EngineSettings
 from semel.state.task import Task, TaskState
 from semel.testing import stuck
-from semel.testing.broker import MemoryCluster
+from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.crash import Crash
-from semel.testing.errors import NotSettled
-from semel.testing.worker import Killed, Worker
+from semel.testing.errors import NotSettled, interrupts
+from semel.testing.worker import Killed, MemoryWorker, open_store
 
 # Virtual time in which something must become of what is waited for: as long as a group may take to rebalance.
 PATIENCE_S = 60.0
 # By so many offsets the pipeline's own results may lengthen its source while a test waits: a loop without end takes no time.
 OWN_OFFSETS = 5_000
+# No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
+POLL_MS = 3_600_000
 
 
 class Deployment:
@@ -51,11 +54,13 @@ class Deployment:
         self._source = pipeline.source.name
         self.cluster.create_topic(self._source, partitions)
         self.partitions = partitions
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, MemoryWorker] = {}
         self.plans: list[Plan] = []
         # Kept to the end: tasks that a killed engine left waiting must not be collected while they wait.
-        self._former: list[Worker] = []
+        self._former: list[MemoryWorker] = []
         self.crashes: list[Crash] = []
+        # Whoever was killed and has lost its store.
+        self._without_state: set[str] = set()
         self._changed = asyncio.Event()
         self._started = 0
 
@@ -65,18 +70,27 @@ class Deployment:
         self._started += 1
         plan = self._pipeline.plan()
         self.plans.append(plan)
-        worker = Worker(name, self._started, plan, self.cluster, self.clock, self._folder, seed=self._seed)
+        worker = MemoryWorker(
+            name,
+            plan,
+            MemoryBroker(self.cluster, f"{name}#{self._started}", source_wait_ms=POLL_MS),
+            open_store(self._folder / name / "db"),
+            self.clock,
+            random.Random(f"{self._seed} {self._started}"),
+            # One address for all incarnations, as a worker has that comes back on its machine.
+            EngineSettings(web_url=f"http://{name}", interrupts=interrupts()),
+        )
         for point in NAMES:
             worker.failpoints.hooks[point] = self._failpoint(worker, point)
         worker.engine.on_committed.append(self._landed)
         worker.running.add_done_callback(lambda _: self._changed.set())
         self.workers[name] = worker
 
-    def _failpoint(self, worker: Worker, point: str) -> Callable[[], Awaitable[None]]:
+    def _failpoint(self, worker: MemoryWorker, point: str) -> Callable[[], Awaitable[None]]:
         async def passed() -> None:
             for crash in self.crashes:
                 if crash.strikes(point, worker.name):
-                    worker.kill(lose_state=crash.lose_state)
+                    self._kill(worker, crash)
                     await asyncio.Event().wait()
 
         return passed
@@ -103,13 +117,21 @@ class Deployment:
         """Now. Whoever was killed starts again as soon as anything is waited for."""
         for worker in self.workers.values():
             if crash.worker in (None, worker.name):
-                worker.kill(lose_state=crash.lose_state)
+                self._kill(worker, crash)
         crash.happened = True
 
-    async def _gone(self, worker: Worker) -> None:
+    def _kill(self, worker: MemoryWorker, crash: Crash) -> None:
+        worker.kill()
+        if crash.lose_state:
+            self._without_state.add(worker.name)
+
+    async def _gone(self, worker: MemoryWorker) -> None:
         """Wait for its end; raises what it failed with."""
         self._former.append(worker)
         error = await worker.gone()
+        if worker.name in self._without_state:
+            self._without_state.remove(worker.name)
+            shutil.rmtree(self._folder / worker.name)
         if error is not None and not isinstance(error, Killed):
             raise error
 
@@ -119,8 +141,6 @@ class Deployment:
             try:
                 await self._gone(worker)
             finally:
-                if worker.lose_state:
-                    shutil.rmtree(worker.folder)
                 self.start(worker.name)
 
     async def begin(self, workers: int) -> None:

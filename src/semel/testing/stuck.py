@@ -10,13 +10,13 @@ from typing import Any
 
 import semel
 from semel.port import TP, Clock
-from semel.testing.worker import Worker
+from semel.testing.worker import MemoryWorker
 
 _ENGINE = str(Path(semel.__file__).parent)
 _ASYNCIO = str(Path(asyncio.__file__).parent)
 
 
-def progress(workers: Iterable[Worker]) -> object:
+def progress(workers: Iterable[MemoryWorker]) -> object:
     """Differs whenever something came of the work: a worker that got on in the group, an attempt, a commit."""
     return [
         (
@@ -36,12 +36,12 @@ def progress(workers: Iterable[Worker]) -> object:
     ]
 
 
-def retries_due(workers: Iterable[Worker]) -> list[float]:
+def retries_due(workers: Iterable[MemoryWorker]) -> list[float]:
     """The monotonic times of the attempts to come."""
     return [c.due for worker in workers for task in worker.engine.tasks.values() for c in task.cursors.values()]
 
 
-def described(workers: Iterable[Worker], undone: Mapping[TP, tuple[int, int]], clock: Clock) -> list[str]:
+def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, int]], clock: Clock) -> list[str]:
     lines = [
         f"{tp.topic}[{tp.partition}]: the record at offset {at} is not done"
         + (f", nor are the {end - at - 1} after it" if end - at > 1 else "")

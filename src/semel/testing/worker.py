@@ -1,123 +1,82 @@
-"""One worker of a pipeline under test: the engine on the in-memory broker, its own RocksDB, and a way to kill it."""
+"""One worker on an in-memory cluster: the engine with a client and a store of its own, and a way to kill it.
+
+Whatever runs an engine in memory runs it as this: `PipelineTester`, and semel's own tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import random
-from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
 
 from semel.errors import SemelError, StateDirectoryError
 from semel.plan import Plan
-from semel.port import TP, Fetched
+from semel.port import Clock, Randomness
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
+from semel.state.crash_notes import CrashNotes
 from semel.state.store import Store, StoreBatch
-from semel.testing.broker import MemoryBroker, MemoryCluster
-from semel.testing.clock import VirtualClock
-from semel.testing.errors import interrupts
+from semel.testing.broker import MemoryBroker
+from semel.testing.clock import process
 from semel.worker.engine import Engine
-
-# No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
-POLL_MS = 3_600_000
 
 
 class Killed(SemelError):
     """What the engine of a killed worker ends with."""
 
 
-class KillableStore(Store):
-    """A store whose process may be killed: from then on nothing is written any more."""
-
-    killed = False
-
-    def write(self, batch: StoreBatch) -> None:
-        if not self.killed:
-            super().write(batch)
-
-
-def _opened(path: Path) -> KillableStore:
+def open_store(path: Path, *, mb: int = 2) -> Store:
+    """The store of a worker that may be the next one of a killed one. `mb`: its cache, and its write buffer."""
     try:
-        return KillableStore(path, cache_mb=2, buffer_mb=2)
+        return Store(path, cache_mb=mb, buffer_mb=mb)
     except StateDirectoryError:
         # The frames that a killed worker's errors keep may still hold handles of it, and with them RocksDB's lock.
         gc.collect()
-        return KillableStore(path, cache_mb=2, buffer_mb=2)
+        return Store(path, cache_mb=mb, buffer_mb=mb)
 
 
-class PatientBroker(MemoryBroker):
-    """Its polls of the source wait until there is something."""
-
-    async def fetch(
-        self,
-        node: int,
-        wants: Mapping[TP, int],
-        *,
-        committed: bool,
-        max_wait_ms: int,
-        max_bytes: int,
-        partition_max_bytes: int,
-        purpose: str = "source",
-    ) -> dict[TP, Fetched]:
-        return await super().fetch(
-            node,
-            wants,
-            committed=committed,
-            max_wait_ms=POLL_MS if purpose == "source" else max_wait_ms,
-            max_bytes=max_bytes,
-            partition_max_bytes=partition_max_bytes,
-            purpose=purpose,
-        )
-
-
-class Worker:
-    """Made inside the running loop, where it starts at once. `number` tells its incarnations apart on the cluster."""
+class MemoryWorker:
+    """Made inside the running loop, where it starts at once. The name of `broker` tells its incarnations apart."""
 
     def __init__(
         self,
         name: str,
-        number: int,
         plan: Plan,
-        cluster: MemoryCluster,
-        clock: VirtualClock,
-        folder: Path,
+        broker: MemoryBroker,
+        store: Store,
+        clock: Clock,
+        randomness: Randomness,
+        settings: EngineSettings,
         *,
-        seed: int,
+        notes: CrashNotes | None = None,
     ) -> None:
         self.name = name
-        self.plan = plan
-        self.client = f"{name}#{number}"
-        self.folder = folder / name
+        self.client = broker.name
+        self.store = store
         self.killed = False
-        self.lose_state = False
-        self._closed = False
         self.failpoints = Failpoints()
-        self._cluster = cluster
-        self.store = _opened(self.folder / "db")
+        self._cluster = broker.cluster
         self.engine = Engine(
-            plan,
-            # One address for all incarnations, as a worker has that comes back on its machine.
-            EngineSettings(web_url=f"http://{name}", interrupts=interrupts()),
-            PatientBroker(cluster, self.client),
-            self.store,
-            clock,
-            random.Random(f"{seed} {number}"),
-            instance=name,
-            failpoints=self.failpoints,
+            plan, settings, broker, store, clock, randomness, instance=name, failpoints=self.failpoints, notes=notes
         )
-        self.running = asyncio.create_task(self.engine.run(), name=self.client)
+        # All that comes of this task is this worker's: the loop can freeze it, and nothing else.
+        own = copy_context()
+        own.run(process.set, self.client)
+        self.running = asyncio.get_running_loop().create_task(self.engine.run(), name=self.client, context=own)
 
     @property
     def over(self) -> bool:
         return self.running.done()
 
-    def kill(self, *, lose_state: bool = False) -> None:
-        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store."""
+    def kill(self, *, arrives: bool = False) -> None:
+        """As SIGKILL: from here on nothing it does has an effect on the cluster or on its store.
+
+        `arrives`: but for the requests that it has sent.
+        """
         self.killed = True
-        self.lose_state = lose_state
-        self._cluster.faults.cut(self.client)
-        self.store.killed = True
+        self._cluster.faults.cut(self.client, arrives=arrives)
+        self.store.write = _nothing
         self.engine.fail(Killed(f"{self.client} was killed"))
 
     def leave(self) -> None:
@@ -128,7 +87,9 @@ class Worker:
     async def gone(self) -> BaseException | None:
         """Wait for its end; the error it ended with, None where it was asked to end. Its store is closed then."""
         await asyncio.wait({self.running})
-        if not self._closed:
-            self.store.close()
-            self._closed = True
+        self.store.close()
         return self.running.exception()
+
+
+def _nothing(batch: StoreBatch) -> None:
+    """What a store writes whose process is no more."""

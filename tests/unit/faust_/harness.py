@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ import pytest
 from semel.config import Settings
 from semel.faust_.app import App
 from semel.port import TP
-from semel.testing.broker import MemoryBroker, MemoryCluster
+from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock
-from semel.worker import node
+from tests.unit.memory_node import connect_to
 
 BROKER = "kafka://127.0.0.1:29999"
 
@@ -29,16 +28,8 @@ class Stage:
         self.clock = VirtualClock()
         self.cluster = MemoryCluster(self.clock)
         self.apps: list[App] = []
-        self._clients = itertools.count()
         monkeypatch.chdir(path)
-        monkeypatch.setattr(node, "SystemClock", lambda: self.clock)
-        monkeypatch.setattr(node, "kafka_broker", self._connect)
-        # What each connection was asked for: client id, compression.
-        self.connections: list[tuple[str, str | None]] = []
-
-    def _connect(self, settings: Settings, *, client_id: str, compression: str | None) -> MemoryBroker:
-        self.connections.append((client_id, compression))
-        return MemoryBroker(self.cluster, f"{client_id}-{next(self._clients)}")
+        self.connections = connect_to(self.cluster, self.clock, monkeypatch)
 
     def app(self, name: str = "shop", **options: Any) -> App:
         options = {

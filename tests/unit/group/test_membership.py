@@ -16,8 +16,8 @@ from semel.runtime.settings import EngineSettings
 from semel.stages.sink.destination import Out
 from semel.state.store import Store
 from semel.testing.broker import Call, MemoryBroker, delay, lose_request, refuse
+from semel.testing.worker import MemoryWorker
 from semel.web.view import Restoring
-from semel.worker.engine import Engine
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Payment, Worker, World, payments_pipeline
 
@@ -384,19 +384,17 @@ async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_
     # The first must hear of it however long the second takes between one join and the next.
     world.cluster.faults.add("JoinGroup", delay(1.5), when=lambda call: call.client == "twin", times=None, skip=1)
     world.pay_many(30)
-    twin = Engine(
-        world.plan(), EngineSettings(web_url=address), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"),
-        world.clock, world.rng, instance="w1",
+    twin = MemoryWorker(
+        "w1", world.plan(), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"), world.clock, world.rng,
+        EngineSettings(web_url=address),
     )  # fmt: skip
-    running = asyncio.create_task(twin.run())
     async with asyncio.timeout(90):
         assert isinstance(await first.gone(), InstanceTaken)
     world.pay_many(30)
     await world.drained()
     world.check()
-    twin.stop()
-    await running
-    twin.store.close()
+    twin.engine.stop()
+    assert await twin.gone() is None
 
 
 @pytest.mark.parametrize("api", ["JoinGroup", "SyncGroup", "Heartbeat", "TxnOffsetCommit"])

@@ -16,10 +16,9 @@ from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import NO_TIMESTAMP
 from semel.proof import Gap, NothingToProve, Verdict, prove
 from semel.runtime.settings import EngineSettings
-from semel.state.store import Store
 from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
-from semel.worker.engine import Engine
+from semel.testing.worker import MemoryWorker, open_store
 from semel.worker.reset import reset
 from tests.simulation.storm import brewed
 from tests.unit.harness import Payment, Settlement, World
@@ -299,16 +298,12 @@ async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
     plan = Plan("payments", agents=agents, outputs=[sink])
     for number in range(60):
         world.pay(amount=number)
-    store = Store(tmp_path / "db", cache_mb=2, buffer_mb=2)
-    engine = Engine(
-        plan, EngineSettings(), MemoryBroker(world.cluster, "w"), store, clock, random.Random(1), instance="w"
-    )
-    running = asyncio.create_task(engine.run())
-    while sum(t.committed.counts.get("in", 0) for t in engine.tasks.values()) < 120:
+    broker, store = MemoryBroker(world.cluster, "w"), open_store(tmp_path / "db")
+    worker = MemoryWorker("w", plan, broker, store, clock, random.Random(1), EngineSettings())
+    while sum(t.committed.counts.get("in", 0) for t in worker.engine.tasks.values()) < 120:
         await clock.sleep(0.05)
-    engine.stop()
-    await running
-    store.close()
+    worker.engine.stop()
+    assert await worker.gone() is None
     broker = MemoryBroker(world.cluster, "prover")
     await broker.start()
     proof = await prove(broker, plan, clock)

@@ -20,10 +20,11 @@ from semel.errors import InstanceTaken
 from semel.local.process import environment_without_settings
 from semel.port import TP
 from semel.state.directory import StateDirectory
-from semel.testing.broker import MemoryBroker, MemoryCluster
+from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock
-from semel.worker import node, process
+from semel.worker import process
 from semel.worker.supervised import PlainWorker
+from tests.unit.memory_node import connect_to
 
 PROJECT = """
 import atexit, sys
@@ -41,12 +42,7 @@ atexit.register(lambda: print([m for m in sys.modules if m.startswith(("faust", 
 async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MemoryCluster]:
     clock = VirtualClock()
     cluster = MemoryCluster(clock)
-
-    def connect(settings: Settings, *, client_id: str, compression: str | None) -> MemoryBroker:
-        return MemoryBroker(cluster, client_id)
-
-    monkeypatch.setattr(node, "SystemClock", lambda: clock)
-    monkeypatch.setattr(node, "kafka_broker", connect)
+    connect_to(cluster, clock, monkeypatch)
     cluster.create_topic("orders", 1)
     yield cluster
 
@@ -177,13 +173,7 @@ def test_a_faust_section_that_a_pipeline_does_not_read_is_said(
 async def test_what_of_a_faust_section_is_about_the_connection_reaches_the_engine(
     cluster: MemoryCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
-
-    def connect(settings: Settings, *, client_id: str, compression: str | None) -> MemoryBroker:
-        asked.append((client_id, compression))
-        return MemoryBroker(cluster, client_id)
-
-    monkeypatch.setattr(node, "kafka_broker", connect)
+    asked = connect_to(cluster, VirtualClock(), monkeypatch)
     given = {"broker_client_id": "till", "producer_compression_type": "gzip", "web_enabled": False}
     running = of(lambda order: order, tmp_path, faust=given)
     running.start()

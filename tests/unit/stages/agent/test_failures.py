@@ -84,7 +84,7 @@ async def test_many_events_that_fail_alike_are_one_line_and_a_number(
 
     [more] = said(caplog, "more like it")
     assert more.message.startswith("199 more like it: tried again, RuntimeError at ")
-    assert "harness.py:" in more.message
+    assert "payments.py:" in more.message
     assert len(said(caplog, "again in")) == 2
     assert worker.engine.stats["commits"] > 0
     world.check()
