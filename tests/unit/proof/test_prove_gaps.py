@@ -16,7 +16,7 @@ from semel.port import TP
 from semel.proof import Law, NothingToProve, Proof, Verdict
 from tests.unit.harness import Payment
 from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken
-from tests.unit.proof.test_clean import random_times
+from tests.unit.proof.test_prove_clean import random_times
 
 Histories = Callable[..., History]
 

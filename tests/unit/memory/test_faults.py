@@ -21,7 +21,7 @@ from semel.testing.broker import (
     refuse,
     unsent,
 )
-from tests.unit.testing.rig import T0, batch, begun, connected, member, values, virtual
+from tests.unit.memory.rig import T0, batch, begun, connected, member, values, virtual
 
 
 @virtual

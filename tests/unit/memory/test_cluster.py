@@ -6,7 +6,7 @@ import pytest
 
 from semel.port import EARLIEST, LATEST, TP, RpcError
 from semel.testing.broker import MemoryBroker, MemoryCluster
-from tests.unit.testing.rig import T0, TOPIC, batch, begun, connected, values, virtual
+from tests.unit.memory.rig import T0, TOPIC, batch, begun, connected, values, virtual
 
 
 async def read(broker: MemoryBroker, offset: int, *, committed: bool = True) -> list[tuple[int, bytes | None]]:
