@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from semel import Dedup
+from semel import Dedup, Pipeline
+from semel.errors import SemelError
 from semel.memory.journal import Journal
 from semel.partitioner import partition_of
 from semel.plan import Plan
@@ -25,6 +26,7 @@ from semel.state.task import TaskState
 from semel.testing.broker import Call, ClusterSettings, Fault, MemoryBroker, MemoryCluster, delay
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
+from semel.worker.reset import Target, reset
 from tests.unit.oracle import (
     check_partition,
     check_store,
@@ -246,9 +248,55 @@ class World:
         self.cluster.timers.run_due()
         self.cluster.groups.set_offsets(APP, offsets)
 
+    async def caught_up(self) -> Worker:
+        """A new worker that has done everything."""
+        worker = self.start()
+        await self.until_running(worker)
+        await self.drained()
+        return worker
+
+    async def settled(self, count: int = 100) -> None:
+        """One worker has done some input and is gone; its store stays."""
+        self.pay_many(count)
+        await (await self.caught_up()).stop()
+
+    async def fate(self, worker: Worker, within_s: float = 30.0) -> SemelError:
+        """The error that the worker ends with."""
+        async with asyncio.timeout(within_s):
+            error = await worker.gone()
+        assert isinstance(error, SemelError), repr(error)
+        return error
+
+    async def ran(self, declared: Pipeline) -> None:
+        """A worker of this pipeline has begun, and has stopped."""
+        self.pipeline = declared
+        worker = self.start(f"w-{declared.name}")
+        await self.until_running(worker)
+        await self.clock.sleep(1)
+        await worker.stop()
+
     def lose_store(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
         self.left.pop(name, None)
+
+    # -- others
+
+    async def connected(self, name: str) -> MemoryBroker:
+        """A client that is no worker's."""
+        broker = MemoryBroker(self.cluster, name)
+        await broker.start()
+        return broker
+
+    async def reset(
+        self,
+        to: Target = "earliest",
+        *,
+        by: MemoryBroker | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> dict[TP, int]:
+        """As `semel reset` does it. `by`: the client that does."""
+        by = by or await self.connected("reset")
+        return await reset(self.plan(), EngineSettings(), by, self.clock, to, say=say)
 
     async def close(self) -> None:
         self.cluster.faults.clear()

@@ -274,8 +274,7 @@ async def test_a_session_that_ends_amid_a_commit_costs_the_epoch_and_nothing_els
 async def test_a_writer_of_the_same_id_fences_the_first_which_proves_its_membership_and_goes_on(world: World) -> None:
     first = world.start("w1")
     await world.until_running(first)
-    stranger = MemoryBroker(world.cluster, "stranger")
-    await stranger.start()
+    stranger = await world.connected("stranger")
     await stranger.init_producer_id(f"{APP}-w1", 10_000)
     world.pay_many(40)
     await world.drained()
@@ -287,8 +286,7 @@ async def test_a_writer_of_the_same_id_fences_the_first_which_proves_its_members
 async def test_a_writer_that_is_fenced_twice_within_a_minute_gives_its_name_up(world: World) -> None:
     first = world.start("w1")
     await world.until_running(first)
-    stranger = MemoryBroker(world.cluster, "stranger")
-    await stranger.start()
+    stranger = await world.connected("stranger")
     for _ in range(2):
         await stranger.init_producer_id(f"{APP}-w1", 10_000)
         world.pay_many(10)
@@ -441,8 +439,7 @@ async def test_a_worker_that_is_refused_for_long_says_why_every_few_seconds_not_
 
 async def join_as(name: str, world: World) -> None:
     """Another process joins under a worker's name, and lives on."""
-    stranger = MemoryBroker(world.cluster, "stranger")
-    await stranger.start()
+    stranger = await world.connected("stranger")
     before = world.cluster.groups.describe(APP).members
 
     async def join() -> None:

@@ -19,7 +19,6 @@ from semel.runtime.settings import EngineSettings
 from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
-from semel.worker.reset import reset
 from tests.simulation.storm import brewed
 from tests.unit.harness import Payment, Settlement, World
 from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained
@@ -211,9 +210,8 @@ async def test_what_was_written_before_a_reset_is_of_another_life(histories: His
     world = history.world
     # A dynamic group that nobody is in any more.
     await world.clock.sleep(30)
-    broker = MemoryBroker(world.cluster, "reset")
-    await broker.start()
-    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda _: None)
+    broker = await world.connected("reset")
+    await world.reset(by=broker)
     await broker.close()
     # All of its input again, on top of the outputs of the first time.
     worker = world.start("w2")
@@ -304,8 +302,7 @@ async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:
         await clock.sleep(0.05)
     worker.engine.stop()
     assert await worker.gone() is None
-    broker = MemoryBroker(world.cluster, "prover")
-    await broker.start()
+    broker = await world.connected("prover")
     proof = await prove(broker, plan, clock)
     assert proof.verdict is Verdict.CLEAN, proof.text()
     assert proof.counts["outputs"] == 40 + 20

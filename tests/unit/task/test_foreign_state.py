@@ -34,14 +34,6 @@ def writer(sink: str | None, named: str | None = None) -> Pipeline:
     )
 
 
-async def ran(world: World, declared: Pipeline) -> None:
-    world.pipeline = declared
-    worker = world.start(f"w-{declared.name}")
-    await world.until_running(worker)
-    await world.clock.sleep(1)
-    await worker.stop()
-
-
 def records(world: World, topic: str) -> int:
     return sum(len(part) for part in world.cluster.committed(topic))
 
@@ -49,7 +41,7 @@ def records(world: World, topic: str) -> int:
 @pytest.mark.parametrize("state", STATE)
 async def test_a_sink_that_holds_another_apps_state_is_refused_at_the_start(world: World, state: str) -> None:
     world.pay("a1")
-    await ran(world, keeper())
+    await world.ran(keeper())
     before = records(world, state)
     world.pipeline = writer(state)
     error = await world.start("w2").gone()
@@ -61,9 +53,9 @@ async def test_a_sink_that_holds_another_apps_state_is_refused_at_the_start(worl
 @pytest.mark.parametrize("state", STATE)
 async def test_an_output_named_into_another_apps_state_is_dead_lettered(world: World, state: str) -> None:
     world.pay("a1")
-    await ran(world, keeper())
+    await world.ran(keeper())
     before = records(world, state)
-    await ran(world, writer(None, named=state))
+    await world.ran(writer(None, named=state))
     letters = [r for part in world.cluster.committed("writer.dlq") for r in part]
     assert len(letters) == 1
     assert b"app 'world' keeps its state in topic" in dict(letters[0].headers)["semel.error"]
@@ -75,16 +67,16 @@ async def test_an_ordinary_topic_may_be_called_as_state_is(world: World, name: s
     world.cluster.create_topic(name, world.partitions, {"cleanup.policy": "compact"})
     world.cluster.write(TP(name, 0), [(b"position", b'{"lat": 1}')])
     world.pay("a1")
-    await ran(world, keeper("another"))
+    await world.ran(keeper("another"))
     before = records(world, name)
-    await ran(world, writer(name))
+    await world.ran(writer(name))
     assert records(world, name) == before + 1
 
 
 async def test_the_topic_of_an_app_that_is_gone_is_an_ordinary_one(world: World) -> None:
     world.pay("a1")
-    await ran(world, keeper())
+    await world.ran(keeper())
     world.cluster.delete_topics(["world-positions"])
     before = records(world, "world-sums-changelog")
-    await ran(world, writer("world-sums-changelog"))
+    await world.ran(writer("world-sums-changelog"))
     assert records(world, "world-sums-changelog") == before + 1

@@ -24,15 +24,6 @@ def pipeline(name: str, source: str = "payments") -> Pipeline:
     )
 
 
-async def ran(world: World, declared: Pipeline) -> None:
-    """It has begun, and has stopped."""
-    world.pipeline = declared
-    worker = world.start(f"w-{declared.name}")
-    await world.until_running(worker)
-    await world.clock.sleep(1)
-    await worker.stop()
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if "has results of the app" in r.getMessage()]
 
@@ -42,13 +33,13 @@ async def test_a_renamed_pipeline_is_told_that_results_of_its_former_name_are_in
 ) -> None:
     for n in range(20):
         world.pay(f"a{n}")
-    await ran(world, pipeline("former"))
+    await world.ran(pipeline("former"))
     assert warnings(caplog) == []
-    await ran(world, pipeline("renamed"))
+    await world.ran(pipeline("renamed"))
     [line] = warnings(caplog)
     assert line.startswith("notes has results of the app 'former' from payments, which 'renamed' reads, too.")
     # It is no first start any more.
-    await ran(world, pipeline("renamed"))
+    await world.ran(pipeline("renamed"))
     assert len(warnings(caplog)) == 1
 
 
@@ -57,14 +48,14 @@ async def test_an_app_with_another_source_into_the_same_topic_is_no_predecessor(
 ) -> None:
     world.cluster.create_topic("others", 1)
     world.pay("a1")
-    await ran(world, pipeline("former"))
-    await ran(world, pipeline("second", "others"))
+    await world.ran(pipeline("former"))
+    await world.ran(pipeline("second", "others"))
     assert warnings(caplog) == []
 
 
 async def test_who_may_not_read_its_sink_begins_all_the_same(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.pay("a1")
-    await ran(world, pipeline("former"))
+    await world.ran(pipeline("former"))
     world.cluster.faults.deny("notes", "Read")
-    await ran(world, pipeline("renamed"))
+    await world.ran(pipeline("renamed"))
     assert warnings(caplog) == []

@@ -9,7 +9,6 @@ import pytest
 from semel.memory.log import PartitionLog
 from semel.port import TP
 from semel.task.read_committed import PATIENCE_S, CommittedLogs, Piece, Unreadable
-from semel.testing.broker import MemoryBroker
 from tests.unit.harness import World
 
 SOURCE = TP("payments", 0)
@@ -17,8 +16,7 @@ SOURCE = TP("payments", 0)
 
 @pytest.fixture
 async def logs(world: World) -> AsyncIterator[CommittedLogs]:
-    broker = MemoryBroker(world.cluster, "reader")
-    await broker.start()
+    broker = await world.connected("reader")
     yield CommittedLogs(broker, world.clock, "test")
     await broker.close()
 

@@ -17,9 +17,7 @@ from semel.errors import SemelError, TopicChanged
 from semel.partitioner import KeyPartitions, partition_of
 from semel.port import TP
 from semel.proof import Law, Proof, Verdict, prove
-from semel.runtime.settings import EngineSettings
-from semel.testing.broker import Call, Fault, MemoryBroker, lose_answer, refuse
-from semel.worker.reset import reset
+from semel.testing.broker import Call, Fault, lose_answer, refuse
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Worker, World, committed_values
 
@@ -63,8 +61,7 @@ async def ended(world: World, worker: Worker, within_s: float = 60.0) -> SemelEr
 
 
 async def proven(world: World) -> Proof:
-    broker = MemoryBroker(world.cluster, "prove")
-    await broker.start()
+    broker = await world.connected("prove")
     try:
         return await prove(broker, world.plan(), world.clock)
     finally:
@@ -260,9 +257,8 @@ async def test_a_store_from_before_a_reset_holds_up_no_partition_that_the_source
     await first.stop()
     world.cluster.delete_topics(["payments"])
     world.cluster.create_topic("payments", 1)
-    broker = MemoryBroker(world.cluster, "reset")
-    await broker.start()
-    await reset(world.plan(), EngineSettings(), broker, world.clock, "earliest", say=lambda text: None)
+    broker = await world.connected("reset")
+    await world.reset(by=broker)
     await broker.close()
     world.cluster.add_partitions("payments", 2)
     put(world, 1, 2)
@@ -372,9 +368,8 @@ async def test_a_broker_that_has_not_heard_of_what_a_reset_made_is_asked_again_a
     world.cluster.add_partitions("payments", 3)
     world.partitions = 3
     await world.clock.sleep(15)
-    broker = MemoryBroker(world.cluster, "reset")
-    await broker.start()
-    begins = await reset(world.plan(), EngineSettings(), broker, world.clock, "latest", say=lambda _: None)
+    broker = await world.connected("reset")
+    begins = await world.reset("latest", by=broker)
     await broker.close()
     world.cluster.faults.metadata_delay_s = lambda: 1.0
     again = world.start("w2")

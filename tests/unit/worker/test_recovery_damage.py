@@ -12,7 +12,7 @@ from semel.worker.metrics import exposition
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Worker, World
 from tests.unit.rot import damage
-from tests.unit.task.test_restore import declared
+from tests.unit.task.test_declaration_changes import declared
 
 ANEW = "thrown away and made anew from the changelogs"
 

@@ -19,7 +19,7 @@ from semel.plan import Plan
 from semel.port import TP
 from semel.stages.sink.destination import Out
 from semel.state import positions
-from semel.testing.broker import Fault, MemoryBroker, delay, lose_answer, lose_request, refuse
+from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse
 from semel.worker.node import EngineHost
 from tests.unit.harness import APP, Payment, World
 
@@ -329,8 +329,7 @@ async def test_of_two_workers_without_sources_and_with_one_name_the_fenced_one_g
     world = Outputs(tmp_path)
     first = world.start()
     await first.engine.outbox(note("a"))
-    stranger = MemoryBroker(world.cluster, "stranger")
-    await stranger.start()
+    stranger = await world.connected("stranger")
     for _ in range(2):
         await stranger.init_producer_id(f"{APP}-w1", 10_000)
         done = first.engine.outbox(note("b"))
