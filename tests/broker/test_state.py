@@ -20,9 +20,8 @@ from tests.broker import logs
 from tests.broker.conftest import MakeLedger
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
-from tests.broker.test_topics import USAGE, refuses
 from tests.broker.truth import payments
-from tests.broker.workers import WorkerProcess
+from tests.broker.workers import USAGE, WorkerProcess
 
 pytestmark = pytest.mark.broker
 
@@ -206,7 +205,7 @@ async def test_a_state_directory_of_another_app_is_refused(ledger41: Ledger) -> 
     foreign = state_of(ledger41, worker)
     foreign.mkdir(parents=True)
     (foreign / "OWNER.json").write_text(json.dumps({"format": 1, "app": "other", "instance": "w1"}))
-    await refuses(worker.start(), "belongs to app 'other'", ledger41.name, "state_dir")
+    await worker.start().refuses("belongs to app 'other'", ledger41.name, "state_dir")
 
 
 async def test_a_state_directory_of_another_format_is_refused(ledger41: Ledger) -> None:
@@ -217,7 +216,7 @@ async def test_a_state_directory_of_another_format_is_refused(ledger41: Ledger) 
     assert await worker.stopped() == 0
     marker = state_of(ledger, worker) / "OWNER.json"
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 99}))
-    await refuses(worker.start(), "state format 99", "run the version that wrote it", "rebuilt from the changelogs")
+    await worker.start().refuses("state format 99", "run the version that wrote it", "rebuilt from the changelogs")
 
 
 async def test_state_of_another_declaration_is_refused_and_kept(ledger41: Ledger) -> None:
@@ -228,7 +227,7 @@ async def test_state_of_another_declaration_is_refused_and_kept(ledger41: Ledger
     assert await worker.stopped() == 0
     await ledger.feed(payments(125, 300))
     worker.start(BALANCE="float")
-    await refuses(worker, "the value was int, is float", "migrate=", "semel reset")
+    await worker.refuses("the value was int, is float", "migrate=", "semel reset")
     await ledger.settle(worker.start())
 
 
@@ -240,7 +239,7 @@ async def test_positions_of_another_version_are_refused(ledger41: Ledger) -> Non
     assert await worker.stopped() == 0
     later = [Message(b"position", json.dumps({"v": 9}).encode(), partition=p) for p in range(4)]
     await logs.send(ledger.bootstrap, ledger.positions, later)
-    await refuses(worker.start(), ledger.positions, "another version of semel", "semel reset")
+    await worker.start().refuses(ledger.positions, "another version of semel", "semel reset")
 
 
 # -- one name, two workers
@@ -374,11 +373,11 @@ async def test_a_disk_full_at_the_start_is_said(ledger41: Ledger) -> None:
     with disk(ledger41.directory / "small", 1) as small:
         fill(small)
         worker = ledger41.worker(state="small").start()
-        await refuses(worker, str(small), "free some space")
+        await worker.refuses(str(small), "free some space")
 
 
 async def test_a_read_only_disk_is_said(ledger41: Ledger) -> None:
     with disk(ledger41.directory / "small", 1) as small:
         make_read_only(small)
         worker = ledger41.worker(state="small").start()
-        await refuses(worker, str(small), "Read-only file system", code=USAGE)
+        await worker.refuses(str(small), "Read-only file system", code=USAGE)

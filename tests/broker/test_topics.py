@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -17,20 +17,9 @@ from tests.broker import logs
 from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
 from tests.broker.truth import payments
-from tests.broker.workers import WorkerProcess
+from tests.broker.workers import REFUSAL, UNPROVABLE, WorkerProcess
 
 pytestmark = pytest.mark.broker
-
-REFUSAL, USAGE, UNPROVABLE = 1, 2, 5
-
-
-async def refuses(worker: WorkerProcess, *words: str, code: int = REFUSAL) -> None:
-    """It ends with `code`, and its last words name the thing and the way out."""
-    assert await worker.ended() == code, worker.log_end()
-    error = next(line for line in reversed(worker.log.splitlines()) if "ERROR" in line)
-    for word in words:
-        assert word in error, worker.log_end()
-    assert "unexpected" not in worker.log, worker.log_end()
 
 
 # -- aborted transactions in the source
@@ -122,21 +111,27 @@ async def test_what_compaction_leaves_of_an_input_takes_effect_once(
 # -- grown
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
-async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger41: Ledger, running: bool) -> None:
-    ledger = ledger41
-    await ledger.feed(payments(83, 500))
+async def done_with(ledger: Ledger, events: Sequence[Message], running: bool) -> WorkerProcess:
+    """A worker that has done these events; `running`: it runs on."""
+    await ledger.feed(events)
     worker = ledger.worker().start()
     await ledger.drained()
     if not running:
         assert await worker.stopped() == 0
+    return worker
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
+async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger41: Ledger, running: bool) -> None:
+    ledger = ledger41
+    worker = await done_with(ledger, payments(83, 500), running)
     await logs.grow(ledger.bootstrap, ledger.source, 6)
     await asyncio.sleep(1.2)
     if running:
         await ledger.feed(payments(84, 200))
     else:
         worker.start()
-    await refuses(worker, f"{ledger.source!r} has 6 partitions now, 4 when {ledger.name!r} last ran", "semel reset")
+    await worker.refuses(f"{ledger.source!r} has 6 partitions now, 4 when {ledger.name!r} last ran", "semel reset")
 
 
 # -- made anew
@@ -145,17 +140,13 @@ async def test_a_source_that_grew_stops_the_worker_with_the_way_out(ledger41: Le
 @pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it is down"])
 async def test_a_source_made_anew_stops_the_worker_with_the_way_out(ledger41: Ledger, running: bool) -> None:
     ledger = ledger41
-    await ledger.feed(payments(85, 500))
-    worker = ledger.worker().start()
-    await ledger.drained()
-    if not running:
-        assert await worker.stopped() == 0
+    worker = await done_with(ledger, payments(85, 500), running)
     await logs.delete(ledger.bootstrap, ledger.source)
     await ledger.create()
     await ledger.feed(payments(86, 300))
     if not running:
         worker.start()
-    await refuses(worker, ledger.source, "semel reset")
+    await worker.refuses(ledger.source, "semel reset")
     settled = {json.loads(line.value)["id"].split("-")[0] for line in await logs.read(ledger.bootstrap, ledger.sink)}
     assert settled == {"85"}, "an event of the new topic took effect on the old one's state"
 
@@ -168,20 +159,16 @@ async def test_a_log_of_the_state_made_anew_stops_the_worker_with_the_way_out(
     """Restored from it, a table would be empty whose events are behind the position."""
     ledger = ledger41
     name = ledger.changelog if what == "changelog" else ledger.positions
-    await ledger.feed(payments(103, 500))
-    worker = ledger.worker().start()
-    await ledger.drained()
-    if not running:
-        assert await worker.stopped() == 0
+    worker = await done_with(ledger, payments(103, 500), running)
     await logs.delete(ledger.bootstrap, name)
     if running:
         await logs.create(ledger.bootstrap, name, ledger.partitions, {"cleanup.policy": "compact"})
         await asyncio.sleep(1.2)
         await ledger.feed(payments(104, 100))
-        await refuses(worker, name, "semel reset")
+        await worker.refuses(name, "semel reset")
     # On its own disk there is a copy of the rows, on another there is none.
     for state in ("state", "fresh"):
-        await refuses(ledger.worker(state=state, log=state).start(), name, "semel reset")
+        await ledger.worker(state=state, log=state).start().refuses(name, "semel reset")
     settled = {json.loads(line.value)["id"].split("-")[0] for line in await logs.read(ledger.bootstrap, ledger.sink)}
     assert settled == {"103"}, "an event took effect on state that was lost"
     async with asyncio.timeout(30):
@@ -222,7 +209,7 @@ async def test_a_source_trimmed_past_the_position_stops_the_worker_with_the_way_
     await ledger.feed(payments(89, 500))
     await logs.trim(ledger.bootstrap, ledger.source, await logs.ends(ledger.bootstrap, ledger.source))
     await ledger.feed(payments(90, 100))
-    await refuses(worker.start(), ledger.source, "no longer holds offset", "semel reset --to earliest", "retention")
+    await worker.start().refuses(ledger.source, "no longer holds offset", "semel reset --to earliest", "retention")
 
 
 async def test_a_source_trimmed_ahead_of_a_running_worker_stops_it_with_the_way_out(ledger41: Ledger) -> None:
@@ -236,7 +223,7 @@ async def test_a_source_trimmed_ahead_of_a_running_worker_stops_it_with_the_way_
     await ledger.feed(payments(93, 100))
     # What a long poll had asked for before counts still: it was not trimmed when it was read.
     worker.thaw()
-    await refuses(worker, ledger.source, "no longer holds offset")
+    await worker.refuses(ledger.source, "no longer holds offset")
     settled = [json.loads(line.value)["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert not any(ident.startswith("93-") for ident in settled), "it jumped over what was missing"
 
@@ -288,7 +275,7 @@ async def test_a_replay_from_zero_by_group_and_state_is_told_apart_by_positions(
     assert await worker.stopped() == 0
     await logs.move_group(ledger.bootstrap, ledger.name, {(ledger.source, p): 0 for p in range(4)})
     worker.start()
-    await refuses(worker, "somebody moved the group's offsets", "semel reset", "position record")
+    await worker.refuses("somebody moved the group's offsets", "semel reset", "position record")
 
 
 async def test_a_replay_from_zero_of_everything_gives_the_same_again(ledger: Ledger) -> None:
@@ -345,7 +332,7 @@ async def test_offsets_of_another_consumer_are_refused_and_adopted_when_told_to(
     await ledger.feed([Message(b"k", b'{"id": "old", "account": "k", "amount": 1}', partition=p) for p in range(4)])
     await logs.move_group(ledger.bootstrap, ledger.name, {(ledger.source, p): 1 for p in range(4)})
     worker = ledger.worker().start()
-    await refuses(worker, "--adopt", "another consumer used this group name")
+    await worker.refuses("--adopt", "another consumer used this group name")
     worker.start("--adopt")
     await worker.ready()
     await ledger.feed(payments(101, 200, redeliver=0))

@@ -21,6 +21,7 @@ from semel.local.forkserver import ForkServer
 FORK_SERVER = ForkServer()
 SEMEL = Path(sys.executable).with_name("semel")
 PROJECT = Path(__file__).parent / "pipelines"
+REFUSAL, USAGE, UNPROVABLE = 1, 2, 5
 START_S = 60.0  # two cores, shared: a start is mostly imports
 
 _WEB = re.compile(r"web views on (http://\S+)")
@@ -73,6 +74,14 @@ class WorkerProcess(worker.WorkerProcess):
         if code is None:
             pytest.fail(f"worker {self.instance} still runs after {within_s} s\n{self.log_end()}")
         return code
+
+    async def refuses(self, *words: str, code: int = REFUSAL) -> None:
+        """Waits until it ends with `code`; its last words name the thing and the way out."""
+        assert await self.ended() == code, self.log_end()
+        error = next(line for line in reversed(self.log.splitlines()) if "ERROR" in line)
+        for word in words:
+            assert word in error, self.log_end()
+        assert "unexpected" not in self.log, self.log_end()
 
     async def frozen(self, within_s: float = 30.0) -> None:
         """Waits until a failpoint has stopped it."""

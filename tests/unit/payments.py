@@ -152,3 +152,33 @@ def payments_pipeline(
         retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
         **declared,
     )
+
+
+def declared(**changed: Any) -> Pipeline:
+    """For an app whose declaration changes. Balances by account; `value`, `migrate`, `version`, `book(balances, payment)` of
+    them; `extra`, another table.
+    """
+
+    def add(balances: Table, payment: Payment) -> None:
+        balances[payment.account] += payment.amount
+
+    book = changed.get("book", add)
+
+    async def settle(payments: Any) -> Any:
+        async for payment in payments:
+            book(balances, payment)
+            if extra is not None:
+                extra[payment.account] += 1
+            yield Settlement(payment.id, payment.account, 0)
+
+    value = changed.get("value", int)
+    more = {name: changed[name] for name in ("migrate", "version") if name in changed}
+    balances = Table("balances", key=str, value=value, default=changed.get("default", int), **more)
+    name = changed.get("extra")
+    extra = Table(str(name), key=str, value=int, default=int) if name else None
+    tables = [balances, extra] if extra is not None else [balances]
+    rule = {"conflict": changed.get("conflict", "quarantine"), "compare": changed.get("compare")}
+    dedup = Dedup(changed.get("id", "id"), window=timedelta(days=changed.get("days", 7)), **rule)
+    source = Topic(changed.get("source", "payments"), key=str, value=Payment)
+    sink = Topic("settlements", key=str, value=Settlement)
+    return Pipeline(APP, source=source, dedup=dedup, agent=settle, tables=tables, sink=sink)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +41,8 @@ def test_each_file_of_unit_tests_stands_where_its_module_does() -> None:
 
 def test_what_mirrors_no_module_is_there_and_would_not_be_found_otherwise() -> None:
     assert [name for name in WHOLE if not (TESTS / name).is_file() or mirrors(TESTS / name)] == []
+
+
+def test_what_tests_share_stands_in_no_test() -> None:
+    files = {file: file.read_text() for file in (ROOT / "tests").rglob("*.py")}
+    assert [str(file) for file, text in files.items() if re.search(r"^from tests\.[\w.]*\.test_", text, re.M)] == []

@@ -7,15 +7,8 @@ import ctypes
 import os
 import signal
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 
-from semel import Dedup, Pipeline, Retry, Table, Topic
-
-NAME = os.environ["PIPELINE"]
-RUNS = Path(os.environ.get("RUNS", os.devnull))
-
-balances = Table("balances", key=str, value=int, default=int)
+from accounts import Settlement, balances, note, pipeline_of
 
 
 @dataclass
@@ -26,21 +19,9 @@ class Payment:
     wait_s: float = 0.0
 
 
-@dataclass
-class Settlement:
-    id: str
-    account: str
-    balance: int
-
-
 def fault() -> None:
     """As an extension's defect does it."""
     ctypes.string_at(0)
-
-
-def note(payment: Payment) -> None:
-    with RUNS.open("a") as runs:
-        runs.write(f"{payment.id}\n")
 
 
 async def settle(payment: Payment) -> Settlement:
@@ -60,12 +41,4 @@ async def settle(payment: Payment) -> Settlement:
     return Settlement(payment.id, payment.account, balances[payment.account])
 
 
-pipeline = Pipeline(
-    NAME,
-    source=Topic(f"{NAME}.payments", key=str, value=Payment),
-    dedup=Dedup("id", window=timedelta(days=7)),
-    agent=settle,
-    tables=[balances],
-    sink=Topic(f"{NAME}.settlements", key=str, value=Settlement),
-    retry=Retry(attempts=3, first_delay=timedelta(milliseconds=50)),
-)
+pipeline = pipeline_of(settle, Payment, attempts=3)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from semel import Dedup, Pipeline, Retry, Table, Topic
-
-NAME = os.environ["PIPELINE"]
-
-balances = Table("balances", key=str, value=int, default=int)
+from accounts import balances, pipeline_of
 
 
 @dataclass
@@ -58,12 +52,4 @@ async def settle(payment: Payment) -> dict[str, Any]:
     return {"id": payment.id, "account": payment.account, "balance": balances[payment.account]}
 
 
-pipeline = Pipeline(
-    NAME,
-    source=Topic(f"{NAME}.payments", key=str, value=Payment),
-    dedup=Dedup("id", window=timedelta(days=7)),
-    agent=settle,
-    tables=[balances],
-    sink=Topic(f"{NAME}.settlements", key=str, value=dict),
-    retry=Retry(attempts=2, first_delay=timedelta(milliseconds=50)),
-)
+pipeline = pipeline_of(settle, Payment, settlement=dict, attempts=2)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
 
-from semel import Dedup, Output, Pipeline, Reject, Retry, Table, Topic
+from accounts import NAME, balances, pipeline_of
 
-NAME = os.environ["PIPELINE"]
-
-balances = Table("balances", key=str, value=int, default=int)
+from semel import Output, Reject, Topic
 
 
 @dataclass
@@ -58,12 +54,9 @@ async def settle(payments: AsyncIterable[Payment]) -> AsyncIterator[Settlement |
         yield settlement
 
 
-pipeline = Pipeline(
-    NAME,
-    source=Topic(f"{NAME}.payments", key=str, value=Payment),
-    dedup=Dedup("id", window=timedelta(days=7)),
-    agent=settle,
-    tables=[balances],
+pipeline = pipeline_of(
+    settle,
+    Payment,
+    attempts=3,
     sink=Topic(f"{NAME}.settlements", key=str, value=Settlement, configs={"max.message.bytes": "200000"}),
-    retry=Retry(attempts=3, first_delay=timedelta(milliseconds=50)),
 )

@@ -21,39 +21,10 @@ from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
 from tests.simulation.storm import brewed
 from tests.unit.harness import Payment, Settlement, World
-from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained, random_times
 
 Histories = Callable[..., History]
 HOUR_MS = 3_600_000
-
-
-def random_times(history: History, rule: Dedup, events: int = 400, *, part: int = 0, calm: float = 20) -> None:
-    """Redeliveries within the window and after it, late ones, quiet nights, a bad clock now and then."""
-    rng, world, window = history.rng, history.world, rule.window_ms
-    now = int(world.clock.time() * 1000) - 400 * window + part * 10 * window
-    sent: list[tuple[dict[str, Any], int]] = []
-    for number in range(events):
-        draw = rng.random()
-        now += int(rng.random() * window / calm)
-        if draw < 0.01:
-            now += int(window * (1 + rng.random() * 3))
-        at = now - int(rng.random() * window / 50)
-        if draw > 0.98:
-            at = now - int(window * (0.5 + rng.random()))
-        elif draw > 0.97:
-            at = now + int(window * (1 + rng.random() * 30))
-        if sent and 0.1 < draw < 0.35:
-            event, first = rng.choice(sent[-60:])
-            world.write(event, event["account"], at_ms=rng.choice([at, first]))
-        elif sent and 0.35 < draw < 0.38:
-            event, _ = rng.choice(sent[-60:])
-            world.write({**event, "amount": event["amount"] + 1}, event["account"], at_ms=at)
-        elif 0.38 < draw < 0.40:
-            world.write({"id": "", "account": "a1", "amount": 3}, "a1", at_ms=at)
-        else:
-            event = {"id": f"e{part}-{number}", "account": f"a{rng.randrange(5)}", "amount": rng.choice([0, 1, 60])}
-            world.write(event, event["account"], at_ms=at)
-            sent.append((event, at))
 
 
 @pytest.mark.parametrize("handling", ["quarantine", "pass", "drop"])

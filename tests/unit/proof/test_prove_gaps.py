@@ -15,8 +15,7 @@ from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
 from semel.proof import Law, NothingToProve, Proof, Verdict
 from tests.unit.harness import Payment
-from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken
-from tests.unit.proof.test_prove_clean import random_times
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken, random_times
 
 Histories = Callable[..., History]
 

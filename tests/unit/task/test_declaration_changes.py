@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 import orjson
 import pytest
 
-from semel import Dedup, Pipeline, Table, Topic
+from semel import Pipeline, Table, Topic
 from semel.errors import ShapeChanged, TopicChanged
 from semel.plan import Plan
 from semel.port import TP
 from semel.state import positions
-from tests.unit.harness import APP, Payment, Settlement, Worker, World
+from tests.unit.harness import APP, Payment, Worker, World
+from tests.unit.payments import declared
 
 
 async def test_a_table_whose_changelog_holds_rows_of_an_earlier_life_is_refused(world: World) -> None:
@@ -29,34 +29,6 @@ async def test_a_table_whose_changelog_holds_rows_of_an_earlier_life_is_refused(
     error = await world.fate(world.start())
     assert isinstance(error, TopicChanged)
     assert log in str(error) and "did not write" in str(error)
-
-
-def declared(**changed: Any) -> Pipeline:
-    """Balances by account; `value`, `migrate`, `version`, `book(balances, payment)` of them; `extra`, another table."""
-
-    def add(balances: Table, payment: Payment) -> None:
-        balances[payment.account] += payment.amount
-
-    book = changed.get("book", add)
-
-    async def settle(payments: Any) -> Any:
-        async for payment in payments:
-            book(balances, payment)
-            if extra is not None:
-                extra[payment.account] += 1
-            yield Settlement(payment.id, payment.account, 0)
-
-    value = changed.get("value", int)
-    more = {name: changed[name] for name in ("migrate", "version") if name in changed}
-    balances = Table("balances", key=str, value=value, default=changed.get("default", int), **more)
-    name = changed.get("extra")
-    extra = Table(str(name), key=str, value=int, default=int) if name else None
-    tables = [balances, extra] if extra is not None else [balances]
-    rule = {"conflict": changed.get("conflict", "quarantine"), "compare": changed.get("compare")}
-    dedup = Dedup(changed.get("id", "id"), window=timedelta(days=changed.get("days", 7)), **rule)
-    source = Topic(changed.get("source", "payments"), key=str, value=Payment)
-    sink = Topic("settlements", key=str, value=Settlement)
-    return Pipeline(APP, source=source, dedup=dedup, agent=settle, tables=tables, sink=sink)
 
 
 @pytest.mark.parametrize("change", [{"value": float}, {"version": 2}, {"id": "account"}, "table gone"], ids=str)

@@ -11,8 +11,8 @@ from semel.web.view import Restoring
 from semel.worker.metrics import exposition
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Worker, World
+from tests.unit.payments import declared
 from tests.unit.rot import damage
-from tests.unit.task.test_declaration_changes import declared
 
 ANEW = "thrown away and made anew from the changelogs"
 
