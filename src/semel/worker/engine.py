@@ -13,6 +13,7 @@ import logging
 from functools import partial
 
 from semel.broker.answers import Answer, needs_a_person
+from semel.broker.asking import ask
 from semel.errors import SemelError, StaleIncarnation, TopicChanged
 from semel.group.assignor import Assignment
 from semel.group.membership import GroupMember
@@ -225,26 +226,28 @@ class Engine:
         self._background.stop()
 
     async def _connect(self) -> None:
-        """Until a broker answers. RpcLost where none did for a minute: whoever supervises this worker is to know, too."""
-        pause, began, warned = 0.1, self.clock.monotonic(), False
-        while not self._background.stopping:
-            try:
+        """Until a broker answers, or `stop`. RpcLost where none did for a minute: whoever supervises this worker is to know."""
+        began, warned = looptime.now(), False
+
+        async def meet() -> None:
+            if not self._background.stopping:
                 await self.broker.start()
-                return
-            except (RpcError, RpcLost) as exc:
-                waited = self.clock.monotonic() - began
-                if needs_a_person(exc):
-                    raise
-                if waited >= UNREACHABLE_S:
-                    why = (f"no broker was met for {waited:.0f} s, and this worker gives up ({exc}). Is the setting broker "
-                           "right, does it run, and can this machine reach the address that it advertises?")  # fmt: skip
-                    raise RpcLost(exc.api, why, sent=False, whole=True) from exc
-                self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
-                if waited >= PATIENT_S and not warned:
-                    warned = True
-                    log.warning("%s (still trying)", self.waiting_for)
-                await self.clock.sleep(pause)
-                pause = min(pause * 1.5, 1.0)
+
+        def waiting(exc: RpcError | RpcLost) -> None:
+            nonlocal warned
+            self._say_waiting(f"the broker does not answer: {exc}; is the setting broker right, and does it run?")
+            if not warned and looptime.now() - began >= PATIENT_S:
+                warned = True
+                log.warning("%s (still trying)", self.waiting_for)
+
+        try:
+            await ask(self.clock, meet, until=began + UNREACHABLE_S, waiting=waiting)
+        except (RpcError, RpcLost) as exc:
+            if needs_a_person(exc):
+                raise
+            why = (f"no broker was met for {looptime.now() - began:.0f} s, and this worker gives up ({exc}). Is the setting "
+                   "broker right, does it run, and can this machine reach the address that it advertises?")  # fmt: skip
+            raise RpcLost(exc.api, why, sent=False, whole=True) from exc
 
     async def _shut_down(self) -> None:
         """Finish what runs, commit it, and go; a failed engine commits nothing."""
