@@ -32,13 +32,14 @@ from benchmarks.inputs import deliveries
 from benchmarks.rig import Failed
 from feeds.record import Record
 from semel.kafka import records as kafka_records
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
 from semel.partitioner import partition_of
 from semel.pipeline import Pipeline
 from semel.port import TP, Fetched, Producer
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
-from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.worker import MemoryWorker
 
 PARTITIONS = 4

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from semel.kafka import KafkaBroker
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import ClusterSettings, MemoryCluster
 from semel.port import Broker
-from semel.testing.broker import ClusterSettings, MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock, VirtualLoop
 from tests.contract.rig import Rig
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
+from semel.memory.cluster import MemoryCluster
 from semel.port import TP
 from semel.state import positions
 from semel.state.store import row_prefix
-from semel.testing.broker import MemoryCluster
 from tests.simulation.store_model import META, ROWS, Disk, meta_key, table_numbers
 
 GHOST = b"ghost"

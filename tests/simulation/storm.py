@@ -15,9 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from semel.broker.answers import Answer, answer_of, needs_a_person
+from semel.memory.faults import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
-from semel.testing.broker import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.testing.clock import process
 from tests.simulation.choices import Choices
 from tests.simulation.history import History

@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from semel.broker.answers import Answer, answer_of
+from semel.memory.faults import Call, Fault, delay, refuse
 from semel.port import RpcError
-from semel.testing.broker import Call, Fault, delay, refuse
 from tests.simulation.choices import Choices
 from tests.simulation.codes import BROKER_SAYS
 from tests.simulation.laws import Violation, judge

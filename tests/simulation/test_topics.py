@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from semel.memory.faults import throttle
 from semel.port import LATEST, TP, Broker
 from semel.task.topic_watch import TopicWatch
-from semel.testing.broker import throttle
 from semel.testing.clock import run_virtual
 from semel.worker import reset
 from tests.simulation.choices import Choices

@@ -15,11 +15,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from semel.errors import PositionConflict, SemelError, TopicChanged
+from semel.memory.broker import MemoryBroker
+from semel.memory.faults import Call, Fault
 from semel.port import TP, RpcError, RpcLost
 from semel.runtime.settings import EngineSettings
 from semel.state.positions import KEY
 from semel.task.topic_watch import CONFIRM_S, SAY_MISSING_S
-from semel.testing.broker import Call, Fault, MemoryBroker
 from semel.testing.clock import process
 from semel.worker.reset import Target, reset
 from tests.simulation.history import Recovery

@@ -13,6 +13,9 @@ import orjson
 
 from semel import Dedup, Pipeline
 from semel.errors import SemelError
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import ClusterSettings, MemoryCluster
+from semel.memory.faults import Call, Fault, delay
 from semel.memory.journal import Journal
 from semel.partitioner import partition_of
 from semel.plan import Plan
@@ -23,7 +26,6 @@ from semel.state import crash_notes, positions
 from semel.state.crash_notes import CrashNotes
 from semel.state.store import Store, StoreError
 from semel.state.task import TaskState
-from semel.testing.broker import Call, ClusterSettings, Fault, MemoryBroker, MemoryCluster, delay
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
 from semel.worker.reset import Target, reset

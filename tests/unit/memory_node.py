@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from semel.config import Settings
-from semel.testing.broker import MemoryBroker, MemoryCluster
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
 from semel.testing.clock import VirtualClock
 from semel.worker import node
 

@@ -1,1 +1,1 @@
-"""The port in memory: a cluster with logs, transactions and groups, and faults between it and its clients."""
+"""The port in memory: a client, a cluster with logs, transactions and groups, and faults between them."""

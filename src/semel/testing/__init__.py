@@ -1,4 +1,4 @@
-"""What tests stand on: `PipelineTester` for pipelines; under it an in-memory broker, its faults, and virtual time."""
+"""What tests stand on: `PipelineTester` for pipelines; under it workers in memory, and virtual time."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 
+from semel.memory.cluster import MemoryCluster
 from semel.plan import Plan
 from semel.port import TP, Record
-from semel.testing.broker import MemoryCluster
 from semel.testing.results import DeadLetter, TopicRecord, letter_of, record_of
 from semel.topic import Topic
 

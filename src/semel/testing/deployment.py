@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
 from semel.pipeline import Pipeline
 from semel.plan import Plan
 from semel.port import TP
@@ -18,7 +20,6 @@ from semel.runtime.failpoints import NAMES
 from semel.runtime.settings import EngineSettings
 from semel.state.task import Task, TaskState
 from semel.testing import stuck
-from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.crash import Crash
 from semel.testing.errors import NotSettled, interrupts

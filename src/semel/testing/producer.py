@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from semel.functions import reader_of
+from semel.memory.cluster import MemoryCluster
 from semel.memory.refused import Refused
 from semel.output import Output
 from semel.partitioner import partition_of
 from semel.port import TP
-from semel.testing.broker import MemoryCluster
 from semel.testing.errors import PipelineTesterError, interrupts
 from semel.testing.results import TopicRecord, or_bytes
 from semel.topic import Topic

@@ -11,13 +11,13 @@ from contextvars import copy_context
 from pathlib import Path
 
 from semel.errors import SemelError, StateDirectoryError
+from semel.memory.broker import MemoryBroker
 from semel.plan import Plan
 from semel.port import Clock, Randomness
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.state.crash_notes import CrashNotes
 from semel.state.store import Store, StoreBatch
-from semel.testing.broker import MemoryBroker
 from semel.testing.clock import process
 from semel.worker.engine import Engine
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from semel.chaos.compaction import Archive, ArchivedRecord, superseded
+from semel.memory.cluster import MemoryCluster
 from semel.port import TP
-from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from semel.config import Settings
 from semel.faust_.app import App
+from semel.memory.cluster import MemoryCluster
 from semel.port import TP
-from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock
 from tests.unit.memory_node import connect_to
 

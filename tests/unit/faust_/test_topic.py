@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from semel.errors import DeclarationError, StaleIncarnation
+from semel.memory.faults import lose_answer, lose_request, refuse
 from semel.state.event_context import FAILED_ATTEMPTS, Attempts, Fate
-from semel.testing.broker import lose_answer, lose_request, refuse
 from semel.worker.deadline import Threads
 from tests.unit.faust_.harness import Stage
 

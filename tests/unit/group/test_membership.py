@@ -10,12 +10,13 @@ import pytest
 
 from semel.errors import InstanceTaken
 from semel.group.assignor import Assignment, MemberInfo, decode_assignment, encode_assignment, encode_member
+from semel.memory.broker import MemoryBroker
+from semel.memory.faults import Call, delay, lose_request, refuse
 from semel.plan import Plan
 from semel.port import TP, MemberIdRequired, Membership
 from semel.runtime.settings import EngineSettings
 from semel.stages.sink.destination import Out
 from semel.state.store import Store
-from semel.testing.broker import Call, MemoryBroker, delay, lose_request, refuse
 from semel.testing.worker import MemoryWorker
 from semel.web.view import Restoring
 from semel.worker.view import EngineView

@@ -6,8 +6,9 @@ import functools
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import ClusterSettings, MemoryCluster
 from semel.port import TP, Broker, MemberIdRequired, Membership, Producer
-from semel.testing.broker import ClusterSettings, MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock, run_virtual
 
 TOPIC = "t"

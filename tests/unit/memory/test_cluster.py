@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
 from semel.port import EARLIEST, LATEST, TP, RpcError
-from semel.testing.broker import MemoryBroker, MemoryCluster
 from tests.unit.memory.rig import T0, TOPIC, batch, begun, connected, values, virtual
 
 

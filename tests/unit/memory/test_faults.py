@@ -8,19 +8,10 @@ import random
 
 import pytest
 
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
+from semel.memory.faults import Call, Fault, RandomFaults, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import TP, Fetched, Membership, RpcError, RpcLost
-from semel.testing.broker import (
-    Call,
-    Fault,
-    MemoryBroker,
-    MemoryCluster,
-    RandomFaults,
-    delay,
-    lose_answer,
-    lose_request,
-    refuse,
-    unsent,
-)
 from tests.unit.memory.rig import T0, batch, begun, connected, member, values, virtual
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from semel import Dedup, Pipeline, Topic
+from semel.memory.batch import MemoryRecord
+from semel.memory.broker import MemoryBroker
 from semel.memory.log import Entry, PartitionLog
 from semel.plan import Plan
 from semel.port import TP
 from semel.proof import Law, Proof, prove
 from semel.state import lineage, positions
 from semel.state.dedup_marks import unpack
-from semel.testing.broker import MemoryBroker, MemoryRecord
 from tests.unit.harness import APP, Settlement, World, payments_pipeline
 
 MARKS, POSITIONS, LETTERS, SINK, SOURCE = (

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Reject, Topic
+from semel.memory.broker import MemoryBroker
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import NO_TIMESTAMP
 from semel.proof import Gap, NothingToProve, Verdict, prove
 from semel.runtime.settings import EngineSettings
-from semel.testing.broker import MemoryBroker
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
 from tests.simulation.storm import brewed

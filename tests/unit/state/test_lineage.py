@@ -8,13 +8,13 @@ import pytest
 
 from semel import Topic
 from semel.errors import OutputRefused
+from semel.memory.batch import MemoryRecord
 from semel.output import Output
 from semel.port import TP
 from semel.stages.sink.destination import Destination, Out, TopicLimits
 from semel.state import lineage
 from semel.state.event_context import EventContext, OutputNumbers
 from semel.state.lineage import HEADER, Lineage
-from semel.testing.broker import MemoryRecord
 
 NOW = 1_700_000_000_000
 

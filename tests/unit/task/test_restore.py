@@ -11,10 +11,10 @@ import pytest
 
 from semel import Table
 from semel.errors import RecoveryError, TopicChanged
+from semel.memory.faults import lose_answer, refuse
 from semel.port import TP
 from semel.state import positions
 from semel.state.store import Store
-from semel.testing.broker import lose_answer, refuse
 from tests.unit.harness import APP, Worker, World, check_store, payments_pipeline
 
 REBUILT = "rebuilt from the changelogs"

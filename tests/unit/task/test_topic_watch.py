@@ -14,10 +14,10 @@ import pytest
 
 from semel import Output, Pipeline, Retry, Topic
 from semel.errors import SemelError, TopicChanged
+from semel.memory.faults import Call, Fault, lose_answer, refuse
 from semel.partitioner import KeyPartitions, partition_of
 from semel.port import TP
 from semel.proof import Law, Proof, Verdict, prove
-from semel.testing.broker import Call, Fault, lose_answer, refuse
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Worker, World, committed_values
 

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from semel.errors import TopicChanged
+from semel.memory.faults import Call
 from semel.plan import Plan
 from semel.port import TP, TopicSpec
-from semel.testing.broker import Call
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, World
 

@@ -15,7 +15,7 @@ from tests.unit.harness import World
 
 def unreachable(world: World, monkeypatch: pytest.MonkeyPatch, until_s: float, error: Exception) -> None:
     """Brokers let nobody in before that time."""
-    from semel.testing.broker import MemoryBroker
+    from semel.memory.broker import MemoryBroker
 
     real, there = MemoryBroker.start, world.clock.monotonic() + until_s
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from semel.broker.answers import Answer, answer_of
+from semel.memory.faults import Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import RpcError
-from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse, unsent
 from tests.unit.harness import World
 
 COMMIT = ("AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit", "EndTxn")

@@ -13,9 +13,10 @@ import pytest
 from semel import Dedup, Pipeline, Table, Topic
 from semel.dedup import header
 from semel.errors import ConfigError, TopicChanged
+from semel.memory.broker import MemoryBroker
+from semel.memory.faults import Call, Fault, refuse, unsent
 from semel.partitioner import partition_of
 from semel.port import TP, Producer
-from semel.testing.broker import Call, Fault, MemoryBroker, refuse, unsent
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Payment, World, committed_values
 

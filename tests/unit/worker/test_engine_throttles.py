@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from semel.memory.faults import Call, Fault, Quota, throttle
 from semel.port import TP
-from semel.testing.broker import Call, Fault, Quota, throttle
 from semel.worker.metrics import exposition
 from semel.worker.view import EngineView
 from tests.unit.harness import World

@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from semel import Dedup
+from semel.memory.faults import lose_answer, refuse
 from semel.port import TP
 from semel.state.dedup_marks import DONE, Marks, pack, unpack
-from semel.testing.broker import lose_answer, refuse
 from tests.unit.harness import APP, Worker, World, dead_letters, payments_pipeline
 
 HOUR = 3_600_000

@@ -12,10 +12,11 @@ import pytest
 from semel.codes import Code
 from semel.errors import ConfigError, RecoveryError
 from semel.memory.batch import MemoryRecord
+from semel.memory.broker import MemoryBroker
+from semel.memory.faults import Call, Fault, delay, lose_request, refuse
 from semel.partitioner import partition_of
 from semel.port import TP, RpcLost, TopicInfo
 from semel.state import positions
-from semel.testing.broker import Call, Fault, MemoryBroker, delay, lose_request, refuse
 from tests.unit.harness import APP, World
 
 

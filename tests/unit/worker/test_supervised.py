@@ -18,9 +18,9 @@ from semel import Pipeline, Topic
 from semel.config import Settings
 from semel.errors import InstanceTaken
 from semel.local.process import environment_without_settings
+from semel.memory.cluster import MemoryCluster
 from semel.port import TP
 from semel.state.directory import StateDirectory
-from semel.testing.broker import MemoryCluster
 from semel.testing.clock import VirtualClock
 from semel.worker import process
 from semel.worker.supervised import PlainWorker

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from semel.memory.faults import Rule
+from semel.memory.faults import Call, Fault, Rule, delay, lose_answer
 from semel.plan import AgentKind, AgentPlan
-from semel.testing.broker import Call, Fault, delay, lose_answer
 from semel.testing.clock import VirtualLoop
 from tests.unit.harness import APP, ATTEMPTS, Worker, World, payments_pipeline
 

@@ -11,9 +11,9 @@ import pytest
 
 from semel import Dedup, Output, Topic
 from semel.errors import CommitError
+from semel.memory.faults import Call, Fault, refuse
 from semel.port import TP
 from semel.stages.sink.destination import Out
-from semel.testing.broker import Call, Fault, refuse
 from tests.unit.harness import (
     APP,
     WINDOW,

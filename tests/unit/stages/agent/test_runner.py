@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from semel import Topic
+from semel.memory.faults import Call, Fault, lose_answer, refuse
 from semel.plan import AgentKind, AgentPlan, Plan
-from semel.testing.broker import Call, Fault, lose_answer, refuse
 from tests.unit.harness import APP, Payment, World, dead_letters, truth_of
 
 AUDIT = Topic("audit", key=str, value=dict)

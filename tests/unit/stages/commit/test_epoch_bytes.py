@@ -13,13 +13,13 @@ import pytest
 
 from semel import Output, Table
 from semel.errors import CarryOverFull
+from semel.memory.faults import Call, Fault, delay, lose_request, refuse, unsent
 from semel.port import TP
 from semel.runtime.budget import shares
 from semel.stages.agent.agent_loop import _run_stream
 from semel.stages.commit.committer import EPOCH_LEAST_BYTES
 from semel.stages.sink.destination import Out
 from semel.state.event_context import EventContext, Fate
-from semel.testing.broker import Call, Fault, delay, lose_request, refuse, unsent
 from tests.unit.harness import APP, Payment, Settlement, Work, Worker, World, payments_pipeline
 
 BUDGET = 64 << 20

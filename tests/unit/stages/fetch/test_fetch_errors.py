@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from semel.memory.faults import Call, Fault, refuse, unsent
 from semel.port import TP, RpcError
 from semel.stages.fetch.fetch_errors import PATIENT_S
-from semel.testing.broker import Call, Fault, refuse, unsent
 from semel.worker.metrics import exposition
 from semel.worker.view import EngineView
 from tests.unit.harness import APP, Payment, Worker, World

@@ -11,6 +11,8 @@ import pytest
 
 from semel import Pipeline, Retry, Topic
 from semel.memory.batch import MemoryRecord
+from semel.memory.broker import MemoryBroker
+from semel.memory.cluster import MemoryCluster
 from semel.port import TP, Fetched
 from semel.runtime.budget import shares
 from semel.stages.fetch.fetch_errors import FetchErrors
@@ -23,7 +25,6 @@ from semel.stages.fetch.fetcher import (
     PartitionFetch,
 )
 from semel.state.task import Cursor, FetchedBatch, Task
-from semel.testing.broker import MemoryBroker, MemoryCluster
 from semel.testing.clock import VirtualClock
 from tests.unit.harness import APP, Worker, World
 

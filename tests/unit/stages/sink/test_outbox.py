@@ -15,11 +15,11 @@ import pytest
 from semel import Topic
 from semel.errors import CarryOverFull, CommitError, HandlingError, InstanceTaken
 from semel.faust_.app import App
+from semel.memory.faults import Fault, delay, lose_answer, lose_request, refuse
 from semel.plan import Plan
 from semel.port import TP
 from semel.stages.sink.destination import Out
 from semel.state import positions
-from semel.testing.broker import Fault, delay, lose_answer, lose_request, refuse
 from semel.worker.node import EngineHost
 from tests.unit.harness import APP, Payment, World
 

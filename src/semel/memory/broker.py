@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semel.codes import STALE_COORDINATOR, STALE_METADATA, Code, severity
-from semel.memory.batch import MemoryBatchBuilder, MemoryRecord, decode
-from semel.memory.cluster import ClusterSettings, MemoryCluster
+from semel.memory.batch import MemoryBatchBuilder, decode
+from semel.memory.cluster import MemoryCluster
 from semel.memory.connection import Connection
-from semel.memory.faults import (
-    Call,
-    Fault,
-    Faults,
-    Quota,
-    RandomFaults,
-    Rule,
-    delay,
-    lose_answer,
-    lose_request,
-    refuse,
-    throttle,
-    unsent,
-)
 from semel.memory.log import PartitionLog
 from semel.memory.refused import Refused
 from semel.port import (
@@ -39,25 +25,6 @@ from semel.port import (
     TopicSpec,
 )
 from semel.throttles import Throttles
-
-__all__ = [
-    "Call",
-    "ClusterSettings",
-    "Fault",
-    "Faults",
-    "MemoryBroker",
-    "MemoryCluster",
-    "MemoryRecord",
-    "Quota",
-    "RandomFaults",
-    "Rule",
-    "delay",
-    "lose_answer",
-    "lose_request",
-    "refuse",
-    "throttle",
-    "unsent",
-]
 
 
 class MemoryBroker:
