@@ -73,7 +73,7 @@ def test_a_stream_that_outlives_its_assignment_ends_without_a_word_on_the_log(tm
         # Records arrive in the very moment in which everything is dropped.
         worker.engine.drop_everything()
         for runner in worker.engine.runners:
-            runner.wake.set()
+            runner.queue.wake.set()
         await world.clock.sleep(0.1)
         worker.engine.start_over()
         world.pay_many(5)

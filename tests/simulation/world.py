@@ -193,7 +193,7 @@ class SimulatedWorld(World):
         engine = worker.engine
         if not engine.restored or engine.membership is None or engine.epoch.closed or engine._committer.committing:
             return True
-        return has_work(engine) or any(runner.unit is not None or runner.ready for runner in engine.runners)
+        return has_work(engine) or any(runner.unit is not None or runner.queue.ready for runner in engine.runners)
 
     def crash(self, worker: Worker, *where: str, arrives: bool = False) -> None:
         """Kill it; it counts where it was amid work. `arrives`: what it has sent still reaches the cluster."""

@@ -126,7 +126,8 @@ class Attempts:
 class EventContext:
     """What a runner has in hand.
 
-    `tables`: name -> rows of the task in hand. `event`: the number of the event. `alive` turns false when the context's
+    `unit`: the work unit it is at, None between two; `task`: its task; `wall_ms`: the clock when it was taken. `tables`: name ->
+    rows of the task in hand. `event`: the number of the event. `alive` turns false when the context's
     incarnation is over (protocol rule 5). `record`: of the event; of a batch, the one its loop is at, else None. `id`: its
     dedup id. `origin`: what the lineage of its partition's outputs begins with, None where they get none. `steps`: the
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
@@ -153,7 +154,9 @@ class EventContext:
         "task",
         "thread",
         "told",
+        "unit",
         "variables",
+        "wall_ms",
         "writes",
     )  # fmt: skip
 
@@ -171,7 +174,9 @@ class EventContext:
         self.attempts = Attempts()
         self.holding = False
         self.event = 0
+        self.unit: Any = None
         self.task: Any = None
+        self.wall_ms = 0
         self.tables: dict[str, Rows] = {}
         self.record: Any = None
         self.id: Any = None

@@ -67,6 +67,10 @@ class Attempts:
         self.suspects = list(suspects)
         self.isolate_until = max((s.last for s in suspects), default=-1)
 
+    def failed_before(self, offset: int) -> int:
+        """How often the event there has failed."""
+        return self.count if self.offset == offset else 0
+
     def failed(self, offset: int) -> int:
         """One more failed attempt; how many there were."""
         if self.offset != offset:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from functools import partial
+from functools import cache, partial
 
 from semel.broker.answers import Answer, needs_a_person
 from semel.broker.asking import ask
@@ -38,6 +38,7 @@ from semel.stages.services import Services
 from semel.stages.sink.dead_letters import DeadLetters
 from semel.stages.sink.destination import Destination, Out
 from semel.stages.sink.open_epoch import OpenEpoch
+from semel.stages.sink.results import Results
 from semel.state import lineage
 from semel.state.crash_notes import CrashNotes
 from semel.state.event_context import EventContext, Fate
@@ -167,12 +168,14 @@ class Engine:
     def _runner(self, agent: AgentPlan, noted: memoryview) -> AgentRunner:
         name = agent.name if len(self.plan.agents) > 1 else ""
 
+        @cache
         def origin(tp: TP) -> bytes:
             return lineage.prefix(self.app, name, tp.topic, tp.partition)
 
+        results = Results(self.app, agent.name, self.topics.destinations.get, self.open_destination)
         return AgentRunner(
-            self._services, self.scheduler, agent, self.notes, noted, origin=origin if self.settings.lineage else None,
-            destination=self.topics.destinations.get, open_destination=self.open_destination, released=self.fetcher.consumed,
+            self._services, self.scheduler, agent, self.notes, noted, results=results,
+            origin=origin if self.settings.lineage else None, released=self.fetcher.consumed,
         )  # fmt: skip
 
     # ================================================================== running
@@ -388,7 +391,7 @@ class Engine:
     def _offer(self, cursor: Cursor) -> None:
         for runner in self.runners:
             if runner.plan is cursor.agent:
-                runner.offer(cursor)
+                runner.queue.offer(cursor)
 
     def _idle(self, cursor: Cursor) -> bool:
         return all(runner.waiting for runner in self.runners if runner.plan is cursor.agent)
@@ -598,7 +601,7 @@ class Engine:
                 self.store_failed(exc)
                 return
             for runner in self.runners:
-                runner.sink = (
+                runner.results.sink = (
                     self.topics.destinations.get(runner.plan.sink.name) if runner.plan.sink is not None else None
                 )
             self.open_for_work = True

@@ -16,8 +16,9 @@ from typing import Any
 from semel.errors import HandlingError, described
 from semel.plan import AgentKind
 from semel.stages.agent.driven import Driven
-from semel.stages.agent.runner import TURN_S, AgentRunner
+from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.stream import EventStream
+from semel.stages.agent.turns import TURN_S
 from semel.state.event_context import EventContext, current_context
 
 log = logging.getLogger("semel.agent")
@@ -93,7 +94,7 @@ async def run(runner: AgentRunner) -> None:
                 log.error("agent %s ended without an event in hand; it starts again in %.1f s", runner.plan.name, pause,
                           exc_info=error)  # fmt: skip
                 await runner.services.clock.sleep(pause)
-            await runner.give_back()
+            await runner.turns.give_back()
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)
@@ -259,4 +260,4 @@ async def _run_function(runner: AgentRunner, context: EventContext) -> None:
                 turn_ends = await runner.pause(context, turn_ends)
         else:
             runner.end_unit(context)
-        await runner.let_go()
+        await runner.turns.let_go()

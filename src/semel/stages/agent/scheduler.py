@@ -87,8 +87,8 @@ class Scheduler:
             self._alone = None
         if len(self._runners) > 1:
             for other in self._runners:
-                if other is not runner and other.ready:
-                    other.wake.set()
+                if other is not runner and other.queue.ready:
+                    other.queue.wake.set()
 
     def start_over(self) -> None:
         """All runners have given up what they had."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from semel.event import Event
 from semel.port import TP, Record
-from semel.stages.agent.runner import TURN_S, AgentRunner
+from semel.stages.agent.runner import AgentRunner
+from semel.stages.agent.turns import TURN_S
 from semel.state.event_context import EventContext
 
 Pairs = Sequence[tuple[Any, Record]]
@@ -83,7 +84,7 @@ class EventStream:
                 for value in runner.admit(unit, context):
                     begin(context)
                     yield value
-                    if runner.stepped_at is None:
+                    if runner.turns.usage.stepped_at is None:
                         runner.asked_elsewhere(context)
                     finish(context)
                     if monotonic() > turn_ends or epoch.closed:
@@ -92,7 +93,7 @@ class EventStream:
             except Exception as exc:
                 runner.failed_unheard(exc, context)
                 raise
-            await runner.let_go()
+            await runner.turns.let_go()
 
     async def events(self) -> AsyncIterator[Event]:
         """The same events with key, headers, timestamp and position."""
@@ -133,11 +134,11 @@ class EventStream:
                 runner.begin(context)
                 if pairs:
                     yield Batch(context, unit.cursor.tp, runner.event, pairs)
-                    if runner.stepped_at is None:
+                    if runner.turns.usage.stepped_at is None:
                         runner.asked_elsewhere(context)
                 runner.complete(context)
                 runner.end_unit(context)
             except Exception as exc:
                 runner.failed_unheard(exc, context)
                 raise
-            await runner.let_go()
+            await runner.turns.let_go()

@@ -128,7 +128,7 @@ class UnfinishedEvents:
             log.warning(
                 "agent %s has asked for no record for %.1f s, while %d wait, first %s; %s. Until its code comes to its loop and "
                 "asks, none of them is handled",
-                idle.agent, idle.seconds, sum(c.buffered for c in runner.ready), idle.record, idle.why,
+                idle.agent, idle.seconds, sum(c.buffered for c in runner.queue.ready), idle.record, idle.why,
             )  # fmt: skip
 
     def _not_asking(self, runner: AgentRunner, now: float) -> NotAsking:

@@ -339,7 +339,7 @@ class Committer:
         self.changed.set()
         if self.suspects.cautious:
             for runner in self._worker.runners:
-                runner.wake.set()
+                runner.queue.wake.set()
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)

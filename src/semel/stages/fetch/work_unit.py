@@ -75,3 +75,11 @@ class WorkUnit:
         """The next offset to be done."""
         fetched = self.fetched
         return fetched.records[self.index].offset if self.index < len(fetched.records) else fetched.next_offset
+
+    def where(self, record: Record | None) -> str:
+        """The record that is in hand, for people; `record`: of the event in hand, where the unit is done but for that."""
+        if record is None or self.index < self.end:
+            record = self.fetched.records[min(self.index, self.end - 1)]
+        tp, others = self.cursor.tp, self.end - self.start - 1
+        more = f" and {others} more" if self.batch is not None and others else ""
+        return f"{tp.topic}[{tp.partition}]@{record.offset} (key {record.key!r:.80}){more}"

@@ -1,4 +1,4 @@
-"""Failures: says which events failed and why, however many there are.
+"""Failure log: says which events failed and why, however many there are.
 
 Of failures that are alike (the same kind of error, raised at the same place) one is said every ten seconds, and the
 others are counted. A failed attempt is a line; the traceback is shown when an event is given up.
@@ -37,7 +37,7 @@ class _Report:
         self.more = 0
 
 
-class Failures:
+class FailureLog:
     """One agent's. Times are the clock's monotonic seconds."""
 
     def __init__(self) -> None:

@@ -1,0 +1,111 @@
+"""Completion: an event that is done, or a batch, which is one unit of work: its write set joins the open epoch (rule 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from semel.errors import StaleIncarnation
+from semel.port import Record
+from semel.stages.agent.turns import Turns
+from semel.stages.agent.work_queue import WorkQueue
+from semel.stages.fetch.work_unit import OpenBatch, WorkUnit
+from semel.stages.services import Services
+from semel.state.event_context import EventContext, OutputNumbers
+from semel.state.task import Task
+
+# What an event is counted as in its epoch beside what it writes: its dedup mark, mostly.
+EVENT_BYTES = 100
+
+
+def open_batch(unit: WorkUnit, context: EventContext, values: Iterator[Any]) -> list[tuple[Any, Record]]:
+    """The values that are to take effect, and their records, as one. `values`: goes through the unit, and says in the context
+    which record it is at."""
+    unit.batch = OpenBatch()
+    ids: dict[int, Any] = {}
+    pairs: list[tuple[Any, Record]] = []
+    for value in values:
+        record = context.record
+        pairs.append((value, record))
+        ids[record.offset] = context.id
+    context.steps = OutputNumbers(ids)
+    context.batch = pairs
+    unit.batch.events = len(pairs)
+    unit.index = unit.start
+    return pairs
+
+
+class Completion:
+    """One agent's. Synchronous: all of it is in the epoch, or nothing."""
+
+    def __init__(self, services: Services, queue: WorkQueue, turns: Turns) -> None:
+        self._epoch = services.epoch
+        self._changed = services.changed
+        self._queue = queue
+        self._turns = turns
+
+    def finish(self, context: EventContext) -> None:
+        """The event in hand is done."""
+        unit: WorkUnit | None = context.unit
+        if unit is None or not context.alive:
+            raise StaleIncarnation("the event's epoch is over")
+        writes = context.writes
+        if writes.dirty:
+            writes.write_back()
+        task: Task = context.task
+        counts = task.counts
+        outputs = writes.outputs
+        self._epoch.add(outputs, writes.bytes + EVENT_BYTES)
+        if outputs:
+            counts["out"] += len(outputs)
+            if context.origin is not None:
+                sent = task.outputs
+                for out in outputs:
+                    topic = out.tp.topic
+                    sent[topic] = sent.get(topic, 0) + 1
+            outputs.clear()
+        else:
+            counts["filtered"] += 1
+        counts["in"] += 1
+        writes.fold(task.marks)
+        if unit.moved is not None:
+            task.stream_ms, task.pending = unit.moved
+            unit.moved = None
+        context.holding = False
+        unit.index += 1
+        if not task.touched:
+            # The next event may take its time; this one is not to wait for it.
+            task.touched = True
+            self._changed.set()
+
+    def finish_batch(self, context: EventContext) -> None:
+        """The batch in hand is done, with what became of its other records."""
+        unit: WorkUnit = context.unit
+        if not context.alive or unit.batch is None:
+            raise StaleIncarnation("the batch's epoch is over")
+        writes, task, batch = context.writes, unit.cursor.task, unit.batch
+        writes.write_back()
+        self._turns.look()
+        results, steps = writes.outputs, context.steps
+        task.counts["out"] += len(results)
+        task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
+        if context.origin is not None:
+            for out in results:
+                task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
+        outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
+        self._epoch.add(outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
+        results.clear()
+        writes.fold(task.marks)
+        if unit.moved is not None:
+            task.stream_ms, task.pending = unit.moved
+            unit.moved = None
+        context.holding = False
+        context.batch = ()
+        unit.batch = None
+        unit.index = unit.end
+        self._queue.batch_wrote(writes.bytes, batch.events)
+        for name, count in batch.counts.items():
+            task.counts[name] += count
+        task.counts["in"] += batch.events
+        task.touched = True
+        self._changed.set()

@@ -1,0 +1,97 @@
+"""Failure policy: what comes after an attempt of an event that failed (protocol rules 1, 3 and 5). Pure: values in, a value out.
+
+`failure_handler` applies what is decided here, and nothing else decides it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semel.errors import HandlingError, ProcessEnded, Reject, SessionLost, WrongPartition
+from semel.port import Record
+from semel.retry import Retry
+from semel.stages.agent.deaths import most
+from semel.state.store import StoreError
+from semel.state.task import Attempts
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """`number`: which attempt of its event it was, from 1. `events`: how many events were in the unit of work that failed.
+    `program_at_fault`: the agent's code asks for events as nobody may, whichever event it has in hand."""
+
+    error: BaseException
+    number: int
+    events: int = 1
+    program_at_fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """The event is tried again in place after so long. Its partition waits, the epoch and other partitions do not."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """That was its last attempt. `reason`: as the dead letter says it."""
+
+    reason: Literal["failed", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """One of several events did it: all are tried again, each alone. No attempt is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotCounted:
+    """No event's fault: what was in hand is handled again when the agent asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """No event's fault, and nothing goes on before the store can be used again."""
+
+    error: StoreError
+
+
+Decision = RetryAfter | DeadLetter | OneByOne | NotCounted | StoreFailed
+
+
+def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
+    """What comes next. `draw` in [0, 1) spreads the wait for another attempt."""
+    error = attempt.error
+    if attempt.program_at_fault:
+        return NotCounted()
+    if isinstance(error, StoreError):
+        return StoreFailed(error)
+    if attempt.events > 1:
+        return OneByOne()
+    if isinstance(error, Reject):
+        return DeadLetter("rejected")
+    delay = None if is_final(error) else retry.delay_s(error, attempt.number, draw)
+    return DeadLetter("failed") if delay is None else RetryAfter(delay)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether another attempt would end as this one did: the error depends on the event and the code alone.
+
+    That is a row of another partition, and a key or value that is not of its table's type. The other HandlingErrors are
+    a matter of time: a task that outlived its event, a commit that may be done when the event is tried again.
+    """
+    return isinstance(error, (WrongPartition, ProcessEnded)) or (
+        type(error) is HandlingError and isinstance(error.__cause__, TypeError)
+    )
+
+
+def used_up(retry: Retry, attempts: Attempts, record: Record) -> SessionLost | ProcessEnded | None:
+    """Why an event is not handled again: handling it has cost its last session, or its last process."""
+    suspect = attempts.suspect(record)
+    if suspect is not None and suspect.deaths >= most(retry):
+        return ProcessEnded(suspect.deaths)
+    if attempts.lost and attempts.count >= retry.attempts and record.offset == attempts.offset:
+        return SessionLost(attempts.lost)
+    return None
