@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnation
 from semel.event import Event
 from semel.plan import AgentPlan
 from semel.port import TP, Record
 from semel.stages.agent.completion import Completion, open_batch
-from semel.stages.agent.driven import Forsaken
 from semel.stages.agent.failure_handler import FailureHandler, undo
 from semel.stages.agent.failure_log import FailureLog
 from semel.stages.agent.failure_policy import RetryAfter, StoreFailed
-from semel.stages.agent.iteration import asked_beside, is_awaited, left_its_loop, says_done
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.turns import TURN_S, Turns
 from semel.stages.agent.work_queue import LOOK_S, WorkQueue, settle
@@ -82,7 +80,7 @@ class AgentRunner:
         # The coroutine of the running body.
         self.code: Any = None
         # The task outside of the agent's steps that got the event in hand; why the way in which the running body asks is refused.
-        self._asker: asyncio.Task[Any] | None = None
+        self.asker: asyncio.Task[Any] | None = None
         self.misuse: HandlingError | None = None
         # Events, or batches, that counted as done because the agent's code returned.
         self.returned = 0
@@ -112,7 +110,7 @@ class AgentRunner:
         self.asking, self.failed_starts, self.start_error = context, 0, ""
         try:
             while True:
-                self._check_run(context)
+                self.check_run(context)
                 if not self.turns.passes:
                     await self.turns.wait()
                     continue
@@ -144,29 +142,8 @@ class AgentRunner:
             return None
         return self.queue.first_due(self.services.clock.monotonic())
 
-    async def enter(self, context: EventContext) -> None:
-        """A body begins to iterate, perhaps anew. Raises where it has left its loop with an event in hand.
-
-        That event has failed: an exception that was swallowed around the loop and a `break` look alike from here, and an
-        event is done only when its code is. A body that swallows the end of its run as well is forsaken.
-        """
-        if context.entered:
-            await asyncio.sleep(0)
-        context.entered = True
-        if self.context is not context or self.closed:
-            if context.told:
-                await Forsaken()
-            context.told = True
-        self._check_run(context)
-        if context.holding:
-            if self.turns.usage.stepped_at is None and not is_awaited(context):
-                self._refuse_asking(context)
-            left = left_its_loop(self.plan.name)
-            self.failed_unheard(left, context)
-            raise left
-        self.release()
-
-    def _check_run(self, context: EventContext) -> None:
+    def check_run(self, context: EventContext) -> None:
+        """StaleIncarnation where the run that `context` belongs to is over."""
         if self.context is not context or self.closed:
             raise StaleIncarnation("this stream belongs to a run that is over")
 
@@ -199,19 +176,11 @@ class AgentRunner:
             first, last = unit.record, unit.fetched.records[unit.end - 1]
             self.notes.note(self.noted, tp, first.offset, last.offset, first.timestamp, now)
 
-    def asked_elsewhere(self, context: EventContext) -> None:
-        """Code that runs outside of the agent's steps asks for the next event. HandlingError where that is no sign that the one
-        in hand is done: then it is not, and nothing is put down to it.
-        """
-        self._check_run(context)
-        if context.holding and not says_done(context, self._asker):
-            self._refuse_asking(context)
-
-    def _refuse_asking(self, context: EventContext) -> NoReturn:
-        self.misuse = asked_beside(self.plan.name, self.where)
-        self._log.misused(self.misuse, self.services.clock.monotonic())
+    def misused(self, why: HandlingError, context: EventContext) -> None:
+        """The running body asks for its events in a way that is refused: no event's fault."""
+        self.misuse = why
+        self._log.misused(why, self.services.clock.monotonic())
         self.set_aside(context)
-        raise self.misuse
 
     def set_aside(self, context: EventContext) -> None:
         """What is in hand is undone and given back, and is put down to nobody."""
@@ -251,11 +220,11 @@ class AgentRunner:
 
     def begin(self, context: EventContext) -> None:
         if self.context is not context or self.closed:
-            self._check_run(context)
+            self.check_run(context)
         context.begin()
         if self.turns.usage.stepped_at is None:
             self.noted[CODE] = 1
-            self._asker = asyncio.current_task()
+            self.asker = asyncio.current_task()
             context.begun_elsewhere()
 
     async def pause(self, context: EventContext, turn_ends: float) -> float:
@@ -268,7 +237,7 @@ class AgentRunner:
             turn_ends = monotonic() + TURN_S
         while not self.turns.passes:
             await self.turns.wait()
-        self._check_run(context)
+        self.check_run(context)
         return turn_ends
 
     def step_begins(self, context: EventContext) -> None:
@@ -287,7 +256,7 @@ class AgentRunner:
             self._failures.lost_session(self.unit, self.context)
 
     def end_unit(self, context: EventContext) -> None:
-        self._check_run(context)
+        self.check_run(context)
         self.release()
         self.services.changed.set()
 

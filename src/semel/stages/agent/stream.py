@@ -8,6 +8,7 @@ from typing import Any
 
 from semel.event import Event
 from semel.port import TP, Record
+from semel.stages.agent.iteration import asked_elsewhere, enter
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.turns import TURN_S
 from semel.state.event_context import EventContext
@@ -76,7 +77,7 @@ class EventStream:
         runner, context = self._runner, self._context
         epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
         begin, finish = runner.begin, runner.finish
-        await runner.enter(context)
+        await enter(runner, context)
         while True:
             unit = await runner.next_unit(context)
             turn_ends = monotonic() + TURN_S
@@ -85,7 +86,7 @@ class EventStream:
                     begin(context)
                     yield value
                     if runner.turns.usage.stepped_at is None:
-                        runner.asked_elsewhere(context)
+                        asked_elsewhere(runner, context)
                     finish(context)
                     if monotonic() > turn_ends or epoch.closed:
                         turn_ends = await runner.pause(context, turn_ends)
@@ -126,7 +127,7 @@ class EventStream:
     async def batches(self) -> AsyncIterator[Batch]:
         """The events as `Batch`es, each a unit of work."""
         runner, context = self._runner, self._context
-        await runner.enter(context)
+        await enter(runner, context)
         while True:
             unit = await runner.next_unit(context)
             try:
@@ -135,7 +136,7 @@ class EventStream:
                 if pairs:
                     yield Batch(context, unit.cursor.tp, runner.event, pairs)
                     if runner.turns.usage.stepped_at is None:
-                        runner.asked_elsewhere(context)
+                        asked_elsewhere(runner, context)
                 runner.complete(context)
                 runner.end_unit(context)
             except Exception as exc:

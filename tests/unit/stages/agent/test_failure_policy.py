@@ -1,0 +1,107 @@
+"""Failure policy: what comes after an attempt that failed, as a function of the policy, the error and the count."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from semel.errors import (
+    DecodeError,
+    HandlingError,
+    OutputRefused,
+    ProcessEnded,
+    Reject,
+    SessionLost,
+    WrongPartition,
+)
+from semel.memory.batch import MemoryRecord
+from semel.retry import Retry
+from semel.stages.agent.failure_policy import (
+    DeadLetter,
+    Decision,
+    FailedAttempt,
+    NotCounted,
+    OneByOne,
+    RetryAfter,
+    StoreFailed,
+    decide,
+    used_up,
+)
+from semel.state.crash_notes import Suspect
+from semel.state.store import StoreError
+from semel.state.task import Attempts
+
+RETRY = Retry(3, timedelta(seconds=1))
+
+
+def after(error: BaseException, number: int = 1, events: int = 1, *, program_at_fault: bool = False) -> Decision:
+    return decide(RETRY, FailedAttempt(error, number, events, program_at_fault), draw=1.0)
+
+
+def test_an_event_is_tried_again_after_longer_each_time_and_then_dead_lettered() -> None:
+    assert [after(OSError(), number) for number in (1, 2, 3)] == [
+        RetryAfter(1.0),
+        RetryAfter(2.0),
+        DeadLetter("failed"),
+    ]
+
+
+def test_what_the_agent_rejects_is_dead_lettered_at_once_as_rejected() -> None:
+    assert after(Reject("no")) == DeadLetter("rejected")
+
+
+@pytest.mark.parametrize("error", [DecodeError(), OutputRefused(), WrongPartition(), ProcessEnded(5)])
+def test_what_another_attempt_cannot_change_is_dead_lettered_at_once(error: BaseException) -> None:
+    assert after(error) == DeadLetter("failed")
+
+
+def test_a_value_of_the_wrong_type_is_final_and_other_handling_errors_are_a_matter_of_time() -> None:
+    of_a_wrong_type = HandlingError("row")
+    of_a_wrong_type.__cause__ = TypeError()
+    assert after(of_a_wrong_type) == DeadLetter("failed")
+    assert after(HandlingError("outlived")) == RetryAfter(1.0)
+
+
+def test_of_a_batch_nobody_knows_which_event_failed_so_none_has_it_counted() -> None:
+    assert after(OSError(), events=5) == OneByOne()
+    assert after(Reject(), number=3, events=5) == OneByOne()
+    assert after(OSError(), events=1) == RetryAfter(1.0)
+
+
+def test_what_is_the_programs_fault_is_no_events() -> None:
+    assert after(Reject(), number=3, program_at_fault=True) == NotCounted()
+    assert after(StoreError("full"), events=5, program_at_fault=True) == NotCounted()
+
+
+def test_a_store_that_fails_is_no_events_fault() -> None:
+    full = StoreError("full")
+    assert after(full, number=3, events=5) == StoreFailed(full)
+
+
+def record(offset: int) -> MemoryRecord:
+    return MemoryRecord(1_000, b"k", b"v", (), offset)
+
+
+def test_an_event_that_cost_its_last_session_is_not_handled_again() -> None:
+    attempts = Attempts()
+    for _ in range(3):
+        assert used_up(RETRY, attempts, record(7)) is None
+        attempts.lost_session(7)
+    assert isinstance(used_up(RETRY, attempts, record(7)), SessionLost)
+    assert used_up(RETRY, attempts, record(8)) is None
+
+
+def test_attempts_that_failed_without_costing_a_session_are_counted_when_they_fail() -> None:
+    attempts = Attempts()
+    for _ in range(3):
+        attempts.failed(7)
+    assert used_up(RETRY, attempts, record(7)) is None
+
+
+@pytest.mark.parametrize(("times", "gives_up"), [(4, False), (5, True), (6, True)])
+def test_an_event_that_cost_its_last_process_is_not_handled_again(times: int, gives_up: bool) -> None:
+    attempts = Attempts([Suspect("settle", "payments", 0, 7, 7, 1_000, times)])
+    why = used_up(RETRY, attempts, record(7))
+    assert isinstance(why, ProcessEnded) is gives_up
+    assert used_up(RETRY, attempts, record(8)) is None
