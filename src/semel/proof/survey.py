@@ -23,7 +23,8 @@ from semel.proof.proof import Gap, Remarks
 from semel.state import positions
 from semel.state.positions import Position, PositionLog, Windows
 from semel.task.declaration_changes import Changes, changes
-from semel.task.start_position import check_log_ids, windows_of
+from semel.task.start_position import windows_of
+from semel.task.topic_identity import check_log_ids
 
 
 class NothingToProve(SemelError):

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 
 from semel.broker.asking import ask, see
 from semel.errors import TopicChanged
 from semel.plan import Plan, TablePlan
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, TopicInfo
+from semel.port import TP, Broker, Clock, TopicInfo
 from semel.runtime.budget import shares
 from semel.runtime.settings import EngineSettings
-from semel.state import positions
 from semel.state.dedup_marks import Marks
-from semel.state.positions import COUNTS
+from semel.state.positions import Position
 from semel.state.store import Store
 from semel.state.table_rows import Rows
 from semel.state.task import Attempts, Cursor, Task
 from semel.task import predecessor
 from semel.task.restore import Restorer
-from semel.task.start_position import source_remade
+from semel.task.start_position import begun, ends_to_begin_at, resumed_at, unplaced
 from semel.task.topics import MISSING_S, Topics, denied
 
 log = logging.getLogger("semel.engine")
@@ -49,7 +47,7 @@ class Activation:
         self._store = store
         self._topics = topics
         self._restorer = restorer
-        self._elder: positions.Position | None = None
+        self._first: Position | None = None
         self._asked = False
         self._asking = asyncio.Lock()
 
@@ -138,27 +136,35 @@ class Activation:
 
     async def restore(self, task: Task, topics: Mapping[str, TopicInfo]) -> None:
         """Bring the task's state and place up to what is committed; then it may run. RecoveryError, StoreError."""
+        p = task.partition
         position = await self._restorer.restore(task, topics)
         self._topics.check_kept()
-        fresh = [TP(t, task.partition) for t, at in position.topics.items() if at.next < 0]
-        if fresh:
-            elder = await self._eldest() if task.partition else None
-            if not task.partition and len(fresh) == len(position.topics):
-                await predecessor.look(self._broker, self._plan, self._topics.known)
-            position = await self._begin(task, position, fresh, elder)
+        begins_at = unplaced(p, position)
+        if begins_at:
+            position = await self._begin(p, position)
         await self._check_former(task, position)
         task.committed = position
         task.open_anew()
         # Where it began is remembered at once: at the latest record it may not begin later another time, and tools that show
         # how far a group is show nothing of partitions that it has no offset of.
-        task.touched = bool(fresh) or task.unseen or task.redeclared
+        task.touched = bool(begins_at) or task.unseen or task.redeclared
 
-    async def _check_former(self, task: Task, position: positions.Position) -> None:
+    async def _begin(self, partition: int, position: Position) -> Position:
+        first = await self._recorded_first() if partition else None
+        ends = ends_to_begin_at(self._plan, partition, position, first)
+        if not partition and len(ends) == len(position.topics):
+            await predecessor.look(self._broker, self._plan, self._topics.known)
+        begins: dict[TP, int] = {}
+        for end in sorted(set(ends.values())):
+            begins |= await self._offsets([tp for tp, at in ends.items() if at == end], end)
+        return begun(partition, position, begins, first)
+
+    async def _check_former(self, task: Task, position: Position) -> None:
         """An agent that was taken out once goes on where it stood. TopicChanged where that is gone from the topic."""
         for cursor in task.cursors.values():
-            at, name = position.topics[cursor.tp.topic], cursor.agent.name
-            stood = at.former.get(name, positions.UNKNOWN)
-            if stood == positions.UNKNOWN or stood >= at.cursors.get(name, at.next):
+            name = cursor.agent.name
+            stood = resumed_at(position.topics[cursor.tp.topic], name)
+            if stood is None:
                 continue
             start = (await self._restorer.starts([cursor.tp]))[cursor.tp]
             if start > stood:
@@ -169,37 +175,12 @@ class Activation:
                 )
             log.info("agent %s goes on where it stood, at %d of %s[%d]", name, stood, *cursor.tp)
 
-    async def _eldest(self) -> positions.Position | None:
+    async def _recorded_first(self) -> Position | None:
         """What the task that was there from the first has recorded, if it has yet."""
         async with self._asking:
             if not self._asked:
-                self._elder, self._asked = await self._restorer.position_of(0), True
-        return self._elder
-
-    async def _begin(
-        self, task: Task, position: positions.Position, fresh: list[TP], elder: positions.Position | None
-    ) -> positions.Position:
-        """Where a task that never committed begins: `start=` of the declaration, but where the topic grew under the app.
-
-        Nobody was there to see the first records of a partition that came later: they are none of before the start.
-        TopicChanged where that task was of another topic: what is new here is not the app's.
-        """
-        known = elder.topics if elder is not None else {}
-        for name, _ in fresh:
-            if name in known and known[name].id != position.topics[name].id:
-                raise source_remade(self._plan.app, name)
-        grown = [tp for tp in fresh if tp.topic in known and tp.partition >= known[tp.topic].since]
-        begins: dict[TP, int] = {}
-        for at, tps in ((EARLIEST, grown), (LATEST, [tp for tp in fresh if tp not in grown])):
-            if tps:
-                begins |= await self._offsets(tps, EARLIEST if self._plan.start == "earliest" else at)
-        topics = {
-            t: p if p.next >= 0 else replace(p, next=(begin := begins[TP(t, task.partition)]), first=begin)
-            for t, p in position.topics.items()
-        }
-        counts = {**dict.fromkeys(COUNTS, 0), **position.counts}
-        sinks = position.sinks or (elder.sinks if elder is not None else {})
-        return positions.moved(position, topics=topics, counts=counts, sinks=sinks)
+                self._first, self._asked = await self._restorer.position_of(0), True
+        return self._first
 
     async def _offsets(self, tps: list[TP], at: int) -> dict[TP, int]:
         giving_up = partial(denied, self._plan.app)

@@ -28,7 +28,8 @@ from semel.task.declaration_changes import changes
 from semel.task.log_owners import Owners
 from semel.task.log_reader import LogReader
 from semel.task.read_committed import Piece
-from semel.task.start_position import bereft, check_log_ids, check_logs, decide, disagrees, of_a_life_that_is_over
+from semel.task.start_position import decide, disagrees
+from semel.task.topic_identity import bereft, check_log_ids, check_logs, of_a_life_that_is_over
 from semel.task.topics import Topics
 
 log = logging.getLogger("semel.restore")

@@ -7,21 +7,19 @@ a quarter of one: where the brokers do not say what the sources are, it waits, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from semel.broker.answers import Answer
 from semel.broker.asking import Pause, ask
 from semel.errors import CommitError, TopicChanged
-from semel.group.assignor import Assignment
 from semel.plan import Plan
 from semel.port import Broker, Clock, RpcError, RpcLost, TopicInfo
 from semel.runtime import looptime
 from semel.runtime.settings import EngineSettings
+from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.transaction import CommitFailed
 from semel.state.positions import TopicPosition
-from semel.state.task import Task
-from semel.task.start_position import check_log_ids, check_topic, not_known, source_resized
+from semel.task.topic_identity import check_log_ids, check_topic, not_known, source_resized
 from semel.task.topics import MISSING_S, Topics
 
 log = logging.getLogger("semel.topics")
@@ -38,23 +36,30 @@ SAY_MISSING_S = 2.0
 GROWN_S = 3.0
 
 
-class Worker(Protocol):
-    """What of the engine is compared, and told."""
-
-    tasks: dict[int, Task]
-    assignment: Assignment
-
-    def source_grew(self) -> None: ...
-    async def outputs_remade(self) -> None: ...
-
-
 class TopicWatch:
-    """`gone`: topics that are not there, and since when."""
+    """`gone`: topics that are not there, and since when.
+
+    `assigned`: over how many partitions of each source the group has shared out tasks. `source_grew` and `outputs_remade` are
+    told that a source has new partitions, and that a topic that outputs go to is another one.
+    """
 
     def __init__(
-        self, worker: Worker, plan: Plan, settings: EngineSettings, broker: Broker, clock: Clock, topics: Topics
+        self,
+        owned: Ownership,
+        plan: Plan,
+        settings: EngineSettings,
+        broker: Broker,
+        clock: Clock,
+        topics: Topics,
+        *,
+        assigned: Callable[[], Mapping[str, int]],
+        source_grew: Callable[[], None],
+        outputs_remade: Callable[[], Awaitable[None]],
     ) -> None:
-        self._worker = worker
+        self._owned = owned
+        self._assigned = assigned
+        self._source_grew = source_grew
+        self._outputs_remade = outputs_remade
         self._plan = plan
         self._settings = settings
         self._broker = broker
@@ -146,12 +151,12 @@ class TopicWatch:
         self._looked_at = asked_at
 
     def _compare(self, topics: Mapping[str, TopicInfo]) -> None:
-        app, assigned = self._plan.app, self._worker.assignment.partitions
+        app, assigned = self._plan.app, self._assigned()
         for name in self._plan.sources:
             if name not in topics:
                 continue
             info = topics[name]
-            held = {task.topics[name] for task in self._worker.tasks.values() if name in task.topics}
+            held = {task.topics[name] for task in self._owned.tasks.values() if name in task.topics}
             for topic_id, partitions in held:
                 check_topic(self._plan, TopicPosition(topic_id, partitions, 0), info)
             before, now = assigned.get(name, 0), self._clock.monotonic()
@@ -166,10 +171,10 @@ class TopicWatch:
                     "partitions, so results of one key may stand out of order around this moment",
                     name, info.partitions, before,
                 )  # fmt: skip
-                self._worker.source_grew()
+                self._source_grew()
         check_log_ids(
             app,
-            {name: log["id"] for task in self._worker.tasks.values() for name, log in task.logs.items()},
+            {name: log["id"] for task in self._owned.tasks.values() for name, log in task.logs.items()},
             topics,
         )
 
@@ -197,7 +202,7 @@ class TopicWatch:
                 if destination is not None:
                     self._topics.say_grown(name, destination.partitions, info.partitions)
         if remade:
-            await self._worker.outputs_remade()
+            await self._outputs_remade()
 
     # -- saying so
 

@@ -19,7 +19,7 @@ from semel.state.positions import Sink
 from semel.state.state_log import KEPT
 from semel.state.table_rows import Rows
 from semel.task import foreign_state
-from semel.task.start_position import not_known, source_resized
+from semel.task.topic_identity import not_known, source_resized
 from semel.topic import KAFKAS_OWN, Topic
 
 T = TypeVar("T")

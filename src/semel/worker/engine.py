@@ -29,7 +29,8 @@ from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.unfinished import UnfinishedEvents
 from semel.stages.commit.committer import Committer
-from semel.stages.commit.transaction import CommitFailed, Writer
+from semel.stages.commit.ownership import Ownership
+from semel.stages.commit.transaction import CommitFailed
 from semel.stages.fetch.fetch_errors import FetchErrors
 from semel.stages.fetch.fetcher import Fetcher
 from semel.stages.fetch.hanging_transactions import HangingTransactions
@@ -48,12 +49,12 @@ from semel.task.activation import Activation
 from semel.task.fencing import new_writer
 from semel.task.migration import migrate
 from semel.task.restore import Restorer
-from semel.task.start_position import source_remade
+from semel.task.topic_identity import source_remade
 from semel.task.topic_watch import TopicWatch
 from semel.task.topics import Topics
 from semel.topic import Topic
 from semel.worker.background import Background
-from semel.worker.recovery import Recovery
+from semel.worker.recovery import Recovery, StartingOver
 
 log = logging.getLogger("semel.engine")
 
@@ -103,18 +104,15 @@ class Engine:
             broker, clock, offer=self._offer, trimmed=self._trimmed, troubles=self.troubles, budget=self.shares.source,
             idle=self._idle,
         )  # fmt: skip
-        self.tasks: dict[int, Task] = {}
+        self.owned = Ownership()
         self.assignment = Assignment(())
-        self.membership: Membership | None = None
         self.group: GroupMember | None = None
-        self.writer: Writer | None = None
         changed = asyncio.Event()
         self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
         self._void_sends_told = False
         self._turn = asyncio.Lock()
         self._attempts: dict[tuple[TP, str], Attempts] = {}
         self._topics_anew = False
-        self.open_for_work = False
         # Set where what `restored` says may have become true.
         self._brought_up = asyncio.Event()
         self._restorer = Restorer(
@@ -142,12 +140,19 @@ class Engine:
             self.runners, clock, self.stats, handler_timeout_ms=settings.handler_timeout_ms
         )
         self._rate = Rate(clock)
-        self._watch = TopicWatch(self, plan, settings, broker, clock, self.topics)
-        self._committer = Committer(
-            self, plan, settings, broker, store, clock, self._pass, transactional_id=self.transactional_id,
-            confirm=self._watch.confirm, changed=changed, sinks=self.topics.sinks,
+        self._watch = TopicWatch(
+            self.owned, plan, settings, broker, clock, self.topics, assigned=lambda: self.assignment.partitions,
+            source_grew=self._source_grew, outputs_remade=self._outputs_remade,
         )  # fmt: skip
-        self._recovery = Recovery(self, plan, settings, store, clock, self._committer.suspects, self._background)
+        self._committer = Committer(
+            self.owned, self.runners, self.epoch, plan, settings, broker, store, clock, self._pass, stats=self.stats,
+            transactional_id=self.transactional_id, confirm=self._watch.confirm, changed=changed, sinks=self.topics.sinks,
+        )  # fmt: skip
+        self._recovery = Recovery(
+            self.owned, StartingOver(self.drop_everything, self.start_over, self.stop_taking_over, self._read_topics_anew),
+            plan, settings, store, clock, self._committer.suspects, self._background, stats=self.stats,
+            group=lambda: self.group, transactional_id=self.transactional_id, instance=instance,
+        )  # fmt: skip
         self._services = Services(
             self.app, clock, randomness, self.epoch, DeadLetters(plan.dead_letter_topic, 1, 1 << 20), changed,
             self._recovery.store_failed, settings.interrupts,
@@ -267,17 +272,17 @@ class Engine:
         await self._committer.close()
         if self.group is not None and self._background.failure is None and self.settings.leave_on_stop:
             await self.group.leave()
-        if self.writer is not None:
+        if self.owned.writer is not None:
             with contextlib.suppress(RpcError, RpcLost, TimeoutError):
                 async with asyncio.timeout(self.settings.rpc_timeout_ms / 1000):
-                    await self.writer.abort()
+                    await self.owned.writer.abort()
         await self.broker.close()
 
     async def _last_commit(self) -> None:
         try:
             async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
                 async with self._turn:
-                    self.open_for_work = False
+                    self.owned.open_for_work = False
                     await self._committer.commit(last=True)
         except (TimeoutError, CommitFailed, StoreError, SemelError) as exc:
             log.warning("the last epoch is not committed, its events are handled again at the next start: %s", str(exc))
@@ -291,9 +296,17 @@ class Engine:
     # ================================================================== what others look at
 
     @property
+    def tasks(self) -> dict[int, Task]:
+        return self.owned.tasks
+
+    @property
+    def membership(self) -> Membership | None:
+        return self.owned.membership
+
+    @property
     def restored(self) -> bool:
         """Every task of the current assignment runs."""
-        return self.open_for_work and all(t.state is TaskState.RUNNING for t in self.tasks.values())
+        return self.owned.open_for_work and len(self.owned.running) == len(self.tasks)
 
     async def until_restored(self) -> None:
         while not self.restored:
@@ -341,7 +354,7 @@ class Engine:
     # ================================================================== what runners ask
 
     def _open(self) -> bool:
-        return self.open_for_work and not self.paused_by and not self._committer.throttled_s() > 0
+        return self.owned.open_for_work and not self.paused_by and not self._committer.throttled_s() > 0
 
     def _one_by_one(self) -> bool:
         return bool(self.notes.suspects) and self._deaths.counting(self.tasks)
@@ -372,19 +385,19 @@ class Engine:
     async def open_destination(self, topic: Topic) -> Destination:
         return await self.topics.open_destination(topic, max(self.assignment.partitions.values(), default=1))
 
-    def source_grew(self) -> None:
+    def _source_grew(self) -> None:
         """There are new partitions: they are assigned as the others are."""
         if self.group is not None:
             self.group.rejoin_anew()
 
-    async def outputs_remade(self) -> None:
+    async def _outputs_remade(self) -> None:
         """A topic that results or dead letters go to is another one: what was meant for the old one is done again."""
         async with self._turn:
             self._topics_anew = True
             self.drop_everything()
         self.start_over()
 
-    def read_topics_anew(self) -> None:
+    def _read_topics_anew(self) -> None:
         """With the next takeover: what they take may be another by now."""
         self._topics_anew = True
 
@@ -473,7 +486,7 @@ class Engine:
             sent = False
             async with self._turn:
                 membership = self.membership
-                if self.open_for_work:
+                if self.owned.open_for_work:
                     try:
                         sent = await self._committer.commit()
                     except CommitFailed as exc:
@@ -497,7 +510,7 @@ class Engine:
 
     def drop_everything(self) -> None:
         """The incarnation is over: no work of it may count any more (rule 5)."""
-        self.open_for_work = False
+        self.owned.open_for_work = False
         self.fetcher.clear()
         # Also those of logs: a restore is over, or is begun anew.
         self.troubles.clear()
@@ -523,29 +536,29 @@ class Engine:
         """Commit the epoch within the deadline or drop it (rule 14). Nothing crosses a generation."""
         await self._pass("revoke.begin")
         await self.stop_taking_over()
-        if not lost and self.open_for_work:
+        if not lost and self.owned.open_for_work:
             try:
                 async with looptime.timeout(self.settings.revoke_timeout_ms / 1000), self._turn:
-                    self.open_for_work = False
+                    self.owned.open_for_work = False
                     await self._committer.commit(last=True)
             except (TimeoutError, CommitFailed) as exc:
                 log.warning("the epoch could not be committed before the partitions had to go: %s", exc)
                 self.stats["aborts"] += 1
-                if self.writer is not None:
-                    self.writer.dead = True
+                if self.owned.writer is not None:
+                    self.owned.writer.dead = True
             except StoreError as exc:
                 log.error("%s; the partitions go to others, the store is brought up to date later", str(exc))
-        self.membership = None
+        self.owned.membership = None
         self.drop_everything()
-        if self.writer is not None and self.writer.transaction_open_since is not None:
-            self.writer.dead = True
-        self.tasks = {}
+        if self.owned.writer is not None and self.owned.writer.transaction_open_since is not None:
+            self.owned.writer.dead = True
+        self.owned.tasks = {}
         self.assignment = Assignment((), owners=self.assignment.owners, partitions=self.assignment.partitions)
         await self._pass("revoke.end")
 
     async def assign(self, membership: Membership, assignment: Assignment) -> None:
         await self._pass("assign.begin")
-        self.membership = membership
+        self.owned.membership = membership
         self.assignment = assignment
         self.stats["rebalances"] += 1
         self._start_take_over()
@@ -574,8 +587,8 @@ class Engine:
             if membership is not self.membership or self._recovery.mending:
                 return
             self.drop_everything()
-            if self.writer is None or self.writer.dead:
-                self.writer = await new_writer(
+            if self.owned.writer is None or self.owned.writer.dead:
+                self.owned.writer = await new_writer(
                     self.broker, self.clock, self._pass, self.topics, self.settings, self.transactional_id
                 )
             if self._topics_anew:
@@ -592,7 +605,7 @@ class Engine:
             await self._committer.settle_doubts(self._restorer.committed)
             mine = self.assignment.tasks
             try:
-                self.tasks = {
+                self.owned.tasks = {
                     p: self._activation.task(p, len(mine), self._committer.suspects.condemned, self.attempts)
                     for p in mine
                 }
@@ -604,7 +617,7 @@ class Engine:
                 runner.results.sink = (
                     self.topics.destinations.get(runner.plan.sink.name) if runner.plan.sink is not None else None
                 )
-            self.open_for_work = True
+            self.owned.open_for_work = True
             self._brought_up.set()
         slots = asyncio.Semaphore(RESTORES)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from semel.broker.answers import Answer
 from semel.errors import InstanceTaken, SemelError
@@ -11,8 +12,9 @@ from semel.group.membership import GroupMember
 from semel.plan import Plan
 from semel.port import Clock, Membership
 from semel.runtime.settings import EngineSettings
+from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.poison_pills import PoisonPills
-from semel.stages.commit.transaction import CommitFailed, Writer
+from semel.stages.commit.transaction import CommitFailed
 from semel.state.store import Store, StoreError
 from semel.worker.background import Background
 
@@ -24,21 +26,15 @@ FENCED_WINDOW_S = 60.0
 PAUSE_S = 5.0
 
 
-class Worker(Protocol):
-    """What of the engine is dropped, and taken over anew."""
+@dataclass(frozen=True, slots=True)
+class StartingOver:
+    """What the engine does: `drop_everything`, so that no work of before counts; `start_over`, to take over anew; before that,
+    `stop_taking_over`, when nothing restores any more, and `read_topics_anew`."""
 
-    transactional_id: str
-    instance: str
-    membership: Membership | None
-    group: GroupMember | None
-    writer: Writer | None
-    open_for_work: bool
-    stats: dict[str, float]
-
-    def drop_everything(self) -> None: ...
-    def start_over(self) -> None: ...
-    def read_topics_anew(self) -> None: ...
-    async def stop_taking_over(self) -> None: ...
+    drop_everything: Callable[[], None]
+    start_over: Callable[[], None]
+    stop_taking_over: Callable[[], Awaitable[None]]
+    read_topics_anew: Callable[[], None]
 
 
 class Recovery:
@@ -46,15 +42,26 @@ class Recovery:
 
     def __init__(
         self,
-        worker: Worker,
+        owned: Ownership,
+        engine: StartingOver,
         plan: Plan,
         settings: EngineSettings,
         store: Store,
         clock: Clock,
         suspects: PoisonPills,
         background: Background,
+        *,
+        stats: dict[str, float],
+        group: Callable[[], GroupMember | None],
+        transactional_id: str,
+        instance: str,
     ) -> None:
-        self._worker = worker
+        self._owned = owned
+        self._engine = engine
+        self._stats = stats
+        self._group = group
+        self._transactional_id = transactional_id
+        self._instance = instance
         self._plan = plan
         self._settings = settings
         self._store = store
@@ -71,28 +78,28 @@ class Recovery:
 
     async def after(self, failed: CommitFailed, membership: Membership | None) -> None:
         """What comes next; `membership`: the one it was committed under. InstanceTaken."""
-        answer, worker = failed.answer, self._worker
-        worker.stats["recoveries"] += 1
+        answer, group = failed.answer, self._group()
+        self._stats["recoveries"] += 1
         # What a membership is told that we have given up since says nothing of the one that we have now: a static member
         # that joins again fences its own former self.
-        proven = worker.membership is membership
+        proven = self._owned.membership is membership
         if answer is Answer.FENCED:
             self._fenced()
-        if answer in (Answer.FENCED, Answer.REJOIN) and worker.group is not None:
+        if answer in (Answer.FENCED, Answer.REJOIN) and group is not None:
             # Only an assignment proves that these tasks are still ours (rule 16). One that came meanwhile will do.
             if proven:
-                worker.group.request_rejoin()
+                group.request_rejoin()
             return
         if answer is Answer.RECORD:
             # A topic may take less than it did when it was looked at.
-            worker.read_topics_anew()
+            self._engine.read_topics_anew()
         if answer is Answer.RECORD and not self._suspects.refused(failed.cause):
             await self._pause(f"{self._plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
                               "max.message.bytes, or set this machine's clock right")  # fmt: skip
         if answer is Answer.TOPIC:
             await self._pause(f"a topic cannot be written: {failed.cause}; grant Read and Write on it, or create it")
-        if not worker.open_for_work:
-            worker.start_over()
+        if not self._owned.open_for_work:
+            self._engine.start_over()
 
     async def _pause(self, why: str) -> None:
         self.paused_by = why
@@ -103,25 +110,26 @@ class Recovery:
 
     def _fenced(self) -> None:
         """Our writer was taken over. Twice while nothing else explains it: another worker has our name (rule 16)."""
-        worker, settings, now = self._worker, self._settings, self._clock.monotonic()
-        worker.stats["fences"] += 1
-        begun = worker.writer.transaction_open_since if worker.writer is not None else None
+        settings, now = self._settings, self._clock.monotonic()
+        writer, group = self._owned.writer, self._group()
+        self._stats["fences"] += 1
+        begun = writer.transaction_open_since if writer is not None else None
         timed_out = begun is not None and now - begun > settings.transaction_timeout_ms / 1000
-        gone = worker.group is not None and now - worker.group.last_answer_at > settings.session_timeout_ms / 1000
+        gone = group is not None and now - group.last_answer_at > settings.session_timeout_ms / 1000
         if timed_out or gone:
             return
         self._fenced_at = [t for t in self._fenced_at if now - t < FENCED_WINDOW_S] + [now]
         if len(self._fenced_at) >= 2:
             raise InstanceTaken(
-                f"the writer {worker.transactional_id!r} was taken over twice within a minute: another worker "
-                f"runs as instance {worker.instance!r}; start one of them with another --instance"
+                f"the writer {self._transactional_id!r} was taken over twice within a minute: another worker "
+                f"runs as instance {self._instance!r}; start one of them with another --instance"
             )
 
     # -- the store
 
     def store_failed(self, exc: StoreError) -> None:
         """The disk refuses what Kafka has: nothing is lost, but nothing can go on until the store can be used again."""
-        self._worker.drop_everything()
+        self._engine.drop_everything()
         self._note_damage(exc)
         if self.mending:
             return
@@ -136,7 +144,7 @@ class Recovery:
     def _note_damage(self, exc: Exception) -> None:
         if isinstance(exc, StoreError) and exc.damaged and not self._damaged:
             self._damaged = True
-            self._worker.stats["rebuilds"] += 1
+            self._stats["rebuilds"] += 1
             log.error("%s; this copy is damaged: it is thrown away and made anew from the changelogs, nothing is lost. Where "
                       "that happens again, replace the disk", str(exc))  # fmt: skip
 
@@ -144,11 +152,11 @@ class Recovery:
         while True:
             await self._clock.sleep(1)
             # Nothing may be reading or writing it meanwhile.
-            await self._worker.stop_taking_over()
+            await self._engine.stop_taking_over()
             try:
                 before = self._store.found_damaged
                 self._store.reopen(empty=self._damaged)
-                self._worker.stats["rebuilds"] += self._store.found_damaged - before
+                self._stats["rebuilds"] += self._store.found_damaged - before
                 self._store.check_writable()
                 break
             except (StoreError, SemelError) as exc:
@@ -158,4 +166,4 @@ class Recovery:
         self.mending = self._damaged = False
         self.paused_by = ""
         log.info("the store takes writes again")
-        self._worker.start_over()
+        self._engine.start_over()

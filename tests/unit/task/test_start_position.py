@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from semel.errors import PositionConflict
-from semel.port import TP, TopicInfo
-from semel.state.positions import Position, TopicPosition
+from semel.errors import PositionConflict, TopicChanged
+from semel.plan import Plan
+from semel.port import EARLIEST, LATEST, TP, TopicInfo
+from semel.state.positions import UNKNOWN, Position, TopicPosition
 from semel.task.restore import BEHIND_S
-from semel.task.start_position import of_a_life_that_is_over
+from semel.task.start_position import begun, ends_to_begin_at, resumed_at, unplaced
+from semel.task.topic_identity import of_a_life_that_is_over
 from tests.unit.harness import APP, World, payments_pipeline
 
 
@@ -112,3 +114,52 @@ def test_what_a_store_alone_knows_of_a_partition_is_over_only_where_the_app_bega
     told = first and Position({name: TopicPosition(i, 3, 0, born=born) for name, (i, born) in first.items()})
     topics = {"payments": TopicInfo("payments", "new", 3)}
     assert of_a_life_that_is_over(1, ["payments"], local, told or None, topics) is over
+
+
+FROM_NOW = Plan("payments", start="latest")
+FROM_THE_START = Plan("payments", start="earliest")
+
+
+def at(next: int = -1, *, id: str = "a", partitions: int = 4, born: int = 0) -> TopicPosition:
+    return TopicPosition(id, partitions, next, born=born)
+
+
+def test_a_task_begins_where_the_declaration_says_in_every_topic_that_it_never_was_at() -> None:
+    position = Position({"clicks": at(), "payments": at(7)})
+    assert unplaced(2, position) == [TP("clicks", 2)]
+    assert ends_to_begin_at(FROM_NOW, 2, position, None) == {TP("clicks", 2): LATEST}
+    assert ends_to_begin_at(FROM_THE_START, 2, position, None) == {TP("clicks", 2): EARLIEST}
+
+
+@pytest.mark.parametrize(("partition", "end"), [(1, LATEST), (2, EARLIEST), (3, EARLIEST)])
+def test_a_partition_that_came_after_the_app_is_read_from_its_first_record(partition: int, end: int) -> None:
+    first = Position({"clicks": at(100, born=2)})
+    assert ends_to_begin_at(FROM_NOW, partition, Position({"clicks": at()}), first) == {TP("clicks", partition): end}
+
+
+def test_a_topic_that_the_first_task_does_not_know_is_new_to_the_app() -> None:
+    first = Position({"payments": at(100, born=1)})
+    assert ends_to_begin_at(FROM_NOW, 3, Position({"clicks": at()}), first) == {TP("clicks", 3): LATEST}
+
+
+def test_where_the_first_task_was_of_another_topic_nothing_begins() -> None:
+    with pytest.raises(TopicChanged, match="deleted and created again"):
+        ends_to_begin_at(FROM_NOW, 3, Position({"clicks": at()}), Position({"clicks": at(100, id="b")}))
+
+
+def test_where_a_task_has_begun_is_noted_and_what_it_was_at_stays() -> None:
+    position = begun(2, Position({"clicks": at(), "payments": at(7)}), {TP("clicks", 2): 40}, None)
+    assert [(t, p.next, p.first) for t, p in position.topics.items()] == [("clicks", 40, 40), ("payments", 7, -1)]
+    assert position.counts["in"] == 0
+
+
+@pytest.mark.parametrize(
+    ("cursors", "former", "resumes"),
+    [({}, {}, None), ({}, {"audit": 30}, 30), ({}, {"audit": UNKNOWN}, None), ({}, {"audit": 50}, None),
+     ({"audit": 60}, {"audit": 50}, 50)],
+    ids=["never left", "behind the others", "not noted", "where the others are", "ahead of the others since"],
+)  # fmt: skip
+def test_an_agent_that_comes_back_goes_on_where_it_stood(
+    cursors: dict[str, int], former: dict[str, int], resumes: int | None
+) -> None:
+    assert resumed_at(TopicPosition("a", 4, 50, cursors, former=former), "audit") == resumes

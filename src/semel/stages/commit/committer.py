@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from semel.broker.answers import Answer
 from semel.codes import NO_RIGHT
@@ -20,6 +19,7 @@ from semel.stages.agent.runner import AgentRunner
 from semel.stages.commit import checkpoint
 from semel.stages.commit.drain import drain
 from semel.stages.commit.epoch import EpochState, SealedEpoch
+from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.poison_pills import PoisonPills
 from semel.stages.commit.transaction import (
     REQUEST_BYTES,
@@ -34,7 +34,6 @@ from semel.stages.sink.open_epoch import OpenEpoch
 from semel.stages.sink.outbox import Followers, InDoubt, Outbox, PendingOutput
 from semel.state.positions import Sink
 from semel.state.store import Store
-from semel.state.task import Task, TaskState
 
 log = logging.getLogger("semel.engine")
 
@@ -46,23 +45,14 @@ REQUEST_LEAST_BYTES = 256 << 10
 THROTTLE_LOOK_S = 0.5
 
 
-class Worker(Protocol):
-    """What of the engine an epoch is cut from, and what runners see of it."""
-
-    tasks: dict[int, Task]
-    runners: list[AgentRunner]
-    membership: Membership | None
-    writer: Writer | None
-    epoch: OpenEpoch
-    stats: dict[str, float]
-
-
 class Committer:
     """`commit` runs under the engine's turn, one at a time; the rest never waits for it."""
 
     def __init__(
         self,
-        worker: Worker,
+        owned: Ownership,
+        runners: Sequence[AgentRunner],
+        epoch: OpenEpoch,
         plan: Plan,
         settings: EngineSettings,
         broker: Broker,
@@ -70,6 +60,7 @@ class Committer:
         clock: Clock,
         failpoints: Failpoints,
         *,
+        stats: dict[str, float],
         transactional_id: str,
         confirm: Callable[[], Awaitable[None]],
         changed: asyncio.Event,
@@ -79,7 +70,9 @@ class Committer:
         # Something happened that may make an epoch due.
         self.changed = changed
         self._sinks = sinks
-        self._worker = worker
+        self._owned = owned
+        self._runners = runners
+        self._stats = stats
         self._plan = plan
         self._settings = settings
         self._broker = broker
@@ -87,7 +80,7 @@ class Committer:
         self._clock = clock
         self._pass = failpoints
         self._transactional_id = transactional_id
-        self._epoch = worker.epoch
+        self._epoch = epoch
         self._share = shares(settings.memory_budget_bytes)
         self._least_bytes = min(EPOCH_LEAST_BYTES, self._share.epoch)
         self.outbox = Outbox(settings.carry_over_limit, self._share.outbox)
@@ -114,16 +107,16 @@ class Committer:
     # -- when
 
     def has_work(self) -> bool:
-        if self._epoch.outputs or any(t.touched for t in self._worker.tasks.values()):
+        if self._epoch.outputs or self._owned.touched:
             return True
         return bool(self.outbox) and self._can_carry()
 
     def _can_carry(self) -> bool:
         """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
-        return not self._plan.sources or any(t.state is TaskState.RUNNING for t in self._worker.tasks.values())
+        return not self._plan.sources or bool(self._owned.running)
 
     def _idle(self) -> bool:
-        return all(runner.waiting for runner in self._worker.runners)
+        return all(runner.waiting for runner in self._runners)
 
     @property
     def behind(self) -> bool:
@@ -145,7 +138,7 @@ class Committer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.5 if self.outbox else None):
                         await self.changed.wait()
-                if not self._worker.tasks:
+                if not self._owned.tasks:
                     self.outbox.expire(self._clock.monotonic() - self._settings.commit_timeout_ms / 1000)
                 continue
             if (wait := self.throttled_s()) > 0:
@@ -204,8 +197,8 @@ class Committer:
 
         `last`: the partitions go, so running events are waited for. Another commit takes what is done, and waits for nobody.
         """
-        membership, writer = self._worker.membership, self._worker.writer
-        if writer is None or writer.dead or (self._plan.sources and (membership is None or not self._worker.tasks)):
+        membership, writer = self._owned.membership, self._owned.writer
+        if writer is None or writer.dead or (self._plan.sources and (membership is None or not self._owned.tasks)):
             return False
         self.committing = True
         try:
@@ -214,7 +207,7 @@ class Committer:
                 if last:
                     await drain(
                         self._clock,
-                        self._worker.runners,
+                        self._runners,
                         self._epoch,
                         at_most_s=self._settings.handler_timeout_ms / 1000,
                     )
@@ -248,9 +241,9 @@ class Committer:
 
     def _seal(self, membership: Membership | None) -> tuple[SealedEpoch | None, list[PendingOutput]]:
         """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
-        for runner in self._worker.runners:
+        for runner in self._runners:
             runner.settle()
-        touched = [t for t in self._worker.tasks.values() if t.touched]
+        touched = self._owned.touched
         carried: list[PendingOutput] = []
         if not self.suspects.cautious:
             carried = self.outbox.take(bytes_left=self._epoch.limit_bytes - self._epoch.bytes)
@@ -259,7 +252,7 @@ class Committer:
             carried = self.outbox.take(1)
         if carried and not touched and self._plan.sources:
             # Every transaction carries a task's offset: it is the fence (rule 9).
-            touched = [t for t in self._worker.tasks.values() if t.state is TaskState.RUNNING][:1]
+            touched = self._owned.running[:1]
             if not touched:
                 self.outbox.put_back(carried)
                 return None, []
@@ -269,8 +262,8 @@ class Committer:
         self.number += 1
         outs, size = self._epoch.take()
         outs.extend(c.out for c in carried)
-        self._followers = Followers(runner.context for runner in self._worker.runners if runner.on_result is not None)
-        self.suspects.sealed(self._worker.runners)
+        self._followers = Followers(runner.context for runner in self._runners if runner.on_result is not None)
+        self.suspects.sealed(self._runners)
         sealed = checkpoint.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
             writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks,
@@ -307,13 +300,13 @@ class Committer:
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         outbox.committed(carried)
         self.outbox.release(self._followers.let_go(committed=True))
-        self._worker.stats["commits"] += 1
+        self._stats["commits"] += 1
         self.suspects.committed()
 
     def _not_committed(self, sealed: SealedEpoch, carried: list[PendingOutput], exc: BaseException) -> None:
         if sealed.ending and (carried or self._followers.possible):
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
-            task = self._worker.tasks.get(tp.partition)
+            task = self._owned.tasks.get(tp.partition)
             since = int(task.logs[tp.topic]["next"]) if task is not None else 0
             stamp = (self._transactional_id, sealed.number, sealed.at_ms)
             self.outbox.in_doubt.append(InDoubt(carried, tp, since, stamp, self._followers))
@@ -338,7 +331,7 @@ class Committer:
             told()
         self.changed.set()
         if self.suspects.cautious:
-            for runner in self._worker.runners:
+            for runner in self._runners:
                 runner.queue.wake.set()
 
     def _now_ms(self) -> int:
@@ -348,7 +341,7 @@ class Committer:
         """Let Kafka forget marks that no live bucket needs (rule 21); not vital."""
         try:
             await self._broker.delete_records(before)
-            self._worker.stats["trims"] += 1
+            self._stats["trims"] += 1
         except RpcError as exc:
             if exc.code in NO_RIGHT:
                 self._settings.trim_marks = False
