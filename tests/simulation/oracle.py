@@ -11,7 +11,7 @@ import orjson
 import xxhash
 
 from semel.memory.batch import MemoryRecord
-from semel.stages.agent.deaths import LEAST
+from semel.stages.agent.crash_suspects import LEAST_CRASHES
 from semel.state.dedup_marks import DEAD, DONE, Mark
 from semel.state.positions import COUNTS
 from tests.unit.harness import Payment
@@ -110,7 +110,7 @@ class Oracle:
             effect.attempts = self._hopeless_attempts if misplaced else self._attempts
             if payment.kills:
                 # Whatever it would have failed with, its process ends before.
-                effect.attempts = max(LEAST, self._attempts)
+                effect.attempts = max(LEAST_CRASHES, self._attempts)
             return self._bury(effect, "failed")
         if payment.amount < 0:
             self.balances.pop(payment.account, None)
@@ -132,7 +132,7 @@ class Oracle:
 
     def _pass_on(self, effect: Effect, payment: Payment) -> Effect:
         if payment.kills or payment.fails < 0 or payment.fails >= self._attempts:
-            effect.attempts = max(LEAST, self._attempts) if payment.kills else self._attempts
+            effect.attempts = max(LEAST_CRASHES, self._attempts) if payment.kills else self._attempts
             return self._bury(effect, "failed")
         if payment.amount == 0:
             self.counts["filtered"] += 1

@@ -21,7 +21,7 @@ from semel.partitioner import partition_of
 from semel.plan import Plan
 from semel.port import TP
 from semel.runtime.settings import EngineSettings
-from semel.stages.agent.deaths import suspected
+from semel.stages.agent.crash_suspects import suspected
 from semel.state import crash_notes, positions
 from semel.state.crash_notes import CrashNotes
 from semel.state.store import Store, StoreError

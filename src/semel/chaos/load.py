@@ -23,7 +23,7 @@ from semel.runtime.clock import SystemClock
 from semel.runtime.failpoints import Failpoints
 from semel.stages.commit.epoch import SealedEpoch, by_partition
 from semel.stages.commit.transaction import CommitFailed, Writer
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 
 TURN_S = 0.1
 ABORTED_SHARE = 0.03
@@ -107,7 +107,7 @@ class Load:
             self.counts[delivery.kind] += 1
             self._last[out.tp.partition] = delivery
 
-    async def _committed(self, outs: list[Out]) -> bool:
+    async def _committed(self, outs: list[ProducerRecord]) -> bool:
         """Whether one transaction with these was; False where it was not, or nobody knows."""
         writer = await self._ready()
         if writer is None:
@@ -147,9 +147,11 @@ class Load:
             self._writer = writer
         return self._writer
 
-    def _out(self, delivery: Delivery) -> Out:
+    def _out(self, delivery: Delivery) -> ProducerRecord:
         if delivery.key is None:
             self.keyless, partition = True, self._rng.randrange(self.partitions)
         else:
             partition = partition_of(delivery.key, self.partitions)
-        return Out(TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers)
+        return ProducerRecord(
+            TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers
+        )

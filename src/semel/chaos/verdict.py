@@ -20,7 +20,7 @@ from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.stages.agent.odd_code import ON_PURPOSE
+from semel.stages.agent.handler_faults import ON_PURPOSE
 from semel.state.positions import accepted
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from semel.local import ports
 from semel.local.forkserver import ForkServer
 from semel.local.worker import WorkerProcess
 from semel.runtime.clock import OFFSET
-from semel.stages.agent import odd_code
+from semel.stages.agent import handler_faults
 
 
 class ChaosWorker(WorkerProcess):
@@ -58,7 +58,7 @@ class ChaosWorker(WorkerProcess):
         log = folder / "logs" / f"{name}.log"
         super().__init__(forkserver, target, name, log_file=log, environment={**own, **settings}, arguments=arguments)
         self.set_clock(0)
-        odd_code.order(self.odd_code, 0.0)
+        handler_faults.order(self.odd_code, 0.0)
 
     def start(self, *arguments: str, failpoint: str = "", fresh: bool = False, **environment: str) -> Self:
         super().start(*arguments, failpoint=failpoint, fresh=fresh, **environment)

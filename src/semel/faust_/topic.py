@@ -20,7 +20,7 @@ from semel.errors import CommitError, DeclarationError, OutputRefused, StaleInca
 from semel.faust_.arguments import TOPIC, check
 from semel.faust_.settings import partitions_of
 from semel.output import header, pairs_of
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state import lineage
 from semel.state.event_context import current_context, event_number, refuse_waiting_for_commit
 from semel.topic import Topic as SemelTopic
@@ -129,7 +129,7 @@ class Topic(faust.Topic):
         if partition is None and app.conf.producer_partitioner is not None:
             every = list(range(destination.partitions))
             partition = app.conf.producer_partitioner(raw_key, every, every)
-        out: Out = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition, origin)
+        out: ProducerRecord = destination.checked(raw_key, raw_value, pairs, stamp, home, now_ms, partition, origin)
         pending = self.as_future_message(key=key, value=value, partition=partition, timestamp=timestamp, headers=headers,
                                          schema=schema, key_serializer=key_serializer, value_serializer=value_serializer,
                                          callback=callback).message  # fmt: skip
@@ -145,7 +145,7 @@ class Topic(faust.Topic):
         if committed is None:
             message.set_result(metadata)
             if callback is not None and context is not None:
-                context.attempts.told.append((number, partial(self._tell, message)))
+                context.history.told.append((number, partial(self._tell, message)))
             return message
 
         def settle(done: asyncio.Future[None]) -> None:

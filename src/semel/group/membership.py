@@ -52,7 +52,7 @@ MEMBER_STEPS: frozenset[tuple[MemberState, MemberState]] = frozenset(
 )
 
 
-# A member that is still there after so many session timeouts is no former self of ours. (Each generation gives its members
+# A member that is still there after so many session timeouts is no earlier process of ours. (Each generation gives its members
 # a session anew, also those that did not ask for it.)
 GHOST_SESSIONS = 3
 # The same refusal of every attempt to join is said this often.
@@ -406,7 +406,7 @@ class GroupMember:
         """The group knows our name under another member id. InstanceTaken, where that member lives.
 
         A coordinator that took over from one that died may know less than was answered: it then fences every worker of
-        the group by its own former self. Nobody heartbeats for that one; who outlives `GHOST_SESSIONS` is another worker.
+        the group by its own earlier process. Nobody heartbeats for that one; who outlives `GHOST_SESSIONS` is another worker.
         """
         now = self._clock.monotonic()
         if self._fenced_since is None:

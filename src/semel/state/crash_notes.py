@@ -49,7 +49,7 @@ Events = tuple[str, str, int, int, int, int]
 class Suspect:
     """The events `first` to `last` of a source partition, in hand of an agent when a process died. `timestamp`: the first one's.
 
-    `deaths`: how often in a row with this event alone in hand; `held_s`: for how long it was in hand then, at most. `due`: when
+    `crashes`: how often in a row with this event alone in hand; `held_s`: for how long it was in hand then, at most. `due`: when
     it may be tried again, once that is known; `tried`: this process has tried it.
     """
 
@@ -59,7 +59,7 @@ class Suspect:
     first: int
     last: int
     timestamp: int
-    deaths: int = 0
+    crashes: int = 0
     held_s: float = 0.0
     due: float | None = field(default=None, compare=False)
     tried: bool = field(default=False, compare=False)
@@ -148,7 +148,7 @@ class CrashNotes:
 
     def count_anew(self, suspect: Suspect) -> None:
         """There is evidence that something else ends the process."""
-        suspect.deaths = 0
+        suspect.crashes = 0
         self._judge(suspect, ANEW)
 
     def _judge(self, suspect: Suspect, verdict: int) -> None:
@@ -172,7 +172,7 @@ def read(raw: bytes) -> Left | None:
             suspect = Suspect(*row)
             verdict = raw[verdicts + number]
             if verdict == ANEW:
-                suspect.deaths = 0
+                suspect.crashes = 0
             if verdict != DONE:
                 suspects.append(suspect)
         held: list[Held] = []
@@ -195,7 +195,7 @@ def boot_id() -> str:
 
 
 def _laid_out(agents: Sequence[str], topics: Sequence[str], suspects: Sequence[Suspect], boot: str) -> bytearray:
-    rows = [[s.agent, s.topic, s.partition, s.first, s.last, s.timestamp, s.deaths, s.held_s] for s in suspects]
+    rows = [[s.agent, s.topic, s.partition, s.first, s.last, s.timestamp, s.crashes, s.held_s] for s in suspects]
     rest = orjson.dumps({"boot": boot, "agents": list(agents), "topics": list(topics), "suspects": rows})
     raw = bytearray(_HEAD.size + SLOT * len(agents) + len(suspects)) + rest
     _HEAD.pack_into(raw, 0, MAGIC, RUNS, len(agents), len(rest), zlib.crc32(rest), 0.0)

@@ -68,7 +68,7 @@ def _first(pair: tuple[int, Any]) -> int:
 FAILED_ATTEMPTS = 10_000
 
 
-class Fate(Enum):
+class EventStatus(Enum):
     """What became of an event that code is from which has outlived it."""
 
     OPEN = "done, in the open epoch"
@@ -77,7 +77,7 @@ class Fate(Enum):
     VOID = "undone"
 
 
-class Attempts:
+class EventHistory:
     """What became of the events that a context has held, by their numbers.
 
     `sealed`, `committed`: the last number in an epoch that was cut, that was committed. `after`: outputs that wait for the
@@ -113,14 +113,14 @@ class Attempts:
                 else:
                     self.told.append((event, tell))
 
-    def fate(self, number: int, *, alive: bool) -> Fate:
+    def status(self, number: int, *, alive: bool) -> EventStatus:
         if number in self._failed or number <= self._forgotten:
-            return Fate.VOID
+            return EventStatus.VOID
         if number <= self.committed:
-            return Fate.COMMITTED
+            return EventStatus.COMMITTED
         if number <= self.sealed:
-            return Fate.VOID if self.after is None else Fate.SEALED
-        return Fate.OPEN if alive else Fate.VOID
+            return EventStatus.VOID if self.after is None else EventStatus.SEALED
+        return EventStatus.OPEN if alive else EventStatus.VOID
 
 
 class EventContext:
@@ -138,12 +138,12 @@ class EventContext:
 
     __slots__ = (
         "alive",
-        "attempts",
         "batch",
         "body",
         "current",
         "entered",
         "event",
+        "history",
         "holding",
         "id",
         "origin",
@@ -171,7 +171,7 @@ class EventContext:
         self.body: asyncio.Task[Any] | None = None
         self.variables = copy_context()
         self.batch: Sequence[tuple[Any, Any]] = ()
-        self.attempts = Attempts()
+        self.history = EventHistory()
         self.holding = False
         self.event = 0
         self.unit: Any = None
@@ -324,6 +324,6 @@ class EventContext:
 
     def undo(self) -> None:
         """The event leaves no trace."""
-        self.attempts.failed(self.event)
+        self.history.failed(self.event)
         self.writes.drop()
         self.holding = False

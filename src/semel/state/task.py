@@ -50,12 +50,12 @@ class FetchedBatch:
         return end
 
 
-class Attempts:
+class RetryState:
     """How often the event at `offset` of a source partition has failed for an agent; -1: none has.
 
     It outlives cursors and tasks: an epoch that is dropped and an assignment do not begin the count anew. `lost`: how many of
     them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one. `suspects`:
-    those that former processes of this worker died of, perhaps.
+    those that earlier processes of this worker may have died of.
     """
 
     __slots__ = ("count", "isolate_until", "lost", "offset", "suspects")
@@ -88,7 +88,7 @@ class Attempts:
 
     def suspect(self, record: Record) -> Suspect | None:
         """The record, if it is one that a process may have died of; of several, the one with most deaths."""
-        return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.deaths, default=None)
+        return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.crashes, default=None)
 
     def lost_session(self, offset: int) -> int:
         self.failed(offset)
@@ -107,19 +107,19 @@ class Cursor:
 
     __slots__ = (
         "agent",
-        "attempts",
         "buffered",
         "bytes",
-        "condemned",
         "due",
+        "poisoned",
         "position",
         "queue",
         "queued",
+        "retry_state",
         "task",
         "tp",
     )
 
-    def __init__(self, task: Task, tp: TP, agent: AgentPlan, attempts: Attempts | None = None) -> None:
+    def __init__(self, task: Task, tp: TP, agent: AgentPlan, retry_state: RetryState | None = None) -> None:
         self.task = task
         self.tp = tp
         self.agent = agent
@@ -128,8 +128,8 @@ class Cursor:
         self.buffered = 0
         self.bytes = 0
         self.due = 0.0
-        self.attempts = attempts or Attempts()
-        self.condemned: dict[int, str] = {}
+        self.retry_state = retry_state or RetryState()
+        self.poisoned: dict[int, str] = {}
         self.queued = False
 
     @property

@@ -17,7 +17,7 @@ from semel.state.dedup_marks import Marks
 from semel.state.positions import Position
 from semel.state.store import Store
 from semel.state.table_rows import Rows
-from semel.state.task import Attempts, Cursor, Task
+from semel.state.task import Cursor, RetryState, Task
 from semel.task import predecessor
 from semel.task.restore import Restorer
 from semel.task.start_position import begun, ends_to_begin_at, resumed_at, unplaced
@@ -88,8 +88,8 @@ class Activation:
         self,
         partition: int,
         tasks: int,
-        condemned: Callable[[TP, str], dict[int, str]],
-        attempts: Callable[[TP, str], Attempts],
+        poisoned: Callable[[TP, str], dict[int, str]],
+        retry_state: Callable[[TP, str], RetryState],
     ) -> Task:
         """A task of `tasks`, not restored yet. StoreError."""
         task = Task(partition)
@@ -124,8 +124,8 @@ class Activation:
                 for agent in plan.agents:
                     if any(t.name == name for t in agent.sources):
                         tp = TP(name, partition)
-                        cursor = Cursor(task, tp, agent, attempts(tp, agent.name))
-                        cursor.condemned = condemned(cursor.tp, agent.name)
+                        cursor = Cursor(task, tp, agent, retry_state(tp, agent.name))
+                        cursor.poisoned = poisoned(cursor.tp, agent.name)
                         task.cursors[(name, agent.name)] = cursor
         return task
 

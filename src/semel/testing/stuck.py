@@ -27,7 +27,7 @@ def progress(workers: Iterable[MemoryWorker]) -> object:
                     p,
                     t.state,
                     {**t.committed.topics},
-                    [(c.position, c.attempts.offset, c.attempts.count) for c in t.cursors.values()],
+                    [(c.position, c.retry_state.offset, c.retry_state.count) for c in t.cursors.values()],
                 )
                 for p, t in worker.engine.tasks.items()
             ],
@@ -63,8 +63,8 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             waiting.append("it is no member of the group")
         lines += [f"worker {worker.name}: {why}" for why in waiting]
         lines += [
-            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.attempts.offset} failed {cursor.attempts.count} times; it is "
-            f"tried again in {cursor.due - clock.monotonic():.1f} s"
+            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.retry_state.offset} failed {cursor.retry_state.count} times; it "
+            f"is tried again in {cursor.due - clock.monotonic():.1f} s"
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()

@@ -24,7 +24,7 @@ from semel.runtime.budget import shares
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent import agent_loop
-from semel.stages.agent.deaths import Deaths
+from semel.stages.agent.crash_suspects import CrashSuspects
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.unfinished import UnfinishedEvents
@@ -37,14 +37,14 @@ from semel.stages.fetch.hanging_transactions import HangingTransactions
 from semel.stages.fetch.lag import Rate, lag
 from semel.stages.services import Services
 from semel.stages.sink.dead_letters import DeadLetters
-from semel.stages.sink.destination import Destination, Out
+from semel.stages.sink.destination import Destination, ProducerRecord
 from semel.stages.sink.open_epoch import OpenEpoch
 from semel.stages.sink.results import Results
 from semel.state import lineage
 from semel.state.crash_notes import CrashNotes
-from semel.state.event_context import EventContext, Fate
+from semel.state.event_context import EventContext, EventStatus
 from semel.state.store import Store, StoreError
-from semel.state.task import Attempts, Cursor, Task, TaskState
+from semel.state.task import Cursor, RetryState, Task, TaskState
 from semel.task.activation import Activation
 from semel.task.fencing import new_writer
 from semel.task.migration import migrate
@@ -97,7 +97,7 @@ class Engine:
             keys_bytes=self.shares.keys,
         )  # fmt: skip
         self.notes = notes or CrashNotes([agent.name for agent in plan.agents], list(plan.sources))
-        self._deaths = Deaths(self.notes, plan)
+        self._crash_suspects = CrashSuspects(self.notes, plan)
         self.runners: list[AgentRunner] = []
         self.troubles = FetchErrors(clock)
         self.fetcher = Fetcher(
@@ -111,7 +111,7 @@ class Engine:
         self.epoch = OpenEpoch(self.shares.epoch, self.shares.event, changed)
         self._void_sends_told = False
         self._turn = asyncio.Lock()
-        self._attempts: dict[tuple[TP, str], Attempts] = {}
+        self._retry_states: dict[tuple[TP, str], RetryState] = {}
         self._topics_anew = False
         # Set where what `restored` says may have become true.
         self._brought_up = asyncio.Event()
@@ -150,7 +150,7 @@ class Engine:
         )  # fmt: skip
         self._recovery = Recovery(
             self.owned, StartingOver(self.drop_everything, self.start_over, self.stop_taking_over, self._read_topics_anew),
-            plan, settings, store, clock, self._committer.suspects, self._background, stats=self.stats,
+            plan, settings, store, clock, self._committer.poison_pills, self._background, stats=self.stats,
             group=lambda: self.group, transactional_id=self.transactional_id, instance=instance,
         )  # fmt: skip
         self._services = Services(
@@ -159,7 +159,7 @@ class Engine:
         )  # fmt: skip
         self.scheduler = Scheduler(
             self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms, open=self._open,
-            uncommitted=lambda: self.uncommitted, cautious=lambda: self._committer.suspects.cautious > 0,
+            uncommitted=lambda: self.uncommitted, isolating=lambda: self._committer.poison_pills.isolating > 0,
             one_by_one=self._one_by_one, behind=self._is_behind, silent=self._silent,
         )  # fmt: skip
         self.runners.extend(map(self._runner, plan.agents, self.notes.slots))
@@ -357,23 +357,23 @@ class Engine:
         return self.owned.open_for_work and not self.paused_by and not self._committer.throttled_s() > 0
 
     def _one_by_one(self) -> bool:
-        return bool(self.notes.suspects) and self._deaths.counting(self.tasks)
+        return bool(self.notes.suspects) and self._crash_suspects.counting(self.tasks)
 
     def _silent(self, held_s: float) -> bool:
         return self.group is not None and self.group.silent and held_s >= self.group.patience_s
 
-    def attempts(self, tp: TP, agent: str) -> Attempts:
+    def retry_state(self, tp: TP, agent: str) -> RetryState:
         """Those that a source partition's events have had, whoever owned it since."""
-        attempts = self._attempts.get((tp, agent))
-        if attempts is None:
-            attempts = self._attempts[(tp, agent)] = Attempts(self._deaths.of(tp, agent))
-        return attempts
+        state = self._retry_states.get((tp, agent))
+        if state is None:
+            state = self._retry_states[(tp, agent)] = RetryState(self._crash_suspects.of(tp, agent))
+        return state
 
     def _landed(self) -> None:
-        for suspect in self._deaths.landed(self.tasks):
-            attempts = self._attempts.get((TP(suspect.topic, suspect.partition), suspect.agent))
-            if attempts is not None:
-                attempts.suspects.remove(suspect)
+        for suspect in self._crash_suspects.landed(self.tasks):
+            state = self._retry_states.get((TP(suspect.topic, suspect.partition), suspect.agent))
+            if state is not None:
+                state.suspects.remove(suspect)
 
     def _is_behind(self) -> bool:
         return (
@@ -449,18 +449,18 @@ class Engine:
 
     # ================================================================== epochs
 
-    def outbox(self, out: Out) -> asyncio.Future[None]:
+    def outbox(self, out: ProducerRecord) -> asyncio.Future[None]:
         """Put an output without an event into the next epoch that commits; the future resolves then. CarryOverFull."""
         done = self._committer.outbox.add(out, self.clock.monotonic())
         self._committer.changed.set()
         return done
 
-    def follow(self, context: EventContext, number: int, out: Out) -> asyncio.Future[None] | None:
+    def follow(self, context: EventContext, number: int, out: ProducerRecord) -> asyncio.Future[None] | None:
         """An output of a task that has outlived the event it was started in. It counts if that event does: in its epoch
         where that is open (None is answered), else in the next one after it. StaleIncarnation where the event is undone,
         CarryOverFull where too much waits for a commit."""
-        match context.attempts.fate(number, alive=context.alive):
-            case Fate.VOID:
+        match context.history.status(number, alive=context.alive):
+            case EventStatus.VOID:
                 if not self._void_sends_told:
                     self._void_sends_told = True
                     log.warning("a task that an event had started sends to %r after that event was undone: nothing is sent, and "
@@ -470,13 +470,13 @@ class Engine:
                     "the event this was started in is undone: it failed, or its partition moved before its commit. Where it is "
                     "handled again, this is started again"
                 )
-            case Fate.OPEN:
+            case EventStatus.OPEN:
                 self.epoch.join(out)
                 return None
-            case Fate.SEALED:
-                assert context.attempts.after is not None
-                return self._committer.outbox.follow(context.attempts.after, out, self.clock.monotonic())
-            case Fate.COMMITTED:
+            case EventStatus.SEALED:
+                assert context.history.after is not None
+                return self._committer.outbox.follow(context.history.after, out, self.clock.monotonic())
+            case EventStatus.COMMITTED:
                 return self.outbox(out)
 
     async def _commit_loop(self) -> None:
@@ -606,7 +606,7 @@ class Engine:
             mine = self.assignment.tasks
             try:
                 self.owned.tasks = {
-                    p: self._activation.task(p, len(mine), self._committer.suspects.condemned, self.attempts)
+                    p: self._activation.task(p, len(mine), self._committer.poison_pills.poisoned, self.retry_state)
                     for p in mine
                 }
             except StoreError as exc:

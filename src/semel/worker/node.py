@@ -18,8 +18,8 @@ from semel.runtime.budget import available_bytes, default_budget
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.failpoints import Failpoints, check_switches
 from semel.runtime.settings import EngineSettings
-from semel.stages.agent import deaths
-from semel.stages.agent.odd_code import OddCode
+from semel.stages.agent import crash_suspects
+from semel.stages.agent.handler_faults import HandlerFaults
 from semel.stages.agent.watchdog import Watchdog
 from semel.state.directory import StateDirectory, first_free_instance
 from semel.state.store import Store, StoreError
@@ -162,8 +162,8 @@ async def open_engine(
         raise
     broker = kafka_broker(settings, client_id=client_id or f"{plan.app}-{name}", compression=compression)
     switched = os.environ.get("SEMEL_ODD_CODE")
-    odd = OddCode(Path(switched)) if switched else None
-    notes = deaths.opened(directory.crash_notes, plan)
+    odd = HandlerFaults(Path(switched)) if switched else None
+    notes = crash_suspects.opened(directory.crash_notes, plan)
     engine = Engine(
         plan if odd is None else odd.around(plan),
         engine_settings(settings, adopt=adopt),
@@ -176,5 +176,5 @@ async def open_engine(
         notes=notes,
     )
     if odd is not None:
-        odd.spoil(engine.runners)
+        odd.inject(engine.runners)
     return EngineHost(engine, directory, settings, pages=pages)

@@ -48,7 +48,7 @@ class Recovery:
         settings: EngineSettings,
         store: Store,
         clock: Clock,
-        suspects: PoisonPills,
+        poison_pills: PoisonPills,
         background: Background,
         *,
         stats: dict[str, float],
@@ -66,7 +66,7 @@ class Recovery:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._suspects = suspects
+        self._poison_pills = poison_pills
         self._background = background
         self._fenced_at: list[float] = []
         self.paused_by = ""
@@ -81,7 +81,7 @@ class Recovery:
         answer, group = failed.answer, self._group()
         self._stats["recoveries"] += 1
         # What a membership is told that we have given up since says nothing of the one that we have now: a static member
-        # that joins again fences its own former self.
+        # that joins again fences the process that it was before.
         proven = self._owned.membership is membership
         if answer is Answer.FENCED:
             self._fenced()
@@ -93,7 +93,7 @@ class Recovery:
         if answer is Answer.RECORD:
             # A topic may take less than it did when it was looked at.
             self._engine.read_topics_anew()
-        if answer is Answer.RECORD and not self._suspects.refused(failed.cause):
+        if answer is Answer.RECORD and not self._poison_pills.refused(failed.cause):
             await self._pause(f"{self._plan.dead_letter_topic} does not take what must go there: {failed.cause}; raise its "
                               "max.message.bytes, or set this machine's clock right")  # fmt: skip
         if answer is Answer.TOPIC:

@@ -23,7 +23,7 @@ from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.commit.epoch import SealedEpoch, by_partition
 from semel.stages.commit.transaction import CommitFailed, Writer
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state import positions
 from semel.state.positions import Position, PositionLog, Sink, StreamTime, TopicPosition
 from semel.task import log_owners
@@ -120,7 +120,7 @@ async def reset(
     await broker.set_group_offsets(plan.app, offsets)
     say("writing the positions")
     began = await _ends(broker, sorted(written))
-    outs: list[Out] = []
+    outs: list[ProducerRecord] = []
     logs = {name: topics.known[name].id for name in plan.state_logs}
     # Whoever begins first, all send keys where this says, also when the topic grows before that.
     outputs = [topics.known[t.name] for t in plan.outputs]
@@ -145,9 +145,9 @@ async def reset(
             sinks=sinks,
         )
         tp = TP(plan.positions_topic, task)
-        outs.append(Out(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
-        outs.append(Out(tp, NO_TIMESTAMP, positions.BEGAN_KEY, began, ()))
-        outs.append(Out(tp, NO_TIMESTAMP, positions.RESETTING_KEY, None, ()))
+        outs.append(ProducerRecord(tp, NO_TIMESTAMP, positions.KEY, position.encode(), ()))
+        outs.append(ProducerRecord(tp, NO_TIMESTAMP, positions.BEGAN_KEY, began, ()))
+        outs.append(ProducerRecord(tp, NO_TIMESTAMP, positions.RESETTING_KEY, None, ()))
     await _write(writer, 2, outs)
     return offsets
 
@@ -323,11 +323,14 @@ async def _ends(broker: Broker, names: list[str]) -> bytes:
 
 async def _mark(writer: Writer, number: int, topic: TopicInfo, told: bytes | None) -> None:
     """Say in every partition of the positions that a reset is under way; None: that it is not."""
-    outs = [Out(TP(topic.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ()) for p in range(topic.partitions)]
+    outs = [
+        ProducerRecord(TP(topic.name, p), NO_TIMESTAMP, positions.RESETTING_KEY, told, ())
+        for p in range(topic.partitions)
+    ]
     await _write(writer, number, outs)
 
 
-async def _write(writer: Writer, number: int, outs: list[Out]) -> None:
+async def _write(writer: Writer, number: int, outs: list[ProducerRecord]) -> None:
     try:
         await writer.commit(SealedEpoch(number, by_partition(outs), {}), None)
     except CommitFailed as exc:

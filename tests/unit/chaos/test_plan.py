@@ -19,7 +19,7 @@ from semel.chaos.plan import KINDS, possible, schedule, wanted
 from semel.chaos.workers import ChaosWorker
 from semel.errors import ConfigError
 from semel.local.forkserver import ForkServer
-from semel.stages.agent import odd_code
+from semel.stages.agent import handler_faults
 
 SHAPE = Shape(workers=3, brokers=3, session_s=6.0)
 
@@ -181,7 +181,7 @@ def test_what_a_fault_that_was_interrupted_left_at_a_worker_is_taken_from_it(tmp
     clean = left(worker, tmp_path)
     worker.freeze()
     worker.set_clock(5_000)
-    odd_code.order(worker.odd_code, 0.5)
+    handler_faults.order(worker.odd_code, 0.5)
     assert all(now != then for now, then in zip(left(worker, tmp_path), clean, strict=True))
     for fault in FAULTS.values():
         fault.heal(worker)

@@ -15,7 +15,7 @@ from semel.chaos.report import NOT_COUNTED
 from semel.chaos.timeline import Entry
 from semel.chaos.verdict import conflict_remarks, void_reasons
 from semel.port import TP
-from semel.stages.agent.odd_code import ON_PURPOSE
+from semel.stages.agent.handler_faults import ON_PURPOSE
 
 
 def letter(reason: str, value: bytes = b"{}", error: str = "odd") -> Any:

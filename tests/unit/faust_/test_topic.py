@@ -10,7 +10,7 @@ import pytest
 
 from semel.errors import DeclarationError, StaleIncarnation
 from semel.memory.faults import lose_answer, lose_request, refuse
-from semel.state.event_context import FAILED_ATTEMPTS, Attempts, Fate
+from semel.state.event_context import FAILED_ATTEMPTS, EventHistory, EventStatus
 from semel.worker.deadline import Threads
 from tests.unit.faust_.harness import Stage
 
@@ -234,14 +234,14 @@ async def test_what_a_topic_cannot_be_is_refused_where_it_is_declared(stage: Sta
 
 
 def test_attempts_that_failed_are_known_within_a_bound_and_older_ones_count_as_undone() -> None:
-    attempts = Attempts()
+    history = EventHistory()
     for number in range(1, FAILED_ATTEMPTS + 3):
-        attempts.failed(number)
-    attempts.commit(FAILED_ATTEMPTS + 10)
-    assert attempts.fate(FAILED_ATTEMPTS + 3, alive=False) is Fate.COMMITTED
-    assert attempts.fate(FAILED_ATTEMPTS + 2, alive=False) is Fate.VOID
-    assert attempts.fate(1, alive=False) is Fate.VOID
-    assert len(attempts._failed) == FAILED_ATTEMPTS
+        history.failed(number)
+    history.commit(FAILED_ATTEMPTS + 10)
+    assert history.status(FAILED_ATTEMPTS + 3, alive=False) is EventStatus.COMMITTED
+    assert history.status(FAILED_ATTEMPTS + 2, alive=False) is EventStatus.VOID
+    assert history.status(1, alive=False) is EventStatus.VOID
+    assert len(history._failed) == FAILED_ATTEMPTS
 
 
 @pytest.mark.parametrize("way", ["wait_for", "executor", "own task"])

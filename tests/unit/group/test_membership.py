@@ -15,7 +15,7 @@ from semel.memory.faults import Call, delay, lose_request, refuse
 from semel.plan import Plan
 from semel.port import TP, MemberIdRequired, Membership
 from semel.runtime.settings import EngineSettings
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state.store import Store
 from semel.testing.worker import MemoryWorker
 from semel.web.view import Restoring
@@ -203,7 +203,7 @@ async def test_a_zombie_that_wakes_writes_nothing(world: World, has: str) -> Non
         await reached.wait()
     world.cluster.faults.pause(first.client)
     if has == "an output without an event":
-        done = first.engine.outbox(Out(NOTES, None, b"k", b"zombie", ()))
+        done = first.engine.outbox(ProducerRecord(NOTES, None, b"k", b"zombie", ()))
     second = world.start("w2")
     world.pay_many(60)
     await world.until(lambda: owned(second) == [0, 1], within_s=60)

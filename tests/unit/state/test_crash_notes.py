@@ -22,8 +22,8 @@ def record(offset: int, timestamp: int = 1_000) -> MemoryRecord:
     return MemoryRecord(timestamp, b"k", b"v", offset=offset)
 
 
-def suspect(first: int, *, deaths: int = 0, last: int | None = None) -> Suspect:
-    return Suspect("settle", "payments", 0, first, first if last is None else last, 1_000, deaths)
+def suspect(first: int, *, crashes: int = 0, last: int | None = None) -> Suspect:
+    return Suspect("settle", "payments", 0, first, first if last is None else last, 1_000, crashes)
 
 
 def left(notes: CrashNotes) -> Left:
@@ -55,7 +55,7 @@ def test_an_end_in_order_and_one_that_was_told_are_explained() -> None:
 
 
 def test_what_became_of_a_suspect_is_known_to_the_next_process() -> None:
-    notes = CrashNotes(AGENTS, TOPICS, [suspect(1, deaths=2), suspect(2, deaths=3), suspect(3, last=9)])
+    notes = CrashNotes(AGENTS, TOPICS, [suspect(1, crashes=2), suspect(2, crashes=3), suspect(3, last=9)])
     first, second, _ = notes.suspects
     notes.done(first)
     notes.count_anew(second)
@@ -72,7 +72,7 @@ def test_a_record_at_the_same_place_of_a_topic_made_anew_is_another() -> None:
 
 
 def test_what_is_damaged_or_of_another_version_says_nothing() -> None:
-    notes = CrashNotes(AGENTS, TOPICS, [suspect(1, deaths=2)], boot="b1")
+    notes = CrashNotes(AGENTS, TOPICS, [suspect(1, crashes=2)], boot="b1")
     notes.note(notes.slots[0], TP("payments", 0), 1, 1, 1_000, 0.0)
     notes.slots[0][CODE] = 1
     whole = bytes(notes.buffer)
@@ -108,8 +108,8 @@ os.kill(os.getpid(), 9)
     assert found == Left("b", False, 0.0, [Held(("settle", "payments", 2, 5, 5, 1_000), 1.5)], [])
     assert place.stat().st_mode & 0o777 == 0o600
     # The next one takes its place, whole.
-    CrashNotes(AGENTS, TOPICS, [suspect(5, deaths=1)], boot="b", place=place)
-    assert read(place.read_bytes()) == Left("b", False, 0.0, [], [suspect(5, deaths=1)])
+    CrashNotes(AGENTS, TOPICS, [suspect(5, crashes=1)], boot="b", place=place)
+    assert read(place.read_bytes()) == Left("b", False, 0.0, [], [suspect(5, crashes=1)])
 
 
 def test_a_file_that_cannot_be_made_is_an_error_and_the_old_one_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from semel.errors import OutputRefused
 from semel.memory.batch import MemoryRecord
 from semel.output import Output
 from semel.port import TP
-from semel.stages.sink.destination import Destination, Out, TopicLimits
+from semel.stages.sink.destination import Destination, ProducerRecord, TopicLimits
 from semel.state import lineage
 from semel.state.event_context import EventContext, OutputNumbers
 from semel.state.lineage import HEADER, Lineage
@@ -90,8 +90,8 @@ def test_the_size_of_an_output_includes_its_lineage() -> None:
         sink(300).record({}, source, 3, NOW, header)
 
 
-def out_of(offset: int, step: int) -> Out:
-    return Out(TP("out", 0), None, b"%d" % offset, b"%d" % step, ())
+def out_of(offset: int, step: int) -> ProducerRecord:
+    return ProducerRecord(TP("out", 0), None, b"%d" % offset, b"%d" % step, ())
 
 
 def test_steps_number_the_outputs_of_an_event_and_refused_ones_leave_no_gap() -> None:

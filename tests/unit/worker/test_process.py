@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from semel.errors import StaleIncarnation
-from semel.stages.agent.driven import Driven, Forsaken
+from semel.stages.agent.coroutine_driver import CoroutineDriver, SuspendedForever
 from semel.worker.process import _end_tasks
 
 
 async def stubborn() -> AsyncGenerator[int]:
-    await Forsaken()
+    await SuspendedForever()
     yield 1
 
 
@@ -27,7 +27,7 @@ async def run() -> None:
     def nothing() -> None: ...
 
     with pytest.raises(StaleIncarnation):
-        await asyncio.create_task(Driven(handle(), nothing, nothing))
+        await asyncio.create_task(CoroutineDriver(handle(), nothing, nothing))
 
 
 def test_code_that_was_left_where_it_stands_is_not_called_an_error_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ from semel.chaos.fault import STEPS, Chance, Drawn, Fault
 from semel.chaos.fleet import AGAIN_S, TERM_S, Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
-from semel.stages.agent import odd_code
-from semel.stages.agent.odd_code import Done
+from semel.stages.agent import handler_faults
+from semel.stages.agent.handler_faults import Done
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
@@ -232,7 +232,7 @@ class OddCode(Fault):
 
     @classmethod
     def heal(cls, worker: ChaosWorker) -> None:
-        odd_code.order(worker.odd_code, 0.0)
+        handler_faults.order(worker.odd_code, 0.0)
 
     async def apply(self, on: Fleet, entry: Entry) -> None:
         workers = on.aimed(self.worker)
@@ -240,10 +240,10 @@ class OddCode(Fault):
 
         def order(share: float) -> None:
             for file in files:
-                odd_code.order(file, share, self.number)
+                handler_faults.order(file, share, self.number)
 
         def done() -> Done:
-            return Done(*map(sum, zip(*map(odd_code.done, files), strict=True)))
+            return Done(*map(sum, zip(*map(handler_faults.done, files), strict=True)))
 
         async with on.alone("code"):
             on.begins(entry, ", ".join(worker.name for worker in workers))

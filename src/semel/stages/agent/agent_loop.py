@@ -15,7 +15,7 @@ from typing import Any
 
 from semel.errors import HandlingError, described
 from semel.plan import AgentKind
-from semel.stages.agent.driven import Driven
+from semel.stages.agent.coroutine_driver import CoroutineDriver
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.stream import EventStream
 from semel.stages.agent.turns import TURN_S
@@ -40,20 +40,20 @@ async def run(runner: AgentRunner) -> None:
     """
     idle_failures = 0
     body: asyncio.Task[Any] | None = None
-    driven: Driven | None = None
-    reported: Driven | None = None
+    driver: CoroutineDriver | None = None
+    reported: CoroutineDriver | None = None
     # Bodies that did not end with their run. They may still be cleaning up.
-    left_behind: dict[asyncio.Task[Any], Driven] = {}
+    left_behind: dict[asyncio.Task[Any], CoroutineDriver] = {}
     try:
         while not runner.closed:
             runner.over.clear()
             runner.heard = runner.misuse = None
             context = runner.context
-            driven = Driven(_one_run(runner, context), partial(runner.step_begins, context), runner.step_ends)
-            runner.code = driven.coroutine
+            driver = CoroutineDriver(_one_run(runner, context), partial(runner.step_begins, context), runner.step_ends)
+            runner.code = driver.coroutine
             context.variables = copy_context()
             context.body = body = asyncio.create_task(
-                driven, name=f"agent {runner.plan.name}", context=context.variables
+                driver, name=f"agent {runner.plan.name}", context=context.variables
             )
             over = asyncio.create_task(runner.over.wait())
             await asyncio.wait({body, over}, return_when=asyncio.FIRST_COMPLETED)
@@ -61,11 +61,11 @@ async def run(runner: AgentRunner) -> None:
             ended = body.done()
             await _cancelled(body, LEAVE_S)
             if not body.done():
-                left_behind[body] = driven
+                left_behind[body] = driver
                 body.add_done_callback(lambda done: _gone(left_behind, done))
-            if not body.done() or driven.forsaken:
-                _say_left_behind(runner, driven)
-                reported = driven
+            if not body.done() or driver.suspended:
+                _say_left_behind(runner, driver)
+                reported = driver
             if runner.context is not context or not ended:
                 continue
             error = _error_of(body, runner)
@@ -98,12 +98,12 @@ async def run(runner: AgentRunner) -> None:
     finally:
         if body is not None:
             await _cancelled(body, CLOSE_S)
-            if driven is not None and driven is not reported and (not body.done() or driven.forsaken):
-                _say_left_behind(runner, driven)
-            if not body.done() and driven is not None:
-                left_behind[body] = driven
-        for zombie, driving in list(left_behind.items()):
-            driving.left = True
+            if driver is not None and driver is not reported and (not body.done() or driver.suspended):
+                _say_left_behind(runner, driver)
+            if not body.done() and driver is not None:
+                left_behind[body] = driver
+        for zombie, driver in list(left_behind.items()):
+            driver.to_suspend = True
             await _cancelled(zombie, CLOSE_S)
 
 
@@ -115,7 +115,7 @@ async def _cancelled(body: asyncio.Task[Any], wait_s: float) -> None:
         _look_at(body)
 
 
-def _gone(left_behind: dict[asyncio.Task[Any], Driven], body: asyncio.Task[Any]) -> None:
+def _gone(left_behind: dict[asyncio.Task[Any], CoroutineDriver], body: asyncio.Task[Any]) -> None:
     left_behind.pop(body, None)
     _look_at(body)
 
@@ -142,10 +142,10 @@ def _error_of(body: asyncio.Task[Any], runner: AgentRunner) -> BaseException | N
     )
 
 
-def _say_left_behind(runner: AgentRunner, driven: Driven) -> None:
+def _say_left_behind(runner: AgentRunner, driver: CoroutineDriver) -> None:
     log.warning(
         "agent %s does not end when its run does: its code swallows CancelledError or waits in a way that cannot be cancelled, "
-        "at %s. It is left behind, and nothing that it does counts", runner.plan.name, place(driven.coroutine),
+        "at %s. It is left behind, and nothing that it does counts", runner.plan.name, place(driver.coroutine),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, described
 from semel.plan import AgentPlan
-from semel.stages.agent.deaths import most
+from semel.stages.agent.crash_suspects import most_crashes
 from semel.stages.agent.failure_log import FailureLog
 from semel.stages.agent.failure_policy import (
     DeadLetter,
@@ -51,15 +51,15 @@ class FailureHandler:
         self, unit: WorkUnit, context: EventContext, error: BaseException, *, program_at_fault: bool
     ) -> Decision:
         """Undo what is in hand, and do what is decided; whoever calls gives the work unit back then."""
-        task, attempts = unit.cursor.task, unit.cursor.attempts
+        task, state = unit.cursor.task, unit.cursor.retry_state
         # What cost the session, or processes, was counted then.
         counted = self._counted == (context, context.event) or isinstance(error, (SessionLost, ProcessEnded))
-        number = attempts.count if counted else attempts.failed_before(unit.position) + 1
+        number = state.count if counted else state.failed_before(unit.position) + 1
         events = 1 if unit.batch is None else unit.end - unit.start
         attempt = FailedAttempt(error, number, events, program_at_fault)
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
         if isinstance(decision, (RetryAfter, DeadLetter)) and not counted:
-            attempts.failed(unit.position)
+            state.failed(unit.position)
         marks, stream = context.writes.marks[:], unit.moved
         if not isinstance(decision, StoreFailed):
             undo(unit, context)
@@ -69,7 +69,7 @@ class FailureHandler:
             case StoreFailed(store_error):
                 self._services.store_failed(store_error)
             case OneByOne():
-                attempts.isolate_until = unit.fetched.records[unit.end - 1].offset
+                state.isolate_until = unit.fetched.records[unit.end - 1].offset
                 self._log.split(unit.cursor.tp, attempt.events, error, self._services.clock.monotonic())
             case RetryAfter(delay_s):
                 now = self._services.clock.monotonic()
@@ -83,8 +83,8 @@ class FailureHandler:
                     [(id, mark)] = marks
                     task.marks.mark(id, dead(mark))
                     task.stream_ms, task.pending = stream
-                self._side_outputs.quarantine(unit, unit.record, reason, described(error), attempts.count)
-                attempts.given_up()
+                self._side_outputs.quarantine(unit, unit.record, reason, described(error), state.count)
+                state.given_up()
                 unit.index += 1
         return decision
 
@@ -101,30 +101,28 @@ class FailureHandler:
         if self._counted == (context, context.event):
             return
         self._counted = context, context.event
-        attempts = unit.cursor.attempts
+        state = unit.cursor.retry_state
         if unit.batch is not None and unit.end - unit.start > 1:
-            attempts.isolate_until = unit.fetched.records[unit.end - 1].offset
+            state.isolate_until = unit.fetched.records[unit.end - 1].offset
             return
         record = unit.record if context.holding or unit.batch is not None else context.record
         if record is not None:
-            self._log.lost_session(
-                unit.cursor.tp, record, attempts.lost_session(record.offset), self._plan.retry.attempts
-            )
+            self._log.lost_session(unit.cursor.tp, record, state.lost_session(record.offset), self._plan.retry.attempts)
 
     def used_up(self, unit: WorkUnit) -> SessionLost | ProcessEnded | None:
         """Why a work unit is not handled again: it holds one event, and that has used up its attempts without an answer."""
-        attempts = unit.cursor.attempts
-        if unit.end - unit.start != 1 or not (attempts.lost or attempts.suspects):
+        state = unit.cursor.retry_state
+        if unit.end - unit.start != 1 or not (state.lost or state.suspects):
             return None
-        why = used_up(self._plan.retry, attempts, unit.record)
+        why = used_up(self._plan.retry, state, unit.record)
         if isinstance(why, ProcessEnded):
-            attempts.died(unit.record.offset, why.times)
+            state.died(unit.record.offset, why.times)
         return why
 
     def quarantined_unseen(self, unit: WorkUnit, why: SessionLost | ProcessEnded) -> bool:
         """The process died of giving the event up, too: it is not the agent's code that ends it, but what decodes it or reads
         its id. So it goes to the dead letters as it came. False where that is not so."""
-        if not isinstance(why, ProcessEnded) or why.times <= most(self._plan.retry):
+        if not isinstance(why, ProcessEnded) or why.times <= most_crashes(self._plan.retry):
             return False
         self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times)
         unit.index += 1

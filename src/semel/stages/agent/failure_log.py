@@ -80,7 +80,7 @@ class FailureLog:
         if self._may_say(_Alike("misused", type(why).__name__, ""), now_s):
             log.error("%s. The event is not done: it waits, and is handled again where the agent starts again", why)
 
-    def on_trial(self, tp: TP, record: Record, deaths: int, wait_s: float) -> None:
+    def suspect_waits(self, tp: TP, record: Record, deaths: int, wait_s: float) -> None:
         """The process died as often with nothing else in hand."""
         log.warning("%s was alone in hand at %d deaths of the process, and waits %.0f s; the other partitions go on meanwhile",
                     _event(tp, record), deaths, wait_s)  # fmt: skip

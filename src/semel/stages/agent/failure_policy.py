@@ -11,9 +11,9 @@ from typing import Literal
 from semel.errors import HandlingError, ProcessEnded, Reject, SessionLost, WrongPartition
 from semel.port import Record
 from semel.retry import Retry
-from semel.stages.agent.deaths import most
+from semel.stages.agent.crash_suspects import most_crashes
 from semel.state.store import StoreError
-from semel.state.task import Attempts
+from semel.state.task import RetryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ def is_final(error: BaseException) -> bool:
     )
 
 
-def used_up(retry: Retry, attempts: Attempts, record: Record) -> SessionLost | ProcessEnded | None:
+def used_up(retry: Retry, state: RetryState, record: Record) -> SessionLost | ProcessEnded | None:
     """Why an event is not handled again: handling it has cost its last session, or its last process."""
-    suspect = attempts.suspect(record)
-    if suspect is not None and suspect.deaths >= most(retry):
-        return ProcessEnded(suspect.deaths)
-    if attempts.lost and attempts.count >= retry.attempts and record.offset == attempts.offset:
-        return SessionLost(attempts.lost)
+    suspect = state.suspect(record)
+    if suspect is not None and suspect.crashes >= most_crashes(retry):
+        return ProcessEnded(suspect.crashes)
+    if state.lost and state.count >= retry.attempts and record.offset == state.offset:
+        return SessionLost(state.lost)
     return None

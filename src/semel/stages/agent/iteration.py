@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from semel.errors import HandlingError
 from semel.stages.agent.awaiting import Awaits, awaits
-from semel.stages.agent.driven import Forsaken
+from semel.stages.agent.coroutine_driver import SuspendedForever
 from semel.stages.agent.runner import AgentRunner
 from semel.state.event_context import EventContext
 
@@ -20,14 +20,14 @@ async def enter(runner: AgentRunner, context: EventContext) -> None:
     """A body begins to iterate, perhaps anew. Raises where it has left its loop with an event in hand.
 
     That event has failed: an exception that was swallowed around the loop and a `break` look alike from here, and an
-    event is done only when its code is. A body that swallows the end of its run as well is forsaken.
+    event is done only when its code is. A body that swallows the end of its run as well is suspended for ever.
     """
     if context.entered:
         await asyncio.sleep(0)
     context.entered = True
     if runner.context is not context or runner.closed:
         if context.told:
-            await Forsaken()
+            await SuspendedForever()
         context.told = True
     runner.check_run(context)
     if context.holding:

@@ -37,9 +37,9 @@ from semel.state.task import Cursor
 class AgentRunner:
     """One agent of this worker.
 
-    `unit`: what it is at. `waiting`: there is nothing for it to do. `alone`: the record of the last work unit that held only
-    one; in cautious epochs, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of a
-    `EventStream`; `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
+    `waiting`: there is nothing for it to do. `alone`: the record of the last work unit that held only one; while a poison pill
+    is isolated, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of an `EventStream`;
+    `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
 class Scheduler:
     """One for all runners of a worker. What it asks of the worker is given as functions:
 
-    `open`: events are taken at all. `uncommitted`: something is done, or on its way, that is not committed. `cautious`: an
+    `open`: events are taken at all. `uncommitted`: something is done, or on its way, that is not committed. `isolating`: an
     epoch is to hold one event, so that a refused record names it (rule 2). `one_by_one`: a work unit is to hold one event.
     `behind`: a commit, a heartbeat or a takeover waits for the loop. `silent`: the group has not been heard for a session
     in which an agent held the loop for so many seconds.
@@ -34,7 +34,7 @@ class Scheduler:
         handler_timeout_ms: int,
         open: Callable[[], bool],
         uncommitted: Callable[[], bool],
-        cautious: Callable[[], bool],
+        isolating: Callable[[], bool],
         one_by_one: Callable[[], bool],
         behind: Callable[[], bool],
         silent: Callable[[float], bool],
@@ -44,7 +44,7 @@ class Scheduler:
         self._patient_s = handler_timeout_ms / 1000
         self._open = open
         self._uncommitted = uncommitted
-        self._cautious = cautious
+        self._isolating = isolating
         self._one_by_one = one_by_one
         self._behind = behind
         self._silent = silent
@@ -62,14 +62,14 @@ class Scheduler:
     def may_take(self, runner: AgentRunner) -> bool:
         if not self._open() or (self._alone is not None and self._alone[0] is not runner):
             return False
-        return not self._cautious() or not (
+        return not self._isolating() or not (
             self._uncommitted() or any(runner.unit is not None for runner in self._runners)
         )
 
     @property
     def one_by_one(self) -> bool:
         """A work unit is to hold one event."""
-        return self._cautious() or self._one_by_one()
+        return self._isolating() or self._one_by_one()
 
     def has_all_to_itself(self, runner: AgentRunner) -> bool:
         """Whether no other runner has events. From now on none takes any, until this one has given back what it takes."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from semel.plan import AgentPlan
-from semel.stages.agent.deaths import most, wait_s
+from semel.stages.agent.crash_suspects import most_crashes, wait_s
 from semel.stages.agent.failure_log import FailureLog
 from semel.stages.dedup.classify import move_times
 from semel.stages.fetch.work_unit import WorkUnit
@@ -71,7 +71,7 @@ class WorkQueue:
             if cursor.due > now:
                 soonest = cursor.due - now if soonest is None else min(soonest, cursor.due - now)
             elif task.holder is None:
-                wait = self._on_trial(cursor, now) if cursor.attempts.suspects else None
+                wait = self._suspect_wait(cursor, now) if cursor.retry_state.suspects else None
                 if wait is None:
                     return self._unit(cursor, one_by_one), None
                 soonest = wait if soonest is None else min(soonest, wait)
@@ -87,7 +87,7 @@ class WorkQueue:
 
     def _unit(self, cursor: Cursor, one_by_one: bool) -> WorkUnit:
         fetched = cursor.queue[0]
-        if one_by_one or (fetched.records and cursor.position <= cursor.attempts.isolate_until):
+        if one_by_one or (fetched.records and cursor.position <= cursor.retry_state.isolate_until):
             limit = 1
         elif self._batch_bytes:
             limit = max(1, min(UNIT_RECORDS, self._services.epoch.limit_bytes // self._batch_bytes))
@@ -96,18 +96,18 @@ class WorkQueue:
         end = fetched.end(limit, UNIT_BYTES)
         return WorkUnit(cursor, fetched, end, int(self._services.clock.time() * 1000))
 
-    def _on_trial(self, cursor: Cursor, now: float) -> float | None:
+    def _suspect_wait(self, cursor: Cursor, now: float) -> float | None:
         """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
         fetched = cursor.queue[0]
         record = fetched.records[fetched.start] if fetched.start < len(fetched.records) else None
-        suspect = cursor.attempts.suspect(record) if record is not None else None
-        if record is None or suspect is None or suspect.deaths >= most(self._plan.retry):
+        suspect = cursor.retry_state.suspect(record) if record is not None else None
+        if record is None or suspect is None or suspect.crashes >= most_crashes(self._plan.retry):
             return None
         if suspect.due is None:
-            wait = wait_s(suspect.deaths, suspect.held_s)
+            wait = wait_s(suspect.crashes, suspect.held_s)
             suspect.due = now + wait
             if wait:
-                self._log.on_trial(cursor.tp, record, suspect.deaths, wait)
+                self._log.suspect_waits(cursor.tp, record, suspect.crashes, wait)
         if suspect.due > now:
             return suspect.due - now
         if not self._alone():

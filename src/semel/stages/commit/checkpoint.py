@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from semel.plan import Plan
 from semel.port import TP
 from semel.stages.commit.epoch import EpochState, SealedEpoch, by_partition
-from semel.stages.sink.destination import Out, state_records
+from semel.stages.sink.destination import ProducerRecord, state_records
 from semel.state import positions
 from semel.state.positions import Position, Sink
 from semel.state.store import Store
@@ -17,7 +17,7 @@ from semel.state.task import Task, task_meta
 def seal(
     plan: Plan,
     tasks: Iterable[Task],
-    outs: Sequence[Out],
+    outs: Sequence[ProducerRecord],
     *,
     number: int,
     generation: int,

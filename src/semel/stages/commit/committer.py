@@ -85,7 +85,7 @@ class Committer:
         self._least_bytes = min(EPOCH_LEAST_BYTES, self._share.epoch)
         self.outbox = Outbox(settings.carry_over_limit, self._share.outbox)
         self._followers = Followers(())
-        self.suspects = PoisonPills()
+        self.poison_pills = PoisonPills()
         self.number = 0
         self.committing = False
         self._sealed: SealedEpoch | None = None
@@ -149,7 +149,7 @@ class Committer:
             if self._since is None:
                 self._since = now
             left = self._since + self._interval_s - now
-            if left <= 0 or self._epoch.full or self._idle() or self.suspects.cautious:
+            if left <= 0 or self._epoch.full or self._idle() or self.poison_pills.isolating:
                 return
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -170,10 +170,10 @@ class Committer:
         """An epoch got no answer in time: the next is smaller. Where it is one event's and still does not get through while
         the brokers take what they can, that event is to blame."""
         epoch, least = self._epoch, self._least_bytes
-        as_small_as_can_be = epoch.limit_bytes == least or self.suspects.cautious
+        as_small_as_can_be = epoch.limit_bytes == least or self.poison_pills.isolating
         epoch.limit_bytes = max(least, min(epoch.limit_bytes, sealed.size) // 4)
         if as_small_as_can_be and sealed.size > least and self._took_too_long(writer, cause):
-            self.suspects.unfinished(
+            self.poison_pills.unfinished(
                 f"what it writes is too much for one transaction: of {writer.to_send} bytes the brokers took "
                 f"{writer.acknowledged} within commit_timeout_ms={self._settings.commit_timeout_ms}"
             )
@@ -245,7 +245,7 @@ class Committer:
             runner.settle()
         touched = self._owned.touched
         carried: list[PendingOutput] = []
-        if not self.suspects.cautious:
+        if not self.poison_pills.isolating:
             carried = self.outbox.take(bytes_left=self._epoch.limit_bytes - self._epoch.bytes)
         elif not touched:
             # While somebody is sought who is to blame, an epoch is one event's or one output's.
@@ -263,7 +263,7 @@ class Committer:
         outs, size = self._epoch.take()
         outs.extend(c.out for c in carried)
         self._followers = Followers(runner.context for runner in self._runners if runner.on_result is not None)
-        self.suspects.sealed(self._runners)
+        self.poison_pills.sealed(self._runners)
         sealed = checkpoint.seal(
             self._plan, touched, outs, number=self.number, generation=membership.generation if membership else -1,
             writer=self._transactional_id, now_ms=self._now_ms(), sinks=self._sinks,
@@ -301,7 +301,7 @@ class Committer:
         outbox.committed(carried)
         self.outbox.release(self._followers.let_go(committed=True))
         self._stats["commits"] += 1
-        self.suspects.committed()
+        self.poison_pills.committed()
 
     def _not_committed(self, sealed: SealedEpoch, carried: list[PendingOutput], exc: BaseException) -> None:
         if sealed.ending and (carried or self._followers.possible):
@@ -314,7 +314,7 @@ class Committer:
         self._followers.let_go(committed=False)
         if not carried:
             return
-        if self.suspects.cautious and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
+        if self.poison_pills.isolating and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD:
             by = "it is refused" if isinstance(exc.cause, Unwritable) else "the broker refuses it"
             outbox.fail(carried, f"{by}: {exc.cause}")
         else:
@@ -330,7 +330,7 @@ class Committer:
         for told in self.on_committed:
             told()
         self.changed.set()
-        if self.suspects.cautious:
+        if self.poison_pills.isolating:
             for runner in self._runners:
                 runner.queue.wake.set()
 

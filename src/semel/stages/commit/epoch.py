@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state.positions import Position
 from semel.state.task import Task
 
@@ -50,7 +50,7 @@ class SealedEpoch:
     """
 
     number: int
-    records: dict[TP, list[Out]]
+    records: dict[TP, list[ProducerRecord]]
     offsets: dict[TP, int]
     at_ms: int = 0
     positions: dict[Task, Position] = field(default_factory=dict[Task, Position])
@@ -73,8 +73,8 @@ class SealedEpoch:
             self.step(EpochState.ABANDONED)
 
 
-def by_partition(outs: Iterable[Out]) -> dict[TP, list[Out]]:
-    grouped: dict[TP, list[Out]] = defaultdict(list)
+def by_partition(outs: Iterable[ProducerRecord]) -> dict[TP, list[ProducerRecord]]:
+    grouped: dict[TP, list[ProducerRecord]] = defaultdict(list)
     for out in outs:
         grouped[out.tp].append(out)
     return dict(grouped)

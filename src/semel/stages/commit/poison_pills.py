@@ -13,24 +13,24 @@ from semel.stages.commit.transaction import Unwritable
 log = logging.getLogger("semel.engine")
 
 # More than the events of one refused epoch, mostly; where it was less, the next refusal begins anew, further on.
-CAUTIOUS_EPOCHS = 2_000
+ISOLATED_EPOCHS = 2_000
 # A broker that stalls does so once or twice, not three times in the middle of the same event's writes.
 UNFINISHED_TRIES = 3
 
 
 class PoisonPills:
-    """While `cautious` is above zero an epoch holds what came of one event, or one output without an event."""
+    """While `isolating` is above zero an epoch holds what came of one event, or one output without an event."""
 
     def __init__(self) -> None:
-        self.cautious = 0
+        self.isolating = 0
         self._here: list[tuple[TP, str, int]] = []
         # How often the event's epoch got no answer in time although it was alone in it.
         self._unfinished: Counter[tuple[TP, str, int]] = Counter()
         # source partition and agent -> offset -> why its event goes to the dead letters instead of the agent
-        self._condemned: dict[tuple[TP, str], dict[int, str]] = {}
+        self._poisoned: dict[tuple[TP, str], dict[int, str]] = {}
 
-    def condemned(self, tp: TP, agent: str) -> dict[int, str]:
-        return self._condemned.setdefault((tp, agent), {})
+    def poisoned(self, tp: TP, agent: str) -> dict[int, str]:
+        return self._poisoned.setdefault((tp, agent), {})
 
     def sealed(self, runners: Sequence[AgentRunner]) -> None:
         """An epoch was cut: note whose writes are in it."""
@@ -42,11 +42,11 @@ class PoisonPills:
                 runner.alone = None
 
     def committed(self) -> None:
-        if self.cautious:
-            self.cautious -= 1
-        if self._condemned:
+        if self.isolating:
+            self.isolating -= 1
+        if self._poisoned:
             for tp, agent, offset in self._here:
-                self._condemned.get((tp, agent), {}).pop(offset, None)
+                self._poisoned.get((tp, agent), {}).pop(offset, None)
         self._here = []
         self._unfinished.clear()
 
@@ -54,28 +54,28 @@ class PoisonPills:
         """The sealed epoch did not get through in its time, though brokers did nothing but take it. One event alone, tried
         often enough, is to blame.
         """
-        if not self.cautious:
-            self.cautious = CAUTIOUS_EPOCHS
+        if not self.isolating:
+            self.isolating = ISOLATED_EPOCHS
             return
         for here in self._here:
             self._unfinished[here] += 1
             if self._unfinished[here] >= UNFINISHED_TRIES:
                 tp, agent, offset = here
-                self.condemned(tp, agent)[offset] = why
+                self.poisoned(tp, agent)[offset] = why
                 # It was found: what comes after it need not be looked at one by one.
-                self.cautious = 1
+                self.isolating = 1
                 log.warning("%s[%d]@%d: %s", *tp, offset, why)
 
     def refused(self, cause: Exception) -> bool:
         """The sealed epoch was refused for a record in it. False: even the dead letter of its one event is refused."""
-        before, self.cautious = self.cautious, CAUTIOUS_EPOCHS
+        before, self.isolating = self.isolating, ISOLATED_EPOCHS
         if not before:
             return True
         ends = True
         by = "" if isinstance(cause, Unwritable) else " by the broker"
         for tp, agent, offset in self._here:
-            condemned = self.condemned(tp, agent)
-            ends = ends and offset not in condemned
-            condemned[offset] = f"its writes were refused{by}: {cause}"
+            poisoned = self.poisoned(tp, agent)
+            ends = ends and offset not in poisoned
+            poisoned[offset] = f"its writes were refused{by}: {cause}"
             log.warning("%s[%d]@%d is to blame for what was refused%s: %s", tp.topic, tp.partition, offset, by, cause)
         return ends

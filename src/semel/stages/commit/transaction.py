@@ -18,7 +18,7 @@ from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLos
 from semel.runtime import looptime
 from semel.runtime.failpoints import Failpoints
 from semel.stages.commit.epoch import EpochState, SealedEpoch
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ class Writer:
             self.hindered = True
         return passes(exc)
 
-    def _encoded(self, records: Mapping[TP, Sequence[Out]], producer: Producer) -> list[dict[TP, bytes]]:
+    def _encoded(self, records: Mapping[TP, Sequence[ProducerRecord]], producer: Producer) -> list[dict[TP, bytes]]:
         """Batches in rounds: one batch a partition in a round, requests of bounded size. Unwritable."""
         rounds: list[dict[TP, bytes]] = []
         sizes: list[int] = []

@@ -60,8 +60,8 @@ class DedupProcessor:
     def _all(
         self, unit: WorkUnit, context: EventContext, values: Sequence[Any], records: Sequence[Record]
     ) -> Iterator[Any]:
-        condemned, untimed = unit.cursor.condemned, self._untimed(unit, values, records)
-        apart = {*condemned, *untimed}
+        poisoned, untimed = unit.cursor.poisoned, self._untimed(unit, values, records)
+        apart = {*poisoned, *untimed}
         if unit.cursor.task.marks is None and unit.cursor.first:
             # Where there are marks, their rule moves stream time. Of several agents the first does: an event is one witness.
             unit.timed = unit.start
@@ -70,7 +70,7 @@ class DedupProcessor:
             context.record = record
             if type(value) is Undecodable or (apart and record.offset in apart):
                 unit.leave_out(index)
-                if type(value) is Undecodable or record.offset in condemned:
+                if type(value) is Undecodable or record.offset in poisoned:
                     self._side_outputs.unfit(unit, record, value)
                 else:
                     self._side_outputs.quarantine(unit, record, "missing", untimed[record.offset])
@@ -176,12 +176,12 @@ class DedupFilter:
         self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]
     ) -> tuple[Columns, BaseException | None]:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
-        condemned = unit.cursor.condemned
+        poisoned = unit.cursor.poisoned
         # What cannot be decoded has no id either.
         ids: list[bytes | str | None] = _read_all(self._id_of, values, records, "the dedup key", self._ends)
         times = self._times(unit, values, records)
-        if condemned:
-            ids = [None if r.offset in condemned else id for r, id in zip(records, ids, strict=True)]
+        if poisoned:
+            ids = [None if r.offset in poisoned else id for r, id in zip(records, ids, strict=True)]
         payloads, error = self._payloads(values, records, ids)
         end = len(payloads)
         return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error
@@ -215,7 +215,7 @@ class DedupFilter:
         """Deal with a record that is not fresh; False where the rule says that it takes effect all the same."""
         rule, side_outputs, nth = self._rule, self._side_outputs, unit.index - unit.start
         id, at = batch.ids[nth], batch.times[nth]
-        if type(value) is Undecodable or record.offset in unit.cursor.condemned:
+        if type(value) is Undecodable or record.offset in unit.cursor.poisoned:
             side_outputs.unfit(unit, record, value)
             return True
         known = judged.known.get(nth)

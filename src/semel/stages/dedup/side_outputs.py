@@ -12,7 +12,7 @@ from semel.stages.fetch.decode import Undecodable
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
 from semel.stages.sink.dead_letters import dead_letter
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 
 log = logging.getLogger("semel.agent")
 
@@ -28,7 +28,7 @@ class SideOutputs:
         counts = unit.cursor.task.counts if unit.batch is None else unit.batch.counts
         counts[name] += 1
 
-    def done(self, unit: WorkUnit, name: str, letter: Out | None = None) -> None:
+    def done(self, unit: WorkUnit, name: str, letter: ProducerRecord | None = None) -> None:
         """A record needs no agent any more; `name`: what it is counted as."""
         self.count(unit, "in")
         self.count(unit, name)
@@ -38,7 +38,7 @@ class SideOutputs:
             unit.cursor.task.touched = True
             self._services.changed.set()
 
-    def _keep(self, unit: WorkUnit, letter: Out) -> None:
+    def _keep(self, unit: WorkUnit, letter: ProducerRecord) -> None:
         if unit.batch is not None:
             unit.batch.letters.append(letter)
         else:
@@ -66,7 +66,7 @@ class SideOutputs:
         if type(value) is Undecodable:
             self.quarantine(unit, record, "undecodable", str(value.error))
         else:
-            self.quarantine(unit, record, "refused", unit.cursor.condemned[record.offset])
+            self.quarantine(unit, record, "refused", unit.cursor.poisoned[record.offset])
 
     def handled(self, unit: WorkUnit, handling: str, reason: str, record: Record, error: str) -> bool:
         """Do as a dedup rule says: "quarantine", "drop" or "pass". False where the event takes effect all the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from semel.port import NO_TIMESTAMP, Record
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state.task import Cursor, FetchedBatch
 
 
@@ -20,7 +20,7 @@ class OpenBatch:
     def __init__(self) -> None:
         self.events = 0
         self.counts: Counter[str] = Counter()
-        self.letters: list[Out] = []
+        self.letters: list[ProducerRecord] = []
 
 
 class WorkUnit:

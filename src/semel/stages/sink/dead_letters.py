@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from semel.port import NO_TIMESTAMP, TP, Record, TooLarge
-from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, OVERHEAD_BYTES, Out, header_bytes
+from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, OVERHEAD_BYTES, ProducerRecord, header_bytes
 
 # What is left of an error where value and headers of the record take the rest.
 _LEAST_ERROR_BYTES = 500
@@ -34,7 +34,7 @@ def dead_letter(
     error: str,
     attempts: int,
     now_ms: int,
-) -> Out:
+) -> ProducerRecord:
     """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
 
     In the dead-letter topic's partition of the same number, stamped by the broker: a bad timestamp may be the very
@@ -83,4 +83,6 @@ def dead_letter(
         own_headers["semel.error"] = text.encode()[: max(0, left)].decode(errors="ignore")
     written = [*headers, *((name, content.encode()) for name, content in own_headers.items())]
     size = OVERHEAD_BYTES + held + header_bytes(own_headers.items())
-    return Out(TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size)
+    return ProducerRecord(
+        TP(letters.topic, source.partition % letters.partitions), NO_TIMESTAMP, key, value, written, size
+    )

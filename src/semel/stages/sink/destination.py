@@ -22,7 +22,7 @@ NOT_THE_VALUE_BYTES = 1024
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
 
 
-class Out(NamedTuple):
+class ProducerRecord(NamedTuple):
     """A record to be produced. `size`: about what it takes of a transaction, in bytes; 0 of records of the state."""
 
     tp: TP
@@ -33,13 +33,13 @@ class Out(NamedTuple):
     size: int = 0
 
 
-# As `Out(...)`, which is a function of Python's: it is called for every output, row and mark.
-_new: Callable[[type[Out], tuple[Any, ...]], Out] = tuple.__new__  # pyright: ignore
+# As `ProducerRecord(...)`, which is a function of Python's: it is called for every output, row and mark.
+_new: Callable[[type[ProducerRecord], tuple[Any, ...]], ProducerRecord] = tuple.__new__  # pyright: ignore
 
 
-def state_records(tp: TP, changes: Iterable[tuple[bytes, bytes | None]]) -> list[Out]:
+def state_records(tp: TP, changes: Iterable[tuple[bytes, bytes | None]]) -> list[ProducerRecord]:
     """What a log of state is to hold. It says no time: a broker would refuse ours where our clock is ahead of its own."""
-    return [_new(Out, (tp, NO_TIMESTAMP, key, value, (), 0)) for key, value in changes]
+    return [_new(ProducerRecord, (tp, NO_TIMESTAMP, key, value, (), 0)) for key, value in changes]
 
 
 class TopicLimits(NamedTuple):
@@ -121,7 +121,7 @@ class Destination:
 
     def record(
         self, result: Any, source: Record, source_partition: int, now_ms: int, origin: tuple[str, bytes] | None = None
-    ) -> Out:
+    ) -> ProducerRecord:
         """The record of a result: its source's key, headers and timestamp unless an `Output` says otherwise.
 
         `origin`: the header that says which event it comes from. OutputRefused where the topic would not take it.
@@ -160,7 +160,7 @@ class Destination:
         now_ms: int,
         partition: int | None = None,
         origin: tuple[str, bytes] | None = None,
-    ) -> Out:
+    ) -> ProducerRecord:
         if key.__class__ is not bytes and key is not None:
             key = self._as_bytes("key", key)
         if value.__class__ is not bytes and value is not None:
@@ -203,12 +203,12 @@ class Destination:
                 raise OutputRefused(
                     f"output to {self.topic.name!r}, partition {partition}: the topic has {self.partitions} partitions"
                 )
-            return _new(Out, (self._tps[partition], timestamp, key, value, headers, size))
+            return _new(ProducerRecord, (self._tps[partition], timestamp, key, value, headers, size))
         partition_of, tps = self.partition_of, self._tps
         if self._apart:
             partition_of, tps = self._apart.get(source_partition, (partition_of, tps))
         tp = tps[source_partition % len(tps)] if key is None else tps[partition_of(key)]
-        return _new(Out, (tp, timestamp, key, value, headers, size))
+        return _new(ProducerRecord, (tp, timestamp, key, value, headers, size))
 
     def _as_bytes(self, what: str, given: Any) -> bytes:
         """What a codec of somebody else's gave where bytes are to be."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from semel.errors import CarryOverFull
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 
 
 class OpenEpoch:
@@ -24,7 +24,7 @@ class OpenEpoch:
     def __init__(self, limit_bytes: int, event_bytes: int, changed: asyncio.Event) -> None:
         self.limit_bytes = limit_bytes
         self.event_bytes = event_bytes
-        self.outputs: list[Out] = []
+        self.outputs: list[ProducerRecord] = []
         self.bytes = 0
         self.full = False
         self.closed = False
@@ -37,7 +37,7 @@ class OpenEpoch:
 
     # -- what goes in
 
-    def add(self, outs: Iterable[Out], size: int) -> None:
+    def add(self, outs: Iterable[ProducerRecord], size: int) -> None:
         """What came of an event: the only way in, but for `join`."""
         self.outputs.extend(outs)
         self.bytes = held = self.bytes + size
@@ -46,7 +46,7 @@ class OpenEpoch:
             self.full = self.closed = True
             self._changed.set()
 
-    def join(self, out: Out) -> None:
+    def join(self, out: ProducerRecord) -> None:
         """What a task sends that has outlived its event. It has passed no gate, so there is a bound: what one event may write,
         for all of them. CarryOverFull."""
         size, most = self._joined_bytes + out.size, self.event_bytes
@@ -81,7 +81,7 @@ class OpenEpoch:
 
     # -- its end
 
-    def take(self) -> tuple[list[Out], int]:
+    def take(self) -> tuple[list[ProducerRecord], int]:
         """Its outputs, and what all of it took; the next one is empty."""
         outputs, size = self.outputs, self.bytes
         self._empty()

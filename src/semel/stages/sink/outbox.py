@@ -10,8 +10,8 @@ from typing import Any
 
 from semel.errors import CarryOverFull, CommitError
 from semel.port import TP
-from semel.stages.sink.destination import Out
-from semel.state.event_context import Attempts, EventContext, refuse_waiting_for_commit
+from semel.stages.sink.destination import ProducerRecord
+from semel.state.event_context import EventContext, EventHistory, refuse_waiting_for_commit
 
 
 class Committed(asyncio.Future[None]):
@@ -28,7 +28,7 @@ class PendingOutput:
 
     __slots__ = ("done", "out", "since")
 
-    def __init__(self, out: Out, done: asyncio.Future[None], since: float) -> None:
+    def __init__(self, out: ProducerRecord, done: asyncio.Future[None], since: float) -> None:
         self.out = out
         self.done = done
         self.since = since
@@ -42,12 +42,12 @@ class Followers:
 
     def __init__(self, contexts: Iterable[EventContext]) -> None:
         self.outs: list[PendingOutput] = []
-        self._sealed: list[tuple[Attempts, int]] = []
+        self._sealed: list[tuple[EventHistory, int]] = []
         for context in contexts:
-            attempts = context.attempts
-            attempts.sealed = context.event - context.holding
-            attempts.after = self.outs
-            self._sealed.append((attempts, attempts.sealed))
+            history = context.history
+            history.sealed = context.event - context.holding
+            history.after = self.outs
+            self._sealed.append((history, history.sealed))
 
     @property
     def possible(self) -> bool:
@@ -56,11 +56,11 @@ class Followers:
 
     def let_go(self, *, committed: bool) -> list[PendingOutput]:
         """The epoch has its answer: what is to be sent now. What followed an epoch that is undone has failed."""
-        for attempts, number in self._sealed:
+        for history, number in self._sealed:
             if committed:
-                attempts.commit(number)
-            if attempts.after is self.outs:
-                attempts.after = None
+                history.commit(number)
+            if history.after is self.outs:
+                history.after = None
         outs, self.outs = self.outs, []
         if committed:
             return outs
@@ -94,7 +94,7 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, out: Out, now: float) -> asyncio.Future[None]:
+    def add(self, out: ProducerRecord, now: float) -> asyncio.Future[None]:
         """CarryOverFull where too many wait, or too many bytes; CommitError where the worker has stopped."""
         if self._closed:
             raise CommitError("the worker has stopped: nothing can be sent any more")
@@ -110,7 +110,7 @@ class Outbox:
         self._waiting.append(PendingOutput(out, done, now))
         return done
 
-    def follow(self, outs: list[PendingOutput], out: Out, now: float) -> asyncio.Future[None]:
+    def follow(self, outs: list[PendingOutput], out: ProducerRecord, now: float) -> asyncio.Future[None]:
         """As `add`, where an epoch that is on its way has to be committed first."""
         if len(outs) >= self.limit:
             raise CarryOverFull(f"{len(outs)} outputs wait for an epoch, the limit (carry_over_limit) is {self.limit}")

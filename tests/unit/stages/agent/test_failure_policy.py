@@ -30,7 +30,7 @@ from semel.stages.agent.failure_policy import (
 )
 from semel.state.crash_notes import Suspect
 from semel.state.store import StoreError
-from semel.state.task import Attempts
+from semel.state.task import RetryState
 
 RETRY = Retry(3, timedelta(seconds=1))
 
@@ -84,24 +84,24 @@ def record(offset: int) -> MemoryRecord:
 
 
 def test_an_event_that_cost_its_last_session_is_not_handled_again() -> None:
-    attempts = Attempts()
+    state = RetryState()
     for _ in range(3):
-        assert used_up(RETRY, attempts, record(7)) is None
-        attempts.lost_session(7)
-    assert isinstance(used_up(RETRY, attempts, record(7)), SessionLost)
-    assert used_up(RETRY, attempts, record(8)) is None
+        assert used_up(RETRY, state, record(7)) is None
+        state.lost_session(7)
+    assert isinstance(used_up(RETRY, state, record(7)), SessionLost)
+    assert used_up(RETRY, state, record(8)) is None
 
 
 def test_attempts_that_failed_without_costing_a_session_are_counted_when_they_fail() -> None:
-    attempts = Attempts()
+    state = RetryState()
     for _ in range(3):
-        attempts.failed(7)
-    assert used_up(RETRY, attempts, record(7)) is None
+        state.failed(7)
+    assert used_up(RETRY, state, record(7)) is None
 
 
 @pytest.mark.parametrize(("times", "gives_up"), [(4, False), (5, True), (6, True)])
 def test_an_event_that_cost_its_last_process_is_not_handled_again(times: int, gives_up: bool) -> None:
-    attempts = Attempts([Suspect("settle", "payments", 0, 7, 7, 1_000, times)])
-    why = used_up(RETRY, attempts, record(7))
+    state = RetryState([Suspect("settle", "payments", 0, 7, 7, 1_000, times)])
+    why = used_up(RETRY, state, record(7))
     assert isinstance(why, ProcessEnded) is gives_up
-    assert used_up(RETRY, attempts, record(8)) is None
+    assert used_up(RETRY, state, record(8)) is None

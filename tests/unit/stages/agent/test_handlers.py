@@ -13,7 +13,7 @@ from semel import Dedup, Output, Topic
 from semel.errors import CommitError
 from semel.memory.faults import Call, Fault, refuse
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from tests.unit.harness import (
     APP,
     WINDOW,
@@ -86,7 +86,7 @@ async def test_a_commit_waits_for_no_event(world: World) -> None:
     await asyncio.sleep(1)
     before = world.clock.monotonic()
     for n in range(5):
-        await worker.engine.outbox(Out(TP("notes", 0), None, b"k", str(n).encode(), ()))
+        await worker.engine.outbox(ProducerRecord(TP("notes", 0), None, b"k", str(n).encode(), ()))
     assert world.clock.monotonic() - before < 2
     assert outputs(world) == []
     await world.drained()
@@ -151,7 +151,7 @@ async def test_a_handler_that_outlives_its_incarnation_writes_nothing(world: Wor
     world.pay("a1", 4)
     await asyncio.sleep(0.3)
     world.cluster.faults.add("EndTxn", refuse(48))
-    done = worker.engine.outbox(Out(TP("notes", 0), None, b"k", b"to have something to commit", ()))
+    done = worker.engine.outbox(ProducerRecord(TP("notes", 0), None, b"k", b"to have something to commit", ()))
     await done
     assert len(said) == 1
     # The new run has taken its place and waits for nothing; the old one comes back later, to nothing.
@@ -271,7 +271,10 @@ async def test_an_output_without_an_event_that_is_refused_fails_alone(world: Wor
     await world.until_running(worker)
     refusing(world, b"culprit", 10, topic="notes")
     world.pay_many(40, trouble=False)
-    done = [worker.engine.outbox(Out(TP("notes", 0), None, b"k", text, ())) for text in (b"one", b"culprit", b"two")]
+    done = [
+        worker.engine.outbox(ProducerRecord(TP("notes", 0), None, b"k", text, ()))
+        for text in (b"one", b"culprit", b"two")
+    ]
     world.pay_many(40, trouble=False)
     said = await asyncio.gather(*done, return_exceptions=True)
     assert said[0] is None and said[2] is None
@@ -402,7 +405,7 @@ async def test_a_slow_event_holds_up_its_agent_on_this_worker_and_neither_epochs
     await asyncio.sleep(1)
     for n in range(5):
         world.pay(accounts[1], 4, id=f"beside-{n}")
-        await holder.engine.outbox(Out(TP("notes", 0), None, b"k", str(n).encode(), ()))
+        await holder.engine.outbox(ProducerRecord(TP("notes", 0), None, b"k", str(n).encode(), ()))
         await asyncio.sleep(1)
     done = {orjson.loads(r.value or b"")["id"] for log in world.cluster.committed("settlements") for r in log}
     assert done == {f"beside-{n}" for n in range(5)}

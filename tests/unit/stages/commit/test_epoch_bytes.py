@@ -18,8 +18,8 @@ from semel.port import TP
 from semel.runtime.budget import shares
 from semel.stages.agent.agent_loop import _run_stream
 from semel.stages.commit.committer import EPOCH_LEAST_BYTES
-from semel.stages.sink.destination import Out
-from semel.state.event_context import EventContext, Fate
+from semel.stages.sink.destination import ProducerRecord
+from semel.state.event_context import EventContext, EventStatus
 from tests.unit.harness import APP, Payment, Settlement, Work, Worker, World, payments_pipeline
 
 BUDGET = 64 << 20
@@ -263,8 +263,8 @@ async def test_rows_count_as_results_do_and_one_written_again_and_again_counts_o
     assert keys == {b"a", b"c0", b"c1"}
 
 
-def note(value: bytes) -> Out:
-    return Out(TP("notes", 0), None, b"k", value, (), len(value) + 100)
+def note(value: bytes) -> ProducerRecord:
+    return ProducerRecord(TP("notes", 0), None, b"k", value, (), len(value) + 100)
 
 
 async def test_outputs_without_an_event_wait_within_their_share_of_bytes(world: World) -> None:
@@ -296,7 +296,7 @@ async def with_an_open_epoch(world: World) -> tuple[Worker, Callable[[bytes], An
     await world.clock.sleep(1)
     [context] = [runner.context for runner in worker.engine.runners]
     number = context.event
-    assert context.attempts.fate(number, alive=context.alive) is Fate.OPEN
+    assert context.history.status(number, alive=context.alive) is EventStatus.OPEN
 
     def send(value: bytes) -> Any:
         return worker.engine.follow(context, number, note(value))

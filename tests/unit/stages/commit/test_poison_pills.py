@@ -14,7 +14,7 @@ from semel import Output, Pipeline, Table, Topic
 from semel.codec import Codec
 from semel.errors import CommitError
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from tests.unit.harness import APP, Payment, World
 
 BAD = 3
@@ -148,7 +148,7 @@ async def test_an_output_without_an_event_that_is_no_record_fails_alone(world: W
     world.cluster.create_topic("notes", 1)
 
     def note(value: Any) -> asyncio.Future[None]:
-        return worker.engine.outbox(Out(TP("notes", 0), None, b"k", value, ()))
+        return worker.engine.outbox(ProducerRecord(TP("notes", 0), None, b"k", value, ()))
 
     sent = [note(b"1"), note("no bytes"), note(b"2")]
     world.pay_many(20)

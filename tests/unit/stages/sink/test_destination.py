@@ -13,7 +13,7 @@ from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
 from semel.port import NO_TIMESTAMP, TP, TooLarge
 from semel.stages.sink.dead_letters import DeadLetters, dead_letter
-from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, Destination, Out, TopicLimits, limits_from
+from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, Destination, ProducerRecord, TopicLimits, limits_from
 from semel.topic import Topic
 
 NOW = 1_700_000_000_000
@@ -32,7 +32,7 @@ def destination(limits: TopicLimits = NO_LIMITS, *, partitions: int = 8, **decla
     return Destination(Topic("out", **{"value": dict, **declared}), partitions, limits)
 
 
-def sent(result: Any, to: Destination | None = None, source: Given | None = None, partition: int = 3) -> Out:
+def sent(result: Any, to: Destination | None = None, source: Given | None = None, partition: int = 3) -> ProducerRecord:
     return (to or destination()).record(result, source or Given(), partition, NOW)._replace(size=0)
 
 
@@ -41,7 +41,7 @@ def sent(result: Any, to: Destination | None = None, source: Given | None = None
 
 def test_a_result_keeps_its_sources_key_headers_and_timestamp_and_so_its_order() -> None:
     out = sent({"a": 1})
-    assert out == Out(
+    assert out == ProducerRecord(
         TP("out", partition_of(b"account-1", 8)), NOW - 5, b"account-1", b'{"a":1}', (("trace", b"t"), ("empty", None))
     )
     assert sent(Output({"a": 1})) == out
@@ -54,7 +54,9 @@ def test_a_result_of_an_event_without_a_key_goes_where_its_event_was() -> None:
 
 def test_an_output_says_what_is_to_be_otherwise() -> None:
     out = sent(Output({}, key="k2", headers={"a": "text", "b": b"\xff", "c": None}, timestamp_ms=5))
-    assert out == Out(TP("out", partition_of(b"k2", 8)), 5, b"k2", b"{}", [("a", b"text"), ("b", b"\xff"), ("c", None)])
+    assert out == ProducerRecord(
+        TP("out", partition_of(b"k2", 8)), 5, b"k2", b"{}", [("a", b"text"), ("b", b"\xff"), ("c", None)]
+    )
     assert sent(Output({}, headers=[("a", b"1"), ("a", b"2")])).headers == [("a", b"1"), ("a", b"2")]
     assert sent(Output({}, headers={})).headers == []
     assert sent(Output({}, key=None)).key is None
@@ -151,7 +153,7 @@ def test_before_kafka_3_6_one_limit_bounds_both_sides() -> None:
 # -- dead letters
 
 
-def buried(record: Given, *, error: str = "ValueError: no", letters: DeadLetters | None = None) -> Out:
+def buried(record: Given, *, error: str = "ValueError: no", letters: DeadLetters | None = None) -> ProducerRecord:
     return dead_letter(
         letters or DeadLetters("p.dlq", 8, 1_000_000),
         TP("payments", 3),

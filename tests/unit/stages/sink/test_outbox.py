@@ -18,7 +18,7 @@ from semel.faust_.app import App
 from semel.memory.faults import Fault, delay, lose_answer, lose_request, refuse
 from semel.plan import Plan
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state import positions
 from semel.worker.node import EngineHost
 from tests.unit.harness import APP, Payment, World
@@ -32,8 +32,8 @@ def notes(world: World) -> Iterator[World]:
     yield world
 
 
-def note(text: str) -> Out:
-    return Out(NOTES, None, b"k", text.encode(), ())
+def note(text: str) -> ProducerRecord:
+    return ProducerRecord(NOTES, None, b"k", text.encode(), ())
 
 
 def written(world: World) -> list[str]:

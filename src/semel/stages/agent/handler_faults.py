@@ -1,4 +1,4 @@
-"""Odd code: agents' code that ends oddly, or does not end, on purpose; for `semel chaos`.
+"""Handler faults: agents' code that ends oddly, or does not end, on purpose; for `semel chaos`.
 
 `SEMEL_ODD_CODE` in the environment names a file whose bytes say at any moment whether, so that a run can begin and end it,
 and in which the process counts what it did. What ends an attempt here comes out of the agent's loop, or out of its
@@ -68,7 +68,7 @@ def done(file: Path) -> Done:
     return Done(*(n for (n,) in _COUNT.iter_unpack(file.read_bytes()[_ORDER.size :])))
 
 
-class OddCode:
+class HandlerFaults:
     """By the order in a file, which is to be there."""
 
     def __init__(self, file: Path) -> None:
@@ -81,14 +81,14 @@ class OddCode:
         """The same, with agents that may swallow what ends their loop, and begin another."""
         return replace(plan, agents=[self._around(agent) for agent in plan.agents])
 
-    def spoil(self, runners: Iterable[AgentRunner]) -> None:
+    def inject(self, runners: Iterable[AgentRunner]) -> None:
         """The agents of these runners end events by it."""
         for runner in runners:
-            self._spoil(runner)
+            self._inject(runner)
 
     # -- one event
 
-    def _spoil(self, runner: AgentRunner) -> None:
+    def _inject(self, runner: AgentRunner) -> None:
         finish, complete = runner.finish, runner.complete
 
         def finish_oddly(context: EventContext) -> None:
@@ -108,7 +108,7 @@ class OddCode:
         # Outside of the agent's own code there is nothing that could end oddly.
         if share <= 0 or s is None or current_context.get() is not context:
             return
-        attempts, offset = s.cursor.attempts, s.record.offset
+        attempts, offset = s.cursor.retry_state, s.record.offset
         failed = attempts.count if attempts.offset == offset else 0
         rng = Random(f"{seed} {s.cursor.tp} {offset} {failed}")
         if rng.random() >= share:

@@ -17,7 +17,7 @@ import pytest
 from semel import Dedup, Retry
 from semel.plan import AgentKind, AgentPlan
 from semel.port import TP
-from semel.stages.agent.deaths import LEAST, MOST_HELD_WAIT_S, most, opened, suspected, wait_s
+from semel.stages.agent.crash_suspects import LEAST_CRASHES, MOST_HELD_WAIT_S, most_crashes, opened, suspected, wait_s
 from semel.state.crash_notes import CODE, HOLDS, SUSPECTS, Held, Left, Suspect
 from tests.unit.harness import Payment, Work, Worker, World, given_up, payments_pipeline
 
@@ -28,8 +28,8 @@ def events(first: int, last: int | None = None, *, partition: int = 0) -> tuple[
     return "settle", "payments", partition, first, first if last is None else last, 1_000
 
 
-def suspect(first: int, last: int | None = None, *, deaths: int = 0, held_s: float = 0.0) -> Suspect:
-    return Suspect(*events(first, last), deaths, held_s)
+def suspect(first: int, last: int | None = None, *, crashes: int = 0, held_s: float = 0.0) -> Suspect:
+    return Suspect(*events(first, last), crashes, held_s)
 
 
 def left(*held: Held, suspects: list[Suspect] | None = None, explained: bool = False, seen: float = 0.0) -> Left:
@@ -38,44 +38,44 @@ def left(*held: Held, suspects: list[Suspect] | None = None, explained: bool = F
 
 def test_a_death_counts_for_an_event_that_was_alone_in_hand() -> None:
     once = suspected(left(Held(events(7), 10.0), seen=12.5), "boot")
-    assert once == [suspect(7, deaths=1, held_s=2.5)]
+    assert once == [suspect(7, crashes=1, held_s=2.5)]
     assert suspected(left(Held(events(7), 30.0), suspects=once, seen=31.0), "boot") == [
-        suspect(7, deaths=2, held_s=2.5)
+        suspect(7, crashes=2, held_s=2.5)
     ]
 
 
 def test_what_was_in_hand_together_is_only_gone_through_one_by_one() -> None:
     assert suspected(left(Held(events(7, 30), 1.0)), "boot") == [suspect(7, 30)]
-    two = left(Held(events(7), 1.0), Held(events(9, partition=1), 1.0), suspects=[suspect(7, deaths=2)])
-    found = {s.events: s.deaths for s in suspected(two, "boot")}
+    two = left(Held(events(7), 1.0), Held(events(9, partition=1), 1.0), suspects=[suspect(7, crashes=2)])
+    found = {s.events: s.crashes for s in suspected(two, "boot")}
     assert found == {events(7): 2, events(9, partition=1): 0}
 
 
 def test_an_end_that_is_explained_and_one_of_the_machine_blame_nobody() -> None:
-    known = [suspect(7, deaths=2)]
+    known = [suspect(7, crashes=2)]
     held = Held(events(7), 1.0)
     assert suspected(left(held, suspects=known, explained=True), "boot") == known
     assert suspected(left(held, suspects=known), "another boot") == known
 
 
 def test_a_death_with_nothing_in_hand_clears_those_that_were_suspect() -> None:
-    assert suspected(left(suspects=[suspect(7, deaths=4), suspect(9, 12)]), "boot") == [suspect(7), suspect(9, 12)]
+    assert suspected(left(suspects=[suspect(7, crashes=4), suspect(9, 12)]), "boot") == [suspect(7), suspect(9, 12)]
 
 
 def test_another_event_alone_in_hand_leaves_the_counts_of_others() -> None:
-    found = suspected(left(Held(events(9), 1.0), suspects=[suspect(7, deaths=2)]), "boot")
-    assert {s.first: s.deaths for s in found} == {7: 2, 9: 1}
+    found = suspected(left(Held(events(9), 1.0), suspects=[suspect(7, crashes=2)]), "boot")
+    assert {s.first: s.crashes for s in found} == {7: 2, 9: 1}
 
 
 def test_suspects_are_bounded_and_those_that_count_stay() -> None:
-    known = [suspect(n, n + 1) for n in range(2 * SUSPECTS)] + [suspect(1_000, deaths=2)]
+    known = [suspect(n, n + 1) for n in range(2 * SUSPECTS)] + [suspect(1_000, crashes=2)]
     found = suspected(left(Held(events(1_001), 1.0), suspects=known), "boot")
     assert len(found) == SUSPECTS
     assert [s.first for s in found][-2:] == [1_001, 1_000]
 
 
 def test_an_event_waits_longer_each_time_and_longer_than_it_was_in_hand() -> None:
-    waits = [wait_s(deaths, 0.0) for deaths in range(1, 12)]
+    waits = [wait_s(crashes, 0.0) for crashes in range(1, 12)]
     assert waits[:4] == [0.0, 1.0, 2.0, 4.0] and max(waits) == 60.0 and waits == sorted(waits)
     assert wait_s(1, 30.0) == 0.0
     assert wait_s(2, 30.0) == 120.0
@@ -84,7 +84,7 @@ def test_an_event_waits_longer_each_time_and_longer_than_it_was_in_hand() -> Non
 
 
 def test_fewer_deaths_than_five_are_no_evidence() -> None:
-    assert [most(Retry(attempts=n)) for n in (1, 5, 6)] == [LEAST, 5, 6]
+    assert [most_crashes(Retry(attempts=n)) for n in (1, 5, 6)] == [LEAST_CRASHES, 5, 6]
 
 
 def test_killers_from_outside_do_not_make_an_event_look_guilty() -> None:
@@ -103,9 +103,9 @@ def test_killers_from_outside_do_not_make_an_event_look_guilty() -> None:
     def is_given_up(takes_s: float, kill_s: Callable[[], float]) -> bool:
         it = suspect(7)
         for _ in range(30):
-            if it.deaths >= most(Retry(attempts=1)):
+            if it.crashes >= most_crashes(Retry(attempts=1)):
                 return True
-            begins, dies = wait_s(it.deaths, it.held_s), kill_s()
+            begins, dies = wait_s(it.crashes, it.held_s), kill_s()
             if dies >= begins + takes_s:
                 return False
             held = [Held(events(7), begins)] if dies > begins else []
@@ -134,12 +134,12 @@ def test_what_the_file_says_is_said_and_taken_on(tmp_path: Path, caplog: pytest.
     caplog.clear()
     notes = opened(place, plan)
     assert (
-        f"payments[0]@7 in hand. Alone in hand at 1 deaths in a row; at {LEAST} it goes to the dead letters"
+        f"payments[0]@7 in hand. Alone in hand at 1 deaths in a row; at {LEAST_CRASHES} it goes to the dead letters"
         in caplog.text
     )
-    assert [(s.first, s.last, s.deaths) for s in notes.suspects] == [(7, 40, 0), (7, 7, 1)]
+    assert [(s.first, s.last, s.crashes) for s in notes.suspects] == [(7, 40, 0), (7, 7, 1)]
     # Nothing in hand: the counts begin anew. Who is no agent any more is nobody's suspect.
-    assert [s.deaths for s in opened(place, plan).suspects] == [0, 0]
+    assert [s.crashes for s in opened(place, plan).suspects] == [0, 0]
     other = replace(plan, agents=[replace(agent, name="other")])
     assert opened(place, other).suspects == []
     # A directory that cannot be written, or garbage in it, stops nobody.
@@ -207,10 +207,10 @@ async def test_an_event_that_ends_the_process_is_dead_lettered_and_the_others_ta
     supervised = Supervised(world, lambda payment: payment.id == "deadly")
     await supervised.drained()
     # One more where others were in hand with it.
-    assert supervised.deaths["deadly"] in (LEAST, LEAST + 1)
+    assert supervised.deaths["deadly"] in (LEAST_CRASHES, LEAST_CRASHES + 1)
     [(reason, error, attempts)] = given_up(world)
-    assert (reason, attempts) == ("failed", LEAST)
-    assert error.startswith(f"ProcessEnded: its handler ended the process {LEAST} times in a row")
+    assert (reason, attempts) == ("failed", LEAST_CRASHES)
+    assert error.startswith(f"ProcessEnded: its handler ended the process {LEAST_CRASHES} times in a row")
     assert len(settled(world)) == len(set(settled(world))) == 39
     # A redelivery follows it there, and costs no process.
     died = supervised.deaths.total()
@@ -236,7 +236,7 @@ async def test_an_agent_that_iterates_in_a_task_of_its_own_has_its_events_in_han
         world.pay(f"a{n % 8}", 1, id="deadly" if n == 11 else None)
     supervised = Supervised(world, lambda payment: payment.id == "deadly")
     await supervised.drained()
-    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST_CRASHES]
 
 
 async def test_several_deadly_events_of_both_partitions_are_all_found(world: World) -> None:
@@ -246,7 +246,7 @@ async def test_several_deadly_events_of_both_partitions_are_all_found(world: Wor
     supervised = Supervised(world, lambda payment: payment.id in bad)
     await supervised.drained(within_s=900)
     assert len(given_up(world)) == len(bad) and settled(world) == sorted({f"p{n}" for n in range(1, 41)} - bad)
-    assert max(supervised.deaths.values()) <= LEAST + 2
+    assert max(supervised.deaths.values()) <= LEAST_CRASHES + 2
     world.others.clear()
 
 
@@ -267,7 +267,7 @@ async def test_other_partitions_go_on_while_a_deadly_event_waits(world: World) -
 
 
 async def test_an_event_that_kills_now_and_then_is_done_when_it_does_not(world: World) -> None:
-    left = LEAST - 1
+    left = LEAST_CRASHES - 1
 
     def deadly(payment: Payment) -> bool:
         nonlocal left
@@ -303,7 +303,7 @@ async def test_kills_from_outside_in_quick_succession_dead_letter_nobody(world: 
 
 async def test_a_worker_that_is_told_to_end_and_killed_meanwhile_blames_nobody(world: World) -> None:
     world.pay("a1", 1, id="slow", sleep_ms=60_000)
-    for _ in range(2 * LEAST):
+    for _ in range(2 * LEAST_CRASHES):
         worker = world.start()
         await world.until(lambda w=worker: w.engine.runners[0].context.holding)
         worker.engine.stop()
@@ -317,14 +317,14 @@ async def test_a_worker_that_is_told_to_end_and_killed_meanwhile_blames_nobody(w
     "point", ["barrier.before_seal", "barrier.after_seal", "commit.before_store", "commit.after_store"]
 )
 async def test_a_worker_that_dies_while_it_commits_has_no_event_in_hand(world: World, point: str) -> None:
-    for _ in range(LEAST + 2):
+    for _ in range(LEAST_CRASHES + 2):
         worker = world.start()
         await world.until_running(worker)
         reached = worker.kill_at(point)
         world.pay("a1", 1)
         await asyncio.wait_for(reached.wait(), 60)
         await worker.gone()
-        assert [s.deaths for s in world.notes_of("w1", world.plan()).suspects if s.deaths] == []
+        assert [s.crashes for s in world.notes_of("w1", world.plan()).suspects if s.crashes] == []
     world.start()
     await world.drained()
     world.check()
@@ -354,19 +354,19 @@ async def test_a_store_that_was_lost_begins_the_count_anew(world: World) -> None
         deaths += 1
         [worker] = [w for w in world.workers.values() if not w.killed]
         worker.kill()
-        if deaths == LEAST - 1:
+        if deaths == LEAST_CRASHES - 1:
             world.left.clear()
         await asyncio.Event().wait()
 
     world.work.before = before
-    for _ in range(2 * LEAST - 1):
+    for _ in range(2 * LEAST_CRASHES - 1):
         worker = world.start()
         await asyncio.wait({worker.running}, timeout=30)
         await worker.gone()
     world.start()
     await world.drained()
-    assert deaths == 2 * LEAST - 1
-    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
+    assert deaths == 2 * LEAST_CRASHES - 1
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST_CRASHES]
 
 
 async def test_an_event_that_cannot_even_be_looked_at_is_dead_lettered_as_it_came(
@@ -392,9 +392,9 @@ async def test_an_event_that_cannot_even_be_looked_at_is_dead_lettered_as_it_cam
     for n in range(10):
         world.pay("a1", 1, id="deadly" if n == 4 else None)
     await supervised[0].drained()
-    assert [(reason, attempts) for reason, _, attempts in given_up(world)] == [("failed", LEAST + 1)]
+    assert [(reason, attempts) for reason, _, attempts in given_up(world)] == [("failed", LEAST_CRASHES + 1)]
     assert len(settled(world)) == 9
-    assert deaths >= LEAST + 1
+    assert deaths >= LEAST_CRASHES + 1
 
 
 async def test_of_two_agents_the_one_whose_event_ends_the_process_is_found(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ async def test_of_two_agents_the_one_whose_event_ends_the_process_is_found(tmp_p
         supervised = Supervised(world, lambda payment: payment.id == "deadly")
         await supervised.drained(within_s=600)
         dead = [(reason, attempts) for reason, _, attempts in given_up(world)]
-        assert dead == [("failed", LEAST)]
+        assert dead == [("failed", LEAST_CRASHES)]
         assert len(seen) == 60 and len(settled(world)) == 59
     finally:
         await world.close()
@@ -440,4 +440,4 @@ async def test_what_one_worker_counts_another_does_not(world: World) -> None:
     world.start("w1")
     await world.drained(within_s=120)
     assert [w.name for w in deaths] == names
-    assert [attempts for _, _, attempts in given_up(world)] == [LEAST]
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST_CRASHES]

@@ -23,7 +23,7 @@ from tests.broker.workers import WorkerProcess
 pytestmark = pytest.mark.broker
 
 # The pipeline's attempts are fewer: so few deaths prove nothing.
-LEAST = 5
+LEAST_CRASHES = 5
 EVENTS = 30
 
 
@@ -70,14 +70,14 @@ async def test_an_event_that_ends_the_process_ends_in_the_dead_letters(
     worker = ledger.worker(RUNS=str(runs))
     codes = await supervised(worker, ledger)
     # Each death is one, and never an end in order; where others were in hand with it, there is one more.
-    assert set(codes) == {code} and len(codes) in (LEAST, LEAST + 1), (codes, worker.log_end())
+    assert set(codes) == {code} and len(codes) in (LEAST_CRASHES, LEAST_CRASHES + 1), (codes, worker.log_end())
     handled = Counter(runs.read_text().split())
     assert handled["11"] == len(codes)
     (letter,) = await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
     assert json.loads(letter.value or b"")["id"] == "11"
-    assert (letter.header("semel.reason"), letter.header("semel.attempts")) == ("failed", str(LEAST))
-    assert f"ProcessEnded: its handler ended the process {LEAST} times in a row" in letter.header("semel.error")
-    assert f"Alone in hand at {LEAST} deaths in a row" in worker.whole_log
+    assert (letter.header("semel.reason"), letter.header("semel.attempts")) == ("failed", str(LEAST_CRASHES))
+    assert f"ProcessEnded: its handler ended the process {LEAST_CRASHES} times in a row" in letter.header("semel.error")
+    assert f"Alone in hand at {LEAST_CRASHES} deaths in a row" in worker.whole_log
     assert re.search(says, worker.whole_log)
     settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(settled, key=int) == [str(n) for n in range(EVENTS) if n != 11]

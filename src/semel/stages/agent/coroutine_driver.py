@@ -1,4 +1,4 @@
-"""Driven: an agent's code, resumed step by step, and not any more where it swallows its end.
+"""Coroutine driver: resumes an agent's code step by step, and not any more where it swallows its end.
 
 A task cannot be ended from outside while its coroutine catches everything. It can be left suspended: whoever drives it
 does not go on. `finally` blocks of such code never run.
@@ -14,55 +14,55 @@ from typing import Any
 from semel.errors import StaleIncarnation
 
 # Suspended for ever. Nobody may collect them: that would close them, which is one more thing that they swallow.
-_LEFT: list[Coroutine[Any, Any, Any]] = []
+_SUSPENDED: list[Coroutine[Any, Any, Any]] = []
 
 
 @atexit.register
-def _close_what_is_left() -> None:
+def _close_the_suspended() -> None:
     # While there are still modules that it may need for that.
-    for coroutine in _LEFT:
+    for coroutine in _SUSPENDED:
         with contextlib.suppress(BaseException):
             coroutine.close()
 
 
-class Forsaken:
+class SuspendedForever:
     """Awaited by code that is never to be woken again."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         yield self
 
 
-class Driven(Coroutine[Any, Any, Any]):
-    """A coroutine that ends as its inner one does, or with StaleIncarnation where that awaits `Forsaken` or is left.
+class CoroutineDriver(Coroutine[Any, Any, Any]):
+    """A coroutine that ends as its inner one does, or with StaleIncarnation where that awaits `SuspendedForever` or is left.
 
-    `begins`, `ends`: called around each step, between which the loop is held. `left`: set by whoever wants it left where it
-    stands at its next cancellation; `forsaken`: it asked for that itself.
+    `begins`, `ends`: called around each step, between which the loop is held. `to_suspend`: set by whoever wants it left where it
+    stands at its next cancellation; `suspended`: it asked for that itself.
     """
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], begins: Callable[[], None], ends: Callable[[], None]
     ) -> None:
         self.coroutine = coroutine
-        self.left = self.forsaken = False
+        self.to_suspend = self.suspended = False
         self._begins = begins
         self._ends = ends
 
     def send(self, value: Any) -> Any:
         self._begins()
         try:
-            return self._unless_forsaken(self.coroutine.send(value))
+            return self._unless_suspended(self.coroutine.send(value))
         finally:
             self._ends()
 
     def throw(self, *exc: Any) -> Any:
-        if self.left:
-            _LEFT.append(self.coroutine)
+        if self.to_suspend:
+            _SUSPENDED.append(self.coroutine)
             raise StaleIncarnation("the agent's code did not end with its run")
         self._begins()
         try:
             # Without the frames of whoever cancels, so that the innermost one of the traceback is the agent's.
             error = exc[0].with_traceback(None) if isinstance(exc[0], BaseException) else exc[0]
-            return self._unless_forsaken(self.coroutine.throw(error))
+            return self._unless_suspended(self.coroutine.throw(error))
         finally:
             self._ends()
 
@@ -72,9 +72,9 @@ class Driven(Coroutine[Any, Any, Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.coroutine.__await__()
 
-    def _unless_forsaken(self, waits_for: Any) -> Any:
-        if type(waits_for) is Forsaken:
-            self.forsaken = True
-            _LEFT.append(self.coroutine)
+    def _unless_suspended(self, waits_for: Any) -> Any:
+        if type(waits_for) is SuspendedForever:
+            self.suspended = True
+            _SUSPENDED.append(self.coroutine)
             raise StaleIncarnation("the agent's code swallowed the end of its run")
         return waits_for

@@ -10,8 +10,8 @@ import pytest
 
 from semel import Pipeline, Retry, Topic
 from semel.errors import OutsideEvent
-from semel.stages.agent import odd_code
-from semel.stages.agent.odd_code import Done, OddCode, done, order
+from semel.stages.agent import handler_faults
+from semel.stages.agent.handler_faults import Done, HandlerFaults, done, order
 from semel.state.event_context import EventContext
 from tests.unit.harness import APP, Payment, Worker, World, committed_values, payments_pipeline
 
@@ -20,7 +20,7 @@ STYLES = ["stream", "coroutine", "batches", "function"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(odd_code, "BLOCKS_S", (0.001,))
+    monkeypatch.setattr(handler_faults, "BLOCKS_S", (0.001,))
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def file(tmp_path: Path) -> Path:
 
 def start(world: World, file: Path) -> Worker:
     """A worker as `open_engine` makes one."""
-    odd = OddCode(file)
+    odd = HandlerFaults(file)
     plan: Callable[[], Any] = world.pipeline.plan
     world.plan = lambda: odd.around(plan())
     worker = world.start()
-    odd.spoil(worker.engine.runners)
+    odd.inject(worker.engine.runners)
     return worker
 
 
@@ -138,7 +138,7 @@ async def test_a_late_write_that_is_let_through_would_be_missed(
 
 def test_orders_and_counts_outlive_the_process_that_had_them(file: Path) -> None:
     order(file, 0.5, 7)
-    OddCode(file)._count("swallowed")
-    OddCode(file)._count("ended")
+    HandlerFaults(file)._count("swallowed")
+    HandlerFaults(file)._count("ended")
     order(file, 0.0)
     assert done(file) == Done(ended=1, swallowed=1)

@@ -1,4 +1,4 @@
-"""Deaths: whom the end of a process is to be put down to, of those events that agents had in hand (protocol rule 3).
+"""Crash suspects: which of the events that agents had in hand the end of a process is put down to (protocol rule 3).
 
 A process that dies cannot say why. One death proves nothing: somebody may have killed it. An event is given up when it was
 in hand, alone, at so many deaths in a row; between two of them it waits, so that whoever kills processes from outside is
@@ -21,24 +21,24 @@ from semel.state.task import Task, TaskState
 log = logging.getLogger("semel.worker")
 
 # Fewer deaths in a row are no evidence: of a thousand slow events under a hail of kills at random, three in a row would
-# condemn up to ninety, five hardly one (`test_killers_from_outside_do_not_make_an_event_look_guilty`).
-LEAST = 5
+# give up ninety, five hardly one (`test_killers_from_outside_do_not_make_an_event_look_guilty`).
+LEAST_CRASHES = 5
 # The first try comes at once: most deaths are somebody's kill, and recover as ever. Later ones wait for so many seconds, twice
 # as long each time, and for a multiple of the time that the event was in hand.
 FIRST_WAIT_S, MOST_WAIT_S = 1.0, 60.0
 HELD_SHARE, MOST_HELD_WAIT_S = 4, 300.0
 
 
-def most(retry: Retry) -> int:
+def most_crashes(retry: Retry) -> int:
     """At how many deaths an event is given up."""
-    return max(LEAST, retry.attempts)
+    return max(LEAST_CRASHES, retry.attempts)
 
 
-def wait_s(deaths: int, held_s: float) -> float:
+def wait_s(crashes: int, held_s: float) -> float:
     """How long an event that was in hand at so many deaths waits before it is tried again."""
-    if deaths < 2:
+    if crashes < 2:
         return 0.0
-    doubled = min(FIRST_WAIT_S * 2.0 ** min(deaths - 2, 16), MOST_WAIT_S)
+    doubled = min(FIRST_WAIT_S * 2.0 ** min(crashes - 2, 16), MOST_WAIT_S)
     return max(doubled, min(held_s * HELD_SHARE, MOST_HELD_WAIT_S))
 
 
@@ -53,15 +53,15 @@ def suspected(left: Left, boot: str) -> list[Suspect]:
     if left.explained or left.boot != boot:
         return known
     if not left.held:
-        return [replace(s, deaths=0) for s in known]
+        return [replace(s, crashes=0) for s in known]
     by_events = {s.events: s for s in known}
     for held in left.held:
         suspect = by_events.get(held.events) or Suspect(*held.events)
         if held.is_one and len(left.held) == 1:
             held_s = max(suspect.held_s, left.seen - held.since, 0.0)
-            suspect = replace(suspect, deaths=suspect.deaths + 1, held_s=held_s)
+            suspect = replace(suspect, crashes=suspect.crashes + 1, held_s=held_s)
         by_events[held.events] = suspect
-    return sorted(by_events.values(), key=lambda s: s.deaths)[-SUSPECTS:]
+    return sorted(by_events.values(), key=lambda s: s.crashes)[-SUSPECTS:]
 
 
 def opened(place: Path, plan: Plan) -> CrashNotes:
@@ -95,24 +95,24 @@ def _say(held: Sequence[Held], suspects: Sequence[Suspect], agents: Mapping[str,
     if counted is None:
         what = "They go one by one now: should one of them end the process, it shows which"
     else:
-        limit = most(agents[counted.agent])
-        what = f"Alone in hand at {counted.deaths} deaths in a row; at {limit} it goes to the dead letters"
+        limit = most_crashes(agents[counted.agent])
+        what = f"Alone in hand at {counted.crashes} deaths in a row; at {limit} it goes to the dead letters"
     log.warning("the process before this one died; %s. %s", ", ".join(map(str, held)), what)
 
 
-class Deaths:
+class CrashSuspects:
     """The suspects among the events that this worker's agents meet."""
 
     def __init__(self, notes: CrashNotes, plan: Plan) -> None:
         self.notes = notes
-        self._most = {agent.name: most(agent.retry) for agent in plan.agents}
+        self._most = {agent.name: most_crashes(agent.retry) for agent in plan.agents}
 
     def of(self, tp: TP, agent: str) -> list[Suspect]:
         return [s for s in self.notes.suspects if (s.agent, s.topic, s.partition) == (agent, *tp)]
 
     def counting(self, tasks: Mapping[int, Task]) -> bool:
         """An event is on trial. Then events go one by one everywhere, so that each death has one that was in hand alone."""
-        return any(s.deaths and s.partition in tasks for s in self.notes.suspects)
+        return any(s.crashes and s.partition in tasks for s in self.notes.suspects)
 
     def landed(self, tasks: Mapping[int, Task]) -> list[Suspect]:
         """An epoch is committed: the suspects that are done with it."""
@@ -129,11 +129,11 @@ class Deaths:
 
     def _done(self, suspect: Suspect) -> None:
         self.notes.done(suspect)
-        if not suspect.tried or not 0 < suspect.deaths < self._most[suspect.agent]:
+        if not suspect.tried or not 0 < suspect.crashes < self._most[suspect.agent]:
             return
         # What was in hand at a death and is done after all did not cause it; as little may the others have caused theirs.
         log.info("%s[%d]@%d, in hand at %d deaths of the process, is done after all", suspect.topic, suspect.partition,
-                 suspect.first, suspect.deaths)  # fmt: skip
+                 suspect.first, suspect.crashes)  # fmt: skip
         for other in self.notes.suspects:
-            if other.deaths:
+            if other.crashes:
                 self.notes.count_anew(other)
