@@ -11,7 +11,7 @@ from typing import Any
 
 from semel.errors import CommitError
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.testing.clock import run_virtual
 from tests.simulation.choices import Choices
 from tests.simulation.storm import Storm
@@ -135,7 +135,7 @@ def test_what_is_sent_after_the_last_epoch_was_cut_fails_when_the_worker_has_sto
         await world.until(lambda: len(world.work.handled) == 1)
         worker.engine.stop()
         await reached.wait()
-        told = worker.engine.outbox(Out(TP("settlements", 0), None, b"k", b"late", ()))
+        told = worker.engine.outbox(ProducerRecord(TP("settlements", 0), None, b"k", b"late", ()))
         go.set()
         assert await worker.gone() is None
         assert isinstance(told.exception(), CommitError)

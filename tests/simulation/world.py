@@ -20,7 +20,7 @@ from semel.errors import PositionConflict, SemelError, ShapeChanged, TopicChange
 from semel.memory.batch import Batch, MemoryRecord
 from semel.partitioner import partition_of
 from semel.port import TP, RpcError, RpcLost
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.state import lineage
 from semel.state.store import Store, StoreError
 from semel.state.task import TaskState
@@ -225,7 +225,7 @@ class SimulatedWorld(World):
         """An output without an event; its sender is of this worker's process."""
         text = f"n{len(self.notes)}"
         with contextlib.suppress(SemelError):
-            self.notes[text] = worker, worker.engine.outbox(Out(TP(NOTES, 0), None, b"k", text.encode(), ()))
+            self.notes[text] = worker, worker.engine.outbox(ProducerRecord(TP(NOTES, 0), None, b"k", text.encode(), ()))
 
     def unanswered(self) -> list[Worker]:
         """Who waits for an answer to a note. A sender that died with its worker waits for nothing."""
