@@ -209,6 +209,24 @@ class OpenTransaction(NamedTuple):
 NO_TIMESTAMP = -1
 
 
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """What one Fetch asks of the leader `node`: each partition from an offset on, aborted records left out where `committed`.
+
+    An answer has at most `max_bytes`, and `partition_max_bytes` of each partition, but one batch at least. It comes as soon as
+    there is something, at the latest after `max_wait_ms`. `purpose` names a connection of its own, so that a long poll blocks
+    nothing else; only the readers of events, "source" and "proof", know what a `TooLarge` is: to others its batch is corrupt.
+    """
+
+    node: int
+    offsets: Mapping[TP, int]
+    max_wait_ms: int
+    max_bytes: int
+    partition_max_bytes: int
+    committed: bool = True
+    purpose: str = "source"
+
+
 class BatchBuilder(Protocol):
     """Records on their way into one batch of one partition (magic 2)."""
 
@@ -284,18 +302,8 @@ class Broker(Protocol):
         """Partition -> id of its leader, from the cache; one whose leader is unknown is absent."""
         ...
 
-    async def fetch(
-        self,
-        node: int,
-        wants: Mapping[TP, int],
-        *,
-        committed: bool,
-        max_wait_ms: int,
-        max_bytes: int,
-        partition_max_bytes: int,
-        purpose: str = "source",
-    ) -> dict[TP, Fetched]:
-        """One Fetch to one leader. `purpose` names a connection of its own, so that a long poll blocks nothing else."""
+    async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
+        """One Fetch to one leader. What that leader says nothing of is absent."""
         ...
 
     async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:

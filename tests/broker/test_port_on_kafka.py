@@ -21,7 +21,7 @@ from semel.kafka import KafkaBroker, Security
 from semel.kafka.admin import set_quota, set_topic_configs
 from semel.local import ports
 from semel.local.kafka import LocalKafka
-from semel.port import EARLIEST, LATEST, TP, Membership, Producer, RpcError, RpcLost, TopicSpec
+from semel.port import EARLIEST, LATEST, TP, FetchRequest, Membership, Producer, RpcError, RpcLost, TopicSpec
 from semel.testing.clock import VirtualClock
 from tests.contract.rig import Rig, code_of
 
@@ -95,13 +95,7 @@ async def test_a_long_poll_delays_no_other_call(rig: Rig, broker: KafkaBroker) -
 
     async def poll(purpose: str, wait_ms: int) -> None:
         await broker.fetch(
-            node,
-            {tp: 0},
-            committed=True,
-            max_wait_ms=wait_ms,
-            max_bytes=1000,
-            partition_max_bytes=1000,
-            purpose=purpose,
+            FetchRequest(node, {tp: 0}, max_wait_ms=wait_ms, max_bytes=1000, partition_max_bytes=1000, purpose=purpose)
         )
 
     await poll("restore", 1)

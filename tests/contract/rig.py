@@ -15,6 +15,7 @@ from semel.port import (
     Broker,
     Clock,
     Fetched,
+    FetchRequest,
     Joined,
     MemberIdRequired,
     Membership,
@@ -151,12 +152,7 @@ class Rig:
     ) -> Fetched:
         leaders = await broker.leaders([tp])
         answer = await broker.fetch(
-            leaders[tp],
-            {tp: offset},
-            committed=committed,
-            max_wait_ms=max_wait_ms,
-            max_bytes=max_bytes,
-            partition_max_bytes=max_bytes,
+            FetchRequest(leaders[tp], {tp: offset}, max_wait_ms, max_bytes, max_bytes, committed=committed)
         )
         return answer[tp]
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, TopicInfo, TopicSpec
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, FetchRequest, TopicInfo, TopicSpec
 from tests.contract.rig import Rig, code_of
 
 
@@ -301,7 +301,7 @@ async def test_a_fetch_from_a_missing_partition_says_so(rig: Rig, broker: Broker
     node = (await broker.leaders([tp]))[tp]
     missing = TP(tp.topic, 7)
     answer = await broker.fetch(
-        node, {missing: 0}, committed=True, max_wait_ms=100, max_bytes=1000, partition_max_bytes=1000
+        FetchRequest(node, {missing: 0}, max_wait_ms=100, max_bytes=1000, partition_max_bytes=1000)
     )
     assert answer[missing].error == 3
 
@@ -436,12 +436,7 @@ async def test_one_fetch_answers_for_several_partitions(rig: Rig, broker: Broker
         await rig.produced(broker, tp, f"of {tp.partition}".encode())
     node = (await broker.leaders(tps))[tps[0]]
     answer = await broker.fetch(
-        node,
-        dict.fromkeys(tps, 0),
-        committed=True,
-        max_wait_ms=1000,
-        max_bytes=1 << 20,
-        partition_max_bytes=1 << 20,
+        FetchRequest(node, dict.fromkeys(tps, 0), max_wait_ms=1000, max_bytes=1 << 20, partition_max_bytes=1 << 20)
     )
     assert {tp: [r.value for r in fetched.records] for tp, fetched in answer.items()} == {
         tps[0]: [b"of 0"],

@@ -9,7 +9,7 @@ from semel.codes import STALE_METADATA, Code
 from semel.kafka import apis, records
 from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, partitions_by_topic
 from semel.kafka.wire import Answer
-from semel.port import TP, Fetched, OpenTransaction, RpcError, RpcLost, TooLarge, record_bytes
+from semel.port import TP, Fetched, FetchRequest, OpenTransaction, RpcError, RpcLost, TooLarge, record_bytes
 
 _CONSUMER = -1
 _NO_SESSION, _FINAL_EPOCH = 0, -1
@@ -23,41 +23,30 @@ class LogCalls(Calls):
     async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:
         return await looked_up(apis.METADATA.name, self._client.leaders(tps, self._client.deadline()))
 
-    async def fetch(
-        self,
-        node: int,
-        wants: Mapping[TP, int],
-        *,
-        committed: bool,
-        max_wait_ms: int,
-        max_bytes: int,
-        partition_max_bytes: int,
-        purpose: str = "source",
-    ) -> dict[TP, Fetched]:
-        """`purpose`: only the readers of events, "source" and "proof", know what a `TooLarge` is; to others its batch is
-        corrupt. Every call that waits has a connection to itself."""
-        rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, partition_max_bytes) for tp, offset in wants.items()}
+    async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
+        asked_for, most_of_each = request.offsets, request.partition_max_bytes
+        rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, most_of_each) for tp, offset in asked_for.items()}
         call = apis.FETCH(
             _CONSUMER,
-            max_wait_ms,
+            request.max_wait_ms,
             1,
-            max_bytes,
-            int(committed),
+            request.max_bytes,
+            int(request.committed),
             _NO_SESSION,
             _FINAL_EPOCH,
             [(topic, [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
             [],
             "",
         )
-        deadline = self._client.deadline(max_wait_ms)
-        _, code, _, topics = await self._client.ask(node, call, deadline)
+        deadline = self._client.deadline(request.max_wait_ms)
+        _, code, _, topics = await self._client.ask(request.node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
         fetched: dict[TP, Fetched] = {}
-        left = max_bytes
+        left = request.max_bytes
         for topic, partitions in topics:
             for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
                 tp = TP(topic, partition)
-                asked = wants[tp]
+                asked = asked_for[tp]
                 if error:
                     if error in STALE_METADATA:
                         self._client.cluster.forget_topic(topic)
@@ -66,11 +55,11 @@ class LogCalls(Calls):
                     # What was compressed fills the answer: the others are asked for again.
                     fetched[tp] = Fetched([], asked, high_watermark, stable, log_start)
                 else:
-                    most = min(left, partition_max_bytes * _DECOMPRESSED)
+                    most = min(left, most_of_each * _DECOMPRESSED)
                     rows_read, position, error = records.read(
-                        data, asked, aborted=(aborted or ()) if committed else None, most_bytes=most
+                        data, asked, aborted=(aborted or ()) if request.committed else None, most_bytes=most
                     )
-                    if purpose == "restore" and any(type(row) is TooLarge for row in rows_read):
+                    if request.purpose == "restore" and any(type(row) is TooLarge for row in rows_read):
                         rows_read, position, error = [], asked, Code.CORRUPT_MESSAGE
                     size = record_bytes(rows_read)
                     left -= size

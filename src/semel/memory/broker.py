@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from semel.codes import STALE_COORDINATOR, STALE_METADATA, Code, severity
 from semel.memory.batch import MemoryBatchBuilder, decode
@@ -16,6 +17,7 @@ from semel.port import (
     TP,
     BatchBuilder,
     Fetched,
+    FetchRequest,
     GroupInfo,
     Joined,
     Membership,
@@ -132,31 +134,26 @@ class MemoryBroker:
             )
         return {tp: self._leaders[tp] for tp in tps if tp in self._leaders}
 
-    async def fetch(
-        self,
-        node: int,
-        wants: Mapping[TP, int],
-        *,
-        committed: bool,
-        max_wait_ms: int,
-        max_bytes: int,
-        partition_max_bytes: int,
-        purpose: str = "source",
-    ) -> dict[TP, Fetched]:
-        if purpose == "source" and self._source_wait_ms is not None:
-            max_wait_ms = self._source_wait_ms
+    async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
+        if request.purpose == "source" and self._source_wait_ms is not None:
+            request = replace(request, max_wait_ms=self._source_wait_ms)
 
         async def apply() -> dict[TP, Fetched]:
-            deadline = self.cluster.timers.now() + max_wait_ms / 1000
+            deadline = self.cluster.timers.now() + request.max_wait_ms / 1000
             while True:
-                answer, taken = self._read(node, wants, committed, max_bytes, partition_max_bytes)
+                answer, taken = self._read(request)
                 if taken or any(fetched.error for fetched in answer.values()):
                     return answer
-                logs = [log for log in map(self.cluster.find, wants) if log is not None]
+                logs = [log for log in map(self.cluster.find, request.offsets) if log is not None]
                 if not await self._connection.changed(logs, deadline):
                     return answer
 
-        args = {"node": node, "wants": wants, "committed": committed, "purpose": purpose}
+        args = {
+            "node": request.node,
+            "wants": request.offsets,
+            "committed": request.committed,
+            "purpose": request.purpose,
+        }
         answer = await self._connection.call("Fetch", args, apply)
         for tp, fetched in answer.items():
             if fetched.error in STALE_METADATA:
@@ -382,22 +379,23 @@ class MemoryBroker:
             self.cluster.transactions.verify(writer, tp=tp)
         return log.append(batch, self.cluster.now_ms())
 
-    def _read(
-        self, node: int, wants: Mapping[TP, int], committed: bool, max_bytes: int, partition_max_bytes: int
-    ) -> tuple[dict[TP, Fetched], int]:
+    def _read(self, request: FetchRequest) -> tuple[dict[TP, Fetched], int]:
         answer: dict[TP, Fetched] = {}
-        left, taken = max_bytes, 0
-        for tp, offset in wants.items():
+        left, taken = request.max_bytes, 0
+        for tp, offset in request.offsets.items():
             log = self.cluster.find(tp)
             if self.cluster.faults.denies(tp.topic, "Read"):
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.TOPIC_AUTHORIZATION_FAILED)
             elif log is None:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.UNKNOWN_TOPIC_OR_PARTITION)
-            elif self.cluster.leader(tp) != node:
+            elif self.cluster.leader(tp) != request.node:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.NOT_LEADER_OR_FOLLOWER)
             else:
                 answer[tp], size = log.read(
-                    offset, committed=committed, max_bytes=min(left, partition_max_bytes), at_least_one=not taken
+                    offset,
+                    committed=request.committed,
+                    max_bytes=min(left, request.partition_max_bytes),
+                    at_least_one=not taken,
                 )
                 taken += size
                 left -= size

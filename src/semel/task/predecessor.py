@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 
 from semel.plan import Plan
-from semel.port import EARLIEST, LATEST, TP, Broker, Record, RpcError, RpcLost, TopicInfo
+from semel.port import EARLIEST, LATEST, TP, Broker, FetchRequest, Record, RpcError, RpcLost, TopicInfo
 from semel.state import lineage
 
 log = logging.getLogger("semel.restore")
@@ -56,9 +56,6 @@ async def last_records(broker: Broker, topic: TopicInfo) -> AsyncIterator[Record
         begin = max(starts[tp], ends[tp] - OFFSETS)
         if begin >= ends[tp] or tp not in leaders:
             continue
-        answer = await broker.fetch(
-            leaders[tp], {tp: begin}, committed=True, max_wait_ms=1, max_bytes=_BYTES, partition_max_bytes=_BYTES,
-            purpose="restore",
-        )  # fmt: skip
+        answer = await broker.fetch(FetchRequest(leaders[tp], {tp: begin}, 1, _BYTES, _BYTES, purpose="restore"))
         for record in reversed(answer[tp].records if tp in answer else []):
             yield record

@@ -14,7 +14,7 @@ from semel.broker.answers import needs_a_person
 from semel.broker.asking import ask
 from semel.codes import Code
 from semel.errors import SemelError
-from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, Record, RpcError, RpcLost
+from semel.port import EARLIEST, LATEST, TP, Broker, Clock, Fetched, FetchRequest, Record, RpcError, RpcLost
 from semel.runtime import looptime
 from semel.stages.fetch.fetch_errors import NO_LEADER
 
@@ -129,9 +129,8 @@ class CommittedLogs:
         if node is None:
             raise NO_LEADER
         answer = await self.broker.fetch(
-            node, {tp: at}, committed=True, max_wait_ms=self.max_wait_ms, max_bytes=self.piece_bytes,
-            partition_max_bytes=self.piece_bytes, purpose=self._purpose,
-        )  # fmt: skip
+            FetchRequest(node, {tp: at}, self.max_wait_ms, self.piece_bytes, self.piece_bytes, purpose=self._purpose)
+        )
         if tp not in answer:
             raise RpcLost("Fetch", f"nothing is said of {tp.topic}[{tp.partition}]")
         fetched = answer[tp]

@@ -6,7 +6,7 @@ import pytest
 
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
-from semel.port import EARLIEST, LATEST, TP, RpcError
+from semel.port import EARLIEST, LATEST, TP, FetchRequest, RpcError
 from tests.unit.memory.rig import T0, TOPIC, batch, begun, connected, values, virtual
 
 
@@ -16,7 +16,7 @@ async def read(broker: MemoryBroker, offset: int, *, committed: bool = True) -> 
     found: list[tuple[int, bytes | None]] = []
     while offset < end:
         answer = await broker.fetch(
-            0, {T0: offset}, committed=committed, max_wait_ms=0, max_bytes=100, partition_max_bytes=100
+            FetchRequest(0, {T0: offset}, max_wait_ms=0, max_bytes=100, partition_max_bytes=100, committed=committed)
         )
         found += [(record.offset, record.value) for record in answer[T0].records]
         assert answer[T0].next_offset > offset

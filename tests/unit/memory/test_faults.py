@@ -11,7 +11,7 @@ import pytest
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
 from semel.memory.faults import Call, Fault, RandomFaults, delay, lose_answer, lose_request, refuse, unsent
-from semel.port import TP, Fetched, Membership, RpcError, RpcLost
+from semel.port import TP, Fetched, FetchRequest, Membership, RpcError, RpcLost
 from tests.unit.memory.rig import T0, batch, begun, connected, member, values, virtual
 
 
@@ -134,7 +134,7 @@ async def test_a_fault_may_be_aimed(cluster: MemoryCluster) -> None:
 
 
 async def poll(broker: MemoryBroker) -> dict[TP, Fetched]:
-    return await broker.fetch(0, {T0: 0}, committed=True, max_wait_ms=60_000, max_bytes=100, partition_max_bytes=100)
+    return await broker.fetch(FetchRequest(0, {T0: 0}, max_wait_ms=60_000, max_bytes=100, partition_max_bytes=100))
 
 
 @virtual
@@ -228,7 +228,7 @@ async def test_when_a_leader_moves_a_client_hears_it_and_finds_the_new_one(clust
     assert await broker.leaders([T0]) == {T0: 0}
     cluster.move_leader(T0, 2)
     assert await broker.leaders([T0]) == {T0: 0}
-    answer = await broker.fetch(0, {T0: 0}, committed=True, max_wait_ms=500, max_bytes=100, partition_max_bytes=100)
+    answer = await broker.fetch(FetchRequest(0, {T0: 0}, max_wait_ms=500, max_bytes=100, partition_max_bytes=100))
     assert answer[T0].error == 6
     assert cluster.clock.monotonic() == 0.0
     assert await broker.leaders([T0]) == {T0: 2}

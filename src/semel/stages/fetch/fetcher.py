@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 
 from semel.codes import Code
-from semel.port import LATEST, TP, Broker, Clock, Fetched, RpcError, RpcLost, record_bytes
+from semel.port import LATEST, TP, Broker, Clock, Fetched, FetchRequest, RpcError, RpcLost, record_bytes
 from semel.stages.fetch.fetch_errors import NO_LEADER, FetchErrors
+from semel.stages.fetch.requests import PARTITION_LEAST_BYTES, Wanted, requests
 from semel.state.task import Cursor, FetchedBatch
 
 log = logging.getLogger("semel.fetch")
@@ -24,10 +24,7 @@ log = logging.getLogger("semel.fetch")
 LOW_RECORDS = 4_000
 # The same for large records: a partition's share is no more than twice this, however large the budget.
 LOW_BYTES = 4 << 20
-MAX_WAIT_MS = 250
 PARTITION_BYTES = 524_288
-# Where a compressed batch becomes many times as large, so little is asked for; a broker answers with a whole batch at least.
-PARTITION_LEAST_BYTES = 16_384
 REQUEST_BYTES = 16 << 20
 # Answers under way are of the budget: so many of the largest kind.
 REQUESTS = 8
@@ -210,24 +207,23 @@ class Fetcher:
             for fetch in hungry:
                 if self.fetches.get(fetch.tp) is fetch:
                     self._troubles.met(fetch.tp, fetch.offset, exc)
-        by_node: dict[int, list[PartitionFetch]] = defaultdict(list)
+        wanted: dict[TP, PartitionFetch] = {}
         for fetch in hungry:
-            node = leaders.get(fetch.tp)
             if self.fetches.get(fetch.tp) is not fetch:
                 continue
-            if node is None and leaders:
+            if fetch.tp not in leaders and leaders:
                 self._troubles.met(fetch.tp, fetch.offset, NO_LEADER)
-            if node is not None and not fetch.asked:
-                by_node[node].append(fetch)
+            elif not fetch.asked:
+                wanted[fetch.tp] = fetch
         if len(leaders) < len(hungry):
             self._later(0.1)
-        for node, fetches in by_node.items():
+        wants = [Wanted(f.tp, f.offset, f.ask_bytes) for f in wanted.values()]
+        for request in requests(wants, leaders, share_bytes=self._low_bytes, answer_bytes=most):
+            fetches = [wanted[tp] for tp in request.offsets]
             for fetch in fetches:
                 fetch.asked = True
-            asks = max(PARTITION_LEAST_BYTES, min(self._low_bytes, *(f.ask_bytes for f in fetches)))
-            most_here = min(asks * len(fetches), most)
-            self._reserved += most_here
-            poll = asyncio.create_task(self._poll(node, fetches, asks, most_here))
+            self._reserved += request.max_bytes
+            poll = asyncio.create_task(self._poll(request, fetches))
             self._polls.add(poll)
             poll.add_done_callback(self._polls.discard)
 
@@ -247,13 +243,10 @@ class Fetcher:
         self._troubles.met(fetch.tp, fetch.offset, error)
         fetch.pause_s = min(fetch.pause_s * 2, LONGEST_PAUSE_S) if fetch.pause_s else PAUSE_S
 
-    async def _poll(self, node: int, fetches: list[PartitionFetch], asks: int, most: int) -> None:
+    async def _poll(self, request: FetchRequest, fetches: list[PartitionFetch]) -> None:
         pause = 0.0
         try:
-            answers = await self._broker.fetch(
-                node, {f.tp: f.offset for f in fetches}, committed=True, max_wait_ms=MAX_WAIT_MS,
-                max_bytes=most, partition_max_bytes=asks, purpose="source",
-            )  # fmt: skip
+            answers = await self._broker.fetch(request)
             for fetch in fetches:
                 answer = answers.get(fetch.tp)
                 if answer is None or self.fetches.get(fetch.tp) is not fetch:
@@ -278,12 +271,12 @@ class Fetcher:
                         for cursor in fetch.cursors:
                             self._offer(cursor)
         except Exception as exc:
-            log.debug("fetch from node %d: %s", node, exc)
+            log.debug("fetch from node %d: %s", request.node, exc)
             for fetch in fetches:
                 if self.fetches.get(fetch.tp) is fetch:
                     self._vain(fetch, exc)
         finally:
-            self._reserved -= most
+            self._reserved -= request.max_bytes
             for fetch in fetches:
                 if fetch.pause_s:
                     self._later(fetch.pause_s, fetch)
