@@ -245,7 +245,7 @@ async def test_an_event_that_blocks_a_little_is_not_blamed_for_a_broker_that_doe
         world.pay(f"a{n % 8}", 1)
     await world.until(lambda: "no heartbeat was answered" in caplog.text)
     assert len(world.work.handled) > 20
-    assert all(not attempts.lost for attempts in worker.engine._attempts.values())
+    assert all(not state.lost for state in worker.engine._retry_states.values())
     world.cluster.faults._scripts.remove(silence)
     await world.drained(within_s=120)
     world.check()
