@@ -8,7 +8,7 @@ import pytest
 
 from semel.port import TP
 from semel.stages.commit.epoch import EPOCH_STEPS, EpochState, SealedEpoch, by_partition
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 
 
 def sealed(state: EpochState = EpochState.SEALED) -> SealedEpoch:
@@ -39,6 +39,9 @@ def test_an_epoch_that_is_given_up_stays_what_kafka_makes_of_it_unless_it_was_to
 
 def test_outputs_are_grouped_by_partition_and_keep_their_order() -> None:
     one, other = TP("a", 0), TP("a", 1)
-    outs = [Out(tp, None, None, value, ()) for tp, value in ((one, b"1"), (other, b"2"), (one, b"3"), (one, b"4"))]
+    outs = [
+        ProducerRecord(tp, None, None, value, ())
+        for tp, value in ((one, b"1"), (other, b"2"), (one, b"3"), (one, b"4"))
+    ]
     assert by_partition(iter(outs)) == {one: [outs[0], outs[2], outs[3]], other: [outs[1]]}
     assert by_partition([]) == {}

@@ -8,12 +8,12 @@ import pytest
 
 from semel.errors import CarryOverFull
 from semel.port import TP
-from semel.stages.sink.destination import Out
+from semel.stages.sink.destination import ProducerRecord
 from semel.stages.sink.open_epoch import OpenEpoch
 
 
-def out(size: int) -> Out:
-    return Out(TP("settlements", 0), None, None, b"v", (), size)
+def out(size: int) -> ProducerRecord:
+    return ProducerRecord(TP("settlements", 0), None, None, b"v", (), size)
 
 
 @pytest.fixture
