@@ -36,7 +36,7 @@ from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
 from semel.partitioner import partition_of
 from semel.pipeline import Pipeline
-from semel.port import TP, Fetched, Producer
+from semel.port import TP, Fetched, FetchRequest, Producer
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.settings import EngineSettings
 from semel.state.store import Store
@@ -87,20 +87,10 @@ class ReplayBroker(MemoryBroker):
         self._log = log
         self._ends: Counter[TP] = Counter()
 
-    async def fetch(
-        self,
-        node: int,
-        wants: Mapping[TP, int],
-        *,
-        committed: bool,
-        max_wait_ms: int,
-        max_bytes: int,
-        partition_max_bytes: int,
-        purpose: str = "source",
-    ) -> dict[TP, Fetched]:
+    async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
         await asyncio.sleep(0)
         answer: dict[TP, Fetched] = {}
-        for tp, offset in wants.items():
+        for tp, offset in request.offsets.items():
             batches = self._log.batches.get(tp)
             if batches is None:
                 raise Failed(f"{tp} was to be restored: the state directory is not empty")
@@ -109,7 +99,7 @@ class ReplayBroker(MemoryBroker):
             found, position, error = kafka_records.read(data, offset, aborted=())
             answer[tp] = Fetched(found, position, end, end, 0, error)
         if not any(a.records for a in answer.values()):
-            await asyncio.sleep(max_wait_ms / 1000)
+            await asyncio.sleep(request.max_wait_ms / 1000)
         return answer
 
     async def produce(self, producer: Producer, batches: Mapping[TP, bytes]) -> dict[TP, int]:

@@ -27,7 +27,7 @@ from benchmarks import report
 from semel import Dedup, Pipeline, Topic
 from semel.kafka import records as kafka_records
 from semel.partitioner import partition_of
-from semel.port import EARLIEST, TP, Fetched, TopicInfo
+from semel.port import EARLIEST, TP, Fetched, FetchRequest, TopicInfo
 from semel.proof import Progress, Verdict, prove
 from semel.runtime.clock import SystemClock
 from semel.state import lineage
@@ -176,9 +176,9 @@ class Reader:
     async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
         return {tp: 0 if at == EARLIEST else self._history.logs[tp].end for tp in tps}
 
-    async def fetch(self, node: int, wants: Mapping[TP, int], *, max_bytes: int, **_: Any) -> dict[TP, Fetched]:
+    async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
         await asyncio.sleep(0)
-        return {tp: self._read(tp, offset, max_bytes) for tp, offset in wants.items()}
+        return {tp: self._read(tp, offset, request.max_bytes) for tp, offset in request.offsets.items()}
 
     def _read(self, tp: TP, offset: int, max_bytes: int) -> Fetched:
         log = self._history.logs[tp]

@@ -34,7 +34,7 @@ from semel import Dedup, Pipeline, Topic
 from semel.kafka import KafkaBroker
 from semel.local.kafka import LocalKafka
 from semel.local.process import environment_without_settings
-from semel.port import EARLIEST, LATEST, TP, Producer, TopicSpec
+from semel.port import EARLIEST, LATEST, TP, FetchRequest, Producer, TopicSpec
 from semel.runtime.clock import SystemClock
 from semel.state import lineage
 from semel.task.topics import Topics
@@ -96,10 +96,7 @@ class Target:
         async def written() -> str:
             at = (await self._broker.list_offsets([tp], LATEST if last else EARLIEST))[tp] - last
             node = (await self._broker.leaders([tp]))[tp]
-            found = await self._broker.fetch(
-                node, {tp: at}, committed=True, max_wait_ms=500, max_bytes=1 << 20, partition_max_bytes=1 << 20,
-                purpose="benchmark",
-            )  # fmt: skip
+            found = await self._broker.fetch(FetchRequest(node, {tp: at}, 500, 1 << 20, 1 << 20, purpose="benchmark"))
             record = next(r for r in found[tp].records if r.offset == at)
             builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
             builder.append(0, record.timestamp, record.key, record.value, list(record.headers))
