@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 from semel.chaos.subject import Subject
 from semel.config import Settings
 from semel.errors import ConfigError
-from semel.port import EARLIEST, LATEST, TP
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP
 from semel.runtime.clock import SystemClock
 from semel.task.read_committed import CommittedLogs
 from semel.topic import Topic
@@ -24,28 +24,30 @@ from semel.worker.node import kafka_broker
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
-class Made(NamedTuple):
-    """An event as bytes."""
+DeliveryKind = Literal["original", "immediate", "late", "burst", "disordered", "conflict", "undecodable"]
+
+
+class Delivery(NamedTuple):
+    """An event as bytes. Without a timestamp it gets that of its sending."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
-    timestamp_ms: int | None = None
+    timestamp_ms: int = NO_TIMESTAMP
+    kind: DeliveryKind = "original"
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """Where events come from. `originals`: each event once, without end unless `limit` says how many there are.
 
-    `notes`: what a person should know about how they are made, as sentences. `keyed_by`: the fields, as JSON names them,
-    that the record key is made of, as far as that is known.
+    `notes`: what a person should know about how they are made, as sentences.
     """
 
-    originals: Iterator[Made]
+    originals: Iterator[Delivery]
     notes: tuple[str, ...] = ()
     limit: int | None = None
     json: bool = True
-    keyed_by: tuple[str, ...] = ()
 
 
 # -- made by the pipeline's module
@@ -64,13 +66,13 @@ def from_module(subject: Subject, target: str, seed: int) -> Input | None:
     return Input(originals, (f"events are those of chaos_events in {module}, seed {seed}",))
 
 
-def _given(source: Topic, target: str, one: Any) -> Made:
+def _given(source: Topic, target: str, one: Any) -> Delivery:
     if not isinstance(one, tuple) or len(cast("tuple[Any, ...]", one)) not in (2, 3):
         raise ConfigError(f"chaos_events of {target} gave {one!r:.200}; give (key, value) or (key, value, headers)")
     key, value, headers = cast("tuple[Any, Any, Any]", (*one, ())[:3])
     pairs = cast("Iterable[tuple[str, Any]]", headers.items() if hasattr(headers, "items") else headers)
     try:
-        return Made(
+        return Delivery(
             key if key is None or isinstance(key, bytes) else source.key.encode(key),
             value if value is None or isinstance(value, bytes) else source.value.encode(value),
             tuple((name, text.encode() if isinstance(text, str) else text) for name, text in pairs),
@@ -89,8 +91,8 @@ class _Line(msgspec.Struct):
 
     value: Any
     key: Any = None
-    headers: dict[str, Any] | None = None
-    timestamp: int | None = None
+    headers: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    timestamp: int = NO_TIMESTAMP
 
 
 def from_file(path: Path) -> Input:
@@ -99,7 +101,7 @@ def from_file(path: Path) -> Input:
         lines = path.read_bytes().splitlines()
     except OSError as missing:
         raise ConfigError(f"--input {path}: {missing.strerror or missing}") from missing
-    made: list[Made] = []
+    made: list[Delivery] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -110,8 +112,8 @@ def from_file(path: Path) -> Input:
                 f'{path}, line {number}: {wrong}; a line is {{"key": ..., "value": ..., "headers": {{...}}, "timestamp": '
                 "ms}, of which only the value must be there"
             ) from wrong
-        headers = tuple((name, _recorded(value)) for name, value in (row.headers or {}).items())
-        made.append(Made(_recorded(row.key), _recorded(row.value), headers, row.timestamp))
+        headers = tuple((name, _recorded(value)) for name, value in row.headers.items())
+        made.append(Delivery(_recorded(row.key), _recorded(row.value), headers, row.timestamp))
     if not made:
         raise ConfigError(f"--input {path} has no lines")
     return Input(iter(made), (f"{len(made):,} events recorded in {path}",), len(made))
@@ -142,7 +144,7 @@ async def from_topic(topic: str, broker: str | None, events: int) -> Input:
         share = -(-events // info.partitions)
         logs = CommittedLogs(there, SystemClock(), "copy")
         copied = [
-            Made(record.key, record.value, tuple(record.headers), record.timestamp)
+            Delivery(record.key, record.value, tuple(record.headers), record.timestamp)
             for tp in tps
             async for piece in logs.read(tp, max(starts[tp], ends[tp] - share), ends[tp])
             for record in piece.records
@@ -151,13 +153,12 @@ async def from_topic(topic: str, broker: str | None, events: int) -> Input:
         await there.close()
     if not copied:
         raise ConfigError(f"topic {topic!r} on {settings.bootstrap} holds no records to copy")
-    newest = sorted(copied, key=lambda made: made.timestamp_ms or 0)[-events:]
+    newest = sorted(copied, key=lambda copy: copy.timestamp_ms)[-events:]
     return Input(iter(newest), (f"{len(newest):,} events copied from {topic} on {settings.bootstrap}",), len(newest))
 
 
 # -- redeliveries
 
-DeliveryKind = Literal["original", "immediate", "late", "burst", "disordered", "conflict", "undecodable"]
 MIX: Mapping[DeliveryKind, float] = {
     "immediate": 0.06, "late": 0.06, "burst": 0.002, "disordered": 0.003, "conflict": 0.01, "undecodable": 0.001,
 }  # fmt: skip
@@ -166,32 +167,23 @@ LATE = (20, 5_000)
 NOT_JSON = b"\xff\x00 not what the topic declares"
 
 
-class Delivery(NamedTuple):
-    kind: DeliveryKind
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    timestamp_ms: int
-
-
 def deliveries(
-    source: Input, seed: int, now_ms: Callable[[], int], altered: Callable[[Made], bytes | None]
+    source: Input, seed: int, now_ms: Callable[[], int], altered: Callable[[Delivery, Sequence[Delivery]], bytes | None]
 ) -> Iterator[Delivery]:
     """The originals in their order, and what a retrying producer, a replayed backup or a broken sender puts between.
 
     A redelivery is the record it repeats, its timestamp included. Late ones come after 20 to 5,000 more events; those
-    that still wait when the originals end come then. `altered`: another payload under the same id, None where there is none.
+    that still wait when the originals end come then. `altered`: another payload under the id of an event, of what recent
+    ones have; None where there is none.
     """
     rng = Random(f"{seed} redeliveries")
     kinds, weights = list(MIX), list(MIX.values())
     none = 1 - sum(weights)
     recent: list[Delivery] = []
     waiting: dict[int, list[Delivery]] = {}
-    number = 0
-    for made in source.originals:
-        number += 1
-        at = made.timestamp_ms if made.timestamp_ms is not None else now_ms()
-        first = Delivery("original", made.key, made.value, made.headers, at)
+    for number, first in enumerate(source.originals, 1):
+        if first.timestamp_ms == NO_TIMESTAMP:
+            first = first._replace(timestamp_ms=now_ms())
         yield first
         recent.append(first)
         del recent[:-RECENT]
@@ -207,7 +199,7 @@ def deliveries(
                 stretch = recent[-rng.randint(5, 40) :]
                 rng.shuffle(stretch)
                 yield from [d._replace(kind="disordered") for d in stretch]
-            case "conflict" if (value := altered(made)) is not None:
+            case "conflict" if (value := altered(first, recent)) is not None:
                 due = number + rng.choice((1, rng.randint(*LATE)))
                 waiting.setdefault(due, []).append(first._replace(kind="conflict", value=value))
             case "undecodable" if source.json:

@@ -204,7 +204,7 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     ]  # fmt: skip
     workers, spare = processes[: asked.workers], processes[asked.workers :]
     observed = Observed(topic, asked.partitions)
-    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject, asked.source.keyed_by))
+    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject))
     load = Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed)
     compaction = Compaction(broker, cluster, archive, observed)
     on = Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say)

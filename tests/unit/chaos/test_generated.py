@@ -82,7 +82,7 @@ class Clicked(faust.Record):
 TYPES = [
     str, int, float, bool, bytes, Decimal, UUID, datetime, date, time, timedelta, Colour, Literal[1, 2], Order, Click,
     Clicked, Point, Address, list[int], dict[str, int], tuple[str, ...], frozenset[int], int | None, OrderId,
-    Annotated[int, msgspec.Meta(ge=5, le=9)], Annotated[str, msgspec.Meta(min_length=20, max_length=30)], Sequence[int],
+    Annotated[int, msgspec.Meta(gt=0)], Annotated[str, msgspec.Meta(min_length=1, max_length=30)], Sequence[int],
 ]  # fmt: skip
 
 
@@ -110,14 +110,13 @@ def test_an_optional_field_is_now_and_then_absent() -> None:
     assert 20 < absent < 120
 
 
-def test_what_is_called_a_time_is_the_present() -> None:
-    order = made(Order, Random(1))
-    assert datetime.fromisoformat(order.created_at) == datetime.fromtimestamp(NOW_MS / 1000, UTC)
+def test_what_is_declared_as_a_time_is_the_present() -> None:
+    assert made(Click, Random(1)).at == datetime.fromtimestamp(NOW_MS / 1000, UTC)
 
 
 @pytest.mark.parametrize("declared", [str, int, float, bytes, Decimal, UUID, OrderId, int | None], ids=str)
 def test_unique_values_never_repeat(declared: Any) -> None:
-    values = [typed(declared, unique(shape_of(declared), "7", number)) for number in range(500)]
+    values = [typed(declared, unique(shape_of(declared), 7, number)) for number in range(500)]
     assert len(set(values)) == 500
     codec = codec_for(declared)
     assert [codec.decode(codec.encode(value)) for value in values] == values
@@ -125,10 +124,10 @@ def test_unique_values_never_repeat(declared: Any) -> None:
 
 @pytest.mark.parametrize("declared", [bool, Colour, Literal["a"], list[int], Line], ids=str)
 def test_a_type_of_few_values_has_no_unique_ones(declared: Any) -> None:
-    assert unique(shape_of(declared), "7", 1) is None
+    assert unique(shape_of(declared), 7, 1) is None
 
 
-@pytest.mark.parametrize("declared", [dict, Any, Annotated[str, msgspec.Meta(pattern="a+")]], ids=str)
+@pytest.mark.parametrize("declared", [dict, list, Any, complex], ids=str)
 def test_a_type_that_says_too_little_is_refused_with_the_ways_out(declared: Any) -> None:
     with pytest.raises(NotMade, match=r"chaos_events.*--input.*--from-topic"):
         made(declared, Random(1))
