@@ -37,10 +37,10 @@ AGAIN_S = 0.5
 class Fleet:
     """What there is to be hurt, and what was seen of it.
 
-    `spare`: processes that may join as guests; `stage`: how far the run is, as it is shown; `active`: numbers of faults that
-    are not healed. `findings`: what no fault excuses, as sentences; `mended`: what the brokers did of their own accord, and
-    was put right. `unrightful`: how many workers ended for want of a right; `rights_since`: since when they all have
-    theirs, inf while they do not.
+    `spare`: processes that may join as guests; `goal`: until when it goes on, in words; `stage`: how far the run is, as it is
+    shown; `active`: numbers of faults that are not healed. `findings`: what no fault excuses, as sentences; `mended`: what the
+    brokers did of their own accord, and was put right. `unrightful`: how many workers ended for want of a right;
+    `rights_since`: since when they all have theirs, inf while they do not.
     """
 
     plan: Plan
@@ -53,6 +53,7 @@ class Fleet:
     compaction: Compaction
     views: Views
     say: Callable[[str], None]
+    goal: str
     stage: str = "starting"
     timeline: Timeline = field(default_factory=Timeline)
     began: float = field(default_factory=time.monotonic)

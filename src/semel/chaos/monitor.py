@@ -8,21 +8,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from semel.chaos.fleet import Fleet
-from semel.chaos.show import Display, Shown, WorkerShown
-from semel.chaos.timeline import Sample, percentile, rates
+from semel.chaos.show import Display
+from semel.chaos.timeline import Sample
 from semel.chaos.workers import ChaosWorker
 
 ASK_EVERY_S = 0.2
 SAMPLE_EVERY_S = 0.5
-RATE_OVER_S = 3.0
 
 
-async def watch(
-    on: Fleet, display: Display, *, goal: str, beside: Callable[[Coroutine[Any, Any, None]], object]
-) -> None:
+async def watch(on: Fleet, display: Display, beside: Callable[[Coroutine[Any, Any, None]], object]) -> None:
     """Without end. Before the chaos a worker that ends is not started again, and no broker is.
 
-    `beside` runs work that must not fail unseen; `goal` is shown.
+    `beside` runs work that must not fail unseen.
     """
     asking: set[int] = set()
     next_sample = 0.0
@@ -52,24 +49,5 @@ async def watch(
             on.timeline.samples.append(Sample(on.now(), on.load.published, on.observed.processed, on.behind))
             if on.stage != "starting":
                 beside(on.mend_brokers())
-            display.show(_shown(on, goal))
+            display.show(on)
         await asyncio.sleep(ASK_EVERY_S)
-
-
-def _shown(on: Fleet, goal: str) -> Shown:
-    now, recent = on.timeline.samples[-1], rates(on.timeline.samples[-20:], RATE_OVER_S)
-    return Shown(
-        seconds=now.at_s,
-        goal=goal,
-        stage=on.stage,
-        published=now.published,
-        lag=now.lag,
-        rate=recent[-1][1] if recent else 0.0,
-        faults=on.timeline.by_kind(),
-        active=len(on.active),
-        recovery_p50_s=percentile(on.timeline.recoveries(), 0.5),
-        findings=len(on.findings),
-        workers=tuple(
-            WorkerShown(w.name, on.timeline.phase(w.name), w.pid, on.observed.tasks(w.name)) for w in on.everyone
-        ),
-    )

@@ -1,4 +1,4 @@
-"""The report as one HTML file: what was promised and found, a picture of the timeline, each fault, the proof.
+"""The report as one HTML file: its sentences, a picture of the timeline, each fault, the proof.
 
 Self-contained: no script, no font and no picture comes from anywhere else.
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from semel.chaos.faults import FAULTS
-from semel.chaos.report import Report
+from semel.chaos.report import Report, summary
 from semel.chaos.timeline import Entry, Timeline, rates
 from semel.display.markup import frame, table
+from semel.proof import html
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 16.0
 LANE, CURVE = 22.0, 84.0
@@ -27,92 +28,42 @@ COLOURS = {
 }
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --dim: #667282; --line: #d8dee5; --back: #ffffff; --soft: #f4f6f8;
-  --good: #1e8449; --bad: #c0392b; --running: #a9dfbf; --starting: #f9e79f; --frozen: #aed6f1; --dead: #f5b7b1; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --dim: #93a0ae; --line: #34404d; --back: #151b22;
-  --soft: #1e262f; --good: #58d68d; --bad: #ff7b6b; --running: #1d6b40; --starting: #7d6608; --frozen: #1f5f8b;
-  --dead: #7b241c; } }
-body { margin: 2rem auto; max-width: 1180px; padding: 0 1rem; color: var(--ink); background: var(--back);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.dim, figcaption { color: var(--dim); } .clean { color: var(--good); } .bad { color: var(--bad); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; margin: 1.2rem 0; }
-.card { background: var(--soft); border-radius: 8px; padding: .7rem .9rem; }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } figure { margin: 0; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-radius: 8px; font-size: .85rem; }
-svg text { fill: var(--dim); font: 11px system-ui, sans-serif; } svg .name { fill: var(--ink); }
-iframe { width: 100%; height: 40rem; border: 1px solid var(--line); border-radius: 8px; }
+:root{--running:#a9dfbf;--starting:#f9e79f;--frozen:#aed6f1;--dead:#f5b7b1}
+@media(prefers-color-scheme:dark){:root{--running:#1d6b40;--starting:#7d6608;--frozen:#1f5f8b;--dead:#7b241c}}
+figure{margin:0}pre{background:var(--soft);padding:.8rem}
+svg text{fill:var(--dim);font:11px system-ui,sans-serif}svg .name{fill:var(--ink)}
+iframe{width:100%;height:40rem;border:1px solid var(--line)}
 """
 
 
 def page(report: Report) -> str:
     title, entries = f"chaos: {report.pipeline}", report.timeline.entries
-    kinds = [
-        (escape(kind), f"{count['faults']:,}", f"{count['bit']:,}", "")
-        for kind, count in report.timeline.by_kind().items()
-    ]
-    kinds += [
-        (escape(kind), "0", "0", f"<span class=dim>{escape(why)}</span>") for kind, why in report.left_out.items()
-    ]
     faults = [
         (f"{e.number}", f"{e.at_s:.1f}", *map(escape, (e.what, e.whom, _seconds(e.recovery_s), e.remarks)))
         for e in entries
     ]
+    if report.proof is None:
+        proof = "<p class=bad>The run did not come to its proof.</p>"
+    else:
+        proof = f'<iframe title="proof" sandbox srcdoc="{escape(html(report.proof), quote=True)}"></iframe>'
     body = (
-        f'<h1>{escape(title)} — <span class="{"clean" if report.ok else "bad"}">{escape(report.verdict)}</span></h1>'
-        f'<div class="dim">seed {report.seed} · {report.workers} workers · {report.brokers} '
-        f"broker{'s' if report.brokers > 1 else ''} · {report.partitions} partitions · {report.seconds:,.0f} s</div>"
-        f"{_cards(report)}{_findings(report)}"
-        f"<h2>Timeline</h2><figure class=wide>{picture(report.timeline, report.seconds)}"
-        "<figcaption>Above: each fault where it began, a bar until it was healed, thin until it was recovered from. Then "
-        "the workers; below, source records done per second, and how many were still to be done.</figcaption></figure>"
-        f"<h2>Faults by kind</h2>{table(('kind', 'faults', 'met something at work', ''), kinds, numbers=(1, 2))}"
-        "<details><summary>Every fault</summary><div class=wide>"
-        f"{table(('#', 'at, s', 'what', 'whom', 'recovered after', ''), faults, numbers=(0, 1, 4))}</div></details>"
-        f"{_proof(report)}"
-        f"<h2>How it was made</h2><p>{'<br>'.join(map(escape, (*report.notes, *report.mended)))}</p>"
+        f'<h1>{escape(title)}: <span class="{"good" if report.ok else "bad"}">{escape(report.verdict)}</span></h1>'
+        f"<pre>{escape(summary(report))}</pre>"
+        f"<h2>Timeline</h2><figure>{picture(report.timeline, report.seconds)}"
+        "<figcaption class=dim>Above: each fault where it began, a bar until it was healed, thin until it was recovered from. "
+        "Then the workers; below, source records done per second, and how many were still to be done.</figcaption></figure>"
+        "<details><summary>Every fault</summary>"
+        f"{table(('#', 'at, s', 'what', 'whom', 'recovered after', ''), faults, numbers=(0, 1, 4))}</details>"
+        f"<h2>Proof</h2>{proof}"
+        f"<h2>How it was made</h2><p>{'<br>'.join(map(escape, report.notes))}</p>"
         f"<p class=dim>The same faults and events again: --seed {report.seed} --workers {report.workers} "
         f"--brokers {report.brokers} --partitions {report.partitions} --faults {escape(','.join(report.kinds))}</p>"
     )
     return frame(title, _STYLE, body)
 
 
-def _cards(report: Report) -> str:
-    document = report.document()
-    recoveries, events = document["recoveries"], document["events"]
-    cards = {
-        "faults": f"{document['faults']['total']:,}",
-        "met something at work": f"{document['faults']['bit']:,}",
-        "recovery, median": _seconds(recoveries["p50_s"]),
-        "recovery, at most": _seconds(recoveries["max_s"]),
-        "records published": f"{events.get('published', 0):,}",
-        "redelivered": f"{events.get('redelivered', 0):,}",
-        "findings": f"{len(report.all_findings):,}",
-    }
-    return f"<div class=cards>{''.join(f'<div class=card><b>{n}</b>{name}</div>' for name, n in cards.items())}</div>"
-
-
 def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} s"
-
-
-def _findings(report: Report) -> str:
-    shown = "".join(f"<pre class=bad>{escape(finding)}</pre>" for finding in report.all_findings)
-    shown += "".join(f"<p>note: {escape(remark)}</p>" for remark in report.remarks)
-    shown += "".join(f"<p class=bad>void: {escape(reason)}</p>" for reason in report.void)
-    return f"<h2>Findings</h2>{shown}" if shown else ""
-
-
-def _proof(report: Report) -> str:
-    if report.proved is None:
-        return "<h2>Proof</h2><p class=bad>The run did not come to its proof.</p>"
-    summary = "".join(f"<li>{escape(line)}" for line in report.proved.summary)
-    inner = escape(report.proved.html, quote=True)
-    return f"<h2>Proof</h2><ul>{summary}</ul>" + (inner and f'<iframe title="proof" sandbox srcdoc="{inner}"></iframe>')
 
 
 # -- the picture

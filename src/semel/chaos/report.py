@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semel.chaos.timeline import Timeline, percentile
+from semel.proof import Proof, Verdict
 
 FINDINGS_SHOWN = 20
 CLEAN, VIOLATED, UNPROVABLE, VOID = "clean", "violated", "unprovable", "void"
@@ -16,19 +17,8 @@ NOT_COUNTED: dict[str, int] = dict.fromkeys(
 
 
 @dataclass(frozen=True, slots=True)
-class Proved:
-    """`verdict`: clean, violated or unprovable. `findings` and `summary` are sentences; `html` stands in the report."""
-
-    verdict: str
-    findings: tuple[str, ...]
-    summary: tuple[str, ...]
-    document: Mapping[str, Any]
-    html: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
-    """Everything there is to say of one run. `proved` is None where it did not come to the proof.
+    """Everything there is to say of one run. `proof` is None where it did not come to that.
 
     `engine`: what workers counted that shows that faults came through to them. `void`: why the run says nothing, `remarks`:
     what it does not show, `mended`: what was put right on the way, as sentences.
@@ -50,15 +40,15 @@ class Report:
     mended: Sequence[str] = ()
     void: Sequence[str] = ()
     remarks: Sequence[str] = ()
-    proved: Proved | None = None
+    proof: Proof | None = None
 
     @property
     def verdict(self) -> str:
         """violated, else unprovable, else void, else clean."""
-        if self.findings or self.proved is None or self.proved.verdict == VIOLATED:
+        if self.findings or self.proof is None or self.proof.verdict is Verdict.VIOLATED:
             return VIOLATED
-        if self.proved.verdict != CLEAN:
-            return self.proved.verdict
+        if self.proof.verdict is Verdict.UNPROVABLE:
+            return UNPROVABLE
         return VOID if self.void else CLEAN
 
     @property
@@ -68,11 +58,14 @@ class Report:
     @property
     def all_findings(self) -> list[str]:
         """Those of the run, then those of the proof."""
-        return [*self.findings, *(self.proved.findings if self.proved is not None else ())]
+        of_proof = () if self.proof is None else self.proof.findings
+        return [*self.findings, *("\n  ".join((f"{f.law}: {f.sentence}", *map(str, f.witnesses))) for f in of_proof)]
 
     def document(self) -> dict[str, Any]:
         recoveries = self.timeline.recoveries()
-        shares = (("p50_s", 0.5), ("p99_s", 0.99), ("max_s", 1.0))
+        shares = {
+            name: percentile(recoveries, share) for name, share in (("p50_s", 0.5), ("p99_s", 0.99), ("max_s", 1.0))
+        }
         return {
             "pipeline": self.pipeline,
             "seed": self.seed,
@@ -88,10 +81,7 @@ class Report:
             },
             "recoveries": {
                 "count": len(recoveries),
-                **{
-                    name: None if (s := percentile(recoveries, share)) is None else round(s, 2)
-                    for name, share in shares
-                },
+                **{name: None if s is None else round(s, 2) for name, s in shares.items()},
             },
             "events": dict(self.events),
             "engine": dict(self.engine),
@@ -100,7 +90,7 @@ class Report:
             "notes": list(self.remarks),
             "findings": self.all_findings[:FINDINGS_SHOWN],
             "mended": list(self.mended),
-            "proof": None if self.proved is None else self.proved.document,
+            "proof": None if self.proof is None else self.proof.to_json(),
             "ok": self.ok,
         }
 
@@ -124,9 +114,10 @@ def summary(report: Report) -> str:
         f"the engine counted {engine['aborts']} aborts, {engine['unknown']} commits without an answer, "
         f"{engine['fences']} fences, {engine['assignments']} assignments, {engine['duplicates']:,} duplicates",
         *(f"  {sentence}" for sentence in report.mended),
-        *(f"proof: {line}" for line in (report.proved.summary if report.proved is not None else ())),
-        *(f"  finding: {finding}" for finding in document["findings"]),
     ]
+    if report.proof is not None:
+        lines += [f"proof: {report.proof.headline()}", *(f"proof: note: {note}" for note in report.proof.notes)]
+    lines += [f"  finding: {finding}" for finding in document["findings"]]
     if (more := len(report.all_findings) - FINDINGS_SHOWN) > 0:
         lines.append(f"  and {more} more")
     lines += [f"  note: {remark}" for remark in report.remarks]

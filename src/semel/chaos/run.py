@@ -133,7 +133,7 @@ async def _phases(asked: Asked, screen: Display, opened: AsyncExitStack) -> Repo
     prepared = await _prepare(asked, screen.say, opened)
     fleet = await _fleet(asked, prepared, screen.say, opened)
     async with asyncio.TaskGroup() as beside:
-        watching = beside.create_task(watch(fleet, screen, goal=asked.goal, beside=beside.create_task))
+        watching = beside.create_task(watch(fleet, screen, beside.create_task))
         loading = await _start(fleet, beside)
         await _storm(asked, prepared, fleet, loading, beside)
         await _settle(fleet, loading)
@@ -207,7 +207,7 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject))
     load = Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed)
     compaction = Compaction(broker, cluster, archive, observed)
-    on = Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say)
+    on = Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say, asked.goal)
     shape = prepared.shape
     for worker in on.workers:
         if shape.mounts and not await asyncio.to_thread(disks.mount, worker.state_dir, stalls=shape.stalls):

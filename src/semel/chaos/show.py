@@ -2,63 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from semel.chaos.fleet import Fleet
+from semel.chaos.timeline import percentile, rates
 from semel.display.screen import Lines, Picture, Screen, WorkerShown, panel, workers_grid, workers_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LINE_EVERY_S = 5.0
+RATE_OVER_S = 3.0
 # Side by side, so that their names are whole in 80 columns.
 KINDS_A_ROW = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """One moment of a run. `goal`: what it goes on until, in words; `rate`: source records a second."""
-
-    seconds: float
-    goal: str
-    stage: str
-    published: int
-    lag: int
-    rate: float
-    faults: Mapping[str, Mapping[str, int]]
-    active: int
-    recovery_p50_s: float | None
-    findings: int
-    workers: tuple[WorkerShown, ...]
-
-
-Display: TypeAlias = Screen[Shown]
+Display: TypeAlias = Screen[Fleet]
 
 
 def display(*, moving: bool) -> Display:
     return Picture(picture, stays=False) if moving else Lines(line, LINE_EVERY_S)
 
 
-def line(moment: Shown) -> str:
-    total = sum(kind["faults"] for kind in moment.faults.values())
+def line(on: Fleet) -> str:
+    now = on.timeline.samples[-1]
     return (
-        f"{moment.seconds:7.1f} s  {moment.stage}  faults {total}  published {moment.published:,}  {moment.rate:,.0f}/s  "
-        f"lag {moment.lag:,}  findings {moment.findings}  {workers_line(moment.workers)}"
+        f"{now.at_s:7.1f} s  {on.stage}  faults {len(on.timeline.entries)}  published {now.published:,}  {_rate(on):,.0f}/s  "
+        f"lag {now.lag:,}  findings {len(on.findings)}  {workers_line(_workers(on))}"
     )
 
 
-def picture(moment: Shown) -> RenderableType:
+def picture(on: Fleet) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    now, recovery_s = on.timeline.samples[-1], percentile(on.timeline.recoveries(), 0.5)
     flow, faults = Table.grid(padding=(0, 3)), Table.grid(padding=(0, 3))
-    recovery = "" if moment.recovery_p50_s is None else f"recovery {moment.recovery_p50_s:.1f} s (median)"
-    findings = Text(f"{moment.findings} findings", style="bold red" if moment.findings else "green")
-    flow.add_row(
-        f"{moment.published:,} published", f"{moment.rate:,.0f} records/s", f"lag {moment.lag:,}", recovery, findings
-    )
-    kinds = list(moment.faults.items())
+    recovery = "" if recovery_s is None else f"recovery {recovery_s:.1f} s (median)"
+    findings = Text(f"{len(on.findings)} findings", style="bold red" if on.findings else "green")
+    flow.add_row(f"{now.published:,} published", f"{_rate(on):,.0f} records/s", f"lag {now.lag:,}", recovery, findings)
+    kinds = list(on.timeline.by_kind().items())
     for first in range(0, len(kinds), KINDS_A_ROW):
         row = kinds[first : first + KINDS_A_ROW]
         faults.add_row(*(Text(kind, style="bold cyan") for kind, _ in row))
@@ -66,7 +48,16 @@ def picture(moment: Shown) -> RenderableType:
     return panel(
         flow,
         faults,
-        workers_grid(moment.workers),
-        title=f"semel chaos · {moment.stage} · {moment.seconds:.0f} s of {moment.goal}",
-        subtitle=f"{moment.active} fault{'s' if moment.active > 1 else ''} in force" if moment.active else "",
+        workers_grid(_workers(on)),
+        title=f"semel chaos · {on.stage} · {now.at_s:.0f} s of {on.goal}",
+        subtitle=f"{len(on.active)} fault{'s' if len(on.active) > 1 else ''} in force" if on.active else "",
     )
+
+
+def _rate(on: Fleet) -> float:
+    """Source records a second."""
+    return next((rate for _, rate in reversed(rates(on.timeline.samples[-20:], RATE_OVER_S))), 0.0)
+
+
+def _workers(on: Fleet) -> list[WorkerShown]:
+    return [WorkerShown(w.name, on.timeline.phase(w.name), w.pid, on.observed.tasks(w.name)) for w in on.everyone]

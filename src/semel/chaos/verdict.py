@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from semel import proof
 from semel.chaos.events import NOT_JSON
 from semel.chaos.fleet import TERM_S, Fleet
-from semel.chaos.report import Proved, Report
+from semel.chaos.report import Report
 from semel.chaos.tables import compare
 from semel.chaos.timeline import Entry
 from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import RpcError, RpcLost
+from semel.proof import Progress, Proof, prove
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
 from semel.stages.agent.handler_faults import ON_PURPOSE
@@ -59,7 +59,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     for worker, code in zip(on.workers, await asyncio.gather(*(w.term(TERM_S) for w in on.workers)), strict=True):
         if code is None:
             on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
-    proved = await _tried(on, "there is no proof", lambda: _prove(on))
+    proof = await _tried(on, "there is no proof", lambda: _prove(on))
     return replace(
         report,
         seconds=seconds,
@@ -78,7 +78,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
         mended=on.mended,
         void=void,
         findings=on.findings,
-        proved=proved,
+        proof=proof,
     )
 
 
@@ -124,26 +124,17 @@ async def _given_up(on: Fleet) -> GivenUp:
     return GivenUp([wrong] if spent else [], originals)
 
 
-async def _prove(on: Fleet) -> Proved:
+async def _prove(on: Fleet) -> Proof:
     """RpcLost where no broker answers; SemelError where the topics cannot be understood."""
     told = time.monotonic()
 
-    def tell(how_far: proof.Progress) -> None:
+    def tell(how_far: Progress) -> None:
         nonlocal told
         if time.monotonic() > told + TELL_EVERY_S:
             told = time.monotonic()
             on.say(f"proof: {how_far.phase}, {how_far.done:,} of {how_far.total:,} records read")
 
-    proven = await proof.prove(on.broker, on.plan, SystemClock(), progress=tell, recording=on.compaction.archive)
-    document = proven.to_json()
-    findings = tuple(
-        f"{finding['law']}: {finding['sentence']}"
-        + "".join(f"\n  {w['topic']}[{w['partition']}]@{w['offset']}: {w['what']}" for w in finding["witnesses"])
-        for finding in document["findings"]
-    )
-    lines = proven.text().splitlines()
-    summary = (lines[0], *(line.strip() for line in lines if line.startswith("  note:")))
-    return Proved(proven.verdict.value, findings, summary, document, proof.html(proven))
+    return await prove(on.broker, on.plan, SystemClock(), progress=tell, recording=on.compaction.archive)
 
 
 # -- what a run does not show

@@ -38,7 +38,7 @@ def fleet(*workers: Ended) -> Fleet:
     processes = [cast("ChaosWorker", worker) for worker in workers]
     return Fleet(
         plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=processes, spare=[],
-        observed=Observed("t", 1), load=anything, compaction=anything, views=anything, say=lambda said: None,
+        observed=Observed("t", 1), load=anything, compaction=anything, views=anything, say=lambda said: None, goal="60 s",
     )  # fmt: skip
 
 

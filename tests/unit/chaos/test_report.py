@@ -10,10 +10,14 @@ import pytest
 
 from semel.chaos.page import COLOURS, page, picture
 from semel.chaos.plan import KINDS
-from semel.chaos.report import NOT_COUNTED, Proved, Report, summary
+from semel.chaos.report import NOT_COUNTED, Report, summary
 from semel.chaos.timeline import Entry, Sample, Timeline
+from semel.port import TP
+from semel.proof import Finding, Gap, Law, Proof
 
-CLEAN = Proved("clean", (), ("clean: 7 laws",), {"verdict": "clean"}, "<html>the proof</html>")
+CLEAN = Proof("payments", 0, None, None, (), {}, (), (), {"records": 9, "outputs": 9}, (), (), ledger=True, seconds=1.0)
+LOST = replace(CLEAN, found={Law.NO_LOSS: 1}, findings=(Finding(Law.NO_LOSS, "one"),))
+GAP = replace(CLEAN, gaps=(Gap(TP("payments", 0), 0, 5, "who knows"),))
 
 
 def report(**changes: object) -> Report:
@@ -28,7 +32,7 @@ def report(**changes: object) -> Report:
     for at_s, phase in ((0.0, "starting"), (0.5, "running"), (1.0, "dead"), (2.0, "starting"), (3.0, "running")):
         timeline.turn("w1", at_s, phase)  # type: ignore[arg-type]
     made = Report(
-        "payments", 7, 2, 1, 4, timeline, seconds=10.0, engine={**NOT_COUNTED, "duplicates": 5}, proved=CLEAN,
+        "payments", 7, 2, 1, 4, timeline, seconds=10.0, engine={**NOT_COUNTED, "duplicates": 5}, proof=CLEAN,
         events={"published": 100, "redelivered": 20}, left_out={"leader": "one broker"},
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -42,11 +46,11 @@ def test_a_clean_run_is_clean() -> None:
     ("changes", "verdict"),
     [
         ({"findings": ["recovery ends: it did not"]}, "violated"),
-        ({"proved": Proved("violated", ("no-loss: one",), (), {})}, "violated"),
-        ({"proved": Proved("unprovable", (), (), {})}, "unprovable"),
+        ({"proof": LOST}, "violated"),
+        ({"proof": GAP}, "unprovable"),
         ({"void": ["no fault took place"]}, "void"),
         ({"void": ["no fault took place"], "findings": ["one"]}, "violated"),
-        ({"proved": None}, "violated"),
+        ({"proof": None}, "violated"),
     ],
 )
 def test_anything_else_is_not(changes: dict[str, object], verdict: str) -> None:
@@ -58,13 +62,13 @@ def test_the_document_has_the_sums() -> None:
     assert found["faults"]["kinds"] == {"kill": {"faults": 1, "bit": 1}, "net": {"faults": 2, "bit": 1}}
     assert (found["faults"]["total"], found["faults"]["bit"]) == (3, 2)
     assert found["recoveries"] == {"count": 2, "p50_s": 0.4, "p99_s": 1.0, "max_s": 1.0}
-    assert found["proof"] == {"verdict": "clean"}
+    assert found["proof"]["verdict"] == "clean"
 
 
 def test_findings_of_the_run_come_before_those_of_the_proof() -> None:
-    found = report(findings=["of the run"], proved=Proved("violated", ("of the proof",), (), {}))
-    assert found.document()["findings"] == ["of the run", "of the proof"]
-    assert summary(found).index("of the run") < summary(found).index("of the proof")
+    found = report(findings=["of the run"], proof=LOST)
+    assert found.document()["findings"] == ["of the run", "no-loss: one"]
+    assert summary(found).index("of the run") < summary(found).index("no-loss: one")
     assert summary(found).endswith("violated, seed 7")
 
 
@@ -72,7 +76,7 @@ def test_the_sentences_name_every_kind() -> None:
     said = summary(report())
     assert "1 kill, 2 net" in said
     assert "no leader: one broker" in said
-    assert "proof: clean: 7 laws" in said
+    assert "proof: clean: payments keeps all 0 laws" in said
 
 
 class Strict(HTMLParser):
