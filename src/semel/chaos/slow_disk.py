@@ -15,10 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 _FIFREEZE = 0xC0045877
@@ -26,28 +24,20 @@ _FITHAW = 0xC0045878
 # Long enough that a flush, a compaction or an opening meets it; a session is many times longer.
 FROZEN_S = 0.25
 OPEN_S = 0.02
-_PROBE = "probe"
-_QUIET_WRITES = 9
 
 
 class Stalled(NamedTuple):
-    """What was seen. `worst_ms`: the longest that one write with its sync took, `quiet_ms`: half of them took before.
-
-    `met` of `stalls` found a thread of the watched process waiting for its disk.
-    """
+    """What was seen: `met` of `stalls` found a thread of the watched process waiting for its disk."""
 
     stalls: int = 0
     met: int = 0
-    quiet_ms: float = 0.0
-    worst_ms: float = 0.0
     failed: str = ""
 
     def __str__(self) -> str:
-        if self.failed:
-            return f"it could not be stalled: {self.failed}"
         return (
-            f"{self.stalls} stalls, {self.met} met by the worker; a write took up to {self.worst_ms:,.0f} ms, "
-            f"{self.quiet_ms:.1f} ms before"
+            f"it could not be stalled: {self.failed}"
+            if self.failed
+            else f"{self.stalls} stalls, {self.met} met by the worker"
         )
 
 
@@ -102,42 +92,24 @@ def _ioctl(folder: Path, request: int) -> bool:
 # -- the process
 
 
-def _write_s(folder: Path) -> float:
-    """How long it takes to write and sync as a store does."""
-    began = time.monotonic()
-    # The disk may be full, too: that takes its time all the same.
-    with suppress(OSError), (folder / _PROBE).open("wb", buffering=0) as file:
-        file.write(bytes(4096))
-        os.fdatasync(file.fileno())
-    return time.monotonic() - began
-
-
 def _stall(folder: Path) -> Stalled:
     """Until standard input ends, which it also does when whoever started this dies."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
-    quiet_s = median(_write_s(folder) for _ in range(_QUIET_WRITES))
-    worst_s, stalls, met, pid = 0.0, 0, 0, 0
-    with ThreadPoolExecutor(1) as writer:
-        try:
-            while True:
-                frozen = freeze(folder)
-                writing = writer.submit(_write_s, folder)
-                ready, _, _ = select.select([sys.stdin], [], [], FROZEN_S)
-                line = sys.stdin.readline() if ready else None
-                stalls += frozen
-                met += frozen and _waits(pid)
-                thaw(folder)
-                worst_s = max(worst_s, writing.result())
-                if line == "":
-                    break
-                pid = int(line) if line else pid
-                time.sleep(OPEN_S)
-        finally:
-            # Before the writer is waited for.
+    stalls, met, pid = 0, 0, 0
+    try:
+        while True:
+            stalls += freeze(folder)
+            ready, _, _ = select.select([sys.stdin], [], [], FROZEN_S)
+            line = sys.stdin.readline() if ready else None
+            met += _waits(pid)
             thaw(folder)
-    (folder / _PROBE).unlink(missing_ok=True)
-    return Stalled(stalls, met, quiet_s * 1000, worst_s * 1000)
+            if line == "":
+                return Stalled(stalls, met)
+            pid = int(line) if line else pid
+            time.sleep(OPEN_S)
+    finally:
+        thaw(folder)
 
 
 def _waits(pid: int) -> bool:

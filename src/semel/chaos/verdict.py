@@ -145,20 +145,18 @@ def conflict_remarks(published: int, sent: int, met: int) -> tuple[str, ...]:
     if met and sent:
         return ()
     if sent:
-        return (
-            f"none of {sent:,} records sent with another payload under a known id was met as a conflict, so this run says "
-            "nothing of conflicts; look at what Dedup(compare=) compares, and at the dead letters",
+        why = (
+            f"none of {sent:,} records sent with another payload under a known id was met as a conflict: look at what "
+            "Dedup(compare=) compares, and at the dead letters"
         )
-    if published >= ENOUGH:
-        return (
-            "no conflict could be sent: nothing of these events can be altered so that the dedup rule sees another payload "
-            "under the same id, and this run says nothing of conflicts; where the rule knows any, give events that can have "
-            "one, by chaos_events(rng) in the pipeline's module, or --input",
+    elif published >= ENOUGH:
+        why = (
+            "no conflict could be sent, since nothing of these events can be altered so that the dedup rule sees one: give "
+            "events that can have one, by chaos_events(rng) in the pipeline's module, or --input"
         )
-    return (f"no conflict was sent among {published:,} records, so this run says nothing of conflicts; run it longer",)
-
-
-_LONGER = "run it longer, or with more kinds of faults"
+    else:
+        why = f"no conflict was sent among {published:,} records; run it longer"
+    return (f"this run says nothing of conflicts: {why}",)
 
 
 def void_reasons(
@@ -176,19 +174,16 @@ def void_reasons(
     `starts`: how many workers were started; each of them had one assignment without any fault. `given_up`: how many of the
     records `taken_in` became dead letters.
     """
-    if not entries:
-        return [f"no fault took place; {_LONGER}"]
-    reasons: list[str] = []
-    if not any(e.bit for e in entries):
-        reasons.append(f"none of the {len(entries)} faults met anything at work")
     felt = engine["assignments"] > starts or any(engine[n] for n in ("aborts", "unknown", "fences", "recoveries"))
-    if not felt and not any(e.bit and e.seen for e in entries):
-        reasons.append("no rebalance, abort, fence or restart was seen")
-    if deduped and redelivered and not engine["duplicates"]:
-        reasons.append(f"none of {redelivered:,} redelivered records was met as a duplicate")
-    if deduped and not redelivered:
-        reasons.append("no record was redelivered")
-    reasons = [f"{reason}; {_LONGER}" for reason in reasons]
+    checks = [
+        ("no fault took place", not entries),
+        (f"none of the {len(entries)} faults met anything at work", entries and not any(e.bit for e in entries)),
+        ("no rebalance, abort, fence or restart was seen", not felt and not any(e.bit and e.seen for e in entries)),
+        (f"none of {redelivered:,} redelivered records was met as a duplicate",
+         deduped and redelivered and not engine["duplicates"]),
+        ("no record was redelivered", deduped and not redelivered),
+    ]  # fmt: skip
+    reasons = [f"{reason}; run it longer, or with more kinds of faults" for reason, holds in checks if holds]
     if given_up * 2 > taken_in:
         reasons.append(
             f"{given_up:,} of {taken_in:,} records became dead letters, so that hardly any took effect; give events that this "

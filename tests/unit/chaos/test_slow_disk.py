@@ -52,7 +52,6 @@ def test_whoever_writes_to_a_stalling_disk_waits_and_is_seen_to(folder: Path, wr
     assert not seen.failed
     assert seen.stalls >= 3
     assert seen.met >= 2
-    assert seen.worst_ms > 0.6 * slow_disk.FROZEN_S * 1000 > seen.quiet_ms
     assert stalling.end() is seen
 
 
