@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.chaos.proxy import Api, Lose, Proxy
+from semel.chaos.proxy import Api, Proxy, Side, Trouble
 from semel.local import jars, ports
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
@@ -63,12 +63,17 @@ async def ledger(proxied_kafka: ProxiedKafka, make_ledger: MakeLedger) -> Ledger
     return await make_ledger(proxied_kafka)
 
 
-async def through(ledger: Ledger, between: Proxy, api: Api, lose: Lose, *, nth: int, seed: int) -> None:
+def losing(between: Proxy, api: Api, lost: Side, nth: int = 1) -> Trouble:
+    between.troubles.append(Trouble(side=lost, api=api, nth=nth))
+    return between.troubles[-1]
+
+
+async def through(ledger: Ledger, between: Proxy, api: Api, lost: Side, *, nth: int, seed: int) -> None:
     """Lose one exchange under load, and reckon."""
     feeding = ledger.feed_beside(payments(seed, 30_000), per_s=500)
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     await ledger.until_done(100)
-    rules = [between.lose(api, lose, nth=nth), between.lose(api, lose, nth=2 * nth + 3)]
+    rules = [losing(between, api, lost, nth), losing(between, api, lost, 2 * nth + 3)]
     for rule in rules:
         async with asyncio.timeout(30):
             await rule.done.wait()
@@ -79,44 +84,44 @@ async def through(ledger: Ledger, between: Proxy, api: Api, lose: Lose, *, nth: 
 
 
 async def test_an_end_of_transaction_that_never_arrived_is_done_again(ledger: Ledger, between: Proxy) -> None:
-    await through(ledger, between, Api.EndTxn, Lose.REQUEST, nth=3, seed=31)
+    await through(ledger, between, Api.EndTxn, Side.REQUESTS, nth=3, seed=31)
 
 
 async def test_an_end_of_transaction_that_took_effect_unheard_is_not_done_again(ledger: Ledger, between: Proxy) -> None:
     """The epoch is committed and its overlay is gone: without the catch-up its sums would be lost, or doubled."""
-    await through(ledger, between, Api.EndTxn, Lose.ANSWER, nth=3, seed=32)
+    await through(ledger, between, Api.EndTxn, Side.ANSWERS, nth=3, seed=32)
 
 
 @pytest.mark.parametrize("proxied_kafka", [jars.NEWEST], indirect=True)
-@pytest.mark.parametrize("lose", Lose)
+@pytest.mark.parametrize("lost", Side)
 @pytest.mark.parametrize(
     "api",
     [Api.AddPartitionsToTxn, Api.AddOffsetsToTxn, Api.Produce, Api.TxnOffsetCommit],
     ids=["AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit"],
 )
-async def test_any_exchange_of_a_commit_may_be_lost(ledger: Ledger, between: Proxy, api: Api, lose: Lose) -> None:
-    await through(ledger, between, api, lose, nth=2, seed=40 + api)
+async def test_any_exchange_of_a_commit_may_be_lost(ledger: Ledger, between: Proxy, api: Api, lost: Side) -> None:
+    await through(ledger, between, api, lost, nth=2, seed=40 + api)
 
 
 async def test_the_last_commit_of_all_may_be_lost(ledger: Ledger, between: Proxy, figures: Figures) -> None:
     """Nothing comes after it that would make up for it."""
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
-    for n, lose in enumerate(Lose):
+    for n, lost in enumerate(Side):
         await worker.ready()
-        rule = between.lose(Api.EndTxn, lose)
+        rule = losing(between, Api.EndTxn, lost)
         await ledger.feed(payments(50 + n, 3, redeliver=0))
         async with asyncio.timeout(30):
             await rule.done.wait()
         began = asyncio.get_running_loop().time()
         await ledger.drained()
         figures.record(
-            f"EndTxn {lose.name.lower()} lost: until committed, s", asyncio.get_running_loop().time() - began
+            f"EndTxn {lost.name.lower()} lost: until committed, s", asyncio.get_running_loop().time() - began
         )
     await ledger.settle(worker)
 
 
 async def test_a_new_writer_whose_answer_is_lost_is_taken_again(ledger: Ledger, between: Proxy) -> None:
-    rules = [between.lose(Api.InitProducerId, lose) for lose in Lose]
+    rules = [losing(between, Api.InitProducerId, lost) for lost in Side]
     await ledger.feed(payments(60, 500))
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     await ledger.settle(worker)

@@ -7,7 +7,6 @@ shuffled at first, so that a short run has met each of them, and by weight after
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 
 from semel.chaos.fault import Chance, Fault, Shape
@@ -36,16 +35,8 @@ def schedule(seed: int, kinds: Sequence[str], shape: Shape) -> Iterator[Fault]:
         chosen = rng.choices(kinds, [FAULTS[kind].weight for kind in kinds], k=len(kinds))
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """`--faults`: which kinds, and how many where a number was given instead of a time."""
-
-    kinds: tuple[str, ...]
-    count: int | None
-
-
-def wanted(text: str | None) -> Wanted:
-    """Reads `kill,zombie,net`, `1000`, or both. ConfigError for what is no kind of fault."""
+def wanted(text: str | None) -> tuple[tuple[str, ...], int | None]:
+    """Kinds, and how many, where `--faults` has a number: of `kill,zombie,net`, `1000`, or both. ConfigError."""
     kinds: set[str] = set()
     count: int | None = None
     for part in (text or "").replace(" ", "").split(","):
@@ -56,10 +47,10 @@ def wanted(text: str | None) -> Wanted:
         elif part:
             raise ConfigError(f"--faults: {part!r} is no kind of fault; there are {', '.join(KINDS)}, or their number")
     # In one order: a plan is a function of its kinds, too.
-    return Wanted(tuple(kind for kind in KINDS if not kinds or kind in kinds), count)
+    return tuple(kind for kind in KINDS if not kinds or kind in kinds), count
 
 
-def possible(kinds: Sequence[str], shape: Shape) -> tuple[list[str], dict[str, str]]:
+def possible(kinds: Sequence[str], shape: Shape) -> tuple[tuple[str, ...], dict[str, str]]:
     """What of these kinds can happen here, and why the others cannot."""
     left_out = {kind: why for kind in kinds if (why := FAULTS[kind].impossible(shape))}
-    return [kind for kind in kinds if kind not in left_out], left_out
+    return tuple(kind for kind in kinds if kind not in left_out), left_out

@@ -28,50 +28,41 @@ class Api(IntEnum):
     TxnOffsetCommit = 28
 
 
-class Lose(Enum):
-    REQUEST = "the broker never sees the request"
-    ANSWER = "the broker acts, and nobody hears of it"
-
-
 class Side(Enum):
+    """Of what is lost: of a request the broker never hears, on an answer it acted, and nobody hears of that."""
+
     REQUESTS = "towards the broker"
     ANSWERS = "towards the worker"
 
 
 @dataclass(eq=False)
-class Rule:
-    """The `nth` request of an api from now on is lost, and its connection cut. `client`: of this one only."""
-
-    api: Api
-    lose: Lose
-    nth: int
-    client: str = ""
-    seen: int = 0
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def applies(self, api: int, client: str) -> bool:
-        if api != self.api or self.client not in ("", client):
-            return False
-        self.seen += 1
-        return self.seen == self.nth
-
-
-@dataclass(eq=False)
 class Trouble:
-    """What lasts for a while. `touched` counts the frames and connections it has met.
+    """What goes wrong with frames of a client (empty: of all) towards a side (None: towards both), until it is over.
 
-    Silent frames are held, not lost: when it is over they arrive, as packets do that were on their way.
+    `api`: the `nth` exchange of it is lost, once, and its connection cut. Without one it lasts: frames take `delay_s` more,
+    or all connections end (`refuses`), or, with neither, frames are silent: held, not lost, and when it is over they arrive,
+    as packets do that were on their way. `touched` counts what it has met; `done`: an exchange was lost.
     """
 
     client: str = ""
-    silent: Side | None = None
+    side: Side | None = None
     delay_s: float = 0.0
     refuses: bool = False
+    api: Api | None = None
+    nth: int = 1
     touched: int = 0
+    done: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def meets(self, client: str, side: Side) -> bool:
-        return self.client in ("", client) and self.silent in (None, side) and not self.over.is_set()
+        return self.api is None and self.client in ("", client) and self.side in (None, side) and not self.over.is_set()
+
+    def loses(self, client: str, api: int) -> bool:
+        """Whether it is this request, or the answer to it, that is lost."""
+        if api != self.api or self.client not in ("", client):
+            return False
+        self.touched += 1
+        return self.touched == self.nth
 
 
 @dataclass(eq=False)
@@ -81,17 +72,16 @@ class _Connection:
     to_worker: asyncio.StreamWriter
     to_broker: asyncio.StreamWriter
     client: str = ""
-    awaited: dict[int, Rule] = field(default_factory=dict[int, Rule])
+    awaited: dict[int, Trouble] = field(default_factory=dict[int, Trouble])
 
 
 class Proxy:
-    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it."""
+    """Listens on `port` for the broker on `target`, both of the loopback. `async with` it. `troubles`: those in force."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.target = target
-        self._rules: list[Rule] = []
-        self._troubles: list[Trouble] = []
+        self.troubles: list[Trouble] = []
         self._open: set[_Connection] = set()
         self._handlers: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -108,16 +98,6 @@ class Proxy:
         await asyncio.gather(*self._handlers, return_exceptions=True)
 
     # -- what goes wrong
-
-    def lose(self, api: Api, what: Lose, *, nth: int = 1, client: str = "") -> Rule:
-        rule = Rule(api, what, nth, client)
-        self._rules.append(rule)
-        return rule
-
-    def forget(self, rule: Rule) -> None:
-        """Nothing is lost by this rule any more."""
-        with suppress(ValueError):
-            self._rules.remove(rule)
 
     def cut(self, client: str = "") -> int:
         """Reset the open connections of a client, or all; how many that were."""
@@ -138,14 +118,14 @@ class Proxy:
 
     @contextmanager
     def trouble(self, trouble: Trouble) -> Generator[Trouble]:
-        """It lasts as long as the block."""
-        self._troubles.append(trouble)
+        """It lasts as long as the block, at the most."""
+        self.troubles.append(trouble)
         try:
             if trouble.refuses:
                 trouble.touched += self.cut(trouble.client)
             yield trouble
         finally:
-            self._troubles.remove(trouble)
+            self.troubles.remove(trouble)
             trouble.over.set()
 
     def _of(self, client: str) -> list[_Connection]:
@@ -186,33 +166,29 @@ class Proxy:
         api, _, correlation, length = _HEAD.unpack_from(frame)
         if not connection.client:
             connection.client = frame[_HEAD.size : _HEAD.size + max(0, length)].decode(errors="replace")
-        for rule in self._rules:
-            if rule.applies(api, connection.client):
-                if rule.lose is Lose.REQUEST:
-                    rule.done.set()
+        for trouble in self.troubles:
+            if trouble.loses(connection.client, api):
+                if trouble.side is Side.REQUESTS:
+                    trouble.done.set()
                     return False
-                connection.awaited[correlation] = rule
+                connection.awaited[correlation] = trouble
         return await self._endured(connection, Side.REQUESTS)
 
     async def _answer(self, connection: _Connection, frame: bytes) -> bool:
-        rule = connection.awaited.pop(_SIZE.unpack_from(frame)[0], None)
-        if rule is not None:
-            rule.done.set()
+        trouble = connection.awaited.pop(_SIZE.unpack_from(frame)[0], None)
+        if trouble is not None:
+            trouble.done.set()
             return False
         return await self._endured(connection, Side.ANSWERS)
 
     async def _endured(self, connection: _Connection, side: Side) -> bool:
         """After what lasts was waited for; False where nothing passes at all."""
-        for trouble in list(self._troubles):
-            if not trouble.meets(connection.client, side):
-                continue
-            trouble.touched += 1
-            if trouble.refuses:
-                return False
-            if trouble.silent is not None:
-                await trouble.over.wait()
-            elif trouble.delay_s:
-                await asyncio.sleep(trouble.delay_s)
+        for trouble in list(self.troubles):
+            if trouble.meets(connection.client, side):
+                trouble.touched += 1
+                if trouble.refuses:
+                    return False
+                await (asyncio.sleep(trouble.delay_s) if trouble.delay_s else trouble.over.wait())
         return True
 
 

@@ -76,18 +76,6 @@ class Asked:
     report: Path | None
     as_json: bool
 
-    @property
-    def goal(self) -> str:
-        return f"{self.count} faults" if self.count is not None else f"{self.minutes * 60:g} s"
-
-    @property
-    def spread_rate(self) -> float:
-        """Recorded events are spread over the run, so that they do not end before it."""
-        if self.source.limit is None:
-            return self.rate
-        seconds = self.minutes * 60 if self.count is None else self.count * 3.0
-        return max(1.0, min(self.rate, self.source.limit * 1.2 / seconds))
-
 
 class Prepared(NamedTuple):
     """Where the run's Kafka lies, and what can happen on this machine."""
@@ -172,7 +160,7 @@ async def _prepare(asked: Asked, say: Callable[[str], None], opened: AsyncExitSt
         say(sentence)
     if not kinds:
         raise SemelError("none of the faults that were asked for can happen here")
-    return Prepared(held.kafka, tuple(kinds), left_out, shape)
+    return Prepared(held.kafka, kinds, left_out, shape)
 
 
 async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], opened: AsyncExitStack) -> Fleet:
@@ -202,18 +190,24 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
         )
         for name, port in zip(names, ports.choose(len(names)), strict=True)
     ]  # fmt: skip
-    workers, spare = processes[: asked.workers], processes[asked.workers :]
     observed = Observed(topic, asked.partitions)
-    stream = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject))
-    load = Load(broker, topic, asked.partitions, stream, rate=asked.spread_rate, seed=asked.seed)
-    compaction = Compaction(broker, cluster, archive, observed)
-    on = Fleet(plan, broker, cluster, workers, spare, observed, load, compaction, views, say, asked.goal)
+    stream, rate = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject)), asked.rate
+    seconds = asked.minutes * 60 if asked.count is None else asked.count * 3.0
+    if asked.source.limit is not None:
+        # Recorded events are spread over the run, so that they do not end before it.
+        rate = max(1.0, min(rate, asked.source.limit * 1.2 / seconds))
+    goal = f"{seconds:g} s" if asked.count is None else f"{asked.count} faults"
+    on = Fleet(
+        plan, broker, cluster, processes[: asked.workers], processes[asked.workers :], observed,
+        Load(broker, topic, asked.partitions, stream, rate=rate, seed=asked.seed),
+        Compaction(broker, cluster, archive, observed), views, say, goal,
+    )  # fmt: skip
     shape = prepared.shape
     for worker in on.workers:
         if shape.mounts and not await asyncio.to_thread(disks.mount, worker.state_dir, stalls=shape.stalls):
             raise SemelError(f"a file system for {worker.state_dir} could not be mounted, though one could before")
         on.start(worker)
-    on.say(f"{len(on.workers)} workers, {asked.partitions} partitions; {asked.goal} of chaos")
+    on.say(f"{len(on.workers)} workers, {asked.partitions} partitions; {goal} of chaos")
     return on
 
 

@@ -64,7 +64,7 @@ def chaos(
     from semel.chaos.subject import subject
     from semel.errors import ConfigError
 
-    asked_for = wanted(faults)
+    kinds, number = wanted(faults)
     if brokers not in (1, 3):
         raise ConfigError(f"--brokers {brokers}: a run has 1 broker, or 3")
     if input_file is not None and from_topic is not None:
@@ -95,8 +95,8 @@ def chaos(
             target=pipeline,
             subject=what,
             source=source,
-            kinds=asked_for.kinds,
-            count=asked_for.count,
+            kinds=kinds,
+            count=number,
             minutes=minutes,
             workers=workers,
             brokers=brokers,

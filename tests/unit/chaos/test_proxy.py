@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from semel.chaos.proxy import Api, Lose, Proxy, Side, Trouble
+from semel.chaos.proxy import Api, Proxy, Side, Trouble
 from semel.local import ports
 
 
@@ -48,6 +48,11 @@ async def answer(reader: asyncio.StreamReader) -> int:
     return struct.unpack_from(">i", frame)[0]
 
 
+def losing(ends: Ends, trouble: Trouble) -> Trouble:
+    ends.proxy.troubles.append(trouble)
+    return trouble
+
+
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
     made = Ends()
@@ -69,7 +74,7 @@ async def test_frames_pass_in_both_directions(ends: Ends) -> None:
 
 
 async def test_a_lost_request_never_arrives_and_its_connection_ends(ends: Ends) -> None:
-    rule = ends.proxy.lose(Api.EndTxn, Lose.REQUEST, nth=2)
+    rule = losing(ends, Trouble(side=Side.REQUESTS, api=Api.EndTxn, nth=2))
     reader, writer = await ends.connect()
     writer.write(request(Api.EndTxn, 1) + request(Api.Produce, 2))
     assert [await answer(reader), await answer(reader)] == [1, 2]
@@ -81,7 +86,7 @@ async def test_a_lost_request_never_arrives_and_its_connection_ends(ends: Ends) 
 
 
 async def test_a_lost_answer_is_of_a_request_that_arrived(ends: Ends) -> None:
-    rule = ends.proxy.lose(Api.EndTxn, Lose.ANSWER)
+    rule = losing(ends, Trouble(side=Side.ANSWERS, api=Api.EndTxn))
     reader, writer = await ends.connect()
     writer.write(request(Api.EndTxn, 1))
     with pytest.raises((EOFError, ConnectionError)):
@@ -96,12 +101,12 @@ async def test_a_lost_answer_is_of_a_request_that_arrived(ends: Ends) -> None:
 
 
 async def test_a_rule_for_one_client_leaves_the_others_alone(ends: Ends) -> None:
-    rule = ends.proxy.lose(Api.EndTxn, Lose.ANSWER, client="app-w2")
+    rule = losing(ends, Trouble("app-w2", Side.ANSWERS, api=Api.EndTxn))
     reader, writer = await ends.connect()
     writer.write(request(Api.EndTxn, 1, "app-w1"))
     assert await answer(reader) == 1
     assert not rule.done.is_set()
-    ends.proxy.forget(rule)
+    ends.proxy.troubles.remove(rule)
     other, to = await ends.connect()
     to.write(request(Api.EndTxn, 2, "app-w2"))
     assert await answer(other) == 2
@@ -124,7 +129,7 @@ async def test_connections_of_a_client_are_cut_and_others_go_on(ends: Ends) -> N
 
 async def test_silent_frames_arrive_when_the_silence_is_over(ends: Ends) -> None:
     reader, writer = await ends.connect()
-    trouble = Trouble(silent=Side.REQUESTS)
+    trouble = Trouble(side=Side.REQUESTS)
     with ends.proxy.trouble(trouble):
         writer.write(request(Api.Produce, 1))
         await until(lambda: trouble.touched == 1)
@@ -135,7 +140,7 @@ async def test_silent_frames_arrive_when_the_silence_is_over(ends: Ends) -> None
 
 async def test_silent_answers_are_of_requests_that_arrived(ends: Ends) -> None:
     reader, writer = await ends.connect()
-    trouble = Trouble(silent=Side.ANSWERS)
+    trouble = Trouble(side=Side.ANSWERS)
     with ends.proxy.trouble(trouble):
         writer.write(request(Api.Produce, 1))
         await until(lambda: trouble.touched == 1)

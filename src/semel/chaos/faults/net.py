@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from typing import Any
 
 from semel.chaos.fault import Chance, Drawn, Fault
 from semel.chaos.fleet import Fleet
-from semel.chaos.proxy import Api, Lose, Side, Trouble
+from semel.chaos.proxy import Api, Side, Trouble
 from semel.chaos.timeline import Entry
 
 # A request of the kind that is to be lost comes with every commit.
@@ -18,6 +19,12 @@ EXCHANGES = (
     *("EndTxn", "EndTxn", "Produce", "TxnOffsetCommit"),
     *("AddPartitionsToTxn", "AddOffsetsToTxn", "InitProducerId"),
 )
+
+
+_SIDES = {
+    "silent requests": Side.REQUESTS, "silent answers": Side.ANSWERS,
+    "lose request": Side.REQUESTS, "lose answer": Side.ANSWERS,
+}  # fmt: skip
 
 
 class Net(Fault):
@@ -48,7 +55,7 @@ class Net(Fault):
         name = "" if self.worker < 0 else on.aimed(self.worker)[0].name
         client = name and f"{on.plan.app}-{name}"
         on.begins(entry, name or "all workers")
-        proxies = on.cluster.proxies
+        proxies, side = on.cluster.proxies, _SIDES.get(self.variant)
         match self.variant:
             case "cut":
                 entry.bit = sum(proxy.cut(client) for proxy in proxies) > 0
@@ -56,31 +63,26 @@ class Net(Fault):
                 side = Side.ANSWERS if self.number % 2 else Side.REQUESTS
                 entry.bit = sum(proxy.half_close(client, side) for proxy in proxies) > 0
             case "lose request" | "lose answer":
-                entry.bit = await self._lost(on, client)
-                entry.note = "" if entry.bit else "there was no such exchange"
-            case _:
-                silent = {"silent requests": Side.REQUESTS, "silent answers": Side.ANSWERS}.get(self.variant)
-                troubles = [Trouble(client, silent, self.delay_ms / 1000, self.variant == "refuse") for _ in proxies]
+                # A writer is taken only where one was lost.
+                nth, ends = (1, Api.EndTxn) if self.step == "InitProducerId" else (self.nth, None)
                 with ExitStack() as lasting:
-                    for proxy, trouble in zip(proxies, troubles, strict=True):
-                        lasting.enter_context(proxy.trouble(trouble))
+                    if ends is not None:
+                        _everywhere(on, lasting, client=client, side=Side.REQUESTS, api=ends)
+                    lost = _everywhere(on, lasting, client=client, side=side, api=Api[self.step], nth=nth)
+                    waiting = [asyncio.ensure_future(trouble.done.wait()) for trouble in lost]
+                    done, pending = await asyncio.wait(waiting, timeout=EXCHANGE_S, return_when=asyncio.FIRST_COMPLETED)
+                    for task in pending:
+                        task.cancel()
+                entry.bit, entry.note = bool(done), "" if done else "there was no such exchange"
+            case _:
+                with ExitStack() as lasting:
+                    troubles = _everywhere(
+                        on, lasting, client=client, side=side, delay_s=self.delay_ms / 1000, refuses=self.variant == "refuse"
+                    )  # fmt: skip
                     await asyncio.sleep(self.hold_s)
                 entry.bit = any(trouble.touched for trouble in troubles)
 
-    async def _lost(self, on: Fleet, client: str) -> bool:
-        """Whether there was such an exchange, with one of the brokers."""
-        proxies = on.cluster.proxies
-        lose = Lose.REQUEST if self.variant == "lose request" else Lose.ANSWER
-        nth, ends = self.nth, []
-        if self.step == "InitProducerId":
-            # A writer is taken only where one was lost.
-            nth, ends = 1, [proxy.lose(Api.EndTxn, Lose.REQUEST, client=client) for proxy in proxies]
-        rules = [proxy.lose(Api[self.step], lose, nth=nth, client=client) for proxy in proxies]
-        waiting = [asyncio.ensure_future(rule.done.wait()) for rule in rules]
-        done, pending = await asyncio.wait(waiting, timeout=EXCHANGE_S, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        for proxy in proxies:
-            for rule in (*rules, *ends):
-                proxy.forget(rule)
-        return bool(done)
+
+def _everywhere(on: Fleet, lasting: ExitStack, **what: Any) -> list[Trouble]:
+    """The same trouble at each broker."""
+    return [lasting.enter_context(proxy.trouble(Trouble(**what))) for proxy in on.cluster.proxies]
