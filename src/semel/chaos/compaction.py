@@ -10,8 +10,7 @@ import asyncio
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -137,18 +136,17 @@ class Compaction:
             await asyncio.sleep(APPLIED_S)
         for partition, base in bases.items():
             first = self.archive.upto.get(partition, 0)
-            kept = [record async for record in self._committed(partition, first, base)]
-            self.archive.keep(partition, kept, max(first, base))
+            self.archive.keep(partition, await self._records(partition, first, base), max(first, base))
             self._before[partition] = await self._keys(partition)
 
     async def strike(self) -> Taken:
         """Compaction on, until all is gone that a later event of its key stands for, and off again."""
-        read = self._observed.positions
-        surplus = {partition: superseded(before) for partition, before in self._before.items()}
+        read, before = self._observed.positions, self._before
+        surplus = {partition: superseded(keys) for partition, keys in before.items()}
         unread = {p: {at for at in offsets if at >= read.get(p, 0)} for p, offsets in surplus.items()}
         for partition, offsets in unread.items():
             self.archive.may_be_unread[partition] |= offsets
-        left = dict(self._before)
+        left = before
         try:
             await self._configure(_COMPACTED)
             deadline = time.monotonic() + CLEANED_S
@@ -164,11 +162,9 @@ class Compaction:
                 "compacted events that this run had not kept: there can be no proof. Run it again"
             )
         left = await self._left(left)
-        gone = {partition: before.keys() - left[partition].keys() for partition, before in self._before.items()}
+        gone = {p: keys.keys() - left[p].keys() for p, keys in before.items()}
         taken = Taken(
-            there=sum(map(len, self._before.values())),
-            gone=sum(map(len, gone.values())),
-            unread=sum(len(unread[partition] & offsets) for partition, offsets in gone.items()),
+            sum(map(len, before.values())), sum(map(len, gone.values())), sum(len(unread[p] & gone[p]) for p in gone)
         )
         self.taken = Taken(*map(sum, zip(self.taken, taken, strict=True)))
         return taken
@@ -177,7 +173,7 @@ class Compaction:
         topic = self.archive.topic
         return {p: self._cluster.kafka.active_segment(topic, p) for p in range(self._observed.partitions)}
 
-    async def _left(self, before: dict[int, Keys]) -> dict[int, Keys]:
+    async def _left(self, before: Mapping[int, Keys]) -> Mapping[int, Keys]:
         """What is there of it now; what was there at the last look where no broker answers."""
         try:
             return {partition: await self._keys(partition) for partition in before}
@@ -186,13 +182,11 @@ class Compaction:
 
     async def _keys(self, partition: int) -> Keys:
         """Of what is there of the part that is kept."""
-        return {r.offset: r.key async for r in self._committed(partition, 0, self.archive.upto[partition])}
+        return {r.offset: r.key for r in await self._records(partition, 0, self.archive.upto[partition])}
 
-    async def _committed(self, partition: int, start: int, end: int) -> AsyncGenerator[Record]:
-        async with aclosing(self._logs.read(TP(self.archive.topic, partition), start, end)) as pieces:
-            async for piece in pieces:
-                for record in piece.records:
-                    yield record
+    async def _records(self, partition: int, start: int, end: int) -> list[Record]:
+        pieces = self._logs.read(TP(self.archive.topic, partition), start, end)
+        return [record async for piece in pieces for record in piece.records]
 
     async def _configure(self, settings: Mapping[str, str]) -> None:
         """Set these of the topic, and nothing else. SemelError where the brokers do not come to it."""

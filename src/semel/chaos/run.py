@@ -33,7 +33,7 @@ from semel.chaos.report import Report, summary
 from semel.chaos.show import Display, display
 from semel.chaos.subject import Subject
 from semel.chaos.verdict import judge
-from semel.chaos.workers import ChaosWorker
+from semel.chaos.workers import ChaosWorker, Site
 from semel.errors import SemelError
 from semel.kafka import KafkaBroker
 from semel.local import jars, ports
@@ -184,12 +184,8 @@ async def _fleet(asked: Asked, prepared: Prepared, say: Callable[[str], None], o
     # The workers, then those that may join as guests.
     names = [f"w{n}" for n in range(1, asked.workers + 1)] + [f"guest{n}" for n in range(1, GUESTS + 1)]
     settings = {**SETTINGS, **cluster.workers_settings}
-    processes = [
-        ChaosWorker(
-            forkserver, asked.target, name, port=port, bootstrap=cluster.workers_bootstrap, folder=FOLDER, settings=settings
-        )
-        for name, port in zip(names, ports.choose(len(names)), strict=True)
-    ]  # fmt: skip
+    site = Site(forkserver, asked.target, cluster.workers_bootstrap, FOLDER, settings)
+    processes = [ChaosWorker(site, name, port) for name, port in zip(names, ports.choose(len(names)), strict=True)]
     observed = Observed(topic, asked.partitions)
     stream, rate = deliveries(asked.source, asked.seed, now_ms, Altering(asked.subject)), asked.rate
     seconds = asked.minutes * 60 if asked.count is None else asked.count * 3.0

@@ -7,15 +7,24 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from semel.local import ports
 from semel.local.forkserver import ForkServer
 from semel.local.worker import WorkerProcess
 from semel.runtime.clock import OFFSET
 from semel.stages.agent import handler_faults
+
+
+class Site(NamedTuple):
+    """What all workers of a run have in common. `settings`: of their environment."""
+
+    forkserver: ForkServer
+    target: str
+    bootstrap: str
+    folder: Path
+    settings: Mapping[str, str]
 
 
 class ChaosWorker(WorkerProcess):
@@ -25,38 +34,26 @@ class ChaosWorker(WorkerProcess):
     end. `frozen`: stopped by a signal. `starts`: how often it was started.
     """
 
-    def __init__(
-        self,
-        forkserver: ForkServer,
-        target: str,
-        name: str,
-        *,
-        port: int,
-        bootstrap: str,
-        folder: Path,
-        settings: Mapping[str, str],
-        state: str = "",
-    ) -> None:
-        folder = folder.absolute()
+    def __init__(self, site: Site, name: str, port: int, *, state: str = "") -> None:
+        folder = site.folder.absolute()
         self.state_dir = folder / "state" / (state or name)
         self.odd_code = folder / "state" / f"{name}.odd"
         self.url = f"http://127.0.0.1:{port}"
         self.expected_end = True
         self.frozen = False
         self.starts = 0
+        self._site = site
         self._clock = folder / "state" / f"{name}.clock"
-        self._again = partial(
-            ChaosWorker, forkserver, target, name, bootstrap=bootstrap, folder=folder, settings=settings
-        )
-        own = {
-            "SEMEL_BROKER": bootstrap,
+        environment = {
+            "SEMEL_BROKER": site.bootstrap,
             "SEMEL_STATE_DIR": str(self.state_dir),
             "SEMEL_CLOCK_OFFSET_MS": str(self._clock),
             "SEMEL_ODD_CODE": str(self.odd_code),
+            **site.settings,
         }
         arguments = ("--web-port", str(port), "--config", str(folder / "worker.toml"))
         log = folder / "logs" / f"{name}.log"
-        super().__init__(forkserver, target, name, log_file=log, environment={**own, **settings}, arguments=arguments)
+        super().__init__(site.forkserver, site.target, name, log_file=log, environment=environment, arguments=arguments)
         self.set_clock(0)
         handler_faults.order(self.odd_code, 0.0)
 
@@ -110,4 +107,4 @@ class ChaosWorker(WorkerProcess):
 
     def twin(self) -> ChaosWorker:
         """Another process of the same name, on another disk and port: what a scheduler starts for one it thinks lost."""
-        return self._again(port=ports.choose(1)[0], state=f"{self.name}-{time.monotonic_ns()}")
+        return ChaosWorker(self._site, self.name, ports.choose(1)[0], state=f"{self.name}-{time.monotonic_ns()}")

@@ -16,7 +16,7 @@ from semel.chaos.faults import FAULTS
 from semel.chaos.faults.brokers import growing
 from semel.chaos.faults.limits import Deny, Throttle
 from semel.chaos.plan import KINDS, possible, schedule, wanted
-from semel.chaos.workers import ChaosWorker
+from semel.chaos.workers import ChaosWorker, Site
 from semel.errors import ConfigError
 from semel.local.forkserver import ForkServer
 from semel.stages.agent import handler_faults
@@ -177,7 +177,7 @@ def test_code_is_odd_seldom_or_often_in_one_worker_or_in_all() -> None:
 
 def test_what_a_fault_that_was_interrupted_left_at_a_worker_is_taken_from_it(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    worker = ChaosWorker(ForkServer(), "p", "w1", port=1, bootstrap="", folder=tmp_path, settings={})
+    worker = ChaosWorker(Site(ForkServer(), "p", "", tmp_path, {}), "w1", 1)
     clean = left(worker, tmp_path)
     worker.freeze()
     worker.set_clock(5_000)
