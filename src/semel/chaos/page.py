@@ -12,7 +12,7 @@ from typing import NamedTuple
 from semel.chaos.report import Report, summary
 from semel.chaos.timeline import Entry, Timeline, rates
 from semel.display.markup import frame, table
-from semel.proof import html
+from semel.proof.html import STYLE, body
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 16.0
 LANE, CURVE = 16.0, 84.0
@@ -26,7 +26,6 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--running:#1d6b40;--starting:#7d6608;--frozen:#1f5f8b;--dead:#7b241c}}
 figure{margin:0}pre{background:var(--soft);padding:.8rem}
 svg text{fill:var(--dim);font:11px system-ui,sans-serif}svg .name{fill:var(--ink)}
-iframe{width:100%;height:40rem;border:1px solid var(--line)}
 """
 
 _LEGEND = " ".join(
@@ -40,11 +39,8 @@ def page(report: Report) -> str:
         (f"{e.number}", f"{e.at_s:.1f}", *map(escape, (e.what, e.whom, _seconds(e.recovery_s), e.remarks)))
         for e in entries
     ]
-    if report.proof is None:
-        proof = "<p class=bad>The run did not come to its proof.</p>"
-    else:
-        proof = f'<iframe title="proof" sandbox srcdoc="{escape(html(report.proof), quote=True)}"></iframe>'
-    body = (
+    proof = "<p class=bad>The run did not come to its proof.</p>" if report.proof is None else body(report.proof)
+    parts = (
         f'<h1>{escape(title)}: <span class="{"good" if report.ok else "bad"}">{escape(report.verdict)}</span></h1>'
         f"<pre>{escape(summary(report))}</pre>"
         f"<h2>Timeline</h2><figure>{picture(report.timeline, report.seconds)}"
@@ -58,7 +54,7 @@ def page(report: Report) -> str:
         f"<p class=dim>The same faults and events again: --seed {report.seed} --workers {report.workers} "
         f"--brokers {report.brokers} --partitions {report.partitions} --faults {escape(','.join(report.kinds))}</p>"
     )
-    return frame(title, _STYLE, body)
+    return frame(title, STYLE + _STYLE, parts)
 
 
 def _seconds(value: float | None) -> str:

@@ -43,7 +43,6 @@ def subject(target: str, loaded: Pipeline | App) -> Subject:
     if isinstance(loaded, Pipeline):
         return Subject(plan, loaded.source)
     agents, sources = sorted(agent.name for agent in plan.agents), sorted(plan.sources)
-    why = ""
     if len(agents) != 1:
         why = (
             f"the agents of app {plan.app!r} that read topics are {', '.join(agents) or 'none'}; semel chaos takes an App "
@@ -60,6 +59,6 @@ def subject(target: str, loaded: Pipeline | App) -> Subject:
             f"the agent of app {plan.app!r} reads a topic of its own, {sources[0]!r}; declare the topic that it is to read "
             "by app.topic(...)"
         )
-    if why:
-        raise ConfigError(f"{target}: {why}")
-    return Subject(plan, plan.sources[sources[0]])
+    else:
+        return Subject(plan, plan.sources[sources[0]])
+    raise ConfigError(f"{target}: {why}")

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from semel.chaos.events import NOT_JSON
 from semel.chaos.fleet import TERM_S, Fleet
@@ -55,7 +55,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     met = None if rule is None or rule.conflict == "pass" else became["conflicts"]
     differ = await _tried(on, "the tables could not be read", lambda: _compare(on))
     given_up = await _tried(on, "the dead letters could not be read", lambda: _given_up(on))
-    on.findings += [*(differ or ()), *(given_up.findings if given_up is not None else ())]
+    on.findings += [*(differ or ()), *(given_up[0] if given_up is not None else ())]
     for worker, code in zip(on.workers, await asyncio.gather(*(w.term(TERM_S) for w in on.workers)), strict=True):
         if code is None:
             on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
@@ -71,7 +71,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
             "unread": on.compaction.taken.unread,
             "accepted": accepted(became),
             **({} if met is None else {"conflicts_met": met}),
-            **({} if given_up is None else {"given_up": given_up.originals}),
+            **({} if given_up is None else {"given_up": given_up[1]}),
         },
         remarks=() if met is None else conflict_remarks(on.load.published, sent["conflict"], met),
         engine=engine,
@@ -104,15 +104,11 @@ async def _compare(on: Fleet) -> list[str]:
     raise AssertionError("a run has workers")
 
 
-class GivenUp(NamedTuple):
-    """Of the dead letters: what is wrong with them, as sentences, and how many are events that should have taken effect."""
+async def _given_up(on: Fleet) -> tuple[list[str], int]:
+    """Of the dead letters: what is wrong with them, as sentences, and how many are events that should have taken effect.
 
-    findings: list[str]
-    originals: int
-
-
-async def _given_up(on: Fleet) -> GivenUp:
-    """Wrong is an event that odd code cost its last attempt: each had attempts left."""
+    Wrong is an event that odd code cost its last attempt: each had attempts left.
+    """
     spent: list[str] = []
     originals = 0
     async for tp, record in Logs(on.broker, SystemClock()).records(on.plan.dead_letter_topic):
@@ -121,7 +117,7 @@ async def _given_up(on: Fleet) -> GivenUp:
         if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
             spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
     wrong = f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"
-    return GivenUp([wrong] if spent else [], originals)
+    return [wrong] if spent else [], originals
 
 
 async def _prove(on: Fleet) -> Proof:

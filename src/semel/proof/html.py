@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from semel.display.markup import frame, listing, moment, table
-from semel.proof.proof import PROMISES, Law, Proof, Verdict
+from semel.proof.proof import Law, Proof, Verdict
 
-_STYLE = """
+STYLE = """
 .verdict{border-left:.4rem solid;padding:.6rem 1rem;background:var(--soft);margin:1.2rem 0;font-size:1.1rem}
 .clean{border-color:var(--good)}.violated{border-color:var(--bad)}.unprovable{border-color:var(--unsure)}
 td:first-child code,td>span{white-space:nowrap}
@@ -17,18 +17,22 @@ td:first-child code,td>span{white-space:nowrap}
 def html(proof: Proof) -> str:
     """The report, to be written as UTF-8."""
     title = f"{proof.pipeline}: {proof.verdict.value}"
+    return frame(title, STYLE, f"<h1>{escape(title)}</h1>{body(proof)}")
+
+
+def body(proof: Proof) -> str:
+    """What stands on the page, for a page that has more; it needs `STYLE`."""
     findings = [
         f"<code>{f.law.value}</code>: {escape(f.sentence)}"
         + "".join(f"<br><code class=dim>{escape(str(w))}</code>" for w in f.witnesses)
         for f in proof.findings
     ]
-    laws = [[f"<code>{law.value}</code>", escape(PROMISES[law]), _result_of(law, proof)] for law in proof.laws]
+    laws = [[f"<code>{law.value}</code>", escape(law.promise), _result_of(law, proof)] for law in proof.laws]
     partitions = [[f"<code>{escape(tp.topic)}[{tp.partition}]</code>", *(f"{n:,}" for n in numbers)]
                   for tp, *numbers in proof.parts]  # fmt: skip
     headings = ("partition", "from offset", "to", "events", "took effect", "duplicates", "dead letters", "outputs")
     counts = [[escape(name.replace("_", " ")), f"{count:,}"] for name, count in proof.counts.items()]
     parts = (
-        f"<h1>{escape(title)}</h1>",
         f"<p class=dim>{_asked(proof)}</p>",
         f"<div class='verdict {proof.verdict.value}'>{escape(proof.headline())}</div>",
         "<h2>Laws</h2>" + table(("law", "says that", ""), laws),
@@ -39,7 +43,7 @@ def html(proof: Proof) -> str:
         "<h2>Counts</h2><p class=dim>What was looked at, and what the position records count.</p>",
         table(("", ""), counts, numbers=range(1, 8)),
     )
-    return frame(title, _STYLE, "\n".join(filter(None, parts)))
+    return "\n".join(filter(None, parts))
 
 
 def _asked(proof: Proof) -> str:

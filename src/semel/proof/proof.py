@@ -18,28 +18,26 @@ KEPT = 25
 
 
 class Law(StrEnum):
-    """The laws a history is held against; the value is the name reports use."""
+    """The laws a history is held against; the value is the name reports use. `promise`: what it says."""
 
-    NO_LOSS = "no-loss"
-    NO_DUPLICATE = "no-duplicate"
-    ORDER = "order-per-key"
-    ATOMIC = "atomicity"
-    CONSERVATION = "conservation"
-    POSITION = "position-never-back"
-    FENCED = "fenced-writes-nothing"
-    FOLD = "table-is-fold"
+    promise: str
 
+    def __new__(cls, name: str, promise: str) -> Law:
+        law = str.__new__(cls, name)
+        law._value_, law.promise = name, promise
+        return law
 
-PROMISES = {
-    Law.NO_LOSS: "every event below the position took effect, or is accounted for: a duplicate, dropped, dead-lettered",
-    Law.NO_DUPLICATE: "an event takes effect once within the window, and each of its outputs is there once",
-    Law.ORDER: "outputs of one key stand in the order of their events",
-    Law.ATOMIC: "effects stand together or not at all: mark, outputs and position; nothing aborted was read",
-    Law.CONSERVATION: "what went in is what came out, was filtered, a duplicate, dropped or dead-lettered",
-    Law.POSITION: "the position of a task never goes back",
-    Law.FENCED: "a worker whose tasks were taken over writes nothing more",
-    Law.FOLD: "a table is the fold of its changelog",
-}
+    NO_LOSS = (
+        "no-loss",
+        "every event below the position took effect, or is accounted for: a duplicate, dropped, dead-lettered",
+    )
+    NO_DUPLICATE = "no-duplicate", "an event takes effect once within the window, and each of its outputs is there once"
+    ORDER = "order-per-key", "outputs of one key stand in the order of their events"
+    ATOMIC = "atomicity", "effects stand together or not at all: mark, outputs and position; nothing aborted was read"
+    CONSERVATION = "conservation", "what went in is what came out, was filtered, a duplicate, dropped or dead-lettered"
+    POSITION = "position-never-back", "the position of a task never goes back"
+    FENCED = "fenced-writes-nothing", "a worker whose tasks were taken over writes nothing more"
+    FOLD = "table-is-fold", "a table is the fold of its changelog"
 
 
 class Witness(NamedTuple):

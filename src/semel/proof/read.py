@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +20,14 @@ from semel.proof.logs import Logs
 from semel.proof.outcomes import Missing
 from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
-from semel.proof.survey import Cut, Survey, partitions
+from semel.proof.survey import Survey, partitions
 from semel.state import lineage
 
-# As many as fit into the columns; semel never writes more.
-_DIGITS, _STEP_DIGITS = 17, 10
-# What an output is that is none of this app's with an event. A prefix that no lineage has.
-_STRANGER, _SENT, _OF_OTHERS, _NO_PREFIX = -1, -2, -3, b"\xff"
+# The writer, the source partition, the event's offset and the number of the output, with as many digits as fit into the columns;
+# semel never writes more.
+_LINEAGE = re.compile(rb"([^/]*/[^/]+/[0-9]+)/([0-9]{1,16})/([0-9]{1,9})/")
+# What an output is that is none of this app's with an event.
+_STRANGER, _SENT, _OF_OTHERS = -1, -2, -3
 STRANGERS_SHOWN = 3
 # Within one epoch marks may stand in another order than their events.
 _EPOCH_EVENTS = 50_000
@@ -37,7 +37,6 @@ class UnknownMark(SemelError):
     """The marks were written by another version."""
 
 
-@dataclass(slots=True)
 class History:
     """All that was recorded, the source's own records aside; its rows are in the spool.
 
@@ -47,16 +46,23 @@ class History:
     were to be read.
     """
 
-    survey: Survey
-    spool: Spool
-    closing: Cut
-    sent: int = 0
-    marks: int = 0
-    outputs: Counter[TP] = field(default_factory=Counter[TP])
-    strangers: Counter[str] = field(default_factory=Counter[str])
-    stranger_witnesses: list[Witness] = field(default_factory=list[Witness])
-    trimmed: dict[TP, Missing] = field(default_factory=dict[TP, Missing])
-    deleted: set[TP] = field(default_factory=set[TP])
+    def __init__(self, survey: Survey, logs: Logs, spool: Spool) -> None:
+        self.survey = survey
+        self.spool = spool
+        self.closing = copy.deepcopy(survey.cut)
+        self.sent = 0
+        self.marks = 0
+        self.outputs: Counter[TP] = Counter()
+        self.strangers: Counter[str] = Counter()
+        self.stranger_witnesses: list[Witness] = []
+        self.trimmed: dict[TP, Missing] = {}
+        self.deleted: set[TP] = set()
+        self._logs = logs
+        self._agents = {lineage.signed(agent.name): i for i, agent in enumerate(survey.plan.agents)}
+        self._origins: dict[Origin, int] = {}
+        # What a lineage begins with -> the number of its origin, or what it is else.
+        self._numbers: dict[bytes, int] = {}
+        self._wheres = {tp: where for where, tp in enumerate(self.wheres)}
 
     @property
     def plan(self) -> Plan:
@@ -87,143 +93,78 @@ class History:
             for task, position in self.survey.cut.positions.items()
         }
 
-
-async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> History:
-    """Read all of it, each log once, and at last the positions again.
-
-    UnknownMark, Unreadable, NothingToProve; RpcLost where no broker answers.
-    """
-    history, plan = History(survey, spool, copy.deepcopy(survey.cut)), survey.plan
-    reading = _Reading(history, logs)
-    logs.phase = "outputs"
-    for tp in survey.outputs:
-        if not await reading.outputs_in(tp):
-            await reading.order_in(tp, remarks)
-    logs.phase = "marks"
-    for tp in survey.marks:
-        [source] = plan.sources
-        await reading.marks_in(tp, TP(source, tp.partition))
-    logs.phase = "dead letters"
-    for tp in survey.letters:
-        await reading.letters_in(tp)
-    logs.phase = "positions"
-    await history.closing.read(logs, plan, partitions(survey.topics, plan.positions_topic), remarks)
-    return history
-
-
-class _Lineages(NamedTuple):
-    """Of each record the number of its origin, or what it is else; its event's offset; its step."""
-
-    numbers: list[int]
-    offsets: list[int]
-    steps: list[int]
-
-
-class _Reading:
-    def __init__(self, history: History, logs: Logs) -> None:
-        self._history = history
-        self._logs = logs
-        self._app = history.plan.app
-        self._agents = {lineage.signed(a.name): i for i, a in enumerate(history.plan.agents)}
-        self._origins: dict[Origin, int] = {}
-        self._wheres = {tp: where for where, tp in enumerate(history.wheres)}
-
     async def _records(self, tp: TP) -> AsyncGenerator[list[Record]]:
         """A log of outputs or dead letters, a piece at a time."""
-        survey = self._history.survey
-        async with aclosing(self._logs.read(tp, survey.starts[tp], survey.ends[tp])) as pieces:
+        async with aclosing(self._logs.read(tp, self.survey.starts[tp], self.survey.ends[tp])) as pieces:
             async for piece in pieces:
                 if piece.missing:
-                    self._history.deleted.add(tp)
+                    self.deleted.add(tp)
                 yield piece.records
 
     # -- outputs
 
     async def outputs_in(self, tp: TP) -> bool:
         """An output partition; whether all of its outputs stand in their events' order, as they mostly do."""
-        history, ordered = self._history, True
+        ordered = True
         last: dict[Origin, tuple[int, int]] = {}
         async for records in self._records(tp):
-            lineages = self._lineages(records)
-            numbers = np.array(lineages.numbers, np.int64)
-            rows = columns(
-                OUTPUT, lineages.offsets, step=lineages.steps, at=offsets_of(records), where=self._wheres[tp]
-            )
-            history.sent += int(np.count_nonzero(numbers == _SENT))
+            numbers, offsets, steps = np.array([self._lineage(r) for r in records], np.int64).reshape(-1, 3).T
+            rows = columns(OUTPUT, offsets, step=steps, at=offsets_of(records), where=self._wheres[tp])
+            self.sent += int(np.count_nonzero(numbers == _SENT))
             for record in chosen(records, numbers == _STRANGER):
-                self._note_stranger(tp, record)
+                self.strangers[tp.topic] += 1
+                if self.strangers[tp.topic] <= STRANGERS_SHOWN:
+                    key = None if record.key is None else record.key.decode(errors="backslashreplace")
+                    self.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
             for origin, number in self._origins.items():
                 outputs = rows[numbers == number]
                 if len(outputs):
                     outputs["agent"] = origin.agent
                     ordered = ordered and in_order(outputs, last.get(origin, (-1, -1)))
                     last[origin] = int(outputs["offset"][-1]), int(outputs["step"][-1])
-                    history.outputs[tp] += len(outputs)
-                    history.spool.add("outputs", origin.source, outputs)
+                    self.outputs[tp] += len(outputs)
+                    self.spool.add("outputs", origin.source, outputs)
         return ordered
 
     async def order_in(self, tp: TP, remarks: Remarks) -> None:
         """An output partition, once more, by key."""
         by_key: dict[tuple[bytes | None, Origin], Placed] = {}
+        origins = list(self._origins)
         async for records in self._records(tp):
-            lineages, origins = self._lineages(records), list(self._origins)
-            placed = (
-                Placed(record.offset, record.key, origins[number], offset, step)
-                for record, number, offset, step in zip(records, *lineages, strict=True)
-                if number >= 0
-            )
+            lineages = ((record, *self._lineage(record)) for record in records)
+            placed = (Placed(r.offset, r.key, origins[n], offset, step) for r, n, offset, step in lineages if n >= 0)
             remarks.add(laws.order_per_key(tp, placed, by_key))
 
-    def _lineages(self, records: Sequence[Record]) -> _Lineages:
-        lineages = _Lineages([], [], [])
-        numbers, offsets, steps = lineages
-        # From one output to the next the part before the offset is mostly the same.
-        prefix, number = _NO_PREFIX, _STRANGER
-        for record in records:
-            value = lineage.of(record.headers) or b""
-            if not value.startswith(prefix):
-                prefix, number = self._origin(value)
-            offset, _, rest = value[len(prefix) :].partition(b"/")
-            step, slash, _ = rest.partition(b"/")
-            if (
-                number >= 0 and slash and offset.isdigit() and step.isdigit()
-                and len(offset) < _DIGITS and len(step) < _STEP_DIGITS
-            ):  # fmt: skip
-                numbers.append(number)
-                offsets.append(int(offset))
-                steps.append(int(step))
-            else:
-                numbers.append(min(number, _STRANGER))
-                offsets.append(0)
-                steps.append(0)
-        return lineages
+    def _lineage(self, record: Record) -> tuple[int, int, int]:
+        """The number of an output's origin, or what it is else; its event's offset; its step."""
+        value = lineage.of(record.headers) or b""
+        parts = _LINEAGE.match(value)
+        if parts is None:
+            return min(self._origin(value), _STRANGER), 0, 0
+        number = self._numbers.get(parts[1])
+        if number is None:
+            number = self._numbers[parts[1]] = self._origin(value)
+        return number, int(parts[2]), int(parts[3])
 
-    def _origin(self, value: bytes) -> tuple[bytes, int]:
+    def _origin(self, value: bytes) -> int:
         parsed = lineage.parse(value)
-        if parsed is not None and parsed.app != self._app:
-            return _NO_PREFIX, _OF_OTHERS
+        if parsed is not None and parsed.app != self.plan.app:
+            return _OF_OTHERS
         if parsed is not None and not parsed.topic:
-            return _NO_PREFIX, _SENT
+            return _SENT
         if parsed is None or parsed.offset < 0:
-            return _NO_PREFIX, _STRANGER
+            return _STRANGER
         origin = Origin(TP(parsed.topic, parsed.partition), self._agents.get(parsed.agent, 0))
-        return b"/".join(value.split(b"/", 3)[:3]) + b"/", self._origins.setdefault(origin, len(self._origins))
-
-    def _note_stranger(self, tp: TP, record: Record) -> None:
-        self._history.strangers[tp.topic] += 1
-        if self._history.strangers[tp.topic] <= STRANGERS_SHOWN:
-            key = None if record.key is None else record.key.decode(errors="backslashreplace")
-            self._history.stranger_witnesses.append(Witness(tp, record.offset, "no lineage", key=key))
+        return self._origins.setdefault(origin, len(self._origins))
 
     # -- marks and dead letters
 
     async def marks_in(self, tp: TP, source: TP) -> None:
         """A partition of the marks' changelog. What is missing at its start was trimmed when its window was over."""
-        survey = self._history.survey
-        gone = start = survey.starts[tp]
+        gone = start = self.survey.starts[tp]
         first: tuple[int, int] | None = None
         ahead = 0
-        async with aclosing(self._logs.read(tp, start, survey.ends[tp])) as pieces:
+        async with aclosing(self._logs.read(tp, start, self.survey.ends[tp])) as pieces:
             async for piece in pieces:
                 if piece.missing:
                     gone, first = gone + piece.missing, None
@@ -237,11 +178,11 @@ class _Reading:
                 if len(rows):
                     first = first or (int(rows["offset"].min()), int(rows["filed"][0]))
                     ahead = max(ahead, piece_ahead)
-                    self._history.marks += len(rows)
-                    self._history.spool.add("marks", source, rows)
+                    self.marks += len(rows)
+                    self.spool.add("marks", source, rows)
         if gone:
             before, filed = first or (2**61, 2**61)
-            self._history.trimmed[source] = Missing(before + _EPOCH_EVENTS, filed, ahead)
+            self.trimmed[source] = Missing(before + _EPOCH_EVENTS, filed, ahead)
 
     async def letters_in(self, tp: TP) -> None:
         """A partition of the dead-letter topic. Who wrote without semel's headers there is nobody's witness."""
@@ -250,8 +191,8 @@ class _Reading:
             for record in records:
                 headers = {name: value or b"" for name, value in record.headers}
                 topic, partition, offset = (headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset"))
-                ours = headers.get("semel.pipeline") == self._app.encode() and topic
-                if not ours or not (partition.isdigit() and offset.isdigit() and len(offset) < _DIGITS):
+                ours = headers.get("semel.pipeline") == self.plan.app.encode() and topic
+                if not ours or not (partition.isdigit() and offset.isdigit() and len(offset) <= 16):
                     continue
                 agent = lineage.signed(headers.get("semel.agent", b"").decode(errors="replace"))
                 content = 0 if "semel.left_out" in headers else content_of(record)
@@ -260,4 +201,26 @@ class _Reading:
             for source, letters in by_source.items():
                 offsets, agents, at, contents = zip(*letters, strict=True)
                 rows = columns(LETTER, offsets, agent=agents, at=at, content=contents, where=self._wheres[tp])
-                self._history.spool.add("letters", source, rows)
+                self.spool.add("letters", source, rows)
+
+
+async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> History:
+    """Read all of it, each log once, and at last the positions again.
+
+    UnknownMark, Unreadable, NothingToProve; RpcLost where no broker answers.
+    """
+    history, plan = History(survey, logs, spool), survey.plan
+    logs.phase = "outputs"
+    for tp in survey.outputs:
+        if not await history.outputs_in(tp):
+            await history.order_in(tp, remarks)
+    logs.phase = "marks"
+    for tp in survey.marks:
+        [source] = plan.sources
+        await history.marks_in(tp, TP(source, tp.partition))
+    logs.phase = "dead letters"
+    for tp in survey.letters:
+        await history.letters_in(tp)
+    logs.phase = "positions"
+    await history.closing.read(logs, plan, partitions(survey.topics, plan.positions_topic), remarks)
+    return history

@@ -95,14 +95,9 @@ class Deny(Fault):
 def _named(on: Fleet, what: str) -> list[tuple[Resource, str]]:
     """The resources that a fault means."""
     plan = on.plan
-    match what:
-        case "source":
-            return [("topic", name) for name in plan.sources]
-        case "results":
-            return [("topic", name) for name in (*plan.sinks, plan.dead_letter_topic)]
-        case "state":
-            return [("topic", name) for name in plan.logs]
-        case "group":
-            return [("group", plan.app)]
-        case _:
-            return [("transactional id", plan.transactional_id(worker.name)) for worker in on.everyone]
+    if what == "group":
+        return [("group", plan.app)]
+    if what == "transactional id":
+        return [("transactional id", plan.transactional_id(worker.name)) for worker in on.everyone]
+    topics = {"source": plan.sources, "results": (*plan.sinks, plan.dead_letter_topic), "state": plan.logs}
+    return [("topic", name) for name in topics[what]]
