@@ -1,6 +1,6 @@
 """A redelivery with another payload: one that the pipeline's dedup rule knows as the same event, and as a conflict.
 
-Whether it is one the rule itself is asked, as the engine does: what cannot be decoded, has another id or another time, or
+Whether it is one the rule itself is asked, as a proof does: what cannot be decoded, has another id or another time, or
 differs in nothing that the rule compares, is no conflict.
 """
 
@@ -8,27 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 
-from semel.chaos.events import Delivery, Headers
+from semel.chaos.events import Delivery
 from semel.chaos.subject import Subject
-from semel.event_time import time_reader
+from semel.proof.columns import Kind, Source
 
 # Other events that are looked at for one to take a value from.
 LOOKED_AT = 10
 ADDED = {"_chaos": True}
-
-
-class _Seen(NamedTuple):
-    """A record as the readers of a rule take it."""
-
-    key: bytes | None
-    value: bytes
-    headers: Headers
-    timestamp: int
-    offset: int = 0
 
 
 class Altering:
@@ -39,42 +30,29 @@ class Altering:
     """
 
     def __init__(self, subject: Subject) -> None:
-        self._decode = subject.source.value.decode
-        self._at = time_reader(subject.event_time)
-        rule = subject.dedup
-        self._read = None if rule is None else (rule.key_reader(), rule.payload_reader())
+        self._source = None if subject.dedup is None else Source(subject.source, subject.dedup)
 
-    def __call__(self, made: Delivery, others: Sequence[Delivery]) -> bytes | None:
-        if made.value is None or (before := self._seen(made, made.value)) is None:
+    def __call__(self, event: Delivery, others: Sequence[Delivery]) -> bytes | None:
+        if self._source is None or event.value is None:
             return None
-        others = Random(made.value).sample(others, min(LOOKED_AT, len(others)))
-        for value in _values(made, made.value, [other.value for other in others if other.value is not None]):
-            after = self._seen(made, value)
-            if after is not None and after[:2] == before[:2] and after[2] != before[2]:
-                return value
-        return None
-
-    def _seen(self, made: Delivery, raw: bytes) -> tuple[Any, Any, Any] | None:
-        """Id, time and payload as the rule has them; None of what it can make nothing of."""
-        try:
-            value = self._decode(raw)
-            record = _Seen(made.key, raw, made.headers, made.timestamp_ms)
-            at = self._at(value, record) if self._at is not None else None
-            if self._read is None:
-                return None, at, raw
-            key, payload = (read(value, record) for read in self._read)
-        except Exception:  # functions of the user's are among the readers
-            return None
-        return None if key is None else (key, at, payload)
+        others = Random(event.value).sample(others, min(LOOKED_AT, len(others)))
+        tried = [event.value, *_values(event, [other.value for other in others if other.value is not None])]
+        read = self._source.unmarked([event._replace(value=value) for value in tried])
+        same = np.logical_and.reduce([read[name] == read[name][0] for name in ("id", "time")]) & (
+            read["kind"] == Kind.KEYED
+        )
+        # 0: it cannot be compared.
+        differs = (read["payload"] != read["payload"][0]) & (read["payload"] != 0)
+        return next((tried[i] for i in np.flatnonzero(same & differs)), None)
 
 
-def _values(made: Delivery, raw: bytes, others: Sequence[bytes]) -> Iterator[bytes]:
-    fields = _fields(raw)
+def _values(event: Delivery, others: Sequence[bytes]) -> Iterator[bytes]:
+    fields = _fields(event.value or b"")
     if fields is None:
         yield from others
         return
     theirs = list(filter(None, map(_fields, others)))
-    in_key = {name for name, value in fields.items() if made.key and str(value).encode() in made.key}
+    in_key = {name for name, value in fields.items() if event.key and str(value).encode() in event.key}
 
     def altered(names: Sequence[str]) -> Iterator[bytes]:
         for name in names:

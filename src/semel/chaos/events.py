@@ -28,13 +28,17 @@ DeliveryKind = Literal["original", "immediate", "late", "burst", "disordered", "
 
 
 class Delivery(NamedTuple):
-    """An event as bytes. Without a timestamp it gets that of its sending."""
+    """An event as bytes, a `semel.port.Record` that stands nowhere yet. Without a timestamp it gets that of its sending."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
-    timestamp_ms: int = NO_TIMESTAMP
+    timestamp: int = NO_TIMESTAMP
     kind: DeliveryKind = "original"
+
+    @property
+    def offset(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ async def from_topic(topic: str, broker: str | None, events: int) -> Input:
         await there.close()
     if not copied:
         raise ConfigError(f"topic {topic!r} on {settings.bootstrap} holds no records to copy")
-    newest = sorted(copied, key=lambda copy: copy.timestamp_ms)[-events:]
+    newest = sorted(copied, key=lambda copy: copy.timestamp)[-events:]
     return Input(iter(newest), (f"{len(newest):,} events copied from {topic} on {settings.bootstrap}",), len(newest))
 
 
@@ -182,8 +186,8 @@ def deliveries(
     recent: list[Delivery] = []
     waiting: dict[int, list[Delivery]] = {}
     for number, first in enumerate(source.originals, 1):
-        if first.timestamp_ms == NO_TIMESTAMP:
-            first = first._replace(timestamp_ms=now_ms())
+        if first.timestamp == NO_TIMESTAMP:
+            first = first._replace(timestamp=now_ms())
         yield first
         recent.append(first)
         del recent[:-RECENT]

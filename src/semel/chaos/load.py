@@ -153,5 +153,5 @@ class Load:
         else:
             partition = partition_of(delivery.key, self.partitions)
         return ProducerRecord(
-            TP(self._topic, partition), delivery.timestamp_ms, delivery.key, delivery.value, delivery.headers
+            TP(self._topic, partition), delivery.timestamp, delivery.key, delivery.value, delivery.headers
         )
