@@ -1,4 +1,4 @@
-"""Events made from the type that a source declares, as far as that says what one looks like.
+"""Events made from the type that a source declares: an object of it, with something in each field that its type allows.
 
 The field that dedup goes by never repeats, times are the present, and everything else comes from small pools so that events
 meet in the same rows. Where a type does not say enough, `NotMade` says what else there is.
@@ -6,17 +6,16 @@ meet in the same rows. Where a type does not say enough, `NotMade` says what els
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import EnumMeta
 from itertools import chain, count, islice
 from random import Random
-from typing import Any, cast
+from types import NoneType
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
-
-import msgspec
-from msgspec import inspect as shapes
 
 from semel.chaos.events import Delivery, Headers, Input
 from semel.chaos.subject import Subject
@@ -30,11 +29,24 @@ DEEPEST = 6
 # Made before anything runs, so that what cannot be is refused in time.
 TRIED = 50
 _IN_BRACES = re.compile(r"\{([^{}]+)\}")
-_FIELDS = (shapes.DataclassType, shapes.StructType, shapes.TypedDictType)
-_SEVERAL = (shapes.ListType, shapes.SetType, shapes.FrozenSetType, shapes.VarTupleType, shapes.CollectionType)
-_NUMBERS = (shapes.IntType, shapes.FloatType, shapes.DecimalType, shapes.AnyType)
+# Of a text, a number that it says, and the present.
+_PLAIN: Mapping[Any, Callable[[str, int, datetime], Any]] = {
+    str: lambda text, number, now: text,
+    int: lambda text, number, now: number,
+    float: lambda text, number, now: number + 0.25,
+    Decimal: lambda text, number, now: Decimal(f"{number}.25"),
+    bytes: lambda text, number, now: text.encode(),
+    UUID: lambda text, number, now: UUID(int=number),
+    bool: lambda text, number, now: number % 2 == 0,
+    NoneType: lambda text, number, now: None,
+    datetime: lambda text, number, now: now,
+    date: lambda text, number, now: now.date(),
+    time: lambda text, number, now: now.time(),
+    timedelta: lambda text, number, now: timedelta(seconds=number),
+}
 # Types that have a value for every number.
-_ENDLESS = (shapes.StrType, shapes.BytesType, shapes.UUIDType, shapes.IntType, shapes.FloatType, shapes.DecimalType)
+_ENDLESS = (str, int, float, Decimal, bytes, UUID)
+_NOTHING: Mapping[str, Any] = {}
 
 
 class NotMade(ConfigError):
@@ -54,68 +66,67 @@ def from_types(subject: Subject, seed: int, now_ms: Callable[[], int], key: str 
     the partition that its key hashes to, and which field the agent takes for that stands in its code only: where there is
     such a table and no `key`, it is the one field of that type. ConfigError where there is none, or several.
     """
-    source, rng = subject.source, Random(f"{seed} events")
-    declared = _without_none(source.value.type)
+    source, dedup = subject.source, subject.dedup
+    # A tombstone holds nothing.
+    declared = plain_of(source.value.type)
+    fields = fields_of(declared)
     rows = [table for table in subject.plan.tables if table.keyed and table.merge is None]
     keyed = f"with {POOL} keys"
     if key is not None:
-        keyed = f"keyed by {key}"
+        keyed, key = f"keyed by {key}", _template(key, fields)
     elif rows:
-        key = _only_key(subject, declared, rows)
+        key = _only_key(subject, fields, rows)
         tables = f"table{'s' if len(rows) > 1 else ''} {', '.join(table.name for table in rows)}"
         keyed = f"keyed by {key}, the only field that could be the key of {tables}; --key FIELD says another"
+        key = f"{{{key}}}"
+    identity = _identity(dedup, source.value.name, declared, fields)
 
     def made() -> Iterator[Delivery]:
-        shape = shape_of(declared)
-        fields, names = fields_in(shape)
-        identity = _identity(subject.dedup, source.value.name, shape)
-        time = names.get(subject.event_time) if isinstance(subject.event_time, str) else None
-        template = None if key is None else _template(key, names)
+        rng, at = Random(f"{seed} events"), subject.event_time
         for number in count(1):
-            drawn = make(shape, rng, now_ms())
-            if time is not None:
-                drawn[time] = _present(fields[time], now_ms())
-            if identity:
-                drawn[identity] = unique(fields[identity], seed, number)
-            elif identity is not None:
-                drawn = unique(shape, seed, number)
-            if template is None:
-                of_key = source.key.type
-                record_key = source.key.encode(typed(of_key, make(shape_of(of_key), rng, now_ms(), "key")))
-            else:
-                record_key = _filled(template, drawn).encode()
-                source.key.decode(record_key)
-            yield Delivery(
-                record_key, source.value.encode(typed(declared, drawn)), _headers(subject.dedup, seed, number)
+            now = datetime.fromtimestamp(now_ms() / 1000, UTC)
+            special: dict[str, Any] = {}
+            if isinstance(at, str) and at in fields:
+                special[at] = _present(plain_of(fields[at]), now)
+            if identity is not None:
+                of = plain_of(fields.get(identity, declared))
+                special[identity] = _PLAIN[of](f"{seed}-{number:07d}", 1_000_000 + number, now)
+            value = special[""] if "" in special else make(declared, rng, now, given=special)
+            raw = source.value.encode(value)
+            record_key = (
+                source.key.encode(make(source.key.type, rng, now, "key")) if key is None else _filled(key, value)
             )
+            # Bounds of a type, and a key that is not the topic's, are seen where they are read.
+            source.value.decode(raw)
+            source.key.decode(record_key)
+            yield Delivery(record_key, raw, _headers(dedup, seed, number))
 
     events = made()
     try:
         first = list(islice(events, TRIED))
-    except (TypeError, NameError, NotImplementedError, DecodeError, msgspec.MsgspecError) as wrong:
+    except (TypeError, ValueError, NameError, DecodeError) as wrong:
         types = f"values are declared as {source.value.name} and keys as {source.key.name}"
         raise NotMade(f"topic {source.name!r}, whose {types} ({wrong})") from wrong
     note = f"events are made up from {source.value.name}, seed {seed}, {keyed}"
     return Input(chain(first, events), (note,), json=source.value.type is not bytes)
 
 
-def _identity(dedup: Dedup | None, what: str, shape: shapes.Type) -> str | None:
-    """The field, as JSON names it (empty: the whole value), that no two events have the same; None where none needs to be so.
+def _identity(dedup: Dedup | None, what: str, declared: Any, fields: Mapping[str, Any]) -> str | None:
+    """The field (empty: the whole value) that no two events have the same; None where none needs to be so.
 
     NotMade where the dedup key is not known from the value's type, or has too few values.
     """
-    fields, names = fields_in(shape)
     if dedup is None or isinstance(dedup.key, HeaderKey):
         return None
     if callable(dedup.key):
         raise NotMade(f"the dedup key of {what}, which is a function of the value")
-    if not fields and unique(shape, 0, 0) is not None:
+    if plain_of(declared) in _ENDLESS:
         return ""
-    of_key = (dedup.key.fields or tuple(names)) if isinstance(dedup.key, ContentKey) else (dedup.key,)
-    for name in of_key:
-        if name in names and unique(fields[names[name]], 0, 0) is not None:
-            return names[name]
-    raise NotMade(f"the dedup key of {what}: {', '.join(of_key) or 'it'} has too few values, or is no field")
+    names = (dedup.key.fields or tuple(fields)) if isinstance(dedup.key, ContentKey) else (dedup.key,)
+    for name in names:
+        if name in fields and plain_of(fields[name]) in _ENDLESS:
+            return name
+    raise NotMade(f"the dedup key of {what}: {', '.join(names) or 'it'} has too few values, or is no field")
 
 
 def _headers(dedup: Dedup | None, seed: int, number: int) -> Headers:
@@ -128,168 +139,113 @@ def _headers(dedup: Dedup | None, seed: int, number: int) -> Headers:
 # -- the record key
 
 
-def _only_key(subject: Subject, declared: Any, rows: Sequence[TablePlan]) -> str:
+def _only_key(subject: Subject, fields: Mapping[str, Any], rows: Sequence[TablePlan]) -> str:
     """The only field of the type that keys of these tables have, the one dedup goes by aside. ConfigError."""
-    types, dedup = [table.key.type for table in rows], subject.dedup
-    fields, names = fields_in(shape_of(declared)) if types[0] in (str, int) else ({}, {})
+    identity = None if subject.dedup is None else subject.dedup.key
     possible = [
         name
-        for name, in_json in names.items()
-        if (dedup is None or name != dedup.key) and all(fields[in_json] == shapes.type_info(of) for of in types)
+        for name, declared in fields.items()
+        if name != identity and declared in (str, int) and all(table.key.type is declared for table in rows)
     ]
     if len(possible) == 1:
         return possible[0]
-    several = (
-        f"{', '.join(possible[:-1])} and {possible[-1]} of {subject.source.value.name} could be it" if possible else ""
+    value = subject.source.value.name
+    which = (
+        f"{', '.join(possible[:-1])} and {possible[-1]} of {value} could be it"
+        if possible
+        else f"no field of {value} but its id is of type {rows[0].key.name}"
     )
     raise ConfigError(
         f"{subject.name!r} keeps rows of {', '.join(table.name for table in rows)} by a key, which must be that of the record, "
-        f"and {several or f'no field of {subject.source.value.name} but its id is of type {rows[0].key.name}'}: give it with "
-        "--key FIELD, or --key '{origin}-{dest}' for several, or define chaos_events(rng) in the pipeline's module"
+        f"and {which}: give it with --key FIELD, or --key '{{origin}}-{{dest}}' for several, or define chaos_events(rng) in the "
+        "pipeline's module"
     )
 
 
-def _template(key: str, names: Mapping[str, str]) -> str:
-    """A `--key` as a text with JSON's fields in braces. ConfigError for a field that there is not."""
+def _template(key: str, fields: Mapping[str, Any]) -> str:
+    """A `--key` as a text with fields in braces. ConfigError for a field that there is not."""
     key = key if "{" in key else f"{{{key}}}"
     if set(_IN_BRACES.sub("", key)) & {"{", "}"}:
         raise ConfigError(f"--key {key!r} has a brace that is not closed; write fields as {{field}}")
-
-    def in_json(named: re.Match[str]) -> str:
-        name, dot, rest = named[1].partition(".")
-        if name not in names and name not in names.values():
-            raise ConfigError(f"--key names field {name!r}; an event has {', '.join(names) or 'no fields'}")
-        return f"{{{names.get(name, name)}{dot}{rest}}}"
-
-    return _IN_BRACES.sub(in_json, key)
+    for named in _IN_BRACES.findall(key):
+        if (name := named.partition(".")[0]) not in fields:
+            raise ConfigError(f"--key names field {name!r}; an event has {', '.join(fields) or 'no fields'}")
+    return key
 
 
-def _filled(template: str, drawn: Any) -> str:
+def _filled(key: str, event: Any) -> bytes:
     """With the values of its fields; an optional one that is absent leaves its place empty."""
 
     def text(named: re.Match[str]) -> str:
-        value = drawn
+        value: Any = event
         for step in named[1].split("."):
-            value = cast("dict[str, Any]", value).get(step) if isinstance(value, dict) else None
+            value = cast("dict[str, Any]", value).get(step) if isinstance(value, dict) else getattr(value, step, None)
         return "" if value is None else str(value)
 
-    return _IN_BRACES.sub(text, template)
+    return _IN_BRACES.sub(text, key).encode()
 
 
-# -- types, as msgspec describes them
+# -- types, and values of them
 
 
-def _without_none(declared: Any) -> Any:
-    """T of `T | None`, since a tombstone holds nothing."""
-    rest = [part for part in union_of(declared) if part is not type(None)]
-    return rest[0] if len(rest) == 1 else declared
+def fields_of(declared: Any) -> dict[str, Any]:
+    """Of a dataclass, a struct, a record, a typed dict or a named tuple; none of what is no structure."""
+    if of_record := getattr(declared, "_options", None):
+        return of_record.fields
+    structure = isinstance(declared, type) and declared not in _PLAIN and not isinstance(declared, EnumMeta)
+    return get_type_hints(declared) if structure else {}
 
 
-def shape_of(declared: Any) -> shapes.Type:
-    """What msgspec knows of a type; of a `faust.Record` its fields."""
-    if options := getattr(declared, "_options", None):
-        fields = [shapes.Field(name, name, shape_of(of)) for name, of in options.fields.items()]
-        return shapes.TypedDictType(declared, tuple(fields))
-    return shapes.type_info(declared)
+def plain_of(declared: Any) -> Any:
+    """Without an annotation, a NewType, and None beside one other type."""
+    if get_origin(declared) is Annotated:
+        return plain_of(get_args(declared)[0])
+    rest = [part for part in union_of(declared) if part is not NoneType]
+    return plain_of(rest[0]) if len(rest) == 1 else getattr(declared, "__supertype__", declared)
 
 
-def fields_in(shape: shapes.Type) -> tuple[dict[str, shapes.Type], dict[str, str]]:
-    """Fields as JSON names them, and that name by the one that code has; none of what is no structure."""
-    fields = shape.fields if isinstance(shape, _FIELDS) else ()
-    return {f.encode_name: f.type for f in fields}, {f.name: f.encode_name for f in fields}
+def make(
+    declared: Any, rng: Random, now: datetime, name: str = "", depth: int = 0, given: Mapping[str, Any] = _NOTHING
+) -> Any:
+    """`name` is that of the field it is for: part of its texts. `given`: what fields of it have.
 
-
-def typed(declared: Any, drawn: Any) -> Any:
-    """A value of the type, of what JSON has for it."""
-    if hasattr(declared, "_options"):
-        return declared.from_data(drawn)
-    return msgspec.convert(drawn, declared, str_keys=True)
-
-
-def _plain(shape: shapes.Type) -> list[shapes.Type]:
-    """What a value may be but None, without the unions and annotations around it."""
-    match shape:
-        case shapes.UnionType(types):
-            return [plain for of in types for plain in _plain(of)]
-        case shapes.Metadata(of):
-            return _plain(of)
-        case shapes.NoneType():
-            return []
-        case _:
-            return [shape]
-
-
-# -- values, as JSON has them
-
-
-# Of a number from 1 on, a text that says it, and the present.
-_SIMPLE: Mapping[type[shapes.Type], Callable[[int, str, datetime], Any]] = {
-    shapes.NoneType: lambda number, text, now: None,
-    shapes.BoolType: lambda number, text, now: number % 2 == 0,
-    shapes.IntType: lambda number, text, now: number,
-    shapes.FloatType: lambda number, text, now: number + 0.25,
-    shapes.DecimalType: lambda number, text, now: f"{number}.25",
-    shapes.StrType: lambda number, text, now: text,
-    shapes.AnyType: lambda number, text, now: text,
-    shapes.BytesType: lambda number, text, now: base64.b64encode(text.encode()).decode(),
-    shapes.UUIDType: lambda number, text, now: str(UUID(int=number)),
-    shapes.DateTimeType: lambda number, text, now: now.isoformat(),
-    shapes.DateType: lambda number, text, now: now.date().isoformat(),
-    shapes.TimeType: lambda number, text, now: now.time().isoformat(),
-    shapes.TimeDeltaType: lambda number, text, now: f"PT{number}S",
-}
-
-
-def make(shape: shapes.Type, rng: Random, now_ms: int, name: str = "", depth: int = 0) -> Any:
-    """`name` is that of the field it is for: part of its texts. NotMade where there is no such value."""
+    NotMade where there is no such value; TypeError or ValueError where the type itself refuses it.
+    """
     if depth > DEEPEST:
         raise NotMade(f"values that hold themselves (field {name!r})")
 
-    def inner(of: shapes.Type, called: str = name) -> Any:
-        return make(of, rng, now_ms, called, depth + 1)
+    def inner(of: Any, called: str = name) -> Any:
+        return make(of, rng, now, called, depth + 1)
 
-    def some(of: shapes.Type) -> list[Any]:
-        return [inner(of) for _ in range(rng.randint(0, 3))]
-
-    number = rng.randint(1, POOL)
-    # Of what nothing is declared nothing is known; within something that is, it may be anything.
-    anything = shapes.AnyType
-    match shape:
-        case shapes.UnionType():
-            absent = depth and shape.includes_none and rng.random() < 0.15
-            return None if absent else inner(rng.choice(_plain(shape)))
-        case shapes.Metadata(of):
-            return make(of, rng, now_ms, name, depth)
-        case shapes.LiteralType(values):
-            return rng.choice(values)
-        case shapes.EnumType(cls):
-            return rng.choice(list(cls)).value
-        case shapes.DictType(of_key, of_value) if depth or not isinstance(of_key, anything):
-            return dict(zip(some(of_key), some(of_value), strict=False))
-        case shapes.TupleType(types):
-            return [inner(of) for of in types]
-        case shapes.NamedTupleType(_, fields):
-            return [inner(field.type, field.name) for field in fields]
-        case _ if isinstance(shape, _FIELDS):
-            return {field: inner(of, field) for field, of in fields_in(shape)[0].items()}
-        case _ if isinstance(shape, _SEVERAL) and (depth or not isinstance(shape.item_type, anything)):
-            return some(shape.item_type)
-        case _ if (simple := _SIMPLE.get(type(shape))) and (depth or not isinstance(shape, anything)):
-            return simple(number, f"{name or 'text'}-{number:02d}", datetime.fromtimestamp(now_ms / 1000, UTC))
-        case _:
-            kind = type(shape).__name__.removesuffix("Type")
-            raise NotMade(f"values of type {kind}" + (f" (field {name!r})" if name else ""))
+    if depth and NoneType in union_of(declared) and rng.random() < 0.15:
+        return None
+    declared, number = plain_of(declared), rng.randint(1, POOL)
+    origin, arguments = get_origin(declared), get_args(declared)
+    text = f"{name or 'text'}-{number:02d}"
+    if (plain := _PLAIN.get(declared)) is not None:
+        return plain(text, number, now)
+    if declared is Any and depth:
+        return text
+    if kinds := [kind for kind in union_of(declared) if kind is not NoneType]:
+        return inner(rng.choice(kinds))
+    if origin is Literal or isinstance(declared, EnumMeta):
+        return rng.choice(arguments or list(cast("EnumMeta", declared)))
+    if origin is tuple and Ellipsis not in arguments:
+        return tuple(inner(of) for of in arguments)
+    if origin is not None and arguments:
+        some = range(rng.randint(0, 3))
+        if issubclass(origin, Mapping):
+            return {inner(arguments[0]): inner(arguments[1]) for _ in some}
+        kind: Any = origin if origin in (set, frozenset, tuple) else list
+        return kind(inner(arguments[0]) for _ in some)
+    if not (fields := fields_of(declared)):
+        raise NotMade(f"values of type {declared}" + (f" (field {name!r})" if name else ""))
+    return cast("Any", declared)(
+        **{field: given[field] if field in given else inner(of, field) for field, of in fields.items()}
+    )
 
 
-def unique(shape: shapes.Type, seed: int, number: int) -> Any | None:
-    """A value that no other number gives; None where the type has too few values."""
-    for plain in _plain(shape):
-        if isinstance(plain, _ENDLESS):
-            return _SIMPLE[type(plain)](1_000_000 + number, f"{seed}-{number:07d}", datetime.now(UTC))
-    return None
-
-
-def _present(shape: shapes.Type, now_ms: int) -> Any:
+def _present(plain: Any, now: datetime) -> Any:
     """The present as `time=` takes it: a number is one of ms, whatever its type; a text is as ISO 8601 has it."""
-    now, plain = datetime.fromtimestamp(now_ms / 1000, UTC), _plain(shape)[0]
-    return now_ms if isinstance(plain, _NUMBERS) else _SIMPLE[type(plain)](0, now.isoformat(), now)
+    ms = int(now.timestamp() * 1000)
+    return {int: ms, float: float(ms), Decimal: Decimal(ms), Any: ms, str: now.isoformat()}.get(plain, now)

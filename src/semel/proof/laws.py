@@ -35,8 +35,8 @@ class Whole(NamedTuple):
     source: bool = True
 
 
-def _of_event(law: Law, tp: TP, offset: int, claim: str) -> Finding:
-    return Finding(law, f"the event at {place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"),))
+def _of_event(law: Law, tp: TP, offset: int, claim: str, *others: Witness) -> Finding:
+    return Finding(law, f"the event at {place(tp, offset)} {claim}", (Witness(tp, int(offset), "the event"), *others))
 
 
 def _standing(row: Any, wheres: Sequence[TP], what: str) -> Witness:
@@ -73,18 +73,16 @@ def no_duplicate(tp: TP, stretch: Stretch, wheres: Sequence[TP]) -> Iterator[Fin
     same = (marks["offset"][1:] == marks["offset"][:-1]) & (marks["id"][1:] == marks["id"][:-1])
     for offset in marks["offset"][1:][same].tolist():
         yield _of_event(Law.NO_DUPLICATE, tp, offset, "took effect twice: it has two marks")
-    same = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
-    for i in np.flatnonzero(same).tolist():
-        offset, output = int(outputs[i]["offset"]), f"output {int(outputs[i]['step'])}"
-        twice = [_standing(row, wheres, output) for row in outputs[i : i + 2]]
-        claim = f"{output} of the event at {place(tp, offset)} is there twice"
-        yield Finding(Law.NO_DUPLICATE, claim, (Witness(tp, offset, "the event"), *twice))
     letters = np.sort(stretch.letters, order=["offset", "agent", "at"])
     given_up = events_of(letters)
-    for i in np.flatnonzero(given_up[1:] == given_up[:-1]).tolist():
-        twice = [_standing(row, wheres, "dead letter") for row in letters[i : i + 2]]
-        claim = f"the event at {place(tp, letters[i]['offset'])} is in the dead letters twice"
-        yield Finding(Law.NO_DUPLICATE, claim, tuple(twice))
+    again = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
+    for rows, same in ((outputs, again), (letters, given_up[1:] == given_up[:-1])):
+        for i in np.flatnonzero(same).tolist():
+            what = f"output {int(rows[i]['step'])}" if rows is outputs else "dead letter"
+            yield _of_event(
+                Law.NO_DUPLICATE, tp, int(rows[i]["offset"]), f"has {what} twice",
+                *(_standing(row, wheres, what) for row in rows[i : i + 2]),
+            )  # fmt: skip
 
 
 def effect_again(tp: TP, first: Known, again: Rows, rule: Rule, *, marked: bool = True) -> Iterator[Finding]:
@@ -189,13 +187,10 @@ def atomicity(tp: TP, stretch: Stretch, wheres: Sequence[TP], whole: Whole) -> I
         for offset in offsets.tolist():
             yield _of_event(law, tp, offset, claim)
     for letter in letters[letters["content"] != 0]:
-        content = int(letter["content"])
-        if stretch.contents.get(int(letter["offset"]), content) != content:
-            claim = (
-                f"the dead letter of the event at {place(tp, letter['offset'])} has another key or value than the event"
-            )
-            event = Witness(tp, int(letter["offset"]), "the event")
-            yield Finding(Law.ATOMIC, claim, (event, _standing(letter, wheres, "dead letter")))
+        offset, content = int(letter["offset"]), int(letter["content"])
+        if stretch.contents.get(offset, content) != content:
+            stands = _standing(letter, wheres, "dead letter")
+            yield _of_event(Law.ATOMIC, tp, offset, "has a dead letter with another key or value", stands)
     if whole.outputs and outputs["step"].any():
         yield from _steps_missing(tp, outputs)
 

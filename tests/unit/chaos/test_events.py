@@ -236,12 +236,10 @@ class Renamed(msgspec.Struct, rename="camel"):
 
 def test_fields_with_another_name_in_json_are_found_by_their_name_in_the_code() -> None:
     declared = pipeline(value=Renamed, dedup=Dedup("order_id", window=DAY, time="seen_at"))
-    for key in ("customer_name", "customerName"):
-        made = from_types(declared, 1, now_ms, key)
-        values = made_of(made, 50)
-        assert {value["seenAt"] for _, value in values} == {NOW_MS}
-        assert len({value["orderId"] for _, value in values}) == 50
-        assert all(record_key == value["customerName"].encode() for record_key, value in values)
+    values = made_of(from_types(declared, 1, now_ms, "customer_name"), 50)
+    assert {value["seenAt"] for _, value in values} == {NOW_MS}
+    assert len({value["orderId"] for _, value in values}) == 50
+    assert all(record_key == value["customerName"].encode() for record_key, value in values)
 
 
 @pytest.mark.parametrize("value", [dict, list])

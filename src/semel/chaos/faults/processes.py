@@ -204,22 +204,18 @@ class Clock(Fault):
     async def apply(self, on: Fleet, entry: Entry) -> None:
         async with on.struck(self.worker, entry) as worker:
             entry.bit = on.observed.holds(worker.name)
-            restarts = self.variant != "jumps by"
+            at_start = self.variant != "jumps by"
             try:
-                if restarts:
-                    await on.kill9(worker)
                 worker.set_clock(1000 * self.offset_s)
-                if restarts:
-                    on.start(worker)
+                if at_start:
+                    await on.restart(worker)
                     await on.holding(worker, ARMED_S)
                 await asyncio.sleep(self.hold_s)
-                if restarts:
-                    await on.kill9(worker)
             finally:
-                # Where it only jumped, it jumps back.
+                # Where it runs, it jumps back.
                 worker.set_clock(0)
-            if restarts:
-                on.start(worker)
+            if at_start:
+                await on.restart(worker)
 
 
 class OddCode(Fault):
