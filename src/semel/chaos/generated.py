@@ -14,8 +14,10 @@ from enum import EnumMeta
 from itertools import chain, count, islice
 from random import Random
 from types import NoneType
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
+
+import msgspec
 
 from semel.chaos.events import Delivery, Headers, Input
 from semel.chaos.subject import Subject
@@ -180,7 +182,8 @@ def _filled(key: str, event: Any) -> bytes:
         value: Any = event
         for step in named[1].split("."):
             value = cast("dict[str, Any]", value).get(step) if isinstance(value, dict) else getattr(value, step, None)
-        return "" if value is None else str(value)
+        # As JSON has it: of an enum its value, a time in ISO 8601.
+        return "" if value is None else str(msgspec.to_builtins(value))
 
     return _IN_BRACES.sub(text, key).encode()
 
@@ -193,7 +196,8 @@ def fields_of(declared: Any) -> dict[str, Any]:
     if of_record := getattr(declared, "_options", None):
         return of_record.fields
     structure = isinstance(declared, type) and declared not in _PLAIN and not isinstance(declared, EnumMeta)
-    return get_type_hints(declared) if structure else {}
+    hints = get_type_hints(declared) if structure else {}
+    return {name: of for name, of in hints.items() if ClassVar not in (of, get_origin(of))}
 
 
 def plain_of(declared: Any) -> Any:

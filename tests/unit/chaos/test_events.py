@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import pytest
@@ -162,6 +163,23 @@ def test_a_key_given_by_hand_wins() -> None:
     made = from_types(pipeline(), 1, now_ms, "{shop}/{number}")
     assert all(key == f"{v['shop']}/{v['number']}".encode() for key, v in made_of(made))
     assert all(key == v["shop"].encode() for key, v in made_of(from_types(pipeline(), 1, now_ms, "shop")))
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+def test_a_key_of_fields_that_are_no_texts_is_as_json_has_them() -> None:
+    @dataclass
+    class Sized:
+        kinds: ClassVar[int] = 2
+        size: Size
+        at: date
+
+    for key, value in made_of(from_types(pipeline(value=Sized), 1, now_ms, "{size}/{at}"), 20):
+        assert key == f"{value['size']}/{value['at']}".encode()
+        assert value["size"] in ("small", "large")
 
 
 @pytest.mark.parametrize(("key", "says"), [("{shopp}", "'shopp'"), ("{shop", "not closed")])
