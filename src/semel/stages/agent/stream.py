@@ -76,7 +76,7 @@ class EventStream:
     async def __aiter__(self) -> AsyncIterator[Any]:
         runner, context = self._runner, self._context
         epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
-        begin, finish = runner.begin, runner.finish
+        begin, finish, usage = runner.begin, runner.finish, runner.turns.usage
         await enter(runner, context)
         while True:
             unit = await runner.next_unit(context)
@@ -85,7 +85,7 @@ class EventStream:
                 for value in runner.admit(unit, context):
                     begin(context)
                     yield value
-                    if runner.turns.usage.stepped_at is None:
+                    if usage.stepped_at is None:
                         asked_elsewhere(runner, context)
                     finish(context)
                     if monotonic() > turn_ends or epoch.closed:
