@@ -29,7 +29,7 @@ from semel.local.kafka import LocalKafka
 from semel.local.run_directory import RunFolder
 from semel.local.views import Views
 from semel.local.watch import Watch, WorkerState
-from semel.local.worker import WorkerProcess, end_all
+from semel.local.worker_process import WorkerProcess, end_all
 from semel.pipeline import Pipeline
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from semel.local import worker
+from semel.local import worker_process
 from semel.local.forkserver import ForkServer
 
 FORK_SERVER = ForkServer()
@@ -27,7 +27,7 @@ START_S = 60.0  # two cores, shared: a start is mostly imports
 _WEB = re.compile(r"web views on (http://\S+)")
 
 
-class WorkerProcess(worker.WorkerProcess):
+class WorkerProcess(worker_process.WorkerProcess):
     """One worker: a name, a state directory, settings. What does not come of it fails the test."""
 
     def __init__(

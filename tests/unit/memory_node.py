@@ -10,7 +10,7 @@ from semel.config import Settings
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
 from semel.testing.clock import VirtualClock
-from semel.worker import node
+from semel.worker import engine_host
 
 
 def connect_to(
@@ -24,6 +24,6 @@ def connect_to(
         asked.append((client_id, compression))
         return MemoryBroker(cluster, f"{client_id}-{next(numbers)}")
 
-    monkeypatch.setattr(node, "SystemClock", lambda: clock)
-    monkeypatch.setattr(node, "kafka_broker", connect)
+    monkeypatch.setattr(engine_host, "SystemClock", lambda: clock)
+    monkeypatch.setattr(engine_host, "kafka_broker", connect)
     return asked

@@ -234,7 +234,7 @@ def test_every_rule_that_the_code_cites_is_one() -> None:
 
 
 def test_the_machines_of_the_design_are_those_of_the_code() -> None:
-    for heading, steps in (("**Worker**", MEMBER_STEPS), ("**Epoch**", EPOCH_STEPS)):
+    for heading, steps in (("**Member of the group**", MEMBER_STEPS), ("**Epoch**", EPOCH_STEPS)):
         assert {(row[0], row[1]) for row in rows("design.md", heading)} == {(a.name, b.name) for a, b in steps}
 
 

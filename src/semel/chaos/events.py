@@ -19,7 +19,7 @@ from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP
 from semel.runtime.clock import SystemClock
 from semel.task.read_committed import CommittedLogs
 from semel.topic import Topic
-from semel.worker.node import kafka_broker
+from semel.worker.engine_host import kafka_broker
 
 Headers = tuple[tuple[str, bytes | None], ...]
 

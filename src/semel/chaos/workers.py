@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from semel.local import ports
 from semel.local.forkserver import ForkServer
-from semel.local.worker import WorkerProcess
+from semel.local.worker_process import WorkerProcess
 from semel.runtime.clock import OFFSET
 from semel.stages.agent import handler_faults
 

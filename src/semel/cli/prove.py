@@ -47,7 +47,7 @@ def prove(
     from semel.proof import Verdict, html
     from semel.proof import prove as run
     from semel.runtime.clock import SystemClock
-    from semel.worker.node import kafka_broker
+    from semel.worker.engine_host import kafka_broker
 
     since_ms, until_ms = _ms("--since", since), _ms("--until", until)
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:

@@ -31,7 +31,7 @@ def reset(
     from semel.config import Settings
     from semel.display import printing
     from semel.runtime.clock import SystemClock
-    from semel.worker.node import engine_settings, kafka_broker
+    from semel.worker.engine_host import engine_settings, kafka_broker
     from semel.worker.reset import reset as run
 
     match to:

@@ -53,7 +53,7 @@ def worker(
     settings = Settings.load(config, web_port=web_port)
     target = project.load(pipeline)
 
-    from semel.worker.process import run
+    from semel.worker.main import run
 
     raise typer.Exit(
         exits.code_after(run(target, settings, instance=instance, adopt=adopt, exit_code=exits.code_after))

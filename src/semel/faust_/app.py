@@ -49,7 +49,7 @@ from semel.state.event_context import event_number
 from semel.state.task import TaskState
 from semel.topic import Topic as SemelTopic
 from semel.worker.engine import Engine
-from semel.worker.node import EngineHost, open_engine
+from semel.worker.engine_host import EngineHost, open_engine
 
 log = logging.getLogger("semel.app")
 

@@ -141,7 +141,7 @@ class Forked:
 
 def serve() -> None:
     """Answer questions, a JSON line each, until standard input ends."""
-    for name in ("cli.worker", "kafka", "worker.process", "web.server"):
+    for name in ("cli.worker", "kafka", "worker.main", "web.server"):
         importlib.import_module(f"semel.{name}")
     here = os.getpid()
     for line in sys.stdin:

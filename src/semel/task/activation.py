@@ -1,4 +1,4 @@
-"""Activation: a writer, fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
+"""Activation: fresh metadata, and for each task of the assignment its state and its place (rules 11, 14, 15)."""
 
 from __future__ import annotations
 

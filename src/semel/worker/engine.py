@@ -46,15 +46,15 @@ from semel.state.event_context import EventContext, EventStatus
 from semel.state.store import Store, StoreError
 from semel.state.task import Cursor, RetryState, Task, TaskState
 from semel.task.activation import Activation
-from semel.task.fencing import new_writer
 from semel.task.migration import migrate
+from semel.task.new_writer import new_writer
 from semel.task.restore import Restorer
 from semel.task.topic_identity import source_remade
 from semel.task.topic_watch import TopicWatch
 from semel.task.topics import Topics
 from semel.topic import Topic
+from semel.worker.abort_recovery import Recovery, StartingOver
 from semel.worker.background import Background
-from semel.worker.recovery import Recovery, StartingOver
 
 log = logging.getLogger("semel.engine")
 

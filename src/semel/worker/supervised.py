@@ -7,7 +7,7 @@ from typing import Protocol
 
 from semel.config import Settings
 from semel.plan import Plan
-from semel.worker.node import EngineHost, open_engine
+from semel.worker.engine_host import EngineHost, open_engine
 
 # What of Faust's settings is about the engine's connections and views, so that a pipeline has it, too.
 READ_OF_FAUST = frozenset({"broker_client_id", "producer_compression_type", "web_enabled"})

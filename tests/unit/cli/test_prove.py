@@ -38,7 +38,7 @@ def proven(monkeypatch, tmp_path):
     """Runs `semel` with these arguments; the exit code. `proven.proof` is what the run finds."""
     (tmp_path / "shop.py").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("semel.worker.node.kafka_broker", lambda *_, **__: Broker())
+    monkeypatch.setattr("semel.worker.engine_host.kafka_broker", lambda *_, **__: Broker())
     clean = Proof("shop", 0, None, None, (), {}, (), (), defaultdict(int), (), tuple(Law), True, 0.0)
 
     async def prove(*_, **__):

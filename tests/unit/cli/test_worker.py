@@ -22,16 +22,16 @@ pipeline = Pipeline("shop", source=Topic("orders"), agent=agent, sink=Topic("res
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """What `semel.worker.process.run` was called with; it ends with `started["failure"]`."""
+    """What `semel.worker.main.run` was called with; it ends with `started["failure"]`."""
     calls = {"failure": None}
 
     def run(target, settings, *, instance, adopt, exit_code):
         calls.update(target=target, settings=settings, instance=instance, adopt=adopt)
         return calls["failure"]
 
-    engine = ModuleType("semel.worker.process")
+    engine = ModuleType("semel.worker.main")
     engine.run = run
-    monkeypatch.setitem(sys.modules, "semel.worker.process", engine)
+    monkeypatch.setitem(sys.modules, "semel.worker.main", engine)
     monkeypatch.setattr("semel.cli.logs.configure", lambda **_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])

@@ -19,7 +19,7 @@ from semel.faust_.app import App
 from semel.faust_.settings import FORCED, SETTINGS, Does, pristine
 from semel.faust_.stream import Stream
 from semel.kafka import KafkaBroker
-from semel.worker.node import kafka_broker
+from semel.worker.engine_host import kafka_broker
 from tests.unit.faust_.harness import Stage
 
 BROKER = "kafka://127.0.0.1:29999"

@@ -9,7 +9,7 @@ import pytest
 
 from semel.cli import exits
 from semel.faust_.app import App
-from semel.worker import process
+from semel.worker import main
 from tests.unit.faust_.harness import Stage
 
 
@@ -32,7 +32,7 @@ async def test_what_a_task_or_timer_of_the_app_raises_ends_the_worker_and_never_
 
     app.task(leaves) if started == "task" else app.timer(0.5)(leaves)
     async with asyncio.timeout(60):
-        failure = await process._serve(app.as_supervised(instance=None, adopt=False), asyncio.Event(), drain_s=30)
+        failure = await main._serve(app.as_supervised(instance=None, adopt=False), asyncio.Event(), drain_s=30)
     assert failure is ends
     assert exits.code_after(failure) != 0
     assert f"the worker stops on an unexpected error: {type(ends).__name__}" in caplog.text

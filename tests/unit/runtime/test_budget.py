@@ -10,8 +10,8 @@ import pytest
 
 from semel.config import Settings
 from semel.runtime.budget import LEAST_BYTES, MOST_BYTES, available_bytes, default_budget, shares
+from semel.worker.engine_host import engine_settings
 from semel.worker.metrics import exposition
-from semel.worker.node import engine_settings
 from tests.unit.harness import World
 
 GIB = 1 << 30

@@ -22,7 +22,7 @@ from semel.memory.cluster import MemoryCluster
 from semel.port import TP
 from semel.state.directory import StateDirectory
 from semel.testing.clock import VirtualClock
-from semel.worker import process
+from semel.worker import main
 from semel.worker.supervised import PlainWorker
 from tests.unit.memory_node import connect_to
 
@@ -71,7 +71,7 @@ async def test_it_runs_until_it_is_stopped_and_commits_what_is_in_hand(cluster: 
         return order
 
     running, stop = of(slow, tmp_path), asyncio.Event()
-    serving = asyncio.create_task(process._serve(running, stop, drain_s=30))
+    serving = asyncio.create_task(main._serve(running, stop, drain_s=30))
     send(cluster, {"n": 1})
     await begun.wait()
     assert running.host is not None and running.host.engine.scheduler.only_agents
@@ -91,11 +91,11 @@ async def test_what_does_not_end_in_time_is_ended_without_its_event(cluster: Mem
         await asyncio.Event().wait()
 
     running, stop = of(endless, tmp_path, drain_timeout_ms=60_000), asyncio.Event()
-    serving = asyncio.create_task(process._serve(running, stop, drain_s=3))
+    serving = asyncio.create_task(main._serve(running, stop, drain_s=3))
     send(cluster, {"n": 1})
     await begun.wait()
     stop.set()
-    async with asyncio.timeout(3 + 2 * process.CLOSE_S):
+    async with asyncio.timeout(3 + 2 * main.CLOSE_S):
         assert await serving is None
     assert results(cluster) == []
     StateDirectory(tmp_path / "shop" / "w1", "shop", "w1").release()
@@ -105,7 +105,7 @@ async def test_what_the_engine_fails_with_ends_it_at_once_and_is_said(
     cluster: MemoryCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = of(lambda order: order, tmp_path)
-    serving = asyncio.create_task(process._serve(running, asyncio.Event(), drain_s=30))
+    serving = asyncio.create_task(main._serve(running, asyncio.Event(), drain_s=30))
     await asyncio.sleep(1.03)
     assert running.host is not None
     failure = ValueError("a defect")
@@ -129,7 +129,7 @@ async def test_a_failure_is_known_when_it_happens_and_not_a_while_later(cluster:
 async def test_what_keeps_it_from_starting_is_its_failure(cluster: MemoryCluster, tmp_path: Path) -> None:
     taken = StateDirectory(tmp_path / "shop" / "w1", "shop", "w1")
     running = of(lambda order: order, tmp_path)
-    failure = await process._serve(running, asyncio.Event(), drain_s=30)
+    failure = await main._serve(running, asyncio.Event(), drain_s=30)
     assert isinstance(failure, InstanceTaken)
     taken.release()
 
@@ -138,7 +138,7 @@ async def test_one_that_is_told_to_end_before_it_began_ends_in_order(cluster: Me
     running, stop = of(lambda order: order, tmp_path), asyncio.Event()
     stop.set()
     running.told()
-    assert await process._serve(running, stop, drain_s=30) is None
+    assert await main._serve(running, stop, drain_s=30) is None
 
 
 def test_the_process_of_a_pipeline_never_imports_faust(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_faust_section_that_a_pipeline_does_not_read_is_said(
 ) -> None:
     pipeline = Pipeline("shop", source=Topic("orders"), agent=lambda order: order)
     given = {"broker_client_id": "till", "stream_buffer_maxsize": 1}
-    process._supervised(pipeline, Settings(faust=given), instance=None, adopt=False)
+    main._supervised(pipeline, Settings(faust=given), instance=None, adopt=False)
     assert "[faust] sets stream_buffer_maxsize, which a semel.App reads and nobody else" in caplog.text
 
 

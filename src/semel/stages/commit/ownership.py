@@ -1,4 +1,4 @@
-"""Ownership: what a worker holds of its app now. Taking over, revoking and failed commits change it, in turn (rule 14)."""
+"""Ownership: what a worker holds of its app now. Taking over, revoking and failed commits change it (rule 14)."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from semel.port import TP, Broker, Clock, Membership, Producer, RpcError, RpcLos
 from semel.runtime import looptime
 from semel.runtime.failpoints import Failpoints
 from semel.stages.commit.epoch import EpochState, SealedEpoch
+from semel.stages.commit.fencing import fence
 from semel.stages.sink.destination import ProducerRecord
 
 T = TypeVar("T")
@@ -109,16 +110,10 @@ class Writer:
         self.transaction_open_since: float | None = None
 
     async def init(self, *, until: float) -> None:
-        """InitProducerId: fences whoever had this id, ends what they left open. RpcError or RpcLost when time is up."""
-        await self._pass("begin.before_init")
-        self.producer = await ask(
-            self._clock,
-            lambda: self._broker.init_producer_id(self.transactional_id, self._timeout_ms),
-            until=until,
-            worth=passes,
-            pause=_PAUSE._replace(retry_s=0.005),
+        """Fence whoever had this id. RpcError or RpcLost when time is up."""
+        self.producer = await fence(
+            self._broker, self._clock, self._pass, self.transactional_id, timeout_ms=self._timeout_ms, until=until
         )
-        await self._pass("begin.after_init")
 
     async def commit(self, epoch: SealedEpoch, membership: Membership | None) -> None:
         """Commit a sealed epoch. Raises CommitFailed; then this writer is dead.

@@ -1,6 +1,7 @@
 """Dedup processor: which records of a work unit the agent gets (protocol rules 19 to 21 and 23).
 
-These loops are the hot path: a record is looked at in them, in `classify`, and in `Runner.begin` and `Runner.finish`.
+These loops are the hot path: a record is looked at in them, in `classify`, and in
+`AgentRunner.begin` and `Completion.finish`.
 """
 
 from __future__ import annotations

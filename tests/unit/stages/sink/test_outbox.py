@@ -20,7 +20,7 @@ from semel.plan import Plan
 from semel.port import TP
 from semel.stages.sink.destination import ProducerRecord
 from semel.state import positions
-from semel.worker.node import EngineHost
+from semel.worker.engine_host import EngineHost
 from tests.unit.harness import APP, Payment, World
 
 NOTES = TP("notes", 0)

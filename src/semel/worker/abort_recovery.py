@@ -1,4 +1,5 @@
-"""Recovery: what comes after a commit that failed, and after a store that failed (protocol rules 8, 11 and 16)."""
+"""Abort recovery: what comes after an epoch that was aborted or whose end is unknown, and after a store that failed (protocol
+rules 8, 11 and 16)."""
 
 from __future__ import annotations
 

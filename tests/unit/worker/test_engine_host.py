@@ -8,7 +8,7 @@ import pytest
 
 from semel.config import Settings
 from semel.state.store import Store
-from semel.worker.node import own_directory
+from semel.worker.engine_host import own_directory
 
 
 def test_user_code_that_changes_the_working_directory_moves_no_state(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from semel.local.forkserver import ForkServer
-from semel.local.worker import WorkerProcess, end_all
+from semel.local.worker_process import WorkerProcess, end_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the forkserver is for Linux")
 

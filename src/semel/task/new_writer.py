@@ -1,4 +1,4 @@
-"""Fencing: a writer that nobody with the same id outlives (protocol rules 9 and 11; KIP-98, KIP-447)."""
+"""A new writer, for tasks that are taken over: whoever had its id is fenced (protocol rules 9 and 11)."""
 
 from __future__ import annotations
 

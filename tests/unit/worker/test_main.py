@@ -10,7 +10,7 @@ import pytest
 
 from semel.errors import StaleIncarnation
 from semel.stages.agent.coroutine_driver import CoroutineDriver, SuspendedForever
-from semel.worker.process import _end_tasks
+from semel.worker.main import _end_tasks
 
 
 async def stubborn() -> AsyncGenerator[int]:
