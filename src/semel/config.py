@@ -17,7 +17,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -51,6 +52,7 @@ TOKEN_CHARACTERS_MIN = 16
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+HeaderFamily = Literal["kip1191", "streams", "spring"]
 
 
 class BrokerSecurity(BaseModel):
@@ -150,6 +152,8 @@ class Settings(BaseSettings):
     """None: 3 where the cluster has three brokers, else 1; decided when topics are created."""
     lineage: bool = True
     """Outputs carry a header that says which event they come from; `semel prove` needs it."""
+    dead_letter_headers: Annotated[tuple[HeaderFamily, ...], NoDecode] = ("kip1191",)
+    """Besides semel's own headers, in whose words dead letters say where they come from."""
     broker_security: BrokerSecurity = Field(default_factory=BrokerSecurity)
     faust: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Faust's own settings, as `App` takes them."""
@@ -211,6 +215,14 @@ class Settings(BaseSettings):
     @classmethod
     def _broker(cls, value: str) -> str:
         parse_broker(value)
+        return value
+
+    @field_validator("dead_letter_headers", mode="before")
+    @classmethod
+    def _dead_letter_headers(cls, value: object) -> object:
+        """A variable has them with commas between; "none", since an empty one counts as not set."""
+        if isinstance(value, str):
+            return () if value.strip() == "none" else tuple(name.strip() for name in value.split(","))
         return value
 
     @field_validator("web_url")
@@ -400,9 +412,16 @@ _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 _SERVICE_VARIABLE = re.compile(
     r"(?P<service>SEMEL\w*?)_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-# Read by others than the settings: failpoints, the local Kafka's cache, the tests.
+# Read by others than the settings: failpoints, the local Kafka's cache, the tests, what says which code runs.
 _ELSEWHERE = frozenset(
-    {"SEMEL_FAILPOINT", "SEMEL_CLOCK_OFFSET_MS", "SEMEL_ODD_CODE", "SEMEL_CACHE_DIR", "SEMEL_TEST_BOOTSTRAP"}
+    {
+        "SEMEL_FAILPOINT",
+        "SEMEL_CLOCK_OFFSET_MS",
+        "SEMEL_ODD_CODE",
+        "SEMEL_CACHE_DIR",
+        "SEMEL_TEST_BOOTSTRAP",
+        "SEMEL_VERSION",
+    }
 )
 _SECURITY = f"{PREFIX}BROKER_SECURITY"
 _warned: set[str] = set()

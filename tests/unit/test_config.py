@@ -51,6 +51,7 @@ def test_the_defaults_are_those_of_the_contract():
         "web_open": False,
         "replication_factor": None,
         "lineage": True,
+        "dead_letter_headers": ("kip1191",),
         "faust": {},
     }
     assert settings.state_dir == Path(".semel/state")
@@ -550,3 +551,18 @@ def test_a_broken_secret_is_explained_without_its_value(values, says, tmp_path):
 
     assert "hunter2" not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "names"), [("kip1191, spring", ("kip1191", "spring")), ("none", ()), ("streams", ("streams",))]
+)
+def test_the_words_of_dead_letters_are_a_list_also_in_a_variable(
+    variable: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMEL_DEAD_LETTER_HEADERS", variable)
+    assert Settings.load().dead_letter_headers == names
+
+
+def test_words_of_dead_letters_that_nobody_speaks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dead_letter_headers.*'spong'"):
+        Settings(dead_letter_headers=["spong"])

@@ -25,7 +25,9 @@ from semel.port import TP
 from semel.runtime.failpoints import NAMES
 from semel.stages.commit.epoch import EPOCH_STEPS
 from semel.stages.fetch.lag import Histogram
-from semel.stages.sink.dead_letters import DeadLetters, dead_letter
+from semel.stages.sink.dead_letters import HEADERS, DeadLetters, dead_letter
+from semel.stages.sink.failure_cause import Cause
+from semel.stages.sink.foreign_headers import FAMILIES
 from semel.table import RESERVED
 from semel.throttles import Throttles
 from semel.worker import metrics
@@ -177,11 +179,14 @@ def test_every_header_of_a_dead_letter_is_in_the_reference() -> None:
         value = b"x" * 10_000
 
     out = dead_letter(
-        DeadLetters("app.dlq", 1, 5_000), TP("t", 0), Large(),
-        pipeline="app", agent="a", reason="failed", error="e", attempts=1, now_ms=3,
+        DeadLetters("app.dlq", 1, 5_000, "v1", tuple(FAMILIES)), TP("t", 0), Large(),
+        pipeline="app", agent="a", reason="failed", error="e", attempts=1, cause=Cause("f", "E", "trace"), first_ms=3, now_ms=3,
     )  # fmt: skip
     named = {n for row in rows("reference.md", "## Dead letters") for n in re.findall(r"`(semel\.\w+)`", row[0])}
-    assert {name for name, _ in out.headers} == named
+    others = set(re.findall(r"`((?:__|kafka_)[\w.-]+)`", text("reference.md").partition("## Dead letters")[2]))
+    assert {name for name, _ in out.headers} == HEADERS
+    assert {name for name in HEADERS if name.startswith("semel.")} == named
+    assert {name for name in HEADERS if not name.startswith("semel.")} <= others
 
 
 def test_the_reserved_table_names_are_in_the_reference() -> None:

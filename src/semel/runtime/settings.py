@@ -34,3 +34,6 @@ class EngineSettings:
     # What is raised into an agent's code from outside and is no failure of its event: a test's time limit, Ctrl-C in a test.
     interrupts: tuple[type[BaseException], ...] = ()
     lineage: bool = True
+    dead_letter_headers: tuple[str, ...] = ("kip1191",)
+    # What dead letters say of the code that they failed under; empty where nobody knows.
+    code_version: str = ""

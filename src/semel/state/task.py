@@ -55,14 +55,16 @@ class RetryState:
 
     It outlives cursors and tasks: an epoch that is dropped and an assignment do not begin the count anew. `lost`: how many of
     them because the event held the loop for longer than the session. Events up to `isolate_until` go one by one. `suspects`:
-    those that earlier processes of this worker may have died of.
+    those that earlier processes of this worker may have died of. `first_ms`: when it failed for the first time, as far as this
+    process knows; 0: it has not.
     """
 
-    __slots__ = ("count", "isolate_until", "lost", "offset", "suspects")
+    __slots__ = ("count", "first_ms", "isolate_until", "lost", "offset", "suspects")
 
     def __init__(self, suspects: Sequence[Suspect] = ()) -> None:
         self.offset = -1
         self.count = 0
+        self.first_ms = 0
         self.lost = 0
         self.suspects = list(suspects)
         self.isolate_until = max((s.last for s in suspects), default=-1)
@@ -71,10 +73,10 @@ class RetryState:
         """How often the event there has failed."""
         return self.count if self.offset == offset else 0
 
-    def failed(self, offset: int) -> int:
+    def failed(self, offset: int, now_ms: int) -> int:
         """One more failed attempt; how many there were."""
         if self.offset != offset:
-            self.offset, self.count, self.lost = offset, 0, 0
+            self.offset, self.count, self.lost, self.first_ms = offset, 0, 0, now_ms
         self.count += 1
         return self.count
 
@@ -84,14 +86,15 @@ class RetryState:
             self.offset = -1
 
     def died(self, offset: int, times: int) -> None:
+        self.first_ms = self.first_ms if self.offset == offset else 0
         self.offset, self.count = offset, times
 
     def suspect(self, record: Record) -> Suspect | None:
         """The record, if it is one that a process may have died of; of several, the one with most deaths."""
         return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.crashes, default=None)
 
-    def lost_session(self, offset: int) -> int:
-        self.failed(offset)
+    def lost_session(self, offset: int, now_ms: int) -> int:
+        self.failed(offset, now_ms)
         self.lost += 1
         self.isolate_until = max(self.isolate_until, offset)
         return self.count

@@ -154,7 +154,8 @@ class Engine:
             group=lambda: self.group, transactional_id=self.transactional_id, instance=instance,
         )  # fmt: skip
         self._services = Services(
-            self.app, clock, randomness, self.epoch, DeadLetters(plan.dead_letter_topic, 1, 1 << 20), changed,
+            self.app, clock, randomness, self.epoch,
+            DeadLetters(plan.dead_letter_topic, 1, 1 << 20, settings.code_version, settings.dead_letter_headers), changed,
             self._recovery.store_failed, settings.interrupts,
         )  # fmt: skip
         self.scheduler = Scheduler(
@@ -597,8 +598,8 @@ class Engine:
             asked_at = self.clock.monotonic()
             topics = await self._activation.metadata(self.assignment.partitions)
             letters = self.plan.dead_letter_topic
-            self._services.dead_letters = DeadLetters(
-                letters, self.topics.known[letters].partitions, self.topics.max_bytes(letters)
+            self._services.dead_letters = self._services.dead_letters._replace(
+                partitions=self.topics.known[letters].partitions, max_bytes=self.topics.max_bytes(letters)
             )
             self._watch.begin(asked_at)
             self.topics.begin()

@@ -16,6 +16,7 @@ from semel.plan import Plan
 from semel.port import Broker
 from semel.runtime.budget import available_bytes, default_budget
 from semel.runtime.clock import SystemClock, SystemRandomness
+from semel.runtime.code_version import code_version
 from semel.runtime.failpoints import Failpoints, check_switches
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent import crash_suspects
@@ -81,7 +82,7 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
     names = (
         "commit_interval_ms", "session_timeout_ms", "transaction_timeout_ms", "rpc_timeout_ms", "commit_timeout_ms",
         "revoke_timeout_ms", "rebalance_timeout_ms", "handler_timeout_ms", "drain_timeout_ms", "carry_over_limit",
-        "replication_factor", "web_url", "lineage",
+        "replication_factor", "web_url", "lineage", "dead_letter_headers",
     )  # fmt: skip
     budget = settings.memory_budget_bytes or default_budget()
     log.info("memory budget: %d MiB", budget >> 20)
@@ -91,7 +92,10 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
             "much. Leave it out (a quarter of the memory, 1 GiB at most), or set less",
             budget, available,
         )  # fmt: skip
-    return EngineSettings(**{name: getattr(settings, name) for name in names}, adopt=adopt, memory_budget_bytes=budget)
+    return EngineSettings(
+        **{name: getattr(settings, name) for name in names}, adopt=adopt, memory_budget_bytes=budget,
+        code_version=code_version(Path.cwd()),
+    )  # fmt: skip
 
 
 def own_directory(settings: Settings, app: str, instance: str | None) -> tuple[str, StateDirectory]:

@@ -21,6 +21,7 @@ from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
+from semel.stages.sink.failure_cause import agent_code, cause_of
 from semel.state.dedup_marks import dead
 from semel.state.event_context import EventContext
 
@@ -41,6 +42,7 @@ class FailureHandler:
     ) -> None:
         self._services = services
         self._plan = plan
+        self._code = agent_code(plan.run, plan.name)
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
         self._log = log
@@ -59,7 +61,7 @@ class FailureHandler:
         attempt = FailedAttempt(error, number, events, program_at_fault)
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
         if isinstance(decision, (RetryAfter, DeadLetter)) and not counted:
-            state.failed(unit.position)
+            state.failed(unit.position, self._now_ms())
         marks, stream = context.writes.marks[:], unit.moved
         if not isinstance(decision, StoreFailed):
             undo(unit, context)
@@ -83,7 +85,10 @@ class FailureHandler:
                     [(id, mark)] = marks
                     task.marks.mark(id, dead(mark))
                     task.stream_ms, task.pending = stream
-                self._side_outputs.quarantine(unit, unit.record, reason, described(error), state.count)
+                self._side_outputs.quarantine(
+                    unit, unit.record, reason, described(error), state.count,
+                    cause=cause_of(error, self._code), first_ms=state.first_ms,
+                )  # fmt: skip
                 state.given_up()
                 unit.index += 1
         return decision
@@ -107,7 +112,8 @@ class FailureHandler:
             return
         record = unit.record if context.holding or unit.batch is not None else context.record
         if record is not None:
-            self._log.lost_session(unit.cursor.tp, record, state.lost_session(record.offset), self._plan.retry.attempts)
+            times = state.lost_session(record.offset, self._now_ms())
+            self._log.lost_session(unit.cursor.tp, record, times, self._plan.retry.attempts)
 
     def used_up(self, unit: WorkUnit) -> SessionLost | ProcessEnded | None:
         """Why a work unit is not handled again: it holds one event, and that has used up its attempts without an answer."""
@@ -124,6 +130,10 @@ class FailureHandler:
         its id. So it goes to the dead letters as it came. False where that is not so."""
         if not isinstance(why, ProcessEnded) or why.times <= most_crashes(self._plan.retry):
             return False
-        self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times)
+        cause = cause_of(why, self._code)
+        self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times, cause=cause)
         unit.index += 1
         return True
+
+    def _now_ms(self) -> int:
+        return int(self._services.clock.time() * 1000)

@@ -13,6 +13,7 @@ from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
 from semel.stages.sink.dead_letters import dead_letter
 from semel.stages.sink.destination import ProducerRecord
+from semel.stages.sink.failure_cause import Cause, cause_without_exception
 
 log = logging.getLogger("semel.agent")
 
@@ -44,7 +45,18 @@ class SideOutputs:
         else:
             self._services.epoch.add((letter,), letter.size)
 
-    def quarantine(self, unit: WorkUnit, record: Record, reason: str, error: str, attempts: int = 0) -> None:
+    def quarantine(
+        self,
+        unit: WorkUnit,
+        record: Record,
+        reason: str,
+        error: str,
+        attempts: int = 0,
+        *,
+        cause: Cause | None = None,
+        first_ms: int = 0,
+    ) -> None:
+        """`cause` and `first_ms`: of what failed in an agent's hands, what it failed at, and when for the first time."""
         services, tp = self._services, unit.cursor.tp
         if self._throttle.may_say(reason, services.clock.monotonic()):
             log.warning(
@@ -55,9 +67,11 @@ class SideOutputs:
                 reason,
                 folded(error),
             )
+        now_ms = int(services.clock.time() * 1000)
         letter = dead_letter(
             services.dead_letters, tp, record, pipeline=services.app, agent=unit.cursor.agent.name, reason=reason,
-            error=error, attempts=attempts, now_ms=int(services.clock.time() * 1000),
+            error=error, attempts=attempts, cause=cause or cause_without_exception(reason, tp.topic, error),
+            first_ms=first_ms or now_ms, now_ms=now_ms,
         )  # fmt: skip
         self.done(unit, "dead", letter)
 

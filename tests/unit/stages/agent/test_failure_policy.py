@@ -87,7 +87,7 @@ def test_an_event_that_cost_its_last_session_is_not_handled_again() -> None:
     state = RetryState()
     for _ in range(3):
         assert used_up(RETRY, state, record(7)) is None
-        state.lost_session(7)
+        state.lost_session(7, 1_000)
     assert isinstance(used_up(RETRY, state, record(7)), SessionLost)
     assert used_up(RETRY, state, record(8)) is None
 
@@ -95,7 +95,7 @@ def test_an_event_that_cost_its_last_session_is_not_handled_again() -> None:
 def test_attempts_that_failed_without_costing_a_session_are_counted_when_they_fail() -> None:
     state = RetryState()
     for _ in range(3):
-        state.failed(7)
+        state.failed(7, 1_000)
     assert used_up(RETRY, state, record(7)) is None
 
 

@@ -1,4 +1,4 @@
-"""Results and dead letters become records, checked against their topic before they count."""
+"""Results become records, checked against their topic before they count."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import partition_of
-from semel.port import NO_TIMESTAMP, TP, TooLarge
-from semel.stages.sink.dead_letters import DeadLetters, dead_letter
-from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, Destination, ProducerRecord, TopicLimits, limits_from
+from semel.port import TP
+from semel.stages.sink.destination import Destination, ProducerRecord, TopicLimits, limits_from
 from semel.topic import Topic
 
 NOW = 1_700_000_000_000
@@ -148,85 +147,3 @@ def test_limits_are_those_of_the_topics_real_configuration() -> None:
 
 def test_before_kafka_3_6_one_limit_bounds_both_sides() -> None:
     assert limits_from({"message.timestamp.difference.max.ms": "7"})[1:3] == (7, 7)
-
-
-# -- dead letters
-
-
-def buried(record: Given, *, error: str = "ValueError: no", letters: DeadLetters | None = None) -> ProducerRecord:
-    return dead_letter(
-        letters or DeadLetters("p.dlq", 8, 1_000_000),
-        TP("payments", 3),
-        record,
-        pipeline="p",
-        agent="settle",
-        reason="failed",
-        error=error,
-        attempts=5,
-        now_ms=NOW,
-    )
-
-
-def test_a_dead_letter_has_the_records_bytes_and_says_where_from_and_why() -> None:
-    record = Given(value=b"\xff\x00")
-    out = buried(record)
-    assert (out.tp, out.timestamp, out.key, out.value) == (TP("p.dlq", 3), NO_TIMESTAMP, record.key, record.value)
-    assert tuple(out.headers[:2]) == tuple(record.headers)
-    said = dict(out.headers[2:])
-    assert said == {
-        "semel.pipeline": b"p",
-        "semel.agent": b"settle",
-        "semel.reason": b"failed",
-        "semel.error": b"ValueError: no",
-        "semel.attempts": b"5",
-        "semel.topic": b"payments",
-        "semel.partition": b"3",
-        "semel.offset": b"12",
-        "semel.timestamp": str(NOW - 5).encode(),
-        "semel.dead_at": str(NOW).encode(),
-    }
-
-
-def test_a_dead_letter_of_a_record_without_key_and_value_stays_so() -> None:
-    out = buried(Given(key=None, value=None, headers=()))
-    assert (out.key, out.value) == (None, None)
-
-
-def test_a_dead_letter_of_a_record_that_was_too_large_to_read_says_what_is_left_out() -> None:
-    out = buried(TooLarge(7, NOW, "its batch is larger than 64 MiB"))
-    assert (out.key, out.value) == (None, None)
-    assert dict(out.headers)["semel.left_out"] == b"its batch is larger than 64 MiB"
-    assert dict(out.headers)["semel.offset"] == b"7"
-
-
-@pytest.mark.parametrize("error", ["x" * 10_000, "ł" * 10_000, "\ud800" * 10_000, "a\ud800\u0000b"])
-def test_any_error_text_fits_in_a_header(error: str) -> None:
-    said = dict(buried(Given(), error=error).headers)["semel.error"]
-    assert said is not None
-    assert 0 < len(said) <= 2000
-    said.decode()
-
-
-def test_a_value_that_the_dead_letter_topic_does_not_take_is_left_out_and_that_is_said() -> None:
-    out = buried(Given(value=bytes(100_000)), letters=DeadLetters("p.dlq", 2, 50_000))
-    assert out.value is None
-    assert out.tp == TP("p.dlq", 1)
-    assert b"100000 bytes" in (dict(out.headers)["semel.left_out"] or b"")
-
-
-@pytest.mark.parametrize("most", [600, 700, 1_000, 1_400, 2_000, 3_000, 5_000, 8_000])
-@pytest.mark.parametrize("error", ["x" * 10_000, "ł" * 10_000, ""])
-@pytest.mark.parametrize("value", [b"v" * 100, b"v" * 1_500, b"v" * 50_000, None])
-def test_a_dead_letter_fits_whatever_the_topic_takes(most: int, error: str, value: bytes | None) -> None:
-    letters = DeadLetters("p.dlq", 2, most - NOT_THE_VALUE_BYTES)
-    out = buried(Given(value=value, headers=(("h", b"1" * 40),)), error=error, letters=letters)
-    builder = DefaultRecordBatchBuilder(2, 0, 1, 1, 1, 0, 1 << 20)
-    builder.append(0, NOW, out.key, out.value, headers=list(out.headers))
-    assert len(builder.build()) <= most
-    said = dict(out.headers)
-    assert {"semel.topic", "semel.partition", "semel.offset", "semel.reason"} <= said.keys()
-    if most >= 2_000 and value is not None and len(value) == 100:
-        # The error gives way to the value.
-        assert out.value == value
-    if most >= 1_400:
-        assert said["semel.error"] or not error
