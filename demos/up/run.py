@@ -295,7 +295,7 @@ class Up:
                 self._told = f"audit: {len(rows):,} rows of {table.name}"
         self._told = "audit: outputs and dead letters"
         letters: list[Letter] = []
-        async for record in _committed(self._kafka.bootstrap, f"{self.pipeline.name}.dlq"):
+        async for record in _committed(self._kafka.bootstrap, self.pipeline.plan().dead_letter_topic):
             letters.append((record.key or b"", record.value or b""))
         sink = self.pipeline.sink
         assert sink is not None

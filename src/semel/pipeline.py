@@ -27,8 +27,9 @@ class Pipeline:
 
     `source`: the topic read; it must exist. `agent`: an `async for` agent over the stream, or a function of one event.
     `dedup`: how an event is known again; without it, every record counts once by its position. `tables`: the tables the
-    agent uses. `sink`: where results go by default. `retry`: what happens when the agent raises. `start`: "earliest" or
-    "latest", where a group that has never committed begins. `kind`: whether the agent takes the "stream" or one "event" at a
+    agent uses. `sink`: where results go by default. `dead_letters`: the topic for what cannot be handled, `{name}.dlq` unless
+    given; bytes go there as they came, whatever its types. `retry`: what happens when the agent raises. `start`: "earliest"
+    or "latest", where a group that has never committed begins. `kind`: whether the agent takes the "stream" or one "event" at a
     time, where its function does not show that.
 
     DeclarationError where the parts do not fit.
@@ -43,6 +44,7 @@ class Pipeline:
         dedup: Dedup | None = None,
         tables: Iterable[Table] = (),
         sink: Topic | None = None,
+        dead_letters: Topic | None = None,
         partition_by: Any = None,
         retry: Retry = Retry(),  # noqa: B008  (frozen)
         concurrency: int = 1,
@@ -58,6 +60,7 @@ class Pipeline:
             raise DeclarationError(f"pipeline {self.name!r}: tables={tables!r}; give a list of semel.Tables")
         self.tables = (tables,) if isinstance(tables, Table) else tuple(tables)
         self.sink = sink
+        self.dead_letters = dead_letters
         self.retry = retry
         self.start: Start = start
         self.concurrency = concurrency
@@ -75,6 +78,11 @@ class Pipeline:
         if self.sink is not None and not isinstance(self.sink, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(
                 f"pipeline {self.name!r}: sink is {self.sink!r}; give a semel.Topic, or leave it out"
+            )
+        if self.dead_letters is not None and not isinstance(self.dead_letters, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(
+                f"pipeline {self.name!r}: dead_letters is {self.dead_letters!r}; give a semel.Topic, or leave it out for "
+                f"{Plan(self.name).dead_letter_topic!r}"
             )
         if self.sink is not None and self.sink.name == self.source.name:
             raise DeclarationError(
@@ -128,16 +136,37 @@ class Pipeline:
         internal = self.plan_names()
         for name in internal:
             checked_name(name, f"pipeline {self.name!r} keeps its state in topics, and the")
-        if self.sink is not None and self.sink.name in KAFKAS_OWN:
-            raise DeclarationError(
-                f"pipeline {self.name!r}: sink {self.sink.name!r} is a topic of the brokers' own, which no client may write "
-                "to; choose another"
-            )
+        for what, topic in (("sink", self.sink), ("dead_letters", self.dead_letters)):
+            if topic is not None and topic.name in KAFKAS_OWN:
+                raise DeclarationError(
+                    f"pipeline {self.name!r}: {what} {topic.name!r} is a topic of the brokers' own, which no client may write "
+                    "to; choose another"
+                )
+        self._check_dead_letters()
         for what, topic in (("source", self.source), ("sink", self.sink)):
             if topic is not None and topic.name in internal:
                 raise DeclarationError(
                     f"pipeline {self.name!r}: {what} {topic.name!r} is one of its own internal topics"
                 )
+
+    def _check_dead_letters(self) -> None:
+        topic, plan = self.dead_letters, Plan(self.name)
+        if topic is None:
+            return
+        used = dict.fromkeys(self._state_names(), "one of its own internal topics")
+        used |= {self.source.name: "its source: what cannot be handled would come in again"}
+        if self.sink is not None:
+            used[self.sink.name] = "its sink: whoever reads results would read dead letters"
+        if topic.name in used:
+            raise DeclarationError(
+                f"pipeline {self.name!r}: dead_letters {topic.name!r} is {used[topic.name]}; choose another, or leave it out "
+                f"for {plan.dead_letter_topic!r}"
+            )
+        if "compact" in topic.configs.get("cleanup.policy", ""):
+            raise DeclarationError(
+                f"pipeline {self.name!r}: dead_letters {topic.name!r} is to be compacted: a dead letter would take away the "
+                "earlier ones of its key; leave cleanup.policy out"
+            )
 
     def _check_dedup(self, rule: Dedup) -> None:
         source = self.source
@@ -149,9 +178,11 @@ class Pipeline:
             )
 
     def plan_names(self) -> tuple[str, ...]:
+        return (*self._state_names(), Plan(self.name, dead_letters=self.dead_letters).dead_letter_topic)
+
+    def _state_names(self) -> tuple[str, ...]:
         plan = Plan(self.name)
-        changelogs = [plan.changelog(t.name) for t in self.tables]
-        return (plan.positions_topic, plan.dead_letter_topic, plan.marks_topic, *changelogs)
+        return (plan.positions_topic, plan.marks_topic, *(plan.changelog(t.name) for t in self.tables))
 
     def plan(self) -> Plan:
         return Plan(
@@ -170,6 +201,7 @@ class Pipeline:
             tables=[table_plan(t) for t in self.tables],
             outputs=[self.sink] if self.sink is not None else [],
             start=self.start,
+            dead_letters=self.dead_letters,
         )
 
 

@@ -74,6 +74,8 @@ class Plan:
     named: list[Topic] = field(default_factory=list[Topic])
     start: Start = "earliest"
     internal_sources: set[str] = field(default_factory=set[str])
+    # Where dead letters go; None: `{app}.dlq`.
+    dead_letters: Topic | None = None
 
     @property
     def dedup(self) -> Dedup | None:
@@ -119,7 +121,15 @@ class Plan:
 
     @property
     def dead_letter_topic(self) -> str:
+        return self.default_dead_letter_topic if self.dead_letters is None else self.dead_letters.name
+
+    @property
+    def default_dead_letter_topic(self) -> str:
         return f"{self.app}.dlq"
+
+    def letters_of(self, recorded: tuple[str, ...]) -> tuple[str, ...]:
+        """The topics that dead letters were to go to, as a position record has them: it notes none where that was the default."""
+        return recorded or (self.default_dead_letter_topic,)
 
     @property
     def marks_topic(self) -> str:

@@ -48,6 +48,12 @@ def declared(**changed: Any) -> Pipeline:
         ({"agent": [print, repr]}, r"has one agent.*a second Pipeline.*several agents.*semel\.App"),
         ({"sink": SOURCE}, "its results would be its events again"),
         ({"sink": Topic("p.dlq")}, "sink 'p.dlq' is one of its own internal topics"),
+        ({"dead_letters": "p.dead"}, "give a semel.Topic, or leave it out for 'p.dlq'"),
+        ({"dead_letters": SOURCE}, "its source: what cannot be handled would come in again"),
+        ({"dead_letters": Topic("s"), "sink": Topic("s")}, "its sink"),
+        ({"dead_letters": Topic("p-t-changelog"), "tables": [Table("t")]}, "one of its own internal topics"),
+        ({"dead_letters": Topic("__transaction_state")}, "which no client may write to"),
+        ({"dead_letters": Topic("d", configs={"cleanup.policy": "compact"})}, "leave cleanup.policy out"),
         ({"tables": 5}, "give a list of semel.Tables"),
         ({"sink": Topic("__consumer_offsets")}, "which no client may write to"),
         ({"sink": Topic("p-dedup-changelog")}, "internal topics"),
@@ -306,3 +312,11 @@ def test_a_program_is_its_agents_tables_and_dedup_rule_and_not_what_their_code_d
         program(tables=[Table("t")]),
     ]
     assert len({program(), *others}) == 5
+
+
+def test_the_topic_of_dead_letters_is_the_users_to_name() -> None:
+    assert declared().plan().dead_letter_topic == "p.dlq"
+    plan = declared(dead_letters=Topic("dlq.payments")).plan()
+    assert plan.dead_letter_topic == "dlq.payments"
+    assert "dlq.payments" in plan.own_topics and "p.dlq" not in plan.own_topics
+    assert declared(dead_letters=Topic("dlq.payments"), sink=Topic("p.dlq")).plan().outputs[0].name == "p.dlq"

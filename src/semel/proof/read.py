@@ -79,10 +79,10 @@ class History:
 
     @property
     def whole(self) -> Whole:
-        survey, letters = self.survey, self.plan.dead_letter_topic
+        survey = self.survey
         return Whole(
-            outputs=not survey.missing - {letters} and all(map(self.untouched, survey.outputs)),
-            letters=letters not in survey.missing and all(map(self.untouched, survey.letters)),
+            outputs=not survey.missing - survey.letter_topics and all(map(self.untouched, survey.outputs)),
+            letters=not survey.missing & survey.letter_topics and all(map(self.untouched, survey.letters)),
         )
 
     @property

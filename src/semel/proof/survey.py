@@ -126,6 +126,7 @@ class Survey:
     outputs: tuple[TP, ...]
     letters: tuple[TP, ...]
     marks: tuple[TP, ...]
+    letter_topics: frozenset[str]
     starts: Mapping[TP, int]
     ends: Mapping[TP, int]
     untouched: frozenset[TP]
@@ -139,7 +140,7 @@ def partitions(topics: Mapping[str, TopicInfo], *names: str) -> list[TP]:
 async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | None, remarks: Remarks) -> Survey:
     """NothingToProve, ShapeChanged, TopicChanged; RpcLost where no broker answers."""
     broker, cut = logs.broker, Cut()
-    topics = await logs.asked(lambda: broker.topics([*plan.sources, *plan.logs, plan.dead_letter_topic]))
+    topics = await logs.asked(lambda: broker.topics([*plan.sources, *plan.logs]))
     missing = [name for name in plan.sources if name not in topics]
     if missing:
         raise NothingToProve(
@@ -155,7 +156,8 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
     changed = _changed(plan, cut, topics)
     sinks = {t.name for t in plan.outputs if t.name not in plan.sources}
     sinks |= {topic for position in cut.positions.values() for topic in position.outputs}
-    topics = {**topics, **await logs.asked(lambda: broker.topics(sorted(sinks)))}
+    letter_topics = _letter_topics(plan, cut)
+    topics = {**topics, **await logs.asked(lambda: broker.topics(sorted({*sinks, *letter_topics})))}
     sources = [tp for tp in partitions(topics, *plan.sources) if cut.next(tp) >= 0]
     for tp in sources:
         if cut.positions[tp.partition].topics[tp.topic].id != topics[tp.topic].id:
@@ -163,11 +165,11 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
                 f"topic {tp.topic!r} was deleted and created again since {plan.app!r} read it: what its positions and "
                 "marks speak of is gone. Run `semel reset` to start on the new topic"
             )
-    wanted = sorted({*plan.sources, *sinks, plan.dead_letter_topic} & topics.keys())
+    wanted = sorted({*plan.sources, *sinks, *letter_topics} & topics.keys())
     configs = await logs.asked(lambda: broker.topic_configs(wanted))
     compacted = frozenset(name for name, config in configs.items() if "compact" in config.get("cleanup.policy", ""))
     outputs, letters, marks = (
-        tuple(partitions(topics, *names)) for names in (sorted(sinks), [plan.dead_letter_topic], [plan.marks_topic])
+        tuple(partitions(topics, *names)) for names in (sorted(sinks), sorted(letter_topics), [plan.marks_topic])
     )
     written = [*outputs, *letters, *marks]
     starts, ends = await logs.starts([*written, *sources]), await logs.ends(written)
@@ -184,6 +186,7 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
     began = {tp: _began(cut, tp, topics[tp.topic].id) for tp in [*outputs, *letters]}
     return Survey(
         plan, since_ms is None and until_ms is None, cut, topics, compacted, missing.keys(), ranges, outputs, letters, marks,
+        letter_topics,
         starts=starts | {tp: max(at, starts[tp]) for tp, at in began.items()},
         ends=ends,
         untouched=frozenset(tp for tp, at in began.items() if starts[tp] <= at and tp.topic not in compacted),
@@ -221,11 +224,18 @@ def _changed(plan: Plan, cut: Cut, topics: Mapping[str, TopicInfo]) -> dict[int,
     return changed
 
 
+def _letter_topics(plan: Plan, cut: Cut) -> frozenset[str]:
+    """Every topic that dead letters were to go to, by the declarations so far; what other pipelines put there is not read."""
+    return frozenset(name for position in cut.positions.values() for name in plan.letters_of(position.letters))
+
+
 def _missing(plan: Plan, cut: Cut, topics: Mapping[str, TopicInfo]) -> dict[str, int]:
     """Topics that outputs and dead letters went to and that are there no more, with how many."""
     written: Counter[str] = Counter()
     for position in cut.positions.values():
-        written.update({**position.outputs, plan.dead_letter_topic: position.counts.get("dead", 0)})
+        # Where they were to go to several, nobody knows how many went to which.
+        dead = position.counts.get("dead", 0)
+        written.update({**position.outputs, **dict.fromkeys(plan.letters_of(position.letters), dead)})
     return {topic: n for topic, n in sorted(written.items()) if n and topic not in topics}
 
 

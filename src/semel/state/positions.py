@@ -3,8 +3,8 @@
 One record per task in every transaction that touches it, in `{app}-positions`, in the partition of the task's number.
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
-`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `windows`, `kinds`, `trimmed`) may
-be absent; a reader of the same version passes over what it does not know.
+`passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `windows`, `kinds`, `trimmed`,
+`letters`) may be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class Position:
     `claims`: logs that the app is about to write to for the first time, and since when, in ms.
     `kinds`: of what kind the keys of rows are, where two kinds could have the same bytes.
     `trimmed`: the log of marks may begin there, and no later: what lies before it has expired. -1 where that was not noted.
+    `letters`: the topics that dead letters were ever to go to; empty where that was the default alone.
     """
 
     topics: dict[str, TopicPosition]
@@ -148,6 +149,7 @@ class Position:
     claims: dict[str, int] = field(default_factory=dict[str, int])
     kinds: dict[str, str] = field(default_factory=dict[str, str])
     trimmed: int = -1
+    letters: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -179,6 +181,8 @@ class Position:
             fields["kinds"] = self.kinds
         if self.trimmed >= 0:
             fields["trimmed"] = self.trimmed
+        if self.letters:
+            fields["letters"] = self.letters
         if self.left:
             fields["left"] = {name: t.to_json() for name, t in self.left.items()}
         return fields
@@ -245,6 +249,7 @@ def from_json(fields: dict[str, Any]) -> Position:
         claims=dict(fields.get("claims", {})),
         kinds=dict(fields.get("kinds", {})),
         trimmed=fields.get("trimmed", -1),
+        letters=tuple(fields.get("letters", ())),
     )
 
 

@@ -244,6 +244,7 @@ class Task:
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
             committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
             committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind}, self.trimmed,
+            committed.letters,
         )  # fmt: skip
 
     @property

@@ -96,7 +96,16 @@ def decide(
         left=left,
         readers=tuple(sorted({*recorded.readers, *plan.readers})),
         passed=tuple(sorted(passed)),
+        letters=_letters(plan, recorded),
     )
+
+
+def _letters(plan: Plan, recorded: Position) -> tuple[str, ...]:
+    """The topics of dead letters, whatever they were called before."""
+    default = plan.default_dead_letter_topic
+    before = plan.letters_of(recorded.letters) if recorded.letters or recorded.counts.get("dead") else ()
+    letters = {*before, plan.dead_letter_topic}
+    return () if letters == {default} else tuple(sorted(letters))
 
 
 def unplaced(partition: int, position: Position) -> list[TP]:

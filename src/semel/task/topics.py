@@ -145,7 +145,7 @@ class Topics:
         room = str(HEADROOM_BYTES + max((limits_from(c).max_bytes for c in source_configs.values()), default=1_048_588))
         factor, safe = await self._safety()
         await self._fit(topics, tasks, may_be_behind=may_be_behind)
-        for name in outputs.keys() & topics.keys():
+        for name in {*outputs, plan.dead_letter_topic} & topics.keys():
             if (keeper := await self._keeper_of(topics[name])) is not None:
                 raise ConfigError(foreign_state.refusal(name, keeper))
         specs: list[TopicSpec] = []
@@ -155,8 +155,9 @@ class Topics:
             kept = self._created_with.get(name, Rows.topic_config)
             specs.append(TopicSpec(name, tasks, factor, {**kept, **_STAMPED, **safe, "max.message.bytes": room}))
         if plan.dead_letter_topic not in topics:
-            kept = {**KEPT, **_STAMPED, **safe, "max.message.bytes": room}
-            specs.append(TopicSpec(plan.dead_letter_topic, tasks, factor, kept))
+            kept, given = {**KEPT, **_STAMPED, **safe, "max.message.bytes": room}, plan.dead_letters
+            partitions, configs = (None, {}) if given is None else (given.partitions, given.configs)
+            specs.append(TopicSpec(plan.dead_letter_topic, partitions or tasks, factor, {**kept, **configs}))
         specs += [self._output(topic, tasks, factor, safe) for name, topic in outputs.items() if name not in topics]
         if specs:
             log.info("creating topics %s", ", ".join(s.name for s in specs))

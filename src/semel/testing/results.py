@@ -9,11 +9,10 @@ from typing import Any
 from semel.codec import Codec
 from semel.errors import DecodeError
 from semel.port import TP, Record
+from semel.stages.sink.dead_letters import split_headers
 from semel.state.positions import accepted
 from semel.testing.errors import PipelineTesterError
 from semel.topic import Topic
-
-_OURS = "semel."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,18 @@ class DeadLetter(TopicRecord):
 
     `reason`: "failed", "rejected", "undecodable", "conflict", ... (the reference has them all). `error`: the exception, or
     what was wrong. `attempts`: how often the agent tried. `value`: the bytes where they cannot be decoded. `agent`: whose
-    event it was.
+    event it was. `fingerprint`: what it has in common with others of its cause. `exception`: its type, `trace`: where it was
+    raised; both empty where none was. `letter_headers`: those appended to the source record's, as the dead-letter topic has them.
     """
 
     reason: str
     error: str
     attempts: int
     agent: str
+    fingerprint: str = ""
+    exception: str = ""
+    trace: str = field(default="", repr=False)
+    letter_headers: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +119,8 @@ def record_of(topic: Topic, tp: TP, record: Record) -> TopicRecord:
 
 def letter_of(source: Topic, letter: Record) -> DeadLetter:
     """A record of the dead-letter topic as what it was; our headers, appended last, say where it was."""
-    headers = dict(letter.headers)
-    ours = {name: (value or b"").decode() for name, value in headers.items() if name.startswith(_OURS)}
+    headers, appended = split_headers(letter.headers)
+    ours = {name: value.decode() for name, value in appended.items() if name.startswith("semel.")}
     return DeadLetter(
         ours["semel.topic"],
         int(ours["semel.partition"]),
@@ -124,13 +128,17 @@ def letter_of(source: Topic, letter: Record) -> DeadLetter:
         int(ours["semel.timestamp"]),
         or_bytes(source.key, letter.key),
         or_bytes(source.value, letter.value),
-        {name: value for name, value in headers.items() if name not in ours},
+        dict(headers),
         letter.key,
         letter.value,
         ours["semel.reason"],
         ours["semel.error"],
         int(ours["semel.attempts"]),
         ours["semel.agent"],
+        ours["semel.fingerprint"],
+        ours.get("semel.exception", ""),
+        ours.get("semel.trace", ""),
+        appended,
     )
 
 

@@ -20,8 +20,8 @@ from semel.runtime.settings import EngineSettings
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
 from tests.simulation.storm import brewed
-from tests.unit.harness import Payment, Settlement, World
-from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained, random_times
+from tests.unit.harness import Payment, Settlement, World, payments_pipeline
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained, random_times, receipts
 
 Histories = Callable[..., History]
 HOUR_MS = 3_600_000
@@ -244,6 +244,27 @@ async def test_a_dead_letter_whose_value_did_not_fit_is_clean(histories: Histori
     assert [record.value for record in letters] == [None, b"nor this"]
     proof = await history.proof()
     assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+@pytest.mark.parametrize("names", [("dlq.payments",), (None, "dlq.payments"), ("dlq.a", "dlq.b"), ("dlq.a", None)])
+async def test_dead_letters_are_found_whatever_their_topic_was_called_before(
+    histories: Histories, names: tuple[str | None, ...]
+) -> None:
+    history = histories(seed=31, partitions=2)
+    world = history.world
+    for name in names:
+        topic = None if name is None else Topic(name)
+        world.pipeline = payments_pipeline(world.work, make=receipts(world.work), dead_letters=topic)
+        world.pay_many(60)
+        world.write(b"no JSON", "a1")
+        worker = world.start()
+        await world.drained()
+        await worker.stop()
+    there = world.cluster.topics()
+    assert {name or LETTERS for name in names} <= there.keys()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert proof.counts["dead_letters"] == proof.counts["counted_dead"] > len(names)
 
 
 async def test_two_agents_on_one_topic_are_told_apart(tmp_path: Path) -> None:

@@ -215,6 +215,38 @@ def test_undecodable_bytes_are_a_dead_letter_as_they_came(tester_of: TesterOf) -
     assert letter.error.startswith("not of type Order: ")
 
 
+@pytest.mark.parametrize("name", [None, "dlq.orders"])
+def test_a_dead_letter_says_what_it_failed_at_wherever_it_goes(tester_of: TesterOf, name: str | None) -> None:
+    def refuse(order: Order) -> Order:
+        raise Reject("not ours")
+
+    topic = Topic(name, partitions=2) if name is not None else None
+    tester = tester_of(pipeline_of(refuse, dead_letters=topic))
+    tester.send(Order("o1", "north"), key="north", headers={"semel.lineage": "another/1", "trace": "t"}, partition=3)
+    [letter] = tester.dead_letters()
+    assert letter.exception == "semel.errors.Reject"
+    assert letter.fingerprint == f"semel.errors.Reject@{__name__}:{refuse.__qualname__}"
+    assert letter.trace.endswith("Reject: not ours\n")
+    assert letter.headers == {"semel.lineage": b"another/1", "trace": b"t"}
+    assert letter.letter_headers["__dlq.errors.topic"] == b"orders"
+    assert letter.letter_headers["__dlq.errors.group"] == b"orders-test"
+    if name is not None:
+        with pytest.raises(PipelineTesterError, match="Dead letters are in"):
+            tester.outputs(Topic(name))
+
+
+def test_a_dead_letter_says_when_it_failed_first_and_last(tester_of: TesterOf) -> None:
+    def refuse(order: Order) -> Order:
+        raise ValueError("not yet")
+
+    tester = tester_of(pipeline_of(refuse, retry=Retry(attempts=2, first_delay=MINUTE, max_delay=MINUTE)))
+    tester.send(Order("o1", "north"))
+    [letter] = tester.dead_letters()
+    first, last = (int(letter.letter_headers[f"semel.failed_{when}_at"]) for when in ("first", "last"))
+    assert 30_000 <= last - first <= 61_000
+    assert last == int(letter.letter_headers["semel.dead_at"])
+
+
 def test_a_null_value_is_a_dead_letter(tester_of: TesterOf) -> None:
     tester = tester_of(pipeline_of(passing))
     tester.send(None, key="north")
