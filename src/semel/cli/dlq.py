@@ -1,0 +1,260 @@
+"""`semel dlq`: what a pipeline could not handle, by cause, and one by one. Reads only; the pipeline may be running."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from semel.display import printing
+from semel.display.folding import folded
+
+if TYPE_CHECKING:
+    from semel.dead_letters.letter import Letter
+    from semel.dead_letters.reading import LetterReader
+    from semel.plan import Plan
+
+T = TypeVar("T")
+
+app = typer.Typer(name="dlq", help="Dead letters of a pipeline: what it could not handle.", no_args_is_help=True)
+
+Target = Annotated[str, typer.Argument(metavar="PIPELINE", help="A module (pipelines.payments), or module:name.")]
+Broker = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Instead of the `broker` setting.")]
+Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings in TOML; else config/local.toml where it is there.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+_ERROR_CHARACTERS = 100
+
+
+@app.command()
+def ls(pipeline: Target, *, broker: Broker = None, config: Config = None, as_json: Json = False) -> None:
+    """Print the groups of dead letters, those of one cause together, the largest first.
+
+    Exit code 1: the dead-letter topic is not there, or cannot be read; 3: the broker cannot be reached.
+    """
+    from semel.dead_letters.groups import Groups
+
+    groups = Groups()
+
+    async def work(reader: LetterReader, plan: Plan) -> None:
+        async for letter in reader.letters():
+            groups.add(letter)
+
+    plan = _run(pipeline, broker, config, work)
+    ordered = groups.largest_first()
+    if as_json:
+        printing.document(
+            {
+                "pipeline": plan.app,
+                "topic": plan.dead_letter_topic,
+                "letters": groups.letters,
+                "groups": [group.to_json() for group in ordered],
+                "other_letters": groups.others,
+            }
+        )
+        return
+    headings = ("count", "keys", "first seen", "last seen", "version", "example", "fingerprint", "error")
+    printing.rows(
+        headings,
+        (
+            (
+                f"{group.count}",
+                f"{'' if group.keys.exact else '~'}{group.keys.count}",
+                _time(group.first_ms),
+                _time(group.last_ms),
+                group.version or "-",
+                group.example,
+                folded(group.fingerprint),
+                folded(group.error, _ERROR_CHARACTERS),
+            )
+            for group in ordered
+        ),
+    )
+    if not groups.letters:
+        printing.tell(f"{plan.dead_letter_topic} holds no dead letter of {plan.app}")
+    if groups.others:
+        printing.tell(f"{groups.others:,} more letters are of groups beyond the first {len(ordered):,}")
+
+
+@app.command()
+def show(
+    pipeline: Target,
+    position: Annotated[
+        str | None,
+        typer.Argument(metavar="PARTITION@OFFSET", help="In the dead-letter topic, as `semel dlq ls` has it."),
+    ] = None,
+    *,
+    group: Annotated[
+        str | None, typer.Option(metavar="FINGERPRINT", help="Instead: the letters of a group, the last first.")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="With --group: at most so many.")] = 20,
+    broker: Broker = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print one dead letter: key and value, headers, the error and where it was raised. Or the letters of a group.
+
+    Exit code 1: there is no such letter, group or topic; 3: the broker cannot be reached.
+    """
+    from semel.errors import ConfigError
+
+    if (position is None) == (group is None):
+        raise ConfigError("give PARTITION@OFFSET of a dead letter, or --group FINGERPRINT for those of a group")
+    if group is not None:
+        _show_group(pipeline, group, limit, broker, config, as_json=as_json)
+    elif position is not None:
+        _show_letter(pipeline, position, broker, config, as_json=as_json)
+
+
+def _show_group(
+    pipeline: str, fingerprint: str, limit: int, broker: str | None, config: Path | None, *, as_json: bool
+) -> None:
+    from semel.dead_letters.groups import Latest
+    from semel.dead_letters.letter import key_of
+    from semel.dead_letters.reading import NoLetters
+
+    latest = Latest(fingerprint, limit)
+
+    async def work(reader: LetterReader, plan: Plan) -> None:
+        sources = plan.sources
+        async for letter in reader.letters():
+            if latest.takes(letter):
+                latest.add(letter, key_of(letter, sources))
+
+    plan = _run(pipeline, broker, config, work)
+    if not latest.count:
+        raise NoLetters(f"{plan.dead_letter_topic} holds no letter of the group {fingerprint!r}; see `semel dlq ls`")
+    rows = latest.rows()
+    if as_json:
+        printing.document({"fingerprint": fingerprint, "count": latest.count, "letters": rows})
+        return
+    printing.rows(
+        ("position", "source", "key", "last seen", "error"),
+        (
+            (
+                row["position"],
+                folded(row["source"]),
+                printing.shown(row["key"]),
+                _time(row["last_seen"]),
+                folded(row["error"], _ERROR_CHARACTERS),
+            )
+            for row in rows
+        ),
+    )
+    if latest.count > len(rows):
+        printing.tell(f"there are {latest.count:,} in all; raise --limit to see more than {len(rows)}")
+
+
+def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | None, *, as_json: bool) -> None:
+    from semel.dead_letters import reading
+
+    found: list[dict[str, Any]] = []
+
+    async def work(reader: LetterReader, plan: Plan) -> None:
+        tp, offset = reading.position(text, plan)
+        found.append(_document(await reader.letter(tp, offset), plan))
+
+    _run(pipeline, broker, config, work)
+    [letter] = found
+    if as_json:
+        printing.document(letter)
+        return
+    for name in (
+        "position",
+        "source",
+        "reason",
+        "error",
+        "fingerprint",
+        "exception",
+        "version",
+        "attempts",
+        "left_out",
+    ):
+        if letter[name] not in (None, ""):
+            printing.say(f"{name + ':':<13}{folded(str(letter[name]))}")
+    for name in ("event_time", "first_seen", "last_seen"):
+        printing.say(f"{name.replace('_', ' ') + ':':<13}{_time(letter[name])}")
+    printing.say(f"{'key:':<13}{printing.shown(letter['key'])}")
+    if not letter["decoded"]:
+        printing.say(f"{'value:':<13}(not of the type that the topic declares)")
+    else:
+        printing.say("value:")
+    printing.say(printing.shown(letter["value"], indent=2))
+    for title, headers in (("headers:", letter["headers"]), ("appended:", letter["appended"])):
+        printing.say(title)
+        for name, value in headers:
+            printing.say(f"  {folded(name)}: {'null' if value is None else folded(value, 300)}")
+    if letter["trace"]:
+        printing.say("trace:")
+        printing.say(printing.plain(letter["trace"].rstrip("\n")))
+
+
+def _document(letter: Letter, plan: Plan) -> dict[str, Any]:
+    from semel.dead_letters.letter import header_text, is_declared, key_of, value_of
+
+    sources = plan.sources
+    return {
+        "topic": letter.at.topic,
+        "position": letter.position,
+        "source": letter.source,
+        "pipeline": letter.text("pipeline"),
+        "agent": letter.text("agent"),
+        "reason": letter.text("reason"),
+        "error": letter.text("error"),
+        "fingerprint": letter.fingerprint,
+        "exception": letter.text("exception") or None,
+        "version": letter.text("code_version") or None,
+        "attempts": letter.number("attempts"),
+        "event_time": letter.number("timestamp"),
+        "first_seen": letter.first_ms,
+        "last_seen": letter.last_ms,
+        "left_out": letter.text("left_out") or None,
+        "key": key_of(letter, sources),
+        "value": value_of(letter, sources),
+        "decoded": is_declared(letter, sources),
+        "headers": [[name, header_text(name, value)] for name, value in letter.headers],
+        "appended": [[name, header_text(name, value)] for name, value in letter.own.items() if name != "semel.trace"],
+        "trace": letter.text("trace") or None,
+    }
+
+
+def _run(
+    pipeline: str, broker: str | None, config: Path | None, work: Callable[[LetterReader, Plan], Awaitable[None]]
+) -> Plan:
+    """Do it with a reader of the pipeline's dead letters."""
+    import asyncio
+
+    from semel import project
+    from semel.config import Settings
+    from semel.dead_letters.reading import LetterReader
+    from semel.runtime.clock import SystemClock
+    from semel.worker.node import kafka_broker
+
+    loaded = project.load(pipeline)
+    settings = project.settings_of(loaded, Settings.load(config, broker=broker))
+    plan = loaded.plan()
+
+    async def run() -> None:
+        connection = kafka_broker(settings, client_id=f"{plan.app}-dlq")
+        await connection.start()
+        try:
+            with printing.bar() as told:
+                await work(LetterReader(connection, SystemClock(), plan, told), plan)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+    return plan
+
+
+def _time(ms: int) -> str:
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds") if ms >= 0 else "-"
+    except (OverflowError, ValueError):
+        return str(ms)

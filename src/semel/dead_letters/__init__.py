@@ -1,0 +1,1 @@
+"""Dead letters read back: records -> letters -> groups of one cause. Pure but for `reading`, which asks the brokers."""

@@ -1,0 +1,96 @@
+"""Reading a dead-letter topic: what is committed in it, up to the ends that it had when we began, a piece at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from semel.dead_letters.letter import Letter, is_of, letter_of
+from semel.errors import ConfigError, SemelError
+from semel.plan import Plan
+from semel.port import TP, Broker, Clock
+from semel.task.read_committed import CommittedLogs
+
+# What is read, how many records of it are, and of how many in all.
+Progress = Callable[[str, int, int], None]
+
+_POSITION = re.compile(r"(?:(?P<topic>[a-zA-Z0-9._-]*)\[(?P<in_topic>\d+)\]|(?P<partition>\d+))[@:](?P<offset>\d+)")
+
+
+class NoLetters(SemelError):
+    """There is no such dead letter, or no topic of them."""
+
+
+def position(text: str, plan: Plan) -> tuple[TP, int]:
+    """`3@17`, `3:17`, `[3]@17` or `payments.dlq[3]@17`. ConfigError; the position in a source is none."""
+    match = _POSITION.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"{text!r} is no position; write PARTITION@OFFSET of {plan.dead_letter_topic}, as 3@17: `semel dlq ls` has one "
+            "of each group"
+        )
+    topic = plan.dead_letter_topic
+    if match["topic"] and match["topic"] != topic:
+        raise ConfigError(
+            f"{text!r} is a position in {match['topic']!r}, and dead letters are looked for in {topic!r}; write PARTITION@OFFSET "
+            "of that one: `semel dlq ls` has one of each group"
+        )
+    return TP(topic, int(match["in_topic"] or match["partition"])), int(match["offset"])
+
+
+class LetterReader:
+    """Of one pipeline. What others put into the topic is passed over."""
+
+    def __init__(self, broker: Broker, clock: Clock, plan: Plan, tell: Progress | None = None) -> None:
+        self._logs = CommittedLogs(broker, clock, "dead letters")
+        self._plan = plan
+        self._tell = tell
+
+    async def letters(self) -> AsyncGenerator[Letter]:
+        """All of them. NoLetters; RpcError, RpcLost, Unreadable."""
+        app, logs = self._plan.app, self._logs
+        tps = await self._partitions()
+        starts, ends = await logs.starts(tps), await logs.ends(tps)
+        done, total = 0, sum(ends[tp] - starts[tp] for tp in tps)
+        for tp in tps:
+            async with aclosing(logs.read(tp, starts[tp], ends[tp])) as pieces:
+                async for piece in pieces:
+                    for record in piece.records:
+                        letter = letter_of(tp, record)
+                        if is_of(letter, app):
+                            yield letter
+                    done += piece.next - piece.start
+                    if self._tell is not None:
+                        self._tell("dead letters", done, total)
+
+    async def letter(self, tp: TP, offset: int) -> Letter:
+        """The one that stands there. NoLetters; RpcError, RpcLost, Unreadable."""
+        tps = await self._partitions()
+        if tp not in tps:
+            raise NoLetters(f"{tp.topic!r} has the partitions 0 to {len(tps) - 1}; there is no {tp.partition}")
+        starts, ends = await self._logs.starts([tp]), await self._logs.ends([tp])
+        where = f"{tp.topic}[{tp.partition}]@{offset}"
+        if not starts[tp] <= offset < ends[tp]:
+            raise NoLetters(
+                f"there is no dead letter at {where}: the partition has offsets from {starts[tp]} to {ends[tp] - 1}"
+            )
+        async with aclosing(self._logs.read(tp, offset, offset + 1)) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    if record.offset == offset:
+                        return letter_of(tp, record)
+        raise NoLetters(
+            f"there is no dead letter at {where}: what stands there is not committed, or a marker of a transaction; `semel dlq "
+            "ls` and `semel dlq show --group` have positions"
+        )
+
+    async def _partitions(self) -> list[TP]:
+        topic = self._plan.dead_letter_topic
+        info = (await self._logs.asked(lambda: self._logs.broker.topics([topic]))).get(topic)
+        if info is None:
+            raise NoLetters(
+                f"there is no dead-letter topic {topic!r} on this broker: a worker of {self._plan.app!r} creates it when it "
+                "starts; see the `broker` setting, and dead_letters= of the pipeline"
+            )
+        return [TP(topic, partition) for partition in range(info.partitions)]
