@@ -127,12 +127,12 @@ def command(bootstrap: str, folder: Path) -> Proven:
         cwd=ROOT, env=env, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    largest, peak_mb, ended = [0], [0.0], threading.Event()
+    largest, most_mb, ended = [0], [0.0], threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.5):
             # Not ru_maxrss: a child's begins with what its parent had.
-            peak_mb[0] = _peak_mb(process.pid) or peak_mb[0]
+            most_mb[0] = peak_mb(process.pid) or most_mb[0]
             size = 0
             for path in spool.rglob("*"):
                 try:
@@ -151,10 +151,10 @@ def command(bootstrap: str, folder: Path) -> Proven:
     watching.join()
     seconds = time.perf_counter() - started
     document = orjson.loads(said) if said else {}
-    return Proven(process.returncode, document, seconds, used.ru_utime + used.ru_stime, peak_mb[0], largest[0] / 2**20)
+    return Proven(process.returncode, document, seconds, used.ru_utime + used.ru_stime, most_mb[0], largest[0] / 2**20)
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
     """VmHWM; 0 where the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -92,19 +92,22 @@ class Ledger:
 
     async def command(self, name: str, *arguments: str) -> tuple[int, str]:
         """`semel NAME PIPELINE ...` run to its end: its exit code and all it said."""
+        code, said, complained = await self.run(name, self.target, *arguments)
+        return code, said + complained
+
+    async def run(self, *arguments: str) -> tuple[int, str, str]:
+        """`semel ...` run to its end: its exit code, its standard output and its standard error."""
         running = await asyncio.create_subprocess_exec(
             SEMEL,
-            name,
-            self.target,
             *arguments,
             cwd=PROJECT,
             env={**os.environ, "SEMEL_BROKER": self.bootstrap, "PIPELINE": self.name, **SETTINGS},
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.PIPE,
         )
-        said, _ = await running.communicate()
+        said, complained = await running.communicate()
         assert running.returncode is not None
-        return running.returncode, said.decode()
+        return running.returncode, said.decode(), complained.decode()
 
     async def close(self) -> None:
         for feeding in self._feeding:
