@@ -15,8 +15,13 @@ from tests.simulation.history import History
 from tests.simulation.oracle import Effect
 
 Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
-# What a letter says of its death that no law foretells: the words of the error, the moment, how often a refused one was sent.
-UNTOLD = ("semel.error", "semel.dead_at", "semel.attempts")
+# What a letter says of its death that no law foretells: the words of the error and what is made of them, the moments; and
+# how often a refused one was sent.
+UNTOLD = frozenset(
+    ("semel.error", "semel.dead_at", "semel.failed_first_at", "semel.failed_last_at", "semel.fingerprint", "semel.exception",
+     "semel.trace", "__dlq.errors.message")
+)  # fmt: skip
+OF_ATTEMPTS = frozenset(("semel.attempts", "__dlq.errors.delivery.count"))
 
 
 class Written(NamedTuple):
@@ -57,9 +62,14 @@ def letter_to(effect: Effect, history: History, topic: str, partition: int) -> W
         "semel.partition": str(partition),
         "semel.offset": str(effect.offset),
         "semel.timestamp": str(source.timestamp),
+        "__dlq.errors.topic": topic,
+        "__dlq.errors.partition": str(partition),
+        "__dlq.errors.offset": str(effect.offset),
+        "__dlq.errors.group": history.app,
     }
     if effect.dead != "refused":
         said["semel.attempts"] = str(effect.attempts)
+        said["__dlq.errors.delivery.count"] = str(max(1, effect.attempts))
     return Written(
         source.key, source.value, _told([*source.headers, *((n, v.encode()) for n, v in said.items())]), None
     )
@@ -68,8 +78,9 @@ def letter_to(effect: Effect, history: History, topic: str, partition: int) -> W
 def letter(record: MemoryRecord) -> Written:
     """What of a dead letter can be foretold. Its timestamp is the moment at which the broker got it."""
     said = dict(record.headers)
-    untold = UNTOLD if said.get("semel.reason") == b"refused" else UNTOLD[:2]
-    stamped = record.timestamp > 0 and "semel.error" in said and "semel.dead_at" in said
+    untold = UNTOLD | OF_ATTEMPTS if said.get("semel.reason") == b"refused" else UNTOLD
+    raised = ("semel.exception",) if said.get("semel.reason") in (b"failed", b"rejected") else ()
+    stamped = record.timestamp > 0 and UNTOLD - {"semel.exception", "semel.trace"} | {*raised} <= said.keys()
     headers = _told((n, v) for n, v in record.headers if n not in untold)
     return Written(record.key, record.value, headers, None if stamped else record.timestamp)
 

@@ -37,7 +37,7 @@ async def keeper_of(broker: Broker, plan: Plan, topic: TopicInfo) -> str | None:
 
 def refusal(topic: str, app: str) -> str:
     return (
-        f"app {app!r} keeps its state in topic {topic!r}, which a record of another program would damage: send results to "
+        f"app {app!r} keeps its state in topic {topic!r}, which a record of another program would damage: choose "
         f"another topic. If {app!r} is no more, delete {app}{_POSITIONS} first"
     )
 

@@ -25,13 +25,14 @@ def keeper(name: str = "world") -> Pipeline:
     return Pipeline(name, source=Topic("payments", key=str, value=Payment), dedup=dedup, agent=add, tables=[sums])
 
 
-def writer(sink: str | None, named: str | None = None) -> Pipeline:
+def writer(sink: str | None, named: str | None = None, dead_letters: str | None = None) -> Pipeline:
     def note(payment: Payment) -> Any:
         return {"id": payment.id} if named is None else Output({"id": payment.id}, topic=Topic(named))
 
     return Pipeline(
-        "writer", source=Topic("payments", key=str, value=Payment), agent=note, sink=Topic(sink) if sink else None
-    )
+        "writer", source=Topic("payments", key=str, value=Payment), agent=note, sink=Topic(sink) if sink else None,
+        dead_letters=Topic(dead_letters) if dead_letters else None,
+    )  # fmt: skip
 
 
 def records(world: World, topic: str) -> int:
@@ -48,6 +49,28 @@ async def test_a_sink_that_holds_another_apps_state_is_refused_at_the_start(worl
     assert isinstance(error, ConfigError)
     assert str(error).startswith(f"app 'world' keeps its state in topic {state!r}")
     assert records(world, state) == before
+
+
+@pytest.mark.parametrize("state", STATE)
+async def test_dead_letters_that_are_to_go_to_another_apps_state_are_refused_at_the_start(
+    world: World, state: str
+) -> None:
+    world.pay("a1")
+    await ran(world, keeper())
+    world.pipeline = writer("settled", dead_letters=state)
+    error = await world.start("w2").gone()
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith(f"app 'world' keeps its state in topic {state!r}")
+
+
+async def test_two_pipelines_may_share_a_topic_of_dead_letters(world: World) -> None:
+    for name in ("one", "two"):
+        world.write(b"no JSON", "a1")
+        source = Topic("payments", key=str, value=Payment)
+        shared = Topic("dlq.shared", partitions=1, configs={"retention.ms": "86400000"})
+        await ran(world, Pipeline(name, source=source, agent=lambda payment: None, dead_letters=shared))
+    [letters] = world.cluster.committed("dlq.shared")
+    assert [dict(letter.headers)["semel.pipeline"] for letter in letters] == [b"one", b"two", b"two"]
 
 
 @pytest.mark.parametrize("state", STATE)
