@@ -68,6 +68,8 @@ async def test_dead_letters_are_shown_by_cause_and_one_by_one(picky: Ledger) -> 
     told = await dlq(picky, "show", f"{picky.dead_letter_topic}[{undecodable['example'].replace('@', ']@')}")
     assert "0xff206e6f206a736f6e" in told and "trace: 0x00ff" in told
 
+    assert await dlq(picky, "show", failed["source"], "--json") == one
+    assert "no dead letter of the event at" in await dlq(picky, "show", f"{picky.source}[0]@99999", code=1)
     group = await dlq(picky, "show", "--group", "ValueError@picky:settle", "--limit", "4", "--json")
     assert (group["count"], len(group["letters"])) == (6, 4)
     assert all(row["key"].startswith("account-") for row in group["letters"])

@@ -195,7 +195,8 @@ def test_the_reserved_table_names_are_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "worker", "reset", "tables get", "tables scan", "kafka start", "kafka install"]
+    "command",
+    ["up", "worker", "reset", "tables get", "tables scan", "dlq ls", "dlq show", "kafka start", "kafka install"],
 )
 def test_every_option_of_a_command_is_in_the_reference(command: str) -> None:
     from typer.main import get_command

@@ -85,7 +85,7 @@ def show(
     pipeline: Target,
     position: Annotated[
         str | None,
-        typer.Argument(metavar="PARTITION@OFFSET", help="In the dead-letter topic, as `semel dlq ls` has it."),
+        typer.Argument(metavar="PARTITION@OFFSET", help="As `semel dlq ls` has it, or SOURCE[PARTITION]@OFFSET."),
     ] = None,
     *,
     group: Annotated[
@@ -179,11 +179,11 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
     for name in ("event_time", "first_seen", "last_seen"):
         printing.say(f"{name.replace('_', ' ') + ':':<13}{_time(letter[name])}")
     printing.say(f"{'key:':<13}{printing.shown(letter['key'])}")
-    if not letter["decoded"]:
-        printing.say(f"{'value:':<13}(not of the type that the topic declares)")
+    if letter["left_out"] and letter["value"] is None:
+        printing.say(f"{'value:':<13}(see left_out)")
     else:
-        printing.say("value:")
-    printing.say(printing.shown(letter["value"], indent=2))
+        printing.say("value:" if letter["decoded"] else f"{'value:':<13}(not of the type that the topic declares)")
+        printing.say(printing.shown(letter["value"], indent=2))
     for title, headers in (("headers:", letter["headers"]), ("appended:", letter["appended"])):
         printing.say(title)
         for name, value in headers:

@@ -23,18 +23,18 @@ class NoLetters(SemelError):
 
 
 def position(text: str, plan: Plan) -> tuple[TP, int]:
-    """`3@17`, `3:17`, `[3]@17` or `payments.dlq[3]@17`. ConfigError; the position in a source is none."""
+    """`3@17`, `3:17`, `[3]@17` or `payments.dlq[3]@17`; or `payments[3]@17`, where the event stands in a source. ConfigError."""
     match = _POSITION.fullmatch(text.strip())
     if match is None:
         raise ConfigError(
             f"{text!r} is no position; write PARTITION@OFFSET of {plan.dead_letter_topic}, as 3@17: `semel dlq ls` has one "
             "of each group"
         )
-    topic = plan.dead_letter_topic
-    if match["topic"] and match["topic"] != topic:
+    topic = match["topic"] or plan.dead_letter_topic
+    if topic != plan.dead_letter_topic and topic not in plan.sources:
         raise ConfigError(
-            f"{text!r} is a position in {match['topic']!r}, and dead letters are looked for in {topic!r}; write PARTITION@OFFSET "
-            "of that one: `semel dlq ls` has one of each group"
+            f"{text!r} is a position in {topic!r}, which is neither the dead-letter topic {plan.dead_letter_topic!r} nor a "
+            f"source of {plan.app!r}; `semel dlq ls` has a position of each group"
         )
     return TP(topic, int(match["in_topic"] or match["partition"])), int(match["offset"])
 
@@ -65,7 +65,21 @@ class LetterReader:
                         self._tell("dead letters", done, total)
 
     async def letter(self, tp: TP, offset: int) -> Letter:
-        """The one that stands there. NoLetters; RpcError, RpcLost, Unreadable."""
+        """The one that stands there; where that is in a source, the last one of that event, for which all are read.
+
+        NoLetters; RpcError, RpcLost, Unreadable.
+        """
+        if tp.topic == self._plan.dead_letter_topic:
+            return await self._at(tp, offset)
+        source, found = f"{tp.topic}[{tp.partition}]@{offset}", None
+        async for letter in self.letters():
+            if letter.source == source and (found is None or letter.last_ms >= found.last_ms):
+                found = letter
+        if found is None:
+            raise NoLetters(f"there is no dead letter of the event at {source} in {self._plan.dead_letter_topic!r}")
+        return found
+
+    async def _at(self, tp: TP, offset: int) -> Letter:
         tps = await self._partitions()
         if tp not in tps:
             raise NoLetters(f"{tp.topic!r} has the partitions 0 to {len(tps) - 1}; there is no {tp.partition}")

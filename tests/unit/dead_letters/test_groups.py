@@ -166,7 +166,11 @@ def test_a_position_has_several_forms(text: str) -> None:
     assert position(text, PLAN) == (TP("p.dlq", 3), 17)
 
 
-@pytest.mark.parametrize("text", ["17", "p.dlq@17", "3@", "-1@3", "payments[3]@17"])
+def test_an_event_may_be_named_by_where_it_stands_in_the_source() -> None:
+    assert position("payments[3]@17", PLAN) == (TP("payments", 3), 17)
+
+
+@pytest.mark.parametrize("text", ["17", "p.dlq@17", "3@", "-1@3", "orders[3]@17"])
 def test_what_is_no_position_in_the_dead_letters_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="semel dlq ls"):
         position(text, PLAN)
