@@ -98,7 +98,7 @@ def dead_letter(
         "semel.offset": b"%d" % record.offset,
         "semel.timestamp": b"%d" % record.timestamp,
         "semel.dead_at": now,
-        "semel.fingerprint": cause.fingerprint.encode(errors="backslashreplace"),
+        "semel.fingerprint": cause.fingerprint.encode(),
     }
     if facts.exception:
         own["semel.exception"] = facts.exception

@@ -79,13 +79,18 @@ def cause_of(exc: BaseException, code: AgentCode) -> Cause:
     kind = _qualified(type(alone))
     places = _places(alone, code.package) or _places(exc, code.package) or [code.place]
     place = places[0] if isinstance(alone, RecursionError) else places[-1]
-    return Cause(f"{kind}@{place}"[:_FINGERPRINT_CHARACTERS], _qualified(type(exc)), _trace(exc))
+    return Cause(_text(f"{kind}@{place}"), _text(_qualified(type(exc))), _trace(exc))
 
 
 def cause_without_exception(reason: str, topic: str, error: str) -> Cause:
     """Of records that no agent's code failed at: the reason, the topic, and how what is wrong begins."""
     words = _NOT_A_WORD.sub(" ", _OF_THE_EVENT.sub(" ", error[:_MESSAGE_CHARACTERS])).split()[:_WORDS]
-    return Cause(f"{reason}@{topic}:{'-'.join(words)}"[:_FINGERPRINT_CHARACTERS])
+    return Cause(_text(f"{reason}@{topic}:{'-'.join(words)}"))
+
+
+def _text(name: str) -> str:
+    """Whatever people call things: a header takes it."""
+    return name[:_FINGERPRINT_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
 # -- places
@@ -95,7 +100,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[CodeType, int, str]]:
     """Outermost first: code, line, module."""
     while trace is not None:
         frame = trace.tb_frame
-        yield frame.f_code, trace.tb_lineno, frame.f_globals.get("__name__") or "?"
+        yield frame.f_code, trace.tb_lineno, str(frame.f_globals.get("__name__") or "?")
         trace = trace.tb_next
 
 

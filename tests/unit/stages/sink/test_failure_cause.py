@@ -193,6 +193,15 @@ def test_a_trace_is_text_whatever_the_error_says(text: str) -> None:
     failed(settle).trace.encode()
 
 
+def test_whatever_an_error_or_a_module_is_called_it_is_text() -> None:
+    odd: Any = type("Odd", (Exception,), {"__module__": "\ud800" * 300})
+    code = compile("def settle(kind):\n    raise kind()", "settle.py", "exec")
+    module: dict[str, Any] = {"__name__": 7}
+    exec(code, module)
+    cause = failed(partial(module["settle"], odd))
+    assert all(text and text.encode() for text in cause)
+
+
 def test_without_an_exception_what_comes_from_the_event_is_no_part_of_it() -> None:
     def fingerprint(error: str) -> str:
         return cause_without_exception("undecodable", "payments", error).fingerprint
