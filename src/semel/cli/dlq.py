@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,10 @@ from semel.display import printing
 from semel.display.folding import folded
 
 if TYPE_CHECKING:
+    from semel.config import Settings
     from semel.dead_letters.letter import Letter
     from semel.dead_letters.reading import LetterReader
     from semel.plan import Plan
-
-T = TypeVar("T")
 
 app = typer.Typer(name="dlq", help="Dead letters of a pipeline: what it could not handle.", no_args_is_help=True)
 
@@ -40,11 +39,12 @@ def ls(pipeline: Target, *, broker: Broker = None, config: Config = None, as_jso
 
     groups = Groups()
 
-    async def work(reader: LetterReader, plan: Plan) -> None:
+    async def work(reader: LetterReader) -> None:
         async for letter in reader.letters():
             groups.add(letter)
 
-    plan = _run(pipeline, broker, config, work)
+    plan, settings = _loaded(pipeline, broker, config)
+    _run(plan, settings, work)
     ordered = groups.largest_first()
     if as_json:
         printing.document(
@@ -119,13 +119,14 @@ def _show_group(
 
     latest = Latest(fingerprint, limit)
 
-    async def work(reader: LetterReader, plan: Plan) -> None:
-        sources = plan.sources
+    async def work(reader: LetterReader) -> None:
         async for letter in reader.letters():
             if latest.takes(letter):
                 latest.add(letter, key_of(letter, sources))
 
-    plan = _run(pipeline, broker, config, work)
+    plan, settings = _loaded(pipeline, broker, config)
+    sources = plan.sources
+    _run(plan, settings, work)
     if not latest.count:
         raise NoLetters(f"{plan.dead_letter_topic} holds no letter of the group {fingerprint!r}; see `semel dlq ls`")
     rows = latest.rows()
@@ -154,11 +155,12 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
 
     found: list[dict[str, Any]] = []
 
-    async def work(reader: LetterReader, plan: Plan) -> None:
-        tp, offset = reading.position(text, plan)
+    async def work(reader: LetterReader) -> None:
         found.append(_document(await reader.letter(tp, offset), plan))
 
-    _run(pipeline, broker, config, work)
+    plan, settings = _loaded(pipeline, broker, config)
+    tp, offset = reading.position(text, plan)
+    _run(plan, settings, work)
     [letter] = found
     if as_json:
         printing.document(letter)
@@ -222,33 +224,33 @@ def _document(letter: Letter, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _run(
-    pipeline: str, broker: str | None, config: Path | None, work: Callable[[LetterReader, Plan], Awaitable[None]]
-) -> Plan:
-    """Do it with a reader of the pipeline's dead letters."""
-    import asyncio
-
+def _loaded(pipeline: str, broker: str | None, config: Path | None) -> tuple[Plan, Settings]:
     from semel import project
     from semel.config import Settings
-    from semel.dead_letters.reading import LetterReader
-    from semel.runtime.clock import SystemClock
-    from semel.worker.node import kafka_broker
 
     loaded = project.load(pipeline)
     settings = project.settings_of(loaded, Settings.load(config, broker=broker))
-    plan = loaded.plan()
+    return loaded.plan(), settings
+
+
+def _run(plan: Plan, settings: Settings, work: Callable[[LetterReader], Awaitable[None]]) -> None:
+    """Do it with a reader of the pipeline's dead letters."""
+    import asyncio
+
+    from semel.dead_letters.reading import LetterReader
+    from semel.runtime.clock import SystemClock
+    from semel.worker.node import kafka_broker
 
     async def run() -> None:
         connection = kafka_broker(settings, client_id=f"{plan.app}-dlq")
         await connection.start()
         try:
             with printing.bar() as told:
-                await work(LetterReader(connection, SystemClock(), plan, told), plan)
+                await work(LetterReader(connection, SystemClock(), plan, told))
         finally:
             await connection.close()
 
     asyncio.run(run())
-    return plan
 
 
 def _time(ms: int) -> str:
