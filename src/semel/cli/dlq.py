@@ -239,7 +239,7 @@ def _run(plan: Plan, settings: Settings, work: Callable[[LetterReader], Awaitabl
 
     from semel.dead_letters.reading import LetterReader
     from semel.runtime.clock import SystemClock
-    from semel.worker.node import kafka_broker
+    from semel.worker.engine_host import kafka_broker
 
     async def run() -> None:
         connection = kafka_broker(settings, client_id=f"{plan.app}-dlq")

@@ -56,7 +56,7 @@ async def test_dead_letters_that_are_to_go_to_another_apps_state_are_refused_at_
     world: World, state: str
 ) -> None:
     world.pay("a1")
-    await ran(world, keeper())
+    await world.ran(keeper())
     world.pipeline = writer("settled", dead_letters=state)
     error = await world.start("w2").gone()
     assert isinstance(error, ConfigError)
@@ -68,7 +68,7 @@ async def test_two_pipelines_may_share_a_topic_of_dead_letters(world: World) -> 
         world.write(b"no JSON", "a1")
         source = Topic("payments", key=str, value=Payment)
         shared = Topic("dlq.shared", partitions=1, configs={"retention.ms": "86400000"})
-        await ran(world, Pipeline(name, source=source, agent=lambda payment: None, dead_letters=shared))
+        await world.ran(Pipeline(name, source=source, agent=lambda payment: None, dead_letters=shared))
     [letters] = world.cluster.committed("dlq.shared")
     assert [dict(letter.headers)["semel.pipeline"] for letter in letters] == [b"one", b"two", b"two"]
 
