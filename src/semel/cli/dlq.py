@@ -153,15 +153,15 @@ def _show_group(
 def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | None, *, as_json: bool) -> None:
     from semel.dead_letters import reading
 
-    found: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
 
     async def work(reader: LetterReader) -> None:
-        found.append(_document(await reader.letter(tp, offset), plan))
+        documents.append(_document(await reader.letter(tp, offset), plan))
 
     plan, settings = _loaded(pipeline, broker, config)
     tp, offset = reading.position(text, plan)
     _run(plan, settings, work)
-    [letter] = found
+    [letter] = documents
     if as_json:
         printing.document(letter)
         return

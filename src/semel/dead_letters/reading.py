@@ -71,13 +71,13 @@ class LetterReader:
         """
         if tp.topic == self._plan.dead_letter_topic:
             return await self._at(tp, offset)
-        source, found = f"{tp.topic}[{tp.partition}]@{offset}", None
+        source, latest = f"{tp.topic}[{tp.partition}]@{offset}", None
         async for letter in self.letters():
-            if letter.source == source and (found is None or letter.last_ms >= found.last_ms):
-                found = letter
-        if found is None:
+            if letter.source == source and (latest is None or letter.last_ms >= latest.last_ms):
+                latest = letter
+        if latest is None:
             raise NoLetters(f"there is no dead letter of the event at {source} in {self._plan.dead_letter_topic!r}")
-        return found
+        return latest
 
     async def _at(self, tp: TP, offset: int) -> Letter:
         tps = await self._partitions()

@@ -40,8 +40,8 @@ def _head(git: Path) -> str:
     places = [git, (git / common.read_text().strip()).resolve()] if common.is_file() else [git]
     for place in places:
         if (place / ref).is_file():
-            found = (place / ref).read_text().strip()
-            return found if _ID.fullmatch(found) else ""
+            commit = (place / ref).read_text().strip()
+            return commit if _ID.fullmatch(commit) else ""
     packed = places[-1] / "packed-refs"
     lines = packed.read_text().splitlines() if packed.is_file() else []
     return next((line.split(" ")[0] for line in lines if line.endswith(f" {ref}") and _ID.match(line)), "")
