@@ -14,10 +14,10 @@ _PAUSE = Pause(0.02, 0.2, retry_s=0.005)
 
 
 async def fence(
-    broker: Broker, clock: Clock, failpoints: Failpoints, transactional_id: str, *, timeout_ms: int, until: float
+    broker: Broker, clock: Clock, passing: Failpoints, transactional_id: str, *, timeout_ms: int, until: float
 ) -> Producer:
     """The producer that alone may use the id from now on. RpcError or RpcLost when time is up."""
-    await failpoints("begin.before_init")
+    await passing("begin.before_init")
     producer = await ask(
         clock,
         lambda: broker.init_producer_id(transactional_id, timeout_ms),
@@ -25,5 +25,5 @@ async def fence(
         worth=passes,
         pause=_PAUSE,
     )
-    await failpoints("begin.after_init")
+    await passing("begin.after_init")
     return producer
