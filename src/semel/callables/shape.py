@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import cast
+from weakref import WeakKeyDictionary
 
 SEMELS = frozenset(("events", "items", "filter", "enumerate", "batches"))
 """The methods of a stream of semel's own."""
@@ -63,8 +63,17 @@ def shape_of(function: FunctionType, parameter: str | None) -> Shape | None:
     return shape
 
 
-@functools.cache
+# Weak: a function holds what it closes over, and of a test that is all of the test.
+_definitions: WeakKeyDictionary[FunctionType, Definition | None] = WeakKeyDictionary()
+
+
 def _definition(function: FunctionType) -> Definition | None:
+    if function not in _definitions:
+        _definitions[function] = _read_definition(function)
+    return _definitions[function]
+
+
+def _read_definition(function: FunctionType) -> Definition | None:
     try:
         source = inspect.getsource(function.__code__)
         # What is defined inside something else is indented.
