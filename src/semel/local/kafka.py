@@ -27,6 +27,8 @@ from semel.local.process import ProcessId, end, launch, send, wait_gone
 from semel.local.properties import HOST, Node, render
 
 MAIN_CLASS = "kafka.Kafka"
+# For how long the port of a broker that was killed may still be its own: its threads end one after the other.
+LET_GO_S = 5.0
 
 
 def silent(_message: str) -> None:
@@ -157,7 +159,9 @@ class LocalKafka:
             cluster = self._place(self._load())
             java, classpath = self._runtime()
             down = [node for node in cluster.nodes if not _is_alive(cluster, node)]
-            ports.refuse_taken(port for node in down for port in (node.port, node.controller_port))
+            ours = [node for node in down if node.id in cluster.processes]
+            ports.refuse_taken((p for node in ours for p in (node.port, node.controller_port)), wait_s=LET_GO_S)
+            ports.refuse_taken(p for node in down for p in (node.port, node.controller_port))
             for node in down:
                 cluster = self._launch(cluster, node, java, classpath)
             try:
@@ -197,7 +201,7 @@ class LocalKafka:
             assert cluster is not None, "stop_node found it"
             wanted = _find(cluster, node)
             java, classpath = self._runtime()
-            ports.refuse_taken((wanted.port, wanted.controller_port))
+            ports.refuse_taken((wanted.port, wanted.controller_port), wait_s=LET_GO_S)
             cluster = self._launch(cluster, wanted, java, classpath)
             self._wait_ready(cluster, (wanted,), timeout_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Iterable
 
 from semel.local.errors import PortTaken
@@ -38,11 +39,18 @@ def choose(count: int, taken: Iterable[int] = ()) -> list[int]:
     return chosen
 
 
-def refuse_taken(ports: Iterable[int]) -> None:
-    """Raises `PortTaken` naming the first port that another process listens on."""
+def refuse_taken(ports: Iterable[int], *, wait_s: float = 0.0) -> None:
+    """Raises `PortTaken` naming the first port that another process listens on.
+
+    `wait_s`: for how long one that is being let go is waited for: a process of many threads that was killed is gone before its
+    last thread is, which closes what it listened on.
+    """
+    until = time.monotonic() + wait_s
     for port in ports:
-        if not is_free(port):
-            raise PortTaken(
-                f"Port {port} on {HOST} belongs to a process that this data directory did not start. "
-                "Stop that process, or choose another port"
-            )
+        while not is_free(port):
+            if time.monotonic() >= until:
+                raise PortTaken(
+                    f"Port {port} on {HOST} belongs to a process that this data directory did not start. "
+                    "Stop that process, or choose another port"
+                )
+            time.sleep(0.05)

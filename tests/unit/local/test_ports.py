@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_ports_promised_elsewhere_are_not_chosen() -> None:
     assert left not in every_port_but_one
     with pytest.raises(PortTaken):
         ports.choose(2, every_port_but_one)
+
+
+def test_a_port_that_is_being_let_go_is_waited_for() -> None:
+    (port,) = ports.choose(1)
+    server = socket.create_server(("127.0.0.1", port))
+    letting_go = threading.Timer(0.2, server.close)
+    letting_go.start()
+    ports.refuse_taken([port], wait_s=30)
+    letting_go.join()
+    assert ports.is_free(port)
