@@ -235,6 +235,31 @@ def test_a_dead_letter_says_what_it_failed_at_wherever_it_goes(tester_of: Tester
             tester.outputs(Topic(name))
 
 
+class Hollow(ExceptionGroup[Exception]):
+    """An error that answers wrongly when it is asked what it is."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError("ask somebody else")
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_an_error_that_cannot_be_asked_what_it_is_costs_its_event_a_dead_letter_and_no_more(
+    tester_of: TesterOf, attempts: int
+) -> None:
+    async def fail_at_one(orders: Any) -> AsyncIterator[Order]:
+        async for order in orders:
+            if order.id == "o2":
+                raise Hollow("nothing", [ValueError("x")])
+            yield order
+
+    tester = tester_of(pipeline_of(fail_at_one, retry=Retry(attempts=attempts)), partitions=1)
+    tester.send_all([Order(id, "north") for id in ("o1", "o2", "o3", "o2")])
+    assert [output.value.id for output in tester.outputs()] == ["o1", "o3"]
+    assert [letter.reason for letter in tester.dead_letters()] == ["failed", "duplicate"]
+    assert tester.dead_letters()[0].fingerprint.startswith("unreadable@")
+
+
 def test_a_dead_letter_says_when_it_failed_first_and_last(tester_of: TesterOf) -> None:
     def refuse(order: Order) -> Order:
         raise ValueError("not yet")

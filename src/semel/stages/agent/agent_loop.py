@@ -16,6 +16,7 @@ from typing import Any
 from semel.errors import HandlingError, described
 from semel.plan import AgentKind
 from semel.stages.agent.coroutine_driver import CoroutineDriver
+from semel.stages.agent.failure_log import traced
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.stream import EventStream
 from semel.stages.agent.turns import TURN_S
@@ -92,7 +93,7 @@ async def run(runner: AgentRunner) -> None:
                 runner.start_error = "" if error is None else described(error)[:300]
                 pause = min(0.1 * 2**idle_failures, 10.0)
                 log.error("agent %s ended without an event in hand; it starts again in %.1f s", runner.plan.name, pause,
-                          exc_info=error)  # fmt: skip
+                          exc_info=error and traced(error))  # fmt: skip
                 await runner.services.clock.sleep(pause)
             await runner.turns.give_back()
     finally:

@@ -80,15 +80,16 @@ class FailureHandler:
                     unit.cursor.tp, unit.record, error, attempt.number, self._plan.retry.attempts, delay_s, now
                 )
             case DeadLetter(reason):
+                # Before anything is in the epoch: these ask an error of somebody else's what it is.
+                what, cause = described(error), cause_of(error, self._code)
                 self._say_given_up(unit, attempt)
                 if marks and task.marks is not None and stream is not None:
                     [(id, mark)] = marks
                     task.marks.mark(id, dead(mark))
                     task.stream_ms, task.pending = stream
                 self._side_outputs.quarantine(
-                    unit, unit.record, reason, described(error), state.count,
-                    cause=cause_of(error, self._code), first_ms=state.first_ms,
-                )  # fmt: skip
+                    unit, unit.record, reason, what, state.count, cause=cause, first_ms=state.first_ms
+                )
                 state.given_up()
                 unit.index += 1
         return decision

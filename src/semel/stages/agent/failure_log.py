@@ -7,6 +7,7 @@ others are counted. A failed attempt is a line; the traceback is shown when an e
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import NamedTuple
 
 from semel.display.folding import folded
@@ -56,7 +57,7 @@ class FailureLog:
         """It was the last attempt."""
         if self._may_say(_Alike("given up", type(exc).__name__, _place(exc)), now_s):
             log.warning("%s failed for good (attempt %d of %d): %s",
-                        _event(tp, record), attempt, attempts, _line(exc), exc_info=exc)  # fmt: skip
+                        _event(tp, record), attempt, attempts, _line(exc), exc_info=traced(exc))  # fmt: skip
 
     def lost_session(self, tp: TP, record: Record, attempt: int, attempts: int) -> None:
         """It held the loop until the session was over. Each costs a session, so there are never many."""
@@ -105,6 +106,15 @@ class FailureLog:
             return False
         self._reports[alike] = _Report(now_s)
         return True
+
+
+def traced(exc: BaseException) -> BaseException | None:
+    """The error, for a log that shows where it was raised; None where its class does not let itself be shown."""
+    try:
+        traceback.format_exception(exc)
+    except Exception:
+        return None
+    return exc
 
 
 def _event(tp: TP, record: Record) -> str:

@@ -23,6 +23,8 @@ from semel.functions import behind
 # What a person reads of a trace fits on two screens; a record's headers are read with every fetch of it.
 TRACE_BYTES = 4_000
 _MESSAGE_CHARACTERS = 500
+# The kind of an error that cannot be asked.
+UNREADABLE = "unreadable"
 # Of a recursion the ends say what there is to know.
 _OUTERMOST, _INNERMOST = 5, 20
 # Causes of causes; the first ones are cut anyway.
@@ -64,7 +66,7 @@ def agent_code(run: Callable[..., Any], name: str) -> AgentCode:
     package = module.partition(".")[0]
     if function is None or package in ("", "semel"):
         return AgentCode("", name)
-    return AgentCode(package, f"{module}:{_function(function.__code__)}")
+    return AgentCode(package, f"{module}:{_function(function.__code__.co_qualname)}")
 
 
 def cause_of(exc: BaseException, code: AgentCode) -> Cause:
@@ -72,7 +74,15 @@ def cause_of(exc: BaseException, code: AgentCode) -> Cause:
     user's own code that it was raised in, else the agent's.
 
     Of a RecursionError the outermost one counts: how deep it got depends on who called. Of a group of errors the first counts.
+    An error that does not even say what it is has a cause all the same.
     """
+    try:
+        return _known_cause(exc, code)
+    except Exception:  # what an error is, its class may answer with code of its own
+        return Cause(_text(f"{UNREADABLE}@{code.place}"))
+
+
+def _known_cause(exc: BaseException, code: AgentCode) -> Cause:
     alone = exc
     while isinstance(alone, BaseExceptionGroup):
         alone = cast("BaseExceptionGroup[BaseException]", alone).exceptions[0]
@@ -107,7 +117,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[CodeType, int, str]]:
 def _places(exc: BaseException, package: str) -> list[str]:
     """The functions of the user's code that it went through, outermost first."""
     return [
-        f"{module}:{_function(code)}"
+        f"{module}:{_function(code.co_qualname)}"
         for code, _, module in _frames(exc.__traceback__)
         if not _is_library(code.co_filename) or (package and module.partition(".")[0] == package)
     ]
@@ -118,9 +128,8 @@ def _is_library(file: str) -> bool:
     return file.startswith(("<", *_LIBRARIES)) or any(folder in file for folder in _INSTALLED)
 
 
-@lru_cache(maxsize=1_000)
-def _function(code: CodeType) -> str:
-    return _COMPREHENSION.sub("", code.co_qualname)
+def _function(name: str) -> str:
+    return _COMPREHENSION.sub("", name)
 
 
 def _qualified(kind: type[BaseException]) -> str:
@@ -155,15 +164,17 @@ def _raised(exc: BaseException) -> str:
     # What the engine does around the agent is the same each time.
     start = next((n for n, (code, _, _) in enumerate(frames) if not _is_library(code.co_filename)), 0)
     frames = frames[start:]
-    lines = [_line(code, number) for code, number, _ in frames[:_OUTERMOST]]
+    lines = [_line(code.co_filename, code.co_qualname, number) for code, number, _ in frames[:_OUTERMOST]]
     if (left_out := len(frames) - _OUTERMOST - _INNERMOST) > 0:
         lines.append(f"  … {left_out} more …\n")
-    lines += [_line(code, number) for code, number, _ in frames[max(_OUTERMOST, len(frames) - _INNERMOST) :]]
+    innermost = frames[max(_OUTERMOST, len(frames) - _INNERMOST) :]
+    lines += [_line(code.co_filename, code.co_qualname, number) for code, number, _ in innermost]
     return f"{''.join(lines)}{described(exc)[:_MESSAGE_CHARACTERS]}\n"
 
 
+# By what it prints: two functions of two files that read the same are one code object to Python.
 @lru_cache(maxsize=1_000)
-def _line(code: CodeType, number: int) -> str:
-    source = linecache.getline(code.co_filename, number).strip()
-    place = f'  File "{code.co_filename}", line {number}, in {code.co_qualname}\n'
+def _line(file: str, name: str, number: int) -> str:
+    source = linecache.getline(file, number).strip()
+    place = f'  File "{file}", line {number}, in {name}\n'
     return f"{place}    {source}\n" if source else place

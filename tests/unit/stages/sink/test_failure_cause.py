@@ -211,3 +211,28 @@ def test_without_an_exception_what_comes_from_the_event_is_no_part_of_it() -> No
     )
     assert fingerprint("event time 17 is late, said 'account-1'") == fingerprint("event time 99 is late, said 'b'")
     assert cause_without_exception("clock", "payments", "").fingerprint == "clock@payments:"
+
+
+class Hollow(ExceptionGroup[Exception]):
+    """Its class answers what is asked of a group, and wrongly."""
+
+    @property
+    def exceptions(self) -> Any:
+        return ()
+
+
+def test_an_error_that_cannot_be_asked_what_it_is_has_a_cause_all_the_same() -> None:
+    def settle() -> None:
+        raise Hollow("nothing", [ValueError("x")])
+
+    assert failed(settle) == Cause("unreadable@shop.agents:settle")
+
+
+def test_functions_of_two_files_that_read_the_same_are_told_apart_in_a_trace(tmp_path: Path) -> None:
+    traces: list[str] = []
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text("def settle():\n    raise ValueError('x')\n")
+        scope: dict[str, Any] = {"__name__": "shop.agents"}
+        exec(compile((tmp_path / name).read_text(), str(tmp_path / name), "exec"), scope)
+        traces.append(failed(scope["settle"]).trace)
+    assert "one.py" in traces[0] and "one.py" not in traces[1] and "two.py" in traces[1]
