@@ -137,6 +137,8 @@ class Settings(BaseSettings):
     drain_timeout_ms: int = Field(default=30_000, gt=0)
     # One carried item is an output that waits for its commit: 10,000 of 1 kB are 10 MB, seconds of timers' work.
     carry_over_limit: int = Field(default=10_000, gt=0)
+    parked_limit: int = Field(default=200_000, gt=0)
+    parked_key_limit: int = Field(default=10_000, gt=0)
     # Below, a partition's share holds no batch of a usual size, and an epoch no event of one.
     memory_budget_bytes: int | None = Field(default=None, ge=16 << 20)
     """None: a quarter of the memory there is, decided when a worker starts."""

@@ -135,6 +135,10 @@ class Plan:
     def marks_topic(self) -> str:
         return f"{self.app}-dedup-changelog"
 
+    @property
+    def parked_topic(self) -> str:
+        return f"{self.app}-parked"
+
     def changelog(self, table: str) -> str:
         return f"{self.app}-{table}-changelog"
 
@@ -146,9 +150,10 @@ class Plan:
 
     @property
     def state_logs(self) -> list[str]:
-        """The topics that hold rows and marks."""
+        """The topics that hold rows, marks and parked events."""
         marks = [self.marks_topic] if self.dedup else []
-        return [*(self.changelog(t.name) for t in self.tables), *marks]
+        parked = [self.parked_topic] if self.sources else []
+        return [*(self.changelog(t.name) for t in self.tables), *marks, *parked]
 
     @property
     def logs(self) -> list[str]:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
-from semel.errors import DeclarationError, DecodeError, OutputRefused, Reject
+from semel.errors import DeclarationError, DecodeError, HandlingError, OutputRefused, Reject
 from semel.topic import is_whole
+
+Then = Literal["dead", "park", "stop"]
 
 
 @dataclass(frozen=True)
 class Retry:
     """Try `attempts` times in all, waiting `first_delay` after the first failure, twice as long each time, with jitter.
 
-    `max_delay`: the longest wait. `fatal`: exceptions that go to the dead letters at once. `transient`: if given, only
-    these are retried. DeclarationError where they cannot be.
+    An event that waits for its next attempt is set aside with the later events of its key; all others go on.
+
+    `max_delay`: the longest wait. `delays`: the waits one by one, instead of these two; the last one goes on. `fatal`: exceptions
+    that go to the dead letters at once. `transient`: if given, only these are retried.
+
+    `then`: what comes after the last attempt. "dead": the event goes to the dead letters. "park": it stays set aside with its
+    key, and is tried again after the longest wait, for as long as it takes. "stop": as "park", and its partition takes no
+    further events meanwhile. DeclarationError for what none of them can be.
     """
 
     attempts: int = 5
@@ -23,6 +31,8 @@ class Retry:
     max_delay: timedelta = timedelta(seconds=30)
     fatal: tuple[type[BaseException], ...] = ()
     transient: tuple[type[BaseException], ...] = ()
+    delays: tuple[timedelta, ...] = ()
+    then: Then = "dead"
 
     def __post_init__(self) -> None:
         if not is_whole(self.attempts) or self.attempts < 1:
@@ -34,6 +44,12 @@ class Retry:
             raise DeclarationError(
                 f"Retry first_delay={self.first_delay}, max_delay={self.max_delay}; give 0 <= first_delay <= max_delay"
             )
+        if not _waits(self.delays):
+            raise DeclarationError(
+                f"Retry delays={self.delays!r}; give a tuple of timedeltas of 0 or more, as delays=(timedelta(seconds=1),)"
+            )
+        if self.then not in get_args(Then):
+            raise DeclarationError(f"Retry then={self.then!r}; it takes {', '.join(map(repr, get_args(Then)))}")
         for name, kinds in (("fatal", self.fatal), ("transient", self.transient)):
             if not _exceptions(kinds):
                 raise DeclarationError(
@@ -45,14 +61,35 @@ class Retry:
 
         `draw` in [0, 1) spreads the wait over [1/2, 1] of the full delay, so that retries do not march in step.
         """
-        if isinstance(exc, (Reject, DecodeError, OutputRefused)) or (self.fatal and isinstance(exc, self.fatal)):
+        if isinstance(exc, (Reject, DecodeError, OutputRefused)) or self.is_fatal(exc):
             return None
         if self.transient and not isinstance(exc, self.transient):
             return None
-        if attempt >= self.attempts:
+        if attempt >= self.attempts and self.then == "dead":
             return None
+        return self._full_delay_s(attempt) * (0.5 + draw / 2)
+
+    def _full_delay_s(self, attempt: int) -> float:
+        if self.delays:
+            return self.delays[min(attempt, len(self.delays)) - 1].total_seconds()
         doubled = self.first_delay.total_seconds() * 2.0 ** min(attempt - 1, 64)
-        return min(doubled, self.max_delay.total_seconds()) * (0.5 + draw / 2)
+        return min(doubled, self.max_delay.total_seconds())
+
+    def is_fatal(self, exc: BaseException) -> bool:
+        """Whether it is declared as such, or not among what is declared as transient."""
+        if self.fatal and isinstance(exc, self.fatal):
+            return True
+        return bool(self.transient) and not isinstance(exc, (*self.transient, HandlingError))
+
+    @property
+    def longest_delay_s(self) -> float:
+        return max((self.max_delay, *self.delays)).total_seconds()
+
+
+def _waits(delays: Any) -> bool:
+    return isinstance(delays, tuple) and all(
+        isinstance(delay, timedelta) and delay >= timedelta(0) for delay in cast("tuple[Any, ...]", delays)
+    )
 
 
 def _exceptions(kinds: Any) -> bool:

@@ -37,6 +37,11 @@ class Effect:
     mark: Mark | None = None
     rows: dict[tuple[str, str], Any] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> str:
+        """As what it is counted, beside as taken in. A duplicate is none of these, and never waits."""
+        return "out" if self.output is not None else "dead" if self.dead is not None else "filtered"
+
 
 @dataclass(slots=True)
 class _Mark:
@@ -47,7 +52,8 @@ class _Mark:
 
 
 class Oracle:
-    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused.
+    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused; `followed`:
+    of those that followed the first of their id into the dead letters. While that one is parked they are duplicates.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.
@@ -56,6 +62,7 @@ class Oracle:
     def __init__(
         self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
         belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
+        followed: Set[int] = frozenset(),
     ) -> None:  # fmt: skip
         self._stateful = stateful
         self._belongs = belongs
@@ -64,12 +71,21 @@ class Oracle:
         self._window_ms = window_ms if stateful else HOUR_MS
         self._attempts = attempts
         self._refused = refused
+        self._followed = followed
         self.counts = dict.fromkeys(COUNTS, 0)
         self.stream: int | None = None
         self.pending: list[int] = []
         self.balances: dict[str, int] = {}
         self.journals: dict[str, list[str]] = {}
         self.marks: dict[str, _Mark] = {}
+
+    def judge(self, record: MemoryRecord) -> Effect:
+        """What a record that is parked for good would have done: nothing but its mark is there."""
+        before = self.counts, self.balances, self.journals
+        self.counts, self.balances, self.journals = map(dict, before)
+        effect = self.take(record)
+        self.counts, self.balances, self.journals = before
+        return effect
 
     def take(self, record: MemoryRecord) -> Effect:
         self.counts["in"] += 1
@@ -95,7 +111,7 @@ class Oracle:
             if mark.payload != record.value:
                 self.counts["conflicts"] += 1
                 return self._bury(effect, "conflict")
-            if mark.dead:
+            if mark.dead and record.offset in self._followed:
                 return self._bury(effect, "duplicate")
             self.counts["duplicates"] += 1
             return effect

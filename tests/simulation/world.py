@@ -348,6 +348,8 @@ class SimulatedWorld(World):
             at = self.recorder.committed_next(p)
             if at < self.recorder.source_ends.get(p, 0) or task.committed.topics["payments"].next < at or task.touched:
                 return False
+            if task.committed.parked or task.parked_events:
+                return False
         return not any(w.engine._committer.committing for w in workers)
 
     async def rest(self) -> None:

@@ -347,11 +347,13 @@ class World:
         for p, records in enumerate(self.cluster.committed("payments")):
             if records:
                 at = committed.get(p)
-                if at is None or at.topics["payments"].next <= records[-1].offset:
+                if at is None or at.topics["payments"].next <= records[-1].offset or at.parked:
                     return False
         # The answer to EndTxn takes its way: what is committed must have landed, too.
         return all(
-            t.state is not TaskState.RUNNING or p not in committed or t.committed.topics == committed[p].topics
+            t.state is not TaskState.RUNNING
+            or p not in committed
+            or (t.committed.topics == committed[p].topics and t.committed.parked == committed[p].parked)
             for w in self.workers.values()
             if not w.over
             for p, t in w.engine.tasks.items()

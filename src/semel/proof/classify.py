@@ -30,6 +30,7 @@ from semel.proof.columns import (
     distinct,
     events_of,
     offsets_of,
+    settled,
 )
 from semel.proof.logs import Logs
 from semel.proof.outcomes import NEVER, TRIMMED, Missing, Outcome, Rule
@@ -58,7 +59,8 @@ class Tally:
 
     `unread`: those of its `records` that led to nothing and may have been compacted away before they were read.
     `took_effect`: by what is there; `maybe`: those that did unless they were dropped or duplicates; `unwitnessed`: those that
-    nothing tells of. `with_output`: events that have one. `gaps`: by the outcome of their events.
+    nothing tells of; `parked`: those that wait, and led to nothing yet. `with_output`: events that have one. `gaps`: by the
+    outcome of their events.
     """
 
     start: int
@@ -68,6 +70,7 @@ class Tally:
     took_effect: int = 0
     maybe: int = 0
     unwitnessed: int = 0
+    parked: int = 0
     duplicates: int = 0
     letters: int = 0
     with_output: int = 0
@@ -84,12 +87,17 @@ async def classify(history: History, tp: TP, logs: Logs, remarks: Remarks) -> Ta
     cut, closing = survey.cut.by_agent(tp), history.closing.next(tp)
     cuts = np.array([cut.get(agent.name, cut[""]) for agent in history.plan.agents], np.int64)
     classifier = _Classifier(history, tp, logs, remarks)
+    parked = history.parked(tp)
+    classifier.tally.parked = len(between(parked, 0, judged.end))
     blocks = range(judged.start // spool.block, -(-judged.end // spool.block))
     for number in sorted({*spool.blocks(tp), *blocks}):
         marks, outputs, letters = (spool.take(kind, tp, number) for kind in ("marks", "outputs", "letters"))
         for rows, what in ((marks, "a mark"), (outputs, "outputs"), (letters, "a dead letter")):
             remarks.add(laws.within_position(tp, rows, closing, what))
+        waiting = between(parked, number * spool.block, (number + 1) * spool.block)
+        outputs, letters = (rows[~among(events_of(rows), events_of(waiting))] for rows in (outputs, letters))
         marks = marks[np.argsort(marks["offset"], kind="stable")]
+        marks = settled(marks, np.sort(letters["offset"]), np.sort(waiting["offset"]))
         if len(set(cuts.tolist())) > 1:
             # Below what their agent had come to.
             outputs, letters = (rows[rows["offset"] < cuts[rows["agent"]]] for rows in (outputs, letters))
@@ -118,6 +126,7 @@ class _Classifier:
         self._logs = logs
         self._remarks = remarks
         self._wheres = history.wheres
+        self._parked = history.parked(tp)
         self._whole = history.whole._replace(source=tp.topic not in history.survey.compacted)
         self._source = None if dedup is None else Source(plan.sources[tp.topic], dedup)
         self._checked = False
@@ -141,7 +150,8 @@ class _Classifier:
         """What there is between two offsets: with the committed records, those read that no mark or dead letter names."""
         tp, source, recording, gone = self._tp, self._source, self._logs.recording, 0
         lettered = np.sort(letters["offset"])
-        named = np.sort(np.concatenate((marks["offset"][marks["outcome"] == DONE], lettered)))
+        waiting = np.unique(between(self._parked, low, high)["offset"])
+        named = np.sort(np.concatenate((marks["offset"][marks["outcome"] == DONE], lettered, waiting)))
         offsets, unmarked = [columns(UNMARKED)["offset"]], [columns(UNMARKED)]
         contents: dict[int, int] = {}
         async with aclosing(self._logs.read(tp, low, high)) as pieces:
@@ -159,10 +169,10 @@ class _Classifier:
                         source.check(tp, chosen(piece.records, known)[:SAMPLE], marks)
                         self._checked = bool(known.any())
         unread = recording.unread(tp, low, high) if recording is not None else offsets[0]
-        told = np.sort(np.concatenate((marks["offset"], letters["offset"], outputs["offset"])))
+        told = np.sort(np.concatenate((marks["offset"], letters["offset"], outputs["offset"], waiting)))
         return Stretch(
             True, marks, outputs, letters, np.concatenate(offsets), np.concatenate(unmarked), contents, gone,
-            silent=unread[~among(unread, told)],
+            silent=unread[~among(unread, told)], parked=waiting,
         )  # fmt: skip
 
     def add(self, stretch: Stretch) -> None:
@@ -183,7 +193,10 @@ class _Classifier:
             self._add_marked(stretch, rule)
         elif stretch.judged:
             tally.took_effect += (
-                len(stretch.records) - len(stretch.silent) - distinct(np.sort(stretch.letters["offset"]))
+                len(stretch.records)
+                - len(stretch.silent)
+                - len(stretch.parked)
+                - distinct(np.sort(stretch.letters["offset"]))
             )
 
     def _add_marked(self, stretch: Stretch, rule: Rule) -> None:

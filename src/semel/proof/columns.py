@@ -19,6 +19,7 @@ from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import NO_TIMESTAMP, TP, Record
 from semel.stages.fetch.decode import Undecodable, decoder
+from semel.state.dedup_marks import DEAD, DONE, PARKED
 from semel.topic import Topic
 
 Rows = NDArray[Any]
@@ -97,6 +98,19 @@ def in_order(outputs: Rows, before: tuple[int, int]) -> bool:
     offset, step = np.append(before[0], outputs["offset"]), np.append(before[1], outputs["step"])
     back = (offset[1:] < offset[:-1]) | ((offset[1:] == offset[:-1]) & (step[1:] < step[:-1]))
     return not back.any()
+
+
+def settled(marks: Rows, lettered: Offsets, parked: Offsets) -> Rows:
+    """Marks (by offset, those of one event in the order of their log) with one for each event that was parked: as it ended, or
+    PARKED where it has not. One that ended when its window was over was left as it was. `lettered`: offsets of dead letters."""
+    if not len(marks) or (not len(parked) and not (marks["outcome"] == PARKED).any()):
+        return marks
+    same = (marks["offset"][1:] == marks["offset"][:-1]) & (marks["id"][1:] == marks["id"][:-1])
+    marks = marks[~np.append(same & (marks["outcome"][:-1] == PARKED), False)]
+    ended = marks["outcome"] == PARKED
+    marks["outcome"][ended] = np.where(among(marks["offset"], lettered), DEAD, DONE)[ended]
+    marks["outcome"][among(marks["offset"], parked)] = PARKED
+    return marks
 
 
 # -- of records
@@ -205,7 +219,7 @@ class Stretch:
     committed records; `unmarked`: those of them that are neither marked DONE nor dead-lettered (of a pipeline without dedup:
     none, there are no marks). `contents`: by offset, of those that are dead-lettered. What stood below `gone` was deleted
     before it could be read. `silent`: offsets of records that led to nothing and that compaction may have taken before they
-    were read.
+    were read; `parked`: of events that are parked.
     """
 
     judged: bool
@@ -217,6 +231,7 @@ class Stretch:
     contents: Mapping[int, int] = field(default_factory=dict[int, int])
     gone: int = 0
     silent: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
+    parked: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Known:

@@ -87,8 +87,10 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
     """What was looked at, and the running counts of all tasks."""
     cut = history.survey.cut
     running: Counter[str] = Counter()
+    parked = 0
     for position in cut.positions.values():
         running.update(position.counts)
+        parked += position.parked
     return {
         "records": sum(part.records for part in parts),
         "took_effect": sum(part.took_effect for part in parts),
@@ -98,6 +100,7 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
         "duplicates": sum(part.duplicates for part in parts),
         "positions": cut.records,
         "without_lineage": history.strangers.total(),
+        "parked": parked,
         **{f"counted_{name}": n for name, n in running.items()},
     }
 

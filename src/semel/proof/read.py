@@ -14,7 +14,7 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import LETTER, OUTPUT, chosen, columns, content_of, in_order, marks_of, offsets_of
+from semel.proof.columns import LETTER, OUTPUT, Rows, chosen, columns, content_of, in_order, marks_of, offsets_of
 from semel.proof.laws import Origin, Placed, Whole
 from semel.proof.logs import Logs
 from semel.proof.outcomes import Missing
@@ -22,6 +22,7 @@ from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey, partitions
 from semel.state import lineage
+from semel.state.parked import read_row
 
 # The writer, the source partition, the event's offset and the number of the output, with as many digits as fit into the columns;
 # semel never writes more.
@@ -56,6 +57,7 @@ class History:
         self.strangers: Counter[str] = Counter()
         self.stranger_witnesses: list[Witness] = []
         self.trimmed: dict[TP, Missing] = {}
+        self._parked: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self.deleted: set[TP] = set()
         self._logs = logs
         self._agents = {lineage.signed(agent.name): i for i, agent in enumerate(survey.plan.agents)}
@@ -100,6 +102,25 @@ class History:
                 if piece.missing:
                     self.deleted.add(tp)
                 yield piece.records
+
+    # -- parked events
+
+    async def parked_in(self, tp: TP) -> None:
+        """A log of parked events. What is parked at its end is not judged; what was before has led to what it did."""
+        [start] = (await self._logs.starts([tp])).values()
+        async with aclosing(self._logs.read(tp, start, self.survey.parked_ends[tp])) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    if record.key is not None:
+                        (topic, agent), offset = read_row(record.key)
+                        entry = offset, self._agents.get(lineage.signed(agent), 0)
+                        there = self._parked[TP(topic, tp.partition)]
+                        (there.discard if record.value is None else there.add)(entry)
+
+    def parked(self, tp: TP) -> Rows:
+        """Offset and agent of the events of a source partition that are parked, by offset."""
+        entries = sorted(self._parked.get(tp, ()))
+        return columns(OUTPUT, [offset for offset, _ in entries], agent=[agent for _, agent in entries])
 
     # -- outputs
 
@@ -210,6 +231,9 @@ async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> Hi
     UnknownMark, Unreadable, NothingToProve; RpcLost where no broker answers.
     """
     history, plan = History(survey, logs, spool), survey.plan
+    logs.phase = "parked events"
+    for tp in survey.parked_ends:
+        await history.parked_in(tp)
     logs.phase = "outputs"
     for tp in survey.outputs:
         if not await history.outputs_in(tp):

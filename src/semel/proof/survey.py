@@ -113,7 +113,7 @@ class Survey:
     """`everything`: no range of time was asked for. `compacted`, `missing`: topics; those that records went to and that are
     deleted. `sources`: the source partitions that were read. `outputs`, `letters`, `marks`: the partitions that these went
     to. `starts`: where each log begins for us; `ends` of what was written; `untouched`: the logs of outputs and dead letters
-    from which nothing was deleted before we first looked at them.
+    from which nothing was deleted before we first looked at them. `parked_ends`: of the logs of parked events, before `ends`.
     """
 
     plan: Plan
@@ -130,6 +130,7 @@ class Survey:
     starts: Mapping[TP, int]
     ends: Mapping[TP, int]
     untouched: frozenset[TP]
+    parked_ends: Mapping[TP, int]
 
 
 def partitions(topics: Mapping[str, TopicInfo], *names: str) -> list[TP]:
@@ -153,6 +154,8 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
     await cut.read(logs, plan, partitions(topics, plan.positions_topic), remarks)
     if not cut.positions:
         raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
+    # Before the ends of what they led to: what is not parked there any more has led to it by then.
+    parked_ends = await logs.ends(partitions(topics, plan.parked_topic))
     changed = _changed(plan, cut, topics)
     sinks = {t.name for t in plan.outputs if t.name not in plan.sources}
     sinks |= {topic for position in cut.positions.values() for topic in position.outputs}
@@ -190,6 +193,7 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
         starts=starts | {tp: max(at, starts[tp]) for tp, at in began.items()},
         ends=ends,
         untouched=frozenset(tp for tp, at in began.items() if starts[tp] <= at and tp.topic not in compacted),
+        parked_ends=parked_ends,
     )  # fmt: skip
 
 

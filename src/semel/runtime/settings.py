@@ -22,6 +22,9 @@ class EngineSettings:
     handler_timeout_ms: int = 5_000
     drain_timeout_ms: int = 30_000
     carry_over_limit: int = 10_000
+    # Events of a worker, and of one key, that may be parked: each takes some 300 bytes of memory.
+    parked_limit: int = 200_000
+    parked_key_limit: int = 10_000
     memory_budget_bytes: int = 256 << 20
     replication_factor: int | None = None
     web_url: str = ""

@@ -22,8 +22,9 @@ _MARK = Struct(">qqqQB")
 READINGS_MAX = 100  # a page of a person
 # Among so many marks in a row one at least is of an event that was not ahead: three that are move stream time.
 LATEST_MARKS = 100
-DONE, DEAD = 0, 1
-OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered"}
+# 2 stands for a mark that a proof does not find any more.
+DONE, DEAD, PARKED = 0, 1, 3
+OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered", PARKED: "parked"}
 
 
 class Mark(NamedTuple):
@@ -46,9 +47,14 @@ def unpack(raw: bytes) -> Mark:
 pack = _MARK.pack
 
 
-def dead(raw: bytes) -> bytes:
-    """The same mark, of an event that went to the dead letters: its duplicates follow it there."""
-    return unpack(raw)._replace(outcome=DEAD).pack()
+def with_outcome(raw: bytes, outcome: int) -> bytes:
+    """The same mark. Duplicates of an event that is DEAD follow it to the dead letters; of one that is PARKED nobody knows yet
+    how it ends, and its duplicates are what those of one that is DONE are."""
+    return unpack(raw)._replace(outcome=outcome).pack()
+
+
+def is_parked(raw: bytes) -> bool:
+    return unpack(raw).outcome == PARKED
 
 
 def filed_at(raw: bytes) -> int:
@@ -83,7 +89,7 @@ class Marks:
             for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
                 if value is not None:
                     before = marks.get(key)
-                    if before is None or filed_at(before) <= filed_at(value):
+                    if before is None or filed_at(before) < filed_at(value) or is_parked(before):
                         marks[key] = value
         return marks
 
@@ -113,6 +119,12 @@ class Marks:
         if key in self.open:
             self.replaced[(key, self.open[key])] = None
         self.open[key] = value
+
+    def amend(self, key: bytes, value: bytes, stream_ms: int | None) -> None:
+        """How an event ended that was parked; `value`: its mark. One whose window is over protects no more: its id may have
+        another one by now."""
+        if stream_ms is None or filed_at(value) + self.window_ms >= stream_ms:
+            self.open[key] = value
 
     # -- as a state log
 

@@ -4,7 +4,7 @@ One record per task in every transaction that touches it, in `{app}-positions`, 
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
 `passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `windows`, `kinds`, `trimmed`,
-`letters`) may be absent; a reader of the same version passes over what it does not know.
+`letters`, `parked`) may be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ class Position:
     `kinds`: of what kind the keys of rows are, where two kinds could have the same bytes.
     `trimmed`: the log of marks may begin there, and no later: what lies before it has expired. -1 where that was not noted.
     `letters`: the topics that dead letters were ever to go to; empty where that was the default alone.
+    `parked`: how many events before `next` are not done: they wait in the log of parked events, and `counts` do not have them.
     """
 
     topics: dict[str, TopicPosition]
@@ -150,6 +151,7 @@ class Position:
     kinds: dict[str, str] = field(default_factory=dict[str, str])
     trimmed: int = -1
     letters: tuple[str, ...] = ()
+    parked: int = 0
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -183,6 +185,8 @@ class Position:
             fields["trimmed"] = self.trimmed
         if self.letters:
             fields["letters"] = self.letters
+        if self.parked:
+            fields["parked"] = self.parked
         if self.left:
             fields["left"] = {name: t.to_json() for name, t in self.left.items()}
         return fields
@@ -250,6 +254,7 @@ def from_json(fields: dict[str, Any]) -> Position:
         kinds=dict(fields.get("kinds", {})),
         trimmed=fields.get("trimmed", -1),
         letters=tuple(fields.get("letters", ())),
+        parked=fields.get("parked", 0),
     )
 
 

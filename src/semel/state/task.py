@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -13,9 +13,13 @@ from semel.plan import AgentPlan
 from semel.port import TP, Record
 from semel.state.crash_notes import Suspect
 from semel.state.dedup_marks import Marks
+from semel.state.parked import ParkedLog, ParkedQueue
 from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
 from semel.state.state_log import StateLog
 from semel.state.table_rows import Rows
+
+# A partition whose next record finds no room among the parked events asks again so often.
+ROOM_S = 0.05
 
 
 class TaskState(Enum):
@@ -100,12 +104,22 @@ class RetryState:
         return self.count
 
 
+@dataclass(frozen=True, slots=True)
+class ParkedTask:
+    """How many events of a task are parked; `held_up`: what keeps its partition from taking more, empty where nothing does."""
+
+    events: int
+    held_up: str
+
+
 class Cursor:
     """How far one agent has come in one source partition.
 
     `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
     `buffered` and `bytes`: how many records wait in `queue`, and what they take in memory.
-    `due`: when the record at `position` may be tried again.
+    `due`: when the record at `position` may be tried again. `parked`: events before `position` that are not done.
+    `retried_last`: the work unit before was of parked events; so many of them (`singly`) go one by one. `held_up`: why the record
+    at `position` waits for room there.
     """
 
     __slots__ = (
@@ -113,11 +127,15 @@ class Cursor:
         "buffered",
         "bytes",
         "due",
+        "held_up",
+        "parked",
         "poisoned",
         "position",
         "queue",
         "queued",
+        "retried_last",
         "retry_state",
+        "singly",
         "task",
         "tp",
     )
@@ -131,6 +149,10 @@ class Cursor:
         self.buffered = 0
         self.bytes = 0
         self.due = 0.0
+        self.parked: ParkedQueue | None = task.parked and task.parked.queue(tp.topic, agent.name, agent.retry)
+        self.retried_last = False
+        self.singly = 0
+        self.held_up = ""
         self.retry_state = retry_state or RetryState()
         self.poisoned: dict[int, str] = {}
         self.queued = False
@@ -146,6 +168,11 @@ class Cursor:
         self.buffered = 0
         self.bytes = 0
         self.due = 0.0
+        self.held_up = ""
+
+    def hold_up(self, why: str, now: float) -> None:
+        """The record at `position` finds no room among the parked events; it is asked again soon."""
+        self.held_up, self.due = why, now + ROOM_S
 
     def push(self, fetched: FetchedBatch) -> None:
         self.queue.append(fetched)
@@ -161,6 +188,7 @@ class Task:
         self.state = TaskState.RESTORING
         self.tables: dict[str, Rows] = {}
         self.marks: Marks | None = None
+        self.parked: ParkedLog | None = None
         self.dedup: Dedup | None = None
         self.cursors: dict[tuple[str, str], Cursor] = {}
         self.committed = Position({})
@@ -244,8 +272,28 @@ class Task:
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
             committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
             committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind}, self.trimmed,
-            committed.letters,
+            committed.letters, self.parked_events,
         )  # fmt: skip
+
+    @property
+    def parked_events(self) -> int:
+        """How many events are behind the position, and not done."""
+        parked = self.parked
+        return parked.count if parked is not None and parked.loaded else self.committed.parked
+
+    @property
+    def held_up(self) -> str:
+        """Why one of its partitions takes no further events; empty where they do."""
+        for cursor in self.cursors.values():
+            parked = cursor.parked
+            if parked is not None and parked.stops:
+                return (
+                    f"{cursor.tp.topic}[{cursor.tp.partition}]@{min(parked.used_up)} has failed as often as it may, and "
+                    "Retry(then='stop') says that its partition waits for it"
+                )
+            if cursor.held_up:
+                return cursor.held_up
+        return ""
 
     @property
     def trimmed(self) -> int:
@@ -264,7 +312,7 @@ class Task:
     @property
     def state_logs(self) -> tuple[StateLog, ...]:
         """Its state, of whatever kind."""
-        return (*self.tables.values(), *(() if self.marks is None else (self.marks,)))
+        return (*self.tables.values(), *(log for log in (self.marks, self.parked) if log is not None))
 
     @property
     def holds_state(self) -> bool:

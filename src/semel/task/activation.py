@@ -13,7 +13,9 @@ from semel.plan import Plan, TablePlan
 from semel.port import TP, Broker, Clock, TopicInfo
 from semel.runtime.budget import shares
 from semel.runtime.settings import EngineSettings
+from semel.state import parked
 from semel.state.dedup_marks import Marks
+from semel.state.parked import ParkedLog
 from semel.state.positions import Position
 from semel.state.store import Store
 from semel.state.table_rows import Rows
@@ -27,6 +29,8 @@ log = logging.getLogger("semel.engine")
 
 # Rows kept at hand by one table of one task: more are never seen again before they are forgotten.
 HOT_ROWS = 200_000
+# What a task may park however many tasks share the worker's limit.
+LEAST_PARKED = 1_000
 
 
 class Activation:
@@ -95,7 +99,7 @@ class Activation:
         task = Task(partition)
         plan, known = self._plan, self._topics.known
         # Asked each time: a store that was made anew since may number them otherwise.
-        numbers = self._store.table_numbers(t.name for t in plan.tables)
+        numbers = self._store.table_numbers([*(t.name for t in plan.tables), parked.TABLE])
         for table in plan.tables:
             task.tables[table.name] = Rows(
                 table.name,
@@ -116,6 +120,17 @@ class Activation:
             task.dedup = dedup
             task.marks = Marks(
                 self._store, partition, window_ms=dedup.window_ms, bucket_ms=dedup.bucket_ms, topic=plan.marks_topic
+            )
+        if plan.sources:
+            settings = self._settings
+            task.parked = ParkedLog(
+                self._store,
+                partition,
+                numbers[parked.TABLE],
+                plan.parked_topic,
+                limit=max(LEAST_PARKED, settings.parked_limit // max(1, tasks)),
+                key_limit=settings.parked_key_limit,
+                most_delay_s=max(agent.retry.longest_delay_s for agent in plan.agents),
             )
         for name in plan.sources:
             info = known[name]

@@ -17,16 +17,20 @@ from semel.task.predecessor import last_records
 
 log = logging.getLogger("semel.topics")
 
-_POSITIONS, _LOG = "-positions", "-changelog"
+_POSITIONS, _LOG, _PARKED = "-positions", "-changelog", "-parked"
 
 
 async def keeper_of(broker: Broker, plan: Plan, topic: TopicInfo) -> str | None:
-    """The other app that keeps its positions, rows or marks in `topic`; None where there is none, or brokers do not tell."""
+    """The other app that keeps its positions, rows, marks or parked events in `topic`; None where there is none, or
+    brokers do not tell."""
     try:
         if topic.name.endswith(_POSITIONS):
             app = topic.name.removesuffix(_POSITIONS)
             return app if app != plan.app and await _keeps(broker, topic, None) else None
-        for app in plan.others_of(topic.name) if topic.name.endswith(_LOG) else ():
+        apps = plan.others_of(topic.name) if topic.name.endswith(_LOG) else []
+        if topic.name.endswith(_PARKED) and topic.name != plan.parked_topic:
+            apps = [topic.name.removesuffix(_PARKED)]
+        for app in apps:
             theirs = await seen(broker, app + _POSITIONS, lambda text: log.debug("%s", text))
             if theirs is not None and await _keeps(broker, theirs, topic):
                 return app

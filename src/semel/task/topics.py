@@ -300,11 +300,13 @@ class Topics:
 
     async def _fit(self, topics: dict[str, TopicInfo], tasks: int, *, may_be_behind: bool) -> None:
         """State is partitioned as the source is. Where nothing in it belongs to a key it grows with it."""
-        name = self._plan.positions_topic
-        if self._plan.may_grow and name in topics and topics[name].partitions < tasks:
-            log.info("%s gets %d partitions, as the source has, instead of %d", name, tasks, topics[name].partitions)
-            await self._broker.create_partitions(name, tasks)
-            topics |= await self._shown([name], tasks)
+        for name in self._plan.logs if self._plan.may_grow else ():
+            if name in topics and topics[name].partitions < tasks:
+                log.info(
+                    "%s gets %d partitions, as the source has, instead of %d", name, tasks, topics[name].partitions
+                )
+                await self._broker.create_partitions(name, tasks)
+                topics |= await self._shown([name], tasks)
         self._check_sizes(topics, tasks, may_be_behind=may_be_behind)
 
     def _check_segments(self) -> None:

@@ -193,13 +193,24 @@ class Deployment:
                 undone[tp] = done, end
         return undone
 
+    def all_done(self) -> bool:
+        return not self.undone() and not self.retrying()
+
+    def retrying(self) -> bool:
+        """Parked events have attempts left. One that has none and is tried on is not waited for."""
+        return any(
+            task.committed.parked and cursor.parked is not None and cursor.parked.retrying
+            for task in self.tasks()
+            for cursor in task.cursors.values()
+        ) or any(task.touched for task in self.tasks() if task.parked_events != task.committed.parked)
+
     # -- waiting
 
     async def settle(self, *, undone: bool = False) -> None:
         """Until every partition runs and (unless `undone` is true) every record is done and committed. NotSettled."""
 
         def settled() -> bool:
-            return self.is_running() and (undone or not self.undone())
+            return self.is_running() and (undone or self.all_done())
 
         seen: object = None
         give_up_at = 0.0
@@ -238,11 +249,14 @@ class Deployment:
                 # What waits between two of its results comes to its end with the time.
                 second, began_at = self.clock.monotonic(), self._offsets()
             await self._check_loop(began_at)
-            if self.is_running() and not self.undone():
+            if self.is_running() and not self.undone() and not self._parked():
                 # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
                 self.clock.jump(left)
             else:
                 await self._change(left)
+
+    def _parked(self) -> bool:
+        return any(task.parked_events for task in self.tasks())
 
     def _offsets(self) -> int:
         """How many offsets of the source are taken; while a test waits, nobody but the pipeline writes to it."""

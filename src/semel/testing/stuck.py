@@ -10,6 +10,8 @@ from typing import Any
 
 import semel
 from semel.port import TP, Clock
+from semel.stages.agent.work_queue import parked_in
+from semel.state.task import Cursor
 from semel.testing.worker import MemoryWorker
 
 _ENGINE = str(Path(semel.__file__).parent)
@@ -27,7 +29,10 @@ def progress(workers: Iterable[MemoryWorker]) -> object:
                     p,
                     t.state,
                     {**t.committed.topics},
-                    [(c.position, c.retry_state.offset, c.retry_state.count) for c in t.cursors.values()],
+                    [
+                        (c.position, c.retry_state.offset, c.retry_state.count, parked_in(c), next_due(c))
+                        for c in t.cursors.values()
+                    ],
                 )
                 for p, t in worker.engine.tasks.items()
             ],
@@ -38,7 +43,13 @@ def progress(workers: Iterable[MemoryWorker]) -> object:
 
 def retries_due(workers: Iterable[MemoryWorker]) -> list[float]:
     """The monotonic times of the attempts to come."""
-    return [c.due for worker in workers for task in worker.engine.tasks.values() for c in task.cursors.values()]
+    cursors = [c for worker in workers for task in worker.engine.tasks.values() for c in task.cursors.values()]
+    return [due for c in cursors for due in (c.due, next_due(c)) if due is not None]
+
+
+def next_due(cursor: Cursor) -> float | None:
+    """When a parked event is tried next."""
+    return cursor.parked.next_due() if cursor.parked is not None else None
 
 
 def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, int]], clock: Clock) -> list[str]:
@@ -68,6 +79,14 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()
+        ]
+        lines += [
+            f"{cursor.tp.topic}[{cursor.tp.partition}]: {parked_in(cursor)} events are parked"
+            + (f"; the next is tried again in {max(0.0, due - clock.monotonic()):.1f} s" if due is not None else "")
+            for task in engine.tasks.values()
+            for cursor in task.cursors.values()
+            if parked_in(cursor)
+            for due in (next_due(cursor),)
         ]
     return lines
 

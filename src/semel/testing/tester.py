@@ -333,7 +333,7 @@ class PipelineTester:
     def _ready(self, *, undone: bool = True) -> None:
         """The workers run, and (not `undone`) all records are done."""
         deployment = self._deployment
-        if self._closed or not deployment.is_running() or (not undone and deployment.undone()):
+        if self._closed or not deployment.is_running() or (not undone and not deployment.all_done()):
             self._run(lambda: self._until_running(undone))
 
     async def _until_running(self, undone: bool) -> None:

@@ -24,6 +24,7 @@ from semel.runtime.budget import shares
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent import agent_loop
+from semel.stages.agent.circuit_breaker import Halted
 from semel.stages.agent.crash_suspects import CrashSuspects
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
@@ -44,7 +45,7 @@ from semel.state import lineage
 from semel.state.crash_notes import CrashNotes
 from semel.state.event_context import EventContext, EventStatus
 from semel.state.store import Store, StoreError
-from semel.state.task import Cursor, RetryState, Task, TaskState
+from semel.state.task import Cursor, ParkedTask, RetryState, Task, TaskState
 from semel.task.activation import Activation
 from semel.task.migration import migrate
 from semel.task.new_writer import new_writer
@@ -182,6 +183,7 @@ class Engine:
         return AgentRunner(
             self._services, self.scheduler, agent, self.notes, noted, results=results,
             origin=origin if self.settings.lineage else None, released=self.fetcher.consumed,
+            succeeded=self._succeeded,
         )  # fmt: skip
 
     # ================================================================== running
@@ -362,6 +364,18 @@ class Engine:
 
     def _silent(self, held_s: float) -> bool:
         return self.group is not None and self.group.silent and held_s >= self.group.patience_s
+
+    def _succeeded(self) -> int:
+        """Events done by the tasks that it has, but for those that the open epochs lose."""
+        return sum(task.counts["out"] + task.counts["filtered"] for task in self.tasks.values())
+
+    def halted(self) -> list[Halted]:
+        """Agents whose events fail one like the other."""
+        return [halted for runner in self.runners if (halted := runner.halted) is not None]
+
+    def parked(self) -> dict[int, ParkedTask]:
+        """By task with parked events, how many these are, and what keeps its partition from taking more."""
+        return {p: ParkedTask(task.parked_events, task.held_up) for p, task in self.tasks.items() if task.parked_events}
 
     def retry_state(self, tp: TP, agent: str) -> RetryState:
         """Those that a source partition's events have had, whoever owned it since."""
@@ -646,9 +660,13 @@ class Engine:
             task.touched = task.touched or any(
                 noted.get(name) != at for name, at in self.topics.sinks(task.partition).items()
             )
+            if task.parked is not None and not task.parked.loaded:
+                task.parked.load(self.clock.monotonic(), int(self.clock.time() * 1000))
             task.state = TaskState.RUNNING
             self._brought_up.set()
             self._feed(task)
+            for cursor in task.cursors.values():
+                self._offer(cursor)
             self._committer.changed.set()
             log.info("task %d runs from %s", task.partition, {t: a.next for t, a in task.committed.topics.items()})
 

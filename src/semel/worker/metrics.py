@@ -65,6 +65,16 @@ class EngineCollector(Collector):
         for runner in engine.runners:
             returned.add_metric([app, runner.plan.name], runner.returned)
         yield returned
+        parked = GaugeMetricFamily("semel_agent_parked_events", "Events set aside for another attempt, and those of their keys",
+                                   labels=["pipeline", "partition"])  # fmt: skip
+        for task in engine.tasks.values():
+            parked.add_metric([app, str(task.partition)], task.parked_events)
+        yield parked
+        halted = GaugeMetricFamily("semel_agent_halted", "1 where its events fail one like the other and only probes are taken",
+                                   labels=["pipeline", "agent"])  # fmt: skip
+        for runner in engine.runners:
+            halted.add_metric([app, runner.plan.name], runner.halted is not None)
+        yield halted
         budget = GaugeMetricFamily("semel_memory_budget_bytes", "What grows with what comes in may take",
                                    labels=["pipeline", "kind"])  # fmt: skip
         for kind, size in engine.budget_bytes().items():

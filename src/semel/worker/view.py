@@ -194,6 +194,8 @@ class EngineView:
                 "paused_by": engine.paused_by,
                 "in_hand": [asdict(event) for event in engine.lingering.in_hand()],
                 "not_asking": [asdict(event) for event in engine.lingering.not_asking()],
+                "parked": {str(p): asdict(parked) for p, parked in engine.parked().items()},
+                "halted": [asdict(agent) for agent in engine.halted()],
                 "unreadable": {
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },
@@ -267,6 +269,10 @@ class EngineView:
             not_ready["in_hand"] = [asdict(event) for event in lingering]
         if idle := engine.lingering.unready_not_asking():
             not_ready["not_asking"] = [asdict(event) for event in idle]
+        if halted := engine.halted():
+            not_ready["halted"] = [asdict(agent) for agent in halted]
+        if held_up := {str(p): parked.held_up for p, parked in engine.parked().items() if parked.held_up}:
+            not_ready["held_up"] = held_up
         if restoring:
             not_ready["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not not_ready, not_ready or {"tasks": sorted(engine.tasks)}

@@ -39,8 +39,8 @@ async def test_a_worker_that_comes_back_reads_only_what_it_has_not(
     await world.settled(300)
     worker = world.start()
     await world.until_running(worker)
-    # The marker of its last transaction, in each of four logs of two tasks.
-    assert restored_records(worker) <= 8
+    # The marker of its last transaction, in each of five logs of two tasks.
+    assert restored_records(worker) <= 10
     world.pay_many(20)
     await world.drained()
     world.check()
@@ -86,6 +86,7 @@ async def test_a_restore_after_compaction_finds_the_same_state(world: World, sto
 def check_rows(world: World, worker: Worker) -> None:
     """The store and the outputs, where the logs themselves were compacted or trimmed."""
     from tests.unit.harness import truth_of
+    from tests.unit.oracle import by_account
 
     for p, task in worker.engine.tasks.items():
         truth = truth_of(world, p)
@@ -93,7 +94,7 @@ def check_rows(world: World, worker: Worker) -> None:
         assert {k.decode(): orjson.loads(v) for k, v in task.tables["journals"].scan()} == truth.journals
         assert {k[8:].decode() for k, _ in worker.store.scan_marks(p)} == set(truth.marks)
         outs = [orjson.loads(r.value or b"") for r in world.cluster.committed("settlements")[p]]
-        assert outs == truth.outputs
+        assert by_account(outs) == by_account(truth.outputs)
 
 
 async def test_rows_that_were_deleted_stay_deleted_after_a_restore(world: World) -> None:
@@ -507,7 +508,8 @@ async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_comp
             if record.key == positions.KEY:
                 found = orjson.loads(record.value or b"")
                 found.pop("types")
-                assert set(found.pop("logs")) == {f"{APP}-{n}-changelog" for n in ("balances", "journals", "dedup")}
+                changelogs = {f"{APP}-{n}-changelog" for n in ("balances", "journals", "dedup")}
+                assert set(found.pop("logs")) == {*changelogs, f"{APP}-parked"}
                 record.value = orjson.dumps(found)
     world.lose_store("w1")
     world.pay_many(60)
@@ -515,7 +517,7 @@ async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_comp
     await world.drained()
     world.check()
     await worker.stop()
-    assert all(len(at.logs) == 3 for at in world.committed_positions().values())
+    assert all(len(at.logs) == 4 for at in world.committed_positions().values())
 
 
 async def test_a_deletion_is_remembered_by_a_store_that_is_older_than_its_changelogs_tombstones(world: World) -> None:

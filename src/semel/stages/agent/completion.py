@@ -93,7 +93,12 @@ class Completion:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        self._epoch.add(outs, writes.bytes + sum(letter.size for letter in batch.letters) + EVENT_BYTES * batch.events)
+        waiting = unit.cursor.parked
+        for event in batch.parked:
+            assert waiting is not None
+            waiting.add(event, 0.0)
+        set_aside = sum(letter.size for letter in batch.letters) + sum(event.size for event in batch.parked)
+        self._epoch.add(outs, writes.bytes + set_aside + EVENT_BYTES * batch.events)
         results.clear()
         writes.fold(task.marks)
         if unit.moved is not None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, described
 from semel.plan import AgentPlan
+from semel.stages.agent.circuit_breaker import FAILED_ALIKE, CircuitBreaker
 from semel.stages.agent.crash_suspects import most_crashes
-from semel.stages.agent.failure_log import FailureLog
+from semel.stages.agent.failure_log import FailureLog, alike_of
 from semel.stages.agent.failure_policy import (
     DeadLetter,
     Decision,
     FailedAttempt,
     NotCounted,
     OneByOne,
+    Park,
     RetryAfter,
     StoreFailed,
     decide,
+    says_of_its_event,
     used_up,
 )
 from semel.stages.dedup.side_outputs import SideOutputs
@@ -22,8 +28,13 @@ from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
 from semel.stages.sink.failure_cause import agent_code, cause_of
-from semel.state.dedup_marks import dead
+from semel.state.dedup_marks import DEAD, PARKED, with_outcome
 from semel.state.event_context import EventContext
+from semel.state.parked import ParkedEvent
+from semel.state.store import StoreError
+
+# Of an error, in the row of a parked event.
+ERROR_CHARACTERS = 500
 
 
 def undo(unit: WorkUnit, context: EventContext) -> None:
@@ -38,7 +49,13 @@ class FailureHandler:
     """One agent's."""
 
     def __init__(
-        self, services: Services, plan: AgentPlan, side_outputs: SideOutputs, wall_clock: WallClock, log: FailureLog
+        self,
+        services: Services,
+        plan: AgentPlan,
+        side_outputs: SideOutputs,
+        wall_clock: WallClock,
+        log: FailureLog,
+        succeeded: Callable[[], int],
     ) -> None:
         self._services = services
         self._plan = plan
@@ -46,6 +63,8 @@ class FailureHandler:
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
         self._log = log
+        self._succeeded = succeeded
+        self.breaker = CircuitBreaker(succeeded)
         # The event whose loss of the session has been counted.
         self._counted: tuple[EventContext, int] | None = None
 
@@ -55,12 +74,16 @@ class FailureHandler:
         """Undo what is in hand, and do what is decided; whoever calls gives the work unit back then."""
         task, state = unit.cursor.task, unit.cursor.retry_state
         # What cost the session, or processes, was counted then.
-        counted = self._counted == (context, context.event) or isinstance(error, (SessionLost, ProcessEnded))
-        number = state.count if counted else state.failed_before(unit.position) + 1
+        unanswered = isinstance(error, (SessionLost, ProcessEnded))
+        counted = self._counted == (context, context.event) or unanswered
+        before = None if unit.retried is None else unit.retried[unit.index]
+        number = state.count if unanswered or (counted and before is None) else unit.failures + 1
         events = 1 if unit.batch is None else unit.end - unit.start
-        attempt = FailedAttempt(error, number, events, program_at_fault)
+        room = before is not None or self._room(unit, events)
+        halted = not program_at_fault and events == 1 and self._halted(unit, error)
+        attempt = FailedAttempt(error, number, events, program_at_fault, room, context.holding, halted)
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
-        if isinstance(decision, (RetryAfter, DeadLetter)) and not counted:
+        if isinstance(decision, (RetryAfter, DeadLetter)) and not counted and before is None:
             state.failed(unit.position, self._now_ms())
         marks, stream = context.writes.marks[:], unit.moved
         if not isinstance(decision, StoreFailed):
@@ -71,28 +94,114 @@ class FailureHandler:
             case StoreFailed(store_error):
                 self._services.store_failed(store_error)
             case OneByOne():
-                state.isolate_until = unit.fetched.records[unit.end - 1].offset
+                if before is None:
+                    state.isolate_until = unit.fetched.records[unit.end - 1].offset
+                else:
+                    unit.cursor.singly = attempt.events
                 self._log.split(unit.cursor.tp, attempt.events, error, self._services.clock.monotonic())
+            case Park(delay_s):
+                self._say_retried(unit, attempt, delay_s)
+                self._park(unit, attempt, delay_s, marks, stream)
             case RetryAfter(delay_s):
-                now = self._services.clock.monotonic()
-                unit.cursor.due = now + delay_s
-                self._log.retried(
-                    unit.cursor.tp, unit.record, error, attempt.number, self._plan.retry.attempts, delay_s, now
-                )
+                unit.cursor.due = self._services.clock.monotonic() + delay_s
+                self._say_retried(unit, attempt, delay_s)
             case DeadLetter(reason):
                 # Before anything is in the epoch: these ask an error of somebody else's what it is.
                 what, cause = described(error), cause_of(error, self._code)
                 self._say_given_up(unit, attempt)
                 if marks and task.marks is not None and stream is not None:
                     [(id, mark)] = marks
-                    task.marks.mark(id, dead(mark))
+                    task.marks.mark(id, with_outcome(mark, DEAD))
+                if stream is not None:
                     task.stream_ms, task.pending = stream
+                first_ms = state.first_ms if before is None else before[1].first_ms
                 self._side_outputs.quarantine(
-                    unit, unit.record, reason, what, state.count, cause=cause, first_ms=state.first_ms
+                    unit, unit.record, reason, what, attempt.number, cause=cause, first_ms=first_ms
                 )
-                state.given_up()
+                if before is None:
+                    state.given_up()
+                else:
+                    before[0].given_up = True
                 unit.index += 1
         return decision
+
+    def _halted(self, unit: WorkUnit, error: BaseException) -> bool:
+        """Whether this error, after those before it, is no event's fault.
+
+        An event that fails while others succeed is to blame for it. Of one that was parked by another worker nobody knows; where
+        many are, they are not.
+        """
+        retry, breaker, now = self._plan.retry, self.breaker, self._services.clock.monotonic()
+        if says_of_its_event(retry, error) or isinstance(error, (StoreError, SessionLost, ProcessEnded)):
+            return False
+        if self._is_to_blame(unit):
+            return breaker.open
+        event, text = (unit.cursor.tp, unit.record.offset), described(error)[:ERROR_CHARACTERS]
+        if breaker.failed(event, alike_of(error), text, now):
+            self._log.halted(self._plan.name, error, FAILED_ALIKE)
+        parked = unit.cursor.parked
+        return breaker.open or (unit.retried is not None and parked is not None and parked.heads >= FAILED_ALIKE)
+
+    def _is_to_blame(self, unit: WorkUnit) -> bool:
+        """Whether others have succeeded since the event in hand failed for the first time."""
+        if unit.retried is None:
+            return False
+        queued, event = unit.retried[unit.index]
+        succeeded = self._succeeded()
+        if queued.successes is None:
+            queued.successes = succeeded
+        return event.blamed or succeeded > queued.successes
+
+    def _room(self, unit: WorkUnit, events: int) -> bool:
+        """Whether the event in hand can be parked; where there is no room, that is said of its partition."""
+        parked, cursor = unit.cursor.parked, unit.cursor
+        given = unit.batch is None or unit.batch.events
+        if parked is None or events > 1 or not given:
+            # What the agent was not given, as a duplicate, is to be judged again.
+            return False
+        cursor.held_up = parked.full_for(unit.record.key)
+        return not cursor.held_up
+
+    def _park(
+        self,
+        unit: WorkUnit,
+        attempt: FailedAttempt,
+        delay_s: float,
+        marks: list[tuple[bytes, bytes]],
+        stream: tuple[int | None, tuple[int, ...]] | None,
+    ) -> None:
+        """The event in hand is tried again after so long; its partition goes on."""
+        cursor, task, services = unit.cursor, unit.cursor.task, self._services
+        assert cursor.parked is not None
+        now, now_ms = services.clock.monotonic(), self._now_ms()
+        due_ms, error = now_ms + int(delay_s * 1000), described(attempt.error)[:ERROR_CHARACTERS]
+        if unit.retried is not None:
+            queued, event = unit.retried[unit.index]
+            event = replace(
+                event, attempts=attempt.number, first_ms=event.first_ms or now_ms, due_ms=due_ms, error=error,
+                blamed=self._is_to_blame(unit),
+            )  # fmt: skip
+            cursor.parked.failed(queued, event, now + delay_s)
+        else:
+            id = mark = None
+            if marks and task.marks is not None:
+                [(id, mark)] = marks
+                mark = with_outcome(mark, PARKED)
+                task.marks.mark(id, mark)
+            if stream is not None:
+                task.stream_ms, task.pending = stream
+            first_ms = cursor.retry_state.first_ms if cursor.retry_state.offset == unit.position else 0
+            event = ParkedEvent(unit.record, id, mark, attempt.number, first_ms or now_ms, due_ms, error=error)
+            cursor.parked.add(event, now + delay_s).successes = self._succeeded()
+            cursor.retry_state.given_up()
+            unit.index += 1
+        services.epoch.add((), event.size)
+        task.touched = True
+        services.changed.set()
+
+    def _say_retried(self, unit: WorkUnit, attempt: FailedAttempt, delay_s: float) -> None:
+        now, most = self._services.clock.monotonic(), self._plan.retry.attempts
+        self._log.retried(unit.cursor.tp, unit.record, attempt.error, attempt.number, most, delay_s, now)
 
     def _say_given_up(self, unit: WorkUnit, attempt: FailedAttempt) -> None:
         record, error, now = unit.record, attempt.error, self._services.clock.monotonic()

@@ -59,6 +59,18 @@ class FailureLog:
             log.warning("%s failed for good (attempt %d of %d): %s",
                         _event(tp, record), attempt, attempts, _line(exc), exc_info=traced(exc))  # fmt: skip
 
+    def halted(self, agent: str, exc: BaseException, events: int) -> None:
+        """So many events failed alike, and nothing succeeded in between."""
+        log.error(
+            "agent %s: %d events in a row failed alike and none succeeded, which says nothing of the events: %s. It takes no "
+            "more of them, gives none up, and tries one now and then until one succeeds: see what it depends on, and declares",
+            agent, events, _line(exc), exc_info=traced(exc),
+        )  # fmt: skip
+
+    def goes_on(self, agent: str) -> None:
+        """An event has succeeded after that."""
+        log.warning("agent %s goes on: an event has succeeded", agent)
+
     def lost_session(self, tp: TP, record: Record, attempt: int, attempts: int) -> None:
         """It held the loop until the session was over. Each costs a session, so there are never many."""
         log.warning("%s held the event loop for longer than the session timeout: the group gives the partition away, and "
@@ -106,6 +118,11 @@ class FailureLog:
             return False
         self._reports[alike] = _Report(now_s)
         return True
+
+
+def alike_of(exc: BaseException) -> tuple[str, str]:
+    """The same for errors that are alike: of one type, from one line."""
+    return type(exc).__name__, _place(exc)
 
 
 def traced(exc: BaseException) -> BaseException | None:

@@ -19,17 +19,29 @@ from semel.state.task import RetryState
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
     """`number`: which attempt of its event it was, from 1. `events`: how many events were in the unit of work that failed.
-    `program_at_fault`: the agent's code asks for events as nobody may, whichever event it has in hand."""
+    `program_at_fault`: the agent's code asks for events as nobody may, whichever event it has in hand. `room`: it can be parked,
+    or is. `judged`: what the dedup rule says of it was known; else a function of the rule has failed on it. `halted`: nothing
+    succeeds, so that the error says nothing of the event (`circuit_breaker`)."""
 
     error: BaseException
     number: int
     events: int = 1
     program_at_fault: bool = False
+    room: bool = True
+    judged: bool = True
+    halted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """The event is set aside, and tried again after so long. Later events of its key wait behind it, all others go on."""
+
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """The event is tried again in place after so long. Its partition waits, the epoch and other partitions do not."""
+    """There is no room to park it: it is tried again in place after so long, and its partition waits."""
 
     delay_s: float
 
@@ -58,7 +70,7 @@ class StoreFailed:
     error: StoreError
 
 
-Decision = RetryAfter | DeadLetter | OneByOne | NotCounted | StoreFailed
+Decision = Park | RetryAfter | DeadLetter | OneByOne | NotCounted | StoreFailed
 
 
 def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
@@ -72,8 +84,17 @@ def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
         return OneByOne()
     if isinstance(error, Reject):
         return DeadLetter("rejected")
-    delay = None if is_final(error) else retry.delay_s(error, attempt.number, draw)
-    return DeadLetter("failed") if delay is None else RetryAfter(delay)
+    delay = None if is_final(error) or not attempt.judged else retry.delay_s(error, attempt.number, draw)
+    if delay is None:
+        if not attempt.halted or retry.is_fatal(error):
+            return DeadLetter("failed")
+        delay = retry.longest_delay_s
+    return Park(delay) if attempt.room else RetryAfter(delay)
+
+
+def says_of_its_event(retry: Retry, error: BaseException) -> bool:
+    """Whether it is known that the event is to blame for the error, and not the program: somebody has declared it."""
+    return isinstance(error, Reject) or retry.is_fatal(error)
 
 
 def is_final(error: BaseException) -> bool:

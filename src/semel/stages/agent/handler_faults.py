@@ -108,8 +108,7 @@ class HandlerFaults:
         # Outside of the agent's own code there is nothing that could end oddly.
         if share <= 0 or s is None or current_context.get() is not context:
             return
-        attempts, offset = s.cursor.retry_state, s.record.offset
-        failed = attempts.count if attempts.offset == offset else 0
+        offset, failed = s.record.offset, s.failures
         rng = Random(f"{seed} {s.cursor.tp} {offset} {failed}")
         if rng.random() >= share:
             return

@@ -1,9 +1,9 @@
 """Runner: events go in, write sets come out (protocol rules 1, 3 and 5).
 
 An `AgentRunner` runs one agent of this worker: one run of its code at a time, over work units of all its partitions, an event
-at a time within a partition. Everything between receiving an event and asking for the next belongs to that event. An event
-that fails is undone, tried again in place after a while (its partition waits, the epoch and the other partitions do not), then
-dead-lettered. `agent_loop` runs the agent's code, `stream` is what that code iterates over.
+at a time within a partition. Everything between receiving an event and asking for the next belongs to that event. An event that
+fails is undone and parked, with the later events of its key; it is tried again after a while, then dead-lettered. `agent_loop`
+runs the agent's code, `stream` is what that code iterates over.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnat
 from semel.event import Event
 from semel.plan import AgentPlan
 from semel.port import TP, Record
+from semel.stages.agent.circuit_breaker import Halted
 from semel.stages.agent.completion import Completion, open_batch
 from semel.stages.agent.failure_handler import FailureHandler, undo
 from semel.stages.agent.failure_log import FailureLog
-from semel.stages.agent.failure_policy import RetryAfter, StoreFailed
+from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.turns import TURN_S, Turns
-from semel.stages.agent.work_queue import LOOK_S, WorkQueue, settle
+from semel.stages.agent.work_queue import LOOK_S, WorkQueue, parked_in, settle
 from semel.stages.dedup.processor import DedupProcessor
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
@@ -53,6 +54,7 @@ class AgentRunner:
         results: Results,
         origin: Callable[[TP], bytes] | None,
         released: Callable[[Cursor], None],
+        succeeded: Callable[[], int],
     ) -> None:
         self.services = services
         self.scheduler = scheduler
@@ -92,7 +94,7 @@ class AgentRunner:
         )  # fmt: skip
         self.queue = WorkQueue(services, plan, self._log, lambda: scheduler.has_all_to_itself(self))
         self._processor = DedupProcessor(services, plan, side_outputs, wall_clock)
-        self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log)
+        self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log, succeeded)
         completion = Completion(services, self.queue, self.turns)
         self.emit = results.emit
         self.finish, self._finish_batch = completion.finish, completion.finish_batch
@@ -136,6 +138,11 @@ class AgentRunner:
                 self.asking = None
 
     @property
+    def halted(self) -> Halted | None:
+        """Where its events fail one like the other, and none is taken but to probe."""
+        return self._failures.breaker.halted(self.plan.name, self.services.clock.monotonic())
+
+    @property
     def neglected(self) -> Cursor | None:
         """Whose records the agent could have asked for, and has not: it is neither at a work unit nor waiting for one."""
         if self.unit is not None or self.asking is self.context:
@@ -153,7 +160,13 @@ class AgentRunner:
         self._log.sum_up(now)
         if not self.scheduler.may_take(self):
             return None, LOOK_S
-        unit, soonest = self.queue.take(now, one_by_one=self.scheduler.one_by_one)
+        breaker = self._failures.breaker
+        if breaker.open:
+            if breaker.closes():
+                self._log.goes_on(self.plan.name)
+            elif wait_s := breaker.wait_s(now):
+                return None, wait_s
+        unit, soonest = self.queue.take(now, one_by_one=self.scheduler.one_by_one or breaker.open)
         if unit is not None:
             self._hold(unit, now)
         return unit, soonest
@@ -205,7 +218,7 @@ class AgentRunner:
         self.queue.give_back(unit)
         self._released(cursor)
         self.scheduler.released(self)
-        if cursor.queue:
+        if cursor.queue or parked_in(cursor):
             self.queue.offer(cursor)
 
     # ------------------------------------------------------------------ going through a work unit
@@ -328,7 +341,7 @@ class AgentRunner:
         if isinstance(decision, StoreFailed):
             # Everything in hand has been given up.
             return
-        if isinstance(decision, RetryAfter):
+        if isinstance(decision, (Park, RetryAfter)):
             self.alone = None
         self.release()
 

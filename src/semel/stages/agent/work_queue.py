@@ -1,7 +1,7 @@
 """Work queue: the records that wait for an agent, partition by partition, and which of them it gets next.
 
-A work unit is taken here and given back here. The records of a partition stay in order: what was not done of a unit is first
-again, and a partition whose event is to be tried again later waits alone.
+A work unit is taken here and given back here. The records of a key stay in order: what was not done of a unit is first again,
+and later events of a key that is parked wait behind it. Parked events are work units of their own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from collections import deque
 from collections.abc import Callable
 
 from semel.plan import AgentPlan
+from semel.port import Record
 from semel.stages.agent.crash_suspects import most_crashes, wait_s
 from semel.stages.agent.failure_log import FailureLog
 from semel.stages.dedup.classify import move_times
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
-from semel.state.task import Cursor, TaskState
+from semel.state.dedup_marks import DEAD, DONE, with_outcome
+from semel.state.parked import ParkedQueue
+from semel.state.store import StoreError
+from semel.state.task import Cursor, FetchedBatch, TaskState
 
 UNIT_RECORDS = 256
 # Records decoded at once, in bytes: a work unit ends there, with one at least.
@@ -64,24 +68,73 @@ class WorkQueue:
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
             task = cursor.task
-            if task.state is not TaskState.RUNNING or not cursor.queue:
+            if task.state is not TaskState.RUNNING or not (cursor.queue or parked_in(cursor)):
                 cursor.queued = False
                 continue
             self.ready.append(cursor)
-            if cursor.due > now:
-                soonest = cursor.due - now if soonest is None else min(soonest, cursor.due - now)
-            elif task.holder is None:
-                wait = self._suspect_wait(cursor, now) if cursor.retry_state.suspects else None
-                if wait is None:
-                    return self._unit(cursor, one_by_one), None
+            if task.holder is not None:
+                continue
+            unit, wait = self._of_cursor(cursor, now, one_by_one)
+            if unit is not None:
+                return unit, None
+            if wait is not None:
                 soonest = wait if soonest is None else min(soonest, wait)
         return None, soonest
+
+    def _of_cursor(self, cursor: Cursor, now: float, one_by_one: bool) -> tuple[WorkUnit | None, float | None]:
+        """Parked events that only wait for their turn come first, so that a key whose first event is done at last catches up;
+        those that have failed come by turns with fresh ones, so that neither keeps the other waiting."""
+        parked, waits = cursor.parked, list[float]()
+        due = parked.next_due() if parked is not None and parked.count else None
+        fresh = bool(cursor.queue) and cursor.due <= now and not (parked is not None and parked.stops)
+        if parked is not None and due is not None:
+            if due > now:
+                waits.append(due - now)
+            elif not fresh or not due or not cursor.retried_last:
+                return self._retried(cursor, parked, now, one_by_one)
+        if fresh:
+            suspicious = cursor.retry_state.suspects
+            wait = self._suspect_wait(cursor, self._first_fresh(cursor), now) if suspicious else None
+            if wait is None:
+                cursor.retried_last, cursor.held_up = False, ""
+                return self._unit(cursor, one_by_one), None
+            waits.append(wait)
+        elif cursor.queue and cursor.due > now:
+            waits.append(cursor.due - now)
+        return None, min(waits, default=None)
+
+    def _retried(
+        self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool
+    ) -> tuple[WorkUnit | None, float | None]:
+        state, suspicious = cursor.retry_state, bool(cursor.retry_state.suspects)
+        most = 1 if one_by_one or suspicious or state.lost or cursor.singly else UNIT_RECORDS
+        try:
+            taken = parked.take(now, most, UNIT_BYTES)
+        except StoreError as exc:
+            self._services.store_failed(exc)
+            return None, LOOK_S
+        records: list[Record] = [event.record for _, event in taken]
+        wait = self._suspect_wait(cursor, records[0], now) if suspicious else None
+        if wait is not None:
+            parked.give_back(queued for queued, _ in taken)
+            return None, wait
+        cursor.retried_last = True
+        cursor.singly = max(0, cursor.singly - 1)
+        # Where the cursor stands is beyond all of them.
+        fetched = FetchedBatch(records, next_offset=-1)
+        return WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken), None
 
     def first_due(self, now: float) -> Cursor | None:
         """A cursor whose next record could be taken."""
         for cursor in self.ready:
             task = cursor.task
-            if task.state is TaskState.RUNNING and cursor.queue and cursor.due <= now and task.holder is None:
+            if task.state is not TaskState.RUNNING or task.holder is not None:
+                continue
+            parked = cursor.parked
+            due = parked.next_due() if parked is not None else None
+            if (due is not None and due <= now) or (
+                cursor.queue and cursor.due <= now and not (parked is not None and parked.stops)
+            ):
                 return cursor
         return None
 
@@ -96,10 +149,12 @@ class WorkQueue:
         end = fetched.end(limit, UNIT_BYTES)
         return WorkUnit(cursor, fetched, end, int(self._services.clock.time() * 1000))
 
-    def _suspect_wait(self, cursor: Cursor, now: float) -> float | None:
-        """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
+    def _first_fresh(self, cursor: Cursor) -> Record | None:
         fetched = cursor.queue[0]
-        record = fetched.records[fetched.start] if fetched.start < len(fetched.records) else None
+        return fetched.records[fetched.start] if fetched.start < len(fetched.records) else None
+
+    def _suspect_wait(self, cursor: Cursor, record: Record | None, now: float) -> float | None:
+        """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
         suspect = cursor.retry_state.suspect(record) if record is not None else None
         if record is None or suspect is None or suspect.crashes >= most_crashes(self._plan.retry):
             return None
@@ -122,6 +177,11 @@ class WorkQueue:
         cursor, fetched = unit.cursor, unit.fetched
         before = cursor.position
         settle(unit)
+        cursor.task.holder = None
+        if unit.retried is not None:
+            assert cursor.parked is not None
+            cursor.parked.give_back(queued for queued, _ in unit.retried[unit.index :])
+            return
         cursor.buffered -= unit.index - fetched.start
         fetched.start = unit.index
         if fetched.start >= len(fetched.records) and cursor.queue and cursor.queue[0] is fetched:
@@ -131,13 +191,32 @@ class WorkQueue:
             # Also where nothing but control records, or records of aborted transactions, were behind the last event.
             cursor.task.touched = True
             self._services.changed.set()
-        cursor.task.holder = None
+
+
+def parked_in(cursor: Cursor) -> int:
+    """How many events of it are parked."""
+    return cursor.parked.count if cursor.parked is not None else 0
 
 
 def settle(unit: WorkUnit) -> None:
-    """Bring position and stream time of its task up to what is done of it."""
+    """Bring position and stream time of its task, or what it has parked, up to what is done of the unit."""
+    if unit.retried is not None:
+        _unpark(unit)
+        return
     # A cursor that is ahead of its task's others meets records that it has done.
     unit.cursor.position = max(unit.cursor.position, unit.position)
     if unit.timed < unit.index:
         task = unit.cursor.task
         task.stream = move_times(task.stream, unit.times_done(), unit.wall_ms)
+
+
+def _unpark(unit: WorkUnit) -> None:
+    cursor, task = unit.cursor, unit.cursor.task
+    assert cursor.parked is not None and unit.retried is not None
+    for queued, event in unit.retried[unit.removed : unit.index]:
+        cursor.parked.remove(queued)
+        if event.mark is not None and event.id is not None and task.marks is not None:
+            ended = with_outcome(event.mark, DEAD if queued.given_up else DONE)
+            task.marks.amend(event.id, ended, task.stream_ms)
+        task.touched = True
+    unit.removed = unit.index

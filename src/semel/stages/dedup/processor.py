@@ -15,14 +15,15 @@ from semel.errors import described
 from semel.event_time import time_reader
 from semel.plan import AgentPlan
 from semel.port import NO_TIMESTAMP, Record
-from semel.stages.dedup.classify import Classified, Columns, Verdict, classify
+from semel.stages.dedup.classify import Classified, Columns, Moment, Verdict, classify
 from semel.stages.dedup.side_outputs import SideOutputs
 from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.decode import Undecodable, decoder
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
-from semel.state.dedup_marks import DEAD, Marks, unpack
+from semel.state.dedup_marks import DEAD, PARKED, Marks, unpack, with_outcome
 from semel.state.event_context import EventContext
+from semel.state.parked import ParkedEvent, Queued
 
 log = logging.getLogger("semel.agent")
 
@@ -53,6 +54,8 @@ class DedupProcessor:
         """
         records = unit.records
         values = self._decoders[unit.cursor.tp.topic](records)
+        if unit.retried is not None:
+            return self._judged_before(unit, unit.retried, context, values)
         marks = unit.cursor.task.marks
         if self._filter is None or marks is None:
             return self._all(unit, context, values, records)
@@ -66,18 +69,50 @@ class DedupProcessor:
         if unit.cursor.task.marks is None and unit.cursor.first:
             # Where there are marks, their rule moves stream time. Of several agents the first does: an event is one witness.
             unit.timed = unit.start
+        queue = unit.cursor.parked
+        keys = queue.keys if queue is not None else {}
         for index, value, record in zip(range(unit.start, unit.end), values, records, strict=True):
             unit.index = index
             context.record = record
+            waits = record.key in keys if keys else False
+            if waits and self._side_outputs.no_room(unit, record):
+                return
             if type(value) is Undecodable or (apart and record.offset in apart):
                 unit.leave_out(index)
                 if type(value) is Undecodable or record.offset in poisoned:
                     self._side_outputs.unfit(unit, record, value)
                 else:
                     self._side_outputs.quarantine(unit, record, "missing", untimed[record.offset])
+            elif waits:
+                self._side_outputs.park(unit, ParkedEvent(record))
             else:
                 yield value
         unit.index = unit.end
+
+    def _judged_before(
+        self,
+        unit: WorkUnit,
+        retried: Sequence[tuple[Queued, ParkedEvent]],
+        context: EventContext,
+        values: Sequence[Any],
+    ) -> Iterator[Any]:
+        """Parked events: what they are was decided when they came."""
+        poisoned = unit.cursor.poisoned
+        for index, value in enumerate(values):
+            queued, event = retried[index]
+            record = event.record
+            unit.index = index
+            context.record = record
+            context.id = event.id
+            if event.letter is None and type(value) is not Undecodable and record.offset not in poisoned:
+                yield value
+                continue
+            queued.given_up = True
+            if event.letter is None:
+                self._side_outputs.unfit(unit, record, value)
+            else:
+                self._side_outputs.quarantine(unit, record, *event.letter)
+        unit.index = len(values)
 
     def _untimed(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
         """Why the time of an event cannot be read, by offset. Where the timestamp is it, nothing is to be read."""
@@ -147,6 +182,8 @@ class DedupFilter:
         known = marks.known([id for id in ids if type(id) is bytes])
         hashed_from = task.hashed_from(unit.cursor.tp.topic)
         judged = classify(batch, known, task.stream, self._rule, unit.wall_ms, hashed_from)
+        queue = unit.cursor.parked
+        keys = queue.keys if queue is not None else {}
         index = unit.start
         for value, record, id, verdict, mark, stream in zip(
             values, records, ids, judged.verdicts, judged.marks, judged.streams, strict=False
@@ -154,6 +191,12 @@ class DedupFilter:
             unit.index = index
             context.record = record
             context.id = id
+            if keys and record.key in keys:
+                if self._side_outputs.no_room(unit, record):
+                    return
+                self._wait(unit, context, mark, stream, self._set_aside(unit, verdict, value, record, batch, judged))
+                index += 1
+                continue
             if mark is not None:
                 written.append((id, mark))  # pyright: ignore[reportArgumentType]  (what has a mark has an id)
             elif self._set_aside(unit, verdict, value, record, batch, judged):
@@ -170,6 +213,25 @@ class DedupFilter:
         if error is not None:
             context.record = records[len(ids)]
             raise error
+
+    def _wait(
+        self, unit: WorkUnit, context: EventContext, mark: bytes | None, stream: Moment, dealt_with: bool
+    ) -> None:
+        """A record whose key is parked. `dealt_with`: it does not take effect."""
+        task = unit.cursor.task
+        if not dealt_with:
+            id = context.id if type(context.id) is bytes else None
+            mark = None if mark is None else with_outcome(mark, PARKED)
+            self._side_outputs.park(unit, ParkedEvent(context.record, id, mark))
+            if id is not None and mark is not None and task.marks is not None:
+                if unit.batch is not None:
+                    context.writes.marks.append((id, mark))
+                else:
+                    task.marks.mark(id, mark)
+        if unit.batch is None:
+            task.stream_ms, task.pending = stream
+        else:
+            unit.moved = stream
 
     # -- what is known of each record
 
@@ -213,7 +275,9 @@ class DedupFilter:
     def _set_aside(
         self, unit: WorkUnit, verdict: Verdict, value: Any, record: Record, batch: Columns, judged: Classified
     ) -> bool:
-        """Deal with a record that is not fresh; False where the rule says that it takes effect all the same."""
+        """Deal with a record that is not fresh; False where it is, or the rule says that it takes effect all the same."""
+        if verdict is Verdict.FRESH:
+            return False
         rule, side_outputs, nth = self._rule, self._side_outputs, unit.index - unit.start
         id, at = batch.ids[nth], batch.times[nth]
         if type(value) is Undecodable or record.offset in unit.cursor.poisoned:

@@ -14,6 +14,7 @@ from semel.stages.services import Services
 from semel.stages.sink.dead_letters import dead_letter
 from semel.stages.sink.destination import ProducerRecord
 from semel.stages.sink.failure_cause import Cause, cause_without_exception
+from semel.state.parked import ParkedEvent
 
 log = logging.getLogger("semel.agent")
 
@@ -45,6 +46,27 @@ class SideOutputs:
         else:
             self._services.epoch.add((letter,), letter.size)
 
+    def no_room(self, unit: WorkUnit, record: Record) -> bool:
+        """Whether a record that waits for its key finds no room: then the unit ends before it, and its partition waits."""
+        cursor = unit.cursor
+        why = cursor.parked.full_for(record.key) if cursor.parked is not None else ""
+        if why:
+            unit.cut(unit.index)
+            cursor.hold_up(why, self._services.clock.monotonic())
+        return bool(why)
+
+    def park(self, unit: WorkUnit, event: ParkedEvent) -> None:
+        """A record that waits for an earlier one of its key."""
+        if unit.batch is not None:
+            unit.batch.parked.append(event)
+            return
+        queue = unit.cursor.parked
+        assert queue is not None
+        queue.add(event, 0.0)
+        self._services.epoch.add((), event.size)
+        unit.cursor.task.touched = True
+        self._services.changed.set()
+
     def quarantine(
         self,
         unit: WorkUnit,
@@ -56,7 +78,12 @@ class SideOutputs:
         cause: Cause | None = None,
         first_ms: int = 0,
     ) -> None:
-        """`cause` and `first_ms`: of what failed in an agent's hands, what it failed at, and when for the first time."""
+        """To the dead letters, or, where earlier events of its key are parked, behind these.
+
+        `cause` and `first_ms`: of what failed in an agent's hands, what it failed at, and when for the first time."""
+        if unit.waits_for_its_key(record):
+            self.park(unit, ParkedEvent(record, letter=(reason, error)))
+            return
         services, tp = self._services, unit.cursor.tp
         if self._throttle.may_say(reason, services.clock.monotonic()):
             log.warning(

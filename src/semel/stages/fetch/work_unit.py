@@ -6,19 +6,21 @@ from collections import Counter
 
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import ProducerRecord
+from semel.state.parked import ParkedEvent, Queued
 from semel.state.task import Cursor, FetchedBatch
 
 
 class OpenBatch:
     """A work unit handled as one unit of work. What became of its other records counts only when the batch is done.
 
-    `events`: how many of its records the agent got. `counts`, `letters`: the rest.
+    `events`: how many of its records the agent got. `counts`, `letters`, `parked`: the rest.
     """
 
-    __slots__ = ("counts", "events", "letters")
+    __slots__ = ("counts", "events", "letters", "parked")
 
     def __init__(self) -> None:
         self.events = 0
+        self.parked: list[ParkedEvent] = []
         self.counts: Counter[str] = Counter()
         self.letters: list[ProducerRecord] = []
 
@@ -32,17 +34,30 @@ class WorkUnit:
 
     Without a dedup rule, stream time moves for many events at once, when it is asked for: `timed`: up to here it has; `end`
     where nothing is to move it. `times`: of all records, an int where there is one; None: their timestamps.
+
+    `retried`: where its records are parked events, these, one for each record; up to `removed` they are parked no more.
     """
 
-    __slots__ = ("batch", "cursor", "end", "fetched", "index", "moved", "start", "timed", "times", "wall_ms")
+    __slots__ = (
+        "batch", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed", "times", "wall_ms"
+    )  # fmt: skip
 
-    def __init__(self, cursor: Cursor, fetched: FetchedBatch, end: int, wall_ms: int) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        fetched: FetchedBatch,
+        end: int,
+        wall_ms: int,
+        retried: list[tuple[Queued, ParkedEvent]] | None = None,
+    ) -> None:
+        self.retried = retried
+        self.removed = 0
         self.cursor = cursor
         self.fetched = fetched
         self.start = self.index = fetched.start
         self.end = self.timed = end
         self.wall_ms = wall_ms
-        self.moved: tuple[int, tuple[int, ...]] | None = None
+        self.moved: tuple[int | None, tuple[int, ...]] | None = None
         self.batch: OpenBatch | None = None
         self.times: list[int | str | None] | None = None
 
@@ -59,6 +74,22 @@ class WorkUnit:
             return [at for r in self.fetched.records[begin : self.index] if (at := r.timestamp) != NO_TIMESTAMP]
         times = self.times[begin - self.start : self.index - self.start]
         return [at for at in times if type(at) is int]
+
+    @property
+    def failures(self) -> int:
+        """How often the event in hand, or the next one, has failed."""
+        if self.retried is not None:
+            return self.retried[self.index][1].attempts
+        return self.cursor.retry_state.failed_before(self.position)
+
+    def waits_for_its_key(self, record: Record) -> bool:
+        """Earlier events of its key are parked, and it is not one of them itself."""
+        parked = self.cursor.parked
+        return self.retried is None and parked is not None and record.key in parked.keys
+
+    def cut(self, index: int) -> None:
+        """It ends there, whatever it was to hold."""
+        self.end = index
 
     @property
     def record(self) -> Record:

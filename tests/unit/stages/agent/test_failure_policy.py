@@ -23,6 +23,7 @@ from semel.stages.agent.failure_policy import (
     FailedAttempt,
     NotCounted,
     OneByOne,
+    Park,
     RetryAfter,
     StoreFailed,
     decide,
@@ -41,10 +42,25 @@ def after(error: BaseException, number: int = 1, events: int = 1, *, program_at_
 
 def test_an_event_is_tried_again_after_longer_each_time_and_then_dead_lettered() -> None:
     assert [after(OSError(), number) for number in (1, 2, 3)] == [
-        RetryAfter(1.0),
-        RetryAfter(2.0),
+        Park(1.0),
+        Park(2.0),
         DeadLetter("failed"),
     ]
+
+
+def test_where_there_is_no_room_to_park_it_the_event_is_tried_again_in_place() -> None:
+    assert decide(RETRY, FailedAttempt(OSError(), 1, room=False), draw=1.0) == RetryAfter(1.0)
+
+
+def test_an_event_that_the_dedup_rule_fails_on_is_dead_lettered_at_once() -> None:
+    assert decide(RETRY, FailedAttempt(OSError(), 1, judged=False), draw=1.0) == DeadLetter("failed")
+
+
+def test_with_park_or_stop_an_event_is_tried_for_as_long_as_it_takes() -> None:
+    for then in ("park", "stop"):
+        retry = Retry(3, timedelta(seconds=1), timedelta(seconds=3), then=then)
+        assert decide(retry, FailedAttempt(OSError(), 400), draw=1.0) == Park(3.0)
+        assert decide(retry, FailedAttempt(Reject(), 400), draw=1.0) == DeadLetter("rejected")
 
 
 def test_what_the_agent_rejects_is_dead_lettered_at_once_as_rejected() -> None:
@@ -60,13 +76,13 @@ def test_a_value_of_the_wrong_type_is_final_and_other_handling_errors_are_a_matt
     of_a_wrong_type = HandlingError("row")
     of_a_wrong_type.__cause__ = TypeError()
     assert after(of_a_wrong_type) == DeadLetter("failed")
-    assert after(HandlingError("outlived")) == RetryAfter(1.0)
+    assert after(HandlingError("outlived")) == Park(1.0)
 
 
 def test_of_a_batch_nobody_knows_which_event_failed_so_none_has_it_counted() -> None:
     assert after(OSError(), events=5) == OneByOne()
     assert after(Reject(), number=3, events=5) == OneByOne()
-    assert after(OSError(), events=1) == RetryAfter(1.0)
+    assert after(OSError(), events=1) == Park(1.0)
 
 
 def test_what_is_the_programs_fault_is_no_events() -> None:

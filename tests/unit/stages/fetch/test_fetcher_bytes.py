@@ -14,6 +14,7 @@ from semel.memory.batch import MemoryRecord
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
 from semel.port import TP, Fetched
+from semel.retry import Then
 from semel.runtime.budget import shares
 from semel.stages.fetch.fetch_errors import FetchErrors
 from semel.stages.fetch.fetcher import (
@@ -47,7 +48,7 @@ class Handled:
         self.values.append(value[:10])
 
 
-def raw_world(path: Path, partitions: int, handled: Handled) -> World:
+def raw_world(path: Path, partitions: int, handled: Handled, then: Then = "dead") -> World:
     world = World(path, partitions=partitions, memory_budget_bytes=BUDGET)
 
     async def handle(value: bytes) -> None:
@@ -57,7 +58,7 @@ def raw_world(path: Path, partitions: int, handled: Handled) -> World:
         APP,
         source=Topic("payments", key=bytes, value=bytes),
         agent=handle,
-        retry=Retry(attempts=3, first_delay=timedelta(hours=1), max_delay=timedelta(hours=2)),
+        retry=Retry(attempts=1, first_delay=timedelta(hours=1), max_delay=timedelta(hours=2), then=then),
     )
     return world
 
@@ -146,11 +147,11 @@ async def test_a_large_record_is_not_starved_by_its_neighbours_backlog() -> None
     assert [n for n, p in enumerate(got) if p == 1][-1] < 40
 
 
-async def test_partitions_that_wait_for_a_retry_do_not_use_up_what_the_others_need(tmp_path: Path) -> None:
+async def test_partitions_that_stopped_at_an_event_do_not_use_up_what_the_others_need(tmp_path: Path) -> None:
     handled, stuck = Handled(), 60
-    world = raw_world(tmp_path, stuck + 4, handled)
+    world = raw_world(tmp_path, stuck + 4, handled, "stop")
     for p in range(stuck):
-        for _ in range(2):
+        for _ in range(3):
             world.cluster.write(TP("payments", p), [(b"k", b"!" + bytes(900_000))])
     worker = world.start()
     await world.until_running(worker)

@@ -1,0 +1,86 @@
+"""Circuit breaker: whether it is the program that fails, or what it depends on, and not its events (protocol rule 3).
+
+A fault of one event leaves the others alone. When events one after the other fail alike and nothing succeeds in between, the
+next one would fail, too: a database is down, a table is not listed, a sink is missing. Then the agent takes no more of them, none
+is given up, and one event at a time is tried, more and more rarely, until one succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+# So many different events in a row that fail alike are no coincidence.
+FAILED_ALIKE = 10
+FIRST_PROBE_S, MOST_PROBE_S = 0.05, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """`failed`: how many different events failed alike while nothing succeeded; `seconds`: for how long none was taken but to
+    probe; `next_probe_s`: when the next one is."""
+
+    agent: str
+    error: str
+    failed: int
+    seconds: float
+    next_probe_s: float
+
+
+class CircuitBreaker:
+    """One agent's. `succeeded`: a number that grows with every event that was done, and falls where an epoch was dropped.
+
+    Times are monotonic seconds.
+    """
+
+    def __init__(self, succeeded: Callable[[], int]) -> None:
+        self._succeeded = succeeded
+        self._before = 0
+        self._failed: dict[Hashable, set[Hashable]] = {}
+        self._error = ""
+        self._since: float | None = None
+        self._probe_at = 0.0
+        self._probes = 0
+
+    @property
+    def open(self) -> bool:
+        """No event is to be taken but to probe."""
+        return self._since is not None
+
+    def failed(self, event: Hashable, alike: Hashable, error: str, now: float) -> bool:
+        """An attempt failed. `alike`: the same for errors that are. Whether that has opened the breaker just now."""
+        self._look()
+        events = self._failed.setdefault(alike, set())
+        events.add(event)
+        self._error = error
+        if self._since is not None:
+            self._probes += 1
+            self._probe_at = now + min(FIRST_PROBE_S * 2.0 ** min(self._probes, 16), MOST_PROBE_S)
+            return False
+        if len(events) < FAILED_ALIKE:
+            return False
+        self._since, self._probes, self._probe_at = now, 0, now + FIRST_PROBE_S
+        return True
+
+    def closes(self) -> bool:
+        """Whether it was open and an event has succeeded since."""
+        was_open = self.open
+        self._look()
+        return was_open and not self.open
+
+    def wait_s(self, now: float) -> float:
+        """For how long no event is to be taken; 0: one may be."""
+        return max(0.0, self._probe_at - now) if self.open else 0.0
+
+    def _look(self) -> None:
+        succeeded = self._succeeded()
+        if succeeded > self._before:
+            self._failed.clear()
+            self._since = None
+        self._before = succeeded
+
+    def halted(self, agent: str, now: float) -> Halted | None:
+        if self._since is None:
+            return None
+        failed = max(map(len, self._failed.values()), default=0)
+        return Halted(agent, self._error, failed, round(now - self._since, 1), round(self.wait_s(now), 1))

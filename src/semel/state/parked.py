@@ -1,0 +1,412 @@
+"""Parked events of one task: events that failed and are tried again later, and those of the same key behind them (rule 3).
+
+An event that fails is put here, in the epoch in which its position passes it. Its verdict and its dedup mark are what they
+were when it came; its write set is dropped. Later events of its key queue behind it, in order, so that the order of a key is
+kept while all other keys go on. Whatever is here is in `{app}-parked`, the record as it came, and survives whoever handles it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, ClassVar, NamedTuple
+
+from semel.errors import RecoveryError
+from semel.port import Record
+from semel.retry import Retry
+from semel.state.store import Store, StoreBatch, row_prefix
+from semel.state.table_rows import Rows
+
+log = logging.getLogger("semel.state")
+
+# The reserved name under which the store numbers these rows.
+TABLE = "parked"
+VERSION = 1
+# What an event takes of a transaction beside its record.
+EVENT_BYTES = 120
+_HEAD = Struct(">BBIqqqI")
+_LENGTH, _OFFSET = Struct(">I"), Struct(">q")
+_NONE = 0xFFFFFFFF
+
+
+class ParkedRecord(NamedTuple):
+    """The source record, as it came."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """What the log holds of an event.
+
+    `id`, `mark`: its dedup id and mark, where it has one. `attempts`: how many failed, 0 for one that waits for its key alone.
+    `first_ms`: when the first did; `due_ms`: when the next may begin, both by the wall clock. `letter`: reason and error of one
+    that is to go to the dead letters when its turn comes; `error`: what the last attempt failed with. `blamed`: others
+    have succeeded since it failed first, and it failed all the same.
+    """
+
+    record: Record
+    id: bytes | None = None
+    mark: bytes | None = None
+    attempts: int = 0
+    first_ms: int = 0
+    due_ms: int = 0
+    letter: tuple[str, str] | None = None
+    error: str = ""
+    blamed: bool = False
+
+    @property
+    def size(self) -> int:
+        """About what it takes of a transaction, in bytes."""
+        record = self.record
+        headers = sum(len(name) + len(value or b"") + 16 for name, value in record.headers)
+        return EVENT_BYTES + len(record.key or b"") + len(record.value or b"") + headers
+
+    def encode(self) -> bytes:
+        record, headers = self.record, tuple(self.record.headers)
+        reason, error = self.letter or (None, None)
+        pieces = [
+            _HEAD.pack(VERSION, self.blamed, self.attempts, self.first_ms, self.due_ms, record.timestamp, len(headers))
+        ]
+        for text in (reason, error, self.error):
+            pieces += _field(None if text is None else text.encode("utf-8", "surrogatepass"))
+        for field in (self.id, self.mark, record.key, record.value):
+            pieces += _field(field)
+        for name, value in headers:
+            pieces += _field(name.encode("utf-8", "surrogatepass"))
+            pieces += _field(value)
+        return b"".join(pieces)
+
+
+def _field(value: bytes | None) -> tuple[bytes, ...]:
+    return (_LENGTH.pack(_NONE),) if value is None else (_LENGTH.pack(len(value)), value)
+
+
+def decode(offset: int, raw: bytes) -> ParkedEvent:
+    """RecoveryError for what this version cannot read."""
+    try:
+        version, blamed, attempts, first_ms, due_ms, timestamp, headers = _HEAD.unpack_from(raw)
+        if version != VERSION:
+            raise ValueError(f"version {version}, this version of semel reads {VERSION}")
+        fields = list(_fields(raw, _HEAD.size))
+        reason, error, last, id, mark, key, value = fields[:7]
+        named = [(_text(fields[7 + 2 * n]), fields[8 + 2 * n]) for n in range(headers)]
+    except (IndexError, ValueError, TypeError) as exc:
+        raise RecoveryError(
+            f"the parked event of offset {offset} cannot be read ({exc}); it was written by another version of semel: run "
+            "the version that wrote it until nothing is parked, or `semel reset`"
+        ) from exc
+    letter = None if reason is None else (_text(reason), _text(error))
+    record = ParkedRecord(offset, timestamp, key, value, named)
+    return ParkedEvent(record, id, mark, attempts, first_ms, due_ms, letter, _text(last), bool(blamed))
+
+
+def _fields(raw: bytes, at: int) -> Iterator[bytes | None]:
+    while at < len(raw):
+        (length,) = _LENGTH.unpack_from(raw, at)
+        at += _LENGTH.size
+        if length == _NONE:
+            yield None
+        else:
+            if at + length > len(raw):
+                raise ValueError("it is cut off")
+            yield raw[at : at + length]
+            at += length
+
+
+def _text(field: bytes | None) -> str:
+    return "" if field is None else field.decode("utf-8", "surrogatepass")
+
+
+class Queued:
+    """An event's place in the queue of its key; what the log holds of it stays there. `due`: in monotonic seconds. `given_up`: it
+    goes to the dead letters. `successes`: how many events of this worker had succeeded when it failed here first; None: it has
+    not.
+    """
+
+    __slots__ = ("attempts", "due", "given_up", "gone", "in_hand", "key", "offset", "successes")
+
+    def __init__(self, offset: int, key: bytes | None, attempts: int, due: float) -> None:
+        self.offset = offset
+        self.key = key
+        self.attempts = attempts
+        self.due = due
+        self.in_hand = self.gone = self.given_up = False
+        self.successes: int | None = None
+
+
+class ParkedQueue:
+    """The parked events of one agent in one source partition, a queue a key. Only the first of a key may be tried.
+
+    `keys`: the keys that are parked. An event without a key waits for nobody, and nobody for it. `used_up`: the offsets of those
+    that have failed as often as they may and are tried on, which are none where these go to the dead letters. `heads`: how many
+    are the first of their key, or have none.
+    """
+
+    def __init__(self, log: ParkedLog, prefix: bytes, retry: Retry) -> None:
+        self._log = log
+        self._prefix = prefix
+        self._retry = retry
+        self.used_up: set[int] = set()
+        self.keys: dict[bytes, deque[Queued]] = {}
+        self._heap: list[tuple[float, int, Queued]] = []
+        self.count = self.heads = 0
+
+    def full_for(self, key: bytes | None) -> str:
+        """Why no more events of this key can be parked; empty where they can."""
+        log = self._log
+        if log.count >= log.limit:
+            return f"{log.count} events of this partition are parked, and {log.limit} is the limit (parked_limit)"
+        behind = self.keys.get(key) if key is not None else None
+        if behind is not None and len(behind) >= log.key_limit:
+            return f"{len(behind)} events of the key {key!r:.80} are parked, and {log.key_limit} is the limit (parked_key_limit)"
+        return ""
+
+    def add(self, event: ParkedEvent, due: float) -> Queued:
+        """`due`: in monotonic seconds; what waits for its key is due at once when its turn comes."""
+        record = event.record
+        row = self._row(record.offset)
+        self._log.open[row] = event.encode()
+        self._log.unsealed.add(row)
+        queued = Queued(record.offset, record.key, event.attempts, due)
+        self.recall(queued)
+        return queued
+
+    def recall(self, queued: Queued) -> None:
+        """One that the log holds; in the order of their offsets."""
+        self._look_at_attempts(queued)
+        self.count += 1
+        self._log.count += 1
+        if queued.key is not None:
+            queue = self.keys.get(queued.key)
+            if queue is not None:
+                queue.append(queued)
+                return
+            self.keys[queued.key] = deque((queued,))
+        self.heads += 1
+        self._push(queued)
+
+    def failed(self, queued: Queued, event: ParkedEvent, due: float) -> None:
+        """One more attempt of it has failed: it stays the first of its key."""
+        queued.attempts, queued.due = event.attempts, due
+        self._look_at_attempts(queued)
+        self._log.open[self._row(queued.offset)] = event.encode()
+
+    def _look_at_attempts(self, queued: Queued) -> None:
+        if self._retry.then != "dead" and queued.attempts >= self._retry.attempts:
+            self.used_up.add(queued.offset)
+
+    @property
+    def stops(self) -> bool:
+        """Nothing but parked events is to be handled."""
+        return bool(self.used_up) and self._retry.then == "stop"
+
+    @property
+    def retrying(self) -> bool:
+        """One of them has attempts left, or waits for such a one."""
+        return self.heads > len(self.used_up)
+
+    def remove(self, queued: Queued) -> None:
+        """It is done, one way or another; the next of its key may come."""
+        queued.gone = True
+        self.used_up.discard(queued.offset)
+        self.count -= 1
+        self._log.count -= 1
+        row, log = self._row(queued.offset), self._log
+        if row in log.unsealed:
+            # Nobody knows of it but the open epoch.
+            log.unsealed.discard(row)
+            del log.open[row]
+        else:
+            log.open[row] = None
+        if queued.key is None:
+            self.heads -= 1
+            return
+        queue = self.keys[queued.key]
+        if queue.popleft() is not queued:
+            raise AssertionError(f"offset {queued.offset} was done before an earlier event of its key")
+        if not queue:
+            self.heads -= 1
+            del self.keys[queued.key]
+        elif not queue[0].in_hand:
+            self._push(queue[0])
+
+    # -- taking
+
+    def next_due(self) -> float | None:
+        """When the next of them may be tried, in monotonic seconds."""
+        heap = self._heap
+        while heap:
+            due, _, queued = heap[0]
+            if not queued.gone and not queued.in_hand and queued.due == due:
+                return due
+            heapq.heappop(heap)
+        return None
+
+    def take(self, now: float, most: int, most_bytes: int) -> list[tuple[Queued, ParkedEvent]]:
+        """Those that may be tried now, those due first first; one at least, where one is due.
+
+        One that has not failed brings along those behind it that have not, either: they are handled as one stretch.
+        """
+        taken: list[tuple[Queued, ParkedEvent]] = []
+        size = 0
+        while len(taken) < most and size < most_bytes:
+            due = self.next_due()
+            if due is None or due > now:
+                break
+            _, _, head = heapq.heappop(self._heap)
+            behind = self.keys[head.key] if head.key is not None and not head.attempts else (head,)
+            for queued in behind:
+                if queued.attempts and queued is not head:
+                    break
+                queued.in_hand = True
+                event = self.event(queued)
+                taken.append((queued, event))
+                size += event.size
+                if len(taken) >= most or size >= most_bytes:
+                    break
+        return taken
+
+    def give_back(self, taken: Iterable[Queued]) -> None:
+        """What was taken and is not done."""
+        for queued in taken:
+            queued.in_hand = False
+            if not queued.gone and (queued.key is None or self.keys[queued.key][0] is queued):
+                self._push(queued)
+
+    def event(self, queued: Queued) -> ParkedEvent:
+        """StoreError; RecoveryError for what this version cannot read."""
+        return decode(queued.offset, self._log.get(self._row(queued.offset)))
+
+    def forget(self) -> None:
+        self.keys.clear()
+        self.used_up.clear()
+        self._heap.clear()
+        self.count = self.heads = 0
+
+    def _push(self, queued: Queued) -> None:
+        heapq.heappush(self._heap, (queued.due, queued.offset, queued))
+
+    def _row(self, offset: int) -> bytes:
+        return self._prefix + _OFFSET.pack(offset)
+
+
+class ParkedLog:
+    """All parked events of one task, as a state log. `limit`, `key_limit`: how many there may be, in all and of a key."""
+
+    topic_config: ClassVar[Mapping[str, str]] = Rows.topic_config
+
+    def __init__(
+        self, store: Store, partition: int, number: int, topic: str, *, limit: int, key_limit: int, most_delay_s: float
+    ) -> None:
+        self.topic = topic
+        self.limit = limit
+        self.key_limit = key_limit
+        self._most_delay_s = most_delay_s
+        self._store = store
+        self._prefix = row_prefix(partition, number)
+        self.queues: dict[tuple[str, str], ParkedQueue] = {}
+        self.open: dict[bytes, bytes | None] = {}
+        self.sealed: dict[bytes, bytes | None] = {}
+        # Rows of the open epoch that no log has.
+        self.unsealed: set[bytes] = set()
+        self.count = 0
+        # What the store holds is in the queues.
+        self.loaded = False
+
+    def queue(self, topic: str, agent: str, retry: Retry) -> ParkedQueue:
+        queue = ParkedQueue(self, f"{topic}\0{agent}\0".encode(), retry)
+        return self.queues.setdefault((topic, agent), queue)
+
+    def load(self, now: float, wall_ms: int) -> None:
+        """Fill the queues from the store; `now`: monotonic seconds of `wall_ms`. StoreError, RecoveryError."""
+        self.loaded = True
+        orphans: dict[str, int] = {}
+        for row, raw in self._store.scan_rows(self._prefix):
+            place, offset = read_row(row)
+            queue = self.queues.get(place)
+            if queue is None:
+                orphans[place[1]] = orphans.get(place[1], 0) + 1
+                continue
+            event = decode(offset, raw)
+            # A clock that was set back meanwhile makes nobody wait for longer than he would have had to.
+            wait_s = min(max(0.0, (event.due_ms - wall_ms) / 1000), self._most_delay_s)
+            due = now + wait_s if event.attempts else 0.0
+            queue.recall(Queued(offset, event.record.key, event.attempts, due))
+        for agent, count in orphans.items():
+            log.warning(
+                "%s holds %d parked events of agent %r, which is not declared any more: they stay there, and are handled when an "
+                "agent of that name reads the same source again", self.topic, count, agent,
+            )  # fmt: skip
+
+    def get(self, row: bytes) -> bytes:
+        for overlay in (self.open, self.sealed):
+            raw = overlay.get(row)
+            if raw is not None:
+                return raw
+        try:
+            raw = self._store.get_row(self._prefix + row)
+        except Exception as exc:
+            raise self._store.failed("read from", exc) from exc
+        if raw is None:
+            raise RecoveryError(f"{self.topic} does not hold the parked event {row!r}; run `semel reset` to begin anew")
+        return raw
+
+    # -- as a state log
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.open)
+
+    def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
+        self.sealed, self.open = self.open, {}
+        self.unsealed = set()
+        return self.sealed.items()
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        if self.sealed:
+            batch.rows(self._prefix, self.sealed)
+
+    def landed(self) -> None:
+        self.sealed = {}
+
+    def drop(self) -> None:
+        self.open, self.sealed, self.unsealed = {}, {}, set()
+        for queue in self.queues.values():
+            queue.forget()
+        self.count = 0
+        self.loaded = False
+
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        batch.rows(self._prefix, {r.key: r.value for r in records if r.key is not None})
+
+    def noted(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        """There is nothing."""
+
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """An event stays until it is done."""
+
+    @property
+    def holds_any(self) -> bool:
+        return any(True for _ in self._store.scan_rows(self._prefix))
+
+
+def read_row(row: bytes) -> tuple[tuple[str, str], int]:
+    """(source topic, agent) and offset of a row's key. RecoveryError."""
+    try:
+        topic, agent, *_ = row[: -_OFFSET.size].decode().split("\0")
+        (offset,) = _OFFSET.unpack(row[-_OFFSET.size :])
+    except (ValueError, IndexError) as exc:
+        raise RecoveryError(f"{row!r} is no key of a parked event ({exc})") from exc
+    return (topic, agent), offset

@@ -1,0 +1,250 @@
+"""Parking: an event that fails waits with its key, all others go on, and whatever happens each takes effect once (rule 3)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.testing import PipelineTester
+
+SOON = Retry(attempts=4, first_delay=timedelta(seconds=1), max_delay=timedelta(seconds=8))
+
+
+@dataclass
+class Event:
+    id: str
+    key: str
+    n: int
+
+
+@dataclass
+class Flaky:
+    """`fails`: how often an event of that id fails; `done`: ids in the order in which they were handled to their end."""
+
+    fails: dict[str, int] = field(default_factory=dict[str, int])
+    attempts: Counter[str] = field(default_factory=Counter[str])
+    done: list[str] = field(default_factory=list[str])
+
+    def __call__(self, event: Event) -> None:
+        self.attempts[event.id] += 1
+        if self.attempts[event.id] <= self.fails.get(event.id, 0):
+            raise OSError(f"{event.id} fails")
+        self.done.append(event.id)
+
+
+def handling(flaky: Flaky, sums: Table[str, int]) -> Callable[[Event], dict[str, Any]]:
+    def handle(event: Event) -> dict[str, Any]:
+        sums[event.key] += event.n
+        flaky(event)
+        return {"id": event.id, "sum": sums[event.key]}
+
+    return handle
+
+
+def streaming(flaky: Flaky, sums: Table[str, int]) -> Callable[[Any], Any]:
+    async def stream_agent(stream: Any) -> AsyncIterator[dict[str, Any]]:
+        async for event in stream:
+            sums[event.key] += event.n
+            flaky(event)
+            yield {"id": event.id, "sum": sums[event.key]}
+
+    return stream_agent
+
+
+def batching(flaky: Flaky, sums: Table[str, int]) -> Callable[[Any], Any]:
+    async def batch_agent(stream: Any) -> AsyncIterator[dict[str, Any]]:
+        async for batch in stream.batches():
+            for event in batch:
+                sums[event.key] += event.n
+                flaky(event)
+                yield {"id": event.id, "sum": sums[event.key]}
+
+    return batch_agent
+
+
+AGENTS = [handling, streaming, batching]
+
+
+def parking(
+    flaky: Flaky, *, agent: Any = handling, dedup: Dedup | None = None, retry: Retry = SOON, partitions: int = 1
+) -> PipelineTester:
+    sums = Table("sums", key=str, value=int, default=int)
+    pipeline = Pipeline(
+        "pay", source=Topic("events", key=str, value=Event), agent=agent(flaky, sums), tables=[sums],
+        dedup=Dedup("id", window=timedelta(hours=1)) if dedup is None else dedup,
+        sink=Topic("sums-out", key=str, value=dict), retry=retry,
+    )  # fmt: skip
+    return PipelineTester(pipeline, partitions=partitions)
+
+
+def events(*ids: str) -> list[Event]:
+    """`a1` is the first event of the key a."""
+    return [Event(id, id[0], int(id[1:])) for id in ids]
+
+
+def ids(t: PipelineTester) -> list[str]:
+    return [out.value["id"] for out in t.outputs()]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_while_one_event_waits_for_its_next_attempt_other_keys_of_its_partition_go_on(agent: Any) -> None:
+    with parking(Flaky({"a1": 2}), agent=agent) as t:
+        t.send_all(events("a1", "b1", "c1", "b2"), key="key")
+        assert ids(t) == ["b1", "c1", "b2", "a1"]
+        assert dict(t.tables["sums"].items()) == {"a": 1, "b": 3, "c": 1}
+        assert t.counts.accepted == 4
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_later_events_of_its_key_wait_behind_it_in_their_order(agent: Any) -> None:
+    with parking(Flaky({"a1": 3, "a3": 1}), agent=agent) as t:
+        t.send_all(events("a1", "a2", "b1", "a3", "a4", "b2"), key="key")
+        assert [id for id in ids(t) if id[0] == "a"] == ["a1", "a2", "a3", "a4"]
+        assert [out.value["sum"] for out in t.outputs() if out.value["id"][0] == "a"] == [1, 3, 6, 10]
+        assert ids(t)[:2] == ["b1", "b2"]
+
+
+def test_a_failed_attempt_leaves_no_trace_and_the_last_one_goes_to_the_dead_letters_with_their_number() -> None:
+    with parking(Flaky({"a1": 99})) as t:
+        t.send_all(events("a1", "a2", "b1"), key="key")
+        [letter] = t.dead_letters()
+        assert (letter.value.id, letter.reason, letter.attempts) == ("a1", "failed", 4)
+        assert ids(t) == ["b1", "a2"]
+        assert dict(t.tables["sums"].items()) == {"a": 2, "b": 1}
+
+
+def test_a_redelivery_of_a_parked_event_is_a_duplicate_at_once() -> None:
+    flaky = Flaky({"a1": 2})
+    with parking(flaky) as t:
+        sent = t.send(events("a1")[0], key="a", settle=False)
+        t.advance_time(timedelta(milliseconds=300))
+        t.redeliver(sent)
+        assert ids(t) == ["a1"]
+        assert t.counts.duplicates == 1
+        assert flaky.done == ["a1"]
+
+
+def test_a_redelivery_of_one_that_ended_in_the_dead_letters_follows_it_there() -> None:
+    with parking(Flaky({"a1": 99})) as t:
+        sent = t.send(events("a1")[0], key="a")
+        t.redeliver(sent)
+        assert [letter.reason for letter in t.dead_letters()] == ["failed", "duplicate"]
+        assert not ids(t)
+
+
+@pytest.mark.parametrize("lose_state", [False, True])
+def test_parked_events_survive_a_crash_with_their_attempts_and_their_order(lose_state: bool) -> None:
+    flaky = Flaky({"a1": 3})
+    with parking(flaky) as t:
+        t.send_all(events("a1", "a2", "b1", "a3"), key="key", settle=False)
+        t.advance_time(timedelta(milliseconds=400))
+        assert ids(t) == ["b1"]
+        t.crash(lose_state=lose_state)
+        t.settle()
+        assert ids(t) == ["b1", "a1", "a2", "a3"]
+        assert flaky.attempts["a1"] == 4
+        assert [out.value["sum"] for out in t.outputs()] == [1, 1, 3, 6]
+
+
+def test_an_undecodable_event_of_a_parked_key_keeps_its_place_in_the_dead_letters() -> None:
+    with parking(Flaky({"a1": 99})) as t:
+        t.send(events("a1")[0], key="a", settle=False)
+        t.send(b"{", key="a", settle=False)
+        t.send(b"{", key="b", settle=False)
+        t.settle()
+        assert [(letter.key, letter.reason) for letter in t.dead_letters()] == [
+            ("b", "undecodable"),
+            ("a", "failed"),
+            ("a", "undecodable"),
+        ]
+
+
+def test_what_is_rejected_goes_to_the_dead_letters_at_once() -> None:
+    def handle(event: Event) -> None:
+        raise Reject("never")
+
+    pipeline = Pipeline(
+        "pay",
+        source=Topic("events", key=str, value=Event),
+        agent=handle,
+        dedup=Dedup("id", window=timedelta(hours=1)),
+        retry=SOON,
+    )
+    with PipelineTester(pipeline) as t:
+        t.send_all(events("a1", "a2"), key="key")
+        assert [letter.attempts for letter in t.dead_letters()] == [1, 1]
+
+
+def test_events_without_a_key_wait_for_nobody() -> None:
+    with parking(Flaky({"a1": 2})) as t:
+        t.send_all(events("a1", "a2", "a3"))
+        assert sorted(ids(t)) == ["a1", "a2", "a3"]
+        assert ids(t)[-1] == "a1"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_with_park_a_key_waits_for_as_long_as_it_takes_and_the_others_go_on(agent: Any) -> None:
+    flaky = Flaky({"a1": 20})
+    with parking(flaky, agent=agent, retry=Retry(2, timedelta(seconds=1), timedelta(seconds=10), then="park")) as t:
+        t.send_all(events("a1", "a2", "b1"), key="key")
+        assert ids(t) == ["b1"]
+        t.advance_time(timedelta(seconds=30))
+        t.send_all(events("b2"), key="key")
+        assert ids(t) == ["b1", "b2"] and not t.dead_letters()
+        t.crash()
+        t.advance_time(timedelta(seconds=300))
+        assert ids(t) == ["b1", "b2", "a1", "a2"]
+        assert flaky.attempts["a1"] == 21
+
+
+def test_with_stop_its_partition_takes_no_further_events_until_it_succeeds() -> None:
+    flaky = Flaky({"a1": 10})
+    with parking(flaky, retry=Retry(2, timedelta(seconds=1), timedelta(seconds=10), then="stop")) as t:
+        t.send_all(events("a1"), key="key", settle=False)
+        t.advance_time(timedelta(seconds=5))
+        t.send_all(events("b1"), key="key", settle=False)
+        t.advance_time(timedelta(seconds=20))
+        assert not ids(t)
+        t.crash()
+        t.advance_time(timedelta(seconds=20))
+        assert not ids(t)
+        t.advance_time(timedelta(seconds=200))
+        assert ids(t) == ["a1", "b1"]
+
+
+def test_the_waits_may_be_given_one_by_one() -> None:
+    retry = Retry(4, delays=(timedelta(seconds=1), timedelta(seconds=60)))
+    assert [retry.delay_s(OSError(), attempt, 1.0) for attempt in (1, 2, 3, 4)] == [1.0, 60.0, 60.0, None]
+
+
+def test_a_late_event_stays_what_it_was_when_it_came_however_long_it_is_parked() -> None:
+    """Its verdict is that of its arrival: stream time goes on meanwhile, past the window."""
+    flaky = Flaky({"a1": 3})
+    with parking(flaky, dedup=Dedup("id", window=timedelta(seconds=2))) as t:
+        t.send(events("a1")[0], key="a", settle=False)
+        for n in range(1, 8):
+            t.advance_time(timedelta(milliseconds=800))
+            t.send(events(f"b{n}")[0], key="b", settle=False)
+        t.settle()
+        assert "a1" in ids(t) and not t.dead_letters()
+
+
+def test_without_a_dedup_rule_events_are_parked_as_well() -> None:
+    flaky = Flaky({"a1": 2})
+    sums = Table("sums", key=str, value=int, default=int)
+    pipeline = Pipeline(
+        "pay", source=Topic("events", key=str, value=Event), agent=handling(flaky, sums), tables=[sums],
+        sink=Topic("sums-out", key=str, value=dict), retry=SOON,
+    )  # fmt: skip
+    with PipelineTester(pipeline) as t:
+        t.send_all(events("a1", "a2", "b1"), key="key", settle=False)
+        t.advance_time(timedelta(milliseconds=300))
+        t.crash()
+        t.settle()
+        assert ids(t) == ["b1", "a1", "a2"]
