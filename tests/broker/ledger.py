@@ -12,6 +12,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
+from semel.state import positions
 from tests.broker import logs
 from tests.broker.logs import Line, Message
 from tests.broker.truth import Found, LawBroken, Truth, broken_laws, truth_of
@@ -152,6 +153,15 @@ class Ledger:
                 continue
             return sum(at for (topic, _), at in offsets.items() if topic == self.source)
 
+    async def parked(self) -> int:
+        """Events before the positions that are not done."""
+        last = {
+            line.partition: positions.decode(line.value, "").parked
+            for line in await logs.read(self.bootstrap, f"{self.name}-positions")
+            if line.key == positions.KEY and line.value is not None
+        }
+        return sum(last.values())
+
     async def until_done(self, records: int, within_s: float = 60.0) -> None:
         """Waits until that many source records are committed."""
         alive_at = time.monotonic()
@@ -164,14 +174,14 @@ class Ledger:
             await asyncio.sleep(0.05)
 
     async def drained(self, within_s: float = 90.0) -> None:
-        """Waits until the group has committed the end of the source."""
+        """Waits until the group has committed the end of the source, and nothing is parked."""
         alive_at = time.monotonic()
         deadline = alive_at + within_s
         while True:
             try:
                 end = sum((await logs.ends(self.bootstrap, self.source)).values())
                 done = await self.done()
-                if done == end:
+                if done == end and not await self.parked():
                     return
             except KafkaError as lost:
                 end, done = -1, f"unknown ({lost!r})"

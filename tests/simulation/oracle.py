@@ -39,8 +39,16 @@ class Effect:
 
     @property
     def counted(self) -> str:
-        """As what it is counted, beside as taken in. A duplicate is none of these, and never waits."""
-        return "out" if self.output is not None else "dead" if self.dead is not None else "filtered"
+        """As what it is counted, beside as taken in."""
+        if self.output is not None:
+            return "out"
+        return (
+            "dead"
+            if self.dead is not None
+            else "filtered"
+            if self.mark is not None or self.id is None
+            else "duplicates"
+        )
 
 
 @dataclass(slots=True)
@@ -52,8 +60,7 @@ class _Mark:
 
 
 class Oracle:
-    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused; `followed`:
-    of those that followed the first of their id into the dead letters. While that one is parked they are duplicates.
+    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.
@@ -62,7 +69,6 @@ class Oracle:
     def __init__(
         self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
         belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
-        followed: Set[int] = frozenset(),
     ) -> None:  # fmt: skip
         self._stateful = stateful
         self._belongs = belongs
@@ -71,7 +77,6 @@ class Oracle:
         self._window_ms = window_ms if stateful else HOUR_MS
         self._attempts = attempts
         self._refused = refused
-        self._followed = followed
         self.counts = dict.fromkeys(COUNTS, 0)
         self.stream: int | None = None
         self.pending: list[int] = []
@@ -111,7 +116,7 @@ class Oracle:
             if mark.payload != record.value:
                 self.counts["conflicts"] += 1
                 return self._bury(effect, "conflict")
-            if mark.dead and record.offset in self._followed:
+            if mark.dead:
                 return self._bury(effect, "duplicate")
             self.counts["duplicates"] += 1
             return effect

@@ -7,7 +7,7 @@ position the counts and the stream time that belong to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +38,8 @@ class Truth:
     below: dict[int, tuple[dict[str, int], int | None]] = field(default_factory=dict)
 
 
-def oracle(records: Sequence[MemoryRecord], *, end: int, followed: Set[int] = frozenset()) -> Truth:
-    """For input within the dedup window, never ahead of the clock: what each record does, one after the other.
-
-    `followed`: offsets of those that followed the first of their id into the dead letters; while that one is parked nobody
-    knows that it will go there, and they are duplicates.
-    """
+def oracle(records: Sequence[MemoryRecord], *, end: int) -> Truth:
+    """For input within the dedup window, never ahead of the clock: what each record does, one after the other."""
     truth = Truth()
     counts = dict.fromkeys(COUNTS, 0)
     payloads: dict[str, bytes] = {}
@@ -66,7 +62,7 @@ def oracle(records: Sequence[MemoryRecord], *, end: int, followed: Set[int] = fr
                 counts["conflicts"] += 1
                 counts["dead"] += 1
                 truth.dead.append((record.offset, "conflict"))
-            elif truth.marks[payment.id][1] and record.offset in followed:
+            elif truth.marks[payment.id][1]:
                 counts["dead"] += 1
                 truth.dead.append((record.offset, "duplicate"))
             else:
@@ -126,9 +122,7 @@ def given_up(world: World) -> list[tuple[str, str, int]]:
 
 def truth_of(world: World, partition: int) -> Truth:
     end = world.cluster.log(TP("payments", partition)).end
-    dead = dead_letters(committed_values(world.cluster, f"{APP}.dlq", partition))
-    followed = {offset for offset, reason in dead if reason == "duplicate"}
-    return oracle(world.cluster.committed("payments")[partition], end=end, followed=followed)
+    return oracle(world.cluster.committed("payments")[partition], end=end)
 
 
 def check_partition(world: World, p: int) -> None:

@@ -72,7 +72,7 @@ def test_a_failed_attempt_is_undone_in_tables_and_not_in_local_variables(tester_
     assert [output.value for output in tester.outputs()] == ["1 by the table, 2 by the variable"]
 
 
-def test_a_retry_holds_up_its_own_partition_and_is_overtaken_by_others(tester_of: TesterOf) -> None:
+def test_a_retry_holds_up_its_own_key_and_is_overtaken_by_others(tester_of: TesterOf) -> None:
     failed: list[str] = []
 
     def handle(order: Order) -> str:
@@ -83,13 +83,13 @@ def test_a_retry_holds_up_its_own_partition_and_is_overtaken_by_others(tester_of
             raise ConnectionError("the shop does not answer")
         return order.id
 
-    tester = tester_of(pipeline_of(handle, retry=Retry(attempts=2, first_delay=MINUTE, max_delay=MINUTE)), partitions=2)
-    tester.send(Order("o1", "north"), partition=0, settle=False)
-    tester.send(Order("o2", "north"), partition=0, settle=False)
-    tester.send(Order("o3", "south"), partition=1, settle=False)
-    tester.send(Order("o4", "closed"), partition=1, settle=False)
+    tester = tester_of(pipeline_of(handle, retry=Retry(attempts=2, first_delay=MINUTE, max_delay=MINUTE)))
+    tester.send(Order("o1", "north"), key="north", partition=0, settle=False)
+    tester.send(Order("o2", "north"), key="north", partition=0, settle=False)
+    tester.send(Order("o3", "south"), key="south", partition=0, settle=False)
+    tester.send(Order("o4", "closed"), key="closed", partition=0, settle=False)
     tester.advance_time(timedelta(seconds=1))
-    # The later events of the other partition are done: a result, and a dead letter.
+    # The later events of other keys are done: a result, and a dead letter.
     assert [output.value for output in tester.outputs()] == ["o3"]
     assert [letter.value.id for letter in tester.dead_letters()] == ["o4"]
     tester.settle()

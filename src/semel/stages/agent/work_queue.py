@@ -17,7 +17,6 @@ from semel.stages.agent.failure_log import FailureLog
 from semel.stages.dedup.classify import move_times
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
-from semel.state.dedup_marks import DEAD, DONE, with_outcome
 from semel.state.parked import ParkedQueue
 from semel.state.store import StoreError
 from semel.state.task import Cursor, FetchedBatch, TaskState
@@ -201,22 +200,10 @@ def parked_in(cursor: Cursor) -> int:
 def settle(unit: WorkUnit) -> None:
     """Bring position and stream time of its task, or what it has parked, up to what is done of the unit."""
     if unit.retried is not None:
-        _unpark(unit)
+        unit.unpark()
         return
     # A cursor that is ahead of its task's others meets records that it has done.
     unit.cursor.position = max(unit.cursor.position, unit.position)
     if unit.timed < unit.index:
         task = unit.cursor.task
         task.stream = move_times(task.stream, unit.times_done(), unit.wall_ms)
-
-
-def _unpark(unit: WorkUnit) -> None:
-    cursor, task = unit.cursor, unit.cursor.task
-    assert cursor.parked is not None and unit.retried is not None
-    for queued, event in unit.retried[unit.removed : unit.index]:
-        cursor.parked.remove(queued)
-        if event.mark is not None and event.id is not None and task.marks is not None:
-            ended = with_outcome(event.mark, DEAD if queued.given_up else DONE)
-            task.marks.amend(event.id, ended, task.stream_ms)
-        task.touched = True
-    unit.removed = unit.index

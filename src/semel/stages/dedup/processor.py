@@ -27,6 +27,7 @@ from semel.state.parked import ParkedEvent, Queued
 
 log = logging.getLogger("semel.agent")
 
+_FOLLOWS = "its first occurrence, offset %d, is in the dead letters"
 Reader = Callable[[Any, Any], Any]
 _TIMELESS = (
     "the record has no timestamp (-1), and the dedup rule needs one; have its producer set it, or give Topic(time=...)"
@@ -110,9 +111,19 @@ class DedupProcessor:
             queued.given_up = True
             if event.letter is None:
                 self._side_outputs.unfit(unit, record, value)
+            elif event.id is not None and not self._is_dead(unit, event.id):
+                self._side_outputs.done(unit, "duplicates")
             else:
                 self._side_outputs.quarantine(unit, record, *event.letter)
         unit.index = len(values)
+
+    def _is_dead(self, unit: WorkUnit, id: bytes) -> bool:
+        """Whether the first event of an id, which stood before in this queue, is in the dead letters. StoreError."""
+        # What became of it is noted when its unit is left, and this one may be of the same.
+        unit.unpark()
+        marks = unit.cursor.task.marks
+        raw = marks.known([id]).get(id) if marks is not None else None
+        return raw is not None and unpack(raw).outcome == DEAD
 
     def _untimed(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
         """Why the time of an event cannot be read, by offset. Where the timestamp is it, nothing is to be read."""
@@ -285,7 +296,7 @@ class DedupFilter:
             return True
         known = judged.known.get(nth)
         if known is not None:
-            return self._known(unit, verdict, record, known)
+            return self._known(unit, verdict, record, known, id)
         match verdict:
             case Verdict.MISSING:
                 why = _TIMELESS if type(id) is bytes else id if type(id) is str else "the event has no dedup key"
@@ -302,7 +313,7 @@ class DedupFilter:
                 return side_outputs.handled(unit, rule.late, "late", record, why)
         return True
 
-    def _known(self, unit: WorkUnit, verdict: Verdict, record: Record, raw: bytes) -> bool:
+    def _known(self, unit: WorkUnit, verdict: Verdict, record: Record, raw: bytes, id: object) -> bool:
         """Deal with an event whose id is known; False where it takes effect all the same."""
         rule, side_outputs, mark = self._rule, self._side_outputs, unpack(raw)
         if verdict is Verdict.REPLAYED:
@@ -314,8 +325,10 @@ class DedupFilter:
             why = f"the same id with another payload was first seen at offset {mark.offset} of this partition"
             side_outputs.handled(unit, rule.conflict, "conflict", record, why)
         elif mark.outcome == DEAD:
-            why = f"its first occurrence, offset {mark.offset}, is in the dead letters"
-            side_outputs.quarantine(unit, record, "duplicate", why)
+            side_outputs.quarantine(unit, record, "duplicate", _FOLLOWS % mark.offset)
+        elif mark.outcome == PARKED and unit.waits_for_its_key(record) and type(id) is bytes:
+            # How the first one ends is known when this one's turn comes.
+            side_outputs.park(unit, ParkedEvent(record, id, letter=("duplicate", _FOLLOWS % mark.offset)))
         else:
             side_outputs.done(unit, "duplicates")
         return True

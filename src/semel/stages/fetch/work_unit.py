@@ -6,6 +6,7 @@ from collections import Counter
 
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import ProducerRecord
+from semel.state.dedup_marks import DEAD, DONE, with_outcome
 from semel.state.parked import ParkedEvent, Queued
 from semel.state.task import Cursor, FetchedBatch
 
@@ -86,6 +87,18 @@ class WorkUnit:
         """Earlier events of its key are parked, and it is not one of them itself."""
         parked = self.cursor.parked
         return self.retried is None and parked is not None and record.key in parked.keys
+
+    def unpark(self) -> None:
+        """What is done of parked events is parked no more, and its marks say how it ended."""
+        parked, task = self.cursor.parked, self.cursor.task
+        assert parked is not None and self.retried is not None
+        for queued, event in self.retried[self.removed : self.index]:
+            parked.remove(queued)
+            if event.mark is not None and event.id is not None and task.marks is not None:
+                ended = with_outcome(event.mark, DEAD if queued.given_up else DONE)
+                task.marks.amend(event.id, ended, task.stream_ms)
+            task.touched = True
+        self.removed = self.index
 
     def cut(self, index: int) -> None:
         """It ends there, whatever it was to hold."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.state.parked import ParkedLog
 from semel.testing import PipelineTester
 
 SOON = Retry(attempts=4, first_delay=timedelta(seconds=1), max_delay=timedelta(seconds=8))
@@ -119,7 +120,7 @@ def test_a_failed_attempt_leaves_no_trace_and_the_last_one_goes_to_the_dead_lett
         assert dict(t.tables["sums"].items()) == {"a": 2, "b": 1}
 
 
-def test_a_redelivery_of_a_parked_event_is_a_duplicate_at_once() -> None:
+def test_a_redelivery_of_a_parked_event_is_a_duplicate() -> None:
     flaky = Flaky({"a1": 2})
     with parking(flaky) as t:
         sent = t.send(events("a1")[0], key="a", settle=False)
@@ -136,6 +137,16 @@ def test_a_redelivery_of_one_that_ended_in_the_dead_letters_follows_it_there() -
         t.redeliver(sent)
         assert [letter.reason for letter in t.dead_letters()] == ["failed", "duplicate"]
         assert not ids(t)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_redelivery_of_one_that_is_parked_follows_it_to_the_dead_letters(agent: Any) -> None:
+    with parking(Flaky({"a1": 99}), agent=agent) as t:
+        sent = t.send(events("a1")[0], key="a", settle=False)
+        t.redeliver(sent, settle=False)
+        t.send(events("a2")[0], key="a")
+        assert [letter.reason for letter in t.dead_letters()] == ["failed", "duplicate"]
+        assert ids(t) == ["a2"]
 
 
 @pytest.mark.parametrize("lose_state", [False, True])
@@ -248,3 +259,23 @@ def test_without_a_dedup_rule_events_are_parked_as_well() -> None:
         t.crash()
         t.settle()
         assert ids(t) == ["b1", "a1", "a2"]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("limit", ["limit", "key_limit"])
+def test_a_limit_holds_up_its_partition_and_drops_nothing(
+    agent: Any, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_limit(*args: Any, **limits: Any) -> ParkedLog:
+        return ParkedLog(*args, **{**limits, limit: 3})
+
+    monkeypatch.setattr("semel.task.activation.ParkedLog", with_limit)
+    flaky = Flaky({"a1": 3})
+    with parking(flaky, agent=agent) as t:
+        t.send_all(events("a1", "a2", "a3", "a4", "a5", "b1", "a6"), key="key", settle=False)
+        t.advance_time(timedelta(milliseconds=400))
+        assert "b1" not in flaky.done
+        t.settle()
+        assert [id for id in flaky.done if id[0] == "a"] == ["a1", "a2", "a3", "a4", "a5", "a6"]
+        assert sorted(flaky.done) == sorted(set(flaky.done)) and "b1" in flaky.done
+        assert [out.value["sum"] for out in t.outputs() if out.value["id"][0] == "a"] == [1, 3, 6, 10, 15, 21]
