@@ -29,6 +29,8 @@ LOOK_S = 0.05
 # What a worker says that has not the rights it needs, and how long one may take to end for it.
 REFUSED = re.compile(r"_AUTHORIZATION_FAILED|error (29|30|31|53)\b")
 GONE_S = 30.0
+# How a worker ends that got SIGTERM: by itself; before it has come to listen to it; killed before that.
+IN_ORDER = (0, -signal.SIGTERM, -signal.SIGKILL)
 # A worker that ended is started again after so long.
 AGAIN_S = 0.5
 
@@ -39,8 +41,8 @@ class Fleet:
 
     `spare`: processes that may join as guests; `goal`: until when it goes on, in words; `stage`: how far the run is, as it is
     shown; `active`: numbers of faults that are not healed. `findings`: what no fault excuses, as sentences; `mended`: what the
-    brokers did of their own accord, and was put right. `unrightful`: how many workers ended for want of a right;
-    `rights_since`: since when they all have theirs, inf while they do not.
+    brokers did of their own accord, and was put right. `starts`: how many processes were started; `unrightful`: how many
+    workers ended for want of a right; `rights_since`: since when they all have theirs, inf while they do not.
     """
 
     plan: Plan
@@ -61,6 +63,7 @@ class Fleet:
     mended: list[str] = field(default_factory=list[str])
     active: set[int] = field(default_factory=set[int])
     guests: list[ChaosWorker] = field(default_factory=list[ChaosWorker])
+    starts: int = 0
     unrightful: int = 0
     rights_since: float = -math.inf
     _busy: set[str] = field(default_factory=set[str])
@@ -90,22 +93,32 @@ class Fleet:
     async def recovered(self, entry: Entry) -> None:
         """Until every partition runs and commits go on; a finding where it does not, with nothing else going wrong."""
         healed, processed = time.monotonic(), self.observed.processed
-        quiet_s, looked = 0.0, healed
-        while not (self.observed.whole_since(healed) and (self.observed.processed > processed or not self.behind)):
-            await asyncio.sleep(LOOK_S)
-            before, looked = looked, time.monotonic()
-            quiet_s = 0.0 if self.active else quiet_s + looked - before
-            if quiet_s > RECOVERY_S:
-                entry.note = entry.note or "never recovered"
-                self.findings.append(
-                    f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
-                    "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
-                )
-                return
+
+        def whole() -> bool:
+            return self.observed.whole_since(healed) and (self.observed.processed > processed or not self.behind)
+
+        if not await self.comes(whole, RECOVERY_S):
+            entry.note = entry.note or "never recovered"
+            self.findings.append(
+                f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
+                "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
+            )
+            return
         entry.recovered_s = self.now()
         remarks = f" ({entry.remarks})" if entry.remarks else ""
         took_s = entry.recovery_s or 0.0
         self.say(f"{self.now():7.1f} s  #{entry.number} recovered {took_s:.1f} s after its end{remarks}")
+
+    async def comes(self, holds: Callable[[], bool], within_s: float, *, beside: int = 0) -> bool:
+        """Whether that comes to hold; False after so long on end in which no fault was in force, but the one of that number."""
+        quiet_s, looked = 0.0, time.monotonic()
+        while not holds():
+            await asyncio.sleep(LOOK_S)
+            before, looked = looked, time.monotonic()
+            quiet_s = 0.0 if self.active - {beside} else quiet_s + looked - before
+            if quiet_s > within_s:
+                return False
+        return True
 
     # -- whom
 
@@ -148,6 +161,7 @@ class Fleet:
 
     def start(self, worker: ChaosWorker, *, failpoint: str = "") -> None:
         worker.start(failpoint=failpoint)
+        self.starts += 1
         self._turns(worker, "starting")
 
     def _turns(self, worker: ChaosWorker, phase: Phase) -> None:
@@ -180,6 +194,14 @@ class Fleet:
         worker.thaw()
         self._turns(worker, "starting")
 
+    def replace(self, worker: ChaosWorker, by: ChaosWorker) -> None:
+        """Another process is the worker of that name from now on; it runs, or is about to be started."""
+        worker.expected_end = True
+        self.workers[self.workers.index(worker)] = by
+        if by.running:
+            by.expected_end = False
+            self._turns(by, "starting")
+
     async def holding(self, worker: ChaosWorker, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and worker.running:
@@ -206,6 +228,13 @@ class Fleet:
         elif not (code == 3 and (self.active or self.cluster.away)):
             self.ended_by_itself(worker, code)
 
+    def ended_asked(self, worker: ChaosWorker, code: int | None, when: str = "") -> None:
+        """It got SIGTERM; a finding where it ended otherwise than in order, or not at all within `TERM_S` (None)."""
+        if code is None:
+            self.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM{when and f' ({when})'}")
+        elif code not in IN_ORDER:
+            self.ended_unasked(worker, code)
+
     async def supervise(self, worker: ChaosWorker) -> None:
         """A worker that ended with nobody's leave is started again, as a supervisor would; it is a finding, too."""
         code = worker.exit_code
@@ -229,7 +258,14 @@ class Fleet:
 
     async def dismiss(self, guests: list[ChaosWorker], *, kill: bool) -> None:
         for guest in guests:
-            await (guest.kill9() if kill else guest.term(TERM_S))
+            if kill:
+                await guest.kill9()
+            else:
+                # One that has ended by itself was seen by its supervisor.
+                seen = guest.expected_end and not guest.running
+                code = await guest.term(TERM_S)
+                if not seen:
+                    self.ended_asked(guest, code, "a guest")
             self._turns(guest, "away")
             self.observed.forget(guest.name)
             self.guests.remove(guest)

@@ -45,7 +45,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     void = void_reasons(
         report.timeline.entries,
         engine,
-        starts=sum(worker.starts for worker in on.everyone),
+        starts=on.starts,
         redelivered=redelivered,
         deduped=rule is not None,
         taken_in=became["in"],
@@ -57,8 +57,7 @@ async def judge(report: Report, on: Fleet, rule: Dedup | None) -> Report:
     given_up = await _tried(on, "the dead letters could not be read", lambda: _given_up(on))
     on.findings += [*(differ or ()), *(given_up[0] if given_up is not None else ())]
     for worker, code in zip(on.workers, await asyncio.gather(*(w.term(TERM_S) for w in on.workers)), strict=True):
-        if code is None:
-            on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM after the run")
+        on.ended_asked(worker, code, "after the run")
     proof = await _tried(on, "there is no proof", lambda: _prove(on))
     return replace(
         report,

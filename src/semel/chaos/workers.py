@@ -31,7 +31,7 @@ class ChaosWorker(WorkerProcess):
     """A worker under a name and port of its own.
 
     `odd_code`: the file that says whether its agents end oddly. `expected_end`: somebody here ended it, or armed it to
-    end. `frozen`: stopped by a signal. `starts`: how often it was started.
+    end. `frozen`: stopped by a signal.
     """
 
     def __init__(self, site: Site, name: str, port: int, *, state: str = "") -> None:
@@ -41,7 +41,6 @@ class ChaosWorker(WorkerProcess):
         self.url = f"http://127.0.0.1:{port}"
         self.expected_end = True
         self.frozen = False
-        self.starts = 0
         self._site = site
         self._clock = folder / "state" / f"{name}.clock"
         environment = {
@@ -52,7 +51,7 @@ class ChaosWorker(WorkerProcess):
             **site.settings,
         }
         arguments = ("--web-port", str(port), "--config", str(folder / "worker.toml"))
-        log = folder / "logs" / f"{name}.log"
+        log = folder / "logs" / f"{state or name}.log"
         super().__init__(site.forkserver, site.target, name, log_file=log, environment=environment, arguments=arguments)
         self.set_clock(0)
         handler_faults.order(self.odd_code, 0.0)
@@ -61,7 +60,6 @@ class ChaosWorker(WorkerProcess):
         super().start(*arguments, failpoint=failpoint, fresh=fresh, **environment)
         self.frozen = False
         self.expected_end = bool(failpoint)
-        self.starts += 1
         return self
 
     def set_clock(self, offset_ms: int) -> None:
@@ -106,5 +104,7 @@ class ChaosWorker(WorkerProcess):
             shutil.rmtree(inner, ignore_errors=True)
 
     def twin(self) -> ChaosWorker:
-        """Another process of the same name, on another disk and port: what a scheduler starts for one it thinks lost."""
+        """Another process of the same name, on another disk and port and with a log of its own: what a scheduler starts for one
+        it thinks lost.
+        """
         return ChaosWorker(self._site, self.name, ports.choose(1)[0], state=f"{self.name}-{time.monotonic_ns()}")

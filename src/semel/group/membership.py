@@ -421,6 +421,7 @@ class GroupMember:
             return
         holder = next((m.member_id for m in members if m.instance_id == self._instance_id), "")
         if not holder:
+            log.info("the group has no member as instance %r any more; joining as a new one", self._instance)
             self._member_id = ""
         elif holder != self._member_id and now - self._fenced_since > GHOST_SESSIONS * self._session_ms / 1000:
             raise InstanceTaken(

@@ -73,3 +73,28 @@ async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> No
     on.active.add(1)
     await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, ended.starts) == ([], 1)
+
+
+@pytest.mark.parametrize("code", [0, -15, -9])
+def test_a_worker_that_ends_in_order_when_it_is_asked_to_is_no_finding(code: int) -> None:
+    on = fleet()
+    on.ended_asked(cast("ChaosWorker", Ended(code)), code)
+    assert on.findings == []
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (None, "w1 did not end within 40 s of SIGTERM (after the run)"),
+        (1, "w1 ended by itself with exit code 1"),
+        (4, "w1 ended by itself with exit code 4"),
+        (-11, "w1 ended by itself with exit code -11"),
+    ],
+)
+def test_a_worker_that_ends_otherwise_or_not_at_all_when_it_is_asked_to_is_a_finding(
+    code: int | None, says: str
+) -> None:
+    on = fleet()
+    on.ended_asked(cast("ChaosWorker", Ended(0)), code, "after the run")
+    [finding] = on.findings
+    assert finding.startswith(says)

@@ -8,12 +8,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from semel.chaos.faults.zombie import FORGOTTEN
 from semel.errors import InstanceTaken
 from semel.group.assignor import Assignment, MemberInfo, decode_assignment, encode_assignment, encode_member
 from semel.memory.broker import MemoryBroker
 from semel.memory.faults import Call, delay, lose_request, refuse
 from semel.plan import Plan
-from semel.port import TP, MemberIdRequired, Membership
+from semel.port import TP, GroupMember, MemberIdRequired, Membership
 from semel.runtime.settings import EngineSettings
 from semel.stages.sink.destination import ProducerRecord
 from semel.state.store import Store
@@ -383,10 +384,7 @@ async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_
     # The first must hear of it however long the second takes between one join and the next.
     world.cluster.faults.add("JoinGroup", delay(1.5), when=lambda call: call.client == "twin", times=None, skip=1)
     world.pay_many(30)
-    twin = MemoryWorker(
-        "w1", world.plan(), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"), world.clock, world.rng,
-        EngineSettings(web_url=address),
-    )  # fmt: skip
+    twin = twin_of("w1", world, web_url=address)
     async with asyncio.timeout(90):
         assert isinstance(await first.gone(), InstanceTaken)
     world.pay_many(30)
@@ -394,6 +392,76 @@ async def test_a_second_worker_of_the_same_instance_ends_the_first_with_its_own_
     world.check()
     twin.engine.stop()
     assert await twin.gone() is None
+
+
+@pytest.mark.parametrize("woken_last", [True, False], ids=["the frozen one joins last", "its replacement joins last"])
+async def test_of_two_of_one_name_that_the_group_forgot_the_last_to_join_goes_on_and_the_other_ends(
+    world: World, woken_last: bool
+) -> None:
+    first = world.start("w1")
+    await world.until_running(first)
+    world.cluster.faults.pause(first.client)
+    twin = twin_of("w1", world)
+    await world.until(lambda: bool(twin.engine.tasks))
+    world.cluster.faults.pause("twin")
+    await world.until(lambda: not members(world))
+    world.pay_many(30)
+    loser, goes_on = (twin, first) if woken_last else (first, twin)
+    last = first.client if woken_last else "twin"
+    # Both have heard that they are unknown when the first of them joins.
+    world.cluster.faults.add("JoinGroup", delay(1.5), when=lambda call: call.client == last)
+    world.cluster.faults.resume(first.client)
+    world.cluster.faults.resume("twin")
+    async with asyncio.timeout(90):
+        assert isinstance(await loser.gone(), InstanceTaken)
+    world.pay_many(30)
+    await world.drained()
+    world.check()
+    assert not goes_on.over
+    twin.engine.stop()
+    await twin.gone()
+
+
+async def test_a_worker_that_the_group_has_forgotten_says_so_before_it_takes_its_name_anew(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`semel chaos` goes by that: else it has taken its name from somebody whom the group knew."""
+    first = world.start("w1")
+    await world.until_running(first)
+
+    def said(since: int) -> bool:
+        return FORGOTTEN.search("\n".join(caplog.messages[since:])) is not None
+
+    began = len(caplog.messages)
+    world.cluster.faults.add("Heartbeat", refuse(25))
+    await world.until(lambda: first.engine.stats["rebalances"] == 2)
+    assert said(began)
+    began = len(caplog.messages)
+    world.cluster.faults.add("Heartbeat", refuse(82))
+    await world.until(lambda: first.engine.stats["rebalances"] == 3)
+    assert not said(began), "the group has it by its own id"
+    began = len(caplog.messages)
+    world.cluster.faults.add("JoinGroup", refuse(82))
+    world.cluster.faults.pause(first.client)
+    await world.until(lambda: not members(world))
+    world.cluster.faults.resume(first.client)
+    world.cluster.faults.add("Heartbeat", refuse(82))
+    await world.until(lambda: first.engine.stats["rebalances"] == 4)
+    assert said(began)
+
+
+def members(world: World) -> tuple[GroupMember, ...]:
+    """Those whose session is not over."""
+    world.cluster.timers.run_due()
+    return world.cluster.groups.describe(APP).members
+
+
+def twin_of(name: str, world: World, **settings: str) -> MemoryWorker:
+    """Another process of that name, on a disk of its own."""
+    return MemoryWorker(
+        name, world.plan(), MemoryBroker(world.cluster, "twin"), Store(world.path / "twin" / "db"), world.clock, world.rng,
+        EngineSettings(**settings),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("api", ["JoinGroup", "SyncGroup", "Heartbeat", "TxnOffsetCommit"])

@@ -9,8 +9,9 @@ from semel.chaos.fault import Fault
 from semel.chaos.faults.brokers import BrokerKill, Compact, Grow, Leader, Rebalance
 from semel.chaos.faults.limits import Deny, Throttle
 from semel.chaos.faults.net import Net
-from semel.chaos.faults.processes import Clock, Failpoint, Kill, OddCode, Term, Zombie
+from semel.chaos.faults.processes import Clock, Failpoint, Kill, OddCode, Term
 from semel.chaos.faults.state import CorruptBlock, DiskFull, DiskSlow
+from semel.chaos.faults.zombie import Zombie
 from semel.chaos.fleet import Fleet
 from semel.chaos.timeline import Entry
 

@@ -1,15 +1,13 @@
-"""What happens to a worker's process: it is killed, frozen, asked to end, told another time, or ended oddly by its code."""
+"""What happens to a worker's process: it is killed, asked to end, told another time, or ended oddly by its code."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from operator import sub
 
-from semel.chaos import disks
 from semel.chaos.fault import STEPS, Chance, Drawn, Fault
-from semel.chaos.fleet import AGAIN_S, TERM_S, Fleet
+from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
 from semel.stages.agent import handler_faults
@@ -17,10 +15,7 @@ from semel.stages.agent.handler_faults import Done
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
-TAKEN = 4
 KILLED = -9
-# SIGTERM before a worker has come to listen to it.
-TERMINATED = -15
 
 
 class Kill(Fault):
@@ -81,77 +76,8 @@ class Failpoint(Fault):
             if code is None:
                 entry.note = "it was not passed"
             elif code != KILLED:
-                on.ended_by_itself(worker, code)
+                on.ended_unasked(worker, code)
             await on.restart(worker)
-
-
-class Zombie(Fault):
-    kind = "zombie"
-    weight = 1.5
-    seen = True
-    variants = (*("SIGSTOP past its session",) * 5, *("SIGSTOP",) * 2, *("replaced while frozen",) * 3)
-
-    @classmethod
-    def drawn(cls, chance: Chance, variant: str) -> Drawn:
-        return {"hold_s": chance.rng.uniform(0.3, 3) if variant == "SIGSTOP" else chance.past_session_s(3)}
-
-    @classmethod
-    def heal(cls, worker: ChaosWorker) -> None:
-        if worker.frozen:
-            worker.thaw()
-
-    async def apply(self, on: Fleet, entry: Entry) -> None:
-        async with on.claimed(self.worker) as [worker]:
-            replaced = self.variant == "replaced while frozen"
-            if replaced:
-                # Frozen before it joined it would wake as the later of the two, and rightly take the name.
-                await on.holding(worker, ARMED_S)
-            on.begins(entry, worker.name)
-            entry.bit = on.observed.holds(worker.name)
-            on.freeze(worker)
-            if replaced:
-                await self._replaced(on, worker, entry)
-            else:
-                await asyncio.sleep(self.hold_s)
-                on.thaw(worker)
-
-    async def _replaced(self, on: Fleet, worker: ChaosWorker, entry: Entry) -> None:
-        """It has to find out by itself that it is not wanted any more."""
-        worker.expected_end = True
-        twin = worker.twin()
-        on.workers[on.workers.index(worker)] = twin
-        await asyncio.to_thread(disks.mount_like, worker.state_dir, twin.state_dir)
-        try:
-            on.start(twin)
-            _, taken = await asyncio.gather(asyncio.sleep(self.hold_s), self._in_place(on, twin))
-        finally:
-            worker.thaw()
-        if not taken:
-            # Nobody has taken its name, which it may go by.
-            entry.note = "its replacement did not come to run"
-            await worker.kill9()
-            return
-        code = await worker.ended(TERM_S)
-        if code is None:
-            on.findings.append(
-                f"a fenced worker writes nothing: {worker.name} was frozen, replaced under its name and woken, and "
-                f"went on for {TERM_S:g} s beside its replacement (fault {self.number})"
-            )
-            await worker.kill9()
-        elif code != TAKEN:
-            entry.note = f"the frozen one ended with exit code {code}"
-
-    async def _in_place(self, on: Fleet, twin: ChaosWorker) -> bool:
-        """Whether the replacement has partitions; it is started again where it ends for want of a right that a fault took."""
-        deadline = time.monotonic() + ARMED_S
-        while not await on.holding(twin, deadline - time.monotonic()):
-            code = twin.exit_code
-            if code is None or time.monotonic() >= deadline:
-                return False
-            on.ended_unasked(twin, code)
-            await asyncio.sleep(AGAIN_S)
-            on.start(twin)
-        return True
 
 
 class Term(Fault):
@@ -178,11 +104,7 @@ class Term(Fault):
                 worker.thaw()
             else:
                 entry.bit = on.observed.holds(worker.name)
-            code = await worker.term(TERM_S)
-            if code is None:
-                on.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM (fault {self.number})")
-            elif code not in (0, KILLED, TERMINATED):
-                on.ended_by_itself(worker, code)
+            on.ended_asked(worker, await worker.term(TERM_S), f"fault {self.number}")
             await on.restart(worker)
 
 
