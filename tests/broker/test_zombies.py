@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.broker.workers import WorkerProcess
 
 pytestmark = pytest.mark.broker
 
+TAKEN = 4
 # Where a worker that stops has something in hand: an open event, a sealed epoch, a transaction in each of its states.
 STOPS = [name for name in NAMES if name.startswith(("barrier.", "commit.")) and not name.endswith("_store")]
 
@@ -76,6 +78,28 @@ async def test_a_worker_frozen_again_and_again_changes_nothing(ledger41: Ledger)
         victim.thaw()
         await asyncio.sleep(2)
     await ledger.settle(workers[0])
+
+
+async def test_of_two_of_one_name_that_the_group_forgot_one_goes_on_and_the_other_ends_with_4(ledger41: Ledger) -> None:
+    """Nobody knows any more which of them replaced the other: who joins last has the name."""
+    ledger = ledger41
+    ledger.feed_beside(payments(24, 12_000), per_s=300)
+    first = ledger.worker("w1", state="machine-1").start()
+    await ledger.until_done(100)
+    first.freeze()
+    second = ledger.worker("w1", state="machine-2", log="second").start()
+    await second.ready()
+    second.freeze()
+    await wait_out_session(second)
+    for worker in (second, first):
+        worker.thaw()
+    deadline = time.monotonic() + 4 * SESSION_TIMEOUT_MS / 1000 + 20
+    while first.running and second.running and time.monotonic() < deadline:  # noqa: ASYNC110  (a process is asked, not told)
+        await asyncio.sleep(0.1)
+    [ended] = [worker for worker in (first, second) if not worker.running]
+    [goes_on] = [worker for worker in (first, second) if worker.running]
+    assert ended.exit_code == TAKEN
+    await ledger.settle(goes_on)
 
 
 # -- work without a source record: timers
