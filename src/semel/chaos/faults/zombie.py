@@ -70,9 +70,12 @@ class Zombie(Fault):
         goes_on = await self._goes_on(on, worker, twin)
         if goes_on is worker:
             on.replace(twin, worker)
-            entry.note = "the frozen one went on, as the group had forgotten both"
-            if not FORGOTTEN.search(before + worker.log_from(asleep)):
-                entry.note = "the frozen one went on"
+            entry.note = "the frozen one went on"
+            if FORGOTTEN.search(before + worker.log_from(asleep)):
+                entry.note += ", as the group had forgotten both"
+            elif on.cluster.forgetful:
+                on.mended.append(f"{self._both(worker)}, and went on: a broker had coordinated from a part of its log")
+            else:
                 on.findings.append(
                     f"{self._both(worker)}, and took its name back from a replacement that the group knew; {worker.log_end()}"
                 )

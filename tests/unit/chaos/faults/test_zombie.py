@@ -86,7 +86,7 @@ class Process:
             self.exit_code, self.killed = -9, True
 
 
-class Unhurt:
+class Brokers:
     forgetful, away = False, frozenset[int]()
 
 
@@ -97,7 +97,7 @@ async def on(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
     monkeypatch.setattr(zombie, "AGAIN_S", 0.01)
     anything: Any = None
     fleet = Fleet(
-        plan=anything, broker=anything, cluster=cast("Any", Unhurt()), workers=[], spare=[],
+        plan=anything, broker=anything, cluster=cast("Any", Brokers()), workers=[], spare=[],
         observed=Observed("t", 1), load=anything, compaction=anything, views=anything, say=lambda said: None, goal="60 s",
     )  # fmt: skip
     tasks = [{"partition": 0, "state": "running", "position": {"t": 1}, "lag": 0}]
@@ -176,6 +176,15 @@ async def test_a_woken_one_that_takes_its_name_from_one_that_the_group_knows_is_
     [finding] = on.findings
     assert finding.startswith(f"{BOTH}, and took its name back from a replacement that the group knew")
     assert on.workers == [first]
+
+
+async def test_where_a_broker_coordinated_from_a_part_of_its_log_the_frozen_one_may_be_the_one_it_knows(
+    on: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Brokers, "forgetful", True)
+    first, _ = pair(on, (None, ""), (TAKEN, KNOWN))
+    await replaced(on)
+    assert (on.findings, on.workers, len(on.mended)) == ([], [first], 1)
 
 
 async def test_that_both_go_on_is_a_finding_and_one_is_ended(on: Fleet) -> None:
