@@ -56,3 +56,7 @@ class Throttles:
         if broker is None:
             return max(brokers.values(), default=now) - now
         return brokers.get(broker, now) - now
+
+    def waits(self) -> dict[str, float]:
+        """Of each request that is to wait: for how much longer, at whichever broker it is waited for longest."""
+        return {api: wait_s for api in sorted(self._until) if (wait_s := self.wait_s(api)) > 0}

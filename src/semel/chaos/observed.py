@@ -17,15 +17,19 @@ class Observed(Watch):
         # Of each process, also of those that are gone, the last that it said.
         self._last: dict[tuple[str, int], Document] = {}
         self._duplicates = 0
+        # Until when brokers asked it to wait, whatever becomes of their quotas.
+        self._throttled_until: dict[str, float] = {}
 
     def started(self, name: str, url: str, pid: int) -> None:
         self.workers[name] = WorkerState(name, url, pid)
         self._heard_at.pop(name, None)
+        self._throttled_until.pop(name, None)
 
     def heard(self, name: str, document: Document, asked_at: float) -> None:
         self.hear(name, document)
         self._heard_at[name] = asked_at
         self._last[name, self.workers[name].pid] = document
+        self._throttled_until[name] = asked_at + max(document["throttled"].values(), default=0.0)
         self._duplicates = max(self._duplicates, document["counts"].get("duplicates", 0))
 
     def gone(self, name: str) -> None:
@@ -62,6 +66,10 @@ class Observed(Watch):
         """Answers in which brokers asked the workers of these names to wait."""
         wanted = set(names)
         return sum(document["throttles"] for (name, _), document in self._last.items() if name in wanted)
+
+    def throttled_s(self, names: Iterable[str], at: float) -> float:
+        """For how much longer, from that moment, the workers of these names wait because brokers asked them to."""
+        return max(0.0, *(self._throttled_until.get(name, 0.0) - at for name in names))
 
     def engine(self) -> dict[str, int]:
         """What shows that faults came through to the engine; sums over every process that ran."""

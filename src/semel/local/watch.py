@@ -98,6 +98,10 @@ class Watch:
                 if reason := worker.document.get(key):
                     lines.append(f"{worker.name}: {how}{reason}")
             lines += [
+                f"{worker.name}: waits with {api} for {wait_s:g} s, as a broker asked it to"
+                for api, wait_s in worker.document.get("throttled", {}).items()
+            ]
+            lines += [
                 f"{worker.name} agent {e['agent']} at {e['record']} for {e['seconds']} s, waits at {e['waits_at']}"
                 for e in worker.document.get("in_hand", ())
             ]

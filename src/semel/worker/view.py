@@ -200,6 +200,7 @@ class EngineView:
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },
                 "throttled_s": round(engine.broker.throttles.wait_s("Produce"), 1),
+                "throttled": {api: round(wait_s, 1) for api, wait_s in engine.broker.throttles.waits().items()},
                 "throttles": engine.broker.throttles.answers.total(),
             }
         ]

@@ -17,6 +17,7 @@ def document(tasks: dict[int, tuple[str, int]], **stats: int) -> dict[str, Any]:
         ],
         "counts": {"duplicates": stats.pop("duplicates", 0)},
         "throttles": stats.pop("throttles", 0),
+        "throttled": {"Fetch": stats.pop("throttled")} if "throttled" in stats else {},
         "commits": {
             "commits": 1,
             "aborts": 0,
@@ -89,3 +90,15 @@ def test_what_brokers_asked_to_wait_is_summed_up_over_the_lives_of_the_workers_m
     observed.heard("w1", document({0: ("running", 5)}, throttles=3), 4.0)
     observed.heard("w2", document({1: ("running", 7)}, throttles=10), 4.0)
     assert (observed.throttles(["w1"]), observed.throttles(["w1", "w2"]), observed.throttles(["w3"])) == (5, 15, 0)
+
+
+def test_what_brokers_asked_to_wait_lasts_also_while_the_worker_is_frozen_and_ends_with_its_process(
+    observed: Observed,
+) -> None:
+    observed.heard("w1", document({0: ("running", 5)}, throttled=90), 3.0)
+    assert (observed.throttled_s(["w1", "w2"], 90.0), observed.throttled_s(["w1", "w2"], 93.0)) == (3.0, 0.0)
+    assert observed.throttled_s(["w2"], 90.0) == 0.0
+    observed.gone("w1")
+    assert observed.throttled_s(["w1"], 90.0) == 3.0
+    observed.started("w1", "http://w1", 11)
+    assert observed.throttled_s(["w1"], 90.0) == 0.0

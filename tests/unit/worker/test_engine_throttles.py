@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from semel.local.watch import Watch, WorkerState
 from semel.memory.faults import Call, Fault, Quota, throttle
 from semel.port import TP
 from semel.worker.metrics import exposition
@@ -119,14 +120,30 @@ async def test_what_brokers_ask_to_wait_is_counted_and_shown(world: World) -> No
     await world.until(lambda: worker.engine.broker.throttles.answers["Produce"] == 1)
     view = EngineView(worker.engine)
     assert view.pipelines()[0]["throttled_s"] > 7
+    assert list(view.pipelines()[0]["throttled"]) == ["Produce"]
     assert view.readiness()[0]
     text = exposition(worker.engine).decode()
     assert 'semel_broker_throttles_total{pipeline="payments",request="Produce"} 1.0' in text
     assert 'semel_broker_throttled_seconds_total{pipeline="payments",request="Produce"} 8.0' in text
     world.pay_many(10)
     await world.drained()
-    assert view.pipelines()[0]["throttled_s"] == 0
+    assert (view.pipelines()[0]["throttled_s"], view.pipelines()[0]["throttled"]) == (0, {})
     world.check()
+
+
+async def test_a_worker_that_restores_nothing_for_a_quota_says_for_how_long(world: World) -> None:
+    """Seed 20261205 of chaos: a broker asked to wait 98 s with Fetch, and what showed was a task that restores."""
+    await world.settled()
+    world.lose_store("w1")
+    world.cluster.faults.add("Fetch", throttle(98.0), times=1)
+    worker = world.start()
+    await world.until(lambda: worker.engine.broker.throttles.answers["Fetch"] == 1)
+    view = EngineView(worker.engine).pipelines()[0]
+    assert view["throttled_s"] == 0
+    assert 97 < view["throttled"]["Fetch"] <= 98
+    watch = Watch("payments", 2, {"w1": WorkerState("w1", "http://w1")})
+    watch.hear("w1", view)
+    assert any(line.startswith("w1: waits with Fetch for 9") for line in watch.trouble())
 
 
 async def test_a_worker_that_is_told_to_stop_while_it_is_throttled_stops_and_loses_nothing(world: World) -> None:

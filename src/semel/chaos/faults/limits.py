@@ -25,7 +25,8 @@ MET_S = 0.7
 
 class Throttle(Fault):
     """The quota is halved until it is met: nobody knows how much this pipeline reads and writes, and one of a small part of
-    that would make it wait for minutes.
+    that would make it wait for minutes. Where it restores just then it may be asked to, all the same: it waits also when the
+    quota is gone, and until then the fault lasts.
     """
 
     kind = "throttle"
@@ -54,6 +55,10 @@ class Throttle(Fault):
                     await asyncio.sleep(min(left, MET_S))
             finally:
                 await set_to(None)
+            await asyncio.sleep(MET_S)
+            while (left := on.observed.throttled_s(names, time.monotonic())) > 0:
+                # It may be started again meanwhile.
+                await asyncio.sleep(min(left, MET_S))
             met = on.observed.throttles(names) - before
             entry.bit = met > 0
             entry.note += f", {met} answers asked to wait" if met else ""

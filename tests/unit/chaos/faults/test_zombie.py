@@ -101,12 +101,13 @@ async def on(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
         observed=Observed("t", 1), load=anything, compaction=anything, views=anything, say=lambda said: None, goal="60 s",
     )  # fmt: skip
     tasks = [{"partition": 0, "state": "running", "position": {"t": 1}, "lag": 0}]
+    document = {"tasks": tasks, "counts": {}, "commits": {"commits": 1}, "throttled": {}}
 
     async def watch() -> None:
         while True:
             for worker in fleet.everyone:
                 if worker.running and not worker.frozen and worker.name in fleet.observed.workers:
-                    fleet.observed.heard(worker.name, {"tasks": tasks, "counts": {}, "commits": {"commits": 1}}, 0.0)
+                    fleet.observed.heard(worker.name, document, 0.0)
             await asyncio.sleep(0.005)
 
     watching = asyncio.create_task(watch())
