@@ -56,7 +56,7 @@ class Throttle(Fault):
             finally:
                 await set_to(None)
             await asyncio.sleep(MET_S)
-            while (left := on.observed.throttled_s(names, time.monotonic())) > 0:
+            while (left := on.observed.throttled_s(names, time.monotonic())) > 0:  # noqa: ASYNC110  (asked, not told)
                 # It may be started again meanwhile.
                 await asyncio.sleep(min(left, MET_S))
             met = on.observed.throttles(names) - before
