@@ -82,6 +82,11 @@ class Fleet:
         """Records that are certainly on the topic and not committed as done."""
         return self.observed.behind(self.load.ends)
 
+    def found(self, finding: str) -> None:
+        """What no fault excuses. It is said at once, that what led to it stands right above."""
+        self.findings.append(finding)
+        self.say(f"{self.now():7.1f} s  finding: {finding.partition(chr(10))[0]}")
+
     # -- one fault, from its beginning to the recovery
 
     def begins(self, entry: Entry, whom: str) -> None:
@@ -99,7 +104,7 @@ class Fleet:
 
         if not await self.comes(whole, RECOVERY_S):
             entry.note = entry.note or "never recovered"
-            self.findings.append(
+            self.found(
                 f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
                 "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
             )
@@ -216,7 +221,7 @@ class Fleet:
         if code in (1, 2) and not late and REFUSED.search(worker.log_end()):
             self.unrightful += 1
         else:
-            self.findings.append(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
+            self.found(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
 
     def ended_unasked(self, worker: ChaosWorker, code: int) -> None:
         """As `ended_by_itself`; one that says it cannot reach its broker (exit code 3) while brokers or connections are troubled
@@ -231,7 +236,7 @@ class Fleet:
     def ended_asked(self, worker: ChaosWorker, code: int | None, when: str = "") -> None:
         """It got SIGTERM; a finding where it ended otherwise than in order, or not at all within `TERM_S` (None)."""
         if code is None:
-            self.findings.append(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM{when and f' ({when})'}")
+            self.found(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM{when and f' ({when})'}")
         elif code not in IN_ORDER:
             self.ended_unasked(worker, code)
 

@@ -266,12 +266,12 @@ async def _settle(on: Fleet, loading: asyncio.Task[None]) -> None:
     await asyncio.wait({loading}, timeout=30)
     heal(on)
     if not await on.load.finish(30):
-        on.findings.append("the load's last records could not be written for 30 s with no fault in force")
+        on.found("the load's last records could not be written for 30 s with no fault in force")
     asked = time.monotonic()
     while not (on.observed.whole_since(asked) and on.behind == 0):
         await asyncio.sleep(0.1)
         if time.monotonic() > asked + DRAIN_S:
-            on.findings.append(
+            on.found(
                 f"recovery ends: {DRAIN_S:g} s after the last fault {on.behind:,} records are not "
                 f"processed: {'; '.join(on.observed.trouble()[:8])}"
             )

@@ -67,6 +67,15 @@ async def test_any_other_end_is_a_finding(code: int, said: str, taken_s: float) 
     assert (len(on.findings), on.unrightful, ended.starts) == (1, 0, 2)
 
 
+def test_a_finding_is_said_when_it_is_found_without_the_log_that_goes_with_it() -> None:
+    said: list[str] = []
+    on = fleet()
+    on.say = said.append
+    on.found("w1 ended by itself with exit code 1; the end of w1.log:\n  and more")
+    assert said == ["    0.0 s  finding: w1 ended by itself with exit code 1; the end of w1.log:"]
+    assert on.findings == ["w1 ended by itself with exit code 1; the end of w1.log:\n  and more"]
+
+
 async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> None:
     ended = Ended(3)
     on = fleet()

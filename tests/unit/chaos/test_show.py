@@ -16,7 +16,7 @@ def moment(active: int = 2, kinds: Any = ("kill", "kill", "kill", "zombie"), bit
     for name, pid, tasks in (("w1", 11, {0: "running", 2: "restoring"}), ("w2", 12, {1: "running"})):
         observed.started(name, f"http://{name}", pid)
         held = [{"partition": partition, "state": state, "position": {}} for partition, state in tasks.items()]
-        observed.heard(name, {"tasks": held, "counts": {}}, 0.0)
+        observed.heard(name, {"tasks": held, "counts": {}, "throttled": {}}, 0.0)
     timeline = Timeline(
         [Entry(number, kind, kind, "w1", 1.0, 2.0, 5.21, bit=number >= bit_from) for number, kind in enumerate(kinds)],
         [Sample(at_s, 9_000, round(at_s * 1_234.5), 1_500) for at_s in (10.34, 12.34)],
