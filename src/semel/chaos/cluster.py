@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,6 +23,8 @@ from semel.runtime.clock import SystemClock
 
 T = TypeVar("T")
 ASKED_S = 60.0
+# A worker that was told another has its name asks for three sessions whether that one lives, and then ends.
+LINGERS_S = 60.0
 
 # What a broker logs whose coordinator does not come up; it says NOT_COORDINATOR for good then, until it starts again.
 _NOT_LOADED = re.compile(
@@ -67,7 +71,8 @@ class Cluster:
         # How far each broker's log has been read.
         self._read: dict[int, int] = dict.fromkeys(self.nodes, 0)
         self._stuck: dict[int, str] = {}
-        self._forgot: set[int] = set()
+        # Until when what it has said from a part of its log goes on among workers: inf while it is not started again.
+        self._forgot: dict[int, float] = {}
         self._stack = AsyncExitStack()
 
     def _properties(self, node: Node) -> Mapping[str, str]:
@@ -137,26 +142,27 @@ class Cluster:
         await asyncio.to_thread(self.kafka.stop_node, node)
 
     async def back(self, node: int) -> None:
+        self._look(node)
         self._stuck.pop(node, None)
-        self._forgot.discard(node)
-        self._read[node] = self.kafka.log_path(node).stat().st_size
+        if node in self._forgot:
+            self._forgot[node] = min(self._forgot[node], time.monotonic() + LINGERS_S)
         await asyncio.to_thread(self.kafka.restart, node)
         self.away.discard(node)
 
     def stuck(self) -> dict[int, str]:
         """Brokers that cannot coordinate, since this was asked last, and why."""
-        self._look()
+        self._look(*set(self.nodes) - self.away)
         stuck, self._stuck = self._stuck, {}
         return stuck
 
     @property
     def forgetful(self) -> bool:
-        """Whether a broker has coordinated from a part of its log, since it was started last."""
-        self._look()
-        return bool(self._forgot)
+        """Whether a broker has coordinated from a part of its log, since it was started last or shortly before that."""
+        self._look(*set(self.nodes) - self.away)
+        return any(until > time.monotonic() for until in self._forgot.values())
 
-    def _look(self) -> None:
-        for node in set(self.nodes) - self.away:
+    def _look(self, *nodes: int) -> None:
+        for node in nodes:
             with self.kafka.log_path(node).open("rb") as file:
                 file.seek(self._read[node])
                 new = file.read()
@@ -166,4 +172,4 @@ class Cluster:
             if failed := _NOT_LOADED.search(text):
                 self._stuck[node] = f"{failed[1] or failed[3]}: {failed[2] or failed[4]}"
             if _FORGOT in text:
-                self._forgot.add(node)
+                self._forgot[node] = math.inf

@@ -39,7 +39,28 @@ def test_a_broker_that_cannot_coordinate_is_told_by_its_log_once(tmp_path: Path)
     assert brokers.stuck() == {}
 
 
-def test_a_broker_that_coordinated_from_a_part_of_its_log_is_known_until_it_starts_again(tmp_path: Path) -> None:
+FORGOT = "The state machine of the coordinator __consumer_offsets-3 is out of sync with the underlying log. The last\n"
+
+
+async def test_what_a_broker_has_forgotten_counts_until_the_workers_have_borne_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot coordinate is started again at once, and workers that it took for others end a while after that."""
+    brokers = unstarted(tmp_path)
+    monkeypatch.setattr(brokers.kafka, "restart", lambda node: None)
+    log = brokers.kafka.log_path(1)
+    log.parent.mkdir(parents=True)
+    # It is killed before anybody has read that.
+    brokers.away.add(1)
+    log.write_text(AT + FORGOT)
+    await brokers.back(1)
+    assert brokers.forgetful
+    monkeypatch.setattr(cluster, "LINGERS_S", -1.0)
+    await brokers.back(1)
+    assert not brokers.forgetful
+
+
+def test_a_broker_that_coordinated_from_a_part_of_its_log_is_known(tmp_path: Path) -> None:
     brokers = unstarted(tmp_path)
     log = brokers.kafka.log_path(1)
     log.parent.mkdir(parents=True)
@@ -47,7 +68,7 @@ def test_a_broker_that_coordinated_from_a_part_of_its_log_is_known_until_it_star
     assert not brokers.forgetful
     with log.open("a") as said:
         said.write(
-            AT + "The state machine of the coordinator __consumer_offsets-3 is out of sync with the underlying log. The last\n"
+            AT + FORGOT
             + AT + "Writing records to __consumer_offsets-3 failed due to: No in-memory snapshot for epoch 49154. Snapshot\n"
         )  # fmt: skip
     assert brokers.forgetful
