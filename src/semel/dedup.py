@@ -27,6 +27,8 @@ _HANDLINGS = ("quarantine", "pass", "drop")
 _BYTES, _OTHER = b"\x00b", b"\x00j"
 # ... and of a str that begins as these do.
 _TEXT = b"\x00s"
+# What a mark keeps of a payload.
+payload_hash = xxhash.xxh3_64_intdigest
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,14 @@ class Dedup:
             return _header_reader(key.names)
         if isinstance(key, ContentKey):
             return _content_reader(key.fields)
-        read = reader_of(key)
+        read = None if isinstance(key, str) else reader_of(key)
 
         def by_value(value: Any, record: Any) -> bytes | None:
-            key_value = read(value)
+            if read is not None:
+                key_value = read(value)
+            else:
+                # As `reader_of` reads a field, without a call for each event.
+                key_value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
             if type(key_value) is str:
                 raw = key_value.encode()
                 return (raw if raw[:1] != b"\x00" else _TEXT + raw) or None
@@ -180,9 +186,9 @@ class Dedup:
         """(value, record) -> 64-bit hash of what must agree between an event and its redelivery."""
         compare = self.compare
         if compare is None:
-            return lambda value, record: 0 if record.value is None else xxhash.xxh3_64_intdigest(record.value)
+            return lambda value, record: 0 if record.value is None else payload_hash(record.value)
         pick = compare if callable(compare) else _picker(_fields(compare))
-        return lambda value, record: xxhash.xxh3_64_intdigest(_canonical(pick(value)))
+        return lambda value, record: payload_hash(_canonical(pick(value)))
 
     @property
     def passes(self) -> frozenset[str]:

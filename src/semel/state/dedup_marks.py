@@ -186,8 +186,10 @@ class Marks:
         by_bucket: dict[int, dict[bytes, bytes]] = {}
         size = self.bucket_ms
         near = None if stream_ms is None else (stream_ms + 2 * self.window_ms) // size
+        number = int.from_bytes
         for key, value in marks:
-            bucket = filed_at(value) // size
+            # As `filed_at`, without its call.
+            bucket = number(value[16:24], "big", signed=True) // size
             if near is not None and bucket > near:
                 width = 1 << max(0, (bucket - near).bit_length() - 2)
                 bucket = -(-bucket // width) * width

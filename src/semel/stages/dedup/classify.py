@@ -29,7 +29,7 @@ class Verdict(Enum):
     CLOCK = "clock"
 
 
-# Tuples, since two of them are made for every event. Stream time, as `StreamTime`: its ms, and what is pending.
+# Tuples, since one is made for almost every event. Stream time, as `StreamTime`: its ms, and what is pending.
 Moment = tuple[int | None, tuple[int, ...]]
 # None, CLOCK or LATE; the time that a mark of the event is filed under; stream time after it.
 Timed = tuple[Verdict | None, int, int | None, tuple[int, ...]]
@@ -70,11 +70,6 @@ def move_time(now: int | None, pending: tuple[int, ...], event_ms: int, wall_ms:
     waits. Three in a row agree that it is as late as the smallest of them says: stream time moves there, and on as if
     they had come in order. Events that are always further apart than the window move it two events later.
     """
-    if now is not None and now - window_ms <= event_ms <= wall_ms and event_ms <= now + window_ms:
-        # Almost every event: neither late nor a jump, by a clock that is not ahead.
-        if event_ms > now:  # noqa: PLR1730  (a call costs more)
-            now = event_ms
-        return None, now, now, ()
     if event_ms > wall_ms + window_ms:
         return Verdict.CLOCK, event_ms, now, pending
     reach = event_ms if event_ms < wall_ms else wall_ms
@@ -142,9 +137,15 @@ def classify(
     for offset, id, at, payload in zip(*batch, strict=True):
         mark = None
         if type(id) is bytes and type(at) is int:
-            untimely, filed, ms, waiting = move_time(now, pending, at, wall_ms, window)
+            if now is not None and now - window <= at <= wall_ms and at <= now + window:
+                # What `move_time` says of almost every event, without its call: neither late nor a jump, by a clock that
+                # is not ahead.
+                verdict, untimely, waiting = fresh, None, ()
+                filed = ms = at if at > now else now
+            else:
+                untimely, filed, ms, waiting = move_time(now, pending, at, wall_ms, window)
+                verdict = fresh if untimely is None else untimely
             raw = seen.get(id)
-            verdict = fresh if untimely is None else untimely
             if raw is not None and untimely is not Verdict.CLOCK:
                 # A late event is protected for a whole window, in which its redelivery is later still.
                 of_known = judge(unpack(raw), offset, payload, ms or 0, window, hashed_from)

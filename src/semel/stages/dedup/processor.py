@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from semel.dedup import Dedup
+from semel.dedup import Dedup, payload_hash
 from semel.errors import described
 from semel.event_time import time_reader
 from semel.plan import AgentPlan
@@ -263,6 +263,12 @@ class DedupFilter:
     def _payloads(
         self, values: Sequence[Any], records: Sequence[Record], ids: Sequence[object]
     ) -> tuple[list[int], BaseException | None]:
+        if self._rule.compare is None:
+            # As `payload_reader` reads the value's bytes, for all of them at once: nothing of the pipeline's is called.
+            return [
+                0 if type(id) is not bytes or (raw := r.value) is None else payload_hash(raw)
+                for r, id in zip(records, ids, strict=True)
+            ], None
         payloads: list[int] = []
         read, add = self._payload_of, payloads.append
         try:
