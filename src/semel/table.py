@@ -97,8 +97,8 @@ class Table:
             or get_ident() != context.thread
         ):
             context, rows = self._rows()
-        value = rows.hot.get(key, MISSING)
-        if value is MISSING or rows.numeric_key is not None:
+        value = rows.hot.get(key)
+        if value is None or rows.numeric_key is not None:
             value = context.read(rows, key, self._make)
             if value is MISSING:
                 if self._make is None:

@@ -77,11 +77,13 @@ class Rows:
         "name",
         "noted_kind",
         "numeric_key",
+        "only",
+        "only_value",
         "open",
         "partition",
-        "pending",
         "place",
         "sealed",
+        "several",
         "topic",
     )
 
@@ -135,8 +137,11 @@ class Rows:
         self._heavy = 0
         self._weights: dict[Any, int] = {}
         self._most = min(limit, limit_bytes // KEY_BYTES)
-        # What the event in hand has written: a part of its write set.
-        self.pending: dict[bytes, bytes | None] = {}
+        # What the event in hand has written, a part of its write set: almost every event writes one row of a table, which is
+        # `only`, with its value, and costs no dict; None where it has written none. Of more than one all are in `several`.
+        self.only: bytes | None = None
+        self.only_value: bytes | None = None
+        self.several: dict[bytes, bytes | None] = {}
         self.open: dict[bytes, bytes | None] = {}
         self.sealed: dict[bytes, bytes | None] = {}
 
@@ -244,7 +249,9 @@ class Rows:
     # -- reading
 
     def load(self, raw: bytes) -> bytes | None:
-        for written in (self.pending, self.open, self.sealed):
+        if raw == self.only:
+            return self.only_value
+        for written in (self.several, self.open, self.sealed):
             if raw in written:
                 return written[raw]
         return self.committed(raw)
@@ -298,10 +305,12 @@ class Rows:
                 size = len(raw) + len(encoded)
                 held = writes.bytes + ROW_BYTES + size
                 if size <= self._small and held <= writes.most_bytes:
-                    pending = self.pending
-                    if not pending:
+                    if self.only is None and not self.several:
+                        # As `_put`, without its call.
+                        self.only, self.only_value = raw, encoded
                         writes.rows.append(self)
-                    pending[raw] = encoded
+                    else:
+                        self._put(raw, encoded)
                     self.hot[key] = value
                     writes.bytes = held
                     return
@@ -310,7 +319,7 @@ class Rows:
     def write(self, key: Any, value: Any) -> tuple[bytes, bytes | _Missing | None, int]:
         """Set a row, or delete it with MISSING. Its key's bytes, what the event in hand had written before, the size of both."""
         raw = self.raw(key)
-        before = self.pending.get(raw, MISSING)
+        before = self.only_value if raw == self.only else self.several.get(raw, MISSING)
         if value is MISSING:
             self.set(key, raw, None, value)
             return raw, before, len(raw)
@@ -359,7 +368,7 @@ class Rows:
                 self._of_no_kind = raw
             # Among them may be keys of another kind that were only looked for.
             self._forget()
-        self.pending[raw] = encoded
+        self._put(raw, encoded)
         if encoded is not None and same:
             size = len(encoded)
             if size > SMALL_BYTES or self._weights:
@@ -371,10 +380,12 @@ class Rows:
 
     def unwrite(self, key: Any, raw: bytes, before: bytes | _Missing | None) -> None:
         """Take one write back. `before`: what the event in hand had written of this row until then, as `write` tells it."""
-        if isinstance(before, _Missing):
-            self.pending.pop(raw, None)
+        if not isinstance(before, _Missing):
+            self._put(raw, before)
+        elif raw == self.only:
+            self.only = None
         else:
-            self.pending[raw] = before
+            self.several.pop(raw, None)
         self._drop(key)
 
     def undo(self) -> None:
@@ -382,7 +393,33 @@ class Rows:
         if self.hot:
             for raw in self.pending:
                 self._drop(self.key_codec.decode(raw))
-        self.pending.clear()
+        self._forget_pending()
+
+    # -- what the event in hand has written
+
+    @property
+    def pending(self) -> dict[bytes, bytes | None]:
+        """All of it."""
+        return self.several if self.only is None else {self.only: self.only_value}
+
+    def _put(self, raw: bytes, encoded: bytes | None) -> None:
+        if self.several:
+            self.several[raw] = encoded
+        elif self.only is None or self.only == raw:
+            self.only, self.only_value = raw, encoded
+        else:
+            self.several = {self.only: self.only_value, raw: encoded}
+            self.only = None
+
+    def fold(self) -> None:
+        """It joins the open epoch."""
+        self.open.update(self.pending)
+        self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        self.only = self.only_value = None
+        if self.several:
+            self.several = {}
 
     # -- as a state log
 
@@ -414,7 +451,8 @@ class Rows:
         self.sealed = {}
 
     def drop(self) -> None:
-        self.pending, self.open, self.sealed = {}, {}, {}
+        self._forget_pending()
+        self.open, self.sealed = {}, {}
         self._forget()
 
     def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:

@@ -28,7 +28,7 @@ class DirtyValue:
 class WriteSet:
     """Of an event, or of a batch, which is one unit of work.
 
-    `rows`: the tables that it wrote to; what it wrote is in `Rows.pending` of each. `dirty`: values that may have
+    `rows`: the tables that it wrote to; what it wrote is `Rows.pending` of each. `dirty`: values that may have
     been changed in place, by table and key. `marks`: ids and dedup marks, of an event one.
     `outputs`: records to be sent, in their order. `bytes`: about what all takes of a transaction; `most_bytes`: how much it may.
     """
@@ -104,16 +104,22 @@ class WriteSet:
         """Rows and marks join the open epoch; outputs are whoever's who calls this to take."""
         if self.rows:
             for rows in self.rows:
-                pending, written = rows.pending, rows.open
-                # One by one: a dict that is cleared is allocated anew for the next event.
-                while pending:
-                    raw, value = pending.popitem()
-                    written[raw] = value
+                raw = rows.only
+                if raw is not None:
+                    # As `Rows.fold`, without its call.
+                    rows.open[raw] = rows.only_value
+                    rows.only = None
+                else:
+                    rows.fold()
             self.rows.clear()
         if self.marks:
             assert marks is not None
             for id, mark in self.marks:
-                marks.mark(id, mark)
+                if id in marks.open:
+                    marks.mark(id, mark)
+                else:
+                    # As `Marks.mark`, without its call.
+                    marks.open[id] = mark
             self.marks.clear()
 
     def drop(self) -> None:

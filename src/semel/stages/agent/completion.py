@@ -54,9 +54,13 @@ class Completion:
             writes.write_back()
         task: Task = context.task
         counts = task.counts
-        outputs = writes.outputs
-        self._epoch.add(outputs, writes.bytes + EVENT_BYTES)
+        outputs, epoch = writes.outputs, self._epoch
+        # As `OpenEpoch.add`, without its call: it is once an event.
+        epoch.bytes = held = epoch.bytes + writes.bytes + EVENT_BYTES
+        if held >= epoch.limit_bytes:
+            epoch.fill()
         if outputs:
+            epoch.outputs += outputs
             counts["out"] += len(outputs)
             if context.origin is not None:
                 sent = task.outputs

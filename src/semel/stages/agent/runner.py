@@ -236,9 +236,13 @@ class AgentRunner:
             self.check_run(context)
         context.begin()
         if self.turns.usage.stepped_at is None:
-            self.noted[CODE] = 1
-            self.asker = asyncio.current_task()
-            context.begun_elsewhere()
+            self.begun_elsewhere(context)
+
+    def begun_elsewhere(self, context: EventContext) -> None:
+        """Not the agent's own code asked for the event that is in hand now."""
+        self.noted[CODE] = 1
+        self.asker = asyncio.current_task()
+        context.begun_elsewhere()
 
     async def pause(self, context: EventContext, turn_ends: float) -> float:
         """Between two events: let others run, and wait at the gate if it is closed. Until when the next turn lasts."""

@@ -76,14 +76,19 @@ class EventStream:
     async def __aiter__(self) -> AsyncIterator[Any]:
         runner, context = self._runner, self._context
         epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
-        begin, finish, usage = runner.begin, runner.finish, runner.turns.usage
+        begin, finish, usage = context.begin, runner.finish, runner.turns.usage
         await enter(runner, context)
         while True:
             unit = await runner.next_unit(context)
             turn_ends = monotonic() + TURN_S
             try:
                 for value in runner.admit(unit, context):
-                    begin(context)
+                    # As `AgentRunner.begin`, without its call: it is once an event.
+                    if runner.context is not context or runner.closed:
+                        runner.check_run(context)
+                    begin()
+                    if usage.stepped_at is None:
+                        runner.begun_elsewhere(context)
                     yield value
                     if usage.stepped_at is None:
                         asked_elsewhere(runner, context)

@@ -40,8 +40,13 @@ class OpenEpoch:
     def add(self, outs: Iterable[ProducerRecord], size: int) -> None:
         """What came of an event: the only way in, but for `join`."""
         self.outputs.extend(outs)
-        self.bytes = held = self.bytes + size
-        if held >= self.limit_bytes and not self.full:
+        self.bytes += size
+        if self.bytes >= self.limit_bytes:
+            self.fill()
+
+    def fill(self) -> None:
+        """It holds as much as it may."""
+        if not self.full:
             # A transaction takes so many bytes in its time, and memory as well.
             self.full = self.closed = True
             self._changed.set()
