@@ -89,7 +89,10 @@ class Table:
 
     def __getitem__(self, key: Any) -> Any:
         context = current_context.get() or _NOTHING
-        rows = context.tables.get(self.name)
+        try:
+            rows = context.tables[self.name]
+        except KeyError:
+            rows = None
         if (
             rows is None
             or not (context.holding and context.alive)
@@ -126,7 +129,10 @@ class Table:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         context = current_context.get() or _NOTHING
-        rows = context.tables.get(self.name)
+        try:
+            rows = context.tables[self.name]
+        except KeyError:
+            rows = None
         if (
             rows is None
             or not (context.holding and context.alive)

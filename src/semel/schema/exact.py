@@ -267,13 +267,16 @@ def _where_plain(
     """
     if not all(plain and name.isidentifier() and not iskeyword(name) for name, plain in fields):
         return None
-    known: dict[str, Any] = {"type": type, "cls": cls, "otherwise": otherwise, "write": write, "TypeError": TypeError}
+    known: dict[str, Any] = {"type": type, "cls": cls, "write": write}
     terms = ["type(value) is cls"]
-    for number, (name, plain) in enumerate(fields):
+    numbers: dict[frozenset[type], int] = {}
+    for name, plain in fields:
+        number = numbers.setdefault(plain, len(numbers))
         known[f"plain{number}"] = next(iter(plain)) if len(plain) == 1 else plain
         terms.append(f"type(value.{name}) {'is' if len(plain) == 1 else 'in'} plain{number}")
-    # As defaults, they are local names, which are found soonest.
+    # As defaults, they are local names, which are found soonest; each costs a little of every call.
     names = ", ".join(f"{name}={name}" for name in known)
+    known["otherwise"] = otherwise
     exec(
         f"def made(value, {names}):\n"
         f"    if {' and '.join(terms)}:\n"
