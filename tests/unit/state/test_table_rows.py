@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -16,7 +16,17 @@ import pytest
 
 from semel import Pipeline, Table, Topic
 from semel.codec import codec_for
+from semel.state.event_context import current_context
+from semel.state.store import Store
 from semel.testing import PipelineTester
+from tests.unit.rows import begun, fail, finish
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_hand() -> Iterator[None]:
+    token = current_context.set(None)
+    yield
+    current_context.reset(token)
 
 
 class Colour(StrEnum):
@@ -118,3 +128,48 @@ def test_a_codec_knows_which_values_are_read_back_as_they_are(
 
 def test_of_a_field_that_may_have_a_zone_nobody_knows() -> None:
     assert codec_for(Row).encode_same is None
+
+
+@pytest.mark.parametrize("value", [int, dict], ids=["kept at hand", "changeable"])
+@pytest.mark.parametrize("keys", ["a", "ab", "aba", "abc", "aa"])
+def test_all_rows_of_an_event_are_read_by_it_and_join_the_epoch_when_it_is_done(
+    store: Store, value: Any, keys: str
+) -> None:
+    table = Table("rows", value=value)
+    rows, context = begun(table, store)
+    expected: dict[bytes, Any] = {}
+    for n, key in enumerate(keys):
+        table[key] = expected[key.encode()] = n if value is int else {"n": n}
+        assert {raw: table[raw.decode()] for raw in expected} == expected
+        assert {raw: rows.decode(rows.load(raw) or b"") for raw in expected} == expected
+    assert rows.open == {} and rows.pending.keys() == expected.keys()
+    finish(context)
+    assert {raw: rows.decode(stored or b"") for raw, stored in rows.open.items()} == expected
+    assert rows.pending == {} and context.writes.rows == []
+
+
+@pytest.mark.parametrize("keys", ["a", "ab", "aba", "abc"])
+def test_of_an_event_that_fails_no_row_is_left_for_the_next(store: Store, keys: str) -> None:
+    table = Table("rows", value=int)
+    rows, context = begun(table, store)
+    for n, key in enumerate(keys):
+        table[key] = n
+    fail(context)
+    assert rows.pending == {} and rows.open == {}
+    context.begin()
+    assert [table.get(key) for key in keys] == [None] * len(keys)
+    table["z"] = 7
+    finish(context)
+    assert rows.open == {b"z": b"7"}
+
+
+def test_an_event_deletes_a_row_that_it_wrote_and_writes_it_again(store: Store) -> None:
+    table = Table("rows", value=int)
+    rows, context = begun(table, store)
+    table["a"] = 1
+    del table["a"]
+    assert "a" not in table and rows.pending == {b"a": None}
+    table["b"] = 2
+    table["a"] = 3
+    finish(context)
+    assert rows.open == {b"a": b"3", b"b": b"2"}
