@@ -120,14 +120,12 @@ class Dedup:
             return _header_reader(key.names)
         if isinstance(key, ContentKey):
             return _content_reader(key.fields)
-        read = None if isinstance(key, str) else reader_of(key)
+        field = key if isinstance(key, str) else ""
+        read = reader_of(key)
 
         def by_value(value: Any, record: Any) -> bytes | None:
-            if read is not None:
-                key_value = read(value)
-            else:
-                # As `reader_of` reads a field, without a call for each event.
-                key_value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+            # A field of an object is read as `read` does, without a call for each event.
+            key_value: Any = getattr(value, field, None) if field and not isinstance(value, dict) else read(value)
             if type(key_value) is str:
                 raw = key_value.encode()
                 return (raw if raw[:1] != b"\x00" else _TEXT + raw) or None
