@@ -127,6 +127,16 @@ class Plan:
     def default_dead_letter_topic(self) -> str:
         return f"{self.app}.dlq"
 
+    @property
+    def audit_topic(self) -> str:
+        """Who did what with which dead letters."""
+        return f"{self.app}-audit"
+
+    @property
+    def dead_letter_writer(self) -> str:
+        """The transactional id of who acts on dead letters: no worker's, whose instance has a name."""
+        return f"{self.app}-dlq-"
+
     def letters_of(self, recorded: tuple[str, ...]) -> tuple[str, ...]:
         """The topics that dead letters were to go to, as a position record has them: it notes none where that was the default."""
         return recorded or (self.default_dead_letter_topic,)
@@ -163,7 +173,7 @@ class Plan:
     @property
     def own_topics(self) -> frozenset[str]:
         """What the engine writes for itself; nobody else may."""
-        return frozenset((*self.logs, self.marks_topic, self.dead_letter_topic))
+        return frozenset((*self.logs, self.marks_topic, self.dead_letter_topic, self.audit_topic))
 
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""

@@ -57,10 +57,13 @@ class _Mark:
     filed_at: int
     payload: bytes
     dead: bool
+    revision: int = 0
 
 
 class Oracle:
-    """One partition. For events that are never late nor ahead of the clock. `refused`: offsets that a broker refused.
+    """One partition. For events that are never ahead of the clock, and late only where they waited in the dead letters.
+    `refused`: offsets that a broker refused; `followed`: of those that followed the first of their id into the dead letters. A
+    replay does so that came while an earlier one was parked, which failed later.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.
@@ -69,6 +72,7 @@ class Oracle:
     def __init__(
         self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
         belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
+        followed: Set[int] = frozenset(),
     ) -> None:  # fmt: skip
         self._stateful = stateful
         self._belongs = belongs
@@ -77,6 +81,7 @@ class Oracle:
         self._window_ms = window_ms if stateful else HOUR_MS
         self._attempts = attempts
         self._refused = refused
+        self._followed = followed
         self.counts = dict.fromkeys(COUNTS, 0)
         self.stream: int | None = None
         self.pending: list[int] = []
@@ -107,25 +112,34 @@ class Oracle:
         effect.id = payment.id
         at = record.timestamp
         jump = self.stream is not None and at > self.stream + self._window_ms
+        late = self.stream is not None and at < self.stream - self._window_ms
         stream, pending, filed_at = self._moved(at)
         mark = self.marks.get(payment.id)
+        revision, edited = _comes_again(record)
+        raised = False
         if mark is not None and stream <= mark.filed_at + self._window_ms:
-            if not jump:
-                # One event again is no second witness of a jump in time.
-                self.stream, self.pending = stream, pending
-            if mark.payload != record.value:
-                self.counts["conflicts"] += 1
-                return self._bury(effect, "conflict")
-            if mark.dead:
-                return self._bury(effect, "duplicate")
-            self.counts["duplicates"] += 1
-            return effect
+            raised = mark.dead and revision > mark.revision and record.offset not in self._followed
+            if not raised:
+                if not jump:
+                    # One event again is no second witness of a jump in time.
+                    self.stream, self.pending = stream, pending
+                if mark.payload != record.value and not (revision and (edited or mark.revision)):
+                    self.counts["conflicts"] += 1
+                    return self._bury(effect, "conflict")
+                if mark.dead:
+                    return self._bury(effect, "duplicate")
+                self.counts["duplicates"] += 1
+                return effect
         self.stream, self.pending = stream, pending
+        if late and not raised:
+            return self._bury(effect, "late")
         misplaced = not self._belongs(record.key)
         failed = payment.kills or misplaced or payment.fails < 0 or payment.fails >= self._attempts
-        self.marks[payment.id] = _Mark(record.offset, filed_at, record.value or b"", failed)
+        payload = mark.payload if mark is not None and raised else record.value or b""
+        noted = max(revision if failed else 0, revision if raised else 0)
+        self.marks[payment.id] = _Mark(record.offset, filed_at, payload, failed, noted)
         effect.mark = Mark(
-            record.offset, at, filed_at, xxhash.xxh3_64_intdigest(record.value or b""), DEAD if failed else DONE
+            record.offset, at, filed_at, xxhash.xxh3_64_intdigest(payload), DEAD if failed else DONE, noted
         )
         if failed:
             effect.attempts = self._hopeless_attempts if misplaced else self._attempts
@@ -182,3 +196,11 @@ class Oracle:
         steps = itertools.pairwise(in_order)
         now = next((one for one, next_one in steps if next_one - one > self._window_ms), in_order[-1])
         return now, [t for t in witnesses if t > now], max(now, at)
+
+
+def _comes_again(record: MemoryRecord) -> tuple[int, bool]:
+    """Which revision of its event a record is, and whether somebody changed it."""
+    said = dict(record.headers)
+    raw = (said.get("semel.replay") or b"").decode(errors="replace")
+    sane = raw in {str(n) for n in range(1, 64)}
+    return (int(raw), "semel.edited" in said) if sane else (0, False)

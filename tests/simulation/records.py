@@ -47,7 +47,8 @@ def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
     """Key, timestamp and headers of its event; the lineage put last, in the place of one from further up."""
     source = effect.record
     said = f"{app}/{topic}/{partition}/{effect.offset}/0/{effect.id or ''}".encode()
-    headers = tuple((n, v) for n, v in source.headers if n != lineage.HEADER)
+    taken_off = (lineage.HEADER, "semel.replay", "semel.letter", "semel.edited")
+    headers = tuple((n, v) for n, v in source.headers if n not in taken_off)
     return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
 
 

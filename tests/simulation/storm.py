@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import orjson
+
 from semel.broker.answers import Answer, answer_of, needs_a_person
 from semel.memory.faults import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import TP, RpcError
@@ -24,6 +26,7 @@ from tests.simulation.history import History
 from tests.simulation.laws import SOURCE, Violation, judge
 from tests.simulation.lies import LIES, can_lie, lie
 from tests.simulation.odd import OddCode
+from tests.simulation.operators import Operators
 from tests.simulation.topics import Others
 from tests.simulation.watch import Key
 from tests.simulation.world import NOTES, TOPICS, SimulatedWorld, seeded
@@ -85,6 +88,8 @@ class Storm:
         self.throttling = seeded(seed, "quota").choice([0.0, 0.0, 0.0, 0.02, 0.1])
         self.troubled = seeded(seed, "troubles").choice([0.0, 0.0, 0.05, 0.15])
         self._throttles: dict[str, random.Random] = {}
+        self.operators = Operators(self, seed)
+        self.replaying = seeded(seed, "replays").choice([0.0, 0.0, 0.1, 0.3])
         self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
         deadly, some = seeded(seed, "deadly code").choice([0.0, 0.0, 0.01, 0.05]), iter(range(DEADLY))
         world.deadly = lambda ident: seeded(seed, "deadly", ident).random() < deadly and next(some, None) is not None
@@ -122,6 +127,8 @@ class Storm:
     # -- the network
 
     def network(self, call: Call) -> Fault:
+        if call.client.startswith("dlq#"):
+            return self.operators.network(call)
         if call.client.startswith("reset#"):
             return self.others.network(call) or delay(0.001, 0.001)
         if self.quiet:
@@ -475,6 +482,50 @@ class Storm:
             cluster.faults.deny(topic, *rights)
             world.loop.call_later(lasts, lambda: cluster.faults.allow(topic), context=cluster.context)
 
+    def _replay(self, name: str, share: float) -> None:
+        """A dead letter comes back, as it was or mended, once or twice, or under a revision that somebody made up."""
+        rng, world = seeded(self.seed, name), self.world
+        if rng.random() >= share or not self._source_is_there:
+            return
+        topic = world.cluster.topics().get(f"{APP}.dlq")
+        letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log] if topic is not None else []
+        letters = [r for r in letters if int(dict(r.headers)["semel.partition"] or b"-1") < world.partitions]
+        if not letters:
+            return
+        failed = [r for r in letters if dict(r.headers)["semel.reason"] == b"failed"]
+        letter = rng.choice(failed if failed and rng.random() < 0.6 else letters)
+        value, mended = letter.value or b"", None
+        try:
+            event = orjson.loads(value)
+        except ValueError:
+            event = {"id": f"{name}.mended", "account": (letter.key or b"").decode(), "amount": 7}
+        if event.get("kills") or rng.random() < 0.6:
+            mended = orjson.dumps({**event, "fails": 0, "kills": False, "amount": event["amount"] + rng.choice([0, 1])})
+        made_up = rng.choice([1, 2, 63, 127]) if rng.random() < 0.15 else None
+        words = f"replay: of {value[:40]!r}{', mended' if mended else ''}{f', as {made_up}' if made_up else ''}"
+        if self.may(name, words):
+            for _ in range(rng.choice([1, 1, 1, 2])):
+                world.replay(letter, value=mended, revision=made_up)
+
+    async def _replay_in_rounds(self) -> None:
+        """In the storm few events come to the end of their attempts. Now they do; what comes of a round is replayed in the next,
+        and workers die amid it."""
+        for nth in range(3):
+            if not await self.world.until_at_rest("the way to the dead letters"):
+                return
+            for n in range(8):
+                self._replay(f"replay {nth}.{n}", 1.0)
+            operating = None
+            if self.others.share == 0.0 and seeded(self.seed, "operator", nth).random() < 0.9:
+                operating = asyncio.create_task(self.operators.replay_all(nth))
+            rng = seeded(self.seed, "rounds", nth)
+            await self.world.clock.sleep(rng.choice([0.001, 0.02, 0.1, 0.3]))
+            worker = rng.choice(self.world.alive()) if self.world.alive() else None
+            if worker is not None and self.may(f"replay {nth}/dies", f"crash amid replays: {worker.client}"):
+                self.world.crash(worker, "amid replays", arrives=rng.random() < 0.5)
+            if operating is not None:
+                await operating
+
     def _jump(self, name: str, worker: Worker, rng: random.Random) -> None:
         # Within what topics take: past it every output is refused, and every event dead-lettered (docs/simulation.md).
         off = rng.choice([-3_000, -600, -5, 5, 600, 3_000])
@@ -493,6 +544,7 @@ class Storm:
                 break
             await self.step(i)
             self._trouble(f"trouble {i}")
+            self._replay(f"replay {i}", self.replaying)
             self.others.step(f"topics {i}")
             if self.others.due:
                 await self.others.way_out()
@@ -507,6 +559,8 @@ class Storm:
 
     async def calm(self) -> None:
         self.settle()
+        if self.replaying:
+            await self._replay_in_rounds()
         if self.others.share and await self.world.until_at_rest("the way back to rest"):
             await self.others.look_at_what_is_said()
         await self.world.rest()
@@ -552,7 +606,7 @@ class Storm:
         # What may be the cause comes first: of an app whose workers end again and again, all that they leave undone is missed.
         violations = [Violation("no_unexpected_end", what, []) for what in world.findings[:3]]
         violations += [Violation("state_table", what, []) for what in world.watch.broken[:3]]
-        violations += [*self.others.broken, *judge(history)]
+        violations += [*self.others.broken, *self.operators.judged(), *judge(history)]
         n = self.figures
         n["crash points"] = world.crashes
         n["idle kills"] = world.idle_kills

@@ -13,6 +13,7 @@ import orjson
 
 from semel import Dedup, Pipeline
 from semel.errors import SemelError
+from semel.memory.batch import MemoryRecord
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import ClusterSettings, MemoryCluster
 from semel.memory.faults import Call, Fault, delay
@@ -22,7 +23,8 @@ from semel.plan import Plan
 from semel.port import TP
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent.crash_suspects import suspected
-from semel.state import crash_notes, positions
+from semel.stages.sink.dead_letters import split_headers
+from semel.state import crash_notes, positions, replay
 from semel.state.crash_notes import CrashNotes
 from semel.state.store import Store, StoreError
 from semel.state.task import TaskState
@@ -197,6 +199,23 @@ class World:
         event = {"id": id or f"p{self.numbers}", "account": account, "amount": amount, **more}
         self.write(event, account, at_ms=at_ms)
         return event
+
+    def replay(
+        self, letter: MemoryRecord, *, value: bytes | None = None, revision: int | None = None
+    ) -> tuple[TP, int]:
+        """A dead letter back to where it came from, once more than it came before; `value`: another one than it had."""
+        headers, own = split_headers(letter.headers)
+        tp = TP((own["semel.topic"]).decode(), int(own["semel.partition"]))
+        said: list[tuple[str, bytes | None]] = [
+            *replay.without(headers),
+            (replay.REVISION, b"%d" % (replay.revision_of(headers) + 1 if revision is None else revision)),
+            (replay.LETTER, b"by hand"),
+        ]
+        if value is not None:
+            said.append((replay.EDITED, b"-"))
+        content = letter.value if value is None else value
+        stamp = int(own["semel.timestamp"])
+        return tp, self.cluster.write(tp, [(letter.key, content)], timestamp=stamp, headers=said)
 
     def pay_many(self, count: int, *, trouble: bool = True) -> list[dict[str, Any]]:
         """Payments with a tenth of redeliveries, and (`trouble`) conflicts, failing, undecodable and filtered ones."""

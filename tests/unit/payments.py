@@ -139,6 +139,7 @@ def payments_pipeline(
 
     agents = {"stream": settle, "coroutine": settle_one, "batches": settle_batches, "function": settle_at_once,
               "returning": settle_and_return, "stubborn": settle_stubbornly}  # fmt: skip
+    retry = Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100))
     agent = agents[style]
     if make is not None:
         agent = make((balances, journals))
@@ -149,8 +150,7 @@ def payments_pipeline(
         agent=agent,
         tables=[balances, journals],
         sink=Topic("settlements", key=str, value=Settlement),
-        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
-        **declared,
+        **{"retry": retry, **declared},
     )
 
 

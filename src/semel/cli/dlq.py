@@ -1,4 +1,5 @@
-"""`semel dlq`: what a pipeline could not handle, by cause, and one by one. Reads only; the pipeline may be running."""
+"""`semel dlq`: what a pipeline could not handle, by cause, and one by one. What acts on it is in `dlq_actions`; all of it may be
+used while the pipeline runs."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from semel.display.folding import folded
 
 if TYPE_CHECKING:
     from semel.config import Settings
+    from semel.dead_letters.audit import Entry
     from semel.dead_letters.letter import Letter
-    from semel.dead_letters.reading import LetterReader
+    from semel.dead_letters.operator import Operator
     from semel.plan import Plan
 
 app = typer.Typer(name="dlq", help="Dead letters of a pipeline: what it could not handle.", no_args_is_help=True)
@@ -30,28 +32,54 @@ _ERROR_CHARACTERS = 100
 
 
 @app.command()
-def ls(pipeline: Target, *, broker: Broker = None, config: Config = None, as_json: Json = False) -> None:
-    """Print the groups of dead letters, those of one cause together, the largest first.
+def ls(
+    pipeline: Target,
+    *,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="Groups that are archived, instead of those open.")
+    ] = False,
+    done: Annotated[
+        bool,
+        typer.Option("--done", help="Letters that were replayed, edited, dropped, redirected, forgotten, instead."),
+    ] = False,
+    grep: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only letters with this in key, value, error, trace or headers.")
+    ] = None,
+    broker: Broker = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print the groups of open dead letters, those of one cause together, the largest first.
 
     Exit code 1: the dead-letter topic is not there, or cannot be read; 3: the broker cannot be reached.
     """
     from semel.dead_letters.groups import Groups
+    from semel.dead_letters.letter import mentions
+    from semel.errors import ConfigError
 
+    if archived and done:
+        raise ConfigError("--archived and --done are two different lists; give one of them")
     groups = Groups()
+    acted: dict[str, int] = {}
 
-    async def work(reader: LetterReader) -> None:
-        async for letter in reader.letters():
-            groups.add(letter)
+    async def work(operator: Operator) -> None:
+        await operator.read()
+        ledger = operator.ledger
+        acted.update(ledger.counts)
+        async for letter in operator.reader.letters():
+            if bool(ledger.done_by(letter)) == done and (grep is None or mentions(letter, grep)):
+                groups.add(letter, archived=not done and ledger.is_archived(letter))
 
-    plan, settings = _loaded(pipeline, broker, config)
-    _run(plan, settings, work)
-    ordered = groups.largest_first()
+    plan, settings = loaded(pipeline, broker, config)
+    run(plan, settings, work)
+    ordered = [group for group in groups.largest_first() if done or group.archived == archived]
     if as_json:
         printing.document(
             {
                 "pipeline": plan.app,
                 "topic": plan.dead_letter_topic,
                 "letters": groups.letters,
+                "done": acted,
                 "groups": [group.to_json() for group in ordered],
                 "other_letters": groups.others,
             }
@@ -75,7 +103,15 @@ def ls(pipeline: Target, *, broker: Broker = None, config: Config = None, as_jso
         ),
     )
     if not groups.letters:
-        printing.tell(f"{plan.dead_letter_topic} holds no dead letter of {plan.app}")
+        what = "that something was done with" if done else "open"
+        printing.tell(f"{plan.dead_letter_topic} holds no dead letter of {plan.app} {what}")
+    if acted and not done:
+        from semel.dead_letters.decisions import plural
+
+        printing.tell(f"done: {plural(acted)}; --done shows them")
+    hidden = sum(group.archived for group in groups.largest_first()) if not (archived or done) else 0
+    if hidden:
+        printing.tell(f"{hidden:,} groups are archived; --archived shows them")
     if groups.others:
         printing.tell(f"{groups.others:,} more letters are of groups beyond the first {len(ordered):,}")
 
@@ -119,14 +155,15 @@ def _show_group(
 
     latest = Latest(fingerprint, limit)
 
-    async def work(reader: LetterReader) -> None:
-        async for letter in reader.letters():
+    async def work(operator: Operator) -> None:
+        await operator.read()
+        async for letter in operator.reader.letters():
             if latest.takes(letter):
-                latest.add(letter, key_of(letter, sources))
+                latest.add(letter, key_of(letter, sources), operator.ledger.state(letter))
 
-    plan, settings = _loaded(pipeline, broker, config)
+    plan, settings = loaded(pipeline, broker, config)
     sources = plan.sources
-    _run(plan, settings, work)
+    run(plan, settings, work)
     if not latest.count:
         raise NoLetters(f"{plan.dead_letter_topic} holds no letter of the group {fingerprint!r}; see `semel dlq ls`")
     rows = latest.rows()
@@ -134,13 +171,14 @@ def _show_group(
         printing.document({"fingerprint": fingerprint, "count": latest.count, "letters": rows})
         return
     printing.rows(
-        ("position", "source", "key", "last seen", "error"),
+        ("position", "source", "key", "last seen", "state", "error"),
         (
             (
                 row["position"],
                 folded(row["source"]),
                 printing.shown(row["key"]),
                 _time(row["last_seen"]),
+                row["state"],
                 folded(row["error"], _ERROR_CHARACTERS),
             )
             for row in rows
@@ -152,21 +190,34 @@ def _show_group(
 
 def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | None, *, as_json: bool) -> None:
     from semel.dead_letters import reading
+    from semel.dead_letters.audit import history
+    from semel.dead_letters.decisions import NotReplayable
 
     documents: list[dict[str, Any]] = []
 
-    async def work(reader: LetterReader) -> None:
-        documents.append(_document(await reader.letter(tp, offset), plan))
+    async def work(operator: Operator) -> None:
+        await operator.read()
+        letter, followed = await operator.reader.letter(tp, offset), ""
+        if "semel.left_out" in letter.own:
+            try:
+                letter = letter.with_value(await operator.value_of(letter))
+                followed = letter.source
+            except NotReplayable as exc:
+                followed = str(exc)
+        entries = [entry async for entry in operator.entries()]
+        about = list(history(entries, operator.topic_id, letter))
+        documents.append(_document(letter, plan, operator.ledger.state(letter), followed, about))
 
-    plan, settings = _loaded(pipeline, broker, config)
+    plan, settings = loaded(pipeline, broker, config)
     tp, offset = reading.position(text, plan)
-    _run(plan, settings, work)
+    run(plan, settings, work)
     [letter] = documents
     if as_json:
         printing.document(letter)
         return
     for name in (
         "position",
+        "state",
         "source",
         "reason",
         "error",
@@ -174,14 +225,16 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
         "exception",
         "version",
         "attempts",
+        "revision",
         "left_out",
+        "value_from",
     ):
         if letter[name] not in (None, ""):
             printing.say(f"{name + ':':<13}{folded(str(letter[name]))}")
     for name in ("event_time", "first_seen", "last_seen"):
         printing.say(f"{name.replace('_', ' ') + ':':<13}{_time(letter[name])}")
     printing.say(f"{'key:':<13}{printing.shown(letter['key'])}")
-    if letter["left_out"] and letter["value"] is None:
+    if letter["left_out"] and letter["value"] is None and letter["value_from"] != letter["source"]:
         printing.say(f"{'value:':<13}(see left_out)")
     else:
         printing.say("value:" if letter["decoded"] else f"{'value:':<13}(not of the type that the topic declares)")
@@ -190,18 +243,23 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
         printing.say(title)
         for name, value in headers:
             printing.say(f"  {folded(name)}: {'null' if value is None else folded(value, 300)}")
+    for entry in letter["history"]:
+        why = f": {folded(entry['reason'])}" if entry["reason"] else ""
+        printing.say(f"{entry['action']} by {folded(entry['by'])} at {_time(entry['at'])}{why}")
     if letter["trace"]:
         printing.say("trace:")
         printing.say(printing.plain(letter["trace"].rstrip("\n")))
 
 
-def _document(letter: Letter, plan: Plan) -> dict[str, Any]:
+def _document(letter: Letter, plan: Plan, state: str, followed: str, about: list[Entry]) -> dict[str, Any]:
+    from semel.dead_letters.decisions import revision_of
     from semel.dead_letters.letter import header_text, is_declared, key_of, value_of
 
     sources = plan.sources
     return {
         "topic": letter.at.topic,
         "position": letter.position,
+        "state": state,
         "source": letter.source,
         "pipeline": letter.text("pipeline"),
         "agent": letter.text("agent"),
@@ -214,43 +272,51 @@ def _document(letter: Letter, plan: Plan) -> dict[str, Any]:
         "event_time": letter.number("timestamp"),
         "first_seen": letter.first_ms,
         "last_seen": letter.last_ms,
+        "revision": revision_of(letter),
         "left_out": letter.text("left_out") or None,
+        "value_from": followed or None,
         "key": key_of(letter, sources),
         "value": value_of(letter, sources),
         "decoded": is_declared(letter, sources),
         "headers": [[name, header_text(name, value)] for name, value in letter.headers],
         "appended": [[name, header_text(name, value)] for name, value in letter.own.items() if name != "semel.trace"],
         "trace": letter.text("trace") or None,
+        "history": [
+            {"action": e.action, "at": e.at_ms, "by": e.by, "reason": e.reason, "letters": e.count, **e.more}
+            for e in about
+        ],
     }
 
 
-def _loaded(pipeline: str, broker: str | None, config: Path | None) -> tuple[Plan, Settings]:
+def loaded(pipeline: str, broker: str | None, config: Path | None) -> tuple[Plan, Settings]:
     from semel import project
     from semel.config import Settings
 
-    loaded = project.load(pipeline)
-    settings = project.settings_of(loaded, Settings.load(config, broker=broker))
-    return loaded.plan(), settings
+    found = project.load(pipeline)
+    settings = project.settings_of(found, Settings.load(config, broker=broker))
+    return found.plan(), settings
 
 
-def _run(plan: Plan, settings: Settings, work: Callable[[LetterReader], Awaitable[None]]) -> None:
-    """Do it with a reader of the pipeline's dead letters."""
+def run(plan: Plan, settings: Settings, work: Callable[[Operator], Awaitable[None]]) -> None:
+    """Do it with an operator of the pipeline's dead letters, which is not open yet."""
     import asyncio
 
-    from semel.dead_letters.reading import LetterReader
+    from semel.dead_letters.operator import Operator
     from semel.runtime.clock import SystemClock
-    from semel.worker.engine_host import kafka_broker
+    from semel.runtime.failpoints import Failpoints
+    from semel.worker.engine_host import engine_settings, kafka_broker
 
-    async def run() -> None:
+    async def connected() -> None:
         connection = kafka_broker(settings, client_id=f"{plan.app}-dlq")
         await connection.start()
         try:
             with printing.bar() as told:
-                await work(LetterReader(connection, SystemClock(), plan, told))
+                engine, passing = engine_settings(settings, adopt=False), Failpoints.from_environment()
+                await work(Operator(connection, SystemClock(), plan, engine, failpoints=passing, tell=told))
         finally:
             await connection.close()
 
-    asyncio.run(run())
+    asyncio.run(connected())
 
 
 def _time(ms: int) -> str:

@@ -49,22 +49,26 @@ class Keys:
 
 
 class Group:
-    """`version`: the code under which it was seen first, empty where that is not known. `example`: the letter seen last."""
+    """`version`: the code under which it was seen first, empty where that is not known. `example`: the letter seen last.
+    `archived`: all of its letters are; one that came after brings the others back.
+    """
 
-    __slots__ = ("count", "error", "example", "exceptions", "fingerprint", "first_ms", "keys", "last_ms", "reasons", "source",
-                 "version")  # fmt: skip
+    __slots__ = ("archived", "count", "error", "example", "exceptions", "fingerprint", "first_ms", "keys", "last_ms", "reasons",
+                 "source", "version")  # fmt: skip
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.count = 0
+        self.archived = True
         self.reasons: Counter[str] = Counter()
         self.exceptions: Counter[str] = Counter()
         self.keys = Keys()
         self.first_ms = self.last_ms = UNKNOWN
         self.version = self.error = self.example = self.source = ""
 
-    def add(self, letter: Letter) -> None:
+    def add(self, letter: Letter, *, archived: bool = False) -> None:
         self.count += 1
+        self.archived = self.archived and archived
         _count(self.reasons, letter.text("reason"))
         if exception := letter.text("exception"):
             _count(self.exceptions, exception)
@@ -102,7 +106,7 @@ class Groups:
         self.letters = 0
         self.others = 0
 
-    def add(self, letter: Letter) -> None:
+    def add(self, letter: Letter, *, archived: bool = False) -> None:
         self.letters += 1
         fingerprint = letter.fingerprint
         group = self._groups.get(fingerprint)
@@ -111,7 +115,7 @@ class Groups:
                 self.others += 1
                 return
             group = self._groups[fingerprint] = Group(fingerprint)
-        group.add(letter)
+        group.add(letter, archived=archived)
 
     def largest_first(self) -> list[Group]:
         return sorted(self._groups.values(), key=lambda group: (-group.count, group.fingerprint))
@@ -126,7 +130,7 @@ class Latest:
         self._most = most
         self._heap: list[tuple[int, TPlace, dict[str, Any]]] = []
 
-    def add(self, letter: Letter, key: Any) -> None:
+    def add(self, letter: Letter, key: Any, state: str = "open") -> None:
         self.count += 1
         row = {
             "position": letter.position,
@@ -136,6 +140,7 @@ class Latest:
             "error": letter.text("error"),
             "attempts": letter.number("attempts"),
             "last_seen": letter.last_ms,
+            "state": state,
         }
         entry = (letter.last_ms, (letter.at.partition, letter.offset), row)
         if len(self._heap) < self._most:

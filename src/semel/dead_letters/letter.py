@@ -53,6 +53,10 @@ class Letter(NamedTuple):
             return given
         return cause_without_exception(self.text("reason"), self.text("topic"), self.text("error")).fingerprint
 
+    def with_value(self, value: bytes | None) -> Letter:
+        record = self.record
+        return self._replace(record=_WithValue(record.offset, record.timestamp, record.key, value, record.headers))
+
     @property
     def position(self) -> str:
         """As `semel dlq show` takes it."""
@@ -62,6 +66,16 @@ class Letter(NamedTuple):
     def source(self) -> str:
         """Where the record came from, as the log names it."""
         return f"{self.text('topic')}[{self.text('partition')}]@{self.text('offset')}"
+
+
+class _WithValue(NamedTuple):
+    """A record whose value was left out, with that of its source record."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 def letter_of(at: TP, record: Record) -> Letter:
@@ -74,6 +88,12 @@ def is_of(letter: Letter, app: str) -> bool:
     if not letter.own:
         return False
     return letter.own.get("semel.pipeline", app.encode()) == app.encode()
+
+
+def mentions(letter: Letter, text: str) -> bool:
+    """Whether a text stands in it as it is: in its key, its value or any of its headers."""
+    wanted, record = text.encode(), letter.record
+    return any(wanted in (content or b"") for content in (record.key, record.value, *(v for _, v in record.headers)))
 
 
 # -- what bytes stand for

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from semel.dead_letters.letter import Letter, is_of, letter_of
 from semel.errors import ConfigError, SemelError
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock
+from semel.port import TP, Broker, Clock, TopicInfo
 from semel.task.read_committed import CommittedLogs
 
 # What is read, how many records of it are, and of how many in all.
@@ -49,8 +49,15 @@ class LetterReader:
 
     async def letters(self) -> AsyncGenerator[Letter]:
         """All of them. NoLetters; RpcError, RpcLost, Unreadable."""
+        async with aclosing(self.records()) as records:
+            async for letter, ours in records:
+                if ours:
+                    yield letter
+
+    async def records(self) -> AsyncGenerator[tuple[Letter, bool]]:
+        """Everything in the topic, and whether it is a letter of this pipeline. NoLetters; RpcError, RpcLost, Unreadable."""
         app, logs = self._plan.app, self._logs
-        tps = await self._partitions()
+        tps = await self.partitions()
         starts, ends = await logs.starts(tps), await logs.ends(tps)
         done, total = 0, sum(ends[tp] - starts[tp] for tp in tps)
         for tp in tps:
@@ -58,8 +65,7 @@ class LetterReader:
                 async for piece in pieces:
                     for record in piece.records:
                         letter = letter_of(tp, record)
-                        if is_of(letter, app):
-                            yield letter
+                        yield letter, is_of(letter, app)
                     done += piece.next - piece.start
                     if self._tell is not None:
                         self._tell("dead letters", done, total)
@@ -80,7 +86,7 @@ class LetterReader:
         return latest
 
     async def _at(self, tp: TP, offset: int) -> Letter:
-        tps = await self._partitions()
+        tps = await self.partitions()
         if tp not in tps:
             raise NoLetters(f"{tp.topic!r} has the partitions 0 to {len(tps) - 1}; there is no {tp.partition}")
         starts, ends = await self._logs.starts([tp]), await self._logs.ends([tp])
@@ -99,7 +105,12 @@ class LetterReader:
             "ls` and `semel dlq show --group` have positions"
         )
 
-    async def _partitions(self) -> list[TP]:
+    async def partitions(self) -> list[TP]:
+        info = await self.topic()
+        return [TP(info.name, partition) for partition in range(info.partitions)]
+
+    async def topic(self) -> TopicInfo:
+        """NoLetters."""
         topic = self._plan.dead_letter_topic
         info = (await self._logs.asked(lambda: self._logs.broker.topics([topic]))).get(topic)
         if info is None:
@@ -107,4 +118,4 @@ class LetterReader:
                 f"there is no dead-letter topic {topic!r} on this broker: a worker of {self._plan.app!r} creates it when it "
                 "starts; see the `broker` setting, and dead_letters= of the pipeline"
             )
-        return [TP(topic, partition) for partition in range(info.partitions)]
+        return info

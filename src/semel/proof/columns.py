@@ -19,7 +19,8 @@ from semel.dedup import Dedup
 from semel.errors import SemelError
 from semel.port import NO_TIMESTAMP, TP, Record
 from semel.stages.fetch.decode import Undecodable, decoder
-from semel.state.dedup_marks import DEAD, DONE, PARKED
+from semel.state import replay
+from semel.state.dedup_marks import DEAD, DONE, OUTCOME_BITS, PARKED, REVISION_BIT
 from semel.topic import Topic
 
 Rows = NDArray[Any]
@@ -27,19 +28,21 @@ Offsets = NDArray[np.int64]
 Times = NDArray[np.int64]
 Which = NDArray[np.bool_]
 
-# A mark: the record at `offset` took effect (DONE) or was dead-lettered (DEAD). Times in ms.
-MARK = np.dtype([("offset", "<i8"), ("id", "<u8"), ("filed", "<i8"), ("payload", "<u8"), ("outcome", "u1")])
+# A mark: the record at `offset` took effect (DONE) or was dead-lettered (DEAD). `revision`: of a replay, else 0. Times in ms.
+MARK = np.dtype([
+    ("offset", "<i8"), ("id", "<u8"), ("filed", "<i8"), ("payload", "<u8"), ("outcome", "u1"), ("revision", "u1"),
+])  # fmt: skip
 # An output of the record at `offset`: it stands at `at` in the output partition numbered `where`.
 OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
 # A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.
 # `content`: a hash of its key and value; 0 where the value was left out.
 LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8"), ("content", "<u8")])
 # A source record of which no mark says that it took effect. `kind`: a `Kind`. `output`: whether it has outputs. `silent`: it
-# may have been compacted away before it was read. What stream time was when it was decided: at least `floor`, at most
-# `ceiling`. `calm`: a clock of event times that no single one can move.
+# may have been compacted away before it was read. `revision`: of a replay, and whether its value was `edited`. What stream time
+# was when it was decided: at least `floor`, at most `ceiling`. `calm`: a clock of event times that no single one can move.
 UNMARKED = np.dtype([
     ("offset", "<i8"), ("id", "<u8"), ("payload", "<u8"), ("time", "<i8"), ("kind", "u1"),
-    ("output", "?"), ("silent", "?"), ("floor", "<i8"), ("ceiling", "<i8"), ("calm", "<i8"),
+    ("output", "?"), ("silent", "?"), ("revision", "u1"), ("edited", "?"), ("floor", "<i8"), ("ceiling", "<i8"), ("calm", "<i8"),
 ])  # fmt: skip
 # As `semel.state.dedup_marks` packs a mark.
 _PACKED = np.dtype([("offset", ">i8"), ("time", ">i8"), ("filed", ">i8"), ("payload", ">u8"), ("outcome", "u1")])
@@ -132,7 +135,10 @@ def marks_of(records: Sequence[Record]) -> tuple[Rows, int]:
     if len(packed) != len(written):
         raise ValueError("a record of another length than a mark has")
     ids = np.fromiter((xxhash.xxh3_64_intdigest(r.key or b"") for r in written), np.uint64, len(written))
-    rows = columns(MARK, packed["offset"], id=ids, **{name: packed[name] for name in ("filed", "payload", "outcome")})
+    rows = columns(
+        MARK, packed["offset"], id=ids, filed=packed["filed"], payload=packed["payload"],
+        outcome=packed["outcome"] & OUTCOME_BITS, revision=packed["outcome"] >> REVISION_BIT,
+    )  # fmt: skip
     return rows, int((packed["time"] - packed["filed"]).max(initial=0))
 
 
@@ -156,10 +162,14 @@ class Source:
             return columns(UNMARKED)
         read = (self._columns(value, record) for record, value in zip(records, self._decode(records), strict=True))
         ids, payloads, times, kinds = zip(*read, strict=True)
-        return columns(
+        rows = columns(
             UNMARKED, offsets_of(records), time=times, kind=kinds,
             id=np.array(ids, np.uint64), payload=np.array(payloads, np.uint64),
         )  # fmt: skip
+        for nth, record in enumerate(records):
+            if record.headers and (replayed := replay.of(record.headers)) is not None:
+                rows[nth]["revision"], rows[nth]["edited"] = replayed
+        return rows
 
     def _columns(self, value: Any, record: Record) -> tuple[int, int, int, Kind]:
         id = self._id(value, record)

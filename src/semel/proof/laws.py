@@ -86,7 +86,7 @@ def no_duplicate(tp: TP, stretch: Stretch, wheres: Sequence[TP]) -> Iterator[Fin
 
 
 def effect_again(tp: TP, first: Known, again: Rows, rule: Rule, *, marked: bool = True) -> Iterator[Finding]:
-    """Of the events of one id within the window one takes effect.
+    """Of the events of one id within the window one takes effect. One that is in the dead letters did not: a replay of it may.
 
     `first`: those that did, filed under the least time that they can have been; `again`: those that did, filed under the
     most. `marked`: False where nothing but their outputs says that those of `first` did.
@@ -95,7 +95,8 @@ def effect_again(tp: TP, first: Known, again: Rows, rule: Rule, *, marked: bool 
     if not (before >= 0).any():
         return
     held = first.rows[before]
-    within = (before >= 0) & (held["outcome"] != TRIMMED) & (again["filed"] <= rule.protects_until(held))
+    replayed = (held["outcome"] == DEAD) & (again["revision"] > held["revision"])
+    within = (before >= 0) & (held["outcome"] != TRIMMED) & (again["filed"] <= rule.protects_until(held)) & ~replayed
     for one, other in zip(held[within], again[within], strict=True):
         at, later, apart_ms = int(one["offset"]), int(other["offset"]), int(other["filed"]) - int(one["filed"])
         claim = (

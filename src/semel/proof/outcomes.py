@@ -148,6 +148,9 @@ def of_unmarked(
     over = ceiling > rule.protects_until(first)
     equal = (first["payload"] == unmarked["payload"]) | (first["offset"] < rule.hashed_from)
     dead, seen_only = first["outcome"] == DEAD, (before >= 0) & (first["outcome"] == TRIMMED)
+    replayed = unmarked["revision"] > 0
+    # No conflict of an edited replay, and no second effect of one that came again.
+    equal |= replayed & (unmarked["edited"] | (first["revision"] > 0))
     late = keyed & (unmarked["time"] + rule.window_ms < ceiling)
     outcomes[late] = _handled(rule.late, Outcome.LOST)
     if gone is not None:
@@ -158,6 +161,8 @@ def of_unmarked(
     certain = protected & ~equal & ~(seen_only & _is(outcomes, Outcome.UNWITNESSED))
     outcomes[certain] = _handled(rule.conflict, Outcome.LOST_CONFLICT)
     outcomes[protected & equal] = np.where(dead, Outcome.LOST_DEAD, Outcome.DUPLICATE)[protected & equal]
+    # One that had to be handled again has a mark of its own; late it is called only where that of its id may be over.
+    outcomes[protected & ~over & dead & (unmarked["revision"] > first["revision"])] = Outcome.LOST
     if rule.late == "pass":
         # Late, and its first protected no more: for all that is known it may have been passed on.
         either = protected & over & late

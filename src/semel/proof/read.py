@@ -21,6 +21,7 @@ from semel.proof.outcomes import Missing
 from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey, partitions
+from semel.stages.sink.dead_letters import HELD
 from semel.state import lineage
 from semel.state.parked import read_row
 
@@ -212,7 +213,8 @@ class History:
             for record in records:
                 headers = {name: value or b"" for name, value in record.headers}
                 topic, partition, offset = (headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset"))
-                ours = headers.get("semel.pipeline") == self.plan.app.encode() and topic
+                # One that was held back, edited, says of no event that it died once more.
+                ours = headers.get("semel.pipeline") == self.plan.app.encode() and topic and HELD not in headers
                 if not ours or not (partition.isdigit() and offset.isdigit() and len(offset) <= 16):
                     continue
                 agent = lineage.signed(headers.get("semel.agent", b"").decode(errors="replace"))

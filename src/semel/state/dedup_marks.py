@@ -24,33 +24,44 @@ READINGS_MAX = 100  # a page of a person
 LATEST_MARKS = 100
 # 2 stands for a mark that a proof does not find any more.
 DONE, DEAD, PARKED = 0, 1, 3
+# Of the last byte of a mark: what is the outcome's, and from where on the revision stands.
+OUTCOME_BITS, REVISION_BIT = 3, 2
 OUTCOMES = {DONE: "accepted", DEAD: "dead-lettered", PARKED: "parked"}
 
 
 class Mark(NamedTuple):
-    """`offset`: the first record's position in the task's source partition; times in ms."""
+    """`offset`: the first record's position in the task's source partition, or that of the replay which was accepted last; times
+    in ms. `payload`: the first record's. `revision`: of that replay, 0 where there was none.
+
+    Packed, the revision stands above the two bits of the outcome, in the same byte: marks of versions that knew of no replays
+    have 0 there.
+    """
 
     offset: int
     event_time: int
     filed_at: int
     payload: int
     outcome: int
+    revision: int = 0
 
     def pack(self) -> bytes:
-        return _MARK.pack(*self)
+        return _MARK.pack(*self[:4], self.outcome | self.revision << REVISION_BIT)
 
 
 def unpack(raw: bytes) -> Mark:
-    return Mark._make(_MARK.unpack(raw))
+    offset, event_time, filed_at, payload, last = _MARK.unpack(raw)
+    return Mark(offset, event_time, filed_at, payload, last & OUTCOME_BITS, last >> REVISION_BIT)
 
 
+# Offset, event time, filed at, payload, and of an event without a replay the outcome.
 pack = _MARK.pack
 
 
-def with_outcome(raw: bytes, outcome: int) -> bytes:
+def with_outcome(raw: bytes, outcome: int, revision: int = 0) -> bytes:
     """The same mark. Duplicates of an event that is DEAD follow it to the dead letters; of one that is PARKED nobody knows yet
-    how it ends, and its duplicates are what those of one that is DONE are."""
-    return unpack(raw)._replace(outcome=outcome).pack()
+    how it ends, and its duplicates are what those of one that is DONE are. `revision`: of its record."""
+    mark = unpack(raw)
+    return mark._replace(outcome=outcome, revision=max(mark.revision, revision)).pack()
 
 
 def is_parked(raw: bytes) -> bool:

@@ -245,6 +245,7 @@ class EngineView:
                 "time": mark.event_time,
             },
             "outcome": OUTCOMES.get(mark.outcome, str(mark.outcome)),
+            "revision": mark.revision,
             "expires": expires,
             "id": rule.shown(key),
         }

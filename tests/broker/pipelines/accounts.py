@@ -30,13 +30,13 @@ def pipeline_of(
     usual: dict[str, Any] = {
         "dedup": Dedup("id", window=WINDOW),
         "sink": Topic(f"{NAME}.settlements", key=str, value=settlement),
+        "retry": Retry(attempts=attempts, first_delay=timedelta(milliseconds=50)),
     }
     return Pipeline(
         NAME,
         source=Topic(f"{NAME}.payments", key=str, value=payment),
         agent=settle,
         tables=[balances],
-        retry=Retry(attempts=attempts, first_delay=timedelta(milliseconds=50)),
         **{**usual, **declared},
     )
 

@@ -20,7 +20,7 @@ pipeline = Pipeline("shop", source=Topic("orders"), agent=agent, sink=Topic("res
         (("show", "shop"), 2, "give PARTITION@OFFSET of a dead letter, or --group"),
         (("show", "shop", "1@1", "--group", "f"), 2, "give PARTITION@OFFSET of a dead letter, or --group"),
         (("ls", "shop", "--broker", "127.0.0.1:1"), 3, "Connect call failed"),
-        (("replay", "shop"), 2, "No such command"),
+        (("ls", "shop", "--done", "--archived"), 2, "two different lists"),
     ],
 )
 async def test_what_cannot_be_looked_for_is_refused(semel, tmp_path, arguments, code, said):

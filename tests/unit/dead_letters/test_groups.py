@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -14,46 +14,12 @@ from semel.dead_letters.letter import Letter, header_text, is_declared, is_of, k
 from semel.dead_letters.reading import position
 from semel.errors import ConfigError
 from semel.port import TP
-from semel.stages.sink.dead_letters import DeadLetters, dead_letter
-from semel.stages.sink.failure_cause import Cause
-
-AT = TP("p.dlq", 3)
-
-
-class Given(NamedTuple):
-    offset: int = 12
-    timestamp: int = 1_000
-    key: bytes | None = b"account-1"
-    value: bytes | None = b'{"id": "1"}'
-    headers: Sequence[tuple[str, bytes | None]] = (("trace", b"t"),)
+from tests.unit.dead_letters.letters import AT, Given, letter
 
 
 @dataclass
 class Payment:
     id: str
-
-
-def letter(
-    offset: int = 0,
-    *,
-    fingerprint: str = "ValueError@agents:settle",
-    key: bytes | None = b"account-1",
-    value: bytes | None = b'{"id": "1"}',
-    first_ms: int = 5_000,
-    now_ms: int = 6_000,
-    version: str = "v1",
-    reason: str = "failed",
-    error: str = "ValueError: no",
-    without: Sequence[str] = (),
-    pipeline: str = "p",
-) -> Letter:
-    written = dead_letter(
-        DeadLetters("p.dlq", 8, 1_000_000, version), TP("payments", 3), Given(key=key, value=value), pipeline=pipeline,
-        agent="settle", reason=reason, error=error, attempts=5, cause=Cause(fingerprint, "ValueError", "trace"),
-        first_ms=first_ms, now_ms=now_ms,
-    )  # fmt: skip
-    headers = [(name, value) for name, value in written.headers if name not in without]
-    return letter_of(AT, Given(offset, 7_000, written.key, written.value, headers))
 
 
 NEW = ("semel.fingerprint", "semel.exception", "semel.trace", "semel.code_version", "semel.failed_first_at",

@@ -24,7 +24,7 @@ def marks(*found: tuple[int, int, int]) -> np.ndarray:
     """(offset, id, filed)"""
     rows = np.zeros(len(found), MARK)
     for i, (offset, id, filed) in enumerate(found):
-        rows[i] = (offset, id, filed, 0, DONE)
+        rows[i] = (offset, id, filed, 0, DONE, 0)
     return rows
 
 

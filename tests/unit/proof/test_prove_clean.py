@@ -9,19 +9,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from semel import Dedup, Reject, Topic
 from semel.memory.broker import MemoryBroker
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import NO_TIMESTAMP
-from semel.proof import Gap, NothingToProve, Verdict, prove
+from semel.proof import Gap, Law, NothingToProve, Verdict, prove
 from semel.runtime.settings import EngineSettings
+from semel.state import replay
+from semel.state.dedup_marks import DEAD, DONE, unpack
 from semel.testing.clock import VirtualClock
 from semel.testing.worker import MemoryWorker, open_store
 from tests.simulation.storm import brewed
 from tests.unit.harness import Payment, Settlement, World, payments_pipeline
-from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, chained, random_times, receipts
+from tests.unit.proof.rig import LETTERS, MARKS, SINK, SOURCE, History, broken, chained, random_times, receipts
 
 Histories = Callable[..., History]
 HOUR_MS = 3_600_000
@@ -152,6 +155,84 @@ async def test_a_pipeline_without_dedup_is_proven_by_lineage_and_counts(historie
     history.remove(SINK)
     assert (await history.proof()).verdict is Verdict.VIOLATED
     await worker.stop()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_dead_letters_that_are_replayed_and_edited_are_clean(histories: Histories, seed: int) -> None:
+    """In several rounds: as they were, which fail again, or mended; some twice in a row, some with a revision of before."""
+    history = histories(seed=seed, commit_interval_ms=[10, 1000][seed % 2])
+    world = history.world
+    world.pay_many(150)
+    worker = world.start()
+    await world.drained()
+    for _ in range(3):
+        for _, letter in history.entries(LETTERS):
+            draw, event = history.rng.random(), None
+            if draw < 0.3:
+                said = dict(letter.headers)["semel.reason"]
+                event = b'{"id":"m%d","account":"a1","amount":1}' % letter.offset if said == b"undecodable" else None
+                if said == b"failed":
+                    event = orjson.dumps({**orjson.loads(letter.value or b""), "fails": 0})
+            elif draw < 0.5:
+                continue
+            for _ in range(history.rng.choice([1, 1, 2])):
+                world.replay(letter, value=event)
+            if draw > 0.9:
+                world.replay(letter, revision=1, value=b'{"id":"p1","account":"a1","amount":77}')
+        await world.drained()
+    proof = await history.proof(block=[1 << 18, 32][seed % 2])
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    taken = [r for _, r in history.entries(MARKS) if unpack(r.value or b"").revision]
+    assert {unpack(r.value or b"").outcome for r in taken} == {DEAD, DONE}
+    # Results are of the events, and not of their coming back.
+    assert not {name for _, r in history.entries(SINK) for name, _ in r.headers} & replay.HEADERS
+    await worker.stop()
+
+
+async def test_a_replay_that_took_effect_is_there_once_and_a_second_effect_is_found(histories: Histories) -> None:
+    history = histories(seed=3, partitions=1)
+    world = history.world
+    world.pay("a1", 5, id="bad", fails=-1)
+    worker = world.start()
+    await world.drained()
+    [(_, letter)] = history.entries(LETTERS)
+    mended = b'{"id":"bad","account":"a1","amount":5}'
+    for revision in (1, 1, 2, 63):
+        world.replay(letter, value=mended, revision=revision)
+    await world.drained()
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    assert [orjson.loads(r.value or b"")["balance"] for _, r in history.entries(SINK)] == [5]
+    assert (proof.counts["took_effect"], proof.counts["duplicates"]) == (1, 3)
+    await worker.stop()
+    # Somebody's worker that takes the second for another event: its mark says so.
+    (_, first), (_, second) = history.entries(MARKS)
+    assert unpack(first.value or b"").outcome == DEAD
+    again = unpack(second.value or b"")._replace(offset=2, revision=2).pack()
+    history.append(MARKS, 0, second, value=again)
+    proof = await history.proof()
+    assert proof.verdict is Verdict.VIOLATED
+    assert "both took effect" in proof.text()
+    # A mark of the revision that died already is none of a replay.
+    second.value = unpack(second.value or b"")._replace(revision=0).pack()
+    assert (await history.proof()).verdict is Verdict.VIOLATED
+
+
+async def test_a_replay_that_was_to_be_handled_again_and_was_not_is_lost(histories: Histories) -> None:
+    rule = Dedup("id", window=timedelta(hours=1), conflict="drop", late="drop")
+    history = histories(seed=3, partitions=1, pipeline={"dedup": rule})
+    world = history.world
+    world.pay("a1", 5, id="bad", fails=-1)
+    worker = world.start()
+    await world.drained()
+    [(_, letter)] = history.entries(LETTERS)
+    world.replay(letter, value=b'{"id":"bad","account":"a1","amount":5}')
+    await world.drained()
+    await worker.stop()
+    history.remove(SINK)
+    history.remove(MARKS, lambda record: unpack(record.value or b"").outcome == DONE)
+    proof = await history.proof()
+    assert Law.NO_LOSS in broken(proof), proof.text()
 
 
 async def test_without_dedup_events_whose_time_cannot_be_read_are_proven_by_their_dead_letters(

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from semel.state.dedup_marks import DEAD, DONE, OUTCOMES, Mark, Marks, filed_at, pack, unpack
+from semel.state.dedup_marks import DEAD, DONE, OUTCOMES, Mark, Marks, filed_at, pack, unpack, with_outcome
 from semel.state.store import Store
 from semel.state.write_set import WriteSet
 
@@ -39,12 +39,26 @@ def drop(marks: Marks, stream_ms: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "written", [Mark(0, 0, 0, 0, DONE), Mark(2**62, -1, -(2**62), 2**64 - 1, DEAD), Mark(5, 2**40, 2**41, 7, DONE)]
-)
+    "written", [Mark(0, 0, 0, 0, DONE), Mark(2**62, -1, -(2**62), 2**64 - 1, DEAD), Mark(5, 2**40, 2**41, 7, DONE),
+     Mark(5, 1, 2, 7, DONE, 63), Mark(5, 1, 2, 7, DEAD, 1)],
+)  # fmt: skip
 def test_a_mark_is_read_back_as_it_was(written: Mark) -> None:
     assert unpack(written.pack()) == written
     assert filed_at(written.pack()) == written.filed_at
     assert written.outcome in OUTCOMES
+
+
+def test_a_mark_of_a_version_without_replays_is_of_no_revision() -> None:
+    assert unpack(bytes.fromhex("00000000000000070000000000000005000000000000000600000000000000ff01")) == Mark(
+        7, 5, 6, 255, DEAD
+    )
+    assert Mark(7, 5, 6, 255, DEAD).pack() == pack(7, 5, 6, 255, DEAD)
+
+
+def test_the_mark_of_a_dead_event_takes_the_revision_of_its_record() -> None:
+    assert unpack(with_outcome(pack(7, 5, 6, 255, DONE), DEAD, 3)) == Mark(7, 5, 6, 255, DEAD, 3)
+    assert unpack(with_outcome(Mark(7, 5, 6, 255, DONE, 3).pack(), DEAD, 3)) == Mark(7, 5, 6, 255, DEAD, 3)
+    assert unpack(with_outcome(Mark(7, 5, 6, 255, DONE, 3).pack(), DEAD)) == Mark(7, 5, 6, 255, DEAD, 3)
 
 
 def test_the_open_epoch_is_seen_before_the_sealed_one_before_the_store(marks: Marks) -> None:

@@ -31,6 +31,7 @@ from semel.stages.sink.failure_cause import agent_code, cause_of
 from semel.state.dedup_marks import DEAD, PARKED, with_outcome
 from semel.state.event_context import EventContext
 from semel.state.parked import ParkedEvent
+from semel.state.replay import revision_of
 from semel.state.store import StoreError
 
 # Of an error, in the row of a parked event.
@@ -111,7 +112,7 @@ class FailureHandler:
                 self._say_given_up(unit, attempt)
                 if marks and task.marks is not None and stream is not None:
                     [(id, mark)] = marks
-                    task.marks.mark(id, with_outcome(mark, DEAD))
+                    task.marks.mark(id, with_outcome(mark, DEAD, revision_of(unit.record.headers)))
                 if stream is not None:
                     task.stream_ms, task.pending = stream
                 first_ms = state.first_ms if before is None else before[1].first_ms

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from semel.dedup import Dedup
-from semel.state.dedup_marks import DONE, Mark, pack, unpack
+from semel.state.dedup_marks import DEAD, DONE, Mark, pack, unpack
 from semel.state.positions import StreamTime
+from semel.state.replay import Replay
 
 IN_A_ROW = 3
 # Without a rule there is no window to say what a jump is: an hour is how far ahead of its own clock a broker takes records.
@@ -121,11 +122,37 @@ def judge(
     return Verdict.DUPLICATE if mark.payload == payload or mark.offset < hashed_from else Verdict.CONFLICT
 
 
+def judge_replay(verdict: Verdict, mark: Mark, replay: Replay | None) -> Verdict:
+    """What an event is that comes back from the dead letters; `verdict`: what it would be otherwise, other than FRESH.
+
+    An event whose mark is dead gets another chance where its revision is above the mark's; nothing else that a record says of
+    itself makes an event act again. Where the event took effect, by an earlier replay or since, a replay of it is a duplicate,
+    and no conflict although its value was edited.
+    """
+    if replay is None or verdict is Verdict.REPLAYED:
+        return verdict
+    if mark.outcome == DEAD and replay.revision > mark.revision:
+        return Verdict.FRESH
+    if verdict is Verdict.CONFLICT and (replay.edited or mark.revision):
+        return Verdict.DUPLICATE
+    return verdict
+
+
+def _no_replay(nth: int) -> Replay | None:
+    return None
+
+
 def classify(
-    batch: Columns, marks: Mapping[bytes, bytes], stream: StreamTime, rule: Dedup, wall_ms: int, hashed_from: int = 0
+    batch: Columns,
+    marks: Mapping[bytes, bytes],
+    stream: StreamTime,
+    rule: Dedup,
+    wall_ms: int,
+    hashed_from: int = 0,
+    replay_of: Callable[[int], Replay | None] = _no_replay,
 ) -> Classified:
-    """Judge records in their order. `marks`: of those ids in the batch that have one. Changes nothing; `streams` and `marks` of
-    the answer are to be applied as each record is done.
+    """Judge records in their order. `marks`: of those ids in the batch that have one. `replay_of`: what the nth record says of
+    itself, asked where it matters. Changes nothing; `streams` and `marks` of the answer are to be applied as each record is done.
     """
     window = rule.window_ms
     now, pending = stream.ms, stream.pending
@@ -135,7 +162,7 @@ def classify(
     fresh = Verdict.FRESH
     verdicts, written, streams, known = list[Verdict](), list[bytes | None](), list[Moment](), dict[int, bytes]()
     for offset, id, at, payload in zip(*batch, strict=True):
-        mark = None
+        mark = raised = None
         if type(id) is bytes and type(at) is int:
             if now is not None and now - window <= at <= wall_ms and at <= now + window:
                 # What `move_time` says of almost every event, without its call: neither late nor a jump, by a clock that
@@ -150,9 +177,18 @@ def classify(
                 # A late event is protected for a whole window, in which its redelivery is later still.
                 of_known = judge(unpack(raw), offset, payload, ms or 0, window, hashed_from)
                 if of_known is not fresh:
-                    verdict, known[len(verdicts)] = of_known, raw
+                    # A mark ends in a zero byte where its event took effect and never was in the dead letters.
+                    if raw[-1] or of_known is Verdict.CONFLICT:
+                        before, replay = unpack(raw), replay_of(len(verdicts))
+                        of_known = judge_replay(of_known, before, replay)
+                        if of_known is fresh and replay is not None:
+                            raised = _raised(before, replay, offset, at, filed, payload, hashed_from)
+                    # One that waited in the dead letters is late for that reason, and takes effect all the same.
+                    verdict = of_known
+                    if raised is None:
+                        known[len(verdicts)] = raw
             if verdict is fresh:
-                mark = seen[id] = pack(offset, at, filed, payload, DONE)
+                mark = seen[id] = pack(offset, at, filed, payload, DONE) if raised is None else raised
             elif untimely is None and now is not None and min(at, wall_ms) > now + window and verdict is not passed:
                 # One event again is no second witness of a jump in time.
                 ms, waiting = now, pending
@@ -164,3 +200,9 @@ def classify(
         written.append(mark)
         streams.append(after)
     return Classified(verdicts, written, streams, known)
+
+
+def _raised(before: Mark, replay: Replay, offset: int, at: int, filed: int, payload: int, hashed_from: int) -> bytes:
+    """The mark of a dead event that is accepted again. A redelivery of its first record has the payload of that one."""
+    first = payload if before.offset < hashed_from else before.payload
+    return Mark(offset, at, filed, first, DONE, replay.revision).pack()

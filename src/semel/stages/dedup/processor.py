@@ -21,6 +21,7 @@ from semel.stages.dedup.wall_clock import WallClock
 from semel.stages.fetch.decode import Undecodable, decoder
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
+from semel.state import replay
 from semel.state.dedup_marks import DEAD, PARKED, Marks, unpack, with_outcome
 from semel.state.event_context import EventContext
 from semel.state.parked import ParkedEvent, Queued
@@ -192,7 +193,15 @@ class DedupFilter:
         ids = batch.ids
         known = marks.known([id for id in ids if type(id) is bytes])
         hashed_from = task.hashed_from(unit.cursor.tp.topic)
-        judged = classify(batch, known, task.stream, self._rule, unit.wall_ms, hashed_from)
+        judged = classify(
+            batch,
+            known,
+            task.stream,
+            self._rule,
+            unit.wall_ms,
+            hashed_from,
+            lambda nth: replay.of(records[nth].headers),
+        )
         queue = unit.cursor.parked
         keys = queue.keys if queue is not None else {}
         index = unit.start

@@ -8,6 +8,7 @@ from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import ProducerRecord
 from semel.state.dedup_marks import DEAD, DONE, with_outcome
 from semel.state.parked import ParkedEvent, Queued
+from semel.state.replay import revision_of
 from semel.state.task import Cursor, FetchedBatch
 
 
@@ -95,7 +96,9 @@ class WorkUnit:
         for queued, event in self.retried[self.removed : self.index]:
             parked.remove(queued)
             if event.mark is not None and event.id is not None and task.marks is not None:
-                ended = with_outcome(event.mark, DEAD if queued.given_up else DONE)
+                ended = with_outcome(event.mark, DONE)
+                if queued.given_up:
+                    ended = with_outcome(event.mark, DEAD, revision_of(event.record.headers))
                 task.marks.amend(event.id, ended, task.stream_ms)
             task.touched = True
         self.removed = self.index

@@ -43,7 +43,9 @@ DROPPED_FIRST = (
     "semel.fingerprint",
     *_BEFORE_THE_VALUE,
 )
-HEADERS = frozenset((*_KEPT, *DROPPED_FIRST))
+# Of a letter that took the place of another, with a value that is to be replayed later: where the other stands.
+HELD = "semel.held"
+HEADERS = frozenset((*_KEPT, *DROPPED_FIRST, HELD))
 
 
 class DeadLetters(NamedTuple):

@@ -10,7 +10,7 @@ from semel.errors import OutputRefused
 from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
 from semel.port import NO_TIMESTAMP, TP, Record
-from semel.state import lineage
+from semel.state import lineage, replay
 from semel.topic import Topic
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -20,6 +20,7 @@ OVERHEAD_BYTES = 96
 # What a record's value is to leave free in a topic of max.message.bytes, for key and headers.
 NOT_THE_VALUE_BYTES = 1024
 _LINEAGE_BYTES = len(lineage.HEADER) + 10
+_NOT_HANDED_ON = replay.HEADERS | {lineage.HEADER}
 
 
 class ProducerRecord(NamedTuple):
@@ -173,8 +174,8 @@ class Destination:
             )
         if origin is not None:
             size += _LINEAGE_BYTES + len(origin[1])
-            # That of the source says where the source came from, an event further up.
-            headers = (*(h for h in headers if h[0] != lineage.HEADER), origin) if headers else (origin,)
+            # Those of the source say where the source came from, an event further up, and whether it came again.
+            headers = (*(h for h in headers if h[0] not in _NOT_HANDED_ON), origin) if headers else (origin,)
         if size > limits.max_bytes:
             raise OutputRefused(
                 f"output to {self.topic.name!r} of about {size} bytes is above the topic's max.message.bytes="

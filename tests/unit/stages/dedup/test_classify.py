@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from semel.dedup import Dedup
 from semel.stages.dedup.classify import JUMP_MS, Columns, Timed, Verdict, classify, judge, move_time, move_times
-from semel.state.dedup_marks import DEAD, DONE, Mark, pack, unpack
+from semel.state.dedup_marks import DEAD, DONE, Mark, pack, unpack, with_outcome
 from semel.state.positions import StreamTime
+from semel.state.replay import Replay
 
 WINDOW = 100
 WALL = 10_000
@@ -171,6 +173,99 @@ def test_an_event_that_comes_again_is_no_witness_of_a_jump_unless_it_takes_effec
 ) -> None:
     known = {b"a": pack(1, 480, 480, 1, DONE)}
     assert classify(columns((9, b"a", 570, payload)), known, StreamTime(460), rule, WALL).streams == [stream]
+
+
+# -- replays
+
+
+def replayed(revision: int, *, edited: bool = False) -> Callable[[int], Replay]:
+    return lambda nth: Replay(revision, edited)
+
+
+def dead_mark(revision: int = 0) -> bytes:
+    return with_outcome(pack(7, 480, 500, 1, DONE), DEAD, revision)
+
+
+@pytest.mark.parametrize(
+    ("mark", "revision", "edited", "payload", "verdict"),
+    [
+        # Of a dead event the next revision is accepted, and no other twice.
+        (dead_mark(), 1, False, 1, Verdict.FRESH),
+        (dead_mark(), 1, True, 2, Verdict.FRESH),
+        (dead_mark(), 9, False, 2, Verdict.FRESH),
+        (dead_mark(1), 1, False, 1, Verdict.DUPLICATE),
+        (dead_mark(1), 1, True, 2, Verdict.DUPLICATE),
+        (dead_mark(1), 2, False, 1, Verdict.FRESH),
+        # What took effect does so once, whatever a record says of itself.
+        (pack(7, 480, 500, 1, DONE), 1, False, 1, Verdict.DUPLICATE),
+        (pack(7, 480, 500, 1, DONE), 63, True, 2, Verdict.DUPLICATE),
+        (pack(7, 480, 500, 1, DONE), 63, False, 2, Verdict.CONFLICT),
+        (Mark(7, 480, 500, 1, DONE, 3).pack(), 4, False, 1, Verdict.DUPLICATE),
+        (Mark(7, 480, 500, 1, DONE, 3).pack(), 4, False, 2, Verdict.DUPLICATE),
+        # No replay: as ever.
+        (dead_mark(), 0, False, 1, Verdict.DUPLICATE),
+        (dead_mark(), 0, False, 2, Verdict.CONFLICT),
+        (Mark(7, 480, 500, 1, DONE, 3).pack(), 0, False, 1, Verdict.DUPLICATE),
+        (Mark(7, 480, 500, 1, DONE, 3).pack(), 0, False, 2, Verdict.CONFLICT),
+    ],
+)
+def test_what_a_replay_is_to_the_mark_of_its_id(
+    mark: bytes, revision: int, edited: bool, payload: int, verdict: Verdict
+) -> None:
+    replay = replayed(revision, edited=edited) if revision else (lambda nth: None)
+    judged = classify(columns((9, b"a", 505, payload)), {b"a": mark}, StreamTime(500), RULE, WALL, 0, replay)
+    assert judged.verdicts == [verdict]
+    if verdict is Verdict.FRESH:
+        # Its first record's payload stays: that is what its producer may redeliver.
+        assert unpack(judged.marks[0] or b"") == Mark(9, 505, 505, 1, DONE, revision)
+        assert judged.known == {}
+    else:
+        assert (judged.marks, judged.known) == ([None], {0: mark})
+
+
+def test_the_same_record_read_again_is_done_whatever_its_revision() -> None:
+    judged = classify(columns((7, b"a", 505, 1)), {b"a": dead_mark()}, StreamTime(500), RULE, WALL, 0, replayed(5))
+    assert judged.verdicts == [Verdict.REPLAYED]
+
+
+def test_of_two_replays_in_one_batch_the_first_is_accepted() -> None:
+    batch = columns((8, b"a", 500, 1), (9, b"a", 500, 2), (10, b"a", 500, 1))
+    judged = classify(batch, {b"a": dead_mark()}, StreamTime(500), RULE, WALL, 0, replayed(1))
+    assert judged.verdicts == [Verdict.FRESH, Verdict.DUPLICATE, Verdict.DUPLICATE]
+
+
+def test_a_replay_that_waited_in_the_dead_letters_is_not_late_while_its_mark_protects() -> None:
+    late = columns((9, b"a", 450, 1), (10, b"other", 450, 1))
+    judged = classify(late, {b"a": dead_mark()}, StreamTime(580), RULE, WALL, 0, replayed(1))
+    assert judged.verdicts == [Verdict.FRESH, Verdict.LATE]
+    assert unpack(judged.marks[0] or b"") == Mark(9, 450, 580, 1, DONE, 1)
+    # Nobody knows any more whether it took effect since.
+    judged = classify(late, {b"a": dead_mark()}, StreamTime(601), RULE, WALL, 0, replayed(1))
+    assert judged.verdicts == [Verdict.LATE, Verdict.LATE]
+
+
+def test_a_replay_ahead_of_the_clock_is_refused_as_any_other() -> None:
+    ahead = columns((9, b"a", WALL + WINDOW + 1, 1))
+    judged = classify(ahead, {b"a": dead_mark()}, StreamTime(580), RULE, WALL, 0, replayed(1))
+    assert judged.verdicts == [Verdict.CLOCK]
+
+
+def test_whether_a_record_is_a_replay_is_asked_only_where_it_matters() -> None:
+    asked: list[int] = []
+
+    def replay(nth: int) -> Replay:
+        asked.append(nth)
+        return Replay(1)
+
+    marks = {b"done": pack(1, 480, 500, 1, DONE), b"dead": dead_mark()}
+    batch = columns((8, b"new", 500, 1), (9, b"done", 500, 1), (10, b"new", 500, 1), (11, b"dead", 500, 1))
+    classify(batch, marks, StreamTime(500), RULE, WALL, 0, replay)
+    assert asked == [3]
+
+
+def test_a_replay_under_another_compare_takes_the_payload_of_its_own() -> None:
+    judged = classify(columns((9, b"a", 505, 5)), {b"a": dead_mark()}, StreamTime(500), RULE, WALL, 8, replayed(1))
+    assert unpack(judged.marks[0] or b"").payload == 5
 
 
 # -- without a rule

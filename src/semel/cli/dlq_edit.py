@@ -1,0 +1,171 @@
+"""`semel dlq edit`: a dead letter with another value, shown before it is replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from semel.cli.dlq import Broker, Config, Json, Target, loaded, run
+from semel.cli.dlq_asked import (
+    WAIT_S,
+    Again,
+    As,
+    Letter_,
+    Refused,
+    Yes,
+    check_reason,
+    confirm,
+    done_already,
+    meant_by,
+    say_done,
+    why_of,
+)
+from semel.display import printing
+from semel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from semel.dead_letters.letter import Letter
+    from semel.dead_letters.operator import Done, Operator
+    from semel.plan import Plan
+
+
+def edit(
+    pipeline: Target,
+    letter: Letter_,
+    *,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the audit.")],
+    value: Annotated[str | None, typer.Option(metavar="FILE", help="The new value; - for standard input.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=JSON", help="Set a field: customer.name='\"Ada\"'.")
+    ] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Replay it later, with `semel dlq replay`.")] = False,
+    new_id: Annotated[bool, typer.Option("--new-id", help="Also where the dedup id is another one then.")] = False,
+    again: Again = False,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="For so long wait for what becomes of it.")
+    ] = WAIT_S,
+    yes: Yes = False,
+    as_: As = None,
+    broker: Broker = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a dead letter with another value: from a file, by fields, or in $EDITOR. Shows what changes, and asks.
+
+    The letter stays in the topic as it is; the audit has hashes of both values.
+    Exit code 1: the value is not of the type that the topic declares, or it came back; 3: the broker cannot be reached.
+    """
+    from semel.dead_letters.decisions import NotReplayable, Selection, check_value, diff, held, replayed
+
+    check_reason(reason)
+    if value is not None and set_:
+        raise ConfigError("--value and --set are two ways to give a new value; use one of them")
+    plan, settings = loaded(pipeline, broker, config)
+    meant = meant_by(plan, letter, again=again)
+    said: list[Done] = []
+
+    async def work(operator: Operator) -> None:
+        from semel.dead_letters.audit import hashed
+
+        selection = await meant.found(operator)
+        await operator.read()
+        [found] = [one async for one in operator.selected(selection)] or [None]
+        if found is None:
+            raise Refused(await done_already(operator, selection))
+        try:
+            before = await operator.value_of(found)
+        except NotReplayable as exc:
+            if value is None:
+                raise
+            printing.tell(str(exc))
+            before = None
+        after = _new_value(before, value, set_ or [])
+        topic = plan.sources.get(found.text("topic"))
+        if topic is None:
+            raise Refused(
+                f"{found.position} came from {found.text('topic')!r}, which is no source of {plan.app!r} any more"
+            )
+        check_value(topic.value, after)
+        ids = _dedup_id(plan, found, before), _dedup_id(plan, found, after)
+        if ids[0] is not None and ids[0] != ids[1] and not new_id:
+            raise Refused(
+                f"its dedup id would be {_readable(ids[1])} instead of {_readable(ids[0])}: it would be another event, "
+                "and the one that failed stays dead; say --new-id if that is meant"
+            )
+        changes = diff(before, after)
+        for line in changes:
+            printing.tell(printing.plain(line))
+        if not changes:
+            raise Refused("the new value is the one that it has; `semel dlq replay` replays it as it is")
+        confirm(f"{'Hold' if hold else 'Replay'} {found.position} with this value?", yes=yes)
+        await operator.open()
+        more: dict[str, Any] = {
+            "before": hashed(before),
+            "after": hashed(after),
+            "dedup_id": hashed(ids[1]),
+            "hold": hold,
+        }
+
+        def make(one: Letter, _: bytes | None) -> Any:
+            return held(one, after) if hold else replayed(one, after, edited=True)
+
+        fates = None if hold else await operator.watch(wait)
+        only = Selection(at=(found.at.partition, found.offset), again=again)
+        said.append(
+            await operator.write_all("edit", only, why_of(as_, reason), make, fates=fates, value_needed=False, **more)
+        )
+
+    run(plan, settings, work)
+    for done in said:
+        say_done(plan, "held" if hold else "replayed", done, as_json=as_json)
+
+
+def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> bytes:
+    import sys
+
+    from semel.dead_letters.decisions import pretty, set_path, unpretty
+
+    if value is not None:
+        try:
+            return sys.stdin.buffer.read() if value == "-" else Path(value).read_bytes()
+        except OSError as exc:
+            raise ConfigError(f"--value {value!r} cannot be read: {exc.strerror}") from exc
+    if changes:
+        after = before
+        for change in changes:
+            path, equals, given = change.partition("=")
+            if not equals or not path:
+                raise ConfigError(f"--set {change!r} is no PATH=JSON; write customer.name='\"Ada\"'")
+            try:
+                after = set_path(after, path, given)
+            except ValueError as exc:
+                raise ConfigError(f"--set {change!r}: {exc}") from exc
+        return after or b""
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "no new value is given, and there is no terminal to edit it at; use --value FILE or --set PATH=JSON"
+        )
+    import click
+
+    edited = click.edit(pretty(before), extension=".json")
+    if edited is None:
+        raise Refused("the value was not saved; nothing was done")
+    return unpretty(edited, before)
+
+
+def _dedup_id(plan: Plan, letter: Letter, value: bytes | None) -> bytes | None:
+    """None where there is none, or nobody can say."""
+    topic, rule = plan.sources.get(letter.text("topic")), plan.dedup
+    if topic is None or rule is None or value is None:
+        return None
+    try:
+        id = rule.key_reader()(topic.value.decode(value), letter.with_value(value).record)
+    except Exception:  # of what cannot be decoded
+        return None
+    return id if isinstance(id, bytes) else None
+
+
+def _readable(id: bytes | None) -> str:
+    return "none" if id is None else repr(id.decode(errors="backslashreplace"))

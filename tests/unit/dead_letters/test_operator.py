@@ -1,0 +1,395 @@
+"""The operator on an in-memory cluster, beside workers that run: each letter once, whatever ends in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from semel import Retry, Topic
+from semel.dead_letters import decisions
+from semel.dead_letters.audit import decode, hashed
+from semel.dead_letters.decisions import NotReplayable, Selection
+from semel.dead_letters.letter import letter_of
+from semel.dead_letters.operator import Operator, TakenOver, Uncommitted, Why
+from semel.dead_letters.reading import NoLetters
+from semel.dead_letters.setting_aside import archive, forget
+from semel.memory.faults import Call, lose_answer, lose_request, refuse
+from semel.port import TP
+from semel.proof import Verdict
+from semel.runtime.failpoints import Failpoints
+from semel.runtime.settings import EngineSettings
+from tests.unit.harness import APP, Payment, World
+from tests.unit.proof.rig import History
+
+LETTERS, AUDIT = f"{APP}.dlq", f"{APP}-audit"
+WHY = Why("ada", "mended")
+STEPS = ("before_partitions", "after_partitions", "after_produce", "after_end")
+
+
+class Dying(Failpoints):
+    """Ends the operator's task where it is told to, as a kill would: nothing of it runs any more."""
+
+    def __init__(self, point: str, nth: int) -> None:
+        super().__init__()
+        self.left = nth
+
+        async def die() -> None:
+            self.left -= 1
+            if not self.left:
+                raise asyncio.CancelledError
+
+        self.hooks[point] = die
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    # Nothing succeeds before the work is mended, and that is the events' fault.
+    retry = Retry(1, fatal=(RuntimeError,))
+    made = History(tmp_path, partitions=2, commit_interval_ms=10, pipeline={"retry": retry})
+    yield made
+    await made.world.close()
+
+
+async def failed(history: History, count: int, **fields: Any) -> None:
+    """So many events that fail as long as nobody mends the work."""
+    for number in range(count):
+        history.world.pay(f"a{number % 5}", 1, id=f"bad{number}", fails=-1, **fields)
+    history.world.start()
+    await history.world.drained()
+
+
+def mend(world: World) -> None:
+    world.work.maybe_fail = lambda payment: None  # type: ignore[method-assign]
+
+
+async def operator(
+    world: World, name: str = "dlq", failpoints: Failpoints | None = None, *, opened: bool = True
+) -> Operator:
+    found = Operator(await world.connected(name), world.clock, world.plan(), EngineSettings(), failpoints=failpoints)
+    if opened:
+        await found.open()
+    return found
+
+
+async def replay_all(by: Operator, selection: Selection | None = None, *, watched: bool = False, **options: Any) -> Any:
+    fates = await by.watch(20) if watched else None
+    return await by.write_all("replay", selection or Selection(), WHY, decisions.replayed, fates=fates, **options)
+
+
+def settled(history: History) -> list[str]:
+    return sorted(history.said(r).id.decode() for _, r in history.entries("settlements"))
+
+
+def audited(history: History) -> list[Any]:
+    return [decode(r.value or b"", "") for _, r in history.entries(AUDIT)]
+
+
+async def test_letters_come_back_once_and_take_effect(history: History) -> None:
+    await failed(history, 30)
+    mend(history.world)
+    done = await replay_all(await operator(history.world), watched=True)
+    assert (done.letters, done.fates, done.stopped, done.skipped) == (30, (30, 30, 0), "", {})
+    await history.world.drained()
+    assert settled(history) == sorted(f"bad{n}" for n in range(30))
+    again = await replay_all(await operator(history.world, "second"))
+    assert again.letters == 0
+    # Said to be done again, the pipeline itself knows that they took effect.
+    again = await replay_all(await operator(history.world, "third"), Selection(again=True))
+    assert again.letters == 30
+    await history.world.drained()
+    assert len(settled(history)) == 30
+    entries = audited(history)
+    assert {(e.action, e.by, e.reason, e.topic) for e in entries} == {("replay", "ada", "mended", LETTERS)}
+    assert [e.count for e in entries] == [20, 10, 20, 10]
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_an_operator_that_dies_at_any_step_loses_and_doubles_no_letter(
+    history: History, step: str, nth: int
+) -> None:
+    await failed(history, 60)
+    mend(history.world)
+    dying = await operator(history.world, "first", Dying(f"commit.{step}", nth))
+    with pytest.raises(asyncio.CancelledError):
+        await replay_all(dying)
+    rest = await replay_all(await operator(history.world, "second"))
+    told = sum(e.count for e in audited(history))
+    assert told == 60
+    assert rest.letters == {1: 60 - 20 * (step == "after_end"), 2: 40 - 40 * (step == "after_end")}[nth]
+    # Not even the pipeline had to know: each is in the source once more.
+    replays = [r for _, r in history.entries("payments") if dict(r.headers).get("semel.replay")]
+    assert len({(r.key, r.value) for r in replays}) == len(replays) == 60
+    await history.world.drained()
+    assert settled(history) == sorted(f"bad{n}" for n in range(60))
+
+
+@pytest.mark.parametrize("api", ["AddPartitionsToTxn", "Produce", "EndTxn"])
+@pytest.mark.parametrize("fault", [lose_request, lose_answer, lambda: refuse(7, applied=True)])
+async def test_an_exchange_that_is_lost_loses_and_doubles_no_letter(history: History, api: str, fault: Any) -> None:
+    await failed(history, 45)
+    mend(history.world)
+    by = await operator(history.world)
+    calls = 0
+
+    def script(call: Call) -> Any:
+        nonlocal calls
+        if call.client == "dlq" and call.api == api:
+            calls += 1
+            return fault() if calls in (1, 4) else None
+        return None
+
+    history.world.cluster.faults.script(script)
+    done = await replay_all(by)
+    assert calls > 1
+    assert done.letters == sum(e.count for e in audited(history)) == 45
+    replays = [r for _, r in history.entries("payments") if dict(r.headers).get("semel.replay")]
+    assert len({(r.key, r.value) for r in replays}) == len(replays) == 45
+    await history.world.drained()
+    assert len(settled(history)) == 45
+
+
+async def test_of_two_operators_the_second_goes_on_and_the_first_is_told(history: History) -> None:
+    await failed(history, 45)
+    mend(history.world)
+    first = await operator(history.world, "first")
+    second = await operator(history.world, "second")
+    with pytest.raises(TakenOver, match=r"another `semel dlq` acts on the dead letters of 'payments' since"):
+        await replay_all(first)
+    assert (await replay_all(second)).letters == 45
+
+
+async def test_it_stops_when_most_of_what_it_replays_dies_again(history: History) -> None:
+    await failed(history, 200)
+    done = await replay_all(await operator(history.world), watched=True)
+    assert done.letters == decisions.FIRST_BATCH
+    assert "20 of 20 came back to the dead letters: the cause is still there" in done.stopped
+    by = await operator(history.world, "second")
+    # Those that came back are letters of their own, of the next revision.
+    opened = [letter async for letter in by.selected(Selection())]
+    assert len(opened) == 200
+    assert [decisions.revision_of(letter) for letter in opened].count(1) == 20
+    mend(history.world)
+    done = await replay_all(by, watched=True)
+    assert (done.letters, done.fates.back, done.stopped) == (200, 0, "")
+    assert len(settled(history)) == 200
+
+
+async def test_it_goes_on_where_told_to(history: History) -> None:
+    await failed(history, 60)
+    done = await replay_all(await operator(history.world), watched=True, keep_going=True)
+    assert (done.letters, done.stopped) == (60, "")
+    assert (done.fates.known, done.fates.back) == (60, 60)
+
+
+async def test_a_pipeline_that_does_not_run_is_not_run_over(history: History) -> None:
+    await failed(history, 60)
+    [worker] = history.world.workers.values()
+    await worker.stop()
+    done = await replay_all(await operator(history.world), watched=True)
+    assert done.letters == decisions.FIRST_BATCH
+    assert "no worker of 'payments' has taken 20 replayed letters within 20 s" in done.stopped
+
+
+async def test_no_more_letters_a_second_than_it_may(history: History) -> None:
+    await failed(history, 60)
+    mend(history.world)
+    began = history.world.clock.monotonic()
+    done = await replay_all(await operator(history.world), rate=10)
+    assert done.letters == 60
+    assert 4 < history.world.clock.monotonic() - began < 8
+    assert {e.count for e in audited(history)} == {10}
+
+
+async def test_an_edited_letter_takes_effect_with_its_new_value(history: History) -> None:
+    await failed(history, 3)
+    by = await operator(history.world)
+    letter = next(iter([letter async for letter in by.selected(Selection())]))
+    event = orjson.loads(letter.record.value or b"")
+    value = orjson.dumps({**event, "fails": 0, "amount": 70})
+    only = Selection(at=(letter.at.partition, letter.offset))
+    done = await by.write_all(
+        "edit", only, WHY, lambda one, _: decisions.replayed(one, value, edited=True), before=hashed(letter.record.value),
+        after=hashed(value),
+    )  # fmt: skip
+    assert done.letters == 1
+    await history.world.drained()
+    assert settled(history) == [event["id"]] * 2, "with its receipt"
+    [entry] = audited(history)
+    assert (entry.action, entry.more["after"]) == ("edit", hashed(value))
+    assert by.ledger.state(letter) == "edit"
+    # Its original stays where it is, and the proof knows of the edit.
+    assert (await by.reader.letter(letter.at, letter.offset)).record.value == letter.record.value
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+async def test_an_edited_letter_that_is_held_is_replayed_later(history: History) -> None:
+    await failed(history, 3)
+    by = await operator(history.world)
+    letter = next(iter([letter async for letter in by.selected(Selection())]))
+    value = orjson.dumps({**orjson.loads(letter.record.value or b""), "fails": 0})
+    only = Selection(at=(letter.at.partition, letter.offset))
+    await by.write_all("edit", only, WHY, lambda one, _: decisions.held(one, value))
+    await history.world.clock.sleep(1)
+    assert settled(history) == []
+    opened = [one async for one in by.selected(Selection())]
+    assert [one.text("held") != "" for one in opened].count(True) == 1
+    assert len(opened) == 3
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    await replay_all(by)
+    await history.world.drained()
+    assert len(settled(history)) == 1
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+async def test_dropped_letters_are_done_with_and_written_nowhere(history: History) -> None:
+    await failed(history, 30)
+    by = await operator(history.world)
+    done = await by.mark_all("drop", Selection(key=b"a1"), WHY)
+    assert done.letters == 6
+    assert [e.count for e in audited(history)] == [6]
+    mend(history.world)
+    assert (await replay_all(await operator(history.world, "second"))).letters == 24
+    await history.world.drained()
+    assert len(settled(history)) == 24
+
+
+async def test_redirected_letters_are_in_the_other_topic_as_their_events_came(history: History) -> None:
+    await failed(history, 30)
+    history.world.cluster.create_topic("others", 3)
+    by = await operator(history.world)
+    done = await by.write_all(
+        "redirect", Selection(), WHY, lambda one, value: decisions.redirected(one, value, "others", 3), to="others"
+    )
+    assert done.letters == 30
+    there = {(r.key, r.value, r.timestamp, tuple(r.headers)) for _, r in history.entries("others")}
+    assert there == {(r.key, r.value, r.timestamp, tuple(r.headers)) for _, r in history.entries("payments")}
+    assert (await replay_all(by)).letters == 0
+
+
+async def test_an_archived_group_is_hidden_until_it_recurs(history: History) -> None:
+    await failed(history, 3)
+    by = await operator(history.world)
+    [group] = {letter.fingerprint async for letter in by.reader.letters()}
+    await archive(by, group, WHY)
+    assert [letter async for letter in by.selected(Selection())] == []
+    history.world.pay("a1", 1, id="later", fails=-1)
+    await history.world.drained()
+    assert len([letter async for letter in by.selected(Selection())]) == 1
+    with pytest.raises(NoLetters, match="holds no letter of the group 'nothing'"):
+        await archive(by, "nothing", WHY)
+
+
+async def test_a_forgotten_key_is_replayed_no_more_and_deleted_as_far_as_nobody_else_is_hit(history: History) -> None:
+    for number, account in enumerate(["account-1", "account-1", "account-2", "account-1"]):
+        # All in one partition.
+        history.world.cluster.write(
+            TP("payments", 0),
+            [(account.encode(), orjson.dumps({"id": f"b{number}", "account": account, "amount": 1, "fails": -1}))],
+        )
+    history.world.start()
+    await history.world.drained()
+    by = await operator(history.world)
+    offsets = [letter.offset async for letter in by.selected(Selection())]
+    found = await forget(by, b"account-1", WHY, delete=False)
+    assert (found["letters"], found["kept"]) == (3, {"0": [offsets[0], offsets[1], offsets[3]]})
+    assert found["could_delete_before"] == {"0": offsets[2]}
+    found = await forget(by, b"account-1", WHY, delete=True)
+    # The open letter of the other key stands before the last one.
+    assert found["kept"] == {"0": [offsets[3]]}
+    assert found["blocked_by"] == {"0": offsets[2]}
+    assert history.log(LETTERS, 0).log_start == offsets[2]
+    await by.mark_all("drop", Selection(key=b"account-2"), WHY)
+    found = await forget(by, b"account-1", WHY, delete=True)
+    assert found["kept"] == {}
+    assert b"account-1" not in b"".join(r.value or b"" for _, r in history.entries(AUDIT))
+    assert [letter async for letter in by.selected(Selection(again=True))] == []
+
+
+async def test_a_value_that_was_left_out_is_taken_from_the_source_while_it_is_there(history: History) -> None:
+    history.cluster.create_topic(LETTERS, 2, {"max.message.bytes": "6000"})
+    event = {"id": "large", "account": "a1" + "x" * 9_000, "amount": 1, "fails": -1}
+    tp, offset = history.world.write(event, "a1")
+    history.world.start()
+    await history.world.drained()
+    by = await operator(history.world)
+    [letter] = [letter async for letter in by.selected(Selection())]
+    assert letter.record.value is None
+    assert await by.value_of(letter) == orjson.dumps(event)
+    history.cluster.log(tp).delete_before(offset + 1)
+    with pytest.raises(NotReplayable, match="it is not there any more"):
+        await by.value_of(letter)
+    done = await replay_all(by)
+    assert (done.letters, done.selected) == (0, 1)
+    assert "it is not there any more" in next(iter(done.skipped))
+
+
+async def test_a_large_letter_is_replayed_from_its_source(history: History) -> None:
+    history.cluster.create_topic(LETTERS, 2, {"max.message.bytes": "6000"})
+    history.world.write({"id": "large", "account": "a1" + "x" * 9_000, "amount": 1, "fails": -1}, "a1")
+    history.world.start()
+    await history.world.drained()
+    mend(history.world)
+    assert (await replay_all(await operator(history.world))).letters == 1
+    await history.world.drained()
+    assert settled(history) == ["large"]
+
+
+async def test_a_record_made_anew_where_the_letter_came_from_is_not_taken_for_it(history: History) -> None:
+    await failed(history, 1)
+    by = await operator(history.world)
+    [letter] = [letter async for letter in by.selected(Selection())]
+    left = letter._replace(own={**letter.own, "semel.left_out": b"a value", "semel.timestamp": b"5"})
+    with pytest.raises(NotReplayable, match="it is not there any more"):
+        await by.value_of(left)
+
+
+async def test_without_a_dead_letter_topic_there_is_nothing_to_do(history: History) -> None:
+    by = await operator(history.world, opened=False)
+    with pytest.raises(NoLetters, match="there is no dead-letter topic"):
+        await by.open()
+    assert AUDIT not in history.cluster.topics()
+
+
+async def test_a_letter_of_a_source_that_is_none_any_more_stays_where_it_is(history: History) -> None:
+    await failed(history, 2)
+    [worker] = history.world.workers.values()
+    await worker.stop()
+    history.cluster.create_topic("orders", 2)
+    history.world.pipeline.source = Topic("orders", key=str, value=Payment)
+    done = await replay_all(await operator(history.world))
+    assert (done.letters, done.selected) == (0, 2)
+    assert "'payments', which is no source of 'payments' any more" in next(iter(done.skipped))
+
+
+async def test_who_may_not_write_the_audit_does_nothing(history: History) -> None:
+    await failed(history, 3)
+    await operator(history.world)
+    by = await operator(history.world, "second")
+    history.cluster.faults.deny(AUDIT, "Write")
+    with pytest.raises(Uncommitted, match="nothing of it is done"):
+        await replay_all(by)
+    history.cluster.faults.allow(AUDIT)
+    assert not [r for _, r in history.entries("payments") if dict(r.headers).get("semel.replay")]
+
+
+async def test_a_letter_of_another_pipeline_is_left_alone(history: History) -> None:
+    await failed(history, 1)
+    [(_, record)] = history.entries(LETTERS)
+    foreign = [(n, b"others" if n == "semel.pipeline" else v) for n, v in record.headers]
+    at = history.cluster.write(TP(LETTERS, 0), [(b"a1", b"x")], headers=foreign)
+    by = await operator(history.world)
+    assert len([letter async for letter in by.selected(Selection(again=True))]) == 1
+    with pytest.raises(NoLetters, match="no dead letter of 'payments'"):
+        await replay_all(by, Selection(at=(0, at)))
+    assert letter_of(TP(LETTERS, 0), record).text("pipeline") == APP
