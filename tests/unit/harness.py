@@ -77,7 +77,7 @@ class Worker(MemoryWorker):
             world.open_store(name),
             self.clock,
             random.Random(number),
-            EngineSettings(**{"web_url": f"http://{name}.{number}", **world.settings, **settings}),
+            EngineSettings(**{"web_url": f"http://{name}.{number}", "halt_after": 0, **world.settings, **settings}),
             notes=self.notes,
         )
 

@@ -25,6 +25,8 @@ class EngineSettings:
     # Events of a worker, and of one key, that may be parked: each takes some 300 bytes of memory.
     parked_limit: int = 200_000
     parked_key_limit: int = 10_000
+    # So many different events in a row that fail alike while none succeeds are no coincidence; 0: an agent never halts.
+    halt_after: int = 10
     memory_budget_bytes: int = 256 << 20
     replication_factor: int | None = None
     web_url: str = ""

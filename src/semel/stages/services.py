@@ -15,7 +15,8 @@ from semel.state.store import StoreError
 @dataclass(slots=True)
 class Services:
     """`changed`: set where something happened that may make an epoch due. `store_failed` hears of a store that cannot be used.
-    `interrupts`: what ends the worker though an agent's code raised it."""
+    `interrupts`: what ends the worker though an agent's code raised it. `halt_after`: so many events that fail alike while none
+    succeeds are no event's fault, 0: as many as there are."""
 
     app: str
     clock: Clock
@@ -25,3 +26,4 @@ class Services:
     changed: asyncio.Event
     store_failed: Callable[[StoreError], None]
     interrupts: tuple[type[BaseException], ...]
+    halt_after: int

@@ -157,7 +157,7 @@ class Engine:
         self._services = Services(
             self.app, clock, randomness, self.epoch,
             DeadLetters(plan.dead_letter_topic, 1, 1 << 20, settings.code_version, settings.dead_letter_headers), changed,
-            self._recovery.store_failed, settings.interrupts,
+            self._recovery.store_failed, settings.interrupts, settings.halt_after,
         )  # fmt: skip
         self.scheduler = Scheduler(
             self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms, open=self._open,

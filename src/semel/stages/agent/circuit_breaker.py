@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-# So many different events in a row that fail alike are no coincidence.
-FAILED_ALIKE = 10
 FIRST_PROBE_S, MOST_PROBE_S = 0.05, 15.0
 
 
@@ -29,12 +27,14 @@ class Halted:
 
 class CircuitBreaker:
     """One agent's. `succeeded`: a number that grows with every event that was done, and falls where an epoch was dropped.
+    `after`: how many different events that fail alike in a row open it, 0: none do.
 
     Times are monotonic seconds.
     """
 
-    def __init__(self, succeeded: Callable[[], int]) -> None:
+    def __init__(self, succeeded: Callable[[], int], after: int) -> None:
         self._succeeded = succeeded
+        self._after = after
         self._before = 0
         self._failed: dict[Hashable, set[Hashable]] = {}
         self._error = ""
@@ -50,6 +50,8 @@ class CircuitBreaker:
     def failed(self, event: Hashable, alike: Hashable, error: str, now: float) -> bool:
         """An attempt failed. `alike`: the same for errors that are. Whether that has opened the breaker just now."""
         self._look()
+        if not self._after:
+            return False
         events = self._failed.setdefault(alike, set())
         events.add(event)
         self._error = error
@@ -57,7 +59,7 @@ class CircuitBreaker:
             self._probes += 1
             self._probe_at = now + min(FIRST_PROBE_S * 2.0 ** min(self._probes, 16), MOST_PROBE_S)
             return False
-        if len(events) < FAILED_ALIKE:
+        if len(events) < self._after:
             return False
         self._since, self._probes, self._probe_at = now, 0, now + FIRST_PROBE_S
         return True

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, described
 from semel.plan import AgentPlan
-from semel.stages.agent.circuit_breaker import FAILED_ALIKE, CircuitBreaker
+from semel.stages.agent.circuit_breaker import CircuitBreaker
 from semel.stages.agent.crash_suspects import most_crashes
 from semel.stages.agent.failure_log import FailureLog, alike_of
 from semel.stages.agent.failure_policy import (
@@ -65,7 +65,7 @@ class FailureHandler:
         self._wall_clock = wall_clock
         self._log = log
         self._succeeded = succeeded
-        self.breaker = CircuitBreaker(succeeded)
+        self.breaker = CircuitBreaker(succeeded, services.halt_after)
         # The event whose loss of the session has been counted.
         self._counted: tuple[EventContext, int] | None = None
 
@@ -137,11 +137,13 @@ class FailureHandler:
             return False
         if self._is_to_blame(unit):
             return breaker.open
+        after = self._services.halt_after
         event, text = (unit.cursor.tp, unit.record.offset), described(error)[:ERROR_CHARACTERS]
         if breaker.failed(event, alike_of(error), text, now):
-            self._log.halted(self._plan.name, error, FAILED_ALIKE)
+            self._log.halted(self._plan.name, error, after)
         parked = unit.cursor.parked
-        return breaker.open or (unit.retried is not None and parked is not None and parked.heads >= FAILED_ALIKE)
+        many = unit.retried is not None and parked is not None and parked.heads >= after > 0
+        return breaker.open or many
 
     def _is_to_blame(self, unit: WorkUnit) -> bool:
         """Whether others have succeeded since the event in hand failed for the first time."""

@@ -22,7 +22,7 @@ from semel.stages.fetch.decode import Undecodable, decoder
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
 from semel.state import replay
-from semel.state.dedup_marks import DEAD, PARKED, Marks, unpack, with_outcome
+from semel.state.dedup_marks import DEAD, PARKED, Mark, Marks, unpack, with_outcome
 from semel.state.event_context import EventContext
 from semel.state.parked import ParkedEvent, Queued
 
@@ -106,6 +106,10 @@ class DedupProcessor:
             unit.index = index
             context.record = record
             context.id = event.id
+            if event.letter is not None and event.id is not None and unit.batch is not None and index > unit.start:
+                # A batch is done as one, and how the first of that id ends may be up to this one.
+                unit.cut(index)
+                return
             if event.letter is None and type(value) is not Undecodable and record.offset not in poisoned:
                 yield value
                 continue
@@ -341,12 +345,17 @@ class DedupFilter:
             side_outputs.handled(unit, rule.conflict, "conflict", record, why)
         elif mark.outcome == DEAD:
             side_outputs.quarantine(unit, record, "duplicate", _FOLLOWS % mark.offset)
-        elif mark.outcome == PARKED and unit.waits_for_its_key(record) and type(id) is bytes:
+        elif unit.waits_for_its_key(record) and type(id) is bytes and self._may_be_parked(unit, mark):
             # How the first one ends is known when this one's turn comes.
             side_outputs.park(unit, ParkedEvent(record, id, letter=("duplicate", _FOLLOWS % mark.offset)))
         else:
             side_outputs.done(unit, "duplicates")
         return True
+
+    @staticmethod
+    def _may_be_parked(unit: WorkUnit, mark: Mark) -> bool:
+        """Of one that came with this unit the mark is of when the unit was judged."""
+        return mark.outcome == PARKED or mark.offset >= unit.fetched.records[unit.start].offset
 
     def _see_keys(self, unit: WorkUnit, records: Sequence[Record]) -> None:
         """Say once that a redelivery without a key may land in a partition that does not know the event."""

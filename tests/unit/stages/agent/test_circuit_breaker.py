@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 from semel import Pipeline, Reject, Retry, Table, Topic
-from semel.stages.agent.circuit_breaker import FAILED_ALIKE, FIRST_PROBE_S, MOST_PROBE_S, CircuitBreaker
+from semel.stages.agent.circuit_breaker import FIRST_PROBE_S, MOST_PROBE_S, CircuitBreaker
 from semel.testing import PipelineTester
 
+AFTER = 10
 ALIKE = ("OSError", "agent.py:7")
 SOON = Retry(attempts=3, first_delay=timedelta(milliseconds=100), max_delay=timedelta(seconds=2))
 
@@ -29,33 +30,33 @@ def failing(breaker: CircuitBreaker, events: int, *, since: int = 0, now: float 
 
 
 def test_it_opens_when_so_many_different_events_failed_alike_and_none_succeeded() -> None:
-    breaker = CircuitBreaker(Done())
-    assert failing(breaker, FAILED_ALIKE) == [*[False] * (FAILED_ALIKE - 1), True]
+    breaker = CircuitBreaker(Done(), AFTER)
+    assert failing(breaker, AFTER) == [*[False] * (AFTER - 1), True]
     assert breaker.open
 
 
 def test_one_event_that_fails_again_and_again_opens_nothing() -> None:
-    breaker = CircuitBreaker(Done())
+    breaker = CircuitBreaker(Done(), AFTER)
     assert not any(breaker.failed(("events", 1), ALIKE, "", float(n)) for n in range(100))
 
 
 def test_an_event_that_succeeds_in_between_begins_the_count_anew() -> None:
     done = Done()
-    breaker = CircuitBreaker(done)
+    breaker = CircuitBreaker(done, AFTER)
     for n in range(100):
-        assert not any(failing(breaker, FAILED_ALIKE - 1, since=100 * n))
+        assert not any(failing(breaker, AFTER - 1, since=100 * n))
         done.count += 1
     assert not breaker.open
 
 
 def test_errors_that_are_not_alike_are_counted_each_for_itself() -> None:
-    breaker = CircuitBreaker(Done())
-    assert not any(breaker.failed(n, ("OSError", f"agent.py:{n % 9}"), "", 0.0) for n in range(9 * (FAILED_ALIKE - 1)))
+    breaker = CircuitBreaker(Done(), AFTER)
+    assert not any(breaker.failed(n, ("OSError", f"agent.py:{n % 9}"), "", 0.0) for n in range(9 * (AFTER - 1)))
 
 
 def test_while_it_is_open_one_event_is_tried_more_and_more_rarely() -> None:
-    breaker = CircuitBreaker(Done())
-    failing(breaker, FAILED_ALIKE)
+    breaker = CircuitBreaker(Done(), AFTER)
+    failing(breaker, AFTER)
     assert breaker.wait_s(0.0) == FIRST_PROBE_S
     waits: list[float] = []
     for n in range(20):
@@ -64,10 +65,14 @@ def test_while_it_is_open_one_event_is_tried_more_and_more_rarely() -> None:
     assert waits == sorted(waits) and waits[0] == 2 * FIRST_PROBE_S and waits[-1] == MOST_PROBE_S
 
 
+def test_it_may_be_told_never_to_open() -> None:
+    assert not any(failing(CircuitBreaker(Done(), 0), 1_000))
+
+
 def test_an_event_that_succeeds_closes_it() -> None:
     done = Done()
-    breaker = CircuitBreaker(done)
-    failing(breaker, FAILED_ALIKE)
+    breaker = CircuitBreaker(done, AFTER)
+    failing(breaker, AFTER)
     assert not breaker.closes()
     done.count += 1
     assert breaker.closes() and not breaker.open and breaker.wait_s(0.0) == 0.0
@@ -76,8 +81,8 @@ def test_an_event_that_succeeds_closes_it() -> None:
 def test_an_epoch_that_was_dropped_is_no_success() -> None:
     done = Done()
     done.count = 50
-    breaker = CircuitBreaker(done)
-    failing(breaker, FAILED_ALIKE)
+    breaker = CircuitBreaker(done, AFTER)
+    failing(breaker, AFTER)
     done.count = 20
     assert not breaker.closes()
     done.count = 21
