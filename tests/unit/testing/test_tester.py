@@ -254,7 +254,7 @@ def test_an_error_that_cannot_be_asked_what_it_is_costs_its_event_a_dead_letter_
             yield order
 
     tester = tester_of(pipeline_of(fail_at_one, retry=Retry(attempts=attempts)), partitions=1)
-    tester.send_all([Order(id, "north") for id in ("o1", "o2", "o3", "o2")])
+    tester.send_all([Order(id, id) for id in ("o1", "o2", "o3", "o2")], key="shop")
     assert [output.value.id for output in tester.outputs()] == ["o1", "o3"]
     assert [letter.reason for letter in tester.dead_letters()] == ["failed", "duplicate"]
     assert tester.dead_letters()[0].fingerprint.startswith("unreadable@")
