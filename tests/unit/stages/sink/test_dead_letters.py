@@ -122,7 +122,8 @@ def test_every_header_of_every_family_has_its_place_in_the_order_of_dropping() -
     letters = DeadLetters("p.dlq", 8, 50_000, code_version="v", families=tuple(FAMILIES))
     out = buried(Given(value=bytes(100_000)), letters=letters)
     named = {name for name, _ in out.headers[2:]}
-    assert named == HEADERS
+    # An edited letter is held by a person, not by an agent.
+    assert named == HEADERS - {"semel.held"}
     assert len(DROPPED_FIRST) == len(set(DROPPED_FIRST))
 
 
