@@ -143,8 +143,13 @@ def test_the_tester_and_a_worker_agree(kind: str, workers: dict[str, tuple[str, 
     expected = in_the_tester(kind, name)
     silent = kind in ("looping", "delegating", "asking", "asking_events")
     assert len(expected["outputs"]) == (0 if silent else 4 if kind == "filtered" else 5)
-    assert [reason for _, _, _, reason, *_ in expected["dead"]] == ["failed", "rejected", "undecodable"]
+    assert sorted(reason for _, _, _, reason, *_ in expected["dead"]) == ["failed", "rejected", "undecodable"]
     assert expected["rows"] == (ROWS | {"a": 4} if kind == "filtered" else ROWS)
     assert expected["counts"][0] == len(EVENTS)
     assert expected["stream_time"] == [(SAID_MS if kind in TIMED else AT_MS) + len(EVENTS) - 1]
-    assert found == expected
+    assert in_any_order(found) == in_any_order(expected)
+
+
+def in_any_order(done: Any) -> Any:
+    """What is parked for a while comes later than events of other keys, how much later is the clock's to say."""
+    return {**done, **{name: sorted(done[name], key=repr) for name in ("outputs", "dead")}}
