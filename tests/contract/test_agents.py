@@ -74,6 +74,7 @@ async def in_a_worker(kind: str, ledger: Ledger) -> Found:
     worker = ledger.worker().start(KIND=kind)
     try:
         await ledger.until_done(len(EVENTS))
+        await ledger.drained()
         [said] = (await worker.get("/pipelines"))[1]
         counts = said["counts"]
         there = await logs.topics(ledger.bootstrap)

@@ -31,6 +31,8 @@ PATIENCE_S = 60.0
 OWN_OFFSETS = 5_000
 # No poll comes back empty within an hour: time that passes in a test costs four fetches a second otherwise.
 POLL_MS = 3_600_000
+# A test whose every event fails is to come to its end: an agent does not halt.
+HALT_AFTER = 0
 
 
 class Deployment:
@@ -79,7 +81,7 @@ class Deployment:
             self.clock,
             random.Random(f"{self._seed} {self._started}"),
             # One address for all incarnations, as a worker has that comes back on its machine.
-            EngineSettings(web_url=f"http://{name}", interrupts=interrupts()),
+            EngineSettings(web_url=f"http://{name}", interrupts=interrupts(), halt_after=HALT_AFTER),
         )
         for point in NAMES:
             worker.failpoints.hooks[point] = self._failpoint(worker, point)

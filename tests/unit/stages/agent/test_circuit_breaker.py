@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from semel import Pipeline, Reject, Retry, Table, Topic
 from semel.stages.agent.circuit_breaker import FIRST_PROBE_S, MOST_PROBE_S, CircuitBreaker
 from semel.testing import PipelineTester
@@ -89,6 +91,12 @@ def test_an_epoch_that_was_dropped_is_no_success() -> None:
     assert breaker.closes()
 
 
+@pytest.fixture
+def halting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tester whose agents halt, as a worker's do."""
+    monkeypatch.setattr("semel.testing.deployment.HALT_AFTER", AFTER)
+
+
 @dataclass
 class Event:
     id: int
@@ -115,6 +123,7 @@ def send(t: PipelineTester, events: range) -> None:
         t.send(Event(n), key=f"k{n}", settle=False)
 
 
+@pytest.mark.usefixtures("halting")
 def test_an_outage_dead_letters_nothing_and_everything_is_done_when_it_is_over() -> None:
     database = Dependency()
 
@@ -135,6 +144,7 @@ def test_an_outage_dead_letters_nothing_and_everything_is_done_when_it_is_over()
         assert sorted(out.value for out in t.outputs()) == list(range(200))
 
 
+@pytest.mark.usefixtures("halting")
 def test_a_table_that_is_not_listed_pours_no_topic_into_the_dead_letters() -> None:
     forgotten = Table("forgotten", key=str, value=int, default=int)
 
@@ -147,6 +157,7 @@ def test_a_table_that_is_not_listed_pours_no_topic_into_the_dead_letters() -> No
         assert not t.dead_letters()
 
 
+@pytest.mark.usefixtures("halting")
 def test_events_that_are_rejected_are_dead_lettered_however_many_they_are() -> None:
     def handle(event: Event) -> None:
         raise Reject("never")
@@ -157,6 +168,7 @@ def test_events_that_are_rejected_are_dead_lettered_however_many_they_are() -> N
         assert len(t.dead_letters()) == 50
 
 
+@pytest.mark.usefixtures("halting")
 def test_poisoned_events_among_good_ones_are_dead_lettered() -> None:
     def handle(event: Event) -> int:
         if event.id % 2:
