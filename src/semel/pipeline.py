@@ -182,7 +182,8 @@ class Pipeline:
 
     def _state_names(self) -> tuple[str, ...]:
         plan = Plan(self.name)
-        return (plan.positions_topic, plan.marks_topic, *(plan.changelog(t.name) for t in self.tables))
+        changelogs = (plan.changelog(t.name) for t in self.tables)
+        return (plan.positions_topic, plan.marks_topic, plan.parked_topic, *changelogs)
 
     def plan(self) -> Plan:
         return Plan(
