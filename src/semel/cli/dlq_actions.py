@@ -16,6 +16,7 @@ from semel.cli.dlq_asked import (
     DryRun,
     Group,
     Key,
+    Meant,
     Rate,
     Reason,
     Refused,
@@ -39,8 +40,13 @@ from semel.display.folding import folded
 from semel.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from semel.config import Settings
+    from semel.dead_letters.decisions import Selection
     from semel.dead_letters.letter import Letter
-    from semel.dead_letters.operator import Done, Operator
+    from semel.dead_letters.operator import Done, Operator, Place
+    from semel.plan import Plan
 
 
 def replay(
@@ -76,23 +82,15 @@ def replay(
 
     plan, settings = loaded(pipeline, broker, config)
     meant = meant_by(plan, letter, group, all_, key, since, until, version, again=again)
-    said: list[Done] = []
 
-    async def work(operator: Operator) -> None:
-        selection = await meant.found(operator)
-        if await is_agreed(operator, selection, "replayed", dry_run=dry_run, yes=yes):
-            await operator.open()
-            fates = await operator.watch(wait)
-            said.append(
-                await operator.write_all(
-                    "replay", selection, why_of(as_, reason), decisions.replayed, rate=rate, fates=fates,
-                    keep_going=keep_going, told=progress_of("replayed"),
-                )
-            )  # fmt: skip
+    async def work(operator: Operator, selection: Selection) -> Done:
+        fates = await operator.watch(wait)
+        return await operator.write_all(
+            "replay", selection, why_of(as_, reason), decisions.replayed, rate=rate, fates=fates,
+            keep_going=keep_going, told=progress_of("replayed"),
+        )  # fmt: skip
 
-    run(plan, settings, work)
-    for done in said:
-        say_done(plan, "replayed", done, as_json=as_json)
+    _act(plan, settings, meant, "replayed", work, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def redirect(
@@ -128,28 +126,23 @@ def redirect(
         raise ConfigError(
             f"--to {to!r} is a topic of {plan.app!r} itself; `semel dlq replay` puts letters back to where they came from"
         )
-    said: list[Done] = []
+    places: list[Place] = []
 
-    async def work(operator: Operator) -> None:
+    async def first(operator: Operator) -> None:
         place = await operator.place(to)
         if place is None:
             raise Refused(f"there is no topic {to!r} on this broker; create it first, or see the `broker` setting")
+        places.append(place)
 
-        def make(letter: Letter, value: bytes | None) -> Any:
-            return decisions.redirected(letter, value, to, place.partitions)
+    def make(letter: Letter, value: bytes | None) -> Any:
+        return decisions.redirected(letter, value, to, places[0].partitions)
 
-        selection = await meant.found(operator)
-        if await is_agreed(operator, selection, "redirected", dry_run=dry_run, yes=yes):
-            await operator.open()
-            said.append(
-                await operator.write_all(
-                    "redirect", selection, why_of(as_, reason), make, rate=rate, told=progress_of("redirected"), to=to
-                )
-            )
+    async def work(operator: Operator, selection: Selection) -> Done:
+        return await operator.write_all(
+            "redirect", selection, why_of(as_, reason), make, rate=rate, told=progress_of("redirected"), to=to
+        )
 
-    run(plan, settings, work)
-    for done in said:
-        say_done(plan, "redirected", done, as_json=as_json)
+    _act(plan, settings, meant, "redirected", work, dry_run=dry_run, yes=yes, as_json=as_json, first=first)
 
 
 def drop(
@@ -177,17 +170,39 @@ def drop(
     check_reason(reason)
     plan, settings = loaded(pipeline, broker, config)
     meant = meant_by(plan, letter, group, all_, key, since, until, version)
+
+    async def work(operator: Operator, selection: Selection) -> Done:
+        return await operator.mark_all("drop", selection, why_of(as_, reason))
+
+    _act(plan, settings, meant, "dropped", work, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _act(
+    plan: Plan,
+    settings: Settings,
+    meant: Meant,
+    did: str,
+    work: Callable[[Operator, Selection], Awaitable[Done]],
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    first: Callable[[Operator], Awaitable[None]] | None = None,
+) -> None:
+    """Find the letters that are meant, ask, do it, and say what was done. `first`: what is looked at before anybody is asked."""
     said: list[Done] = []
 
-    async def work(operator: Operator) -> None:
+    async def agreed(operator: Operator) -> None:
+        if first is not None:
+            await first(operator)
         selection = await meant.found(operator)
-        if await is_agreed(operator, selection, "dropped", dry_run=dry_run, yes=yes):
+        if await is_agreed(operator, selection, did, dry_run=dry_run, yes=yes):
             await operator.open()
-            said.append(await operator.mark_all("drop", selection, why_of(as_, reason)))
+            said.append(await work(operator, selection))
 
-    run(plan, settings, work)
+    run(plan, settings, agreed)
     for done in said:
-        say_done(plan, "dropped", done, as_json=as_json)
+        say_done(plan, did, done, as_json=as_json)
 
 
 def archive(

@@ -10,16 +10,16 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from semel.errors import RecoveryError
 from semel.port import Record
 from semel.retry import Retry
-from semel.state.store import Store, StoreBatch, row_prefix
-from semel.state.table_rows import Rows
+from semel.state.state_log import RowLog
+from semel.state.store import Store, row_prefix
 
 log = logging.getLogger("semel.state")
 
@@ -251,10 +251,11 @@ class ParkedQueue:
             heapq.heappop(heap)
         return None
 
-    def take(self, now: float, most: int, most_bytes: int) -> list[tuple[Queued, ParkedEvent]]:
+    def take(self, now: float, most: int, most_bytes: int, isolate_until: int = -1) -> list[tuple[Queued, ParkedEvent]]:
         """Those that may be tried now, those due first first; one at least, where one is due.
 
-        One that has not failed brings along those behind it that have not, either: they are handled as one stretch.
+        One that has not failed brings along those behind it that have not, either: they are handled as one stretch. One up to
+        the offset `isolate_until` is taken alone.
         """
         taken: list[tuple[Queued, ParkedEvent]] = []
         size = 0
@@ -262,10 +263,17 @@ class ParkedQueue:
             due = self.next_due()
             if due is None or due > now:
                 break
-            _, _, head = heapq.heappop(self._heap)
+            head = self._heap[0][2]
+            alone = head.offset <= isolate_until
+            if alone and taken:
+                break
+            heapq.heappop(self._heap)
+            if alone:
+                head.in_hand = True
+                return [(head, self.event(head))]
             behind = self.keys[head.key] if head.key is not None and not head.attempts else (head,)
             for queued in behind:
-                if queued.attempts and queued is not head:
+                if queued is not head and (queued.attempts or queued.offset <= isolate_until):
                     break
                 queued.in_hand = True
                 event = self.event(queued)
@@ -299,23 +307,17 @@ class ParkedQueue:
         return self._prefix + _OFFSET.pack(offset)
 
 
-class ParkedLog:
+class ParkedLog(RowLog):
     """All parked events of one task, as a state log. `limit`, `key_limit`: how many there may be, in all and of a key."""
-
-    topic_config: ClassVar[Mapping[str, str]] = Rows.topic_config
 
     def __init__(
         self, store: Store, partition: int, number: int, topic: str, *, limit: int, key_limit: int, most_delay_s: float
     ) -> None:
-        self.topic = topic
+        super().__init__(store, row_prefix(partition, number), topic)
         self.limit = limit
         self.key_limit = key_limit
         self._most_delay_s = most_delay_s
-        self._store = store
-        self._prefix = row_prefix(partition, number)
         self.queues: dict[tuple[str, str], ParkedQueue] = {}
-        self.open: dict[bytes, bytes | None] = {}
-        self.sealed: dict[bytes, bytes | None] = {}
         # Rows of the open epoch that no log has.
         self.unsealed: set[bytes] = set()
         self.count = 0
@@ -362,44 +364,17 @@ class ParkedLog:
 
     # -- as a state log
 
-    @property
-    def touched(self) -> bool:
-        return bool(self.open)
-
     def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
-        self.sealed, self.open = self.open, {}
         self.unsealed = set()
-        return self.sealed.items()
-
-    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
-        if self.sealed:
-            batch.rows(self._prefix, self.sealed)
-
-    def landed(self) -> None:
-        self.sealed = {}
+        return super().seal()
 
     def drop(self) -> None:
-        self.open, self.sealed, self.unsealed = {}, {}, set()
+        super().drop()
+        self.unsealed = set()
         for queue in self.queues.values():
             queue.forget()
         self.count = 0
         self.loaded = False
-
-    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
-        batch.rows(self._prefix, {r.key: r.value for r in records if r.key is not None})
-
-    def noted(self) -> dict[str, Any]:
-        return {}
-
-    def recall(self, noted: Mapping[str, Any]) -> None:
-        """There is nothing."""
-
-    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
-        """An event stays until it is done."""
-
-    @property
-    def holds_any(self) -> bool:
-        return any(True for _ in self._store.scan_rows(self._prefix))
 
 
 def read_row(row: bytes) -> tuple[tuple[str, str], int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from semel.port import Record
-from semel.state.store import StoreBatch
+from semel.state.store import Store, StoreBatch
 
 # A topic of which Kafka deletes nothing by itself.
 KEPT = {"retention.ms": "-1", "retention.bytes": "-1"}
@@ -69,3 +69,59 @@ class StateLog(Protocol):
     def holds_any(self) -> bool:
         """The store holds something of it."""
         ...
+
+
+class RowLog:
+    """A state log whose contents are rows of the store, under `prefix`: what is not there yet lies over it, by the row's key.
+
+    `open`: of the open epoch, None where a row is deleted; `sealed`: of the one on its way.
+    """
+
+    __slots__ = ("_prefix", "_store", "open", "sealed", "topic")
+
+    # Compacted but for the segment that is written to, and restores read all of it: Kafka's own are of 1 GiB and seven days.
+    topic_config: ClassVar[Mapping[str, str]] = {
+        "cleanup.policy": "compact", "delete.retention.ms": "86400000", "segment.bytes": str(64 << 20),
+        "segment.ms": "86400000", "min.cleanable.dirty.ratio": "0.3",
+    }  # fmt: skip
+
+    def __init__(self, store: Store, prefix: bytes, topic: str) -> None:
+        self.topic = topic
+        self.open: dict[bytes, bytes | None] = {}
+        self.sealed: dict[bytes, bytes | None] = {}
+        self._store = store
+        self._prefix = prefix
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.open)
+
+    def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
+        self.sealed, self.open = self.open, {}
+        return self.sealed.items()
+
+    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
+        if self.sealed:
+            batch.rows(self._prefix, self.sealed)
+
+    def landed(self) -> None:
+        self.sealed = {}
+
+    def drop(self) -> None:
+        self.open, self.sealed = {}, {}
+
+    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
+        batch.rows(self._prefix, {r.key: r.value for r in records if r.key is not None})
+
+    def noted(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        """There is nothing."""
+
+    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
+        """Rows stay until somebody deletes them."""
+
+    @property
+    def holds_any(self) -> bool:
+        return any(True for _ in self._store.scan_rows(self._prefix))

@@ -7,15 +7,15 @@ they changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from semel.codec import Codec
 from semel.errors import DecodeError, HandlingError, OutputRefused, WrongPartition
-from semel.port import Record
-from semel.state.store import Store, StoreBatch, row_prefix
+from semel.state.state_log import RowLog
+from semel.state.store import Store, row_prefix
 
 if TYPE_CHECKING:
     from semel.state.write_set import WriteSet
@@ -43,7 +43,7 @@ def _none(value: Any) -> None:
     """Nothing is known of what will be read back."""
 
 
-class Rows:
+class Rows(RowLog):
     """The rows of table `name` that belong to one partition. `place` is None where a row lives where its event is.
 
     `max_bytes`: what key and value together may take in the changelog. `limit`, `limit_bytes`: how many keys, with their
@@ -62,11 +62,9 @@ class Rows:
         "_kind_of",
         "_most",
         "_of_no_kind",
-        "_prefix",
         "_raw_key",
         "_raws",
         "_small",
-        "_store",
         "_weights",
         "hot",
         "immutable",
@@ -79,12 +77,9 @@ class Rows:
         "numeric_key",
         "only",
         "only_value",
-        "open",
         "partition",
         "place",
-        "sealed",
         "several",
-        "topic",
     )
 
     def __init__(
@@ -105,7 +100,6 @@ class Rows:
     ) -> None:
         self.name = name
         self.partition = partition
-        self.topic = topic
         self.place = place
         self.limit = limit
         self.limit_bytes = limit_bytes
@@ -113,8 +107,7 @@ class Rows:
         self._small = min(SMALL_BYTES, max_bytes)
         self.immutable = value.immutable
         self.key_codec = key
-        self._store = store
-        self._prefix = row_prefix(partition, number)
+        super().__init__(store, row_prefix(partition, number), topic)
         self._encode_key = key.encode
         self._encode = value.encode
         self._decode = value.decode
@@ -142,8 +135,6 @@ class Rows:
         self.only: bytes | None = None
         self.only_value: bytes | None = None
         self.several: dict[bytes, bytes | None] = {}
-        self.open: dict[bytes, bytes | None] = {}
-        self.sealed: dict[bytes, bytes | None] = {}
 
     # -- keys
 
@@ -423,53 +414,19 @@ class Rows:
 
     # -- as a state log
 
-    # Compacted but for the segment that is written to, and restores read all of it: Kafka's own are of 1 GiB and seven days.
-    topic_config: ClassVar[Mapping[str, str]] = {
-        "cleanup.policy": "compact", "delete.retention.ms": "86400000", "segment.bytes": str(64 << 20),
-        "segment.ms": "86400000", "min.cleanable.dirty.ratio": "0.3",
-    }  # fmt: skip
-
     @property
     def prefix(self) -> bytes:
         return self._prefix
 
-    @property
-    def touched(self) -> bool:
-        return bool(self.open)
-
-    def seal(self) -> Iterable[tuple[bytes, bytes | None]]:
-        self.sealed, self.open = self.open, {}
-        return self.sealed.items()
-
-    def land(self, batch: StoreBatch, first_offset: int, stream_ms: int | None) -> None:
-        if self.sealed:
-            batch.rows(self._prefix, self.sealed)
-
     def landed(self) -> None:
         if self._tells(self.sealed):
             self.noted_kind = self.kind
-        self.sealed = {}
+        super().landed()
 
     def drop(self) -> None:
         self._forget_pending()
-        self.open, self.sealed = {}, {}
+        super().drop()
         self._forget()
-
-    def replay(self, batch: StoreBatch, records: Sequence[Record]) -> None:
-        batch.rows(self._prefix, {r.key: r.value for r in records if r.key is not None})
-
-    def noted(self) -> dict[str, Any]:
-        return {}
-
-    def recall(self, noted: Mapping[str, Any]) -> None:
-        """There is nothing."""
-
-    def expire(self, batch: StoreBatch, stream_ms: int | None) -> None:
-        """Rows are kept for good."""
-
-    @property
-    def holds_any(self) -> bool:
-        return any(True for _ in self.scan())
 
 
 def _plain_key(declared: Any) -> bool:

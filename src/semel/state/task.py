@@ -97,10 +97,14 @@ class RetryState:
         """The record, if it is one that a process may have died of; of several, the one with most deaths."""
         return max((s for s in self.suspects if s.includes(record)), key=lambda s: s.crashes, default=None)
 
+    def isolate(self, offset: int) -> None:
+        """Events up to this one go one by one."""
+        self.isolate_until = max(self.isolate_until, offset)
+
     def lost_session(self, offset: int, now_ms: int) -> int:
         self.failed(offset, now_ms)
         self.lost += 1
-        self.isolate_until = max(self.isolate_until, offset)
+        self.isolate(offset)
         return self.count
 
 
@@ -118,8 +122,7 @@ class Cursor:
     `position`: the next offset to be done; what lies before it has taken effect in the open or an earlier epoch.
     `buffered` and `bytes`: how many records wait in `queue`, and what they take in memory.
     `due`: when the record at `position` may be tried again. `parked`: events before `position` that are not done.
-    `retried_last`: the work unit before was of parked events; so many of them (`singly`) go one by one. `held_up`: why the record
-    at `position` waits for room there.
+    `retried_last`: the work unit before was of parked events. `held_up`: why the record at `position` waits for room there.
     """
 
     __slots__ = (
@@ -135,7 +138,6 @@ class Cursor:
         "queued",
         "retried_last",
         "retry_state",
-        "singly",
         "task",
         "tp",
     )
@@ -151,7 +153,6 @@ class Cursor:
         self.due = 0.0
         self.parked: ParkedQueue | None = task.parked and task.parked.queue(tp.topic, agent.name, agent.retry)
         self.retried_last = False
-        self.singly = 0
         self.held_up = ""
         self.retry_state = retry_state or RetryState()
         self.poisoned: dict[int, str] = {}

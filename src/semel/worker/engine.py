@@ -183,7 +183,6 @@ class Engine:
         return AgentRunner(
             self._services, self.scheduler, agent, self.notes, noted, results=results,
             origin=origin if self.settings.lineage else None, released=self.fetcher.consumed,
-            succeeded=self._succeeded,
         )  # fmt: skip
 
     # ================================================================== running
@@ -364,10 +363,6 @@ class Engine:
 
     def _silent(self, held_s: float) -> bool:
         return self.group is not None and self.group.silent and held_s >= self.group.patience_s
-
-    def _succeeded(self) -> int:
-        """Events done by the tasks that it has, but for those that the open epochs lose."""
-        return sum(task.counts["out"] + task.counts["filtered"] for task in self.tasks.values())
 
     def halted(self) -> list[Halted]:
         """Agents whose events fail one like the other."""

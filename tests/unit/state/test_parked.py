@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
+from semel.stages.agent.runner import AgentRunner
 from semel.state.parked import ParkedLog
 from semel.testing import PipelineTester
 
@@ -279,3 +281,26 @@ def test_a_limit_holds_up_its_partition_and_drops_nothing(
         assert [id for id in flaky.done if id[0] == "a"] == ["a1", "a2", "a3", "a4", "a5", "a6"]
         assert sorted(flaky.done) == sorted(set(flaky.done)) and "b1" in flaky.done
         assert [out.value["sum"] for out in t.outputs() if out.value["id"][0] == "a"] == [1, 3, 6, 10, 15, 21]
+
+
+def test_an_agent_that_ends_between_two_events_costs_none_and_doubles_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next event has not begun: it is neither parked nor given up, and a duplicate stays one."""
+    paused = AgentRunner.pause
+    pauses: list[int] = []
+
+    async def cancelled_now_and_then(runner: AgentRunner, context: Any, turn_ends: float) -> float:
+        pauses.append(1)
+        if len(pauses) % 2:
+            raise asyncio.CancelledError
+        return await paused(runner, context, turn_ends)
+
+    monkeypatch.setattr("semel.stages.agent.stream.TURN_S", -1.0)
+    monkeypatch.setattr(AgentRunner, "pause", cancelled_now_and_then)
+    flaky = Flaky()
+    with parking(flaky, agent=streaming) as t:
+        sent = [t.send(event, key=event.key, settle=False) for event in events("a1", "b1")]
+        t.redeliver(*sent, settle=False)
+        t.send_all(events("a2", "b2", "c1", "c2"), key="key")
+        assert sorted(ids(t)) == ["a1", "a2", "b1", "b2", "c1", "c2"] == sorted(flaky.done)
+        assert not t.dead_letters() and t.counts.duplicates == 2
+    assert len(pauses) >= 2

@@ -26,8 +26,8 @@ class Halted:
 
 
 class CircuitBreaker:
-    """One agent's. `succeeded`: a number that grows with every event that was done, and falls where an epoch was dropped.
-    `after`: how many different events that fail alike in a row open it, 0: none do.
+    """One agent's. `succeeded`: how many events it has handled to their end. `after`: how many different events that fail alike
+    in a row open it, 0: none do.
 
     Times are monotonic seconds.
     """
@@ -79,7 +79,7 @@ class CircuitBreaker:
         if succeeded > self._before:
             self._failed.clear()
             self._since = None
-        self._before = succeeded
+            self._before = succeeded
 
     def halted(self, agent: str, now: float) -> Halted | None:
         if self._since is None:

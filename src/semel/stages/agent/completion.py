@@ -43,6 +43,8 @@ class Completion:
         self._changed = services.changed
         self._queue = queue
         self._turns = turns
+        # Events that its code has handled to their end, whatever became of their epochs.
+        self.succeeded = 0
 
     def finish(self, context: EventContext) -> None:
         """The event in hand is done."""
@@ -77,6 +79,7 @@ class Completion:
             unit.moved = None
         context.holding = False
         unit.index += 1
+        self.succeeded += 1
         if not task.touched:
             # The next event may take its time; this one is not to wait for it.
             task.touched = True
@@ -112,6 +115,7 @@ class Completion:
         context.batch = ()
         unit.batch = None
         unit.index = unit.end
+        self.succeeded += batch.events
         self._queue.batch_wrote(writes.bytes, batch.events)
         for name, count in batch.counts.items():
             task.counts[name] += count

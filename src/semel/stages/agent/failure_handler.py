@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, described
 from semel.plan import AgentPlan
 from semel.stages.agent.circuit_breaker import CircuitBreaker
+from semel.stages.agent.completion import Completion
 from semel.stages.agent.crash_suspects import most_crashes
 from semel.stages.agent.failure_log import FailureLog, alike_of
 from semel.stages.agent.failure_policy import (
@@ -56,7 +56,7 @@ class FailureHandler:
         side_outputs: SideOutputs,
         wall_clock: WallClock,
         log: FailureLog,
-        succeeded: Callable[[], int],
+        completion: Completion,
     ) -> None:
         self._services = services
         self._plan = plan
@@ -64,8 +64,8 @@ class FailureHandler:
         self._side_outputs = side_outputs
         self._wall_clock = wall_clock
         self._log = log
-        self._succeeded = succeeded
-        self.breaker = CircuitBreaker(succeeded, services.halt_after)
+        self._completion = completion
+        self.breaker = CircuitBreaker(lambda: completion.succeeded, services.halt_after)
         # The event whose loss of the session has been counted.
         self._counted: tuple[EventContext, int] | None = None
 
@@ -80,9 +80,10 @@ class FailureHandler:
         before = None if unit.retried is None else unit.retried[unit.index]
         number = state.count if unanswered or (counted and before is None) else unit.failures + 1
         events = 1 if unit.batch is None else unit.end - unit.start
-        room = before is not None or self._room(unit, events)
+        # One that has not begun is not known to the dedup rule: it is judged when it does.
+        room = before is not None or (context.holding and self._room(unit, events))
         halted = not program_at_fault and events == 1 and self._halted(unit, error)
-        attempt = FailedAttempt(error, number, events, program_at_fault, room, context.holding, halted)
+        attempt = FailedAttempt(error, number, events, program_at_fault, room, not unit.unjudged, halted)
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
         if isinstance(decision, (RetryAfter, DeadLetter)) and not counted and before is None:
             state.failed(unit.position, self._now_ms())
@@ -95,10 +96,7 @@ class FailureHandler:
             case StoreFailed(store_error):
                 self._services.store_failed(store_error)
             case OneByOne():
-                if before is None:
-                    state.isolate_until = unit.fetched.records[unit.end - 1].offset
-                else:
-                    unit.cursor.singly = attempt.events
+                state.isolate(max(record.offset for record in unit.records))
                 self._log.split(unit.cursor.tp, attempt.events, error, self._services.clock.monotonic())
             case Park(delay_s):
                 self._say_retried(unit, attempt, delay_s)
@@ -150,7 +148,7 @@ class FailureHandler:
         if unit.retried is None:
             return False
         queued, event = unit.retried[unit.index]
-        succeeded = self._succeeded()
+        succeeded = self._completion.succeeded
         if queued.successes is None:
             queued.successes = succeeded
         return event.blamed or succeeded > queued.successes
@@ -195,7 +193,7 @@ class FailureHandler:
                 task.stream_ms, task.pending = stream
             first_ms = cursor.retry_state.first_ms if cursor.retry_state.offset == unit.position else 0
             event = ParkedEvent(unit.record, id, mark, attempt.number, first_ms or now_ms, due_ms, error=error)
-            cursor.parked.add(event, now + delay_s).successes = self._succeeded()
+            cursor.parked.add(event, now + delay_s).successes = self._completion.succeeded
             cursor.retry_state.given_up()
             unit.index += 1
         services.epoch.add((), event.size)
@@ -221,7 +219,7 @@ class FailureHandler:
         self._counted = context, context.event
         state = unit.cursor.retry_state
         if unit.batch is not None and unit.end - unit.start > 1:
-            state.isolate_until = unit.fetched.records[unit.end - 1].offset
+            state.isolate(max(record.offset for record in unit.records))
             return
         record = unit.record if context.holding or unit.batch is not None else context.record
         if record is not None:

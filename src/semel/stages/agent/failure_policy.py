@@ -89,7 +89,8 @@ def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
         if not attempt.halted or retry.is_fatal(error):
             return DeadLetter("failed")
         delay = retry.longest_delay_s
-    return Park(delay) if attempt.room else RetryAfter(delay)
+    # What is parked is not judged again.
+    return Park(delay) if attempt.room and attempt.judged else RetryAfter(delay)
 
 
 def says_of_its_event(retry: Retry, error: BaseException) -> bool:

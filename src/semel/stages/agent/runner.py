@@ -54,7 +54,6 @@ class AgentRunner:
         results: Results,
         origin: Callable[[TP], bytes] | None,
         released: Callable[[Cursor], None],
-        succeeded: Callable[[], int],
     ) -> None:
         self.services = services
         self.scheduler = scheduler
@@ -94,8 +93,8 @@ class AgentRunner:
         )  # fmt: skip
         self.queue = WorkQueue(services, plan, self._log, lambda: scheduler.has_all_to_itself(self))
         self._processor = DedupProcessor(services, plan, side_outputs, wall_clock)
-        self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log, succeeded)
         completion = Completion(services, self.queue, self.turns)
+        self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log, completion)
         self.emit = results.emit
         self.finish, self._finish_batch = completion.finish, completion.finish_batch
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}

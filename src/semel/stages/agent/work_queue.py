@@ -106,9 +106,9 @@ class WorkQueue:
         self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool
     ) -> tuple[WorkUnit | None, float | None]:
         state, suspicious = cursor.retry_state, bool(cursor.retry_state.suspects)
-        most = 1 if one_by_one or suspicious or state.lost or cursor.singly else UNIT_RECORDS
+        most = 1 if one_by_one or suspicious else UNIT_RECORDS
         try:
-            taken = parked.take(now, most, UNIT_BYTES)
+            taken = parked.take(now, most, UNIT_BYTES, state.isolate_until)
         except StoreError as exc:
             self._services.store_failed(exc)
             return None, LOOK_S
@@ -118,7 +118,6 @@ class WorkQueue:
             parked.give_back(queued for queued, _ in taken)
             return None, wait
         cursor.retried_last = True
-        cursor.singly = max(0, cursor.singly - 1)
         # Where the cursor stands is beyond all of them.
         fetched = FetchedBatch(records, next_offset=-1)
         return WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken), None

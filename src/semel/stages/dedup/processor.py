@@ -235,7 +235,7 @@ class DedupFilter:
             index += 1
         unit.index = index
         if error is not None:
-            context.record = records[len(ids)]
+            context.record, unit.unjudged = records[len(ids)], True
             raise error
 
     def _wait(

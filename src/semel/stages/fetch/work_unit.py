@@ -38,10 +38,12 @@ class WorkUnit:
     where nothing is to move it. `times`: of all records, an int where there is one; None: their timestamps.
 
     `retried`: where its records are parked events, these, one for each record; up to `removed` they are parked no more.
+    `unjudged`: a function of the dedup rule has failed on the record at `index`.
     """
 
     __slots__ = (
-        "batch", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed", "times", "wall_ms"
+        "batch", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed", "times",
+        "unjudged", "wall_ms",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +56,7 @@ class WorkUnit:
     ) -> None:
         self.retried = retried
         self.removed = 0
+        self.unjudged = False
         self.cursor = cursor
         self.fetched = fetched
         self.start = self.index = fetched.start

@@ -56,6 +56,11 @@ def test_an_event_that_the_dedup_rule_fails_on_is_dead_lettered_at_once() -> Non
     assert decide(RETRY, FailedAttempt(OSError(), 1, judged=False), draw=1.0) == DeadLetter("failed")
 
 
+def test_what_was_not_judged_is_never_parked_also_where_nothing_succeeds() -> None:
+    unjudged = FailedAttempt(OSError(), 1, judged=False, halted=True)
+    assert decide(RETRY, unjudged, draw=1.0) == RetryAfter(RETRY.longest_delay_s)
+
+
 def test_with_park_or_stop_an_event_is_tried_for_as_long_as_it_takes() -> None:
     for then in ("park", "stop"):
         retry = Retry(3, timedelta(seconds=1), timedelta(seconds=3), then=then)
