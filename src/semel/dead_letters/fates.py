@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from semel.dead_letters.decisions import Fates
@@ -11,6 +11,7 @@ from semel.port import TP, Clock, Record
 from semel.stages.commit.epoch import by_partition
 from semel.stages.sink.destination import ProducerRecord
 from semel.state import replay
+from semel.state.parked import decode, read_row
 from semel.task.read_committed import CommittedLogs
 
 _LOOK_S = 0.2
@@ -21,13 +22,20 @@ MOST_WATCHED = 100_000
 
 
 class FateWatch:
-    """What becomes of replays: the pipeline has passed them, and those that died again stand in the dead letters.
+    """What becomes of replays: the pipeline has passed them and does not have them parked, and those that died again stand in the
+    dead letters.
 
     `wait_s`: for so long it is waited for a worker that takes them.
     """
 
-    def __init__(self, reader: LetterReader, logs: CommittedLogs, clock: Clock, group: str, *, wait_s: float) -> None:
+    def __init__(
+        self, reader: LetterReader, logs: CommittedLogs, clock: Clock, group: str, parked_topic: str, *, wait_s: float
+    ) -> None:
         self._reader = reader
+        self._parked_topic = parked_topic
+        # By partition and row of the log of parked events, the letter that a replay came from.
+        self._parked: dict[tuple[int, bytes], bytes] = {}
+        self._parked_read: dict[TP, int] = {}
         self._logs = logs
         self._clock = clock
         self._group = group
@@ -41,6 +49,9 @@ class FateWatch:
     async def begin(self) -> None:
         """From here on what comes back is looked for."""
         self._read = await self._logs.ends(await self._reader.partitions())
+        topic = (await self._logs.asked(lambda: self._logs.broker.topics([self._parked_topic]))).get(self._parked_topic)
+        tps = [TP(topic.name, p) for p in range(topic.partitions)] if topic is not None else []
+        self._parked_read = await self._logs.ends(tps)
 
     @property
     def fates(self) -> Fates:
@@ -81,25 +92,47 @@ class FateWatch:
 
     async def look(self) -> None:
         """Learn what became of those that are watched."""
-        passed = list[tuple[TP, int, frozenset[bytes]]]()
+        offsets: Mapping[TP, int] = {}
         if self._pending:
             tps = sorted({tp for tp, *_ in self._pending})
             offsets = await self._logs.asked(lambda: self._logs.broker.stable_offsets(self._group, tps))
-            passed = [p for p in self._pending if offsets.get(p[0], -1) >= p[1]]
-            self._pending = [p for p in self._pending if p not in passed]
         # After the offsets: what was committed with them is below these ends, and is read to there whatever markers are late.
-        for tp, end in (await self._logs.ends(list(self._read))).items():
-            async with aclosing(self._logs.read(tp, self._read[tp], end)) as pieces:
+        # And the dead letters last: what is parked no more and died is among them.
+        await self._read_on(self._parked_read, self._see_parked)
+        await self._read_on(self._read, self._see_letter)
+        parked = frozenset(self._parked.values())
+        pending: list[tuple[TP, int, frozenset[bytes]]] = []
+        for tp, end, letters in self._pending:
+            if offsets.get(tp, -1) < end:
+                pending.append((tp, end, letters))
+                continue
+            # Whatever of them was not seen came to its end.
+            ended = (letters & self._waiting) - parked
+            self._known += len(ended)
+            self._waiting -= ended
+            if left := letters & self._waiting:
+                pending.append((tp, end, left))
+        self._pending = pending
+
+    async def _read_on(self, read: dict[TP, int], see: Callable[[TP, Record], None]) -> None:
+        for tp, end in (await self._logs.ends(list(read))).items():
+            async with aclosing(self._logs.read(tp, read[tp], end)) as pieces:
                 async for piece in pieces:
                     for record in piece.records:
-                        self._see(record)
-            self._read[tp] = max(end, self._read[tp])
-        for _, _, letters in passed:
-            # Whatever of them was not seen came to its end.
-            self._known += len(letters & self._waiting)
-            self._waiting -= letters
+                        see(tp, record)
+            read[tp] = max(end, read[tp])
 
-    def _see(self, record: Record) -> None:
+    def _see_parked(self, tp: TP, record: Record) -> None:
+        row = tp.partition, record.key or b""
+        if record.value is None:
+            self._parked.pop(row, None)
+            return
+        _, offset = read_row(row[1])
+        letter = dict(decode(offset, record.value).record.headers).get(replay.LETTER)
+        if letter in self._waiting:
+            self._parked[row] = letter
+
+    def _see_letter(self, tp: TP, record: Record) -> None:
         for name, value in record.headers:
             if name == replay.LETTER and value in self._waiting:
                 self._waiting.discard(value)

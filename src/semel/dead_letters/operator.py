@@ -338,7 +338,7 @@ class Operator:
 
     async def watch(self, wait_s: float) -> FateWatch:
         """Of what is replayed from now on. `wait_s`: for so long a worker is waited for that takes it."""
-        fates = FateWatch(self.reader, self.logs, self.clock, self.plan.app, wait_s=wait_s)
+        fates = FateWatch(self.reader, self.logs, self.clock, self.plan.app, self.plan.parked_topic, wait_s=wait_s)
         await fates.begin()
         return fates
 

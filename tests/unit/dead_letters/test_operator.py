@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,20 @@ async def test_it_stops_when_most_of_what_it_replays_dies_again(history: History
     done = await replay_all(by, watched=True)
     assert (done.letters, done.fates.back, done.stopped) == (200, 0, "")
     assert len(settled(history)) == 200
+
+
+async def test_replays_that_are_parked_before_they_die_again_are_waited_for(tmp_path: Path) -> None:
+    """The group's offsets are past them while they wait for their last attempts."""
+    retry = Retry(3, timedelta(seconds=2), timedelta(seconds=2))
+    history = History(tmp_path, partitions=2, commit_interval_ms=10, pipeline={"retry": retry})
+    await failed(history, 60)
+    done = await replay_all(await operator(history.world), watched=True)
+    assert done.letters == decisions.FIRST_BATCH
+    assert "20 of 20 came back to the dead letters: the cause is still there" in done.stopped
+    mend(history.world)
+    done = await replay_all(await operator(history.world, "second"), watched=True)
+    assert (done.letters, done.fates.known, done.fates.back, done.stopped) == (60, 60, 0, "")
+    await history.world.close()
 
 
 async def test_it_goes_on_where_told_to(history: History) -> None:
