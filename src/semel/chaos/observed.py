@@ -60,7 +60,10 @@ class Observed(Watch):
 
     def behind(self, ends: Mapping[int, int]) -> int:
         """Records up to these offsets that are not committed as done."""
-        return sum(max(0, end - self.positions.get(partition, 0)) for partition, end in ends.items())
+        return sum(
+            max(0, end - self.positions.get(partition, 0)) + self.parked.get(partition, 0)
+            for partition, end in ends.items()
+        )
 
     def throttles(self, names: Iterable[str]) -> int:
         """Answers in which brokers asked the workers of these names to wait."""

@@ -27,12 +27,14 @@ class WorkerState:
 
 @dataclass(slots=True)
 class Watch:
-    """Progress of a run. It never goes back while a worker is away: positions are kept as the furthest seen."""
+    """Progress of a run. It never goes back while a worker is away: positions are kept as the furthest seen, with what was parked
+    before each."""
 
     topic: str
     partitions: int
     workers: dict[str, WorkerState] = field(default_factory=dict[str, WorkerState])
     positions: dict[int, int] = field(default_factory=dict[int, int])
+    parked: dict[int, int] = field(default_factory=dict[int, int])
     _shown: Counter[str] = field(default_factory=Counter[str])
     # Commits are counted by each process for itself: of those that are gone, their last word.
     _commits_before: int = 0
@@ -45,7 +47,8 @@ class Watch:
         for task in document["tasks"]:
             at = max(0, task["position"].get(self.topic, 0))
             partition = task["partition"]
-            self.positions[partition] = max(at, self.positions.get(partition, 0))
+            if at >= self.positions.get(partition, 0):
+                self.positions[partition], self.parked[partition] = at, task.get("parked", 0)
 
     def gone(self, name: str) -> None:
         """The process is no more; what it said holds no longer."""
@@ -58,7 +61,7 @@ class Watch:
     @property
     def processed(self) -> int:
         """Source records whose effects are committed."""
-        return sum(self.positions.values())
+        return sum(self.positions.values()) - sum(self.parked.values())
 
     @property
     def commits(self) -> int:

@@ -182,6 +182,7 @@ class EngineView:
                         "partition": t.partition,
                         "state": t.state.value,
                         "position": {topic: at.next for topic, at in t.committed.topics.items()},
+                        "parked": t.committed.parked,
                         "stream_time_ms": t.committed.stream_time.ms,
                         "lag": whole(n for tp, n in lag.items() if tp[1] == t.partition),
                         "restored": t.restored,
