@@ -70,6 +70,13 @@ def test_what_is_still_to_be_done_is_counted_by_partition(observed: Observed) ->
     assert observed.behind({0: 5, 1: 3}) == 0
 
 
+def test_what_is_parked_is_still_to_be_done(observed: Observed) -> None:
+    said = document({0: ("running", 9)})
+    said["tasks"][0]["parked"] = 2
+    observed.heard("w1", said, 3.0)
+    assert observed.behind({0: 9, 1: 7}) == 2
+
+
 def test_what_engines_counted_is_kept_over_their_deaths(observed: Observed) -> None:
     observed.heard("w1", document({}, fences=1, duplicates=4), 3.0)
     observed.gone("w1")

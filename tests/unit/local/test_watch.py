@@ -81,3 +81,15 @@ def test_trouble_names_who_does_not_answer_and_what_the_others_wait_for(watch):
     assert "a: waiting for the source topic flights" in said
     assert "a task 0: restoring" in said
     assert "b (killed) does not answer at http://127.0.0.1/b" in said
+
+
+def test_what_is_parked_is_not_processed_though_the_position_is_past_it(watch):
+    said = document({0: ("running", 10), 1: ("running", 5)})
+    said["tasks"][0]["parked"] = 3
+    watch.hear("a", said)
+    assert watch.processed == 12
+    # A worker that is restoring does not know yet.
+    watch.hear("b", document({0: ("restoring", 0)}))
+    assert watch.processed == 12
+    watch.hear("a", document({0: ("running", 10), 1: ("running", 5)}))
+    assert watch.processed == 15
