@@ -7,19 +7,21 @@ test has.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from semel.kafka import KafkaBroker
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import ClusterSettings, MemoryCluster
-from semel.port import Broker
+from semel.port import Broker, RpcError
 from semel.testing.clock import VirtualClock, VirtualLoop
-from tests.contract.rig import Rig
+from tests.contract.rig import PATIENCE_S, Rig
 
 # As `semel.local.properties` has them for real brokers.
 SETTINGS = ClusterSettings(group_min_session_timeout_ms=500, transaction_sweep_ms=1000)
@@ -37,6 +39,34 @@ class Kafka41(RealTime):
 
 class Kafka39(RealTime):
     kafka = "kafka39"
+
+
+# The broker did not handle the call: its coordinators move when it misses a beat to its controller, as on a busy machine.
+MOVED_COORDINATOR = frozenset({14, 15, 16})
+
+
+class PatientBroker:
+    """A client of a real broker that asks again where a coordinator is elsewhere, or not there yet."""
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        self._broker = broker
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._broker, name)
+        if not inspect.iscoroutinefunction(value):
+            return value
+
+        async def patient(*args: Any, **named: Any) -> Any:
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    return await value(*args, **named)
+                except RpcError as error:
+                    if error.code not in MOVED_COORDINATOR or time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(0.01)
+
+        return patient
 
 
 # The loop decides how time passes, so each test is run once per loop, and the loop says which broker it is for.
@@ -65,7 +95,7 @@ async def rig(request: pytest.FixtureRequest, topic_prefix: str) -> AsyncIterato
     clock = VirtualClock(time.time())
     if isinstance(loop, RealTime):
         bootstrap = request.getfixturevalue(loop.kafka).bootstrap
-        new_client: Callable[[], Broker] = lambda: KafkaBroker(bootstrap, rpc_timeout_ms=10_000)  # noqa: E731
+        new_client: Callable[[], Any] = lambda: PatientBroker(KafkaBroker(bootstrap, rpc_timeout_ms=10_000))  # noqa: E731
     else:
         cluster = MemoryCluster(clock, settings=SETTINGS)
         numbers = itertools.count(1)
