@@ -11,7 +11,8 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from struct import Struct
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ TABLE = "parked"
 VERSION = 1
 # What an event takes of a transaction beside its record.
 EVENT_BYTES = 120
-_HEAD = Struct(">BBIqqqI")
+_HEAD = Struct(">BBIqqqqI")
+_BLAMED, _FIRST_DEAD = 1, 2
 _LENGTH, _OFFSET = Struct(">I"), Struct(">q")
 _NONE = 0xFFFFFFFF
 
@@ -62,6 +64,8 @@ class ParkedEvent:
     letter: tuple[str, str] | None = None
     error: str = ""
     blamed: bool = False
+    first: int = -1
+    first_dead: bool = False
 
     @property
     def size(self) -> int:
@@ -73,9 +77,9 @@ class ParkedEvent:
     def encode(self) -> bytes:
         record, headers = self.record, tuple(self.record.headers)
         reason, error = self.letter or (None, None)
-        pieces = [
-            _HEAD.pack(VERSION, self.blamed, self.attempts, self.first_ms, self.due_ms, record.timestamp, len(headers))
-        ]
+        flags = self.blamed * _BLAMED | self.first_dead * _FIRST_DEAD
+        times = self.first_ms, self.due_ms, record.timestamp
+        pieces = [_HEAD.pack(VERSION, flags, self.attempts, *times, self.first, len(headers))]
         for text in (reason, error, self.error):
             pieces += _field(None if text is None else text.encode("utf-8", "surrogatepass"))
         for field in (self.id, self.mark, record.key, record.value):
@@ -93,7 +97,7 @@ def _field(value: bytes | None) -> tuple[bytes, ...]:
 def decode(offset: int, raw: bytes) -> ParkedEvent:
     """RecoveryError for what this version cannot read."""
     try:
-        version, blamed, attempts, first_ms, due_ms, timestamp, headers = _HEAD.unpack_from(raw)
+        version, flags, attempts, first_ms, due_ms, timestamp, first, headers = _HEAD.unpack_from(raw)
         if version != VERSION:
             raise ValueError(f"version {version}, this version of semel reads {VERSION}")
         fields = list(_fields(raw, _HEAD.size))
@@ -106,7 +110,8 @@ def decode(offset: int, raw: bytes) -> ParkedEvent:
         ) from exc
     letter = None if reason is None else (_text(reason), _text(error))
     record = ParkedRecord(offset, timestamp, key, value, named)
-    return ParkedEvent(record, id, mark, attempts, first_ms, due_ms, letter, _text(last), bool(blamed))
+    blamed, first_dead = bool(flags & _BLAMED), bool(flags & _FIRST_DEAD)
+    return ParkedEvent(record, id, mark, attempts, first_ms, due_ms, letter, _text(last), blamed, first, first_dead)
 
 
 def _fields(raw: bytes, at: int) -> Iterator[bytes | None]:
@@ -128,18 +133,18 @@ def _text(field: bytes | None) -> str:
 
 class Queued:
     """An event's place in the queue of its key; what the log holds of it stays there. `due`: in monotonic seconds. `given_up`: it
-    goes to the dead letters. `successes`: how many events of this worker had succeeded when it failed here first; None: it has
-    not.
+    goes to the dead letters. `first_dead`: as `ParkedEvent` has it, by now. `successes`: how many events of this worker had
+    succeeded when it failed here first; None: it has not.
     """
 
-    __slots__ = ("attempts", "due", "given_up", "gone", "in_hand", "key", "offset", "successes")
+    __slots__ = ("attempts", "due", "first_dead", "given_up", "gone", "in_hand", "key", "offset", "successes")
 
     def __init__(self, offset: int, key: bytes | None, attempts: int, due: float) -> None:
         self.offset = offset
         self.key = key
         self.attempts = attempts
         self.due = due
-        self.in_hand = self.gone = self.given_up = False
+        self.in_hand = self.gone = self.given_up = self.first_dead = False
         self.successes: int | None = None
 
 
@@ -157,6 +162,10 @@ class ParkedQueue:
         self._retry = retry
         self.used_up: set[int] = set()
         self.keys: dict[bytes, deque[Queued]] = {}
+        # The offsets of those without a key.
+        self._unkeyed: set[int] = set()
+        # Duplicates that wait, by the offset of the event that they are duplicates of.
+        self._followers: dict[int, list[Queued]] = {}
         self._heap: list[tuple[float, int, Queued]] = []
         self.count = self.heads = 0
 
@@ -176,12 +185,14 @@ class ParkedQueue:
         row = self._row(record.offset)
         self._log.open[row] = event.encode()
         self._log.unsealed.add(row)
-        queued = Queued(record.offset, record.key, event.attempts, due)
-        self.recall(queued)
-        return queued
+        return self.recall(event, due)
 
-    def recall(self, queued: Queued) -> None:
+    def recall(self, event: ParkedEvent, due: float) -> Queued:
         """One that the log holds; in the order of their offsets."""
+        queued = Queued(event.record.offset, event.record.key, event.attempts, due)
+        queued.first_dead = event.first_dead
+        if event.first >= 0:
+            self._followers.setdefault(event.first, []).append(queued)
         self._look_at_attempts(queued)
         self.count += 1
         self._log.count += 1
@@ -189,10 +200,13 @@ class ParkedQueue:
             queue = self.keys.get(queued.key)
             if queue is not None:
                 queue.append(queued)
-                return
+                return queued
             self.keys[queued.key] = deque((queued,))
+        else:
+            self._unkeyed.add(queued.offset)
         self.heads += 1
         self._push(queued)
+        return queued
 
     def failed(self, queued: Queued, event: ParkedEvent, due: float) -> None:
         """One more attempt of it has failed: it stays the first of its key."""
@@ -215,7 +229,12 @@ class ParkedQueue:
         return self.heads > len(self.used_up)
 
     def remove(self, queued: Queued) -> None:
-        """It is done, one way or another; the next of its key may come."""
+        """It is done, one way or another; the next of its key may come. StoreError."""
+        for follower in self._followers.pop(queued.offset, ()):
+            # Its mark may be gone when their turn comes.
+            if queued.given_up and not follower.gone:
+                follower.first_dead = True
+                self._log.open[self._row(follower.offset)] = replace(self.event(follower), first_dead=True).encode()
         queued.gone = True
         self.used_up.discard(queued.offset)
         self.count -= 1
@@ -228,6 +247,7 @@ class ParkedQueue:
         else:
             log.open[row] = None
         if queued.key is None:
+            self._unkeyed.discard(queued.offset)
             self.heads -= 1
             return
         queue = self.keys[queued.key]
@@ -294,9 +314,17 @@ class ParkedQueue:
         """StoreError; RecoveryError for what this version cannot read."""
         return decode(queued.offset, self._log.get(self._row(queued.offset)))
 
+    def holds(self, first: int, last: int) -> bool:
+        """Whether an event of these offsets is parked, or was until the epoch that is open. Looks at each that is."""
+        behind = (queued.offset for queue in self.keys.values() for queued in queue)
+        done = (read_row(row)[1] for row, raw in self._log.open.items() if raw is None and row.startswith(self._prefix))
+        return any(first <= offset <= last for offset in chain(self._unkeyed, behind, done))
+
     def forget(self) -> None:
+        self._unkeyed.clear()
         self.keys.clear()
         self.used_up.clear()
+        self._followers.clear()
         self._heap.clear()
         self.count = self.heads = 0
 
@@ -328,6 +356,11 @@ class ParkedLog(RowLog):
         queue = ParkedQueue(self, f"{topic}\0{agent}\0".encode(), retry)
         return self.queues.setdefault((topic, agent), queue)
 
+    def holds(self, agent: str, topic: str, first: int, last: int) -> bool:
+        """Whether an event of these offsets is parked, or was until the epoch that is open."""
+        queue = self.queues.get((topic, agent))
+        return queue is not None and queue.holds(first, last)
+
     def load(self, now: float, wall_ms: int) -> None:
         """Fill the queues from the store; `now`: monotonic seconds of `wall_ms`. StoreError, RecoveryError."""
         self.loaded = True
@@ -342,7 +375,7 @@ class ParkedLog(RowLog):
             # A clock that was set back meanwhile makes nobody wait for longer than he would have had to.
             wait_s = min(max(0.0, (event.due_ms - wall_ms) / 1000), self._most_delay_s)
             due = now + wait_s if event.attempts else 0.0
-            queue.recall(Queued(offset, event.record.key, event.attempts, due))
+            queue.recall(event, due)
         for agent, count in orphans.items():
             log.warning(
                 "%s holds %d parked events of agent %r, which is not declared any more: they stay there, and are handled when an "

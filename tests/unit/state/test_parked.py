@@ -151,6 +151,29 @@ def test_a_redelivery_of_one_that_is_parked_follows_it_to_the_dead_letters(agent
         assert ids(t) == ["a2"]
 
 
+@pytest.mark.parametrize(("fails", "fate"), [(99, ["failed", "duplicate"]), (2, [])])
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_redelivery_that_is_parked_follows_the_first_whatever_became_of_its_mark(
+    fails: int, fate: list[str], crash: bool
+) -> None:
+    """The dedup window is over before their turns come."""
+    short = Dedup("id", window=timedelta(seconds=1))
+    with parking(Flaky({"a1": fails, "a2": 3}), dedup=short) as t:
+        sent = t.send(events("a1")[0], key="a", settle=False)
+        t.send(events("a2")[0], key="a", settle=False)
+        t.redeliver(sent, settle=False)
+        for n in range(6):
+            t.advance_time(timedelta(seconds=1.5))
+            t.send(events(f"b{n + 1}")[0], key="b", settle=False)
+            if crash:
+                t.advance_time(timedelta(milliseconds=300))
+                t.crash()
+        t.settle()
+        assert [letter.reason for letter in t.dead_letters()] == fate
+        assert t.counts.duplicates == (0 if fate else 1)
+        assert [id for id in ids(t) if id[0] == "a"] == (["a2"] if fate else ["a1", "a2"])
+
+
 @pytest.mark.parametrize("lose_state", [False, True])
 def test_parked_events_survive_a_crash_with_their_attempts_and_their_order(lose_state: bool) -> None:
     flaky = Flaky({"a1": 3})

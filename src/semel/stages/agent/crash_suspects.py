@@ -122,7 +122,10 @@ class CrashSuspects:
             if task is None or task.state is not TaskState.RUNNING:
                 continue
             at = task.committed.topics.get(suspect.topic)
-            if at is not None and at.stands(suspect.agent) > suspect.last:
+            if at is None or at.stands(suspect.agent) <= suspect.last:
+                continue
+            agent, topic, _, first, last, _ = suspect.events
+            if task.parked is None or not task.parked.holds(agent, topic, first, last):
                 done.append(suspect)
                 self._done(suspect)
         return done

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnation
@@ -186,6 +187,10 @@ class AgentRunner:
             task.dedup = self.plan.dedup
         if unit.end > unit.start:
             first, last = unit.record, unit.fetched.records[unit.end - 1]
+            if unit.retried is not None:
+                # These come as they are due.
+                ordered = sorted(unit.records, key=attrgetter("offset"))
+                first, last = ordered[0], ordered[-1]
             self.notes.note(self.noted, tp, first.offset, last.offset, first.timestamp, now)
 
     def misused(self, why: HandlingError, context: EventContext) -> None:

@@ -106,7 +106,7 @@ class DedupProcessor:
             unit.index = index
             context.record = record
             context.id = event.id
-            if event.letter is not None and event.id is not None and unit.batch is not None and index > unit.start:
+            if event.first >= 0 and unit.batch is not None and index > unit.start:
                 # A batch is done as one, and how the first of that id ends may be up to this one.
                 unit.cut(index)
                 return
@@ -116,19 +116,18 @@ class DedupProcessor:
             queued.given_up = True
             if event.letter is None:
                 self._side_outputs.unfit(unit, record, value)
-            elif event.id is not None and not self._is_dead(unit, event.id):
+            elif event.first >= 0 and not self._first_is_dead(unit, queued):
                 self._side_outputs.done(unit, "duplicates")
             else:
                 self._side_outputs.quarantine(unit, record, *event.letter)
         unit.index = len(values)
 
-    def _is_dead(self, unit: WorkUnit, id: bytes) -> bool:
-        """Whether the first event of an id, which stood before in this queue, is in the dead letters. StoreError."""
-        # What became of it is noted when its unit is left, and this one may be of the same.
+    @staticmethod
+    def _first_is_dead(unit: WorkUnit, queued: Queued) -> bool:
+        """Whether the event that it is a duplicate of went to the dead letters. StoreError."""
+        # How that one ended is noted when its unit is left, and this one may be of the same.
         unit.unpark()
-        marks = unit.cursor.task.marks
-        raw = marks.known([id]).get(id) if marks is not None else None
-        return raw is not None and unpack(raw).outcome == DEAD
+        return queued.first_dead
 
     def _untimed(self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]) -> dict[int, str]:
         """Why the time of an event cannot be read, by offset. Where the timestamp is it, nothing is to be read."""
@@ -347,7 +346,8 @@ class DedupFilter:
             side_outputs.quarantine(unit, record, "duplicate", _FOLLOWS % mark.offset)
         elif unit.waits_for_its_key(record) and type(id) is bytes and self._may_be_parked(unit, mark):
             # How the first one ends is known when this one's turn comes.
-            side_outputs.park(unit, ParkedEvent(record, id, letter=("duplicate", _FOLLOWS % mark.offset)))
+            letter = ("duplicate", _FOLLOWS % mark.offset)
+            side_outputs.park(unit, ParkedEvent(record, id, letter=letter, first=mark.offset))
         else:
             side_outputs.done(unit, "duplicates")
         return True

@@ -266,6 +266,26 @@ async def test_other_partitions_go_on_while_a_deadly_event_waits(world: World) -
     await supervised.drained()
 
 
+async def test_a_parked_event_that_ends_the_process_is_found_while_others_are_committed(world: World) -> None:
+    """The position is past it all along."""
+    world.pay("a1", 1, id="first", fails=2)
+    world.pay("a1", 1, id="deadly")
+    supervised = Supervised(world, lambda payment: payment.id == "deadly")
+    await world.until_running(supervised.worker)
+
+    async def go_on() -> None:
+        while not given_up(world):
+            world.pay(None, 1)
+            await world.clock.sleep(0.1)
+
+    await asyncio.wait_for(go_on(), 120)
+    await supervised.drained()
+    assert supervised.deaths["deadly"] in (LEAST_CRASHES, LEAST_CRASHES + 1)
+    assert [attempts for _, _, attempts in given_up(world)] == [LEAST_CRASHES]
+    assert not supervised.worker.notes.suspects
+    assert "first" in settled(world) and len(settled(world)) == len(set(settled(world)))
+
+
 async def test_an_event_that_kills_now_and_then_is_done_when_it_does_not(world: World) -> None:
     left = LEAST_CRASHES - 1
 
