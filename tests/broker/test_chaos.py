@@ -106,6 +106,20 @@ async def test_a_pipeline_keeps_its_laws_under_every_kind_of_fault(
     figures.record("chaos, 24 faults: recovery at most, s", found["recoveries"]["max_s"])
 
 
+async def test_what_is_given_up_while_a_dependency_is_down_takes_effect_when_it_is_replayed(
+    start: Start, project: Path, seed: int
+) -> None:
+    process = start("pipelines.payments", "--faults", "down,replay,8", "--seed", str(seed), "--json")
+    found = await asyncio.to_thread(ended, process, project)
+    said = (project / "err.txt").read_text()
+    assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), (seed, said)
+    assert found["faults"]["kinds"]["down"]["bit"] >= 1
+    events, counts = found["events"], found["proof"]["counts"]
+    # Beside them nothing was given up; what came back stands on the topic once more.
+    assert events["given_up"] == 0
+    assert counts["records"] > events["published"] + events.get("resent", 0)
+
+
 async def test_a_pipeline_keeps_its_laws_while_its_input_is_compacted(start: Start, project: Path, seed: int) -> None:
     """Behind the workers and ahead of them; what went is judged by what the run kept, and the topic lacks it."""
     process = start("pipelines.payments", "--faults", "compact,4", "--seed", str(seed), "--json")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from semel.chaos import disks
+from semel.chaos import disks, letters
 from semel.chaos.cluster import Cluster
 from semel.chaos.compaction import PLAIN, Archive, Compaction
 from semel.chaos.conflicts import Altering
@@ -54,6 +54,8 @@ AT_ONCE = 4
 READY_S = 120.0
 # What is left to do when the load stops is what a last recovery left, and the rest of a few seconds.
 DRAIN_S = 120.0
+# What is replayed may have been taken by a worker before it heard that its dependency is up.
+REPLAYS = 3
 # A run of so many faults without end is none: this much for each, which is several recoveries.
 FAULT_S = 30.0
 
@@ -267,6 +269,13 @@ async def _settle(on: Fleet, loading: asyncio.Task[None]) -> None:
     heal(on)
     if not await on.load.finish(30):
         on.found("the load's last records could not be written for 30 s with no fault in force")
+    await _drained(on)
+    await _replayed(on)
+    loading.cancel()
+    on.say("the load is done and every fault healed; rows against changelogs, then the proof")
+
+
+async def _drained(on: Fleet) -> bool:
     asked = time.monotonic()
     while not (on.observed.whole_since(asked) and on.behind == 0):
         await asyncio.sleep(0.1)
@@ -275,9 +284,20 @@ async def _settle(on: Fleet, loading: asyncio.Task[None]) -> None:
                 f"recovery ends: {DRAIN_S:g} s after the last fault {on.behind:,} records are not "
                 f"processed: {'; '.join(on.observed.trouble()[:8])}"
             )
-            break
-    loading.cancel()
-    on.say("the load is done and every fault healed; rows against changelogs, then the proof")
+            return False
+    return True
+
+
+async def _replayed(on: Fleet) -> None:
+    """What was given up since its dependency was down takes effect: nothing is down any more."""
+    for _ in range(REPLAYS):
+        replayed = await letters.replay(on, within_s=DRAIN_S)
+        if replayed == 0 or not await _drained(on):
+            return
+        if replayed is None:
+            on.found(f"dead letters could not be replayed within {DRAIN_S:g} s with no fault in force")
+            return
+    on.found("events whose dependency is up again are given up as often as they are replayed")
 
 
 def _publish(asked: Asked, report: Report, say: Callable[[str], None]) -> None:

@@ -20,7 +20,7 @@ from semel.port import RpcError, RpcLost
 from semel.proof import Progress, Proof, prove
 from semel.proof.logs import Logs
 from semel.runtime.clock import SystemClock
-from semel.stages.agent.handler_faults import ON_PURPOSE
+from semel.stages.agent.handler_faults import DOWN_ON_PURPOSE, ON_PURPOSE
 from semel.state.positions import accepted
 
 T = TypeVar("T")
@@ -106,14 +106,17 @@ async def _compare(on: Fleet) -> list[str]:
 async def _given_up(on: Fleet) -> tuple[list[str], int]:
     """Of the dead letters: what is wrong with them, as sentences, and how many are events that should have taken effect.
 
-    Wrong is an event that odd code cost its last attempt: each had attempts left.
+    Wrong is an event that odd code cost its last attempt: each had attempts left. One whose dependency was down has taken
+    effect when it was replayed.
     """
     spent: list[str] = []
     originals = 0
     async for tp, record in Logs(on.broker, SystemClock()).records(on.plan.dead_letter_topic):
         headers = dict(record.headers)
-        originals += record.value != NOT_JSON and headers.get("semel.reason") not in NO_ORIGINAL
-        if ON_PURPOSE.encode() in (headers.get("semel.error") or b""):
+        error = headers.get("semel.error") or b""
+        was_down = DOWN_ON_PURPOSE.encode() in error
+        originals += record.value != NOT_JSON and headers.get("semel.reason") not in NO_ORIGINAL and not was_down
+        if ON_PURPOSE.encode() in error:
             spent.append(f"{tp.topic}[{tp.partition}]@{record.offset} after {headers.get('semel.attempts')} attempts")
     wrong = f"a failed attempt is tried again: given up were {', '.join(spent[:5])}; {len(spent)} in all"
     return [wrong] if spent else [], originals

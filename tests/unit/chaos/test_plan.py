@@ -54,7 +54,7 @@ def test_faults_are_numbered_and_hit_what_is_there() -> None:
     found = faults(11, 500)
     assert [fault.number for fault in found] == list(range(1, 501))
     assert {fault.worker for fault in found} == {-1, 0, 1, 2}
-    assert {fault.kind for fault in found if fault.worker == -1} == {"net", "throttle", "odd-code"}
+    assert {fault.kind for fault in found if fault.worker == -1} == {"net", "throttle", "odd-code", "down"}
     assert {fault.broker for fault in found} == {0, 1, 2}
 
 

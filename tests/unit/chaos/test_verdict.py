@@ -15,7 +15,7 @@ from semel.chaos.report import NOT_COUNTED
 from semel.chaos.timeline import Entry
 from semel.chaos.verdict import conflict_remarks, void_reasons
 from semel.port import TP
-from semel.stages.agent.handler_faults import ON_PURPOSE
+from semel.stages.agent.handler_faults import DOWN_ON_PURPOSE, ON_PURPOSE
 
 
 def letter(reason: str, value: bytes = b"{}", error: str = "odd") -> Any:
@@ -31,6 +31,7 @@ async def test_given_up_are_events_that_were_meant_to_take_effect(monkeypatch: p
         letter("conflict"),
         letter("duplicate"),
         letter("failed", error=ON_PURPOSE),
+        letter("failed", error=DOWN_ON_PURPOSE),
     ]
 
     class Logs:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from semel.chaos.fault import Fault
 from semel.chaos.faults.brokers import BrokerKill, Compact, Grow, Leader, Rebalance
+from semel.chaos.faults.code import Down, OddCode, Replay
 from semel.chaos.faults.limits import Deny, Throttle
 from semel.chaos.faults.net import Net
-from semel.chaos.faults.processes import Clock, Failpoint, Kill, OddCode, Term
+from semel.chaos.faults.processes import Clock, Failpoint, Kill, Term
 from semel.chaos.faults.state import CorruptBlock, DiskFull, DiskSlow
 from semel.chaos.faults.zombie import Zombie
 from semel.chaos.fleet import Fleet
@@ -21,7 +22,7 @@ FAULTS: dict[str, type[Fault]] = {
     fault.kind: fault
     for fault in (
         Kill, Failpoint, Zombie, Term, BrokerKill, Net, Rebalance, Leader, DiskFull, DiskSlow, Clock, Compact, CorruptBlock,
-        Throttle, Deny, Grow, OddCode,
+        Throttle, Deny, Grow, OddCode, Down, Replay,
     )
 }  # fmt: skip
 

@@ -1,17 +1,14 @@
-"""What happens to a worker's process: it is killed, asked to end, told another time, or ended oddly by its code."""
+"""What happens to a worker's process: it is killed, asked to end, or told another time."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from operator import sub
 
 from semel.chaos.fault import STEPS, Chance, Drawn, Fault
 from semel.chaos.fleet import TERM_S, Fleet
 from semel.chaos.timeline import Entry
 from semel.chaos.workers import ChaosWorker
-from semel.stages.agent import handler_faults
-from semel.stages.agent.handler_faults import Done
 
 # How long an armed worker may take to come to its failpoint: a start on a busy machine, a session, a rebalance.
 ARMED_S = 25.0
@@ -142,43 +139,3 @@ class Clock(Fault):
                 worker.set_clock(0)
             if at_start:
                 await on.restart(worker)
-
-
-class OddCode(Fault):
-    kind = "odd-code"
-    weight = 1.5
-    says = "one event in {0.nth} ends oddly"
-    times = (20, 50, 200)
-    lasts_s = (2, 6)
-    hits_all = 0.3
-
-    @classmethod
-    def heal(cls, worker: ChaosWorker) -> None:
-        handler_faults.order(worker.odd_code, 0.0)
-
-    async def apply(self, on: Fleet, entry: Entry) -> None:
-        workers = on.aimed(self.worker)
-        files = [worker.odd_code for worker in workers]
-
-        def order(share: float) -> None:
-            for file in files:
-                handler_faults.order(file, share, self.number)
-
-        def done() -> Done:
-            return Done(*map(sum, zip(*map(handler_faults.done, files), strict=True)))
-
-        async with on.alone("code"):
-            on.begins(entry, ", ".join(worker.name for worker in workers))
-            before = done()
-            try:
-                order(1 / self.nth)
-                await asyncio.sleep(self.hold_s)
-            finally:
-                order(0.0)
-            met = Done(*map(sub, done(), before))
-        entry.bit = sum(met) > 0
-        if entry.bit:
-            entry.note = (
-                f"{met.ended} attempts ended, {met.held} held the loop, {met.outlived} tasks outlived their event, "
-                f"{met.swallowed} errors were swallowed"
-            )

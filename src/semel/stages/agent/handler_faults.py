@@ -1,9 +1,9 @@
-"""Handler faults: agents' code that ends oddly, or does not end, on purpose; for `semel chaos`.
+"""Handler faults: agents' code that fails, ends oddly or does not end, on purpose; for `semel chaos`.
 
 `SEMEL_ODD_CODE` in the environment names a file whose bytes say at any moment whether, so that a run can begin and end it,
 and in which the process counts what it did. What ends an attempt here comes out of the agent's loop, or out of its
-function, after the agent has done its work; the event is to be undone and tried again. An event fails by this only where its
-`Retry` leaves it two more attempts.
+function, after the agent has done its work; the event is to be undone and tried again. By odd code an event fails only where
+its `Retry` leaves it two more attempts; by a dependency that is down it fails for as long as that is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from time import sleep
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from semel.errors import HandlingError, OutsideEvent, StaleIncarnation
 from semel.plan import AgentPlan, Plan
@@ -27,20 +27,25 @@ from semel.state.table_rows import MISSING
 
 # Of what it fails with; nothing else may say so.
 ON_PURPOSE = "ended oddly on purpose"
+DOWN_ON_PURPOSE = "met a dependency that is down on purpose"
 BLOCKS_S = (0.02, 0.1, 0.5)
-_ORDER = struct.Struct("@qd")
+# A share of the attempts is odd; a share of the events fails, or of the keys.
+Mode = Literal["odd", "events", "keys"]
+_MODES: tuple[Mode, ...] = get_args(Mode)
+_ORDER = struct.Struct("@qdq")
 _COUNT = struct.Struct("@q")
 
 
 class Done(NamedTuple):
-    """How many attempts ended oddly, how often the event loop was held, how many tasks outlived their event, and how many
-    errors were swallowed around the agent's loop.
+    """How many attempts ended oddly, how often the event loop was held, how many tasks outlived their event, how many
+    errors were swallowed around the agent's loop, and how many attempts met a dependency that is down.
     """
 
     ended: int = 0
     held: int = 0
     outlived: int = 0
     swallowed: int = 0
+    down: int = 0
 
 
 SIZE = _ORDER.size + len(Done._fields) * _COUNT.size
@@ -56,10 +61,10 @@ ENDINGS: tuple[type[BaseException], ...] = (
 )  # fmt: skip
 
 
-def order(file: Path, share: float, seed: int = 0) -> None:
-    """So many of the attempts are odd from now on; 0: none. In place: a running process has mapped these bytes."""
+def order(file: Path, share: float, seed: int = 0, mode: Mode = "odd") -> None:
+    """So many of them from now on; 0: none. In place: a running process has mapped these bytes."""
     with file.open("r+b" if file.exists() else "w+b") as at:
-        at.write(_ORDER.pack(seed, share))
+        at.write(_ORDER.pack(seed, share, _MODES.index(mode)))
         at.truncate(SIZE)
 
 
@@ -103,12 +108,19 @@ class HandlerFaults:
         runner.finish, runner.complete = finish_oddly, complete_oddly
 
     def _act(self, runner: AgentRunner, context: EventContext) -> None:
-        seed, share = _ORDER.unpack_from(self._shared)
+        seed, share, mode = self._order()
         s = runner.unit
         # Outside of the agent's own code there is nothing that could end oddly.
         if share <= 0 or s is None or current_context.get() is not context:
             return
         offset, failed = s.record.offset, s.failures
+        where = f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{offset}"
+        if mode != "odd":
+            which = s.record.key if mode == "keys" else (s.cursor.tp, offset)
+            if Random(f"{seed} {which}").random() < share:
+                self._count("down")
+                raise ConnectionError(f"{where} {DOWN_ON_PURPOSE}")
+            return
         rng = Random(f"{seed} {s.cursor.tp} {offset} {failed}")
         if rng.random() >= share:
             return
@@ -122,7 +134,7 @@ class HandlerFaults:
                 self._late.add(late)
                 late.add_done_callback(self._late.discard)
             case _:
-                ending = rng.choice(ENDINGS)(f"{s.cursor.tp.topic}[{s.cursor.tp.partition}]@{offset} {ON_PURPOSE}")
+                ending = rng.choice(ENDINGS)(f"{where} {ON_PURPOSE}")
                 # It fails again by this, or by something else, and still is not given up.
                 if runner.plan.retry.delay_s(ending, failed + 2, 0.0) is not None:
                     self._count("ended")
@@ -163,8 +175,8 @@ class HandlerFaults:
                 except StopAsyncIteration:
                     return
                 except BaseException:
-                    seed, share = _ORDER.unpack_from(self._shared)
-                    if share <= 0 or Random(f"{seed} swallows").random() < 0.5:
+                    seed, share, mode = self._order()
+                    if share <= 0 or mode != "odd" or Random(f"{seed} swallows").random() < 0.5:
                         raise
                     self._count("swallowed")
                     running, thrown = run(stream), None
@@ -176,6 +188,10 @@ class HandlerFaults:
                     thrown = refused
         finally:
             await running.aclose()
+
+    def _order(self) -> tuple[int, float, Mode]:
+        seed, share, mode = _ORDER.unpack_from(self._shared)
+        return seed, share, _MODES[mode]
 
     def _count(self, what: str) -> None:
         at = _ORDER.size + Done._fields.index(what) * _COUNT.size

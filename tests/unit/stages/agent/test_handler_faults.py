@@ -1,4 +1,4 @@
-"""Agents that end oddly on purpose: for as long as they are told to, and never so often that an event is given up."""
+"""Agents that end oddly or fail on purpose, for as long as they are told to; oddly never so often that an event is given up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from semel import Pipeline, Retry, Topic
 from semel.errors import OutsideEvent
 from semel.stages.agent import handler_faults
-from semel.stages.agent.handler_faults import Done, HandlerFaults, done, order
+from semel.stages.agent.handler_faults import DOWN_ON_PURPOSE, Done, HandlerFaults, done, order
 from semel.state.event_context import EventContext
 from tests.unit.harness import APP, Payment, Worker, World, committed_values, payments_pipeline
 
@@ -112,6 +112,31 @@ async def test_an_event_that_would_not_be_tried_again_does_not_fail_by_it(
     assert done(file).held > 0
     if retry.attempts == 2:
         assert done(file).ended == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("mode", ["events", "keys"])
+async def test_events_whose_dependency_is_down_fail_for_as_long_as_it_is(
+    world: World, file: Path, style: str, mode: handler_faults.Mode
+) -> None:
+    world.pipeline = payments_pipeline(world.work, style=style)
+    worker = start(world, file)
+    await world.until_running(worker)
+    order(file, 0.3, 1, mode)
+    sent = [world.pay(f"a{n % 8}", 1) for n in range(80)]
+    await world.clock.sleep(2)
+    order(file, 0.0)
+    await world.drained()
+    letters = [r for p in range(world.partitions) for r in committed_values(world.cluster, f"{APP}.dlq", p)]
+    failed = [r for r in letters if dict(r.headers)["semel.reason"] == b"failed"]
+    assert done(file) == Done(down=done(file).down) and done(file).down > len(failed) > 0
+    assert all(DOWN_ON_PURPOSE.encode() in (dict(r.headers)["semel.error"] or b"") for r in failed)
+    if mode == "keys":
+        assert {r.key for r in failed} < {event["account"].encode() for event in sent}
+    assert len(committed_values(world.cluster, "settlements", 0)) + len(
+        committed_values(world.cluster, "settlements", 1)
+    ) == len(sent) - len(failed)
+    assert not worker.over
 
 
 async def test_a_late_write_that_is_let_through_would_be_missed(
