@@ -18,6 +18,8 @@ from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosit
 from semel.state.state_log import StateLog
 from semel.state.table_rows import Rows
 
+# Of a work unit, and of one after a failure.
+UNIT_RECORDS, UNIT_RECORDS_FAILING = 256, 8
 # A partition whose next record finds no room among the parked events asks again so often.
 ROOM_S = 0.05
 
@@ -123,6 +125,7 @@ class Cursor:
     `buffered` and `bytes`: how many records wait in `queue`, and what they take in memory.
     `due`: when the record at `position` may be tried again. `parked`: events before `position` that are not done.
     `retried_last`: the work unit before was of parked events. `held_up`: why the record at `position` waits for room there.
+    `unit_records`: how many records its next work unit may have.
     """
 
     __slots__ = (
@@ -140,6 +143,7 @@ class Cursor:
         "retry_state",
         "task",
         "tp",
+        "unit_records",
     )
 
     def __init__(self, task: Task, tp: TP, agent: AgentPlan, retry_state: RetryState | None = None) -> None:
@@ -157,6 +161,7 @@ class Cursor:
         self.retry_state = retry_state or RetryState()
         self.poisoned: dict[int, str] = {}
         self.queued = False
+        self.unit_records = UNIT_RECORDS
 
     @property
     def first(self) -> bool:
@@ -174,6 +179,14 @@ class Cursor:
     def hold_up(self, why: str, now: float) -> None:
         """The record at `position` finds no room among the parked events; it is asked again soon."""
         self.held_up, self.due = why, now + ROOM_S
+
+    def failed(self) -> None:
+        """What lies behind a failed event is decoded and judged once more: where events fail often, few are taken at a time."""
+        self.unit_records = UNIT_RECORDS_FAILING
+
+    def went_through(self) -> None:
+        """A work unit was done to its end."""
+        self.unit_records = min(UNIT_RECORDS, self.unit_records * 4)
 
     def push(self, fetched: FetchedBatch) -> None:
         self.queue.append(fetched)

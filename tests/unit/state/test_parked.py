@@ -327,3 +327,19 @@ def test_an_agent_that_ends_between_two_events_costs_none_and_doubles_none(monke
         assert sorted(ids(t)) == ["a1", "a2", "b1", "b2", "c1", "c2"] == sorted(flaky.done)
         assert not t.dead_letters() and t.counts.duplicates == 2
     assert len(pauses) >= 2
+
+
+@pytest.mark.parametrize("agent", [handling, streaming])
+def test_what_lies_behind_failed_events_is_not_judged_anew_as_often_as_they_fail(agent: Any) -> None:
+    judged = Counter[str]()
+
+    def id_of(event: Event) -> str:
+        judged[event.id] += 1
+        return event.id
+
+    sent = [Event(f"{key}{n}", key, n) for n in range(8) for key in "abcdefghijklmnopqrstuvwxyz"]
+    flaky = Flaky({event.id: 1 for event in sent[5::10]})
+    with parking(flaky, agent=agent, dedup=Dedup(id_of, window=timedelta(hours=1))) as t:
+        t.send_all(sent, key="key")
+        assert len(ids(t)) == len(sent)
+        assert judged.total() < 6 * len(sent)

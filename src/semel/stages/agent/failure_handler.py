@@ -90,6 +90,8 @@ class FailureHandler:
         marks, stream = context.writes.marks[:], unit.moved
         if not isinstance(decision, StoreFailed):
             undo(unit, context)
+        if events == 1:
+            unit.cursor.failed()
         match decision:
             case NotCounted():
                 pass

@@ -19,9 +19,8 @@ from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
 from semel.state.parked import ParkedQueue
 from semel.state.store import StoreError
-from semel.state.task import Cursor, FetchedBatch, TaskState
+from semel.state.task import UNIT_RECORDS, Cursor, FetchedBatch, TaskState
 
-UNIT_RECORDS = 256
 # Records decoded at once, in bytes: a work unit ends there, with one at least.
 UNIT_BYTES = 1 << 20
 # What is not told when it comes about is looked at again this soon.
@@ -106,7 +105,7 @@ class WorkQueue:
         self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool
     ) -> tuple[WorkUnit | None, float | None]:
         state, suspicious = cursor.retry_state, bool(cursor.retry_state.suspects)
-        most = 1 if one_by_one or suspicious else UNIT_RECORDS
+        most = 1 if one_by_one or suspicious else cursor.unit_records
         try:
             taken = parked.take(now, most, UNIT_BYTES, state.isolate_until)
         except StoreError as exc:
@@ -141,9 +140,9 @@ class WorkQueue:
         if one_by_one or (fetched.records and cursor.position <= cursor.retry_state.isolate_until):
             limit = 1
         elif self._batch_bytes:
-            limit = max(1, min(UNIT_RECORDS, self._services.epoch.limit_bytes // self._batch_bytes))
+            limit = max(1, min(cursor.unit_records, self._services.epoch.limit_bytes // self._batch_bytes))
         else:
-            limit = UNIT_RECORDS
+            limit = cursor.unit_records
         end = fetched.end(limit, UNIT_BYTES)
         return WorkUnit(cursor, fetched, end, int(self._services.clock.time() * 1000))
 
@@ -176,6 +175,8 @@ class WorkQueue:
         before = cursor.position
         settle(unit)
         cursor.task.holder = None
+        if unit.index >= unit.end and cursor.unit_records < UNIT_RECORDS:
+            cursor.went_through()
         if unit.retried is not None:
             assert cursor.parked is not None
             cursor.parked.give_back(queued for queued, _ in unit.retried[unit.index :])
