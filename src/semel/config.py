@@ -53,6 +53,7 @@ TOKEN_CHARACTERS_MIN = 16
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 HeaderFamily = Literal["kip1191", "streams", "spring"]
+Right = Literal["replay", "edit", "drop", "archive"]
 
 
 class BrokerSecurity(BaseModel):
@@ -108,6 +109,26 @@ class BrokerSecurity(BaseModel):
         return self
 
 
+class WebOperator(BaseModel):
+    """`[web_operators.NAME]`: who may act on dead letters in the web views, and how. The name stands in the audit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    token: SecretStr | None = None
+    token_file: Path | None = None
+    rights: tuple[Right, ...] = ("replay",)
+
+    def secret(self, name: str) -> str:
+        """ConfigError where there is none, or a short one."""
+        token = _secret(f"web_operators.{name}.token", self.token, self.token_file)
+        if token is None or len(token.get_secret_value()) < TOKEN_CHARACTERS_MIN:
+            raise ConfigError(
+                f"web_operators.{name} needs a token (or token_file) of {TOKEN_CHARACTERS_MIN} characters or more; make one "
+                "with: openssl rand -hex 32"
+            )
+        return token.get_secret_value()
+
+
 class Settings(BaseSettings):
     """All settings of a worker; frozen. Times in milliseconds.
 
@@ -151,6 +172,8 @@ class Settings(BaseSettings):
     web_token: SecretStr | None = None
     web_token_file: Path | None = None
     web_open: bool = False
+    web_operators: dict[str, WebOperator] = Field(default_factory=dict[str, WebOperator], repr=False)
+    """Who may act on dead letters in the web views. Empty: nobody but who is on this machine, where the bind is the loopback."""
     replication_factor: int | None = Field(default=None, gt=0)
     """None: 3 where the cluster has three brokers, else 1; decided when topics are created."""
     lineage: bool = True
@@ -262,6 +285,17 @@ class Settings(BaseSettings):
             if not is_loopback(self.web_bind):
                 raise ConfigError(short)
             _warn_once("web_token", short)
+        operators: dict[str, WebOperator] = {}
+        tokens = {token.get_secret_value()} if token is not None else set[str]()
+        for name, operator in self.web_operators.items():
+            secret = operator.secret(name)
+            if secret in tokens:
+                raise ConfigError(
+                    f"the token of web_operators.{name} is that of another one, or web_token; give each its own"
+                )
+            tokens.add(secret)
+            operators[name] = WebOperator(token=SecretStr(secret), rights=operator.rights)
+        derived["web_operators"] = operators
         if not self.web_url and self.web_port:
             derived["web_url"] = default_web_url(self.web_bind, self.web_port)
         for name, value in derived.items():
@@ -332,7 +366,7 @@ def _known(name: str, model: type[BaseModel], where: str, *, table: bool = False
         raise ConfigError(f"unknown setting {name!r}{where}; it belongs under [broker_security]")
     if table:
         raise ConfigError(f"unknown section [{name}]{where}; settings stand at the top, without a section, and sections are "
-                          "[broker_security] and [faust]")  # fmt: skip
+                          "[broker_security], [web_operators.NAME] and [faust]")  # fmt: skip
     nearest = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.0)[0]
     raise ConfigError(f"unknown setting {name!r}{where}; the nearest known one is {nearest!r}")
 
@@ -366,7 +400,7 @@ def _with_origins(message: str, origins: Mapping[str, str]) -> str:
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`; tables are merged key by key, and a secret replaces the file it would else come from."""
     merged = dict(below)
-    for secret in ("password", "web_token"):
+    for secret in ("password", "web_token", "token"):
         for name, other in ((secret, f"{secret}_file"), (f"{secret}_file", secret)):
             if name in above and other not in above:
                 merged.pop(other, None)
@@ -427,6 +461,8 @@ _ELSEWHERE = frozenset(
     }
 )
 _SECURITY = f"{PREFIX}BROKER_SECURITY"
+# Whose names are anybody's.
+_OPEN_TABLES = (f"{PREFIX}FAUST", f"{PREFIX}WEB_OPERATORS")
 _warned: set[str] = set()
 
 
@@ -487,7 +523,7 @@ def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
         table = name.partition("__")[0]
         if service := _service(name, environ[variable]):
             of_services.setdefault(service, []).append(variable)
-        elif not name.startswith(PREFIX) or name in known | inside | _ELSEWHERE or table == f"{PREFIX}FAUST":
+        elif not name.startswith(PREFIX) or name in known | inside | _ELSEWHERE or table in _OPEN_TABLES:
             continue
         else:
             near = difflib.get_close_matches(name, known | inside, n=1, cutoff=0.75)
@@ -534,9 +570,9 @@ def _describe(invalid: ValidationError) -> str:
         path = [str(step) for step in error["loc"]]
         name = ".".join(path)
         if error["type"] == "extra_forbidden":
-            model = BrokerSecurity if path[0] == "broker_security" else Settings
+            inside: dict[str, type[BaseModel]] = {"broker_security": BrokerSecurity, "web_operators": WebOperator}
             try:
-                _known(path[-1], model, " in broker_security" if model is BrokerSecurity else "")
+                _known(path[-1], inside.get(path[0], Settings), f" in {path[0]}" if path[0] in inside else "")
             except ConfigError as unknown:
                 lines.append(str(unknown))
             continue
@@ -545,6 +581,8 @@ def _describe(invalid: ValidationError) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    if name in ("password", "web_token", "faust", "broker_security") or not isinstance(value, str | int | float):
+    if name in ("password", "web_token", "token", "faust", "broker_security", "web_operators") or not isinstance(
+        value, str | int | float
+    ):
         return ""
     return f" = {value!r}"

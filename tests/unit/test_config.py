@@ -52,6 +52,7 @@ def test_the_defaults_are_those_of_the_contract():
         "web_token": None,
         "web_token_file": None,
         "web_open": False,
+        "web_operators": {},
         "replication_factor": None,
         "lineage": True,
         "dead_letter_headers": ("kip1191",),

@@ -14,8 +14,6 @@ from semel.display.folding import folded
 
 if TYPE_CHECKING:
     from semel.config import Settings
-    from semel.dead_letters.audit import Entry
-    from semel.dead_letters.letter import Letter
     from semel.dead_letters.operator import Operator
     from semel.plan import Plan
 
@@ -192,6 +190,7 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
     from semel.dead_letters import reading
     from semel.dead_letters.audit import history
     from semel.dead_letters.decisions import NotReplayable
+    from semel.dead_letters.description import describe
 
     documents: list[dict[str, Any]] = []
 
@@ -206,7 +205,7 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
                 followed = str(exc)
         entries = [entry async for entry in operator.entries()]
         about = list(history(entries, operator.topic_id, letter))
-        documents.append(_document(letter, plan, operator.ledger.state(letter), followed, about))
+        documents.append(describe(letter, plan, operator.ledger.state(letter), followed, about))
 
     plan, settings = loaded(pipeline, broker, config)
     tp, offset = reading.position(text, plan)
@@ -249,43 +248,6 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
     if letter["trace"]:
         printing.say("trace:")
         printing.say(printing.plain(letter["trace"].rstrip("\n")))
-
-
-def _document(letter: Letter, plan: Plan, state: str, followed: str, about: list[Entry]) -> dict[str, Any]:
-    from semel.dead_letters.decisions import revision_of
-    from semel.dead_letters.letter import header_text, is_declared, key_of, value_of
-
-    sources = plan.sources
-    return {
-        "topic": letter.at.topic,
-        "position": letter.position,
-        "state": state,
-        "source": letter.source,
-        "pipeline": letter.text("pipeline"),
-        "agent": letter.text("agent"),
-        "reason": letter.text("reason"),
-        "error": letter.text("error"),
-        "fingerprint": letter.fingerprint,
-        "exception": letter.text("exception") or None,
-        "version": letter.text("code_version") or None,
-        "attempts": letter.number("attempts"),
-        "event_time": letter.number("timestamp"),
-        "first_seen": letter.first_ms,
-        "last_seen": letter.last_ms,
-        "revision": revision_of(letter),
-        "left_out": letter.text("left_out") or None,
-        "value_from": followed or None,
-        "key": key_of(letter, sources),
-        "value": value_of(letter, sources),
-        "decoded": is_declared(letter, sources),
-        "headers": [[name, header_text(name, value)] for name, value in letter.headers],
-        "appended": [[name, header_text(name, value)] for name, value in letter.own.items() if name != "semel.trace"],
-        "trace": letter.text("trace") or None,
-        "history": [
-            {"action": e.action, "at": e.at_ms, "by": e.by, "reason": e.reason, "letters": e.count, **e.more}
-            for e in about
-        ],
-    }
 
 
 def loaded(pipeline: str, broker: str | None, config: Path | None) -> tuple[Plan, Settings]:

@@ -28,7 +28,6 @@ from semel.errors import ConfigError
 if TYPE_CHECKING:
     from semel.dead_letters.letter import Letter
     from semel.dead_letters.operator import Done, Operator
-    from semel.plan import Plan
 
 
 def edit(
@@ -57,7 +56,8 @@ def edit(
     The letter stays in the topic as it is; the audit has hashes of both values.
     Exit code 1: the value is not of the type that the topic declares, or it came back; 3: the broker cannot be reached.
     """
-    from semel.dead_letters.decisions import NotReplayable, Selection, check_value, diff, held, replayed
+    from semel.dead_letters.decisions import NotReplayable, Selection, held, replayed
+    from semel.dead_letters.editing import edit_of
 
     check_reason(reason)
     if value is not None and set_:
@@ -67,8 +67,6 @@ def edit(
     said: list[Done] = []
 
     async def work(operator: Operator) -> None:
-        from semel.dead_letters.audit import hashed
-
         selection = await meant.found(operator)
         await operator.read()
         [found] = [one async for one in operator.selected(selection)] or [None]
@@ -82,31 +80,15 @@ def edit(
             printing.tell(str(exc))
             before = None
         after = _new_value(before, value, set_ or [])
-        topic = plan.sources.get(found.text("topic"))
-        if topic is None:
-            raise Refused(
-                f"{found.position} came from {found.text('topic')!r}, which is no source of {plan.app!r} any more"
-            )
-        check_value(topic.value, after)
-        ids = _dedup_id(plan, found, before), _dedup_id(plan, found, after)
-        if ids[0] is not None and ids[0] != ids[1] and not new_id:
-            raise Refused(
-                f"its dedup id would be {_readable(ids[1])} instead of {_readable(ids[0])}: it would be another event, "
-                "and the one that failed stays dead; say --new-id if that is meant"
-            )
-        changes = diff(before, after)
-        for line in changes:
+        edited = edit_of(plan, found, before, after)
+        if edited.other_id and not new_id:
+            raise Refused(f"{edited.other_id}; say --new-id if that is meant")
+        for line in edited.changes:
             printing.tell(printing.plain(line))
-        if not changes:
+        if not edited.changes:
             raise Refused("the new value is the one that it has; `semel dlq replay` replays it as it is")
         confirm(f"{'Hold' if hold else 'Replay'} {found.position} with this value?", yes=yes)
         await operator.open()
-        more: dict[str, Any] = {
-            "before": hashed(before),
-            "after": hashed(after),
-            "dedup_id": hashed(ids[1]),
-            "hold": hold,
-        }
 
         def make(one: Letter, _: bytes | None) -> Any:
             return held(one, after) if hold else replayed(one, after, edited=True)
@@ -114,7 +96,9 @@ def edit(
         fates = None if hold else await operator.watch(wait)
         only = Selection(at=(found.at.partition, found.offset), again=again)
         said.append(
-            await operator.write_all("edit", only, why_of(as_, reason), make, fates=fates, value_needed=False, **more)
+            await operator.write_all(
+                "edit", only, why_of(as_, reason), make, fates=fates, value_needed=False, **edited.more(hold=hold)
+            )
         )
 
     run(plan, settings, work)
@@ -153,19 +137,3 @@ def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> b
     if edited is None:
         raise Refused("the value was not saved; nothing was done")
     return unpretty(edited, before)
-
-
-def _dedup_id(plan: Plan, letter: Letter, value: bytes | None) -> bytes | None:
-    """None where there is none, or nobody can say."""
-    topic, rule = plan.sources.get(letter.text("topic")), plan.dedup
-    if topic is None or rule is None or value is None:
-        return None
-    try:
-        id = rule.key_reader()(topic.value.decode(value), letter.with_value(value).record)
-    except Exception:  # of what cannot be decoded
-        return None
-    return id if isinstance(id, bytes) else None
-
-
-def _readable(id: bytes | None) -> str:
-    return "none" if id is None else repr(id.decode(errors="backslashreplace"))

@@ -21,7 +21,7 @@ from semel.errors import SemelError
 Action = Literal["replay", "edit", "drop", "redirect", "archive", "forget"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 # After these a letter is done with: its event went on its way, or is given up for good.
-_DONE = frozenset(ACTIONS) - {"archive"}
+DONE = frozenset(ACTIONS) - {"archive"}
 # Letters of an entry: a record of them is a few KB, and a million letters some hundreds of records.
 ENTRY_LETTERS = 5_000
 _FORMAT = 1
@@ -142,7 +142,7 @@ class Ledger:
             ends = cast("Mapping[str, int]", entry.more.get("ends", {}))
             for group in entry.groups:
                 self.archived[group] = {int(partition): int(end) for partition, end in ends.items()}
-        if entry.action in _DONE:
+        if entry.action in DONE:
             by_partition = self._done.setdefault(entry.action, {})
             for letters in entry.letters:
                 done = by_partition.setdefault(letters.partition, OffsetSet())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 
 from semel.codec import Codec
@@ -243,12 +244,14 @@ def _index(at: Sequence[Any], step: str, path: str) -> int:
 
 
 def pretty(value: bytes | None) -> str:
-    """For an editor, and for a diff: JSON a field a line, else the text; bytes that are neither as hex."""
+    """For an editor, and for a diff: JSON a field a line, each number as it is written; else the text; bytes that are neither as
+    hex."""
     if value is None:
         return ""
     try:
-        return orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode() + "\n"
-    except orjson.JSONDecodeError:
+        orjson.loads(value)
+        return msgspec.json.format(value, indent=2).decode() + "\n"
+    except (orjson.JSONDecodeError, msgspec.MsgspecError):
         pass
     try:
         return value.decode()
@@ -259,8 +262,9 @@ def pretty(value: bytes | None) -> str:
 def unpretty(text: str, before: bytes | None) -> bytes:
     """What was edited, as bytes: compact JSON where it was JSON before, or is now."""
     try:
-        return orjson.dumps(orjson.loads(text))
-    except orjson.JSONDecodeError:
+        orjson.loads(text)
+        return msgspec.json.format(text.encode(), indent=-1)
+    except (orjson.JSONDecodeError, msgspec.MsgspecError):
         if before is not None and text.startswith("0x"):
             return bytes.fromhex(text[2:].strip())
         return text.encode()

@@ -132,17 +132,7 @@ class Latest:
 
     def add(self, letter: Letter, key: Any, state: str = "open") -> None:
         self.count += 1
-        row = {
-            "position": letter.position,
-            "source": letter.source,
-            "key": key,
-            "reason": letter.text("reason"),
-            "error": letter.text("error"),
-            "attempts": letter.number("attempts"),
-            "last_seen": letter.last_ms,
-            "state": state,
-        }
-        entry = (letter.last_ms, (letter.at.partition, letter.offset), row)
+        entry = (letter.last_ms, (letter.at.partition, letter.offset), row_of(letter, key, state))
         if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         else:
@@ -157,6 +147,20 @@ class Latest:
 
 
 TPlace = tuple[int, int]
+
+
+def row_of(letter: Letter, key: Any, state: str) -> dict[str, Any]:
+    """A letter in a list: what is short of it."""
+    return {
+        "position": letter.position,
+        "source": letter.source,
+        "key": key,
+        "reason": letter.text("reason"),
+        "error": letter.text("error"),
+        "attempts": letter.number("attempts"),
+        "last_seen": letter.last_ms,
+        "state": state,
+    }
 
 
 def _count(counter: Counter[str], name: str) -> None:

@@ -93,12 +93,14 @@ class Operator:
         *,
         failpoints: Failpoints | None = None,
         tell: Progress | None = None,
+        logs: CommittedLogs | None = None,
     ) -> None:
+        """`logs`: how it reads, where that is not as fast as it can."""
         self.broker = broker
         self.clock = clock
         self.plan = plan
-        self.reader = LetterReader(broker, clock, plan, tell)
-        self.logs = CommittedLogs(broker, clock, "dead letters")
+        self.logs = logs or CommittedLogs(broker, clock, "dead letters")
+        self.reader = LetterReader(self.logs, plan, tell)
         self._settings = settings
         self._failpoints = failpoints or Failpoints()
         self._writer: Writer | None = None
@@ -318,7 +320,9 @@ class Operator:
             done.fates = fates.fates
         return done
 
-    async def mark_all(self, action: Action, selection: Selection, why: Why, **more: Any) -> Done:
+    async def mark_all(
+        self, action: Action, selection: Selection, why: Why, told: Callable[[Done], None] = lambda done: None, **more: Any
+    ) -> Done:  # fmt: skip
         """Note what is done with letters, without a record of them."""
         done = Done()
         batch: list[Letter] = []
@@ -331,6 +335,7 @@ class Operator:
                     await self.commit(self.entry(action, why, batch, **more), ())
                     done.letters += len(batch)
                     batch = []
+                    told(done)
         if batch:
             await self.commit(self.entry(action, why, batch, **more), ())
             done.letters += len(batch)

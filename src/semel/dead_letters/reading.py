@@ -9,7 +9,7 @@ from contextlib import aclosing
 from semel.dead_letters.letter import Letter, is_of, letter_of
 from semel.errors import ConfigError, SemelError
 from semel.plan import Plan
-from semel.port import TP, Broker, Clock, TopicInfo
+from semel.port import TP, TopicInfo
 from semel.task.read_committed import CommittedLogs
 
 # What is read, how many records of it are, and of how many in all.
@@ -42,8 +42,8 @@ def position(text: str, plan: Plan) -> tuple[TP, int]:
 class LetterReader:
     """Of one pipeline. What others put into the topic is passed over."""
 
-    def __init__(self, broker: Broker, clock: Clock, plan: Plan, tell: Progress | None = None) -> None:
-        self._logs = CommittedLogs(broker, clock, "dead letters")
+    def __init__(self, logs: CommittedLogs, plan: Plan, tell: Progress | None = None) -> None:
+        self._logs = logs
         self._plan = plan
         self._tell = tell
 

@@ -31,11 +31,12 @@ nav a{margin-right:1rem}h1 small{font-weight:normal;color:var(--dim)}
 """
 
 
-def page(title: str, *parts: str, refresh_s: int | None = None) -> str:
+def page(title: str, *parts: str, refresh_s: int | None = None, style: str = "") -> str:
     refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
-    nav = '<nav><a href="/">overview</a><a href="/tables">tables</a><a href="/pipelines">pipelines</a></nav>'
-    body = f"{nav}<h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}"
-    return markup.frame(f"{title} · semel", STYLE, body, head=refresh)
+    views = {"/": "overview", "/tables": "tables", "/pipelines": "pipelines", "/dead-letters": "dead letters"}
+    links = "".join(f'<a href="{path}">{name}</a>' for path, name in views.items())
+    body = f"<nav>{links}</nav><h1><bdi>{escape(title)}</bdi></h1>{''.join(parts)}"
+    return markup.frame(f"{title} · semel", STYLE + style, body, head=refresh)
 
 
 def key_text(key: Any) -> str:
@@ -142,7 +143,7 @@ def rows(
     lines = [
         (
             _row_link(table, row["key"]),
-            f"<code>{escape(_cut(_text(row['value'])))}</code>",
+            f"<code>{escape(_cut(json_text(row['value'])))}</code>",
             escape(", ".join(map(str, row.get("partitions") or [row["partition"]]))),
         )
         for row in answer["rows"]
@@ -163,7 +164,7 @@ def pipelines(statuses: Sequence[Mapping[str, Any]]) -> str:
 
 def _pipeline(status: Mapping[str, Any]) -> str:
     if "graph" not in status:
-        return f"<pre>{escape(_text(status, indent=2))}</pre>"
+        return f"<pre>{escape(json_text(status, indent=2))}</pre>"
     graph, counts, commits = status["graph"], status["counts"], status["commits"]
     dedup = graph["dedup"]
 
@@ -268,7 +269,7 @@ def _number(value: float | None) -> str:
 
 def document(title: str, value: Any) -> str:
     """Anything else, as indented JSON."""
-    return page(title, f"<pre>{escape(_text(value, indent=2))}</pre>")
+    return page(title, f"<pre>{escape(json_text(value, indent=2))}</pre>")
 
 
 def refusal(status: int, body: Mapping[str, Any]) -> str:
@@ -276,7 +277,7 @@ def refusal(status: int, body: Mapping[str, Any]) -> str:
     return page(
         str(status),
         f"<p><bdi>{escape(str(body['error']))}</bdi></p>",
-        f"<pre>{escape(_text(detail, indent=2))}</pre>" if detail else "",
+        f"<pre>{escape(json_text(detail, indent=2))}</pre>" if detail else "",
     )
 
 
@@ -285,14 +286,14 @@ def _table_link(table: str) -> str:
 
 
 def _row_link(table: str, key: Any) -> str:
-    label = f"<bdi><code>{escape(_cut(_text(key)))}</code></bdi>"
+    label = f"<bdi><code>{escape(_cut(json_text(key)))}</code></bdi>"
     try:
         return f'<a href="{escape(row_path(table, key_text(key)))}">{label}</a>'
     except UnicodeEncodeError:  # a lone surrogate has no URL
         return label
 
 
-def _text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     except RecursionError:

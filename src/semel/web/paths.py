@@ -35,3 +35,7 @@ def row_path(table: str, key: str) -> str:
 def dedup_path(pipeline: str, written: Sequence[str]) -> str:
     """`written`: the id, or each part of one of several headers."""
     return f"/dedup/{quote_key(pipeline)}/{'/'.join(map(quote_key, written))}"
+
+
+def letters_path(pipeline: str) -> str:
+    return f"/dead-letters/{quote_key(pipeline)}"

@@ -18,8 +18,9 @@ from semel.web.answer import HEADERS, Refusal, dumps, respond, restoring
 from semel.web.auth import CHALLENGE, HOP, Guard
 from semel.web.budget import Budget
 from semel.web.cluster import Overview
-from semel.web.paths import query, table_path, unquote_key
+from semel.web.paths import query, table_path
 from semel.web.quiet import SAID_CHARACTERS_MAX, Seldom
+from semel.web.reading import number, parameters, segments
 from semel.web.rows import Rows
 from semel.web.scan import LIMIT_DEFAULT, LIMIT_MAX, PageToken, Scan, size_of
 from semel.web.trust import NONCE_CHARACTERS, TICKET_PATH
@@ -29,7 +30,6 @@ log = logging.getLogger("semel.web")
 _failures = Seldom()
 
 PAGES_MAX = 8  # made at once: each holds 4 MB of rows, several times over
-ECHO_CHARACTERS_MAX = 200  # of what a request said, in what it is answered
 
 
 class Routes:
@@ -59,13 +59,13 @@ class Routes:
         document = {
             "app": view.app_id,
             "instance": view.instance,
-            "views": ["/tables", "/pipelines", "/livez", "/readyz", "/metrics"],
+            "views": ["/tables", "/pipelines", "/dead-letters", "/livez", "/readyz", "/metrics"],
         }
         pipelines, owners = await self._budget.run(view.pipelines), view.owners()
         return await self._respond(request, document, lambda: html.index(view.app_id, view.instance, pipelines, owners))
 
     async def tables(self, request: web.Request) -> web.Response:
-        _parameters(request, frozenset())
+        parameters(request, frozenset())
         if _is_hop(request):
             return await self._wire(msgspec.to_builtins(await self._overview.held_tables()))
         tables = await self._overview.tables()
@@ -73,7 +73,7 @@ class Routes:
         return await self._respond(request, tables.tables, lambda: html.tables(tables.tables), headers=headers)
 
     async def table(self, request: web.Request) -> web.Response:
-        table = _segments(request)[1]
+        table = segments(request)[1]
         parameters = self._hop_parameters(request, {"prefix", "from", "to", "limit", "page"})
         scan = Scan(
             table,
@@ -96,7 +96,7 @@ class Routes:
             return await self._respond(request, page, lambda: html.rows(table, page, next_page, scan.prefix, numeric))
 
     async def row(self, request: web.Request) -> web.Response:
-        _, table, key = _segments(request)
+        _, table, key = segments(request)
         parameters = self._hop_parameters(request, frozenset())
         if parameters.partitions is not None:
             return await self._wire(await self._rows.held_rows(table, key, parameters.partitions))
@@ -108,8 +108,8 @@ class Routes:
         return await self._respond(request, pipelines, lambda: html.pipelines(pipelines))
 
     async def dedup(self, request: web.Request) -> web.Response:
-        _, pipeline, *written = _segments(request, None)
-        _parameters(request, frozenset())
+        _, pipeline, *written = segments(request, None)
+        parameters(request, frozenset())
         if _is_hop(request):
             marks = await self._overview.held_marks(pipeline, written)
             return await self._wire({"marks": msgspec.to_builtins(marks)})
@@ -147,7 +147,7 @@ class Routes:
 
     def _hop_parameters(self, request: web.Request, known: frozenset[str] | set[str]) -> Parameters:
         """With the partitions that another worker asks for, each once."""
-        values = _parameters(request, known | {"partitions"} if _is_hop(request) else known)
+        values = parameters(request, known | {"partitions"} if _is_hop(request) else known)
         text = values.pop("partitions", None)
         if text is None:
             return Parameters(values, None)
@@ -203,24 +203,8 @@ class Parameters(NamedTuple):
     partitions: list[int] | None
 
 
-def _parameters(request: web.Request, known: frozenset[str] | set[str]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for name, value in request.query.items():
-        if name not in known:
-            expected = f"; known are {', '.join(sorted(known - {'partitions'}))}" if known else ""
-            raise Refusal(400, f"unknown parameter {name[:ECHO_CHARACTERS_MAX]!r}{expected}")
-        if name in values:
-            raise Refusal(400, f"parameter {name!r} is given twice")
-        values[name] = value
-    return values
-
-
 def _limit(text: str | None, most: int) -> int:
-    if text is None:
-        return LIMIT_DEFAULT
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise Refusal(400, f"limit must be a number from 1 to {LIMIT_MAX}")
-    return int(text)
+    return number("limit", text, LIMIT_DEFAULT, most)
 
 
 def _page(text: str | None) -> PageToken | None:
@@ -228,15 +212,6 @@ def _page(text: str | None) -> PageToken | None:
         return None if text is None else PageToken.decode(text)
     except ValueError as malformed:
         raise Refusal(400, f"page: {malformed}") from malformed
-
-
-def _segments(request: web.Request, splits: int | None = 3) -> list[str]:
-    """The path's view, name and key, decoded here: the framework's decoding cannot tell %2F from a slash."""
-    raw = request.rel_url.raw_path.split("/", -1 if splits is None else splits)[1:]
-    try:
-        return [unquote_key(segment) for segment in raw]
-    except UnicodeDecodeError as malformed:
-        raise Refusal(400, "the path is not percent-encoded UTF-8") from malformed
 
 
 def _is_hop(request: web.Request) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Iterable
@@ -17,8 +19,11 @@ from semel.web.auth import Guard, Names
 from semel.web.budget import HEALTH_SHARE, REQUEST_S, Budget
 from semel.web.cluster import Overview
 from semel.web.connections import IDLE_S, Connections, listen
+from semel.web.letter_routes import LetterRoutes
+from semel.web.letters import LetterDesk
 from semel.web.owner import Peers
 from semel.web.quiet import http_log
+from semel.web.rights import Rights
 from semel.web.routes import Routes, refusals
 from semel.web.rows import Rows
 from semel.web.trust import GroupKey
@@ -30,7 +35,7 @@ Route = tuple[str, str, Handler]
 
 LINE_BYTES_MAX = 64 << 10  # a URL: keys of some 20 kB, each byte percent-encoded
 HEADER_BYTES_MAX = 8 << 10
-BODY_BYTES_MAX = 1 << 20  # views read no body; an application's own pages may
+BODY_BYTES_MAX = 1 << 20  # of an edited value, percent-encoded; of an application's own pages
 LINGERING_S = 1.0  # for a body that nobody reads, before its connection is closed
 SHUTDOWN_S = 2.0
 
@@ -38,15 +43,19 @@ SHUTDOWN_S = 2.0
 class WebServer:
     """Serves `view` as the settings say, on the running event loop.
 
-    `more`: an application's own pages, served beside the views; a view's path wins. `start` raises `ConfigError` where
-    the address cannot be listened on. `url` is what other workers forward to.
+    `more`: an application's own pages, served beside the views; a view's path wins. `letters`: the dead letters of the pipeline,
+    closed with the server. `start` raises `ConfigError` where the address cannot be listened on. `url` is what other workers
+    forward to.
     """
 
-    def __init__(self, view: WorkerView, settings: Settings, more: Iterable[Route] = ()) -> None:
+    def __init__(
+        self, view: WorkerView, settings: Settings, more: Iterable[Route] = (), letters: LetterDesk | None = None
+    ) -> None:
         self._settings = settings
         token = settings.web_token.get_secret_value() if settings.web_token is not None else None
         key = GroupKey(view.app_id, token)
-        guard = self._guard = Guard(token, key, lambda: self.url)
+        rights = Rights(settings)
+        guard = self._guard = Guard(token, key, lambda: self.url, rights.knows)
         self._peers = Peers(key)
         self._budget = Budget()
         self._probes = Budget(HEALTH_SHARE)
@@ -59,6 +68,9 @@ class WebServer:
         )
         rows, overview = Rows(view, self._peers, self._budget), Overview(view, self._peers, self._budget)
         Routes(view, rows, overview, guard, self._budget).add_to(self._app.router)
+        self._letters = letters
+        if letters is not None:
+            LetterRoutes(letters, rights, self._budget).add_to(self._app.router)
         for method, path, handler in more:
             self._app.router.add_route(method, path, handler)
         self._runner: web.AppRunner | None = None
@@ -123,6 +135,11 @@ class WebServer:
         if runner is not None:
             await runner.cleanup()
         self._connections.abort()
+        if self._letters is not None:
+            with contextlib.suppress(TimeoutError):
+                # What it was at is done, or is not, as where a command is killed.
+                async with asyncio.timeout(SHUTDOWN_S):
+                    await self._letters.close()
         await self._peers.close()
         self._budget.close()
         self._probes.close()

@@ -24,6 +24,7 @@ from semel.stages.agent.handler_faults import HandlerFaults
 from semel.stages.agent.watchdog import Watchdog
 from semel.state.directory import StateDirectory, first_free_instance
 from semel.state.store import Store, StoreError
+from semel.web.letters import LetterDesk
 from semel.web.server import Route, WebServer
 from semel.worker.engine import Engine
 from semel.worker.view import EngineView
@@ -41,12 +42,20 @@ class EngineHost:
         self.view = EngineView(engine)
         self._directory = directory
         self._settings = settings
-        self._web = WebServer(self.view, settings, pages) if pages is not None else None
+        self._web = WebServer(self.view, settings, pages, self._letters()) if pages is not None else None
         self._watchdog = Watchdog(
             engine.runners, session_timeout_ms=settings.session_timeout_ms, alive=engine.notes.alive
         )
         engine.scheduler.awake = self._watchdog.awake
         self._done = asyncio.Event()
+
+    def _letters(self) -> LetterDesk:
+        engine, settings = self.engine, self._settings
+        # Its own connection: what people ask for does not stand before what the engine does.
+        client_id = f"{engine.app}-{engine.instance}-dlq"
+        return LetterDesk(
+            lambda: kafka_broker(settings, client_id=client_id), SystemClock(), engine.plan, engine.settings
+        )
 
     async def run(self) -> None:
         try:

@@ -1,0 +1,369 @@
+"""The URLs of dead letters: what each reads from its request, and what it answers."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast, get_args
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from semel.broker.answers import is_explained
+from semel.dead_letters.action_run import ActionRun, Asked, Busy, Kind
+from semel.dead_letters.catalogue import Catalogue
+from semel.dead_letters.decisions import NotReplayable, Selection
+from semel.dead_letters.editing import edit_of, form_text, form_value
+from semel.dead_letters.index import Show
+from semel.dead_letters.operator import Why
+from semel.dead_letters.reading import NoLetters, position
+from semel.errors import ConfigError, SemelError
+from semel.port import TP, RpcError, RpcLost
+from semel.web import letter_pages as pages
+from semel.web.answer import Refusal, prefers_html, respond
+from semel.web.budget import Budget
+from semel.web.letters import LetterDesk
+from semel.web.paths import letters_path, quote_key
+from semel.web.reading import FORM, body, number, parameters, segments
+from semel.web.rights import COOKIE, Rights, local_user
+from semel.web.scan import size_of
+
+LETTERS_MAX = 200  # of a page, each with its trace until it is cut
+LETTERS_DEFAULT = 50
+RATE, WAIT_S = 100.0, 30.0
+REASON_CHARACTERS_MAX = 1_000
+# Else a browser would send the origin of our own forms as null.
+_REFERRER = {"Referrer-Policy": "same-origin"}
+
+
+class LetterRoutes:
+    def __init__(self, desk: LetterDesk, rights: Rights, budget: Budget) -> None:
+        self._desk = desk
+        self._rights = rights
+        self._budget = budget
+        self._app = desk.plan.app
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        root = "/dead-letters/{pipeline}"
+        gets: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+            "/dead-letters": self.pipelines,
+            root: self.groups,
+            f"{root}/groups/{{group}}": self.group,
+            f"{root}/letters/{{letter}}": self.letter,
+            f"{root}/letters/{{letter}}/edit": self.edit,
+            f"{root}/audit": self.audit,
+            f"{root}/actions": self.actions,
+            f"{root}/actions/{{id}}": self.action,
+        }
+        for path, handler in gets.items():
+            router.add_get(path, _answering(handler))
+        router.add_post(f"{root}/letters/{{letter}}/diff", _answering(self.diff))
+        router.add_post(f"{root}/actions", _answering(self.act))
+        router.add_post(f"{root}/actions/{{id}}/stop", _answering(self.stop))
+
+    # -- reading
+
+    async def pipelines(self, request: web.Request) -> web.Response:
+        parameters(request, frozenset())
+        if prefers_html(request.headers.get("Accept", "")):
+            raise web.HTTPFound(letters_path(self._app))
+        plan = self._desk.plan
+        return await self._respond(
+            request, [{"pipeline": plan.app, "topic": plan.dead_letter_topic, "audit": plan.audit_topic}], lambda _: ""
+        )
+
+    async def groups(self, request: web.Request) -> web.Response:
+        self._own(request)
+        asked = parameters(request, {"show", "search", "limit", "page"})
+        show = _show(asked.get("show"))
+        catalogue = await self._desk.catalogue()
+        if (text := asked.get("search")) is not None:
+            return await self._search(request, catalogue, text, asked)
+        index, progress = catalogue.index, catalogue.progress
+        document = {
+            "pipeline": self._app,
+            "topic": self._desk.plan.dead_letter_topic,
+            "show": show,
+            "letters": index.letters,
+            "open": index.open,
+            "done": index.ledger.counts,
+            "groups": index.groups(show),
+            "other_letters": index.beyond,
+            "complete": progress.complete,
+            "read": {"done": progress.done, "total": progress.total},
+        }
+        return await self._respond(request, document, lambda page: pages.groups(page, document))
+
+    async def _search(
+        self, request: web.Request, catalogue: Catalogue, text: str, asked: Mapping[str, str]
+    ) -> web.Response:
+        if not text:
+            raise Refusal(400, "search is empty; give what is to stand in key, value, error, trace or a header")
+        limit = number("limit", asked.get("limit"), LETTERS_DEFAULT, LETTERS_MAX)
+        rows, passed, after = await catalogue.search(text, limit, _page(asked.get("page")))
+        document = {"search": text, "letters": rows, "searched": passed, "next": _token(after)}
+        return await self._respond(request, document, lambda page: pages.found(page, document))
+
+    async def group(self, request: web.Request) -> web.Response:
+        fingerprint = self._own(request)[3]
+        asked = parameters(request, {"show", "limit", "page"})
+        show, limit = _show(asked.get("show")), number("limit", asked.get("limit"), LETTERS_DEFAULT, LETTERS_MAX)
+        catalogue = await self._desk.catalogue()
+        group = catalogue.index.group(fingerprint)
+        if group is None:
+            raise Refusal(404, "there is no such group of dead letters", group=fingerprint[:1000])
+        rows, after = await catalogue.rows(fingerprint, limit, done=show == "done", upto=_page(asked.get("page")))
+        document = {**group, "show": show, "letters": rows, "next": _token(after)}
+        return await self._respond(request, document, lambda page: pages.group(page, document))
+
+    async def letter(self, request: web.Request) -> web.Response:
+        place = self._place(request)
+        parameters(request, frozenset())
+        document = await (await self._desk.catalogue()).document(*place)
+        return await self._respond(request, document, lambda page: pages.letter(page, document))
+
+    async def edit(self, request: web.Request) -> web.Response:
+        place = self._place(request)
+        parameters(request, frozenset())
+        catalogue = await self._desk.catalogue()
+        letter, value_from = await catalogue.whole(*place)
+        document = {
+            "position": letter.position,
+            "state": catalogue.index.ledger.state(letter),
+            "error": letter.text("error"),
+            "value_from": value_from or None,
+            "text": form_text(letter.record.value),
+        }
+        return await self._respond(request, document, lambda page: pages.edit(page, document))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        self._own(request)
+        asked = parameters(request, {"before"})
+        before = asked.get("before")
+        if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
+            raise Refusal(400, "before must be an offset")
+        entries, after = await (await self._desk.catalogue()).entries(None if before is None else int(before))
+        document = {"topic": self._desk.plan.audit_topic, "entries": entries, "next": after}
+        return await self._respond(request, document, lambda page: pages.audit(page, document))
+
+    async def actions(self, request: web.Request) -> web.Response:
+        self._own(request)
+        document = [run.to_json() for run in self._desk.runs.all()]
+        return await self._respond(request, document, lambda page: pages.actions(page, document))
+
+    async def action(self, request: web.Request) -> web.Response:
+        document = self._run(request).to_json()
+        return await self._respond(request, document, lambda page: pages.action(page, document))
+
+    # -- acting
+
+    async def diff(self, request: web.Request) -> web.Response:
+        """What an edit would change. It changes nothing."""
+        place = self._place(request)
+        said, _ = await self._meant(request)
+        letter, _ = await (await self._desk.catalogue()).whole(*place)
+        try:
+            edit = edit_of(self._desk.plan, letter, letter.record.value, _value(said, letter.record.value))
+        except NotReplayable as wrong:
+            raise Refusal(400, str(wrong)) from None
+        document = {
+            "position": letter.position,
+            "changes": edit.changes,
+            "other_id": edit.other_id or None,
+            "text": form_text(edit.after),
+        }
+        return await self._respond(request, document, lambda page: pages.diff(page, document))
+
+    async def act(self, request: web.Request) -> web.Response:
+        self._own(request)
+        said, is_form = await self._meant(request)
+        action = _text(said, "action")
+        if action not in get_args(Kind):
+            raise Refusal(400, f"action must be one of {', '.join(get_args(Kind))}")
+        actor = self._rights.actor(request, _text(said, "as"), action)
+        reason = _text(said, "reason").strip()
+        if len(reason) > REASON_CHARACTERS_MAX:
+            raise Refusal(400, f"reason is longer than {REASON_CHARACTERS_MAX} characters")
+        if not reason and action in ("edit", "drop"):
+            raise Refusal(400, "say why, for those who come after: reason is empty")
+        catalogue = await self._desk.catalogue()
+        selection = self._selection(said, action)
+        value = None
+        if action == "edit":
+            assert selection.at is not None
+            partition, offset = selection.at
+            letter, _ = await catalogue.whole(TP(self._desk.plan.dead_letter_topic, partition), offset)
+            value = _value(said, letter.record.value)
+        asked = Asked(
+            cast("Kind", action), selection, Why(actor.name, reason), _rate(said), WAIT_S, _flag(said, "keep_going"), value,
+            _flag(said, "hold"), _flag(said, "new_id"),
+        )  # fmt: skip
+        run = self._desk.runs.begin(asked)
+        return self._to(run, is_form)
+
+    def _selection(self, said: Mapping[str, Any], action: str) -> Selection:
+        letter, group, everything = _text(said, "letter"), _text(said, "group"), _flag(said, "all")
+        if bool(letter) + bool(group) + everything != 1:
+            raise Refusal(400, "say which letters: letter, group or all, and one of them")
+        if (action == "edit" and not letter) or (action == "archive" and not group):
+            raise Refusal(400, f"{action} is of one {'letter' if action == 'edit' else 'group'}")
+        at = None
+        if letter:
+            tp, offset = self._position(letter)
+            at = tp.partition, offset
+        key = _text(said, "key")
+        return Selection(at, group or None, key.encode() if key else None, again=_flag(said, "again"))
+
+    async def stop(self, request: web.Request) -> web.Response:
+        run = self._run(request)
+        said, is_form = await self._meant(request)
+        self._rights.actor(request, _text(said, "as"), run.asked.action)
+        run.stop()
+        return self._to(run, is_form)
+
+    def _to(self, run: ActionRun, is_form: bool) -> web.Response:
+        """A form is led on to what it began; a program is told where that is."""
+        where = f"{letters_path(self._app)}/actions/{run.id}"
+        if is_form:
+            raise web.HTTPSeeOther(where)
+        return web.Response(
+            status=202, body=orjson.dumps(run.to_json()), content_type="application/json", headers={"Location": where}
+        )
+
+    async def _meant(self, request: web.Request) -> tuple[dict[str, Any], bool]:
+        # What is refused for its headers is refused before its body is read.
+        if request.content_type != FORM:
+            self._rights.check_meant(request, None)
+        said, is_form = await body(request)
+        if is_form:
+            self._rights.check_meant(request, said)
+        return said, is_form
+
+    # -- inside
+
+    def _own(self, request: web.Request) -> list[str]:
+        """The parts of the path. Refusal 404 where it is of another pipeline."""
+        parts = segments(request, None)
+        if parts[1] != self._app:
+            raise Refusal(404, f"there is no pipeline {parts[1][:200]!r} here; this worker runs {self._app!r}")
+        return parts
+
+    def _place(self, request: web.Request) -> tuple[TP, int]:
+        return self._position(self._own(request)[3])
+
+    def _position(self, text: str) -> tuple[TP, int]:
+        try:
+            tp, offset = position(text, self._desk.plan)
+        except ConfigError as wrong:
+            raise Refusal(400, str(wrong)) from None
+        if tp.topic != self._desk.plan.dead_letter_topic:
+            raise Refusal(400, "a letter is named by where it stands in the dead-letter topic: PARTITION@OFFSET")
+        return tp, offset
+
+    def _run(self, request: web.Request) -> ActionRun:
+        id = self._own(request)[3]
+        run = self._desk.runs.find(id)
+        if run is None:
+            raise Refusal(
+                404,
+                "this worker knows no such action; what was done stands in the audit",
+                audit=f"{letters_path(self._app)}/audit",
+            )
+        return run
+
+    async def _respond(self, request: web.Request, document: Any, page: Callable[[pages.Frame], str]) -> web.Response:
+        rights = self._rights
+        cookie, is_new = rights.cookie_of(request)
+        frame = pages.Frame(
+            self._app, rights.form_token(cookie), rights.closed, local_user() if rights.by_name else None
+        )
+        response = await self._budget.make(
+            lambda: respond(request, document, lambda: page(frame), headers=_REFERRER), size_of(document)
+        )
+        if is_new and response.content_type == "text/html":
+            path = f"/dead-letters/{quote_key(self._app)}"
+            response.set_cookie(COOKIE, cookie, path=path, httponly=True, samesite="Strict")
+        return response
+
+
+def _answering(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Handler:
+    """With what can be said of dead letters as refusals."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except NoLetters as missing:
+            raise Refusal(404, str(missing)) from missing
+        except Busy as busy:
+            raise Refusal(409, str(busy), retry_after_s=1) from busy
+        except (SemelError, RpcError, RpcLost) as failed:
+            if not is_explained(failed) and not isinstance(failed, RpcError):
+                raise
+            raise Refusal(503, f"the dead letters cannot be read now: {failed}", retry_after_s=1) from failed
+
+    return answer
+
+
+def _show(text: str | None) -> Show:
+    if text is not None and text not in get_args(Show):
+        raise Refusal(400, f"show must be one of {', '.join(get_args(Show))}")
+    return cast("Show", text or "open")
+
+
+def _token(upto: Mapping[int, int] | None) -> str | None:
+    if upto is None:
+        return None
+    return base64.urlsafe_b64encode(",".join(f"{p}:{n}" for p, n in upto.items()).encode()).decode()
+
+
+def _page(token: str | None) -> dict[int, int] | None:
+    if token is None:
+        return None
+    try:
+        said = base64.urlsafe_b64decode(token).decode("ascii")
+        pairs = (pair.partition(":") for pair in said.split(","))
+        return {int(p[:9]): int(n[:19]) for p, _, n in pairs if p.isdigit() and n.isdigit()}
+    except (ValueError, binascii.Error):
+        raise Refusal(400, "page: not one that this view gave") from None
+
+
+def _text(said: Mapping[str, Any], name: str) -> str:
+    value = said.get(name, "")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Refusal(400, f"{name} must be text")
+    return value
+
+
+def _flag(said: Mapping[str, Any], name: str) -> bool:
+    value = said.get(name, False)
+    if value in (True, False):
+        return bool(value)
+    if value in ("1", "on", "true", ""):
+        return value != ""
+    raise Refusal(400, f"{name} must be true or false")
+
+
+def _rate(said: Mapping[str, Any]) -> float:
+    try:
+        rate = float(said.get("rate") or RATE)
+    except (TypeError, ValueError):
+        rate = -1.0
+    if not 0 < rate <= 100_000:
+        raise Refusal(400, "rate must be a number of letters a second, above 0")
+    return rate
+
+
+def _value(said: Mapping[str, Any], before: bytes | None) -> bytes:
+    """`value`: a JSON document; or `text`: as the form has it."""
+    if ("value" in said) == ("text" in said):
+        raise Refusal(400, "give the new value: as value, a JSON document, or as text")
+    if "value" in said:
+        return orjson.dumps(said["value"])
+    try:
+        return form_value(_text(said, "text"), before)
+    except ValueError as wrong:
+        raise Refusal(400, str(wrong)) from None
