@@ -19,7 +19,7 @@ _BAR_PX = 240
 _STYLE = """
 form.act{border:1px solid var(--line);border-radius:.5rem;padding:.8rem;margin:.8rem 0;background:var(--soft)}
 form.act label{margin-right:1rem}textarea{width:100%;box-sizing:border-box;font:13px/1.4 ui-monospace,monospace}
-details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
+form.act p{margin:.6rem 0 0}form{margin:.8rem 0}details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
 .add{color:var(--good)}.del{color:var(--bad)}dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
 """
@@ -68,7 +68,7 @@ def groups(frame: Frame, document: Mapping[str, Any]) -> str:
         frame, "dead letters",
         _tabs(frame, show), _search(frame, ""), progress, markup.table(headings, rows, {0, 1}) if rows else none,
         f"<p>{others:,} more letters are beyond what is kept here; semel dlq knows them.</p>" if others else "",
-        _act(frame, "replay", "Replay all open letters", {"all": "1"}, rate=True) if show == "open" and rows else "",
+        _act(frame, "replay", "Replay all that is open", {"all": "1"}, rate=True) if show == "open" and rows else "",
         refresh_s=None if document["complete"] else REFRESH_S,
     )  # fmt: skip
 
@@ -78,6 +78,7 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
     here = f"{frame.root}/groups/{_quoted(fingerprint)}"
     facts = _facts(
         [
+            ("fingerprint", _code(fingerprint)),
             ("letters", f"{document['open']:,} open, {document['done']:,} done"),
             ("keys", f"{'' if document['keys_exact'] else '~'}{document['keys']:,}"),
             ("first seen", f"{_time(document['first_seen'])}, in version {_code(document['version'] or '–')}"),
@@ -90,8 +91,8 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
     if document["open"]:
         which = {"group": fingerprint}
         forms = (
-            _act(frame, "replay", f"Replay {document['open']:,} open letters", which, rate=True)
-            + _act(frame, "drop", f"Drop {document['open']:,} open letters", which)
+            _act(frame, "replay", f"Replay what is open ({document['open']:,})", which, rate=True)
+            + _act(frame, "drop", f"Drop what is open ({document['open']:,})", which)
             + (
                 _act(frame, "archive", "Archive: hide until a letter of it comes", which)
                 if document["state"] == "open"
@@ -99,7 +100,7 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
             )
         )
     return _page(
-        frame, fingerprint,
+        frame, "group",
         facts, forms, f'<p><a href="{escape(here + _shown(other[0]))}">{other[1]}</a></p>',
         _rows(frame, document["letters"]), _next(here, {"show": show}, document["next"]),
     )  # fmt: skip
@@ -240,7 +241,8 @@ def action(frame: Frame, document: Mapping[str, Any]) -> str:
     which = (
         f"letter {run['letter']}" if run["letter"] else f"group {run['group']}" if run["group"] else "all open letters"
     )
-    known = f"{run['known']:,}, of which {run['came_back']:,} came back to the dead letters"
+    back = f"{run['came_back']:,} came back to the dead letters"
+    known = f"{run['known']:,}, of which {f'<b class=bad>{back}</b>' if run['came_back'] else back}"
     facts = _facts(
         [
             ("state", f"<b class={'good' if run['state'] == 'done' else 'bad' if run['state'] == 'failed' else 'dim'}>"

@@ -22,7 +22,7 @@ from semel.dead_letters.reading import NoLetters, position
 from semel.errors import ConfigError, SemelError
 from semel.port import TP, RpcError, RpcLost
 from semel.web import letter_pages as pages
-from semel.web.answer import Refusal, prefers_html, respond
+from semel.web.answer import HEADERS, JSON, Refusal, dumps, prefers_html, respond
 from semel.web.budget import Budget
 from semel.web.letters import LetterDesk
 from semel.web.paths import letters_path, quote_key
@@ -229,7 +229,7 @@ class LetterRoutes:
         if is_form:
             raise web.HTTPSeeOther(where)
         return web.Response(
-            status=202, body=orjson.dumps(run.to_json()), content_type="application/json", headers={"Location": where}
+            status=202, body=dumps(run.to_json()), content_type=JSON, headers={**HEADERS, "Location": where}
         )
 
     async def _meant(self, request: web.Request) -> tuple[dict[str, Any], bool]:
@@ -322,9 +322,9 @@ def _page(token: str | None) -> dict[int, int] | None:
     if token is None:
         return None
     try:
-        said = base64.urlsafe_b64decode(token).decode("ascii")
-        pairs = (pair.partition(":") for pair in said.split(","))
-        return {int(p[:9]): int(n[:19]) for p, _, n in pairs if p.isdigit() and n.isdigit()}
+        said = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
+        pairs = [pair.split(":") for pair in said.split(",")]
+        return {int(p[:9]): max(0, int(n[:19])) for p, n in pairs}
     except (ValueError, binascii.Error):
         raise Refusal(400, "page: not one that this view gave") from None
 
