@@ -18,6 +18,7 @@ from tests.broker.logs import Message
 
 pytestmark = pytest.mark.broker
 
+
 @pytest.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(headers={"X-Semel-Act": "1", "Accept": "application/json"}) as made:

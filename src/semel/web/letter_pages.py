@@ -19,7 +19,8 @@ _BAR_PX = 240
 _STYLE = """
 form.act{border:1px solid var(--line);border-radius:.5rem;padding:.8rem;margin:.8rem 0;background:var(--soft)}
 form.act label{margin-right:1rem}textarea{width:100%;box-sizing:border-box;font:13px/1.4 ui-monospace,monospace}
-form.act p{margin:.6rem 0 0}form{margin:.8rem 0}details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
+form.act p{margin:.6rem 0 0}form{margin:.8rem 0}
+details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
 .add{color:var(--good)}.del{color:var(--bad)}dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
 """

@@ -51,14 +51,20 @@ class LetterDesk:
 
     async def _operator(self) -> Operator:
         catalogue = self._catalogue
-        index = catalogue.index if catalogue is not None and catalogue.progress.complete else None
+        # Only one that knows all there is: else everything is read.
+        whole = catalogue is not None and catalogue.progress.complete and not catalogue.index.beyond
+        index = catalogue.index if catalogue is not None and whole else None
         return PacedOperator(await self._connected(), self._clock, self.plan, self._settings, self._pace, index)
 
     async def _connected(self) -> Broker:
         async with self._connecting:
             if self._broker is None:
                 broker = self._connect()
-                await broker.start()
+                try:
+                    await broker.start()
+                except BaseException:
+                    await broker.close()
+                    raise
                 self._broker = broker
             return self._broker
 

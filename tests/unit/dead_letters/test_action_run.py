@@ -67,7 +67,9 @@ async def test_letters_are_replayed_and_it_is_said_how_many(shelf: Shelf, runs: 
     assert [run.asked.action for run in runs.all()] == ["replay", "replay"]
 
 
-async def test_one_that_is_told_to_stop_has_done_what_the_audit_says_and_no_more(shelf: Shelf, runs: ActionRuns) -> None:
+async def test_one_that_is_told_to_stop_has_done_what_the_audit_says_and_no_more(
+    shelf: Shelf, runs: ActionRuns
+) -> None:
     for _ in range(600):
         shelf.put()
     run = runs.begin(asked(rate=100.0, keep_going=True))
@@ -115,7 +117,9 @@ async def test_an_edit_is_of_one_letter_and_of_its_own_event(shelf: Shelf, runs:
     assert (again["state"], "done with the letter since" in again["error"]) == ("failed", True)
 
 
-async def test_an_edit_that_would_be_another_event_is_refused_unless_it_is_meant(shelf: Shelf, runs: ActionRuns) -> None:
+async def test_an_edit_that_would_be_another_event_is_refused_unless_it_is_meant(
+    shelf: Shelf, runs: ActionRuns
+) -> None:
     shelf.put(value=b'{"id": "p", "account": "a", "amount": 1}')
     other = b'{"id":"q","account":"a","amount":1}'
     refused = await until(runs.begin(asked("edit", Selection(at=(0, 0)), value=other)))

@@ -117,7 +117,9 @@ async def test_letters_of_a_group_come_in_pages_with_key_and_error(shelf: Shelf,
     assert ([row["key"] for row in rows], after) == (["k2", "k1", "k0"], None)
 
 
-async def test_a_search_goes_through_everything_a_part_at_a_time(shelf: Shelf, catalogue: Catalogue, monkeypatch) -> None:
+async def test_a_search_goes_through_everything_a_part_at_a_time(
+    shelf: Shelf, catalogue: Catalogue, monkeypatch
+) -> None:
     monkeypatch.setattr(module, "_WINDOW", 10)
     monkeypatch.setattr(module, "SEARCHED_OFFSETS", 40)
     for number in range(200):
@@ -155,7 +157,9 @@ async def test_a_topic_that_is_made_anew_is_read_anew(shelf: Shelf, catalogue: C
     assert catalogue.index.letters == 1
 
 
-async def test_a_refresh_that_takes_long_goes_on_while_others_ask(shelf: Shelf, catalogue: Catalogue, monkeypatch) -> None:
+async def test_a_refresh_that_takes_long_goes_on_while_others_ask(
+    shelf: Shelf, catalogue: Catalogue, monkeypatch
+) -> None:
     for _ in range(300):
         shelf.put()
     progress = await catalogue.refresh(patience_s=0)

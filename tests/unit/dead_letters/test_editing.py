@@ -27,7 +27,7 @@ def dead(topic: str = "payments") -> Letter:
         b"\x00\x01",
         b"\xff\xfe",
         b"0x00",
-        "bell\x07".encode(),
+        b"bell\x07",
         "\u202eright to left".encode(),
         b"\ttabs\n",
         b"\nfirst line empty",

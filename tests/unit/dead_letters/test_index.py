@@ -47,6 +47,15 @@ def test_counts_and_places_are_those_of_reading_all_letters_anew_whatever_came_i
     log: dict[int, list[Letter]] = {p: [] for p in range(3)}
     starts = dict.fromkeys(log, 0)
     read = dict.fromkeys(log, 0)
+
+    def read_on() -> None:
+        for p, letters in log.items():
+            index.gone(p, starts[p])
+            for one in letters[read[p] :]:
+                if one.offset >= starts[p]:
+                    index.add(one)
+            read[p] = len(letters)
+
     for _ in range(150):
         draw = rng.random()
         partition = rng.randrange(3)
@@ -58,12 +67,7 @@ def test_counts_and_places_are_those_of_reading_all_letters_anew_whatever_came_i
                 letter(offset, fingerprint=group, now_ms=rng.randrange(10_000), at=TP("p.dlq", partition))
             )
         elif draw < 0.7:
-            for p in log:
-                index.gone(p, starts[p])
-                for one in log[p][read[p] :]:
-                    if one.offset >= starts[p]:
-                        index.add(one)
-                read[p] = len(log[p])
+            read_on()
         elif draw < 0.85 and there:
             done = entry(rng.choice(["replay", "drop", "edit"]), rng.sample(there, min(len(there), rng.randint(1, 4))))
             index.take(done)
@@ -75,11 +79,7 @@ def test_counts_and_places_are_those_of_reading_all_letters_anew_whatever_came_i
             ledger.add(hidden)
         elif draw < 0.95:
             starts[partition] += rng.randrange(4)
-    for p in log:
-        index.gone(p, starts[p])
-        for one in log[p][read[p] :]:
-            if one.offset >= starts[p]:
-                index.add(one)
+    read_on()
     there = [one for p in log for one in log[p] if one.offset >= starts[p]]
     expected = states(there, ledger)
     for show in ("open", "archived", "done"):

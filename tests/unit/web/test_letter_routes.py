@@ -322,7 +322,7 @@ async def test_an_action_of_many_is_stopped_and_one_beside_it_is_refused(make_si
     _, run = await site.post(f"{site.root}/actions", {"action": "replay", "all": True, "rate": 50, "keep_going": True})
     where = f"{site.root}/actions/{run['id']}"
     async with asyncio.timeout(20):
-        while (await site.get(where))[1]["letters"] < 20:
+        while (await site.get(where))[1]["letters"] < 20:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     busy, said = await site.post(f"{site.root}/actions", {"action": "replay", "all": True})
     assert (busy, run["id"] in said["error"]) == (409, True)
@@ -378,7 +378,12 @@ async def test_whatever_stands_in_a_letter_is_text_on_every_page(make_site: Any)
     said = {"action": "drop", "group": f"g{HOSTILE}/..", "reason": HOSTILE, "as": HOSTILE}
     _, run = await site.post(f"{site.root}/actions", said)
     await site.until_over(f"{site.root}/actions/{run['id']}")
-    pages += [f"{site.root}/actions", f"{site.root}/actions/{run['id']}", f"{site.root}/audit", f"{site.root}?show=done"]
+    pages += [
+        f"{site.root}/actions",
+        f"{site.root}/actions/{run['id']}",
+        f"{site.root}/audit",
+        f"{site.root}?show=done",
+    ]
     for path in pages:
         page = await site.page(path)
         tags = set(Forms(page).tags)
