@@ -146,6 +146,8 @@ class Catalogue:
         """Take in what came since; where that takes longer, it goes on by itself."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="dead letters")
+            # Who asks next is told; where nobody does, it is no loss.
+            self._refreshing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         refreshing = self._refreshing
         await asyncio.wait({refreshing}, timeout=patience_s)
         if refreshing.done():

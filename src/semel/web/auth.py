@@ -23,7 +23,8 @@ from semel.web.trust import NONCE_CHARACTERS, SCHEME, TICKET_PATH, GroupKey, Tic
 HOP = "X-Semel-Hop"
 PROOF = "X-Semel-Proof"
 OPEN_PATHS = frozenset({"/livez", "/readyz", TICKET_PATH})
-CHALLENGE = 'Bearer realm="semel", Basic realm="semel", charset="UTF-8"'
+# Basic first: Chromium asks nobody for a password where another scheme stands before it.
+CHALLENGE = 'Basic realm="semel", charset="UTF-8", Bearer realm="semel"'
 
 
 def presented(authorization: str | None) -> bytes | None:

@@ -288,7 +288,8 @@ async def test_who_has_a_token_does_what_its_rights_say_and_stands_in_the_audit(
     site.shelf.put()
     drop = {"action": "drop", "all": True, "reason": "x", "as": "somebody else"}
     async with site.client.post(site.url(f"{site.root}/actions"), json=drop, headers=ACT) as refused:
-        assert (refused.status, "Basic" in refused.headers["WWW-Authenticate"]) == (401, True)
+        # Chromium asks for a password only where Basic comes first.
+        assert (refused.status, refused.headers["WWW-Authenticate"][:6]) == (401, "Basic ")
     assert (await site.post(f"{site.root}/actions", drop, Authorization=f"Bearer {'b' * 20}"))[0] == 403
     status, run = await site.post(f"{site.root}/actions", drop, Authorization=f"Bearer {ADA}")
     assert (status, run["by"]) == (202, "ada")
