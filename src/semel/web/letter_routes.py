@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast, get_args
 
-import orjson
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -26,7 +26,7 @@ from semel.web.answer import HEADERS, JSON, Refusal, dumps, prefers_html, respon
 from semel.web.budget import Budget
 from semel.web.letters import LetterDesk
 from semel.web.paths import letters_path, quote_key
-from semel.web.reading import FORM, body, number, parameters, segments
+from semel.web.reading import FORM, VALUE, body, number, parameters, segments
 from semel.web.rights import COOKIE, Rights, local_user
 from semel.web.scan import size_of
 
@@ -359,10 +359,12 @@ def _rate(said: Mapping[str, Any]) -> float:
 
 def _value(said: Mapping[str, Any], before: bytes | None) -> bytes:
     """`value`: a JSON document; or `text`: as the form has it."""
-    if ("value" in said) == ("text" in said):
+    if (VALUE in said) == ("text" in said):
         raise Refusal(400, "give the new value: as value, a JSON document, or as text")
-    if "value" in said:
-        return orjson.dumps(said["value"])
+    if VALUE in said:
+        if not isinstance(said[VALUE], bytes):
+            raise Refusal(400, "a form gives the new value as text")
+        return msgspec.json.format(said[VALUE], indent=-1)
     try:
         return form_value(_text(said, "text"), before)
     except ValueError as wrong:

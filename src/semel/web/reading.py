@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from semel.web.paths import unquote_key
 
 ECHO_CHARACTERS_MAX = 200  # of what a request said, in what it is answered
 BODY_S = 10.0  # for a body to arrive
+VALUE = "value"
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -46,7 +48,8 @@ def number(name: str, text: str | None, default: int, most: int) -> int:
 
 
 async def body(request: web.Request) -> tuple[dict[str, Any], bool]:
-    """What is posted: a JSON object, or the fields of a form; and whether it is a form."""
+    """What is posted: a JSON object, or the fields of a form; and whether it is a form. `value` of JSON is its bytes, in which
+    each number is as it was written."""
     try:
         async with asyncio.timeout(BODY_S):
             raw = await request.read()
@@ -60,4 +63,10 @@ async def body(request: web.Request) -> tuple[dict[str, Any], bool]:
         raise Refusal(400, f"the body is no JSON: {malformed}"[:ECHO_CHARACTERS_MAX]) from None
     if not isinstance(said, dict):
         raise Refusal(400, "the body must be a JSON object")
-    return cast("dict[str, Any]", said), False
+    fields = cast("dict[str, Any]", said)
+    if VALUE in fields:
+        try:
+            fields[VALUE] = bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])[VALUE])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as malformed:
+            raise Refusal(400, f"the body is no JSON: {malformed}"[:ECHO_CHARACTERS_MAX]) from None
+    return fields, False

@@ -250,6 +250,28 @@ async def test_a_person_edits_a_letter_sees_what_changes_and_confirms(make_site:
     assert "typo" in await site.page(f"{site.root}/letters/0@0")
 
 
+async def test_a_value_that_a_program_sends_is_written_as_it_was_to_the_digit(make_site: Any) -> None:
+    site = await make_site()
+    site.shelf.put(value=b'{"id":"p","account":"a","amount":"x"}')
+    raw = b'{"value": {"id": "p", "account": "a", "amount": 1, "note": 12345678901234567890123, "rate": 1.10}}'
+    url = site.url(f"{site.root}/letters/0@0/diff")
+    async with site.client.post(url, data=raw, headers={**ACT, "Content-Type": "application/json"}) as response:
+        said = await response.json()
+    assert response.status == 200, said
+    assert '+  "note": 12345678901234567890123,' in said["changes"] and '+  "rate": 1.10' in said["changes"]
+    async with site.client.post(url, data={"value": "1"}, headers=ACT) as refused:
+        assert refused.status == 403
+
+
+async def test_the_worker_answers_to_no_name_that_leads_here_from_another_site(make_site: Any) -> None:
+    site = await make_site()
+    site.shelf.put()
+    for method in ("GET", "POST"):
+        headers = {**HTML, **ACT, "Host": "rebound.example", "Origin": "http://rebound.example"}
+        async with site.client.request(method, site.url(site.root), headers=headers) as refused:
+            assert refused.status == 403
+
+
 async def test_what_the_pipeline_could_not_read_is_said_before_anything_is_done(make_site: Any) -> None:
     site = await make_site()
     site.shelf.put()
