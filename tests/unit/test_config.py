@@ -1,4 +1,5 @@
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -570,3 +571,37 @@ def test_the_words_of_dead_letters_are_a_list_also_in_a_variable(
 def test_words_of_dead_letters_that_nobody_speaks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"dead_letter_headers.*'spong'"):
         Settings(dead_letter_headers=["spong"])
+
+
+# -- who may act
+
+
+def test_operators_come_from_a_file_or_the_environment_and_their_tokens_are_never_shown(tmp_path, monkeypatch):
+    (tmp_path / "ada").write_text("a" * 20 + "\n")
+    file = toml(tmp_path / "x.toml", f"[web_operators.ada]\ntoken_file = '{tmp_path}/ada'\nrights = ['edit', 'drop']\n")
+    monkeypatch.setenv("SEMEL_WEB_OPERATORS__BOB__TOKEN", "b" * 20)
+
+    settings = Settings.load(file)
+
+    assert {name: (o.secret(name), o.rights) for name, o in settings.web_operators.items()} == {
+        "ada": ("a" * 20, ("edit", "drop")), "bob": ("b" * 20, ("replay",))
+    }  # fmt: skip
+    assert "aaaa" not in repr(settings) and "aaaa" not in str(settings.web_operators)
+    assert settings.replace(web_port=0).web_operators == settings.web_operators
+
+
+@pytest.mark.parametrize(
+    ("operators", "said"),
+    [
+        ({"ada": {}}, "web_operators.ada needs a token"),
+        ({"ada": {"token": "short"}}, "16 characters"),
+        ({"ada": {"token": "a" * 20}, "bob": {"token": "a" * 20}}, "web_operators.bob is that of another"),
+        ({"ada": {"token": "t" * 20}}, "web_token"),
+        ({"ada": {"token": "a" * 20, "rights": ["everything"]}}, "rights"),
+        ({"ada": {"tokn": "a" * 20}}, "nearest known one is 'token'"),
+    ],
+)
+def test_an_operator_that_cannot_be_meant_is_refused_without_its_token(operators, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        Settings(web_operators=operators, web_token="t" * 20)
+    assert not re.search("aaaa|tttt|short'", str(refused.value))
