@@ -33,6 +33,8 @@ Pace = Callable[[float], Awaitable[None]]
 STEP_RECORDS = 50
 # What fetching and decoding a record takes before it is looked at.
 RECORD_S = 4e-6
+# What it takes to forget `LOOKED_AT_MAX` letters that are gone.
+GONE_S = 0.01
 # A step that waits for a commit is not charged for what others do meanwhile.
 STEP_S_MAX = 0.02
 # For so long a view waits for what came since; then it shows what is known.
@@ -138,6 +140,7 @@ class Catalogue:
         self.progress = Progress()
         self.index = Index("")
         self._operator = PacedOperator(broker, clock, plan, settings, pace)
+        self._pace = pace
         self._audit_id = ""
         self._audit_next = 0
         self._refreshing: asyncio.Task[None] | None = None
@@ -175,7 +178,8 @@ class Catalogue:
         at = {tp: max(starts[tp], self.index.next.get(tp.partition, 0)) for tp in tps}
         progress = self.progress = Progress(0, sum(max(0, ends[tp] - at[tp]) for tp in tps))
         for tp in tps:
-            self.index.gone(tp.partition, starts[tp])
+            while self.index.gone(tp.partition, starts[tp]):
+                await self._pace(GONE_S)
             async with aclosing(logs.read(tp, at[tp], ends[tp])) as pieces:
                 async for piece in pieces:
                     for record in piece.records:

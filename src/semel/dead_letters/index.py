@@ -68,14 +68,17 @@ class Index:
         """A letter of the pipeline's own that was not there before."""
         fingerprint = letter.fingerprint
         found = self._groups.get(fingerprint)
-        if self.letters >= LETTERS_MAX or (found is None and len(self._groups) >= GROUPS_MAX):
+        partition, offset = letter.at.partition, letter.offset
+        first, states = self._states.setdefault(partition, (offset, array("H")))
+        # Between two letters are the markers of transactions, and what others put there.
+        gap = offset - first - len(states)
+        if max(self.letters, gap) >= LETTERS_MAX or (found is None and len(self._groups) >= GROUPS_MAX):
             self.beyond += 1
             return
         if found is None:
             found = self._groups[fingerprint] = _Indexed(fingerprint)
             self._by_number.append(found)
             self._numbers[fingerprint] = len(self._by_number)
-        partition, offset = letter.at.partition, letter.offset
         self.letters += 1
         found.group.add(letter)
         found.offsets.setdefault(partition, array("q")).append(offset)
@@ -86,9 +89,7 @@ class Index:
         else:
             found.open += 1
             found.unhidden += not self.ledger.is_archived(letter)
-        first, states = self._states.setdefault(partition, (offset, array("H")))
-        # Between two letters are the markers of transactions, and what others put there.
-        states.extend([_UNKNOWN] * (offset - first - len(states)))
+        states.extend(array("H", [_UNKNOWN]) * gap)
         states.append(state)
 
     def take(self, entry: Entry) -> None:
@@ -123,13 +124,13 @@ class Index:
                 count += not self._is_done(partition, offset)
         return count
 
-    def gone(self, partition: int, start: int) -> None:
-        """The log begins there now: what stood before was deleted."""
+    def gone(self, partition: int, start: int, most: int = LOOKED_AT_MAX) -> bool:
+        """The log begins there now: what stood before was deleted. Takes so many offsets in; whether there are more."""
         first, states = self._states.get(partition, (0, array("H")))
-        if start <= first or not states:
-            return
-        for at in range(min(start - first, len(states))):
-            state = states[at]
+        count = min(start - first, len(states), most)
+        if count <= 0:
+            return False
+        for at, state in enumerate(states[:count]):
             if state:
                 found = self._by_number[(state & ~_DONE_BIT) - 1]
                 found.gone += 1
@@ -138,7 +139,9 @@ class Index:
                     hidden = self.ledger.archived.get(found.group.fingerprint, {}).get(partition, 0)
                     found.open -= 1
                     found.unhidden -= first + at >= hidden
-        self._states[partition] = start, states[start - first :]
+        del states[:count]
+        self._states[partition] = first + count, states
+        return first + count < start and bool(states)
 
     # -- what is asked
 

@@ -362,9 +362,10 @@ def _value(said: Mapping[str, Any], before: bytes | None) -> bytes:
     if (VALUE in said) == ("text" in said):
         raise Refusal(400, "give the new value: as value, a JSON document, or as text")
     if VALUE in said:
-        if not isinstance(said[VALUE], bytes):
+        given = said[VALUE]
+        if not isinstance(given, bytes):
             raise Refusal(400, "a form gives the new value as text")
-        return msgspec.json.format(said[VALUE], indent=-1)
+        return msgspec.json.format(given, indent=-1)
     try:
         return form_value(_text(said, "text"), before)
     except ValueError as wrong:
