@@ -163,7 +163,7 @@ class Case:
             self.history.window_ms, self.history.attempts, refused, stateful=self.history.stateful,
             belongs=lambda key: partition_of(key or b"", self.history.partitions) == partition,
             hopeless_attempts=self.history.hopeless_attempts,
-            followed={offset for offset, why in self.dead[partition] if why == "duplicate"},
+            followed={offset for offset, why in self.dead[partition] if why in ("duplicate", "conflict")},
         )  # fmt: skip
 
     @cached_property

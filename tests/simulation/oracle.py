@@ -62,8 +62,8 @@ class _Mark:
 
 class Oracle:
     """One partition. For events that are never ahead of the clock, and late only where they waited in the dead letters.
-    `refused`: offsets that a broker refused; `followed`: of those that followed the first of their id into the dead letters. A
-    replay does so that came while an earlier one was parked, which failed later.
+    `refused`: offsets that a broker refused; `followed`: of those that followed the first of their id into the dead letters, or
+    are in conflict with it. A replay is so that came while an earlier one was parked, which failed later.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.

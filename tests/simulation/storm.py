@@ -489,7 +489,9 @@ class Storm:
             return
         topic = world.cluster.topics().get(f"{APP}.dlq")
         letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log] if topic is not None else []
-        letters = [r for r in letters if int(dict(r.headers)["semel.partition"] or b"-1") < world.partitions]
+        # The source may have been made anew with fewer.
+        partitions = min(world.partitions, len(world.cluster.topics()[SOURCE].logs))
+        letters = [r for r in letters if int(dict(r.headers)["semel.partition"] or b"-1") < partitions]
         if not letters:
             return
         failed = [r for r in letters if dict(r.headers)["semel.reason"] == b"failed"]
