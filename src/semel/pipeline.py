@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from semel.callables.kind import Kind, asked_of_stream, check_results, gives_nothing, kind_of
+from semel.callables.kind import Kind, asked_of_stream, cannot_yield, check_results, gives_nothing, kind_of
 from semel.callables.shape import FAUSTS
 from semel.callables.takes import check_takes
+from semel.callables.uses import first_of_each, uses
 from semel.codec import accepted_classes, check_fields
 from semel.dedup import Dedup
 from semel.errors import DeclarationError
@@ -20,6 +21,9 @@ from semel.table import Table
 from semel.topic import KAFKAS_OWN, Topic, checked_name
 
 log = logging.getLogger("semel.pipeline")
+
+# What an agent does with a table beside `[]` and `in`.
+TABLE_METHODS = frozenset(("get", "get_many", "pop", "setdefault", "update"))
 
 
 class Pipeline:
@@ -106,7 +110,13 @@ class Pipeline:
         self._check_stream()
         check_takes(self.agent, self.kind, self.source)
         accepted = accepted_classes(self.sink.value) if self.sink is not None else None
-        check_results(self.agent, self.kind, accepted, f"sink {self.sink.name!r}" if self.sink is not None else "")
+        check_results(self.agent, self.kind, accepted, self.sink.name if self.sink is not None else None)
+        if self.sink is not None and cannot_yield(self.agent, self.kind):
+            raise DeclarationError(
+                f"pipeline {self.name!r}: agent {called(self.agent)!r} takes the stream and has no yield, so every event would "
+                f"count as done and nothing could come to sink {self.sink.name!r}; yield results inside the loop, or declare the "
+                "pipeline without sink="
+            )
         if self.sink is not None and gives_nothing(self.agent, self.kind):
             way = "yields a result" if self.kind is AgentKind.STREAM else "returns a result"
             log.warning(
@@ -114,6 +124,7 @@ class Pipeline:
                 self.name, getattr(self.agent, "__name__", self.agent), way, self.sink.name,
                 "yield results inside the loop" if self.kind is AgentKind.STREAM else "return one",
             )  # fmt: skip
+        self._check_tables(set(names))
         if partition_by is not None:
             raise DeclarationError(
                 f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is "
@@ -131,6 +142,31 @@ class Pipeline:
                 f"pipeline {self.name!r}: its agent asks for stream.{missing[0]}(), which only Faust has so far; iterate "
                 "over the stream, or over its events(), batches(), items(), filter(...) or enumerate()"
             )
+
+    def _check_tables(self, listed: set[str]) -> None:
+        """DeclarationError for a table that the agent's code uses whatever its events are, and that is not listed; a warning
+        for one that it names elsewhere, which may be for another pipeline's events."""
+        for use in first_of_each(uses(self.agent, Table, TABLE_METHODS)):
+            table: Table = use.object
+            if table.name in listed:
+                continue
+            if table.owner not in (None, self.name):
+                whose = (
+                    f"it belongs to pipeline {table.owner!r}, which alone commits its rows: declare a second Table for this "
+                    f"pipeline, or have {table.owner!r} send through a topic what is to be known here"
+                )
+            else:
+                whose = f"list it: tables=[{', '.join(sorted(listed | {table.name}))}]"
+            agent = called(self.agent)
+            if use.certain:
+                raise DeclarationError(
+                    f"pipeline {self.name!r}: agent {agent!r} uses table {table.name!r} ({use.where}), which is not in its "
+                    f"tables=, so that every event that comes there fails; {whose}"
+                )
+            log.warning(
+                "pipeline %r: agent %r names table %r (%s), which is not in its tables=; an event that comes to use it fails. "
+                "Where that may be, %s", self.name, agent, table.name, use.where, whose,
+            )  # fmt: skip
 
     def _check_topics(self) -> None:
         internal = self.plan_names()

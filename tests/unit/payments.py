@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from semel import Dedup, Pipeline, Retry, Table, Topic
+from semel.callables.kind import cannot_yield, kind_of
 
 WINDOW = timedelta(days=7)
 ATTEMPTS = 3
@@ -143,13 +144,15 @@ def payments_pipeline(
     agent = agents[style]
     if make is not None:
         agent = make((balances, journals))
+    # What takes the stream and has no yield has no sink.
+    sink = None if cannot_yield(agent, kind_of(agent)) else Topic("settlements", key=str, value=Settlement)
     return Pipeline(
         APP,
         source=Topic("payments", key=str, value=Payment),
         dedup=dedup or Dedup("id", window=WINDOW),
         agent=agent,
         tables=[balances, journals],
-        sink=Topic("settlements", key=str, value=Settlement),
+        sink=sink,
         **{"retry": retry, **declared},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -189,6 +190,56 @@ def test_a_pipeline_that_is_refused_takes_no_table() -> None:
     assert declared(tables=[table]).tables == (table,)
 
 
+unlisted = Table("unlisted", value=int, default=int)
+renamed = Table("unlisted", value=int, default=int)
+
+
+def counts(event: Any) -> None:
+    unlisted[event] += 1
+
+
+def counts_some(event: Any) -> None:
+    if event:
+        unlisted[event] += 1
+
+
+def counts_by_another(event: Any) -> None:
+    counts(event)
+
+
+@pytest.mark.parametrize("agent", [counts, counts_by_another])
+def test_a_table_that_is_used_and_not_listed_is_refused_with_the_line(agent: Any) -> None:
+    line = counts.__code__.co_firstlineno + 1
+    with pytest.raises(DeclarationError, match=rf"uses table 'unlisted' \(.*test_pipeline.py:{line}\), which is not in its "
+                                               r"tables=.*; list it: tables=\[t, unlisted\]"):  # fmt: skip
+        declared(agent=agent, tables=[Table("t")])
+    # The name is what counts: a module may have been run twice.
+    declared(name="q", agent=agent, tables=[renamed])
+
+
+def test_a_table_that_is_another_pipelines_is_refused_as_such() -> None:
+    of_r = Table("of_r", value=int)
+
+    def writes(event: Any) -> None:
+        of_r[event] = 1
+
+    declared(name="r", tables=[of_r])
+    with pytest.raises(
+        DeclarationError, match=r"belongs to pipeline 'r', which alone commits its rows: declare a second"
+    ):
+        declared(agent=writes)
+    assert declared(name="r", agent=writes, tables=[of_r]).tables == (of_r,)
+
+
+def test_a_table_that_some_events_may_not_come_to_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = declared(agent=counts_some)
+    assert "agent 'counts_some' names table 'unlisted'" in caplog.text and "list it: tables=[unlisted]" in caplog.text
+    assert pipeline.tables == ()
+    caplog.clear()
+    declared(name="q", agent=counts_some, tables=[renamed])
+    assert caplog.text == ""
+
+
 def test_one_table_need_not_be_a_list() -> None:
     table = Table("t")
     assert declared(tables=table).tables == (table,)
@@ -251,6 +302,23 @@ async def iterates_and_never_yields(events: Any) -> None:
         str(event)
 
 
+def handed_on(run: Any) -> Any:
+    @functools.wraps(run)
+    def wrapper(events: Any) -> Any:
+        return run(events)
+
+    return wrapper
+
+
+decorated_otherwise = handed_on(iterates_and_never_yields)
+_made: dict[str, Any] = {}
+exec("def without_source(event) -> None: str(event)", _made)
+
+
+async def only_hands_its_stream_on(events: Any) -> None:
+    await iterates_and_never_yields(events)
+
+
 async def gives_back_nothing(event: dict[str, Any]) -> None:
     str(event)
 
@@ -280,9 +348,9 @@ def may_return(event: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("agent", "said"),
     [
-        (iterates_and_never_yields, "never yields a result, so nothing goes to its sink 'out'; yield results inside the loop"),
+        (decorated_otherwise, "never yields a result, so nothing goes to its sink 'out'; yield results inside the loop"),
         (gives_back_nothing, "never returns a result, so nothing goes to its sink 'out'"),
-        (has_no_result, "never returns a result"),
+        (has_no_result, "never returns a result"), (_made["without_source"], "never returns a result"),
         (filters, ""), (always_raises, ""), (may_return, ""), (lambda event: event, ""), (str, ""),
     ],
 )  # fmt: skip
@@ -293,6 +361,15 @@ def test_a_sink_that_no_result_can_come_to_is_said(agent: Any, said: str, caplog
     caplog.clear()
     Pipeline("q", source=Topic("in"), agent=agent)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("agent", [iterates_and_never_yields, functools.partial(only_hands_its_stream_on)])
+def test_an_agent_of_the_stream_that_cannot_yield_has_no_sink(agent: Any) -> None:
+    for kind in (None, "stream") if agent is iterates_and_never_yields else ("stream",):
+        with pytest.raises(DeclarationError, match=r"has no yield, so every event would count as done and nothing could come to "
+                                                   r"sink 'out'; yield results inside the loop, or declare"):  # fmt: skip
+            Pipeline("p", source=Topic("in"), agent=agent, sink=Topic("out"), kind=kind)
+        Pipeline("p", source=Topic("in"), agent=agent, kind=kind)
 
 
 def test_a_program_is_its_agents_tables_and_dedup_rule_and_not_what_their_code_does() -> None:

@@ -6,12 +6,13 @@ be handled by nobody.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator
-from types import FunctionType, NoneType, UnionType
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from types import FunctionType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from semel.callables.shape import Shape, shape_of
@@ -24,6 +25,7 @@ Kind = Literal["stream", "event"]
 
 # `stream`, `payments`, but not `address` or `status`: what such a name is given is no single event, or badly named.
 _NAME_OF_MANY = re.compile(r"stream|[^sui]s$")
+_STREAMS = (AsyncIterable, AsyncIterator, AsyncGenerator)
 _STREAM = re.compile(r"\b(StreamT?|AsyncItera(tor|ble)|AsyncGenerator)\b")
 
 
@@ -242,17 +244,28 @@ def _gives_value(function: FunctionType) -> bool:
 
 
 def _hints(function: FunctionType) -> dict[str, Any]:
+    """Annotations by name, those left out that cannot be resolved: what they name may exist for the type checker only."""
     try:
         return get_type_hints(function)
     except Exception:
-        # What an annotation names may exist for the type checker only.
-        return {}
+        return {name: hint for name in function.__annotations__ for hint in _hint(function, name)}
 
 
-def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type, ...] | None, where: str) -> None:
+def _hint(function: FunctionType, name: str) -> list[Any]:
+    alone = SimpleNamespace(__annotations__={name: function.__annotations__[name]})
+    try:
+        return [get_type_hints(alone, globalns=function.__globals__)[name]]
+    except Exception:
+        return []
+
+
+def check_results(
+    run: Callable[..., Any], kind: AgentKind, accepted: tuple[type, ...] | None, sink: str | None
+) -> None:
     """DeclarationError where code or annotation shows that what the agent gives cannot be a result.
 
-    `accepted`: the classes that its sink takes; None: not known, or no sink.
+    `sink`: the name of the topic that results go to, None where there is none: then each has to name a topic, which only an
+    `Output` can. `accepted`: the classes that the sink takes; None: not known.
     """
     layers = _layers(run)
     functions = [layer.function for layer in layers]
@@ -268,16 +281,73 @@ def check_results(run: Callable[..., Any], kind: AgentKind, accepted: tuple[type
                 f"agent {called(run)!r} is a plain function that returns {result.__name__}, which nobody awaits; declare it "
                 "with async def"
             )
-        if accepted is not None and not any(issubclass(result, a) or issubclass(a, result) for a in accepted):
+        if sink is not None and accepted is not None and not any(_may_be(result, a) for a in accepted):
             names = " or ".join(a.__name__ for a in accepted)
             raise DeclarationError(
-                f"agent {called(run)!r} gives {result.__name__}, by its annotation, and {where} takes {names}; let the two agree"
+                f"agent {called(run)!r} gives {result.__name__}, by its annotation, and sink {sink!r} takes {names}; let the "
+                f"two agree{_SEVERAL if issubclass(result, list | tuple | set | frozenset) else ''}"
             )
+        # What stands behind a decorator may make something else of it.
+        if sink is None and len(layers) == 1:
+            raise DeclarationError(f"agent {called(run)!r} gives {result.__name__}, by its annotation, {_NO_SINK}")
+    # What a plain function makes of the stream is gone through; it is no result.
+    if sink is None and len(layers) == 1 and (kind is not AgentKind.STREAM or not loops) and (made := _made(layers[0])):
+        raise DeclarationError(f"agent {called(run)!r} gives {made}, {_NO_SINK}")
+
+
+_NO_SINK = (
+    "and there is no sink for it; declare sink=Topic(...), give results a topic of their own (Output(value, topic=...)), or "
+    "give none"
+)
+_SEVERAL = ": a result is one record, and for several of one event the agent takes the stream and yields each"
+
+
+def _may_be(given: type[Any], taken: type[Any]) -> bool:
+    return issubclass(given, taken) or issubclass(taken, given)
+
+
+def _made(layer: _Layer) -> str:
+    """What its code makes of events, where all that it gives is made in the place where it is given, and is no `Output`."""
+    names: list[str] = []
+    for node in layer.shape.given if layer.shape is not None else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            cls = _global(layer.function, node.func.id)
+            # A class may make what it likes, where it says how.
+            if not isinstance(cls, type) or issubclass(cls, Output) or cls.__new__ is not object.__new__:
+                return ""
+            names.append(cls.__name__)
+        elif isinstance(node, ast.Dict | ast.DictComp):
+            names.append("dict")
+        elif isinstance(node, ast.List | ast.ListComp):
+            names.append("list")
+        elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            names.append("str")
+        else:
+            return ""
+    return " or ".join(dict.fromkeys(names))
+
+
+def _global(function: FunctionType, name: str) -> Any:
+    """What a name stands for in a module, where the function has no other of that name."""
+    code = function.__code__
+    own = name in code.co_varnames or name in code.co_freevars or name in code.co_cellvars
+    return None if own else function.__globals__.get(name)
+
+
+def cannot_yield(run: Callable[..., Any], kind: AgentKind) -> bool:
+    """Whether it takes the stream and is no generator, but a coroutine: what is awaited has no results."""
+    outermost = next((function for function, _ in behind(run)), None)
+    return kind is AgentKind.STREAM and inspect.iscoroutinefunction(outermost)
 
 
 def gives_nothing(run: Callable[..., Any], kind: AgentKind) -> bool:
-    """Whether its code shows that it can have no result: it iterates and never yields, or returns nothing but None."""
+    """Whether its code says that it has no result: it iterates and never yields, or returns nothing but None; where there is no
+    code to look at, whether its annotation does."""
     layers = _layers(run)
+    if kind is not AgentKind.STREAM and len(layers) == 1 and layers[0].shape is None:
+        declared = _hints(layers[0].function).get("return", ...)
+        if declared is NoneType or declared is None:
+            return True
     if any(inspect.isasyncgenfunction(layer.function) for layer in layers):
         return False
     shapes = list(_shapes(layers))
@@ -298,20 +368,26 @@ def _shapes(layers: list[_Layer]) -> Iterator[Shape]:
             yield shape
 
 
-def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) -> Iterator[type]:
+def _declared_results(run: Any, functions: list[FunctionType], kind: AgentKind) -> Iterator[type[Any]]:
     """The classes that the return annotation names, where it names classes; `Output` and None go without saying."""
-    try:
-        declared = get_type_hints(functions[-1] if functions else run).get("return")
-    except Exception:
-        # What an annotation names may exist for the type checker only.
-        return
+    declared = _hints(functions[-1]).get("return") if functions else _given_by_class(run)
     if kind is AgentKind.STREAM:
         arguments = get_args(declared)
-        if not any(inspect.isasyncgenfunction(f) for f in functions) or not arguments:
+        if not arguments or not (
+            any(inspect.isasyncgenfunction(f) for f in functions) or get_origin(declared) in _STREAMS
+        ):
             return
         declared = arguments[0]
     for part in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
         cls = get_origin(part) or part
         silent = cls in (NoneType, Output, Any) or is_typeddict(cls) or getattr(cls, "_is_protocol", False)
         if isinstance(cls, type) and not silent:
-            yield cast("type", cls)
+            yield cast("type[Any]", cls)
+
+
+def _given_by_class(run: Any) -> Any:
+    try:
+        return get_type_hints(run).get("return")
+    except Exception:
+        # As in `_hints`.
+        return None

@@ -33,7 +33,8 @@ class Shape:
     `iterates`: it runs `async for` over the parameter, or over what methods of a stream make of it. `takes_event`: it does
     with the parameter what cannot be done with a stream, or could not handle one. `asked`: the methods that it calls on the
     parameter, and on what those give. `as_stream`: one of them is a stream's. `returns_value`: of its `return`s,
-    `returns_nothing`: it comes back, with None only.
+    `returns_nothing`: it comes back, with None only. `given`: what it returns or yields, but for None; what an inner generator
+    yields is none of it.
     """
 
     iterates: bool = False
@@ -41,12 +42,13 @@ class Shape:
     asked: set[str] = field(default_factory=set[str])
     as_stream: bool = False
     returns_value: bool = False
+    given: list[ast.expr] = field(default_factory=list[ast.expr])
     returns_nothing: bool = False
 
 
 def shape_of(function: FunctionType, parameter: str | None) -> Shape | None:
     """None where there is no source to look at, as for a lambda. `parameter`: the name of the one that it is called with."""
-    node = _definition(function)
+    node = definition_of(function)
     if node is None:
         return None
     reader = _Reader(parameter)
@@ -67,7 +69,7 @@ def shape_of(function: FunctionType, parameter: str | None) -> Shape | None:
 _definitions: WeakKeyDictionary[FunctionType, Definition | None] = WeakKeyDictionary()
 
 
-def _definition(function: FunctionType) -> Definition | None:
+def definition_of(function: FunctionType) -> Definition | None:
     if function not in _definitions:
         _definitions[function] = _read_definition(function)
     return _definitions[function]
@@ -262,6 +264,7 @@ class _Reader(ast.NodeVisitor):
         if node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None):
             return
         self.shape.returns_value = True
+        self.shape.given.append(node.value)
         looked, self.looks = self.looks, False
         awaits = any(isinstance(part, ast.Await | ast.comprehension) for part in ast.walk(node.value))
         self.visit(node.value)
@@ -269,6 +272,11 @@ class _Reader(ast.NodeVisitor):
             # What is made of a stream and given back would be iterated over by nobody.
             self.shape.takes_event = True
         self.looks = self.looks or looked
+
+    def visit_Yield(self, node: ast.Yield) -> None:
+        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            self.shape.given.append(node.value)
+        self.generic_visit(node)
 
     # -- what waits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from collections.abc import AsyncIterable, AsyncIterator
@@ -12,13 +13,14 @@ import semel
 from semel import Output, Pipeline, Reject, Retry, Table, Topic
 
 KINDS = (
-    "values", "events", "current", "batches", "items", "filtered", "enumerated", "sending", "elsewhere", "function",
-    "coroutine", "looping", "delegating", "asking", "asking_events", "handing_on", "object", "method", "partial", "decorated",
-    "iterable", "class",
+    "values", "events", "current", "batches", "gathered", "returning", "items", "filtered", "enumerated", "sending", "elsewhere",
+    "function", "coroutine", "looping", "delegating", "asking", "asking_events", "handing_on", "object", "method", "partial",
+    "decorated", "iterable", "class",
 )  # fmt: skip
 # Whose functions do not show what they take.
 SAID: dict[str, Any] = {"delegating": "stream", "asking": "stream", "asking_events": "stream"}
 
+SILENT = frozenset(("looping", *SAID))
 # Whose events say their time themselves.
 TIMED = frozenset(("values", "events", "batches", "function"))
 
@@ -62,6 +64,20 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
         async for batch in stream.batches():
             for value in batch:
                 yield work(value)
+
+    async def gathered(stream: Any) -> Any:
+        async def of(event: Any) -> tuple[Any, Any]:
+            return event, work(event.value, event)
+
+        async for batch in stream.batches():
+            for event, result in await asyncio.gather(*map(of, batch.events)):
+                if result is not None:
+                    yield Output(result, of=event)
+
+    async def returning(stream: Any) -> Any:
+        async for value in stream:
+            yield work(value)
+            return
 
     async def items(stream: Any) -> Any:
         async for key, value in stream.items():
@@ -146,7 +162,8 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
         return wrapper
 
     agents: dict[str, Any] = {
-        "values": values, "events": events, "current": current, "batches": batches, "items": items, "filtered": filtered,
+        "values": values, "events": events, "current": current, "batches": batches,
+        "gathered": gathered, "returning": returning, "items": items, "filtered": filtered,
         "enumerated": enumerated, "sending": sending, "elsewhere": elsewhere, "function": function, "coroutine": coroutine,
         "looping": looping, "delegating": delegating, "asking": asking, "asking_events": asking_events,
         "handing_on": handing_on, "object": Worker(), "method": Worker().method, "partial": functools.partial(with_factor, 1),
@@ -157,7 +174,8 @@ def pipeline_of(kind: str, name: str) -> Pipeline:
         source=Topic(f"{name}.payments", key=str, value=dict, time="at" if kind in TIMED else None),
         agent=agents[kind],
         tables=[sums],
-        sink=Topic(f"{name}.settlements", key=str, value=dict),
+        # Of what takes the stream and has no yield nothing can come.
+        sink=None if kind in SILENT else Topic(f"{name}.settlements", key=str, value=dict),
         retry=Retry(attempts=2, first_delay=timedelta(milliseconds=20)),
         kind=SAID.get(kind),
     )

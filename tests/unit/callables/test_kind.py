@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -708,7 +708,7 @@ def test_a_loop_that_returns_nothing_is_an_agent_without_results() -> None:
             if event is None:
                 return
 
-    declared(settle)
+    Pipeline("p", source=Topic("in"), agent=settle)
 
 
 async def one(event: Any) -> Settled: ...
@@ -750,3 +750,131 @@ def test_an_annotation_that_its_sink_takes_is_in_order(agent: Any, sink: Any) ->
 def test_an_annotation_that_its_sink_does_not_take_is_refused(agent: Any, sink: Any, words: str) -> None:
     with pytest.raises(DeclarationError, match=words):
         declared(agent, sink)
+
+
+async def unknown_event(event: OnlyForTheTypeChecker) -> Settled: ...  # noqa: F821  # pyright: ignore
+
+
+def handing_on(stream: AsyncIterable[Any]) -> AsyncIterator[Settled]:
+    return many(stream)
+
+
+async def handing_on_what_it_can(stream: Any) -> AsyncGenerator[Settled | Output, None]:
+    async for event in stream:
+        yield event
+
+
+@pytest.mark.parametrize("agent", [unknown_event, handing_on, handing_on_what_it_can], ids=lambda run: run.__name__)
+def test_an_annotation_counts_beside_one_that_cannot_be_resolved_and_where_a_stream_is_handed_on(agent: Any) -> None:
+    declared(agent, Settled)
+    declared(agent, Any)
+    with pytest.raises(DeclarationError, match=r"gives Settled.*sink 'out' takes str; let the two agree$"):
+        declared(agent, str)
+
+
+def test_of_several_results_of_an_event_each_is_yielded() -> None:
+    with pytest.raises(DeclarationError, match=r"gives list.*takes Settled; .*yields each$"):
+        declared(a_list, Settled)
+
+
+# -- results that there is no sink for
+
+
+def sends(event: Any) -> Output | None: ...
+def says_nothing(event: Any): ...
+def any_at_all(event: Any) -> Any: ...
+
+
+@pytest.mark.parametrize("agent", [one, maybe, other, plain, a_list, dicts, many, handing_on, number, unknown_event])
+def test_an_annotated_result_without_a_sink_is_refused(agent: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"by its annotation, and there is no sink for it; declare sink=Topic"):
+        Pipeline("p", source=Topic("in"), agent=agent)
+
+
+async def yields_what_it_makes(stream):
+    async for event in stream:
+        if event:
+            yield StreamStarted()
+        yield {"id": event}
+
+
+def returns_a_list(event):
+    return [event, event]
+
+
+def returns_text(event):
+    return f"{event}"
+
+
+async def sends_some(stream):
+    async for event in stream:
+        yield {"id": event}
+        yield Output(event, topic=Topic("elsewhere"))
+
+
+async def yields_what_another_makes(stream):
+    async for event in stream:
+        yield made(event)
+
+
+def made(event):
+    return Output(event, topic=Topic("elsewhere"))
+
+
+async def yields_nothing(stream):
+    async for _ in stream:
+        pass
+    if False:
+        yield
+
+
+class MadeElsewhere:
+    def __new__(cls, event: Any) -> Any:
+        return Output(event, topic=Topic("elsewhere"))
+
+
+def made_by_a_class(event):
+    return MadeElsewhere(event)
+
+
+class Passing:
+    def __init__(self, stream: AsyncIterable[Any]) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for event in self.stream:
+            yield Output(event, topic=Topic("elsewhere"))
+
+
+def makes_of_the_stream(stream: AsyncIterable[Any]):
+    return Passing(stream)
+
+
+@pytest.mark.parametrize(
+    ("agent", "gives"),
+    [(yields_what_it_makes, "StreamStarted or dict"), (returns_a_list, "list"), (returns_text, "str")],
+)
+def test_a_result_that_is_made_where_it_is_given_and_has_no_sink_is_refused(agent: Any, gives: str) -> None:
+    with pytest.raises(DeclarationError, match=f"gives {gives}, and there is no sink for it"):
+        Pipeline("p", source=Topic("in"), agent=agent)
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [sends, says_nothing, any_at_all, unknown, sends_some, yields_what_another_makes, yields_nothing, made_by_a_class,
+     makes_of_the_stream, lambda event: {"id": event}],
+)  # fmt: skip
+def test_what_may_name_a_topic_needs_no_sink(agent: Any) -> None:
+    Pipeline("p", source=Topic("in"), agent=agent)
+
+
+def test_what_a_decorator_makes_of_a_result_is_not_known() -> None:
+    def sending(run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        def wrapper(event: Any) -> Any:
+            return Output(run(event), topic=Topic("elsewhere"))
+
+        return wrapper
+
+    for agent in (returns_a_list, plain):
+        Pipeline("p", source=Topic("in"), agent=sending(agent))

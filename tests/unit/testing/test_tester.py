@@ -607,7 +607,7 @@ def test_an_agent_that_ends_by_itself_is_said_with_its_error(tester_of: TesterOf
         async for _ in orders.no_such_thing():  # type: ignore[attr-defined]
             pass
 
-    tester = tester_of(pipeline_of(broken))
+    tester = tester_of(pipeline_of(broken, sink=None))
     with pytest.raises(NotSettled) as raised:
         tester.send(Order("o1", "north"))
     assert any("no_such_thing" in note for note in raised.value.__notes__)
