@@ -244,6 +244,10 @@ def _trouble(status: Mapping[str, Any]) -> str:
         + f"; {idle['why']}"
         for idle in status.get("not_asking", ())
     ]
+    why += [
+        f"agent {silent['agent']} has handled {silent['events']:,} events and none had a result for {silent['sink']}"
+        for silent in status.get("without_results", ())
+    ]
     why += [f"{partition} cannot be read: {reason}" for partition, reason in status.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
 

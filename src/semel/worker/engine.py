@@ -29,6 +29,7 @@ from semel.stages.agent.crash_suspects import CrashSuspects
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.unfinished import UnfinishedEvents
+from semel.stages.agent.without_results import AgentsWithoutResults
 from semel.stages.commit.committer import Committer
 from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.transaction import CommitFailed
@@ -169,6 +170,8 @@ class Engine:
         self.commit_seconds = self._committer.commit_seconds
         self.commit_histogram = self._committer.commit_histogram
         self.on_committed = self._committer.on_committed
+        self.without_results = AgentsWithoutResults(self.runners)
+        self.on_committed.append(self.without_results.look)
         if self.notes.suspects:
             self.on_committed.append(self._landed)
 

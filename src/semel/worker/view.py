@@ -195,6 +195,8 @@ class EngineView:
                 "paused_by": engine.paused_by,
                 "in_hand": [asdict(event) for event in engine.lingering.in_hand()],
                 "not_asking": [asdict(event) for event in engine.lingering.not_asking()],
+                "without_results": [asdict(agent) for agent in engine.without_results.now()],
+                "returned": {runner.plan.name: runner.returned for runner in engine.runners if runner.returned},
                 "parked": {str(p): asdict(parked) for p, parked in engine.parked().items()},
                 "halted": [asdict(agent) for agent in engine.halted()],
                 "unreadable": {

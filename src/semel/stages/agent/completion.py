@@ -45,6 +45,8 @@ class Completion:
         self._turns = turns
         # Events that its code has handled to their end, whatever became of their epochs.
         self.succeeded = 0
+        # Of them, those that had no result.
+        self.without_result = 0
 
     def finish(self, context: EventContext) -> None:
         """The event in hand is done."""
@@ -72,6 +74,7 @@ class Completion:
             outputs.clear()
         else:
             counts["filtered"] += 1
+            self.without_result += 1
         counts["in"] += 1
         writes.fold(task.marks)
         if unit.moved is not None:
@@ -95,7 +98,9 @@ class Completion:
         self._turns.look()
         results, steps = writes.outputs, context.steps
         task.counts["out"] += len(results)
-        task.counts["filtered"] += batch.events - (len(steps.counts) if steps is not None else 0)
+        without_result = batch.events - (len(steps.counts) if steps is not None else 0)
+        task.counts["filtered"] += without_result
+        self.without_result += without_result
         if context.origin is not None:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1

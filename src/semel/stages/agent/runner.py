@@ -94,7 +94,7 @@ class AgentRunner:
         )  # fmt: skip
         self.queue = WorkQueue(services, plan, self._log, lambda: scheduler.has_all_to_itself(self))
         self._processor = DedupProcessor(services, plan, side_outputs, wall_clock)
-        completion = Completion(services, self.queue, self.turns)
+        self.completion = completion = Completion(services, self.queue, self.turns)
         self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log, completion)
         self.emit = results.emit
         self.finish, self._finish_batch = completion.finish, completion.finish_batch
