@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from semel.codes import Code
 from semel.throttles import Throttles
@@ -162,6 +162,10 @@ class Producer(NamedTuple):
     epoch: int
 
 
+# What a client may do with a topic or a group, as ACLs name it.
+Right = Literal["Read", "Write", "Create", "Delete", "Alter", "Describe", "DescribeConfigs", "AlterConfigs"]
+
+
 class GroupMember(NamedTuple):
     member_id: str
     instance_id: str | None
@@ -296,6 +300,20 @@ class Broker(Protocol):
         ...
 
     async def delete_records(self, before: Mapping[TP, int]) -> None: ...
+
+    # -- rights
+    async def topic_rights(self, names: Sequence[str]) -> dict[str, frozenset[Right]]:
+        """What this client may do with each topic, as the broker says; a topic that is not there, or of which it does not say,
+        is absent. RpcError 29 where it may not even know of one. Brokers without an authorizer say all there is."""
+        ...
+
+    async def group_rights(self, group: str) -> frozenset[Right] | None:
+        """As `topic_rights`, of a group, also of one that is not there yet; None where the broker does not say. RpcError 30."""
+        ...
+
+    async def find_writer(self, transactional_id: str) -> None:
+        """Look for the coordinator of that id: what may be written under it is not said, but RpcError 53 where nothing may."""
+        ...
 
     # -- logs
     async def leaders(self, tps: Sequence[TP]) -> dict[TP, int]:

@@ -29,6 +29,18 @@ async def test_a_dynamic_member_is_given_an_id_before_it_may_join(rig: Rig, brok
     assert joined.member_id == required.value.member_id
 
 
+async def test_without_an_authorizer_a_client_has_every_right_on_a_group_that_is_there_or_not(
+    rig: Rig, broker: Broker
+) -> None:
+    group = rig.name("group")
+    for _ in range(2):
+        rights = await rig.patiently(lambda: broker.group_rights(group))
+        assert rights is None or {"Read", "Describe"} <= rights
+        await rig.member(broker, group)
+    rights = await rig.patiently(lambda: broker.group_rights(group))
+    assert rights is not None and {"Read", "Describe"} <= rights
+
+
 async def test_a_static_member_joins_at_once(rig: Rig, broker: Broker) -> None:
     group = rig.name("group")
     joined = await rig.patiently(

@@ -19,6 +19,13 @@ async def test_a_topic_has_an_id_and_partitions(rig: Rig, broker: Broker) -> Non
     assert set(info.id) <= set("0123456789abcdef")
 
 
+async def test_without_an_authorizer_a_client_has_every_right_on_what_is_there(rig: Rig, broker: Broker) -> None:
+    name, missing = await rig.topic(broker), rig.name("missing")
+    rights = await broker.topic_rights([name, missing])
+    assert set(rights) == {name}
+    assert {"Read", "Write", "Describe", "DescribeConfigs", "Delete"} <= rights[name]
+
+
 async def test_a_recreated_topic_has_another_id(rig: Rig, broker: Broker) -> None:
     name = await rig.topic(broker)
     before = (await broker.topics([name]))[name]

@@ -9,6 +9,12 @@ from tests.contract.rig import FENCED, Rig, code_of
 VERIFYING = frozenset({19})
 
 
+async def test_who_coordinates_a_transactional_id_is_found_before_anybody_writes_under_it(
+    rig: Rig, broker: Broker
+) -> None:
+    await rig.patiently(lambda: broker.find_writer(rig.name("writer")))
+
+
 async def test_a_new_transactional_id_starts_with_epoch_zero_and_each_later_start_raises_it(
     rig: Rig, broker: Broker
 ) -> None:

@@ -17,6 +17,7 @@ _WRITER = _COORDINATOR | {47, 48, 49, 51, 53, 90, 120}
 BROKER_SAYS: dict[str, frozenset[int]] = {
     "ApiVersions": frozenset({35, 42}),
     "Metadata": frozenset({3, 5, 9, 17, 29, 72, 100}),
+    "FindCoordinator": frozenset({-1, 15, 24, 30, 42, 53}),
     "CreateTopics": frozenset({-1, 7, 17, 29, 31, 36, 37, 38, 39, 40, 41, 42, 44, 89}),
     "DescribeConfigs": frozenset({-1, 3, 17, 29, 31, 42}),
     "Fetch": frozenset({-1, 1, 2, 78, 100, 103, 109, *_LEADER}),

@@ -19,10 +19,10 @@ _API = "AlterConfigs"
 _TIMEOUT_MS = 4000
 
 Resource = Literal["topic", "group", "cluster", "transactional id"]
-Operation = Literal["All", "Read", "Write", "Describe"]
+Operation = Literal["All", "Read", "Write", "Create", "Describe", "DescribeConfigs"]
 # Kafka's numbers of them.
 _RESOURCES: dict[Resource, int] = {"topic": 2, "group": 3, "cluster": 4, "transactional id": 5}
-_OPERATIONS: dict[Operation, int] = {"All": 2, "Read": 3, "Write": 4, "Describe": 8}
+_OPERATIONS: dict[Operation, int] = {"All": 2, "Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
 _LITERAL = 3
 _DENIED, _ALLOWED = 2, 3
 

@@ -18,7 +18,7 @@ from semel.kafka.cluster import Cluster, Kind, addresses
 from semel.kafka.connection import Address, Connections
 from semel.kafka.security import Security
 from semel.kafka.wire import Answer, Call
-from semel.port import TP, RpcError, RpcLost
+from semel.port import TP, Right, RpcError, RpcLost
 from semel.runtime import looptime
 from semel.throttles import Throttles
 
@@ -69,7 +69,7 @@ class Client:
     async def ask_coordinator(self, kind: Kind, key: str, call: Call, deadline: float) -> Answer:
         node = self.cluster.coordinator(kind, key)
         if node is None:
-            node = await looked_up(call.api.name, self._find_coordinator(kind, key, deadline))
+            node = await looked_up(call.api.name, self.find_coordinator(kind, key, deadline))
         return await self.ask(node, call, deadline)
 
     async def ask_any(self, call: Call, deadline: float) -> Answer:
@@ -96,10 +96,10 @@ class Client:
 
     # -- finding out
 
-    async def metadata(self, topics: Sequence[str] | None, deadline: float) -> Answer:
-        """Fresh Metadata of these topics (None: all), which the cache learns."""
+    async def metadata(self, topics: Sequence[str] | None, deadline: float, *, rights: bool = False) -> Answer:
+        """Fresh Metadata of these topics (None: all), which the cache learns; with what we may do with them where asked."""
         wanted = None if topics is None else [(_NO_TOPIC_ID, name) for name in topics]
-        answer = await self.ask_any(apis.METADATA(wanted, False, False, False), deadline)
+        answer = await self.ask_any(apis.METADATA(wanted, False, False, rights), deadline)
         _, brokers, _, controller, rows, _ = answer
         self.cluster.learn(brokers, controller, rows)
         return answer
@@ -126,7 +126,7 @@ class Client:
             split[leaders[tp]][tp] = value
         return dict(split)
 
-    async def _find_coordinator(self, kind: Kind, key: str, deadline: float) -> int:
+    async def find_coordinator(self, kind: Kind, key: str, deadline: float) -> int:
         answer = await self.ask_any(apis.FIND_COORDINATOR(key, int(kind)), deadline)
         _, code, text, node, host, port = answer
         if code:
@@ -219,6 +219,20 @@ def partitions_by_topic(tps: Iterable[TP]) -> list[tuple[str, list[int]]]:
     for tp in tps:
         rows[tp.topic].append(tp.partition)
     return list(rows.items())
+
+
+# Kafka's numbers of operations, each a bit of an answer.
+_RIGHTS: dict[int, Right] = {
+    3: "Read", 4: "Write", 5: "Create", 6: "Delete", 7: "Alter", 8: "Describe", 10: "DescribeConfigs", 11: "AlterConfigs",
+}  # fmt: skip
+_NOT_SAID = -(1 << 31)
+
+
+def rights_of(operations: int) -> frozenset[Right] | None:
+    """What the bits of authorized operations stand for; None where the broker does not say."""
+    if operations == _NOT_SAID:
+        return None
+    return frozenset(right for number, right in _RIGHTS.items() if operations >> number & 1)
 
 
 class Calls:

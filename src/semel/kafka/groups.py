@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from semel.codes import Code
 from semel.kafka import apis
-from semel.kafka.client import Calls, by_topic, partitions_by_topic
+from semel.kafka.client import Calls, by_topic, partitions_by_topic, rights_of
 from semel.kafka.cluster import Kind
 from semel.kafka.consumer_protocol import assigned_data, assignment, subscribed_metadata, subscription
 from semel.kafka.wire import Answer, Call
-from semel.port import TP, GroupInfo, GroupMember, Joined, MemberIdRequired, Membership
+from semel.port import TP, GroupInfo, GroupMember, Joined, MemberIdRequired, Membership, Right
 
 _PROTOCOL_TYPE = "consumer"
 _PROTOCOL = "semel"
@@ -92,6 +92,14 @@ class GroupCalls(Calls):
                 GroupMember(member, instance, subscribed_metadata(data)) for member, instance, _, _, data, _ in members
             ),
         )
+
+    async def group_rights(self, group: str) -> frozenset[Right] | None:
+        call = apis.DESCRIBE_GROUPS([group], True)
+        _, groups = await self._ask(group, call)
+        code, *_, operations = groups[0]
+        if code != Code.GROUP_ID_NOT_FOUND:
+            self._check_group(call, code, group)
+        return rights_of(operations)
 
     async def stable_offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
         if not tps:

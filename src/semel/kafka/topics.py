@@ -9,9 +9,9 @@ from typing import Any
 
 from semel.codes import Code
 from semel.kafka import apis
-from semel.kafka.client import Calls, by_topic, in_parallel, looked_up
+from semel.kafka.client import Calls, by_topic, in_parallel, looked_up, rights_of
 from semel.kafka.wire import Answer
-from semel.port import TP, RpcError, RpcLost, TopicInfo, TopicSpec
+from semel.port import TP, Right, RpcError, RpcLost, TopicInfo, TopicSpec
 from semel.runtime import looptime
 
 _TOPIC_RESOURCE = 2
@@ -111,6 +111,15 @@ class TopicCalls(Calls):
                 for partition, _, code in partitions
             ),
         )
+
+    async def topic_rights(self, names: Sequence[str]) -> dict[str, frozenset[Right]]:
+        rows = (await self._client.metadata(names, self._client.deadline(), rights=True))[4]
+        self._check_topics(
+            apis.METADATA.name,
+            [(name, code, None) for code, name, *_ in rows if code == Code.TOPIC_AUTHORIZATION_FAILED],
+        )
+        told = {name: rights_of(operations) for code, name, _, _, _, operations in rows if not code}
+        return {name: rights for name, rights in told.items() if rights is not None}
 
     @property
     def _broker_timeout_ms(self) -> int:

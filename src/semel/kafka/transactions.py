@@ -82,6 +82,10 @@ class TransactionCalls(Calls):
         _, topics = await self._to_coordinator(Kind.GROUP, membership.group, call)
         self._client.check(call.api.name, _partition_rows(topics), coordinator=(Kind.GROUP, membership.group))
 
+    async def find_writer(self, transactional_id: str) -> None:
+        client = self._client
+        await client.find_coordinator(Kind.TRANSACTION, transactional_id, client.deadline())
+
     async def end_txn(self, producer: Producer, *, commit: bool) -> None:
         call = apis.END_TXN(*producer, commit)
         _, code = await self._to_coordinator(Kind.TRANSACTION, producer.transactional_id, call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from semel.codes import STALE_COORDINATOR, STALE_METADATA, Code, severity
 from semel.memory.batch import MemoryBatchBuilder, decode
@@ -23,6 +24,7 @@ from semel.port import (
     Membership,
     OpenTransaction,
     Producer,
+    Right,
     TopicInfo,
     TopicSpec,
 )
@@ -124,6 +126,28 @@ class MemoryBroker:
                 self._led(tp).delete_before(offset)
 
         await self._connection.call("DeleteRecords", {"before": before}, apply)
+
+    # -- rights
+
+    async def topic_rights(self, names: Sequence[str]) -> dict[str, frozenset[Right]]:
+        def apply() -> dict[str, frozenset[Right]]:
+            denies = self.cluster.faults.denies
+            for name in names:
+                self._may(name, "Describe")
+            there = [name for name in names if self.cluster.topic_info(name) is not None]
+            return {name: frozenset(right for right in get_args(Right) if not denies(name, right)) for name in there}
+
+        return await self._connection.call("Metadata", {"names": names, "rights": True}, apply)
+
+    async def group_rights(self, group: str) -> frozenset[Right] | None:
+        def apply() -> frozenset[Right]:
+            self._coordinator("group", group)
+            return frozenset(("Read", "Describe", "Delete"))
+
+        return await self._connection.call("DescribeGroups", {"group": group}, apply)
+
+    async def find_writer(self, transactional_id: str) -> None:
+        await self._connection.call("FindCoordinator", {"key": transactional_id}, lambda: None)
 
     # -- logs
 

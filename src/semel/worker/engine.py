@@ -47,6 +47,7 @@ from semel.state.crash_notes import CrashNotes
 from semel.state.event_context import EventContext, EventStatus
 from semel.state.store import Store, StoreError
 from semel.state.task import Cursor, ParkedTask, RetryState, Task, TaskState
+from semel.task import rights
 from semel.task.activation import Activation
 from semel.task.migration import migrate
 from semel.task.new_writer import new_writer
@@ -114,7 +115,7 @@ class Engine:
         self._void_sends_told = False
         self._turn = asyncio.Lock()
         self._retry_states: dict[tuple[TP, str], RetryState] = {}
-        self._topics_anew = False
+        self._topics_anew = self._rights_checked = False
         # Set where what `restored` says may have become true.
         self._brought_up = asyncio.Event()
         self._restorer = Restorer(
@@ -543,7 +544,19 @@ class Engine:
     # ================================================================== what the group says (membership.Owner)
 
     async def source_partitions(self) -> dict[str, int]:
-        return await self.topics.ready()
+        partitions = await self.topics.ready()
+        await self._check_rights()
+        return partitions
+
+    async def _check_rights(self) -> None:
+        """Once, before anything is begun: what is taken away later is waited for."""
+        if not self._rights_checked:
+            await rights.check(
+                self.broker, self.clock, self.plan, transactional_id=self.transactional_id,
+                waiting=lambda exc: self._say_waiting(f"the broker does not answer: {exc}"),
+            )  # fmt: skip
+            self._say_waiting("")
+            self._rights_checked = True
 
     async def revoke(self, *, lost: bool) -> None:
         """Commit the epoch within the deadline or drop it (rule 14). Nothing crosses a generation."""
@@ -701,4 +714,5 @@ class Engine:
     async def _without_sources(self) -> None:
         """An app without source topics commits under its id alone (rule 9)."""
         await self.topics.ready()
+        await self._check_rights()
         self._start_take_over()
