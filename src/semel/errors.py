@@ -47,6 +47,10 @@ class OutputRefused(HandlingError):
     """An output cannot be written to its topic: size, key, partition or timestamp (protocol rule 2)."""
 
 
+class AmbiguousResult(OutputRefused):
+    """A result of a batch does not say which of its events it belongs to."""
+
+
 class Reject(SemelError):
     """Raised by an agent: this event goes straight to the dead letters, without retries."""
 

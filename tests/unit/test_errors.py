@@ -27,5 +27,5 @@ def test_a_handlers_except_exception_does_not_keep_a_zombie_alive() -> None:
 
 
 def test_a_handler_can_catch_what_it_did_wrong_by_one_name() -> None:
-    wrong = {"OutputRefused", "OutsideEvent", "WrongPartition"}
+    wrong = {"AmbiguousResult", "OutputRefused", "OutsideEvent", "WrongPartition"}
     assert {e.__name__ for e in FAMILY if issubclass(e, HandlingError)} == wrong | {"HandlingError"}

@@ -11,7 +11,7 @@ import traceback
 from typing import NamedTuple
 
 from semel.display.folding import folded
-from semel.errors import described
+from semel.errors import AmbiguousResult, described
 from semel.port import TP, Record
 
 log = logging.getLogger("semel.agent")
@@ -100,6 +100,12 @@ class FailureLog:
 
     def split(self, tp: TP, events: int, exc: BaseException, now_s: float) -> None:
         """A batch failed, and its events are gone through one by one."""
+        if isinstance(exc, AmbiguousResult):
+            # So does every batch: alone, events have results, and slowly.
+            if self._may_say(_Alike("in a batch", type(exc).__name__, ""), now_s):
+                log.warning("a batch of %d at %s[%d] is undone, and its events are handled one by one, as those of every batch "
+                            "like it: %s", events, tp.topic, tp.partition, _line(exc))  # fmt: skip
+            return
         if self._may_say(_Alike("in a batch", type(exc).__name__, _place(exc)), now_s):
             log.info("a batch of %d at %s[%d] failed; its events go on one by one: %s",
                      events, tp.topic, tp.partition, _line(exc))  # fmt: skip

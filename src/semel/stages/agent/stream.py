@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
+from semel.callables.read_ahead import reads_ahead
 from semel.event import Event
 from semel.port import TP, Record
 from semel.stages.agent.iteration import asked_elsewhere, enter
@@ -43,6 +45,10 @@ class Batch(Sequence[Any]):
         return self._values[index]
 
     def __iter__(self) -> Iterator[Any]:
+        # What reads several events before it gives something is at none of them.
+        return iter(self._values) if reads_ahead(sys._getframe(1)) else self._one_by_one()  # pyright: ignore[reportPrivateUsage]
+
+    def _one_by_one(self) -> Iterator[Any]:
         context, number = self._context, self._event
         # Where one loop runs inside another, the outer one goes on from where it was.
         before = context.record if context.event == number else None

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from semel.errors import OutputRefused, OutsideEvent, StaleIncarnation
+from semel.errors import AmbiguousResult, OutputRefused, OutsideEvent, StaleIncarnation
 from semel.output import Output
 from semel.stages.sink.destination import Destination
 from semel.state.event_context import EventContext
@@ -54,7 +54,7 @@ class Results:
         if destination is None:
             raise OutputRefused(f"agent {self._agent!r} {_without_sink(result, self._app)}")
         if record is None:
-            raise OutputRefused(
+            raise AmbiguousResult(
                 f"agent {self._agent!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
                 "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
             )

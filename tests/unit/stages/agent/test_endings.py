@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 from collections.abc import AsyncIterable, Callable
@@ -413,7 +414,9 @@ async def run_batch(world: World, count: int = 4) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-async def test_a_result_that_is_yielded_when_the_batchs_loop_is_over_is_refused(world: World) -> None:
+async def test_a_result_that_is_yielded_when_the_batchs_loop_is_over_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     async def gathered(batch: Any) -> Any:
         for result in await asyncio.gather(*[answer(payment) for payment in batch]):
             yield result
@@ -425,6 +428,34 @@ async def test_a_result_that_is_yielded_when_the_batchs_loop_is_over_is_refused(
     # Gone through one by one afterwards, each is the only one of its batch.
     assert await run_batch(world) == [(f"p{n}", f"p{n}") for n in range(4)]
     assert not given_up(world)
+    [said] = [
+        r.getMessage() for r in caplog.records if "is undone, and its events are handled one by one" in r.getMessage()
+    ]
+    assert said.startswith("a batch of 4 at payments[0]") and "Output(value, of=event)" in said
+
+
+@pytest.mark.parametrize("says", [False, True])
+@pytest.mark.parametrize("how", ["groups", "pairs"])
+async def test_a_result_of_a_loop_over_what_reads_ahead_is_refused_unless_it_says_whose_it_is(
+    world: World, caplog: pytest.LogCaptureFixture, how: str, says: bool
+) -> None:
+    """The loop over the batch is at the first event of the next group by then, and at the second one of a pair."""
+
+    async def settle(batch: Any) -> Any:
+        if how == "groups":
+            for _, group in itertools.groupby(batch, key=lambda payment: int(payment.id[1:]) // 2):
+                first, *_ = group
+                yield Output({"id": first.id}, of=first if says else None)
+        else:
+            for first, _ in itertools.pairwise(batch):
+                yield Output({"id": first.id}, of=first if says else None)
+
+    batching(world, settle)
+    # Alone an event is a group, and no pair.
+    ids = {"groups": (0, 2), "pairs": (0, 1, 2)}[how] if says else {"groups": range(4), "pairs": ()}[how]
+    assert await run_batch(world) == [(f"p{n}", f"p{n}") for n in ids]
+    assert not given_up(world)
+    assert ("handled one by one" in caplog.text) is not says
 
 
 @pytest.mark.parametrize("how", ["value", "event", "record", "backwards"])
