@@ -56,9 +56,8 @@ async def _replayed(on: Fleet, *, edited: bool) -> Done:
         if DOWN_ON_PURPOSE not in letter.text("error"):
             return None
         topic = on.plan.sources[letter.text("topic")]
-        blank = None if value is None else value + b" "
-        if edited and blank is not None and topic.value.decode(blank) == topic.value.decode(value):
-            return decisions.replayed(letter, blank, edited=True)
+        if edited and value is not None and topic.value.decode(value + b" ") == topic.value.decode(value):
+            return decisions.replayed(letter, value + b" ", edited=True)
         return decisions.replayed(letter, value)
 
     return await operator.write_all("edit" if edited else "replay", Selection(), WHY, make)

@@ -190,7 +190,8 @@ class HandlerFaults:
             await running.aclose()
 
     def _order(self) -> tuple[int, float, Mode]:
-        seed, share, mode = _ORDER.unpack_from(self._shared)
+        given: tuple[int, float, int] = _ORDER.unpack_from(self._shared)
+        seed, share, mode = given
         return seed, share, _MODES[mode]
 
     def _count(self, what: str) -> None:
