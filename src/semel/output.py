@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from semel.topic import Topic
@@ -30,6 +31,8 @@ class _SourceKey:
 
 
 SOURCE_KEY: Final = _SourceKey()
+_MS: Final = timedelta(milliseconds=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Output:
@@ -39,10 +42,16 @@ class Output:
     key (encoded by the topic's key type, bytes as they are; None for no key). `headers`: instead of the source's.
     `topic`: instead of the pipeline's sink. `timestamp_ms`: since 1970. `of`: whose result it is, where the agent has a
     batch in hand: a value of the batch, or one of its `events` or `records`. `Output(None)` is a tombstone.
-    TypeError where `topic` is no `Topic`, a name for instance.
+
+    `at`: it is sent then, once, and not with its event: a `datetime` with a time zone, or a `timedelta` after the timestamp of
+    its event's record. The wall clock of the worker says when that is; what is past is sent with the event. Its timestamp is
+    that time, unless `timestamp_ms` says otherwise. It commits with the event, and nothing takes it back.
+
+    TypeError where `topic` is no `Topic`, a name for instance, or `at` neither of the two; ValueError for an `at` without a
+    time zone.
     """
 
-    __slots__ = ("headers", "key", "of", "timestamp_ms", "topic", "value")
+    __slots__ = ("at", "headers", "key", "of", "timestamp_ms", "topic", "value")
 
     def __init__(
         self,
@@ -53,21 +62,44 @@ class Output:
         topic: Topic | None = None,
         timestamp_ms: int | None = None,
         of: Any = None,
+        at: datetime | timedelta | None = None,
     ) -> None:
         if topic is not None and not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Output(topic={topic!r:.80}): give a semel.Topic, declared once beside the pipeline")
+        if at is not None:
+            _check_time(at)
         self.value = value
         self.key = key
         self.headers = headers
         self.topic = topic
         self.timestamp_ms = timestamp_ms
         self.of = of
+        self.at = at
+
+    def due_ms(self, event_ms: int) -> int:
+        """When it is to be sent, in ms since 1970. `event_ms`: the timestamp of its event. For one that has `at`."""
+        at = self.at
+        assert at is not None
+        due = event_ms + at // _MS if isinstance(at, timedelta) else (at - _EPOCH) // _MS
+        return max(0, due)
 
     def header_list(self) -> list[tuple[str, bytes | None]] | None:
         """The headers as Kafka has them; None where the source's are kept. TypeError or ValueError for what is no header."""
         if self.headers is None:
             return None
         return [header(name, value) for name, value in pairs_of(self.headers)]
+
+
+def _check_time(at: Any) -> None:
+    if not isinstance(at, (datetime, timedelta)):
+        raise TypeError(
+            f"Output(at={at!r:.80}): give a datetime with a time zone, as datetime.now(UTC) + timedelta(hours=1), or a timedelta"
+        )
+    if isinstance(at, datetime) and at.utcoffset() is None:
+        raise ValueError(
+            f"Output(at={at!r}) has no time zone, so nobody knows when that is: give one, as datetime(..., tzinfo=UTC), or a "
+            "timedelta after the event's timestamp"
+        )
 
 
 def pairs_of(headers: Any) -> Iterable[tuple[Any, Any]]:

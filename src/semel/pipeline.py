@@ -219,7 +219,7 @@ class Pipeline:
     def _state_names(self) -> tuple[str, ...]:
         plan = Plan(self.name)
         changelogs = (plan.changelog(t.name) for t in self.tables)
-        return (plan.positions_topic, plan.marks_topic, plan.parked_topic, *changelogs)
+        return (plan.positions_topic, plan.marks_topic, plan.parked_topic, plan.timers_topic, *changelogs)
 
     def plan(self) -> Plan:
         return Plan(

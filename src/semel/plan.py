@@ -72,6 +72,8 @@ class Plan:
     outputs: list[Topic] = field(default_factory=list[Topic])
     # Topics first named by an `Output`: nothing but the events that name them depends on them.
     named: list[Topic] = field(default_factory=list[Topic])
+    # Topics that pending timers send to, and that no event has named since: of what types they are nobody has said.
+    unnamed: list[Topic] = field(default_factory=list[Topic])
     start: Start = "earliest"
     internal_sources: set[str] = field(default_factory=set[str])
     # Where dead letters go; None: `{app}.dlq`.
@@ -149,6 +151,10 @@ class Plan:
     def parked_topic(self) -> str:
         return f"{self.app}-parked"
 
+    @property
+    def timers_topic(self) -> str:
+        return f"{self.app}-timers"
+
     def changelog(self, table: str) -> str:
         return f"{self.app}-{table}-changelog"
 
@@ -160,10 +166,10 @@ class Plan:
 
     @property
     def state_logs(self) -> list[str]:
-        """The topics that hold rows, marks and parked events."""
+        """The topics that hold rows, marks, parked events and timers."""
         marks = [self.marks_topic] if self.dedup else []
-        parked = [self.parked_topic] if self.sources else []
-        return [*(self.changelog(t.name) for t in self.tables), *marks, *parked]
+        of_events = [self.parked_topic, self.timers_topic] if self.sources else []
+        return [*(self.changelog(t.name) for t in self.tables), *marks, *of_events]
 
     @property
     def logs(self) -> list[str]:

@@ -15,7 +15,7 @@ from semel.state.event_context import EventContext, current_context, event_numbe
 from semel.state.table_rows import MISSING, Rows
 from semel.topic import checked_name, is_whole
 
-RESERVED = frozenset({"dedup", "positions", "parked", "replay", "repartition"})
+RESERVED = frozenset({"dedup", "positions", "parked", "replay", "repartition", "timers"})
 D = TypeVar("D")
 # Where no event is in hand, and so no table either.
 _NOTHING = EventContext()

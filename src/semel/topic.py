@@ -79,3 +79,7 @@ class Topic:
 
     def __repr__(self) -> str:
         return f"Topic({self.name!r}, key={self.key.name}, value={self.value.name})"
+
+
+class UnnamedTopic(Topic):
+    """A topic that a timer sends to and that no event has named since its worker started: nobody has said of what types it is."""

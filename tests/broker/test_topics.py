@@ -286,7 +286,13 @@ async def test_a_replay_from_zero_of_everything_gives_the_same_again(ledger: Led
     assert await worker.stopped() == 0
     before = [(line.key, line.value) for line in await logs.read(ledger.bootstrap, ledger.sink)]
     own = {name for name in await logs.topics(ledger.bootstrap) if name.startswith(f"{ledger.name}-")}
-    assert own == {ledger.positions, ledger.changelog, f"{ledger.name}-dedup-changelog", f"{ledger.name}-parked"}
+    assert own == {
+        ledger.positions,
+        ledger.changelog,
+        f"{ledger.name}-dedup-changelog",
+        f"{ledger.name}-parked",
+        f"{ledger.name}-timers",
+    }
     await logs.delete(ledger.bootstrap, *own, ledger.sink, ledger.dead_letter_topic)
     await logs.forget_group(ledger.bootstrap, ledger.name)
     again = ledger.worker(state="fresh").start()

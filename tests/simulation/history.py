@@ -115,7 +115,8 @@ class History:
 
     `exact_time`: stream time is a function of the records alone, since nobody's clock was turned back.
     `refusals`: a broker was made to refuse records, so that events may have been dead-lettered as refused.
-    `stateful`: it has tables and a dedup rule. `hopeless_attempts`: how many an event gets whose key is of another
+    `stateful`: it has tables and a dedup rule. `reminds`: its agent may have several results of an event, and sends a reminder
+    later of each payment that asks for it. `hopeless_attempts`: how many an event gets whose key is of another
     partition; an agent that swallows its error is asked again. `sink_sizes`: how many partitions the sink has had.
 
     One history is one life of the app's state: from its first start, or from a reset, to its last commit. `begins`: where
@@ -133,6 +134,7 @@ class History:
     exact_time: bool = True
     refusals: bool = False
     stateful: bool = True
+    reminds: bool = True
     hopeless_attempts: int = 1
     sink_sizes: set[int] = field(default_factory=set)
     begins: dict[int, int] = field(default_factory=dict)

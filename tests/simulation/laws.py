@@ -18,6 +18,8 @@ from semel.state import positions
 from semel.state.dedup_marks import PARKED, Mark
 from semel.state.parked import read_row
 from semel.state.positions import Position
+from semel.state.timers import place_of
+from semel.testing.clock import DEFAULT_START
 from tests.simulation import records
 from tests.simulation.history import (
     Appended,
@@ -35,7 +37,7 @@ from tests.simulation.oracle import Effect, Oracle
 
 Marks: TypeAlias = Counter[tuple[bytes, Mark]]
 
-SOURCE, SINK, NOTES = "payments", "settlements", "notes"
+SOURCE, SINK, NOTES, REMINDERS = "payments", "settlements", "notes", "reminders"
 WITNESSES = 6
 
 
@@ -632,6 +634,44 @@ def an_output_without_an_event_counts_once(case: Case) -> Found:
             found.append((f"nobody ever heard of the note {text}", []))
         elif told and not texts[text]:
             found.append((f"the note {text} is lost", []))
+    return found
+
+
+@law
+def a_timer_is_sent_once_when_it_is_due(case: Case) -> Found:
+    """Each reminder that an event has asked for is sent once, or still pending in the log, as it must be; and no other is."""
+    found: Found = []
+    sent: dict[tuple[int, int], list[Standing]] = {}
+    for _, standing in case.standing(REMINDERS):
+        partition, offset, step = records.origin(standing.record)
+        if step:
+            found.append((f"the reminder of [{partition}]@{offset} says that it is the event's number {step}", []))
+        sent.setdefault((partition, offset), []).append(standing)
+    for p, (_, effects) in enumerate(case.truth):
+        rows: dict[bytes, bytes | None] = {r.key or b"": r.value for r in case.written(f"{case.app}-timers", p)}
+        pending = {place_of(row).offset: (place_of(row), value) for row, value in rows.items() if value is not None}
+        wanted = records.reminders_of(effects) if case.history.reminds else {}
+        for offset in {*pending, *(at for partition, at in sent if partition == p)} - wanted.keys():
+            found.append((f"{SOURCE}[{p}]@{offset} asked for no reminder, and has one", []))
+        for offset, effect in wanted.items():
+            there, where = sent.get((p, offset), []), _at(p, effect)
+            due_ms, reminder = records.reminder_of(effect, case.app, SOURCE, p)
+            if len(there) + (offset in pending) != 1:
+                what = f"{where} was reminded of {len(there)} times, and {'one is' if offset in pending else 'none is'} pending"
+                found.append((what, [str(s.record) for s in there]))
+            elif offset in pending and pending[offset][0].due_ms != due_ms:
+                found.append((f"the reminder of {where} is due at {pending[offset][0].due_ms}, not at {due_ms}", []))
+            for standing in there:
+                if records.written(standing.record) != reminder:
+                    found.append((f"the reminder of {where} is {records.written(standing.record)}, not {reminder}", []))
+                early_s = due_ms / 1000 - DEFAULT_START - standing.at
+                if case.history.exact_time and early_s > 0.001:
+                    found.append((f"the reminder of {where} was written {early_s:.3f} s before it was due", []))
+        for commit in case.commits[p][-1:]:
+            at = commit.position
+            if at.timers != len(pending) or sum(at.sent_later.values()) + at.timers != len(wanted):
+                what = f"[{p}]: {at.timers} timers are pending by its position and {at.sent_later} were sent"
+                found.append((f"{what}, {len(pending)} are by the log, of {len(wanted)}", [str(commit.transaction)]))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import orjson
@@ -50,6 +51,28 @@ def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
     taken_off = (lineage.HEADER, "semel.replay", "semel.letter", "semel.edited")
     headers = tuple((n, v) for n, v in source.headers if n not in taken_off)
     return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
+
+
+def reminders_of(effects: Iterable[Effect]) -> dict[int, Effect]:
+    """By offset, the events that took effect and asked for one."""
+    found: dict[int, Effect] = {}
+    for effect in effects:
+        if (
+            effect.counted in ("out", "filtered")
+            and orjson.loads(effect.record.value or b"{}").get("remind_ms", -1) >= 0
+        ):
+            found[effect.offset] = effect
+    return found
+
+
+def reminder_of(effect: Effect, app: str, topic: str, partition: int) -> tuple[int, Written]:
+    """When it is due, and as it must be written: as an output of its event, but for its time and its number."""
+    payment = orjson.loads(effect.record.value or b"")
+    value = {"id": payment["id"], "account": payment["account"], "balance": -2}
+    at_once = output_of(replace(effect, output=value), app, topic, partition)
+    due_ms = effect.record.timestamp + payment["remind_ms"]
+    said = f"{app}/{topic}/{partition}/{effect.offset}/+0/{effect.id or ''}".encode()
+    return due_ms, at_once._replace(headers=(*at_once.headers[:-1], (lineage.HEADER, said)), timestamp=due_ms)
 
 
 def letter_to(effect: Effect, history: History, topic: str, partition: int) -> Written:

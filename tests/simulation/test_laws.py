@@ -32,6 +32,7 @@ from tests.simulation.world import SimulatedWorld
 
 SINK, POSITIONS, SOURCE = TP("settlements", 0), TP("payments-positions", 0), TP("payments", 0)
 LETTERS, MARKS = TP("payments.dlq", 0), TP("payments-dedup-changelog", 0)
+REMINDERS, TIMERS = TP("reminders", 0), TP("payments-timers", 0)
 
 
 async def recorded(folder: Path) -> History:
@@ -42,7 +43,7 @@ async def recorded(folder: Path) -> History:
         for i in range(6):
             world.pay_many(8)
             world.pay("a1", 5)
-            world.pay("a1", 7)
+            world.pay("a1", 7, remind_ms=[200, 86_400_000][i % 2])
             world.begin_input(3)(i % 2 == 0)
             if i == 2:
                 world.note(worker)
@@ -336,6 +337,45 @@ def a_commit_is_past_what_was_written_after_the_source_changed(h: History) -> No
     h.unsafe_from = next(e.at for e in reversed(h.events) if isinstance(e, Appended) and e.tp == SOURCE)
 
 
+def a_reminder_is_removed(h: History) -> None:
+    largest(h, REMINDERS).pop()
+
+
+def a_reminder_is_doubled(h: History) -> None:
+    records = largest(h, REMINDERS)
+    records.append(copy.copy(records[0]))
+
+
+def a_reminder_is_of_an_event_that_asked_for_none(h: History) -> None:
+    record = largest(h, REMINDERS)[0]
+    name, said = record.headers[-1]
+    record.headers = [*record.headers[:-1], (name, b"payments/payments/0/0/+0/p1" if said else b"")]
+
+
+def a_reminder_has_another_value(h: History) -> None:
+    put(largest(h, REMINDERS)[0], balance=7)
+
+
+def a_reminder_is_sent_before_its_time(h: History) -> None:
+    [event] = [e for e in h.events if isinstance(e, Appended) and e.tp == REMINDERS][:1]
+    event.at -= 0.1
+
+
+def a_pending_timer_is_removed(h: History) -> None:
+    sent = {r.key for records in writes(h, TIMERS) for r in records if r.value is None}
+    for records in writes(h, TIMERS):
+        for record in records:
+            if record.key not in sent:
+                records.remove(record)
+                return
+    raise AssertionError("nothing is pending")
+
+
+def a_position_counts_other_timers(h: History) -> None:
+    [*_, last] = writes(h, POSITIONS)
+    put(last[-1], timers=99)
+
+
 MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("no_loss", an_output_is_removed),
     ("no_loss", a_dead_letter_is_removed),
@@ -387,6 +427,13 @@ MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("a_key_stays_in_its_partition", keys_are_spread_otherwise_than_before),
     ("a_key_stays_in_its_partition", keys_are_spread_over_what_never_was),
     ("a_key_stays_in_its_partition", nobody_says_where_keys_go),
+    ("a_timer_is_sent_once_when_it_is_due", a_reminder_is_removed),
+    ("a_timer_is_sent_once_when_it_is_due", a_reminder_is_doubled),
+    ("a_timer_is_sent_once_when_it_is_due", a_reminder_is_of_an_event_that_asked_for_none),
+    ("a_timer_is_sent_once_when_it_is_due", a_reminder_has_another_value),
+    ("a_timer_is_sent_once_when_it_is_due", a_reminder_is_sent_before_its_time),
+    ("a_timer_is_sent_once_when_it_is_due", a_pending_timer_is_removed),
+    ("a_timer_is_sent_once_when_it_is_due", a_position_counts_other_timers),
     ("nothing_is_done_of_a_source_that_is_another", a_commit_is_past_what_was_written_after_the_source_changed),
 ]
 

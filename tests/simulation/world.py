@@ -7,6 +7,7 @@ import contextlib
 import math
 import random
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from datetime import timedelta
@@ -31,6 +32,7 @@ from tests.simulation.laws import Violation, judge
 from tests.simulation.store_model import Disk, ModelStore
 from tests.simulation.watch import Watch, has_work, watching
 from tests.unit.harness import APP, ATTEMPTS, Payment, Settlement, Work, Worker, World
+from tests.unit.payments import reminder
 
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
 # gone, a session, a transaction's timeout, and the restore after all of them.
@@ -41,7 +43,10 @@ NOTE_S = 10.0
 NEVER = (PositionConflict, ShapeChanged, TopicChanged)
 READS = ("get_marks", "meta")
 NOTES = "notes"
-TOPICS = ("balances-changelog", "journals-changelog", "dedup-changelog", "positions")
+# When a share of the payments are reminded of; a reminder that is due so soon is waited for.
+SOON_MS = 60_000
+REMIND_MS = (0, 30, 300, 3000, 15_000)
+TOPICS = ("balances-changelog", "journals-changelog", "dedup-changelog", "timers", "positions")
 
 
 class SimulatedWorld(World):
@@ -73,7 +78,8 @@ class SimulatedWorld(World):
         [agent] = self.pipeline.plan().agents
         self.history = History(
             APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms, stateful=stateful,
-            sink_sizes={partitions}, hopeless_attempts=ATTEMPTS if style == "stubborn" else 1,
+            reminds=style not in ("coroutine", "function"), sink_sizes={partitions},
+            hopeless_attempts=ATTEMPTS if style == "stubborn" else 1,
         )  # fmt: skip
         # Over how many partitions the producers of the source spread keys.
         self.spread = partitions
@@ -249,7 +255,7 @@ class SimulatedWorld(World):
         self.partitions = self.spread = len(self.cluster.topics()["payments"].logs)
         self.history = History(
             old.app, old.agent, self.partitions, old.attempts, old.window_ms, old.bucket_ms, old.exact_time, old.refusals,
-            stateful=old.stateful, hopeless_attempts=old.hopeless_attempts,
+            stateful=old.stateful, reminds=old.reminds, hopeless_attempts=old.hopeless_attempts,
             begins={tp.partition: at for tp, at in begins.items()},
             sink_sizes={len(self.cluster.topics()["settlements"].logs)},
         )  # fmt: skip
@@ -309,6 +315,8 @@ class SimulatedWorld(World):
                 event["sleep_ms"] = rng.choice([1, 20, 200, 3000])
             elif self.deadly(event["id"]):
                 event["kills"] = True
+            if (at := zlib.crc32(event["id"].encode()) % 20) < len(REMIND_MS):
+                event["remind_ms"] = REMIND_MS[at]
             self.sent.append(event)
             self.write(event, event["account"])
 
@@ -350,6 +358,11 @@ class SimulatedWorld(World):
                 return False
             if task.committed.parked or task.parked_events:
                 return False
+            if task.timers is not None and task.timers.count and self.history.exact_time:
+                due_ms = task.timers.next_due_ms
+                if due_ms is not None and due_ms < self.cluster.now_ms() + SOON_MS:
+                    # Where a clock was turned back, it may be due in hours.
+                    return False
         return not any(w.engine._committer.committing for w in workers)
 
     async def rest(self) -> None:
@@ -426,6 +439,8 @@ def passing_on(work: Work) -> Pipeline:
         async for payment in payments:
             await work.attempt(payment)
             work.maybe_fail(payment)
+            if payment.remind_ms >= 0:
+                yield reminder(payment)
             if payment.amount:
                 yield Settlement(payment.id, payment.account, payment.amount)
 

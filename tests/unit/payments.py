@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from semel import Dedup, Pipeline, Retry, Table, Topic
+from semel import Dedup, Output, Pipeline, Retry, Table, Topic
 from semel.callables.kind import cannot_yield, kind_of
 
 WINDOW = timedelta(days=7)
@@ -26,6 +26,8 @@ class Payment:
     sleep_ms: int = 0
     # Handling it ends the process, each time.
     kills: bool = False
+    # So long after it a reminder is sent, by the agents that take the stream; -1: none.
+    remind_ms: int = -1
 
 
 @dataclass
@@ -33,6 +35,14 @@ class Settlement:
     id: str
     account: str
     balance: int
+
+
+REMINDERS = Topic("reminders", key=str, value=Settlement)
+
+
+def reminder(payment: Payment) -> Output:
+    due = timedelta(milliseconds=payment.remind_ms)
+    return Output(Settlement(payment.id, payment.account, -2), topic=REMINDERS, at=due)
 
 
 class Work:
@@ -93,6 +103,8 @@ def payments_pipeline(
         async for payment in payments:
             await work.attempt(payment)
             settled = book(payment)
+            if payment.remind_ms >= 0:
+                yield reminder(payment)
             if settled is not None:
                 yield settled
 
@@ -109,6 +121,8 @@ def payments_pipeline(
             for payment in batch:
                 await work.attempt(payment)
                 settled = book(payment)
+                if payment.remind_ms >= 0:
+                    yield reminder(payment)
                 if settled is not None:
                     yield settled
 
@@ -118,6 +132,8 @@ def payments_pipeline(
         async for payment in payments:
             await work.attempt(payment)
             settled = book(payment)
+            if payment.remind_ms >= 0:
+                yield reminder(payment)
             if settled is not None:
                 yield settled
             done += 1
@@ -131,6 +147,8 @@ def payments_pipeline(
                 async for payment in payments:
                     await work.attempt(payment)
                     settled = book(payment)
+                    if payment.remind_ms >= 0:
+                        yield reminder(payment)
                     if settled is not None:
                         yield settled
             except (GeneratorExit, KeyboardInterrupt):

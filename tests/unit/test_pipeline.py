@@ -263,9 +263,15 @@ def test_a_plan_says_what_a_worker_runs() -> None:
 
 def test_the_names_on_kafka_are_those_of_the_contract() -> None:
     plan = declared(name="payments", source=Topic("in"), dedup=Dedup("id", window=DAY), tables=[Table("t")]).plan()
-    assert plan.logs == ["payments-t-changelog", "payments-dedup-changelog", "payments-parked", "payments-positions"]
+    assert plan.logs == [
+        "payments-t-changelog",
+        "payments-dedup-changelog",
+        "payments-parked",
+        "payments-timers",
+        "payments-positions",
+    ]
     assert plan.dead_letter_topic == "payments.dlq"
-    assert declared().plan().logs == ["p-parked", "p-positions"]
+    assert declared().plan().logs == ["p-parked", "p-timers", "p-positions"]
     assert set(plan.logs) < set(declared(name="payments", source=Topic("in"), tables=[Table("t")]).plan_names())
 
 

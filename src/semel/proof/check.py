@@ -66,6 +66,11 @@ def _conservation(
     for topic, wanted in sorted(position.outputs.items()) if whole_outputs else ():
         if outputs[topic] < wanted or (outputs[topic] > wanted and not since):
             yield unbalanced(f"{outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
+    later, wanted = sum(t.later for t in tallies), position.timers + sum(position.sent_later.values())
+    if whole_outputs and (later < wanted or (later > wanted and not since)):
+        yield unbalanced(
+            f"{later:,} outputs that were to be sent at a time are there or pending, {wanted:,} by its counts"
+        )
     least = sum(t.took_effect for t in tallies)
     most = least + sum(t.unwitnessed + t.maybe for t in tallies)
     if history.plan.dedup is not None and whole_source and not least - since <= effects <= most:
@@ -130,7 +135,7 @@ def _beyond_positions(history: History) -> Iterator[Remark]:
         alone = [
             Witness(history.wheres[int(row["where"])], int(row["at"]), what)
             for number in spool.blocks(tp)
-            for kind, what in (("outputs", "output"), ("letters", "dead letter"))
+            for kind, what in (("outputs", "output"), ("letters", "dead letter"), ("timers", "timer"))
             for row in spool.take(kind, tp, number)
         ]
         these = f"{len(alone):,} outputs and dead letters are of events of {tp.topic}[{tp.partition}], "

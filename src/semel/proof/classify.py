@@ -13,6 +13,7 @@ import numpy as np
 from semel.port import TP
 from semel.proof import laws, outcomes
 from semel.proof.columns import (
+    LATER,
     MARK,
     SAMPLE,
     UNMARKED,
@@ -31,6 +32,7 @@ from semel.proof.columns import (
     events_of,
     offsets_of,
     settled,
+    still_pending,
 )
 from semel.proof.logs import Logs
 from semel.proof.outcomes import NEVER, TRIMMED, Missing, Outcome, Rule
@@ -59,8 +61,8 @@ class Tally:
 
     `unread`: those of its `records` that led to nothing and may have been compacted away before they were read.
     `took_effect`: by what is there; `maybe`: those that did unless they were dropped or duplicates; `unwitnessed`: those that
-    nothing tells of; `parked`: those that wait, and led to nothing yet. `with_output`: events that have one. `gaps`: by the
-    outcome of their events.
+    nothing tells of; `parked`: those that wait, and led to nothing yet. `with_output`: events that have one that was sent with
+    them. `later`: outputs that were to be sent at a time, sent or not. `gaps`: by the outcome of their events.
     """
 
     start: int
@@ -74,6 +76,7 @@ class Tally:
     duplicates: int = 0
     letters: int = 0
     with_output: int = 0
+    later: int = 0
     outputs: Counter[str] = field(default_factory=Counter[str])
     gaps: dict[Outcome, Gap] = field(default_factory=dict[Outcome, Gap])
 
@@ -91,9 +94,12 @@ async def classify(history: History, tp: TP, logs: Logs, remarks: Remarks) -> Ta
     classifier.tally.parked = len(between(parked, 0, judged.end))
     blocks = range(judged.start // spool.block, -(-judged.end // spool.block))
     for number in sorted({*spool.blocks(tp), *blocks}):
-        marks, outputs, letters = (spool.take(kind, tp, number) for kind in ("marks", "outputs", "letters"))
-        for rows, what in ((marks, "a mark"), (outputs, "outputs"), (letters, "a dead letter")):
+        marks, outputs, letters, timers = (
+            spool.take(kind, tp, number) for kind in ("marks", "outputs", "letters", "timers")
+        )
+        for rows, what in ((marks, "a mark"), (outputs, "outputs"), (letters, "a dead letter"), (timers, "a timer")):
             remarks.add(laws.within_position(tp, rows, closing, what))
+        outputs = np.concatenate((outputs, still_pending(timers, outputs)))
         waiting = between(parked, number * spool.block, (number + 1) * spool.block)
         outputs, letters = (rows[~among(events_of(rows), events_of(waiting))] for rows in (outputs, letters))
         marks = marks[np.argsort(marks["offset"], kind="stable")]
@@ -179,8 +185,11 @@ class _Classifier:
         """The next stretch."""
         tp, tally, rule, say = self._tp, self.tally, self._rule, self._remarks.add
         tally.letters += len(stretch.letters)
-        tally.with_output += distinct(np.sort(events_of(stretch.outputs)))
-        for where, count in enumerate(np.bincount(stretch.outputs["where"]).tolist()):
+        later = stretch.outputs["step"] >= LATER
+        at_once, steps = stretch.outputs[~later], stretch.outputs[later]
+        tally.with_output += distinct(np.sort(events_of(at_once)))
+        tally.later += len({*zip(events_of(steps).tolist(), steps["step"].tolist(), strict=True)}) if len(steps) else 0
+        for where, count in enumerate(np.bincount(at_once["where"]).tolist()):
             tally.outputs[self._wheres[where].topic] += count
         self._known = self._known.later(stretch.marks)
         if stretch.judged:

@@ -34,6 +34,10 @@ MARK = np.dtype([
 ])  # fmt: skip
 # An output of the record at `offset`: it stands at `at` in the output partition numbered `where`.
 OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
+# The steps of outputs that were to be sent at a time, numbered from here.
+LATER = 1 << 30
+# A record of a log of timers, at `at` in the partition numbered `where`: the output of these was set, else it was sent.
+TIMER = np.dtype([*OUTPUT.descr, ("set", "?")])
 # A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.
 # `content`: a hash of its key and value; 0 where the value was left out.
 LETTER = np.dtype([("offset", "<i8"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8"), ("content", "<u8")])
@@ -94,6 +98,19 @@ def distinct(ordered: Offsets) -> int:
 def events_of(rows: Rows) -> Offsets:
     """For each output or dead letter a number that is its event's, as its agent handled it."""
     return (rows["offset"] << 8) | rows["agent"]
+
+
+def still_pending(timers: Rows, sent: Rows) -> Rows:
+    """As outputs, those timers that were set last and not sent, and of which no output is there. `timers`: TIMER rows of some
+    events, `sent`: outputs of the same."""
+    timers = timers[np.lexsort((timers["at"], timers["step"], events_of(timers)))]
+    event = events_of(timers)
+    last = np.append((event[1:] != event[:-1]) | (timers["step"][1:] != timers["step"][:-1]), True)[: len(timers)]
+    pending = timers[last & timers["set"]]
+    there = {*zip(events_of(sent).tolist(), sent["step"].tolist(), strict=True)} if len(pending) else set[Any]()
+    places = zip(events_of(pending).tolist(), pending["step"].tolist(), strict=True)
+    pending = pending[np.fromiter((place not in there for place in places), np.bool_, len(pending))]
+    return columns(OUTPUT, pending["offset"], **{name: pending[name] for name in ("step", "agent", "where", "at")})
 
 
 def in_order(outputs: Rows, before: tuple[int, int]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semel.port import TP
-from semel.proof.columns import Known, Offsets, Rows, Stretch, among, events_of
+from semel.proof.columns import LATER, Known, Offsets, Rows, Stretch, among, events_of
 from semel.proof.outcomes import TRIMMED, Outcome, Rule
 from semel.proof.proof import Finding, Law, Witness, place
 from semel.state.dedup_marks import DEAD, DONE
@@ -78,7 +78,7 @@ def no_duplicate(tp: TP, stretch: Stretch, wheres: Sequence[TP]) -> Iterator[Fin
     again = (event[1:] == event[:-1]) & (outputs["step"][1:] == outputs["step"][:-1])
     for rows, same in ((outputs, again), (letters, given_up[1:] == given_up[:-1])):
         for i in np.flatnonzero(same).tolist():
-            what = f"output {int(rows[i]['step'])}" if rows is outputs else "dead letter"
+            what = f"output {_numbered(int(rows[i]['step']))}" if rows is outputs else "dead letter"
             yield _of_event(
                 Law.NO_DUPLICATE, tp, int(rows[i]["offset"]), f"has {what} twice",
                 *(_standing(row, wheres, what) for row in rows[i : i + 2]),
@@ -193,19 +193,28 @@ def atomicity(tp: TP, stretch: Stretch, wheres: Sequence[TP], whole: Whole) -> I
             stands = _standing(letter, wheres, "dead letter")
             yield _of_event(Law.ATOMIC, tp, offset, "has a dead letter with another key or value", stands)
     if whole.outputs and outputs["step"].any():
-        yield from _steps_missing(tp, outputs)
+        later = outputs["step"] >= LATER
+        yield from _steps_missing(tp, outputs[~later], 0)
+        yield from _steps_missing(tp, outputs[later], LATER)
 
 
-def _steps_missing(tp: TP, outputs: Rows) -> Iterator[Finding]:
-    """The outputs of an event are numbered from 0, without a gap."""
+def _numbered(step: int) -> str:
+    """The number of an output, as its lineage has it."""
+    return f"+{step - LATER}" if step >= LATER else str(step)
+
+
+def _steps_missing(tp: TP, outputs: Rows, first: int) -> Iterator[Finding]:
+    """The outputs of an event are numbered from `first`, without a gap."""
     rows, event = _by_event(outputs)
     step = rows["step"].astype(np.int64)
     begins = np.append(True, event[1:] != event[:-1])
-    wanted = np.where(begins, 0, np.append(0, step[:-1] + 1))
+    wanted = np.where(begins, first, np.append(first, step[:-1] + 1))
     # One that is there twice stands beside itself.
     gaps = (step != wanted) & (begins | (step != wanted - 1))
     for offset, there, missing in zip(rows["offset"][gaps], step[gaps], wanted[gaps], strict=True):
-        yield _of_event(Law.ATOMIC, tp, offset, f"has output {there}, and output {missing} is not there")
+        yield _of_event(
+            Law.ATOMIC, tp, offset, f"has output {_numbered(there)}, and output {_numbered(missing)} is not there"
+        )
 
 
 def within_position(tp: TP, rows: Rows, closing: int, what: str) -> Iterator[Finding]:

@@ -87,10 +87,11 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
     """What was looked at, and the running counts of all tasks."""
     cut = history.survey.cut
     running: Counter[str] = Counter()
-    parked = 0
+    parked = timers = 0
     for position in cut.positions.values():
         running.update(position.counts)
         parked += position.parked
+        timers += position.timers
     return {
         "records": sum(part.records for part in parts),
         "took_effect": sum(part.took_effect for part in parts),
@@ -101,6 +102,7 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
         "positions": cut.records,
         "without_lineage": history.strangers.total(),
         "parked": parked,
+        "timers": timers,
         **{f"counted_{name}": n for name, n in running.items()},
     }
 

@@ -14,7 +14,19 @@ from semel.errors import SemelError
 from semel.plan import Plan
 from semel.port import TP, Record
 from semel.proof import laws
-from semel.proof.columns import LETTER, OUTPUT, Rows, chosen, columns, content_of, in_order, marks_of, offsets_of
+from semel.proof.columns import (
+    LATER,
+    LETTER,
+    OUTPUT,
+    TIMER,
+    Rows,
+    chosen,
+    columns,
+    content_of,
+    in_order,
+    marks_of,
+    offsets_of,
+)
 from semel.proof.laws import Origin, Placed, Whole
 from semel.proof.logs import Logs
 from semel.proof.outcomes import Missing
@@ -24,10 +36,11 @@ from semel.proof.survey import Survey, partitions
 from semel.stages.sink.dead_letters import HELD
 from semel.state import lineage
 from semel.state.parked import read_row
+from semel.state.timers import place_of
 
-# The writer, the source partition, the event's offset and the number of the output, with as many digits as fit into the columns;
-# semel never writes more.
-_LINEAGE = re.compile(rb"([^/]*/[^/]+/[0-9]+)/([0-9]{1,16})/([0-9]{1,9})/")
+# The writer, the source partition, the event's offset and the number of the output, `+` before that of one that was to be sent
+# at a time, with as many digits as fit into the columns; semel never writes more.
+_LINEAGE = re.compile(rb"([^/]*/[^/]+/[0-9]+)/([0-9]{1,16})/(\+?)([0-9]{1,9})/")
 # What an output is that is none of this app's with an event.
 _STRANGER, _SENT, _OF_OTHERS = -1, -2, -3
 STRANGERS_SHOWN = 3
@@ -74,7 +87,7 @@ class History:
     @property
     def wheres(self) -> Sequence[TP]:
         """The partitions that rows number."""
-        return self.survey.outputs + self.survey.letters
+        return self.survey.outputs + self.survey.letters + tuple(self.survey.timer_ends)
 
     def untouched(self, tp: TP) -> bool:
         """Nothing was deleted from a log since it began for us."""
@@ -83,8 +96,12 @@ class History:
     @property
     def whole(self) -> Whole:
         survey = self.survey
+        # Of a timer that was sent without lineage nobody knows which it was.
+        unsigned = any(position.sent_later.get("") for position in survey.cut.positions.values())
         return Whole(
-            outputs=not survey.missing - survey.letter_topics and all(map(self.untouched, survey.outputs)),
+            outputs=not unsigned
+            and not survey.missing - survey.letter_topics
+            and all(map(self.untouched, survey.outputs)),
             letters=not survey.missing & survey.letter_topics and all(map(self.untouched, survey.letters)),
         )
 
@@ -92,7 +109,7 @@ class History:
     def bare(self) -> dict[int, int]:
         """By task: outputs that were written without lineage."""
         return {
-            task: position.counts.get("out", 0) - sum(position.outputs.values())
+            task: position.counts.get("out", 0) - sum(position.outputs.values()) + position.sent_later.get("", 0)
             for task, position in self.survey.cut.positions.items()
         }
 
@@ -123,6 +140,23 @@ class History:
         entries = sorted(self._parked.get(tp, ()))
         return columns(OUTPUT, [offset for offset, _ in entries], agent=[agent for _, agent in entries])
 
+    async def timers_in(self, tp: TP) -> None:
+        """A log of timers. What is pending at its end is an output that is still to be sent."""
+        [start] = (await self._logs.starts([tp])).values()
+        async with aclosing(self._logs.read(tp, start, self.survey.timer_ends[tp])) as pieces:
+            async for piece in pieces:
+                by_source: dict[TP, list[tuple[int, int, int, int, bool]]] = defaultdict(list)
+                for record in piece.records:
+                    if record.key is not None:
+                        place = place_of(record.key)
+                        agent = self._agents.get(lineage.signed(place.agent), 0)
+                        row = place.offset, place.step + LATER, agent, record.offset, record.value is not None
+                        by_source[TP(place.topic, tp.partition)].append(row)
+                for source, rows in by_source.items():
+                    offsets, steps, agents, at, set_ = zip(*rows, strict=True)
+                    timers = columns(TIMER, offsets, step=steps, agent=agents, at=at, set=set_, where=self._wheres[tp])
+                    self.spool.add("timers", source, timers)
+
     # -- outputs
 
     async def outputs_in(self, tp: TP) -> bool:
@@ -142,8 +176,10 @@ class History:
                 outputs = rows[numbers == number]
                 if len(outputs):
                     outputs["agent"] = origin.agent
-                    ordered = ordered and in_order(outputs, last.get(origin, (-1, -1)))
-                    last[origin] = int(outputs["offset"][-1]), int(outputs["step"][-1])
+                    at_once = outputs[outputs["step"] < LATER]
+                    if len(at_once):
+                        ordered = ordered and in_order(at_once, last.get(origin, (-1, -1)))
+                        last[origin] = int(at_once["offset"][-1]), int(at_once["step"][-1])
                     self.outputs[tp] += len(outputs)
                     self.spool.add("outputs", origin.source, outputs)
         return ordered
@@ -154,7 +190,11 @@ class History:
         origins = list(self._origins)
         async for records in self._records(tp):
             lineages = ((record, *self._lineage(record)) for record in records)
-            placed = (Placed(r.offset, r.key, origins[n], offset, step) for r, n, offset, step in lineages if n >= 0)
+            placed = (
+                Placed(r.offset, r.key, origins[n], offset, step)
+                for r, n, offset, step in lineages
+                if n >= 0 and step < LATER
+            )
             remarks.add(laws.order_per_key(tp, placed, by_key))
 
     def _lineage(self, record: Record) -> tuple[int, int, int]:
@@ -166,7 +206,7 @@ class History:
         number = self._numbers.get(parts[1])
         if number is None:
             number = self._numbers[parts[1]] = self._origin(value)
-        return number, int(parts[2]), int(parts[3])
+        return number, int(parts[2]), int(parts[4]) + (LATER if parts[3] else 0)
 
     def _origin(self, value: bytes) -> int:
         parsed = lineage.parse(value)
@@ -236,6 +276,9 @@ async def read(survey: Survey, logs: Logs, spool: Spool, remarks: Remarks) -> Hi
     logs.phase = "parked events"
     for tp in survey.parked_ends:
         await history.parked_in(tp)
+    logs.phase = "timers"
+    for tp in survey.timer_ends:
+        await history.timers_in(tp)
     logs.phase = "outputs"
     for tp in survey.outputs:
         if not await history.outputs_in(tp):

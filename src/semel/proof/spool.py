@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from semel.port import TP
-from semel.proof.columns import LETTER, MARK, OUTPUT, Rows, columns
+from semel.proof.columns import LETTER, MARK, OUTPUT, TIMER, Rows, columns
 
 # Source offsets in a block: a few dozen bytes each while it is classified.
 BLOCK = 1 << 18
 LIMIT_BYTES = 64 << 20
-KINDS = {"marks": MARK, "outputs": OUTPUT, "letters": LETTER}
+KINDS = {"marks": MARK, "outputs": OUTPUT, "timers": TIMER, "letters": LETTER}
 
 
 class _Place(NamedTuple):

@@ -113,7 +113,9 @@ class Survey:
     """`everything`: no range of time was asked for. `compacted`, `missing`: topics; those that records went to and that are
     deleted. `sources`: the source partitions that were read. `outputs`, `letters`, `marks`: the partitions that these went
     to. `starts`: where each log begins for us; `ends` of what was written; `untouched`: the logs of outputs and dead letters
-    from which nothing was deleted before we first looked at them. `parked_ends`: of the logs of parked events, before `ends`.
+    to. `starts`: where each log begins for us; `ends` of what was written; `untouched`: the logs of outputs and dead letters
+    from which nothing was deleted before we first looked at them. `parked_ends`: of the logs of parked events, `timer_ends`: of
+    timers, both before `ends`.
     """
 
     plan: Plan
@@ -131,6 +133,7 @@ class Survey:
     ends: Mapping[TP, int]
     untouched: frozenset[TP]
     parked_ends: Mapping[TP, int]
+    timer_ends: Mapping[TP, int]
 
 
 def partitions(topics: Mapping[str, TopicInfo], *names: str) -> list[TP]:
@@ -154,11 +157,14 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
     await cut.read(logs, plan, partitions(topics, plan.positions_topic), remarks)
     if not cut.positions:
         raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
-    # Before the ends of what they led to: what is not parked there any more has led to it by then.
+    # Before the ends of what they led to: what is not parked there any more has led to it by then, and a timer is sent.
     parked_ends = await logs.ends(partitions(topics, plan.parked_topic))
+    timer_ends = await logs.ends(partitions(topics, plan.timers_topic))
     changed = _changed(plan, cut, topics)
     sinks = {t.name for t in plan.outputs if t.name not in plan.sources}
-    sinks |= {topic for position in cut.positions.values() for topic in position.outputs}
+    for position in cut.positions.values():
+        # Where a timer sends to that is sent meanwhile, its position says, too.
+        sinks |= {*position.outputs, *(position.sinks if position.timers or position.sent_later else ())}
     letter_topics = _letter_topics(plan, cut)
     topics = {**topics, **await logs.asked(lambda: broker.topics(sorted({*sinks, *letter_topics})))}
     sources = [tp for tp in partitions(topics, *plan.sources) if cut.next(tp) >= 0]
@@ -194,6 +200,7 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
         ends=ends,
         untouched=frozenset(tp for tp, at in began.items() if starts[tp] <= at and tp.topic not in compacted),
         parked_ends=parked_ends,
+        timer_ends=timer_ends,
     )  # fmt: skip
 
 
@@ -239,6 +246,7 @@ def _missing(plan: Plan, cut: Cut, topics: Mapping[str, TopicInfo]) -> dict[str,
     for position in cut.positions.values():
         # Where they were to go to several, nobody knows how many went to which.
         dead = position.counts.get("dead", 0)
+        written.update({topic: n for topic, n in position.sent_later.items() if topic})
         written.update({**position.outputs, **dict.fromkeys(plan.letters_of(position.letters), dead)})
     return {topic: n for topic, n in sorted(written.items()) if n and topic not in topics}
 

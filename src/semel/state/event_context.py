@@ -19,6 +19,7 @@ from semel.errors import HandlingError, OutputRefused, OutsideEvent, StaleIncarn
 from semel.state import lineage
 from semel.state.store import StoreError
 from semel.state.table_rows import MISSING, Rows
+from semel.state.timers import TIMER_BYTES, DelayedOutput, TimerPlace
 from semel.state.write_set import DirtyValue, WriteSet
 
 current_context: ContextVar[EventContext | None] = ContextVar("semel_event_context", default=None)
@@ -298,6 +299,13 @@ class EventContext:
             id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
         return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
 
+    def lineage_later(self, record: Any, step: int) -> tuple[str, bytes] | None:
+        """As `lineage`, of the timer numbered `step` of this record."""
+        if self.origin is None:
+            return None
+        id = self.id if self.steps is None else self.steps.ids.get(record.offset)
+        return lineage.HEADER, b"%b%d/+%d/%b" % (self.origin, record.offset, step, id if type(id) is bytes else b"")
+
     def record_of(self, whose: Any) -> Any:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
         among = self.batch or ((MISSING, self.record),)
@@ -319,6 +327,23 @@ class EventContext:
         self.writes.emit(out)
         if self.steps is not None:
             self.steps.taken(record.offset)
+
+    def set_timer(self, place: TimerPlace, output: DelayedOutput) -> None:
+        """The event sets a timer. OutputRefused where it is too much for one event, or for the log."""
+        timers, raw = self.task.timers, output.encode()
+        if len(raw) > timers.max_bytes:
+            raise OutputRefused(
+                f"output to {output.topic!r} of {len(raw)} bytes that is to be sent later does not fit {timers.topic}, which "
+                f"takes {timers.max_bytes}; send less, or raise max.message.bytes of that topic"
+            )
+        writes = self.writes
+        size = TIMER_BYTES + len(raw)
+        writes.bytes += size
+        if writes.bytes > writes.most_bytes:
+            writes.check_size(size)
+        if not timers.pending:
+            writes.rows.append(timers)
+        timers.set(place, raw)
 
     # -- how it ends
 

@@ -4,7 +4,7 @@ One record per task in every transaction that touches it, in `{app}-positions`, 
 The schema is versioned JSON; it has room for ranges finished ahead (`done`) and for consumers ahead of the common
 position (`cursors`), which later capabilities fill. What was added since (`shape`, `logs`, `first`, `outputs`, `readers`,
 `passed`, `born`, `sinks`, `types`, `migrating`, `left`, `claims`, `former`, `hashed_from`, `windows`, `kinds`, `trimmed`,
-`letters`, `parked`) may be absent; a reader of the same version passes over what it does not know.
+`letters`, `parked`, `timers`, `sent_later`) may be absent; a reader of the same version passes over what it does not know.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Position:
     `trimmed`: the log of marks may begin there, and no later: what lies before it has expired. -1 where that was not noted.
     `letters`: the topics that dead letters were ever to go to; empty where that was the default alone.
     `parked`: how many events before `next` are not done: they wait in the log of parked events, and `counts` do not have them.
+    `timers`: how many outputs are still to be sent at their time; `sent_later`: how many went to each topic when that had come.
+    Neither is in `counts` or in `outputs`.
     """
 
     topics: dict[str, TopicPosition]
@@ -152,6 +154,8 @@ class Position:
     trimmed: int = -1
     letters: tuple[str, ...] = ()
     parked: int = 0
+    timers: int = 0
+    sent_later: dict[str, int] = field(default_factory=dict[str, int])
 
     def encode(self) -> bytes:
         return orjson.dumps(self.to_json())
@@ -187,6 +191,10 @@ class Position:
             fields["letters"] = self.letters
         if self.parked:
             fields["parked"] = self.parked
+        if self.timers:
+            fields["timers"] = self.timers
+        if self.sent_later:
+            fields["sent_later"] = self.sent_later
         if self.left:
             fields["left"] = {name: t.to_json() for name, t in self.left.items()}
         return fields
@@ -255,6 +263,8 @@ def from_json(fields: dict[str, Any]) -> Position:
         trimmed=fields.get("trimmed", -1),
         letters=tuple(fields.get("letters", ())),
         parked=fields.get("parked", 0),
+        timers=fields.get("timers", 0),
+        sent_later=dict(fields.get("sent_later", {})),
     )
 
 

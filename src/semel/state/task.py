@@ -17,6 +17,7 @@ from semel.state.parked import ParkedLog, ParkedQueue
 from semel.state.positions import COUNTS, Position, Sink, StreamTime, TopicPosition
 from semel.state.state_log import StateLog
 from semel.state.table_rows import Rows
+from semel.state.timers import TimerLog
 
 # Of a work unit, and of one after a failure.
 UNIT_RECORDS, UNIT_RECORDS_FAILING = 256, 8
@@ -203,6 +204,7 @@ class Task:
         self.tables: dict[str, Rows] = {}
         self.marks: Marks | None = None
         self.parked: ParkedLog | None = None
+        self.timers: TimerLog | None = None
         self.dedup: Dedup | None = None
         self.cursors: dict[tuple[str, str], Cursor] = {}
         self.committed = Position({})
@@ -251,6 +253,8 @@ class Task:
         self.stream = self.committed.stream_time
         self.counts = {**dict.fromkeys(COUNTS, 0), **self.committed.counts}
         self.outputs = dict(self.committed.outputs)
+        if self.timers is not None:
+            self.timers.count, self.timers.sent = self.committed.timers, dict(self.committed.sent_later)
         self.shape, self.types, self.migrating = self.committed.shape, self.committed.types, self.committed.migrating
         self.touched = False
         self.holder = None
@@ -286,7 +290,7 @@ class Task:
             topics, self.stream, dict(self.counts), generation, writer, epoch, at_ms, self.shape, logs or {}, dict(self.outputs),
             committed.readers, committed.passed, {**committed.sinks, **(sinks or {})}, self.types, self.migrating,
             committed.left, self.claims, {name: rows.kind for name, rows in self.tables.items() if rows.kind}, self.trimmed,
-            committed.letters, self.parked_events,
+            committed.letters, self.parked_events, *self._timers(),
         )  # fmt: skip
 
     @property
@@ -294,6 +298,11 @@ class Task:
         """How many events are behind the position, and not done."""
         parked = self.parked
         return parked.count if parked is not None and parked.loaded else self.committed.parked
+
+    def _timers(self) -> tuple[int, dict[str, int]]:
+        """How many are pending, and how many were sent to each topic, in the epoch being sealed."""
+        timers = self.timers
+        return (0, {}) if timers is None else (timers.count, dict(timers.sent))
 
     @property
     def held_up(self) -> str:
@@ -326,7 +335,7 @@ class Task:
     @property
     def state_logs(self) -> tuple[StateLog, ...]:
         """Its state, of whatever kind."""
-        return (*self.tables.values(), *(log for log in (self.marks, self.parked) if log is not None))
+        return (*self.tables.values(), *(log for log in (self.marks, self.parked, self.timers) if log is not None))
 
     @property
     def holds_state(self) -> bool:

@@ -13,13 +13,14 @@ from semel.plan import Plan, TablePlan
 from semel.port import TP, Broker, Clock, TopicInfo
 from semel.runtime.budget import shares
 from semel.runtime.settings import EngineSettings
-from semel.state import parked
+from semel.state import parked, timers
 from semel.state.dedup_marks import Marks
 from semel.state.parked import ParkedLog
 from semel.state.positions import Position
 from semel.state.store import Store
 from semel.state.table_rows import Rows
 from semel.state.task import Cursor, RetryState, Task
+from semel.state.timers import TimerLog
 from semel.task import predecessor
 from semel.task.restore import Restorer
 from semel.task.start_position import begun, ends_to_begin_at, resumed_at, unplaced
@@ -99,7 +100,7 @@ class Activation:
         task = Task(partition)
         plan, known = self._plan, self._topics.known
         # Asked each time: a store that was made anew since may number them otherwise.
-        numbers = self._store.table_numbers([*(t.name for t in plan.tables), parked.TABLE])
+        numbers = self._store.table_numbers([*(t.name for t in plan.tables), parked.TABLE, timers.TABLE])
         for table in plan.tables:
             task.tables[table.name] = Rows(
                 table.name,
@@ -132,6 +133,10 @@ class Activation:
                 key_limit=settings.parked_key_limit,
                 most_delay_s=max(agent.retry.longest_delay_s for agent in plan.agents),
             )
+            task.timers = TimerLog(
+                self._store, partition, numbers[timers.TABLE], plan.timers_topic,
+                max_bytes=self._topics.max_bytes(plan.timers_topic),
+            )  # fmt: skip
         for name in plan.sources:
             info = known[name]
             if partition < info.partitions:

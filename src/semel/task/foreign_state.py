@@ -17,19 +17,22 @@ from semel.task.predecessor import last_records
 
 log = logging.getLogger("semel.topics")
 
-_POSITIONS, _LOG, _PARKED = "-positions", "-changelog", "-parked"
+_POSITIONS, _LOG = "-positions", "-changelog"
+# Logs that every app with a source has one of.
+_OF_EVENTS = ("-parked", "-timers")
 
 
 async def keeper_of(broker: Broker, plan: Plan, topic: TopicInfo) -> str | None:
-    """The other app that keeps its positions, rows, marks or parked events in `topic`; None where there is none, or
+    """The other app that keeps its positions, rows, marks, parked events or timers in `topic`; None where there is none, or
     brokers do not tell."""
     try:
         if topic.name.endswith(_POSITIONS):
             app = topic.name.removesuffix(_POSITIONS)
             return app if app != plan.app and await _keeps(broker, topic, None) else None
         apps = plan.others_of(topic.name) if topic.name.endswith(_LOG) else []
-        if topic.name.endswith(_PARKED) and topic.name != plan.parked_topic:
-            apps = [topic.name.removesuffix(_PARKED)]
+        for suffix in _OF_EVENTS:
+            if topic.name.endswith(suffix) and topic.name not in plan.own_topics:
+                apps = [topic.name.removesuffix(suffix)]
         for app in apps:
             theirs = await seen(broker, app + _POSITIONS, lambda text: log.debug("%s", text))
             if theirs is not None and await _keeps(broker, theirs, topic):

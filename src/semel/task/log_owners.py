@@ -78,7 +78,7 @@ class Owners:
             if position is not None and position.logs.get(name) == topics[name].id:
                 continue
             tp = TP(name, task.partition)
-            if name != self._plan.parked_topic and self._plan.others_of(name):
+            if name not in (self._plan.parked_topic, self._plan.timers_topic) and self._plan.others_of(name):
                 await self._check_others(tp, wait=False)
                 task.unclaimed.add(name)
             if position is not None and await self._holds_records(tp):

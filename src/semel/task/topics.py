@@ -20,7 +20,7 @@ from semel.state.state_log import KEPT
 from semel.state.table_rows import Rows
 from semel.task import foreign_state
 from semel.task.topic_identity import not_known, source_resized
-from semel.topic import KAFKAS_OWN, Topic
+from semel.topic import KAFKAS_OWN, Topic, UnnamedTopic
 
 T = TypeVar("T")
 
@@ -345,8 +345,10 @@ class Topics:
         )
 
     async def open_destination(self, topic: Topic, tasks: int) -> Destination:
-        """A topic first named by an `Output`: created if missing, as a sink is. OutputRefused where it cannot be had."""
-        if topic.name not in self.destinations:
+        """A topic first named by an `Output`, or by a timer: created if missing, as a sink is. OutputRefused where it cannot be
+        had."""
+        known = self.destinations.get(topic.name)
+        if known is None or not known.named:
             if topic.name in KAFKAS_OWN:
                 raise OutputRefused(
                     f"output to {topic.name!r}: the brokers keep their own state there and let no client write to it; choose "
@@ -361,7 +363,11 @@ class Topics:
                 await self._persist(lambda: self._have(topic, tasks))
             except ConfigError as exc:
                 raise OutputRefused(f"output to {topic.name!r}: {exc}. Or create it by hand") from exc
-            self._plan.named.append(topic)
+            if isinstance(topic, UnnamedTopic):
+                self._plan.unnamed.append(topic)
+            else:
+                self._plan.named.append(topic)
+                self._plan.unnamed = [t for t in self._plan.unnamed if t.name != topic.name]
         return self.destinations[topic.name]
 
     async def _have(self, topic: Topic, tasks: int) -> None:
@@ -375,19 +381,22 @@ class Topics:
             raise OutputRefused(f"output to {name!r}: {foreign_state.refusal(name, keeper)}")
         self.known.update(topics)
         self.configs |= await self._broker.topic_configs([name])
-        self._open(topic)
+        destination = self.destinations.get(name)
+        if not (isinstance(topic, UnnamedTopic) and destination is not None and destination.named):
+            self._open(topic)
 
     async def _have_named(self, tasks: int) -> None:
         """Topics that were named before, as they are now; one that cannot be had any more is asked for when it is named."""
-        named, self._plan.named = self._plan.named, []
-        for topic in named:
+        named, unnamed, self._plan.named, self._plan.unnamed = self._plan.named, self._plan.unnamed, [], []
+        for topic in (*named, *unnamed):
             self.destinations.pop(topic.name, None)
+        for topic in (*named, *unnamed):
             try:
                 await self._have(topic, tasks)
             except RpcError as exc:
                 log.info("%s: %s", topic.name, exc)
                 continue
-            self._plan.named.append(topic)
+            (self._plan.unnamed if isinstance(topic, UnnamedTopic) else self._plan.named).append(topic)
 
     async def _safety(self) -> tuple[int, dict[str, str]]:
         """How many copies a topic of ours has, and what keeps them from being lost."""

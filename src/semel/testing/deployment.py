@@ -196,7 +196,18 @@ class Deployment:
         return undone
 
     def all_done(self) -> bool:
-        return not self.undone() and not self.retrying()
+        return not self.undone() and not self.retrying() and self.timer_in_s() != 0
+
+    def timer_in_s(self) -> float | None:
+        """How long until an output is due that waits for its time; None where none does. One that is held back is not waited
+        for."""
+        now = self.clock.time()
+        dues = [
+            due / 1000
+            for task in self.tasks()
+            if task.timers is not None and task.timers.count and (due := task.timers.next_due_ms) is not None
+        ]
+        return max(0.0, min(dues) - now) if dues else None
 
     def retrying(self) -> bool:
         """Parked events have attempts left. One that has none and is tried on is not waited for."""
@@ -251,11 +262,18 @@ class Deployment:
                 # What waits between two of its results comes to its end with the time.
                 second, began_at = self.clock.monotonic(), self._offsets()
             await self._check_loop(began_at)
-            if self.is_running() and not self.undone() and not self._parked():
+            timer_s = self.timer_in_s()
+            if self.is_running() and not self.undone() and not self._parked() and timer_s != 0:
                 # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
-                self.clock.jump(left)
+                self.clock.jump(left if timer_s is None else min(left, timer_s))
+                for worker in self.workers.values():
+                    worker.engine.clock_was_set()
             else:
                 await self._change(left)
+        while self.timer_in_s() == 0:
+            # What is due at the very end.
+            await self._revive()
+            await self._change(0.01)
 
     def _parked(self) -> bool:
         return any(task.parked_events for task in self.tasks())

@@ -31,6 +31,7 @@ from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.unfinished import UnfinishedEvents
 from semel.stages.agent.without_results import AgentsWithoutResults
 from semel.stages.commit.committer import Committer
+from semel.stages.commit.due_timers import DueTimers
 from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.transaction import CommitFailed
 from semel.stages.fetch.fetch_errors import FetchErrors
@@ -147,9 +148,14 @@ class Engine:
             self.owned, plan, settings, broker, clock, self.topics, assigned=lambda: self.assignment.partitions,
             source_grew=self._source_grew, outputs_remade=self._outputs_remade,
         )  # fmt: skip
+        self.timers = DueTimers(
+            self.owned, self.epoch, plan, clock, destination=self.topics.destinations.get,
+            open_destination=self.open_destination, changed=changed,
+        )  # fmt: skip
         self._committer = Committer(
             self.owned, self.runners, self.epoch, plan, settings, broker, store, clock, self._pass, stats=self.stats,
             transactional_id=self.transactional_id, confirm=self._watch.confirm, changed=changed, sinks=self.topics.sinks,
+            timers=self.timers,
         )  # fmt: skip
         self._recovery = Recovery(
             self.owned, StartingOver(self.drop_everything, self.start_over, self.stop_taking_over, self._read_topics_anew),
@@ -313,6 +319,10 @@ class Engine:
     def restored(self) -> bool:
         """Every task of the current assignment runs."""
         return self.owned.open_for_work and len(self.owned.running) == len(self.tasks)
+
+    def clock_was_set(self) -> None:
+        """Timers may be due that were not."""
+        self._committer.changed.set()
 
     async def until_restored(self) -> None:
         while not self.restored:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from semel.stages.fetch.lag import Histogram
 from semel.state.task import TaskState
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _RECORDS = {
     "in": ("semel_source_records", "Source records done, whatever became of them"),
     "out": ("semel_sink_records", "Results written to sink topics"),
-    "filtered": ("semel_agent_filtered", "Events for which the agent gave no result"),
+    "filtered": ("semel_agent_filtered", "Events for which the agent gave no result to be sent with them"),
     "duplicates": ("semel_dedup_duplicates", "Events dropped as duplicates"),
     "replayed": ("semel_dedup_replayed", "Records met again at their own position and skipped"),
     "conflicts": ("semel_dedup_conflicts", "Events with a known id and another payload"),
@@ -70,6 +71,17 @@ class EngineCollector(Collector):
         for task in engine.tasks.values():
             parked.add_metric([app, str(task.partition)], task.parked_events)
         yield parked
+        pending = GaugeMetricFamily("semel_timers_pending", "Outputs that are still to be sent at their time",
+                                    labels=["pipeline", "partition"])  # fmt: skip
+        sent = CounterMetricFamily("semel_timers_sent", "Outputs that were sent when their time had come",
+                                   labels=["pipeline", "partition"])  # fmt: skip
+        for task in engine.tasks.values():
+            pending.add_metric([app, str(task.partition)], task.committed.timers)
+            sent.add_metric([app, str(task.partition)], sum(task.committed.sent_later.values()))
+        yield pending
+        yield sent
+        yield _histogram("semel_timers_lateness_seconds", "From when an output was due to its commit", app,
+                         engine.timers.lateness)  # fmt: skip
         halted = GaugeMetricFamily("semel_agent_halted", "1 where its events fail one like the other and only probes are taken",
                                    labels=["pipeline", "agent"])  # fmt: skip
         for runner in engine.runners:
@@ -114,12 +126,15 @@ class EngineCollector(Collector):
             waited.add_metric([app, request], throttles.seconds[request])
         yield told
         yield waited
-        commits = HistogramMetricFamily("semel_commit_seconds", "From seal to committed", labels=["pipeline"])
-        histogram = engine.commit_histogram
-        totals = list(accumulate(histogram.counts))
-        bounds = [*map(str, histogram.bounds), "+Inf"]
-        commits.add_metric([app], list(zip(bounds, totals, strict=True)), histogram.sum)
-        yield commits
+        yield _histogram("semel_commit_seconds", "From seal to committed", app, engine.commit_histogram)
+
+
+def _histogram(name: str, text: str, app: str, histogram: Histogram) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=["pipeline"])
+    totals = list(accumulate(histogram.counts))
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    family.add_metric([app], list(zip(bounds, totals, strict=True)), histogram.sum)
+    return family
 
 
 def exposition(engine: Engine) -> bytes:

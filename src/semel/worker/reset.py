@@ -97,7 +97,11 @@ async def reset(
     if known is not None:
         held, marked = await _positions(broker, clock, known)
         # Where outputs went: also topics that the declaration does not name.
-        written |= {name for position in held for name in (*position.outputs, *plan.letters_of(position.letters))}
+        written |= {
+            name
+            for position in held
+            for name in (*position.outputs, *position.sent_later, *plan.letters_of(position.letters))
+        }
         if to != "latest":
             _say_what_moved(plan, held, found, say)
         say("marking the positions: workers refuse to start until the reset is complete")

@@ -183,6 +183,7 @@ class EngineView:
                         "state": t.state.value,
                         "position": {topic: at.next for topic, at in t.committed.topics.items()},
                         "parked": t.committed.parked,
+                        "timers": t.committed.timers,
                         "stream_time_ms": t.committed.stream_time.ms,
                         "lag": whole(n for tp, n in lag.items() if tp[1] == t.partition),
                         "restored": t.restored,
@@ -278,6 +279,8 @@ class EngineView:
             not_ready["halted"] = [asdict(agent) for agent in halted]
         if held_up := {str(p): parked.held_up for p, parked in engine.parked().items() if parked.held_up}:
             not_ready["held_up"] = held_up
+        if held_timers := engine.timers.held_up:
+            not_ready["held_timers"] = {str(p): why for p, why in held_timers.items()}
         if restoring:
             not_ready["restoring"] = {str(p): self._progress(p) for p in restoring}
         return not not_ready, not_ready or {"tasks": sorted(engine.tasks)}

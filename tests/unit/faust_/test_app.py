@@ -93,7 +93,7 @@ def test_an_agent_on_a_topic_becomes_part_of_the_plan() -> None:
     assert [a.sources[0].name for a in plan.agents] == ["orders"]
     assert plan.agents[0].kind is AgentKind.STREAM
     assert [(t.name, t.keyed) for t in plan.tables] == [("totals", False)]
-    assert plan.logs == ["shop-totals-changelog", "shop-parked", "shop-positions"]
+    assert plan.logs == ["shop-totals-changelog", "shop-parked", "shop-timers", "shop-positions"]
 
 
 def test_two_agents_may_read_one_topic() -> None:

@@ -509,7 +509,7 @@ async def test_positions_of_a_version_that_noted_no_changelogs_are_read_and_comp
                 found = orjson.loads(record.value or b"")
                 found.pop("types")
                 changelogs = {f"{APP}-{n}-changelog" for n in ("balances", "journals", "dedup")}
-                assert set(found.pop("logs")) == {*changelogs, f"{APP}-parked"}
+                assert set(found.pop("logs")) == {*changelogs, f"{APP}-parked", f"{APP}-timers"}
                 record.value = orjson.dumps(found)
     world.lose_store("w1")
     world.pay_many(60)

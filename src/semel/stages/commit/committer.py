@@ -18,6 +18,7 @@ from semel.runtime.settings import COMPACTION_LAG_MS, EngineSettings
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.commit import checkpoint
 from semel.stages.commit.drain import drain
+from semel.stages.commit.due_timers import LOOK_S, DueTimers
 from semel.stages.commit.epoch import EpochState, SealedEpoch
 from semel.stages.commit.ownership import Ownership
 from semel.stages.commit.poison_pills import PoisonPills
@@ -65,7 +66,9 @@ class Committer:
         confirm: Callable[[], Awaitable[None]],
         changed: asyncio.Event,
         sinks: Callable[[int], dict[str, Sink]],
+        timers: DueTimers,
     ) -> None:
+        self.timers = timers
         self._confirm = confirm
         # Something happened that may make an epoch due.
         self.changed = changed
@@ -102,6 +105,7 @@ class Committer:
         for trimming in self._trimming:
             trimming.cancel()
         await asyncio.gather(*self._trimming, return_exceptions=True)
+        await self.timers.close()
         self.outbox.give_up()
 
     # -- when
@@ -109,7 +113,7 @@ class Committer:
     def has_work(self) -> bool:
         if self._epoch.outputs or self._owned.touched:
             return True
-        return bool(self.outbox) and self._can_carry()
+        return (bool(self.outbox) and self._can_carry()) or self.timers.wait_s() == 0
 
     def _can_carry(self) -> bool:
         """There is a task whose offset can fence what has no source record, or no source at all (rule 9)."""
@@ -136,7 +140,7 @@ class Committer:
                 self._since = None
                 self.changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5 if self.outbox else None):
+                    async with asyncio.timeout(self._look_again_s()):
                         await self.changed.wait()
                 if not self._owned.tasks:
                     self.outbox.expire(self._clock.monotonic() - self._settings.commit_timeout_ms / 1000)
@@ -155,6 +159,13 @@ class Committer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self.changed.wait()
+
+    def _look_again_s(self) -> float | None:
+        """Where there is no work: how long until there may be some that nobody tells of."""
+        timer_s = self.timers.wait_s()
+        if timer_s is None:
+            return 0.5 if self.outbox else None
+        return min(timer_s, 0.5 if self.outbox else LOOK_S)
 
     # -- how large
 
@@ -243,6 +254,10 @@ class Committer:
         """Cut the epoch, synchronously: nothing an agent does can fall between its parts."""
         for runner in self._runners:
             runner.settle()
+        if not self.poison_pills.isolating:
+            self.timers.send()
+        elif not self._owned.touched:
+            self.timers.send(most=1)
         touched = self._owned.touched
         carried: list[PendingOutput] = []
         if not self.poison_pills.isolating:
@@ -299,11 +314,14 @@ class Committer:
         self._fit(sealed.size, took)
         # Kafka has it; what becomes of our store changes nothing for those who wait for their outputs.
         outbox.committed(carried)
+        self.timers.committed()
         self.outbox.release(self._followers.let_go(committed=True))
         self._stats["commits"] += 1
         self.poison_pills.committed()
 
     def _not_committed(self, sealed: SealedEpoch, carried: list[PendingOutput], exc: BaseException) -> None:
+        isolated = self.poison_pills.isolating and isinstance(exc, CommitFailed) and exc.answer is Answer.RECORD
+        self.timers.not_committed(str(exc.cause) if isolated and isinstance(exc, CommitFailed) else "")
         if sealed.ending and (carried or self._followers.possible):
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
             task = self._owned.tasks.get(tp.partition)

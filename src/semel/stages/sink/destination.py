@@ -11,7 +11,7 @@ from semel.output import SOURCE_KEY, Output
 from semel.partitioner import KeyPartitions
 from semel.port import NO_TIMESTAMP, TP, Record
 from semel.state import lineage, replay
-from semel.topic import Topic
+from semel.topic import Topic, UnnamedTopic
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -71,15 +71,27 @@ def limits_from(configs: dict[str, str]) -> TopicLimits:
 
 
 class Destination:
-    """A topic that results go to."""
+    """A topic that results go to. `named`: an event, or the declaration, has named it, so that its types are known."""
 
-    __slots__ = ("_apart", "_encode", "_key_encode", "_places", "_tps", "limits", "partition_of", "partitions", "topic")
+    __slots__ = (
+        "_apart",
+        "_encode",
+        "_key_encode",
+        "_places",
+        "_tps",
+        "limits",
+        "named",
+        "partition_of",
+        "partitions",
+        "topic",
+    )
 
     def __init__(
         self, topic: Topic, partitions: int, limits: TopicLimits, partition_of: KeyPartitions | None = None
     ) -> None:
         self.topic = topic
         self.limits = limits
+        self.named = not isinstance(topic, UnnamedTopic)
         self._encode = topic.value.encode
         self._key_encode = topic.key.encode
         self._places: dict[int, KeyPartitions] = {}
@@ -121,13 +133,20 @@ class Destination:
             raise OutputRefused(f"output to {self.topic.name!r}, key: {exc}") from exc
 
     def record(
-        self, result: Any, source: Record, source_partition: int, now_ms: int, origin: tuple[str, bytes] | None = None
+        self,
+        result: Any,
+        source: Record,
+        source_partition: int,
+        now_ms: int,
+        origin: tuple[str, bytes] | None = None,
+        stamp_ms: int | None = None,
     ) -> ProducerRecord:
         """The record of a result: its source's key, headers and timestamp unless an `Output` says otherwise.
 
-        `origin`: the header that says which event it comes from. OutputRefused where the topic would not take it.
+        `origin`: the header that says which event it comes from. `stamp_ms`: instead of the source's timestamp. OutputRefused
+        where the topic would not take it.
         """
-        key, headers, timestamp = source.key, source.headers, source.timestamp
+        key, headers, timestamp = source.key, source.headers, source.timestamp if stamp_ms is None else stamp_ms
         value = result
         if type(result) is Output:
             value = result.value

@@ -8,8 +8,10 @@ from typing import Any
 
 from semel.errors import AmbiguousResult, OutputRefused, OutsideEvent, StaleIncarnation
 from semel.output import Output
+from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import Destination
 from semel.state.event_context import EventContext
+from semel.state.timers import DelayedOutput, TimerPlace
 from semel.topic import Topic
 
 
@@ -49,7 +51,7 @@ class Results:
                 record = context.record_of(result.of)
             if result.topic is not None:
                 destination = self._destination(result.topic.name)
-                if destination is None:
+                if destination is None or not destination.named:
                     return self._open_and_emit(context, result, result.topic)
         if destination is None:
             raise OutputRefused(f"agent {self._agent!r} {_without_sink(result, self._app)}")
@@ -58,6 +60,9 @@ class Results:
                 f"agent {self._agent!r} yielded a result of a batch where its loop over the batch is at no event; yield it in "
                 "the loop, or say whose it is: Output(value, of=event), with a value of the batch or one of batch.events"
             )
+        if type(result) is Output and result.at is not None:
+            _send_later(context, destination, result, record)
+            return None
         out = destination.record(result, record, context.task.partition, context.wall_ms, context.lineage(record))
         context.emit(out, record)
         return None
@@ -65,6 +70,30 @@ class Results:
     async def _open_and_emit(self, context: EventContext, result: Any, topic: Topic) -> None:
         await self._open_destination(topic)
         self.emit(context, result)
+
+
+def _send_later(context: EventContext, destination: Destination, result: Output, record: Record) -> None:
+    """It is what it would be if it were sent when it is due."""
+    task, cursor, offset = context.task, context.unit.cursor, record.offset
+    due_ms = result.due_ms(record.timestamp if record.timestamp != NO_TIMESTAMP else context.wall_ms)
+    if due_ms >= 1 << 63:
+        raise OutputRefused(f"output to {destination.topic.name!r}: at={result.at!r} is beyond all time")
+    step = task.timers.next_step(offset)
+    out = destination.record(
+        result,
+        record,
+        task.partition,
+        max(context.wall_ms, due_ms),
+        context.lineage_later(record, step),
+        stamp_ms=due_ms,
+    )
+    place = TimerPlace(due_ms, cursor.tp.topic, cursor.agent.name, offset, step)
+    context.set_timer(
+        place,
+        DelayedOutput(
+            out.tp.topic, due_ms if out.timestamp is None else out.timestamp, out.key, out.value, out.headers
+        ),
+    )
 
 
 def _without_sink(result: Any, app: str) -> str:
