@@ -78,7 +78,7 @@ class SimulatedWorld(World):
         [agent] = self.pipeline.plan().agents
         self.history = History(
             APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms, stateful=stateful,
-            reminds=style not in ("coroutine", "function"), sink_sizes={partitions},
+            reminds=not stateful or style not in ("coroutine", "function"), sink_sizes={partitions},
             hopeless_attempts=ATTEMPTS if style == "stubborn" else 1,
         )  # fmt: skip
         # Over how many partitions the producers of the source spread keys.
