@@ -102,6 +102,7 @@ class Storm:
         world.on_start = self.begin
         world.on_death = self.bury
         world.excused = self.wild or self.fences or self.rate > 0
+        world.reminded = not self.wild
         world.cluster.faults.script(self.network)
         slow = rng.choice([0.0, 0.0, 0.05, 3.0])
         markers = seeded(seed, "markers")

@@ -102,6 +102,7 @@ class Run:
         world.on_start = self.arm
         world.on_death = self.again
         world.excused = case.answered is not None
+        world.reminded = case.answered is None
         world.cluster.faults.script(self.network)
 
     def arm(self, worker: Worker) -> None:
