@@ -232,7 +232,7 @@ class Case:
         for effect in (*were, *passed):
             if effect.mark is None:
                 continue
-            waiting = replace(effect, mark=effect.mark._replace(outcome=PARKED))
+            waiting = replace(effect, mark=effect.mark._replace(outcome=PARKED, revision=effect.raised))
             passes = effect.offset in {e.offset for e in passed}
             if effect.offset in parked:
                 must += [waiting] if passes else []

@@ -25,7 +25,8 @@ HOUR_MS = 3_600_000
 class Effect:
     """Of one record. `rows`: (table, key) -> the row after it. `mark`: the one it leaves, where it takes effect.
 
-    `id`: None where it has none to be known by. `attempts`: after which it is dead, where it failed.
+    `id`: None where it has none to be known by. `attempts`: after which it is dead, where it failed. `raised`: the revision of a
+    replay that takes the place of an earlier one, else 0; its mark has it from the beginning.
     """
 
     offset: int
@@ -34,6 +35,7 @@ class Effect:
     output: dict[str, Any] | None = None
     dead: str | None = None
     attempts: int = 0
+    raised: int = 0
     mark: Mark | None = None
     rows: dict[tuple[str, str], Any] = field(default_factory=dict)
 
@@ -136,7 +138,8 @@ class Oracle:
         misplaced = not self._belongs(record.key)
         failed = payment.kills or misplaced or payment.fails < 0 or payment.fails >= self._attempts
         payload = mark.payload if mark is not None and raised else record.value or b""
-        noted = max(revision if failed else 0, revision if raised else 0)
+        effect.raised = revision if raised else 0
+        noted = max(revision if failed else 0, effect.raised)
         self.marks[payment.id] = _Mark(record.offset, filed_at, payload, failed, noted)
         effect.mark = Mark(
             record.offset, at, filed_at, xxhash.xxh3_64_intdigest(payload), DEAD if failed else DONE, noted
