@@ -22,6 +22,8 @@ class _Code(Fault):
     """Ordered of the workers by a file. `share`: how many attempts, events or keys; one fault at a time has the code in hand."""
 
     hits_all = 0.3
+    # The workers count what they did by it.
+    seen = True
 
     @property
     def order(self) -> tuple[float, Mode]:
@@ -104,6 +106,7 @@ class Replay(Fault):
 
     kind = "replay"
     weight = 1.5
+    seen = True
     variants = ("as they are", "edited")
     says = "dead letters are replayed {0.variant}"
 
