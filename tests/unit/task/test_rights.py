@@ -38,7 +38,7 @@ def test_a_worker_reads_its_source_writes_results_and_dead_letters_and_does_both
     both = {"Read", "Write"}
     assert rights == {
         "orders": {"Read"}, "settled": {"Write"}, "dlq.shop": {"Write"}, "shop-sums-changelog": both,
-        "shop-dedup-changelog": both, "shop-parked": both, "shop-positions": both,
+        "shop-dedup-changelog": both, "shop-parked": both, "shop-timers": both, "shop-positions": both,
     }  # fmt: skip
 
 
