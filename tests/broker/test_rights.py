@@ -65,13 +65,14 @@ async def test_rights_that_are_missing_are_all_named_before_a_worker_joins(
         def right(resource: Any, name: str, operation: Any) -> Acl:
             return Acl(resource, name, WORKERS, operation, allows=True)
 
-        own = [f"{ledger.name}-{what}" for what in ("balances-changelog", "dedup-changelog", "parked", "positions")]
+        state = ("balances-changelog", "dedup-changelog", "parked", "timers", "positions")
+        own = [f"{ledger.name}-{what}" for what in state]
         own += [ledger.dead_letter_topic, ledger.sink]
         to_begin: list[Acl] = [
             right("topic", ledger.source, "Read"), right("topic", ledger.source, "DescribeConfigs"),
             *(right("topic", name, op) for name in own for op in ("Create", "Describe", "DescribeConfigs")),
-            *(right("topic", name, "Read") for name in own[:4]),
-            *(right("topic", name, "Write") for name in (*own[:3], ledger.dead_letter_topic)),
+            *(right("topic", name, "Read") for name in own[:5]),
+            *(right("topic", name, "Write") for name in (*own[:4], ledger.dead_letter_topic)),
         ]  # fmt: skip
         await patiently(lambda: add_acls(kafka.bootstrap, to_begin))
 
