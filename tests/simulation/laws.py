@@ -166,6 +166,7 @@ class Case:
             belongs=lambda key: partition_of(key or b"", self.history.partitions) == partition,
             hopeless_attempts=self.history.hopeless_attempts,
             followed={offset for offset, why in self.dead[partition] if why in ("duplicate", "conflict")},
+            conflicting={offset for offset, why in self.dead[partition] if why == "conflict"},
         )  # fmt: skip
 
     @cached_property

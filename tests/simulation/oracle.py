@@ -60,12 +60,15 @@ class _Mark:
     payload: bytes
     dead: bool
     revision: int = 0
+    # While it is parked.
+    raised: int = 0
 
 
 class Oracle:
     """One partition. For events that are never ahead of the clock, and late only where they waited in the dead letters.
     `refused`: offsets that a broker refused; `followed`: of those that followed the first of their id into the dead letters, or
-    are in conflict with it. A replay is so that came while an earlier one was parked, which failed later.
+    are in conflict with it. A replay is so that came while an earlier one was parked, which failed later. `conflicting`: of those
+    the ones in conflict, by what is known of the first while it is parked.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.
@@ -74,7 +77,7 @@ class Oracle:
     def __init__(
         self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
         belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
-        followed: Set[int] = frozenset(),
+        followed: Set[int] = frozenset(), conflicting: Set[int] = frozenset(),
     ) -> None:  # fmt: skip
         self._stateful = stateful
         self._belongs = belongs
@@ -84,6 +87,7 @@ class Oracle:
         self._attempts = attempts
         self._refused = refused
         self._followed = followed
+        self._conflicting = conflicting
         self.counts = dict.fromkeys(COUNTS, 0)
         self.stream: int | None = None
         self.pending: list[int] = []
@@ -125,7 +129,8 @@ class Oracle:
                 if not jump:
                     # One event again is no second witness of a jump in time.
                     self.stream, self.pending = stream, pending
-                if mark.payload != record.value and not (revision and (edited or mark.revision)):
+                known = mark.raised if record.offset in self._conflicting else mark.revision
+                if mark.payload != record.value and not (revision and (edited or known)):
                     self.counts["conflicts"] += 1
                     return self._bury(effect, "conflict")
                 if mark.dead:
@@ -140,7 +145,7 @@ class Oracle:
         payload = mark.payload if mark is not None and raised else record.value or b""
         effect.raised = revision if raised else 0
         noted = max(revision if failed else 0, effect.raised)
-        self.marks[payment.id] = _Mark(record.offset, filed_at, payload, failed, noted)
+        self.marks[payment.id] = _Mark(record.offset, filed_at, payload, failed, noted, effect.raised)
         effect.mark = Mark(
             record.offset, at, filed_at, xxhash.xxh3_64_intdigest(payload), DEAD if failed else DONE, noted
         )

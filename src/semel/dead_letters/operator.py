@@ -209,8 +209,9 @@ class Operator:
     async def commit(self, entry: Entry, records: Sequence[ProducerRecord]) -> dict[TP, int]:
         """Write records and what the audit says of them, both or neither. Where the records begin, by partition.
 
-        TakenOver; Uncommitted where brokers do not take it.
+        TakenOver, also where another command has acted since the last look; Uncommitted where brokers do not take it.
         """
+        known = self.ledger.entries
         out = ProducerRecord(TP(self.audit_topic, 0), NO_TIMESTAMP, entry.action.encode(), entry.encode(), ())
         for attempt in range(1, _TRIES + 1):
             assert self._writer is not None, "the operator is not open"
@@ -220,20 +221,26 @@ class Operator:
                 await self._writer.commit(epoch, None)
             except CommitFailed as exc:
                 if exc.answer is Answer.FENCED:
-                    raise TakenOver(
-                        f"another `semel dlq` acts on the dead letters of {self.plan.app!r} since: this one has stopped, and "
-                        "what it had not committed is not done; wait for the other, then run the same command again"
-                    ) from exc
+                    raise self._taken_over() from exc
                 if exc.answer in (Answer.RECORD, Answer.TOPIC) or attempt == _TRIES:
                     raise Uncommitted(f"not written, and nothing of it is done: {exc.cause}") from exc
                 await self._take_writer()
                 # The transaction has ended by now, in one way or the other.
                 if await self.read(entry.id):
                     return {}
+                if self.ledger.entries != known:
+                    # Its writer's id was taken back from somebody who may have done the same letters.
+                    raise self._taken_over() from exc
             else:
                 self.ledger.add(entry)
                 return dict(epoch.base_offsets)
         raise AssertionError
+
+    def _taken_over(self) -> TakenOver:
+        return TakenOver(
+            f"another `semel dlq` acts on the dead letters of {self.plan.app!r} since: this one has stopped, and what it had not "
+            "committed is not done; wait for the other, then run the same command again"
+        )
 
     def entry(
         self, action: Action, why: Why, letters: Sequence[Letter], *, revisions: bool = False, **more: Any

@@ -312,7 +312,7 @@ class ParkedQueue:
 
     def event(self, queued: Queued) -> ParkedEvent:
         """StoreError; RecoveryError for what this version cannot read."""
-        return decode(queued.offset, self._log.get(self._row(queued.offset)))
+        return decode(queued.offset, self._log.row(self._row(queued.offset)))
 
     def holds(self, first: int, last: int) -> bool:
         """Whether an event of these offsets is parked, or was until the epoch that is open. Looks at each that is."""
@@ -381,19 +381,6 @@ class ParkedLog(RowLog):
                 "%s holds %d parked events of agent %r, which is not declared any more: they stay there, and are handled when an "
                 "agent of that name reads the same source again", self.topic, count, agent,
             )  # fmt: skip
-
-    def get(self, row: bytes) -> bytes:
-        for overlay in (self.open, self.sealed):
-            raw = overlay.get(row)
-            if raw is not None:
-                return raw
-        try:
-            raw = self._store.get_row(self._prefix + row)
-        except Exception as exc:
-            raise self._store.failed("read from", exc) from exc
-        if raw is None:
-            raise RecoveryError(f"{self.topic} does not hold the parked event {row!r}; run `semel reset` to begin anew")
-        return raw
 
     # -- as a state log
 

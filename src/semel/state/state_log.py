@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from semel.errors import RecoveryError
 from semel.port import Record
 from semel.state.store import Store, StoreBatch
 
@@ -91,6 +92,21 @@ class RowLog:
         self.sealed: dict[bytes, bytes | None] = {}
         self._store = store
         self._prefix = prefix
+
+    def row(self, row: bytes) -> bytes:
+        """One that is known to be there, in the open epoch, the sealed one or the store. StoreError; RecoveryError where it is
+        not."""
+        for overlay in (self.open, self.sealed):
+            raw = overlay.get(row)
+            if raw is not None:
+                return raw
+        try:
+            raw = self._store.get_row(self._prefix + row)
+        except Exception as exc:
+            raise self._store.failed("read from", exc) from exc
+        if raw is None:
+            raise RecoveryError(f"{self.topic} does not hold {row!r}, which it should; run `semel reset` to begin anew")
+        return raw
 
     @property
     def touched(self) -> bool:

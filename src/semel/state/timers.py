@@ -189,7 +189,7 @@ class TimerLog(RowLog):
         if not self._heap or due_ms(self._heap[0][0]) > now_ms:
             return None
         row, raw = heapq.heappop(self._heap)
-        return row, decode(row, self._read(row) if raw is None else raw)
+        return row, decode(row, self.row(row) if raw is None else raw)
 
     def set_aside(self, row: bytes, until: float) -> None:
         """It was taken and cannot be sent: the others go on, and it comes again at `until`, in monotonic seconds."""
@@ -231,19 +231,6 @@ class TimerLog(RowLog):
                 found.append((row, _at_hand(output)))
         heapq.heapify(found)
         self._horizon = last
-
-    def _read(self, row: bytes) -> bytes:
-        for overlay in (self.open, self.sealed):
-            raw = overlay.get(row)
-            if raw is not None:
-                return raw
-        try:
-            raw = self._store.get_row(self._prefix + row)
-        except Exception as exc:
-            raise self._store.failed("read from", exc) from exc
-        if raw is None:
-            raise RecoveryError(f"{self.topic} does not hold the timer {row!r}; run `semel reset` to begin anew")
-        return raw
 
     # -- as a state log
 

@@ -167,6 +167,25 @@ async def test_of_two_operators_the_second_goes_on_and_the_first_is_told(history
     assert (await replay_all(second)).letters == 45
 
 
+async def test_one_whose_commit_has_no_answer_does_not_redo_what_another_did_meanwhile(history: History) -> None:
+    await failed(history, 45)
+    mend(history.world)
+    points = Failpoints()
+    first = await operator(history.world, "first", points)
+
+    async def meanwhile() -> None:
+        del points.hooks["commit.before_partitions"]
+        assert (await replay_all(await operator(history.world, "second"))).letters == 45
+        raise TimeoutError
+
+    points.hooks["commit.before_partitions"] = meanwhile
+    with pytest.raises(TakenOver, match=r"another `semel dlq` acts on the dead letters of 'payments' since"):
+        await replay_all(first)
+    assert sum(e.count for e in audited(history)) == 45
+    replays = [r for _, r in history.entries("payments") if dict(r.headers).get("semel.replay")]
+    assert len({(r.key, r.value) for r in replays}) == len(replays) == 45
+
+
 async def test_it_stops_when_most_of_what_it_replays_dies_again(history: History) -> None:
     await failed(history, 200)
     done = await replay_all(await operator(history.world), watched=True)
