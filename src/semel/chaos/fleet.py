@@ -128,7 +128,8 @@ class Fleet:
     # -- whom
 
     def alone(self, what: str) -> asyncio.Lock:
-        """Held by the one fault that has this in hand: the brokers, the group, the input, their quotas, rights or code, the dead letters."""
+        """Held by the one fault that has this in hand: the brokers, the group, the input, their quotas, rights or code, or the
+        dead letters."""
         return self._locks[what]
 
     @asynccontextmanager
