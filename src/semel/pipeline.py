@@ -18,12 +18,15 @@ from semel.functions import called
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
 from semel.retry import Retry
 from semel.table import Table
-from semel.topic import KAFKAS_OWN, Topic, checked_name
+from semel.topic import KAFKAS_OWN, Topic, checked_name, is_whole
 
 log = logging.getLogger("semel.pipeline")
 
 # What an agent does with a table beside `[]` and `in`.
 TABLE_METHODS = frozenset(("get", "get_many", "pop", "setdefault", "update"))
+# A worker's partitions whose handlers may wait at a time; a plain function does not let go of the event loop.
+PARTITIONS_AT_ONCE = 64
+MOST_AT_ONCE = 10_000
 
 
 class Pipeline:
@@ -33,7 +36,9 @@ class Pipeline:
     `dedup`: how an event is known again; without it, every record counts once by its position. `tables`: the tables the
     agent uses. `sink`: where results go by default. `dead_letters`: the topic for what cannot be handled, `{name}.dlq` unless
     given; bytes go there as they came, whatever its types. `retry`: what happens when the agent raises. `start`: "earliest"
-    or "latest", where a group that has never committed begins. `kind`: whether the agent takes the "stream" or one "event" at a
+    or "latest", where a group that has never committed begins. `concurrency`: how many keys a worker handles at a time, over its
+    partitions and within one; 1: events of one partition one after the other, several partitions side by side.
+    `kind`: whether the agent takes the "stream" or one "event" at a
     time, where its function does not show that.
 
     DeclarationError where the parts do not fit.
@@ -130,9 +135,25 @@ class Pipeline:
                 f"pipeline {self.name!r}: partition_by is not there yet; key the source topic by it where it is "
                 "produced"
             )
-        if self.concurrency != 1:
+        self._check_concurrency()
+
+    def _check_concurrency(self) -> None:
+        given, name = self.concurrency, self.name
+        if not is_whole(given) or not 1 <= given <= MOST_AT_ONCE:
             raise DeclarationError(
-                f"pipeline {self.name!r}: concurrency={self.concurrency} is not there yet; run more workers instead"
+                f"pipeline {name!r}: concurrency={given!r}; give how many keys are handled at a time, 1 to {MOST_AT_ONCE}"
+            )
+        if given == 1:
+            return
+        if self.kind is AgentKind.FUNCTION:
+            raise DeclarationError(
+                f"pipeline {name!r}: concurrency={given}, and its agent is a plain function, which holds the event loop until it "
+                "returns; declare it with async def, and await what takes long: `await asyncio.to_thread(...)`"
+            )
+        if self.kind is AgentKind.STREAM and "batches" in asked_of_stream(self.agent):
+            raise DeclarationError(
+                f"pipeline {name!r}: concurrency={given}, and its agent takes batches(), each of which is one unit of work; "
+                "iterate over the stream, or leave concurrency out and await a batch's calls side by side (asyncio.gather)"
             )
 
     def _check_stream(self) -> None:
@@ -221,6 +242,12 @@ class Pipeline:
         changelogs = (plan.changelog(t.name) for t in self.tables)
         return (plan.positions_topic, plan.marks_topic, plan.parked_topic, plan.timers_topic, *changelogs)
 
+    @property
+    def _slots(self) -> int:
+        if self.concurrency > 1:
+            return self.concurrency
+        return 1 if self.kind is AgentKind.FUNCTION else PARTITIONS_AT_ONCE
+
     def plan(self) -> Plan:
         return Plan(
             self.name,
@@ -233,6 +260,8 @@ class Pipeline:
                     dedup=self.dedup and self.dedup.with_time(self.source.time),
                     sink=self.sink,
                     retry=self.retry,
+                    slots=self._slots,
+                    by_key=self.concurrency > 1,
                 )
             ],
             tables=[table_plan(t) for t in self.tables],

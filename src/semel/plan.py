@@ -49,7 +49,8 @@ class TablePlan:
 
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
-    """One consumer of the app's source topics. `decode` turns a record's value into what the agent gets."""
+    """One consumer of the app's source topics. `slots`: so many runs of its code may have an event in hand at a time;
+    `by_key`: events of several keys of a partition, else those of several partitions."""
 
     name: str
     sources: tuple[Topic, ...]
@@ -58,6 +59,8 @@ class AgentPlan:
     dedup: Dedup | None = None
     sink: Topic | None = None
     retry: Retry = Retry()  # noqa: RUF009  (frozen)
+    slots: int = 1
+    by_key: bool = False
 
     def event_time(self, topic: Topic) -> EventTime | None:
         """What gives the time of events of a source: what it declares, or the dedup rule for it; None: their timestamps."""
@@ -94,6 +97,11 @@ class Plan:
     def sinks(self) -> frozenset[str]:
         """The topics that agents' results go to, where these name no other."""
         return frozenset(agent.sink.name for agent in self.agents if agent.sink is not None)
+
+    @property
+    def slots(self) -> list[str]:
+        """The agent of each slot that there may be."""
+        return [agent.name for agent in self.agents for _ in range(agent.slots)]
 
     @property
     def may_grow(self) -> bool:

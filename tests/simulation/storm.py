@@ -635,10 +635,11 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         path,
         seed=seed,
         partitions=rng.choice([1, 2, 2, 3]),
-        style=rng.choice(["stream", "stubborn", "coroutine", "batches", "returning"]),
+        style=(style := rng.choice(["stream", "stubborn", "coroutine", "batches", "returning"])),
         window=timedelta(seconds=rng.choice([604_800, 604_800, 20])),
         real=rng.random() < real_share,
         stateful=seeded(seed, "stateful").random() < 0.8,
+        concurrency=1 if style == "batches" else seeded(seed, "concurrency").choice([1, 2, 8]),
     )
     turns = seeded(seed, "turns")
     world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))

@@ -31,7 +31,7 @@ from tests.simulation.history import History, Recorder, Recovery, StoreSeen, Top
 from tests.simulation.laws import Violation, judge
 from tests.simulation.store_model import Disk, ModelStore
 from tests.simulation.watch import Watch, has_work, watching
-from tests.unit.harness import APP, ATTEMPTS, Payment, Settlement, Work, Worker, World
+from tests.unit.harness import APP, ATTEMPTS, Payment, Settlement, Work, Worker, World, payments_pipeline
 from tests.unit.payments import reminder
 
 # How long everything may take to run again once nothing goes wrong any more: a rebalance that waits for a member that is
@@ -53,7 +53,7 @@ class SimulatedWorld(World):
     """`real`: stores are RocksDB. `fate(worker)` is called when a worker starts, `on_death(worker)` when it has ended."""
 
     def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
-                 stateful: bool = True, **settings: Any) -> None:  # fmt: skip
+                 stateful: bool = True, concurrency: int = 1, **settings: Any) -> None:  # fmt: skip
         self.watch: Watch = watching()
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
         dedup = Dedup("id", window=window)
@@ -67,8 +67,10 @@ class SimulatedWorld(World):
             interrupts=(KeyboardInterrupt,),
             **settings,
         )
+        if concurrency > 1:
+            self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup, concurrency=concurrency)
         if not stateful:
-            self.pipeline = passing_on(self.work)
+            self.pipeline = passing_on(self.work, concurrency)
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)
         self.real = real
@@ -434,7 +436,7 @@ class SimulatedWorld(World):
         await asyncio.sleep(0)
 
 
-def passing_on(work: Work) -> Pipeline:
+def passing_on(work: Work, concurrency: int = 1) -> Pipeline:
     """Nothing that it keeps belongs to a key: neither tables nor a dedup rule."""
 
     async def pass_on(payments: Any) -> Any:
@@ -452,6 +454,7 @@ def passing_on(work: Work) -> Pipeline:
         agent=pass_on,
         sink=Topic("settlements", key=str, value=Settlement),
         retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
+        concurrency=concurrency,
     )
 
 

@@ -249,7 +249,7 @@ class World:
     def notes_of(self, name: str, plan: Plan) -> CrashNotes:
         left = crash_notes.read(self.left.get(self.machine_of(name), b""))
         suspects = suspected(left, "") if left is not None else []
-        return CrashNotes([agent.name for agent in plan.agents], list(plan.sources), suspects)
+        return CrashNotes(plan.slots, list(plan.sources), suspects)
 
     def keep_notes(self, worker: Worker) -> None:
         self.left[self.machine_of(worker.name)] = bytes(worker.notes.buffer)

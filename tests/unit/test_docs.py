@@ -150,7 +150,7 @@ def test_metrics_and_the_reference_name_the_same() -> None:
     class NoEngine:
         app = "app"
         tasks: dict[int, Any] = {}  # noqa: RUF012
-        runners = ()
+        agents = ()
         commit_histogram = Histogram()
         timers = SimpleNamespace(lateness=Histogram())
         broker = SimpleNamespace(throttles=Throttles(lambda: 0.0))

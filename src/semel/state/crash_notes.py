@@ -4,7 +4,7 @@ A file in the state directory, mapped into memory: what is written there needs n
 It does not outlive the machine for certain, and is not meant to: a machine that goes down is no event's fault.
 
     head     magic, whether the process ended in order, its last sign of life
-    slots    one for each agent: the events that its code has in hand
+    slots    for each agent one or several: the events that its code has in hand
     verdicts one for each suspect: what has become of it since the process started
     rest     JSON: the boot of the machine, the names of agents and topics, the suspects
 
@@ -103,7 +103,8 @@ class Left:
 
 
 class CrashNotes:
-    """What the agents of this process have in hand: in `slots`, one for each. `place`: where its file is; None: in memory."""
+    """What the agents of this process have in hand: in `slots`, one for each of `agents`, which names an agent as often as it is
+    to have. `place`: where its file is; None: in memory."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from semel.errors import HandlingError, OutputRefused, OutsideEvent, StaleIncarn
 from semel.state import lineage
 from semel.state.store import StoreError
 from semel.state.table_rows import MISSING, Rows
-from semel.state.timers import TIMER_BYTES, DelayedOutput, TimerPlace
+from semel.state.timers import TIMER_BYTES, DelayedOutput, EventTimers, TimerPlace
 from semel.state.write_set import DirtyValue, WriteSet
 
 current_context: ContextVar[EventContext | None] = ContextVar("semel_event_context", default=None)
@@ -134,7 +134,7 @@ class EventContext:
     outputs of a batch so far. `batch`: its values and records. `entered`: it is being iterated over; `told`: the run that it
     belongs to has been told that it is over. `store_failed` hears of a store that cannot be read before the agent does.
     `current`: gives the event in hand, as its agent would have it. `thread`, `body`, `variables`: what the agent's code runs
-    in. `writes`: what the event in hand has written.
+    in. `writes`: what the event in hand has written. `lost`: the number of the event whose loss of the session has been counted.
     """
 
     __slots__ = (
@@ -147,6 +147,7 @@ class EventContext:
         "history",
         "holding",
         "id",
+        "lost",
         "origin",
         "record",
         "steps",
@@ -175,6 +176,7 @@ class EventContext:
         self.history = EventHistory()
         self.holding = False
         self.event = 0
+        self.lost = -1
         self.unit: Any = None
         self.task: Any = None
         self.wall_ms = 0
@@ -341,9 +343,19 @@ class EventContext:
         writes.bytes += size
         if writes.bytes > writes.most_bytes:
             writes.check_size(size)
-        if not timers.pending:
-            writes.rows.append(timers)
-        timers.set(place, raw)
+        found = self._timers()
+        if found is None:
+            found = EventTimers(timers)
+            writes.rows.append(found)
+        found.set(place, raw)
+
+    def next_timer(self, offset: int) -> int:
+        """The number of the next timer that the event at this offset sets."""
+        found = self._timers()
+        return 0 if found is None else found.steps.get(offset, 0)
+
+    def _timers(self) -> EventTimers | None:
+        return next((each for each in self.writes.rows if isinstance(each, EventTimers)), None)
 
     # -- how it ends
 

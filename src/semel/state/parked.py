@@ -29,6 +29,8 @@ TABLE = "parked"
 VERSION = 1
 # What an event takes of a transaction beside its record.
 EVENT_BYTES = 120
+# An event that was handled so often for nothing, since others changed what it saw, has its task to itself.
+CONFLICTS = 3
 _HEAD = Struct(">BBIqqqqI")
 _BLAMED, _FIRST_DEAD = 1, 2
 _LENGTH, _OFFSET = Struct(">I"), Struct(">q")
@@ -134,10 +136,13 @@ def _text(field: bytes | None) -> str:
 class Queued:
     """An event's place in the queue of its key; what the log holds of it stays there. `due`: in monotonic seconds. `given_up`: it
     goes to the dead letters. `first_dead`: as `ParkedEvent` has it, by now. `successes`: how many events of this worker had
-    succeeded when it failed here first; None: it has not.
+    succeeded when it failed here first; None: it has not. `conflicts`: how often it was handled and another event had changed
+    what it saw.
     """
 
-    __slots__ = ("attempts", "due", "first_dead", "given_up", "gone", "in_hand", "key", "offset", "successes")
+    __slots__ = (
+        "attempts", "conflicts", "due", "first_dead", "given_up", "gone", "in_hand", "key", "offset", "successes",
+    )  # fmt: skip
 
     def __init__(self, offset: int, key: bytes | None, attempts: int, due: float) -> None:
         self.offset = offset
@@ -146,14 +151,17 @@ class Queued:
         self.due = due
         self.in_hand = self.gone = self.given_up = self.first_dead = False
         self.successes: int | None = None
+        self.conflicts = 0
 
 
 class ParkedQueue:
     """The parked events of one agent in one source partition, a queue a key. Only the first of a key may be tried.
 
     `keys`: the keys that are parked. An event without a key waits for nobody, and nobody for it. `used_up`: the offsets of those
-    that have failed as often as they may and are tried on, which are none where these go to the dead letters. `heads`: how many
-    are the first of their key, or have none.
+    that have failed as often as they may and are tried on, which are none where these go to the dead letters. `failing`: of
+    those that have failed. `heads`: how many are the first of their key, or have none.
+    `ahead`: how many wait for no event that has failed: they are in hand, or their turn comes when others are done.
+    `crowded_out`: those that are to be handled one by one while no other of their task is in hand, in their turn.
     """
 
     def __init__(self, log: ParkedLog, prefix: bytes, retry: Retry) -> None:
@@ -161,13 +169,15 @@ class ParkedQueue:
         self._prefix = prefix
         self._retry = retry
         self.used_up: set[int] = set()
+        self.failing: set[int] = set()
+        self.crowded_out: deque[Queued] = deque()
         self.keys: dict[bytes, deque[Queued]] = {}
         # The offsets of those without a key.
         self._unkeyed: set[int] = set()
         # Duplicates that wait, by the offset of the event that they are duplicates of.
         self._followers: dict[int, list[Queued]] = {}
         self._heap: list[tuple[float, int, Queued]] = []
-        self.count = self.heads = 0
+        self.count = self.heads = self.ahead = 0
 
     def full_for(self, key: bytes | None) -> str:
         """Why no more events of this key can be parked; empty where they can."""
@@ -200,21 +210,30 @@ class ParkedQueue:
             queue = self.keys.get(queued.key)
             if queue is not None:
                 queue.append(queued)
+                self.ahead += not queue[0].attempts
                 return queued
             self.keys[queued.key] = deque((queued,))
         else:
             self._unkeyed.add(queued.offset)
+        self.ahead += not queued.attempts
         self.heads += 1
         self._push(queued)
         return queued
 
     def failed(self, queued: Queued, event: ParkedEvent, due: float) -> None:
         """One more attempt of it has failed: it stays the first of its key."""
+        if not queued.attempts:
+            queue = (queued,) if queued.key is None else self.keys[queued.key]
+            if queue[0] is queued:
+                self.ahead -= len(queue)
         queued.attempts, queued.due = event.attempts, due
         self._look_at_attempts(queued)
+        self._no_more_crowded_out(queued)
         self._log.open[self._row(queued.offset)] = event.encode()
 
     def _look_at_attempts(self, queued: Queued) -> None:
+        if queued.attempts:
+            self.failing.add(queued.offset)
         if self._retry.then != "dead" and queued.attempts >= self._retry.attempts:
             self.used_up.add(queued.offset)
 
@@ -236,7 +255,9 @@ class ParkedQueue:
                 follower.first_dead = True
                 self._log.open[self._row(follower.offset)] = replace(self.event(follower), first_dead=True).encode()
         queued.gone = True
-        self.used_up.discard(queued.offset)
+        for offsets in (self.used_up, self.failing):
+            offsets.discard(queued.offset)
+        self._no_more_crowded_out(queued)
         self.count -= 1
         self._log.count -= 1
         row, log = self._row(queued.offset), self._log
@@ -246,6 +267,7 @@ class ParkedQueue:
             del log.open[row]
         else:
             log.open[row] = None
+        self.ahead -= not queued.attempts
         if queued.key is None:
             self._unkeyed.discard(queued.offset)
             self.heads -= 1
@@ -253,6 +275,9 @@ class ParkedQueue:
         queue = self.keys[queued.key]
         if queue.popleft() is not queued:
             raise AssertionError(f"offset {queued.offset} was done before an earlier event of its key")
+        if queue and bool(queue[0].attempts) != bool(queued.attempts):
+            # What is behind it waits for one that has failed from now on, or does no more.
+            self.ahead += len(queue) if queued.attempts else -len(queue)
         if not queue:
             self.heads -= 1
             del self.keys[queued.key]
@@ -303,6 +328,21 @@ class ParkedQueue:
                     break
         return taken
 
+    def take_by_itself(self) -> list[tuple[Queued, ParkedEvent]]:
+        queued = self.crowded_out[0]
+        queued.in_hand = True
+        return [(queued, self.event(queued))]
+
+    def conflicted(self, queued: Queued) -> None:
+        """Another event has changed what it saw: it is handled anew, after some times with nothing beside it."""
+        queued.conflicts += 1
+        if queued.conflicts == CONFLICTS:
+            self.crowded_out.append(queued)
+
+    def _no_more_crowded_out(self, queued: Queued) -> None:
+        if queued.conflicts >= CONFLICTS and queued in self.crowded_out:
+            self.crowded_out.remove(queued)
+
     def give_back(self, taken: Iterable[Queued]) -> None:
         """What was taken and is not done."""
         for queued in taken:
@@ -323,10 +363,12 @@ class ParkedQueue:
     def forget(self) -> None:
         self._unkeyed.clear()
         self.keys.clear()
-        self.used_up.clear()
+        for offsets in (self.used_up, self.failing):
+            offsets.clear()
+        self.crowded_out.clear()
         self._followers.clear()
         self._heap.clear()
-        self.count = self.heads = 0
+        self.count = self.heads = self.ahead = 0
 
     def _push(self, queued: Queued) -> None:
         heapq.heappush(self._heap, (queued.due, queued.offset, queued))

@@ -407,6 +407,16 @@ class Rows(RowLog):
         self.open.update(self.pending)
         self._forget_pending()
 
+    def take_over(self, other: Rows) -> None:
+        """What an event has written over these rows joins the open epoch."""
+        if not self.kind:
+            self._kind, self._of_no_kind = other._kind, other._of_no_kind
+        if self.hot:
+            for raw in other.pending:
+                self._drop(self.key_codec.decode(raw))
+        self.open.update(other.pending)
+        other._forget_pending()
+
     def _forget_pending(self) -> None:
         self.only = self.only_value = None
         if self.several:

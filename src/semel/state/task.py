@@ -224,6 +224,8 @@ class Task:
         self.unclaimed: set[str] = set()
         self.claims: dict[str, int] = {}
         self.holder: object | None = None
+        # How many of its events are in hand, where these may be several.
+        self.in_hand = 0
         self.touched = False
         # The group has no offset of one of its partitions.
         self.unseen = False
@@ -258,6 +260,7 @@ class Task:
         self.shape, self.types, self.migrating = self.committed.shape, self.committed.types, self.committed.migrating
         self.touched = False
         self.holder = None
+        self.in_hand = 0
         for cursor in self.cursors.values():
             at = self.committed.topics.get(cursor.tp.topic)
             if at is not None:

@@ -7,7 +7,7 @@ leaves it in the transaction that sends it. Memory holds the next ones only, how
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct
 from struct import error as StructError
 from typing import NamedTuple
@@ -121,53 +121,63 @@ def _fields(raw: bytes, at: int) -> list[bytes | None]:
     return fields
 
 
-class TimerLog(RowLog):
-    """All timers of one task, as a state log, and what the event in hand sets, as a part of its write set.
+class EventTimers:
+    """What the event in hand sets, as a part of its write set: `pending` by row. `steps`: how many, by the event's offset."""
 
-    `pending`: of the event in hand. `count`: how many are set and not sent, `sent`: how many were, by topic (empty
-    for those without lineage); both of the open epoch. `max_bytes`: what a row may take.
+    __slots__ = ("log", "only", "only_value", "pending", "steps")
+
+    def __init__(self, log: TimerLog) -> None:
+        self.log = log
+        # A write set asks its tables so for the one row that most events write; timers are never that.
+        self.only: bytes | None = None
+        self.only_value: bytes | None = None
+        self.pending: dict[bytes, bytes | None] = {}
+        self.steps: dict[int, int] = {}
+
+    @property
+    def open(self) -> dict[bytes, bytes | None]:
+        """Where they go to."""
+        return self.log.open
+
+    def set(self, place: TimerPlace, output: bytes) -> None:
+        self.pending[place.encode()] = output
+        self.steps[place.offset] = place.step + 1
+
+    def fold(self) -> None:
+        """They join the open epoch."""
+        self.log.join(self.pending)
+
+    def undo(self) -> None:
+        """The event has failed: nobody else knows of them."""
+
+
+class TimerLog(RowLog):
+    """All timers of one task, as a state log.
+
+    `count`: how many are set and not sent, `sent`: how many were, by topic (empty for those without lineage); both of the open
+    epoch. `max_bytes`: what a row may take.
     """
 
-    __slots__ = ("_aside", "_heap", "_horizon", "_steps", "count", "max_bytes", "only", "only_value", "pending", "sent")
+    __slots__ = ("_aside", "_heap", "_horizon", "count", "max_bytes", "sent")
 
     def __init__(self, store: Store, partition: int, number: int, topic: str, *, max_bytes: int) -> None:
         super().__init__(store, row_prefix(partition, number), topic)
         self.max_bytes = max_bytes
         self.count = 0
         self.sent: dict[str, int] = {}
-        # A write set asks its tables so for the one row that most events write; timers are never that.
-        self.only: bytes | None = None
-        self.only_value: bytes | None = None
-        self.pending: dict[bytes, bytes | None] = {}
-        self._steps: dict[int, int] = {}
         # The next ones with what is to be sent, unless that is large: all up to the horizon, None: all there are.
         self._heap: list[tuple[bytes, bytes | None]] = []
         self._horizon: bytes | None = b""
         self._aside: dict[bytes, float] = {}
 
-    # -- what the event in hand sets
-
-    def next_step(self, offset: int) -> int:
-        """The number of the next timer of this event."""
-        return self._steps.get(offset, 0)
-
-    def set(self, place: TimerPlace, output: bytes) -> None:
-        self.pending[place.encode()] = output
-        self._steps[place.offset] = place.step + 1
-
-    def undo(self) -> None:
-        """The event in hand has failed."""
-        self.pending, self._steps = {}, {}
-
-    def fold(self) -> None:
-        """It joins the open epoch."""
-        self.open.update(self.pending)
-        self.count += len(self.pending)
+    def join(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """They are set, in the open epoch."""
+        self.open.update(rows)
+        self.count += len(rows)
         horizon = self._horizon
-        for row, output in self.pending.items():
+        for row, output in rows.items():
             if horizon is None or row <= horizon:
                 heapq.heappush(self._heap, (row, _at_hand(output)))
-        self.undo()
         if len(self._heap) > 2 * AT_HAND:
             self._heap.sort()
             del self._heap[AT_HAND:]
@@ -236,7 +246,6 @@ class TimerLog(RowLog):
 
     def drop(self) -> None:
         super().drop()
-        self.undo()
         self._heap, self._horizon = [], b""
         self._aside = {}
 

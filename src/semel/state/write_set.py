@@ -9,7 +9,7 @@ from semel.state.table_rows import MISSING, ROW_BYTES, Rows
 
 if TYPE_CHECKING:
     from semel.state.dedup_marks import Marks
-    from semel.state.timers import TimerLog
+    from semel.state.timers import EventTimers
 
 
 class DirtyValue:
@@ -29,7 +29,7 @@ class DirtyValue:
 class WriteSet:
     """Of an event, or of a batch, which is one unit of work.
 
-    `rows`: the tables that it wrote to, and its task's timers where it set one; what it wrote is `Rows.pending` of each. `dirty`:
+    `rows`: the tables that it wrote to, and the timers that it set; what it wrote is `pending` of each. `dirty`:
     values that may have been changed in place, by table and key. `marks`: ids and dedup marks, of an event one.
     `outputs`: records to be sent, in their order. `bytes`: about what all takes of a transaction; `most_bytes`: how much it may.
     """
@@ -37,7 +37,7 @@ class WriteSet:
     __slots__ = ("bytes", "dirty", "marks", "most_bytes", "outputs", "rows")
 
     def __init__(self) -> None:
-        self.rows: list[Rows | TimerLog] = []
+        self.rows: list[Rows | EventTimers] = []
         self.dirty: dict[tuple[str, bytes], DirtyValue] = {}
         self.marks: list[tuple[bytes, bytes]] = []
         self.outputs: list[Any] = []

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import cache, partial
+from itertools import islice
 
 from semel.broker.answers import Answer, needs_a_person
 from semel.broker.asking import ask
@@ -28,6 +30,7 @@ from semel.stages.agent.circuit_breaker import Halted
 from semel.stages.agent.crash_suspects import CrashSuspects
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
+from semel.stages.agent.slots import AgentSlots
 from semel.stages.agent.unfinished import UnfinishedEvents
 from semel.stages.agent.without_results import AgentsWithoutResults
 from semel.stages.commit.committer import Committer
@@ -100,8 +103,10 @@ class Engine:
             broker, clock, plan, replication_factor=settings.replication_factor, say=self._say_waiting,
             keys_bytes=self.shares.keys,
         )  # fmt: skip
-        self.notes = notes or CrashNotes([agent.name for agent in plan.agents], list(plan.sources))
+        self.notes = notes or CrashNotes(plan.slots, list(plan.sources))
         self._crash_suspects = CrashSuspects(self.notes, plan)
+        # Of all agents, the slots that there are.
+        self._prepare_slot: list[Callable[[AgentRunner], None]] = []
         self.runners: list[AgentRunner] = []
         self.troubles = FetchErrors(clock)
         self.fetcher = Fetcher(
@@ -167,22 +172,30 @@ class Engine:
             DeadLetters(plan.dead_letter_topic, 1, 1 << 20, settings.code_version, settings.dead_letter_headers), changed,
             self._recovery.store_failed, settings.interrupts, settings.halt_after,
         )  # fmt: skip
+        self.agents: list[AgentSlots] = []
         self.scheduler = Scheduler(
-            self.runners, clock, handler_timeout_ms=settings.handler_timeout_ms, open=self._open,
+            self.runners, self.agents, clock, handler_timeout_ms=settings.handler_timeout_ms, open=self._open,
             uncommitted=lambda: self.uncommitted, isolating=lambda: self._committer.poison_pills.isolating > 0,
             one_by_one=self._one_by_one, behind=self._is_behind, silent=self._silent,
         )  # fmt: skip
-        self.runners.extend(map(self._runner, plan.agents, self.notes.slots))
+        # Of each agent, where further slots note what they have in hand.
+        self._slots_noted: dict[AgentSlots, list[memoryview]] = {}
+        noted = iter(self.notes.slots)
+        for agent in plan.agents:
+            slots = self._agent(agent)
+            self.agents.append(slots)
+            self._slots_noted[slots] = list(islice(noted, agent.slots))
+            self._add_slot(slots)
         self.store_failed = self._recovery.store_failed
         self.commit_seconds = self._committer.commit_seconds
         self.commit_histogram = self._committer.commit_histogram
         self.on_committed = self._committer.on_committed
-        self.without_results = AgentsWithoutResults(self.runners)
+        self.without_results = AgentsWithoutResults(self.agents)
         self.on_committed.append(self.without_results.look)
         if self.notes.suspects:
             self.on_committed.append(self._landed)
 
-    def _runner(self, agent: AgentPlan, noted: memoryview) -> AgentRunner:
+    def _agent(self, agent: AgentPlan) -> AgentSlots:
         name = agent.name if len(self.plan.agents) > 1 else ""
 
         @cache
@@ -190,10 +203,31 @@ class Engine:
             return lineage.prefix(self.app, name, tp.topic, tp.partition)
 
         results = Results(self.app, agent.name, self.topics.destinations.get, self.open_destination)
-        return AgentRunner(
-            self._services, self.scheduler, agent, self.notes, noted, results=results,
-            origin=origin if self.settings.lineage else None, released=self.fetcher.consumed,
+        return AgentSlots(
+            self._services, agent, results, origin=origin if self.settings.lineage else None, released=self.fetcher.consumed,
+            grow=self._grow,
         )  # fmt: skip
+
+    def _add_slot(self, slots: AgentSlots) -> AgentRunner:
+        runner = AgentRunner(slots, self.scheduler, self.notes, self._slots_noted[slots].pop(0))
+        slots.runners.append(runner)
+        self.runners.append(runner)
+        for prepare in self._prepare_slot:
+            prepare(runner)
+        return runner
+
+    def each_slot(self, prepare: Callable[[AgentRunner], None]) -> None:
+        """Of every agent, those that are made later included."""
+        self._prepare_slot.append(prepare)
+        for runner in self.runners:
+            prepare(runner)
+
+    def _grow(self, slots: AgentSlots) -> None:
+        if not slots.runners[0].closed:
+            self._run(self._add_slot(slots))
+
+    def _run(self, runner: AgentRunner) -> None:
+        self._background.spawn(agent_loop.run(runner), f"agent {runner.plan.name}")
 
     # ================================================================== running
 
@@ -208,8 +242,8 @@ class Engine:
             self._background.spawn(
                 HangingTransactions(self.broker, self.clock, self.fetcher.fetches).run(), "held back"
             )
-            for runner in self.runners:
-                self._background.spawn(agent_loop.run(runner), f"agent {runner.plan.name}")
+            for runner in list(self.runners):
+                self._run(runner)
             if self.plan.sources:
                 self.group = self._member()
                 self._background.spawn(self.group.run(), "group")
@@ -380,7 +414,7 @@ class Engine:
 
     def halted(self) -> list[Halted]:
         """Agents whose events fail one like the other."""
-        return [halted for runner in self.runners if (halted := runner.halted) is not None]
+        return [halted for agent in self.agents if (halted := agent.halted) is not None]
 
     def parked(self) -> dict[int, ParkedTask]:
         """By task with parked events, how many these are, and what keeps its partition from taking more."""
@@ -426,12 +460,12 @@ class Engine:
         self._topics_anew = True
 
     def _offer(self, cursor: Cursor) -> None:
-        for runner in self.runners:
-            if runner.plan is cursor.agent:
-                runner.queue.offer(cursor)
+        for agent in self.agents:
+            if agent.plan is cursor.agent:
+                agent.offer(cursor)
 
     def _idle(self, cursor: Cursor) -> bool:
-        return all(runner.waiting for runner in self.runners if runner.plan is cursor.agent)
+        return all(agent.idle for agent in self.agents if agent.plan is cursor.agent)
 
     def _trimmed(self, tp: TP, asked: int, answer: Fetched) -> None:
         self._background.spawn(self._see_what_is_gone(tp, asked), "what is gone")
@@ -649,9 +683,9 @@ class Engine:
                 # A new store notes first which table is which; a disk may be full by then.
                 self.store_failed(exc)
                 return
-            for runner in self.runners:
-                runner.results.sink = (
-                    self.topics.destinations.get(runner.plan.sink.name) if runner.plan.sink is not None else None
+            for agent in self.agents:
+                agent.results.sink = (
+                    self.topics.destinations.get(agent.plan.sink.name) if agent.plan.sink is not None else None
                 )
             self.owned.open_for_work = True
             self._brought_up.set()

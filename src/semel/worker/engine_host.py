@@ -189,5 +189,5 @@ async def open_engine(
         notes=notes,
     )
     if odd is not None:
-        odd.inject(engine.runners)
+        engine.each_slot(odd.inject)
     return EngineHost(engine, directory, settings, pages=pages)

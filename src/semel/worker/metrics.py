@@ -63,8 +63,8 @@ class EngineCollector(Collector):
             yield family
         returned = CounterMetricFamily("semel_agent_returned", "Events, or batches, done because the agent's code returned",
                                        labels=["pipeline", "agent"])  # fmt: skip
-        for runner in engine.runners:
-            returned.add_metric([app, runner.plan.name], runner.returned)
+        for agent in engine.agents:
+            returned.add_metric([app, agent.plan.name], agent.returned)
         yield returned
         parked = GaugeMetricFamily("semel_agent_parked_events", "Events set aside for another attempt, and those of their keys",
                                    labels=["pipeline", "partition"])  # fmt: skip
@@ -84,8 +84,8 @@ class EngineCollector(Collector):
                          engine.timers.lateness)  # fmt: skip
         halted = GaugeMetricFamily("semel_agent_halted", "1 where its events fail one like the other and only probes are taken",
                                    labels=["pipeline", "agent"])  # fmt: skip
-        for runner in engine.runners:
-            halted.add_metric([app, runner.plan.name], runner.halted is not None)
+        for agent in engine.agents:
+            halted.add_metric([app, agent.plan.name], agent.halted is not None)
         yield halted
         budget = GaugeMetricFamily("semel_memory_budget_bytes", "What grows with what comes in may take",
                                    labels=["pipeline", "kind"])  # fmt: skip

@@ -197,7 +197,7 @@ class EngineView:
                 "in_hand": [asdict(event) for event in engine.lingering.in_hand()],
                 "not_asking": [asdict(event) for event in engine.lingering.not_asking()],
                 "without_results": [asdict(agent) for agent in engine.without_results.now()],
-                "returned": {runner.plan.name: runner.returned for runner in engine.runners if runner.returned},
+                "returned": {agent.plan.name: agent.returned for agent in engine.agents if agent.returned},
                 "parked": {str(p): asdict(parked) for p, parked in engine.parked().items()},
                 "halted": [asdict(agent) for agent in engine.halted()],
                 "unreadable": {

@@ -264,8 +264,8 @@ class Kept:
 
     def set(self, *dues: int, offset: int = 0, size: int = 10) -> None:
         for n, due in enumerate(dues):
-            self.log.set(place(due, offset + n), DelayedOutput("t", due, b"k", bytes(size), []).encode())
-            self.log.fold()
+            output = DelayedOutput("t", due, b"k", bytes(size), []).encode()
+            self.log.join({place(due, offset + n).encode(): output})
 
     def commit(self) -> None:
         [*self.log.seal()]

@@ -217,7 +217,9 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
                     delivered += 1
                     if delivered % LOOKS_EVERY == 0 and monotonic() > turn_ends:
                         # One event may have results without end.
+                        runner.lets_go = True
                         await asyncio.sleep(0)
+                        runner.lets_go = False
                         turn_ends = monotonic() + TURN_S
                     break
                 except HandlingError as exc:

@@ -38,11 +38,10 @@ def open_batch(unit: WorkUnit, context: EventContext, values: Iterator[Any]) -> 
 class Completion:
     """One agent's. Synchronous: all of it is in the epoch, or nothing."""
 
-    def __init__(self, services: Services, queue: WorkQueue, turns: Turns) -> None:
+    def __init__(self, services: Services, queue: WorkQueue) -> None:
         self._epoch = services.epoch
         self._changed = services.changed
         self._queue = queue
-        self._turns = turns
         # Events that its code has handled to their end, whatever became of their epochs.
         self.succeeded = 0
         # Of them, those that had no result.
@@ -88,14 +87,14 @@ class Completion:
             task.touched = True
             self._changed.set()
 
-    def finish_batch(self, context: EventContext) -> None:
+    def finish_batch(self, context: EventContext, turns: Turns) -> None:
         """The batch in hand is done, with what became of its other records."""
         unit: WorkUnit = context.unit
         if not context.alive or unit.batch is None:
             raise StaleIncarnation("the batch's epoch is over")
         writes, task, batch = context.writes, unit.cursor.task, unit.batch
         writes.write_back()
-        self._turns.look()
+        turns.look()
         results, steps = writes.outputs, context.steps
         task.counts["out"] += len(results)
         without_result = batch.events - (len(steps.counts) if steps is not None else 0)

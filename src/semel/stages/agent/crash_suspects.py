@@ -81,11 +81,11 @@ def opened(place: Path, plan: Plan) -> CrashNotes:
         if not left.explained and left.boot == boot:
             _say(left.held, suspects, agents)
     try:
-        return CrashNotes(list(agents), list(plan.sources), suspects, boot=boot, place=place)
+        return CrashNotes(plan.slots, list(plan.sources), suspects, boot=boot, place=place)
     except OSError as exc:
         log.warning("what agents have in hand cannot be noted in %s (%s): an event that ends the process each time is handled "
                     "again for ever", place, exc)  # fmt: skip
-        return CrashNotes(list(agents), list(plan.sources), suspects, boot=boot)
+        return CrashNotes(plan.slots, list(plan.sources), suspects, boot=boot)
 
 
 def _say(held: Sequence[Held], suspects: Sequence[Suspect], agents: Mapping[str, Retry]) -> None:

@@ -66,8 +66,6 @@ class FailureHandler:
         self._log = log
         self._completion = completion
         self.breaker = CircuitBreaker(lambda: completion.succeeded, services.halt_after)
-        # The event whose loss of the session has been counted.
-        self._counted: tuple[EventContext, int] | None = None
 
     def failed(
         self, unit: WorkUnit, context: EventContext, error: BaseException, *, program_at_fault: bool
@@ -76,7 +74,7 @@ class FailureHandler:
         task, state = unit.cursor.task, unit.cursor.retry_state
         # What cost the session, or processes, was counted then.
         unanswered = isinstance(error, (SessionLost, ProcessEnded))
-        counted = self._counted == (context, context.event) or unanswered
+        counted = context.lost == context.event or unanswered
         before = None if unit.retried is None else unit.retried[unit.index]
         number = state.count if unanswered or (counted and before is None) else unit.failures + 1
         events = 1 if unit.batch is None else unit.end - unit.start
@@ -142,7 +140,7 @@ class FailureHandler:
         if breaker.failed(event, alike_of(error), text, now):
             self._log.halted(self._plan.name, error, after)
         parked = unit.cursor.parked
-        many = unit.retried is not None and parked is not None and parked.heads >= after > 0
+        many = unit.retried is not None and parked is not None and len(parked.failing) >= after > 0
         return breaker.open or many
 
     def _is_to_blame(self, unit: WorkUnit) -> bool:
@@ -216,9 +214,9 @@ class FailureHandler:
 
     def lost_session(self, unit: WorkUnit, context: EventContext) -> None:
         """What is in hand, or was until just now, cost the worker its place: nothing of it will be committed."""
-        if self._counted == (context, context.event):
+        if context.lost == context.event:
             return
-        self._counted = context, context.event
+        context.lost = context.event
         state = unit.cursor.retry_state
         if unit.batch is not None and unit.end - unit.start > 1:
             state.isolate(max(record.offset for record in unit.records))

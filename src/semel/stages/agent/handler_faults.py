@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import mmap
 import struct
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -86,14 +86,10 @@ class HandlerFaults:
         """The same, with agents that may swallow what ends their loop, and begin another."""
         return replace(plan, agents=[self._around(agent) for agent in plan.agents])
 
-    def inject(self, runners: Iterable[AgentRunner]) -> None:
-        """The agents of these runners end events by it."""
-        for runner in runners:
-            self._inject(runner)
-
     # -- one event
 
-    def _inject(self, runner: AgentRunner) -> None:
+    def inject(self, runner: AgentRunner) -> None:
+        """The agent's events end by it in this slot."""
         finish, complete = runner.finish, runner.complete
 
         def finish_oddly(context: EventContext) -> None:

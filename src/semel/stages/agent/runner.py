@@ -1,7 +1,7 @@
 """Runner: events go in, write sets come out (protocol rules 1, 3 and 5).
 
-An `AgentRunner` runs one agent of this worker: one run of its code at a time, over work units of all its partitions, an event
-at a time within a partition. Everything between receiving an event and asking for the next belongs to that event. An event that
+An `AgentRunner` is one slot of an agent of this worker: one run of its code at a time, over work units of all its partitions, an
+event at a time. Everything between receiving an event and asking for the next belongs to that event. An event that
 fails is undone and parked, with the later events of its key; it is tried again after a while, then dead-lettered. `agent_loop`
 runs the agent's code, `stream` is what that code iterates over.
 """
@@ -15,56 +15,47 @@ from typing import Any
 
 from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnation
 from semel.event import Event
-from semel.plan import AgentPlan
 from semel.port import TP, Record
-from semel.stages.agent.circuit_breaker import Halted
-from semel.stages.agent.completion import Completion, open_batch
-from semel.stages.agent.failure_handler import FailureHandler, undo
-from semel.stages.agent.failure_log import FailureLog
+from semel.stages.agent.completion import open_batch
+from semel.stages.agent.failure_handler import undo
 from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
 from semel.stages.agent.scheduler import Scheduler
+from semel.stages.agent.slots import AgentSlots
 from semel.stages.agent.turns import TURN_S, Turns
-from semel.stages.agent.work_queue import LOOK_S, WorkQueue, parked_in, settle
-from semel.stages.dedup.processor import DedupProcessor
-from semel.stages.dedup.side_outputs import SideOutputs
-from semel.stages.dedup.wall_clock import WallClock
+from semel.stages.agent.work_queue import LOOK_S, parked_in, settle
 from semel.stages.fetch.work_unit import WorkUnit
-from semel.stages.services import Services
-from semel.stages.sink.results import Results
 from semel.state.crash_notes import CODE, HOLDS, CrashNotes
 from semel.state.event_context import EventContext
+from semel.state.row_overlay import RowOverlay
 from semel.state.task import Cursor
 
 
 class AgentRunner:
-    """One agent of this worker.
+    """One slot of an agent.
 
-    `waiting`: there is nothing for it to do. `alone`: the record of the last work unit that held only one; while a poison pill
+    `waiting`: there is nothing for it to do. `lets_go`: it lets others run, and awaits nothing.
+    `alone`: the record of the last work unit that held only one; while a poison pill
     is isolated, the one to blame (protocol rule 2). `make_stream`: what a streaming agent gets instead of an `EventStream`;
     `on_result`: what its results go to instead of `emit`. `notes`, `noted`: where it says what it has in hand.
     """
 
     def __init__(
         self,
-        services: Services,
+        slots: AgentSlots,
         scheduler: Scheduler,
-        plan: AgentPlan,
         notes: CrashNotes,
         noted: memoryview,
-        *,
-        results: Results,
-        origin: Callable[[TP], bytes] | None,
-        released: Callable[[Cursor], None],
     ) -> None:
+        services, plan = slots.services, slots.plan
+        self.slots = slots
         self.services = services
         self.scheduler = scheduler
-        self._origin = origin
-        self._released = released
+        self._origin = slots.origin
+        self._released = slots.released
         self.plan = plan
-        self.results = results
         self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.notes, self.noted = notes, noted
-        self.waiting = False
+        self.waiting = self.lets_go = False
         self.closed = False
         # The run that asks for its next work unit; work units given so far; bodies in a row that ended before
         # they asked, and how.
@@ -86,18 +77,18 @@ class AgentRunner:
         self.misuse: HandlingError | None = None
         # Events, or batches, that counted as done because the agent's code returned.
         self.returned = 0
-        side_outputs, wall_clock = SideOutputs(services), WallClock()
-        self._log = FailureLog()
+        self._log = slots.log
         self.turns = Turns(
             services.clock, scheduler, services.epoch, answers_for_all=lambda: scheduler.answers_for_all(self),
             session_lost=self._session_lost,
         )  # fmt: skip
-        self.queue = WorkQueue(services, plan, self._log, lambda: scheduler.has_all_to_itself(self))
-        self._processor = DedupProcessor(services, plan, side_outputs, wall_clock)
-        self.completion = completion = Completion(services, self.queue, self.turns)
-        self._failures = FailureHandler(services, plan, side_outputs, wall_clock, self._log, completion)
-        self.emit = results.emit
-        self.finish, self._finish_batch = completion.finish, completion.finish_batch
+        self.queue = slots.queue
+        self._processor = slots.processor
+        self._failures = slots.failures
+        self.emit = slots.results.emit
+        self.finish, self._finish_batch = slots.completion.finish, slots.completion.finish_batch
+        if plan.by_key:
+            self.finish, self._finish_batch = self._finish_unless_stale, self._finish_batch_unless_stale
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
 
     @property
@@ -117,20 +108,19 @@ class AgentRunner:
                     await self.turns.wait()
                     continue
                 taken, soonest = self._take()
+                if taken is not None and taken.ahead:
+                    self._look_ahead(taken, context)
+                    continue
                 if taken is not None:
                     why = self._failures.used_up(taken)
                     if why is None:
                         return taken
                     self._give_up(taken, context, why)
                     continue
-                self.queue.wake.clear()
                 self.waiting = True
                 self.services.changed.set()
                 try:
-                    async with asyncio.timeout(soonest):
-                        await self.queue.wake.wait()
-                except TimeoutError:
-                    pass
+                    await self.queue.idle(soonest)
                 finally:
                     self.waiting = False
         finally:
@@ -138,9 +128,9 @@ class AgentRunner:
                 self.asking = None
 
     @property
-    def halted(self) -> Halted | None:
-        """Where its events fail one like the other, and none is taken but to probe."""
-        return self._failures.breaker.halted(self.plan.name, self.services.clock.monotonic())
+    def awaits(self) -> bool:
+        """Its code awaits something within the event in hand."""
+        return self.context.holding and self.turns.usage.stepped_at is None and not self.lets_go
 
     @property
     def neglected(self) -> Cursor | None:
@@ -160,29 +150,42 @@ class AgentRunner:
         self._log.sum_up(now)
         if not self.scheduler.may_take(self):
             return None, LOOK_S
+        if not self.slots.may_take(self):
+            # It is told when another awaits something.
+            return None, None
         breaker = self._failures.breaker
         if breaker.open:
             if breaker.closes():
                 self._log.goes_on(self.plan.name)
-            elif wait_s := breaker.wait_s(now):
+            elif wait_s := breaker.wait_s(now) or (LOOK_S if self.queue.busy else 0.0):
+                # One at a time is tried.
                 return None, wait_s
-        unit, soonest = self.queue.take(now, one_by_one=self.scheduler.one_by_one or breaker.open)
+        unit, soonest = self.queue.take(now, one_by_one=self.scheduler.one_by_one or breaker.open, alone=self._alone)
         if unit is not None:
             self._hold(unit, now)
+            self.queue.pass_on()
         return unit, soonest
+
+    def _alone(self) -> bool:
+        return self.scheduler.has_all_to_itself(self)
 
     def _hold(self, unit: WorkUnit, now: float) -> None:
         context, task, tp = self.context, unit.cursor.task, unit.cursor.tp
         self.taken += 1
+        self.queue.busy += 1
         context.unit = unit
         self.alone = (tp, unit.record.offset) if unit.end - unit.start == 1 else None
         context.task = task
         context.wall_ms = unit.wall_ms
         context.writes.most_bytes = self.services.epoch.event_bytes
         context.tables = task.tables
+        if self.plan.by_key:
+            task.in_hand += 1
+            context.tables = {name: RowOverlay(rows) for name, rows in task.tables.items()}
         context.id = context.steps = None
         context.origin = None if self._origin is None else self._origin(tp)
-        task.holder = self
+        if not self.plan.by_key or (task.in_hand == 1 and unit.by_itself):
+            task.holder = self
         if task.dedup is None:
             task.dedup = self.plan.dedup
         if unit.end > unit.start:
@@ -218,12 +221,54 @@ class AgentRunner:
         if unit is None:
             return
         cursor, self.context.unit = unit.cursor, None
+        cursor.task.in_hand -= self.plan.by_key
+        self.queue.busy -= 1
         self.noted[HOLDS] = 0
         self.queue.give_back(unit)
         self._released(cursor)
         self.scheduler.released(self)
         if cursor.queue or parked_in(cursor):
             self.queue.offer(cursor)
+        elif len(self.slots.runners) > 1 and self.queue.ready:
+            # Others may have waited for it to be done; its code need not ask again soon.
+            self.queue.wake.set()
+
+    # ------------------------------------------------------------------ events of several keys at a time
+
+    def _look_ahead(self, unit: WorkUnit, context: EventContext) -> None:
+        """Records of a partition are judged in their order, and parked until their turn comes, which is at once for the first of
+        each key. The position passes them; whatever becomes of the events, each is in the log of parked ones until it is done."""
+        try:
+            for _ in self._processor.values(unit, context):
+                raise AssertionError("an event was given out that was to be parked")
+        except Exception as exc:
+            self.failed(exc, context)
+        else:
+            self.release()
+
+    def _finish_unless_stale(self, context: EventContext) -> None:
+        if not self._stale(context):
+            self.slots.completion.finish(context)
+
+    def _finish_batch_unless_stale(self, context: EventContext, turns: Turns) -> None:
+        if not self._stale(context):
+            self.slots.completion.finish_batch(context, turns)
+
+    def _stale(self, context: EventContext) -> bool:
+        """Whether another event has changed a row that the one in hand has seen: then it leaves no trace and is handled anew."""
+        unit: WorkUnit | None = context.unit
+        if unit is None or unit.retried is None or not context.alive:
+            return False
+        context.writes.write_back()
+        if not any(rows.stale for rows in context.tables.values() if isinstance(rows, RowOverlay)):
+            return False
+        queued, _ = unit.retried[unit.index if unit.batch is None else unit.start]
+        undo(unit, context)
+        unit.cut(unit.index)
+        assert unit.cursor.parked is not None
+        unit.cursor.parked.conflicted(queued)
+        self.slots.conflicts += 1
+        return True
 
     # ------------------------------------------------------------------ going through a work unit
 
@@ -269,8 +314,12 @@ class AgentRunner:
             self.noted[CODE] = 1
 
     def step_ends(self) -> None:
-        if self.turns.end_step(within_event=self.context.holding):
-            self.noted[CODE] = self.context.holding
+        holding = self.context.holding
+        if self.turns.end_step(within_event=holding):
+            self.noted[CODE] = holding
+            if holding and not self.lets_go and getattr(self.code, "cr_frame", None) is not None:
+                # It is not over.
+                self.slots.one_awaits()
 
     def _session_lost(self) -> None:
         if self.unit is not None:
@@ -319,7 +368,7 @@ class AgentRunner:
         if unit is None or unit.batch is None:
             self.finish(context)
         else:
-            self._finish_batch(context)
+            self._finish_batch(context, self.turns)
 
     # ------------------------------------------------------------------ failing
 
@@ -365,10 +414,13 @@ class AgentRunner:
         if not self.context.event and self.unit is None:
             return
         self.turns.forget()
+        if self.unit is not None:
+            self.queue.busy -= 1
         self.context.alive, self.context.unit = False, None
         self.context.writes.forget()
         self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.noted[CODE] = self.noted[HOLDS] = 0
+        self.lets_go = False
         self.over.set()
 
     def close(self) -> None:

@@ -11,14 +11,17 @@ from semel.runtime import looptime
 
 if TYPE_CHECKING:
     from semel.stages.agent.runner import AgentRunner
+    from semel.stages.agent.slots import AgentSlots
 
 # After an event that held the loop the others get, in loop time, at least the first share of it (at most so long), and up to
 # the second where a commit or heartbeat waits. A commit takes some ten milliseconds.
 LEAST_SHARE, LEAST_S, MOST_SHARE = 1 / 20, 0.05, 1 / 4
+# A session was lost while several events were in hand, and any of them may have done it: for so long one at a time is.
+APART_S = 120.0
 
 
 class Scheduler:
-    """One for all runners of a worker. What it asks of the worker is given as functions:
+    """One for all runners of a worker, and the agents that they are slots of. What it asks of the worker is given as functions:
 
     `open`: events are taken at all. `uncommitted`: something is done, or on its way, that is not committed. `isolating`: an
     epoch is to hold one event, so that a refused record names it (rule 2). `one_by_one`: a work unit is to hold one event.
@@ -29,6 +32,7 @@ class Scheduler:
     def __init__(
         self,
         runners: Sequence[AgentRunner],
+        agents: Sequence[AgentSlots],
         clock: Clock,
         *,
         handler_timeout_ms: int,
@@ -40,6 +44,7 @@ class Scheduler:
         silent: Callable[[float], bool],
     ) -> None:
         self._runners = runners
+        self._agents = agents
         self._clock = clock
         self._patient_s = handler_timeout_ms / 1000
         self._open = open
@@ -52,6 +57,7 @@ class Scheduler:
         self._alone: tuple[AgentRunner, float] | None = None
         self._catching_up = asyncio.Lock()
         self._owed_s = 0.0
+        self._apart_until = 0.0
         # Nothing but agents runs user code on this loop: no timer, no page, no task of an app.
         self.only_agents = True
         # Whether the process ran while the loop was held for so long; a process that was stopped as a whole did not.
@@ -62,9 +68,17 @@ class Scheduler:
     def may_take(self, runner: AgentRunner) -> bool:
         if not self._open() or (self._alone is not None and self._alone[0] is not runner):
             return False
+        if self._apart_until and self._apart and any(other.unit is not None for other in self._runners):
+            return False
         return not self._isolating() or not (
             self._uncommitted() or any(runner.unit is not None for runner in self._runners)
         )
+
+    @property
+    def _apart(self) -> bool:
+        if self._clock.monotonic() >= self._apart_until:
+            self._apart_until = 0.0
+        return self._apart_until > 0
 
     @property
     def one_by_one(self) -> bool:
@@ -85,10 +99,10 @@ class Scheduler:
         """The runner has given its work unit back: others may have waited for that."""
         if self._alone is not None and self._alone[0] is runner:
             self._alone = None
-        if len(self._runners) > 1:
-            for other in self._runners:
-                if other is not runner and other.queue.ready:
-                    other.queue.wake.set()
+        if len(self._agents) > 1:
+            for agent in self._agents:
+                if agent is not runner.slots and agent.queue.ready:
+                    agent.queue.wake.set()
 
     def start_over(self) -> None:
         """All runners have given up what they had."""
@@ -127,4 +141,7 @@ class Scheduler:
 
         A session that is over for another reason, as a broker that is away, is no event's fault.
         """
-        return self._silent(held_s) and self.awake(last_s)
+        over = self._silent(held_s) and self.awake(last_s)
+        if over and (self._apart_until or (self.only_agents and sum(r.context.holding for r in self._runners) > 1)):
+            self._apart_until = self._clock.monotonic() + APART_S
+        return over

@@ -101,8 +101,8 @@ class Turns:
 
     def begin_step(self, *, counts: bool) -> None:
         held_s = self.usage.begin_step()
-        if held_s and counts and self._answers_for_all():
-            self._look_at_the_session(held_s)
+        if held_s and counts:
+            self._look_at_the_session(held_s, mine=self._answers_for_all())
         self._counts = counts
 
     def end_step(self, *, within_event: bool) -> bool:
@@ -115,10 +115,10 @@ class Turns:
         """How long has this step held the loop? Called while what did it is still in hand."""
         held_s = self.usage.look()
         if held_s and self._counts:
-            self._look_at_the_session(held_s)
+            self._look_at_the_session(held_s, mine=True)
 
-    def _look_at_the_session(self, held_s: float) -> None:
-        if self._scheduler.session_is_over(self.usage.held_s, held_s):
+    def _look_at_the_session(self, held_s: float, *, mine: bool) -> None:
+        if self._scheduler.session_is_over(self.usage.held_s, held_s) and mine:
             self._session_lost()
 
     def forget(self) -> None:

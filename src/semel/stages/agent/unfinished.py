@@ -65,7 +65,7 @@ class UnfinishedEvents:
         # Events that have taken longer than handler_timeout_ms, and were counted.
         self._left_out: dict[AgentRunner, tuple[EventContext, int]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
-        self._said_of_place: dict[tuple[str, str], tuple[float, int, int]] = {}
+        self._said_of_place: dict[tuple[str, str], tuple[float, tuple[EventContext, int] | None, int]] = {}
         # Runners that ask for no record while some wait: in which run and after how many work units, since when, and when that is
         # to be said next.
         self._idle: dict[AgentRunner, tuple[tuple[EventContext, int], float, float]] = {}
@@ -89,7 +89,7 @@ class UnfinishedEvents:
             return
         if now >= at[3]:
             self._at[runner] = context, context.event, at[2], now + AGAIN_S
-            self._say(runner, context.event, now - at[2], now)
+            self._say(runner, (context, context.event), now - at[2], now)
         if now - at[2] >= self._patient_s and self._left_out.get(runner) != (context, context.event):
             self._left_out[runner] = context, context.event
             self._stats["left_out"] += 1
@@ -98,18 +98,18 @@ class UnfinishedEvents:
                 runner.plan.name, runner.where, self._patient_s * 1000,
             )  # fmt: skip
 
-    def _say(self, runner: AgentRunner, event: int, seconds: float, now: float) -> None:
+    def _say(self, runner: AgentRunner, event: tuple[EventContext, int], seconds: float, now: float) -> None:
         place = agent_loop.place(runner.code)
-        said_at, said_of, more = self._said_of_place.get((runner.plan.name, place), (-AGAIN_S, 0, 0))
+        said_at, said_of, more = self._said_of_place.get((runner.plan.name, place), (-AGAIN_S, None, 0))
         if now - said_at < AGAIN_S:
             if event != said_of:
                 self._said_of_place[(runner.plan.name, place)] = said_at, event, more + 1
             return
         self._said_of_place[(runner.plan.name, place)] = now, event, 0
         log.warning(
-            "agent %s has been at %s for %.1f s; it waits at %s%s. It handles one event at a time, so its other events on this "
-            "worker wait, too, of whatever partition",
+            "agent %s has been at %s for %.1f s; it waits at %s%s. %s",
             runner.plan.name, runner.where, seconds, place, f" ({more} more events waited there)" if more else "",
+            runner.slots.who_waits,
         )  # fmt: skip
 
     def _look_whether_it_asks(self, runner: AgentRunner, now: float) -> None:

@@ -131,7 +131,7 @@ class Watchdog:
         running = asyncio.current_task(self._loop)
         name = running.get_name() if running is not None else "a callback"
         holding = [runner for runner in self._runners if runner.context.holding]
-        mine = [runner for runner in holding if name == f"agent {runner.plan.name}"]
+        mine = [runner for runner in holding if name == f"agent {runner.plan.name}" and not runner.awaits]
         at = [f"agent {runner.plan.name} at {runner.where}" for runner in mine or holding]
         if mine or not holding:
             return at[0] if at else name if name.startswith("agent ") else f"task {name!r}"

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from semel.stages.agent.runner import AgentRunner
+from semel.stages.agent.slots import AgentSlots
 
 log = logging.getLogger("semel.agent")
 
@@ -29,20 +29,20 @@ class WithoutResult:
 class AgentsWithoutResults:
     """Of one worker. `look` is called after commits: nothing is asked for where events are handled."""
 
-    def __init__(self, runners: Sequence[AgentRunner]) -> None:
-        self._runners = runners
+    def __init__(self, agents: Sequence[AgentSlots]) -> None:
+        self._agents = agents
         # Of whose first events it is not known yet.
-        self._first = [*runners]
+        self._first = [*agents]
 
     def now(self) -> list[WithoutResult]:
         """Those of which that is so, with their numbers by now."""
-        return [silent for runner in self._runners if (silent := _without_result(runner)) is not None]
+        return [silent for agent in self._agents if (silent := _without_result(agent)) is not None]
 
     def look(self) -> None:
         """Say it, once of each agent, and of its first events only: results may be rare."""
-        for runner in [r for r in self._first if r.completion.succeeded >= EVENTS]:
-            self._first.remove(runner)
-            if (silent := _without_result(runner)) is not None:
+        for agent in [a for a in self._first if a.completion.succeeded >= EVENTS]:
+            self._first.remove(agent)
+            if (silent := _without_result(agent)) is not None:
                 log.warning(
                     "agent %s has handled %d events and none of them had a result, so nothing has come to its sink %r. Does it "
                     "yield, or return, what it makes, and before it leaves its loop? Where none is meant, declare the pipeline "
@@ -51,8 +51,8 @@ class AgentsWithoutResults:
                 )  # fmt: skip
 
 
-def _without_result(runner: AgentRunner) -> WithoutResult | None:
-    done, sink = runner.completion, runner.plan.sink
+def _without_result(agent: AgentSlots) -> WithoutResult | None:
+    done, sink = agent.completion, agent.plan.sink
     if sink is None or done.succeeded < EVENTS or done.without_result < done.succeeded:
         return None
-    return WithoutResult(runner.plan.name, done.succeeded, sink.name)
+    return WithoutResult(agent.plan.name, done.succeeded, sink.name)

@@ -21,6 +21,9 @@ from semel.state.parked import ParkedQueue
 from semel.state.store import StoreError
 from semel.state.task import UNIT_RECORDS, Cursor, FetchedBatch, TaskState
 
+# Of a partition whose keys are handled side by side, at least so many records are looked at at once, and at most so many for
+# each slot wait for one of their key that is in hand.
+LEAST_AHEAD, AHEAD = 8, 4
 # Records decoded at once, in bytes: a work unit ends there, with one at least.
 UNIT_BYTES = 1 << 20
 # What is not told when it comes about is looked at again this soon.
@@ -28,18 +31,19 @@ LOOK_S = 0.005
 
 
 class WorkQueue:
-    """One agent's. `ready`: cursors with records, in turn; `wake`: set where there may be something to take.
+    """One agent's. `ready`: cursors with records, in turn; `wake`: set where there may be something to take."""
 
-    `alone`: asks that no other agent has an event in hand, and says whether that is so.
-    """
-
-    def __init__(self, services: Services, plan: AgentPlan, log: FailureLog, alone: Callable[[], bool]) -> None:
+    def __init__(self, services: Services, plan: AgentPlan, log: FailureLog) -> None:
         self._services = services
         self._plan = plan
         self._log = log
-        self._alone = alone
         self.ready: deque[Cursor] = deque()
         self.wake = asyncio.Event()
+        # How many slots have a work unit.
+        self.busy = 0
+        # Of several slots that have nothing to do one watches `wake`; the others are in line.
+        self._watched = False
+        self._line: deque[asyncio.Future[None]] = deque()
         # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
         self._batch_bytes = 0
 
@@ -58,10 +62,61 @@ class WorkQueue:
     def batch_wrote(self, size: int, events: int) -> None:
         self._batch_bytes = max(size // max(1, events), self._batch_bytes * 3 // 4)
 
+    # -- waiting
+
+    async def idle(self, soonest: float | None) -> None:
+        """Until there may be something to take for the slot that waits here; `soonest`: it is to look again by then."""
+        if self._watched:
+            turn = asyncio.get_running_loop().create_future()
+            self._line.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn in self._line:
+                    self._line.remove(turn)
+                else:
+                    self.pass_on()
+                raise
+            return
+        self.wake.clear()
+        self._watched = True
+        try:
+            async with asyncio.timeout(soonest):
+                await self.wake.wait()
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            self._watched = False
+            self.pass_on()
+            raise
+        self._watched = False
+
+    def pass_on(self) -> None:
+        """Whoever kept watch, or was to, does something else: the next in line looks whether there is more."""
+        while self._line and not self._watched:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    @property
+    def others_ready(self) -> bool:
+        """There may be something to take while everything that was taken is in hand."""
+        if self._plan.by_key:
+            return any(
+                cursor.queue or (cursor.parked and cursor.parked.next_due() is not None) for cursor in self.ready
+            )
+        return any(cursor.task.holder is None for cursor in self.ready)
+
     # -- taking
 
-    def take(self, now: float, *, one_by_one: bool) -> tuple[WorkUnit | None, float | None]:
-        """A work unit that may run now; else how long until one may, where time alone decides it."""
+    def take(self, now: float, *, one_by_one: bool, alone: Callable[[], bool]) -> tuple[WorkUnit | None, float | None]:
+        """A work unit that may run now; else how long until one may, where time alone decides it.
+
+        `alone`: asks that nobody else has an event in hand, and says whether that is so.
+        """
+        if self._plan.by_key:
+            return self._take_by_key(now, one_by_one, alone)
         soonest: float | None = None
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
@@ -72,14 +127,58 @@ class WorkQueue:
             self.ready.append(cursor)
             if task.holder is not None:
                 continue
-            unit, wait = self._of_cursor(cursor, now, one_by_one)
+            unit, wait = self._of_cursor(cursor, now, one_by_one, alone)
             if unit is not None:
                 return unit, None
             if wait is not None:
                 soonest = wait if soonest is None else min(soonest, wait)
         return None, soonest
 
-    def _of_cursor(self, cursor: Cursor, now: float, one_by_one: bool) -> tuple[WorkUnit | None, float | None]:
+    def _take_by_key(
+        self, now: float, one_by_one: bool, alone: Callable[[], bool]
+    ) -> tuple[WorkUnit | None, float | None]:
+        """The next event of a key that nobody has in hand. Where there is none, more records are parked, so that there may be."""
+        waits, fresh = list[float](), list[Cursor]()
+        for _ in range(len(self.ready)):
+            cursor = self.ready.popleft()
+            task, parked = cursor.task, cursor.parked
+            if task.state is not TaskState.RUNNING or not (cursor.queue or parked_in(cursor)):
+                cursor.queued = False
+                continue
+            self.ready.append(cursor)
+            if task.holder is not None or parked is None:
+                continue
+            if parked.crowded_out and task.in_hand:
+                # Those in hand end; none begins beside it.
+                continue
+            due = parked.next_due()
+            if parked.crowded_out or (due is not None and due <= now):
+                unit, wait = self._retried(cursor, parked, now, True, alone)
+                if unit is not None:
+                    return unit, None
+                waits += [] if wait is None else [wait]
+                continue
+            waits += [] if due is None else [due - now]
+            if not cursor.queue or parked.stops or parked.ahead >= self._plan.slots * AHEAD:
+                continue
+            if cursor.due > now:
+                waits.append(cursor.due - now)
+            else:
+                fresh.append(cursor)
+        for cursor in fresh:
+            suspicious = cursor.retry_state.suspects
+            wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
+            if wait is None:
+                cursor.held_up = ""
+                unit = self._unit(cursor, one_by_one, max(self._plan.slots - self.busy, LEAST_AHEAD))
+                unit.ahead = True
+                return unit, None
+            waits.append(wait)
+        return None, min(waits, default=None)
+
+    def _of_cursor(
+        self, cursor: Cursor, now: float, one_by_one: bool, alone: Callable[[], bool]
+    ) -> tuple[WorkUnit | None, float | None]:
         """Parked events that only wait for their turn come first, so that a key whose first event is done at last catches up;
         those that have failed come by turns with fresh ones, so that neither keeps the other waiting."""
         parked, waits = cursor.parked, list[float]()
@@ -89,10 +188,10 @@ class WorkQueue:
             if due > now:
                 waits.append(due - now)
             elif not fresh or not due or not cursor.retried_last:
-                return self._retried(cursor, parked, now, one_by_one)
+                return self._retried(cursor, parked, now, one_by_one, alone)
         if fresh:
             suspicious = cursor.retry_state.suspects
-            wait = self._suspect_wait(cursor, self._first_fresh(cursor), now) if suspicious else None
+            wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
             if wait is None:
                 cursor.retried_last, cursor.held_up = False, ""
                 return self._unit(cursor, one_by_one), None
@@ -102,24 +201,27 @@ class WorkQueue:
         return None, min(waits, default=None)
 
     def _retried(
-        self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool
+        self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool, alone: Callable[[], bool]
     ) -> tuple[WorkUnit | None, float | None]:
         state, suspicious = cursor.retry_state, bool(cursor.retry_state.suspects)
         most = 1 if one_by_one or suspicious else cursor.unit_records
         try:
-            taken = parked.take(now, most, UNIT_BYTES, state.isolate_until)
+            by_itself = bool(parked.crowded_out)
+            taken = parked.take_by_itself() if by_itself else parked.take(now, most, UNIT_BYTES, state.isolate_until)
         except StoreError as exc:
             self._services.store_failed(exc)
             return None, LOOK_S
         records: list[Record] = [event.record for _, event in taken]
-        wait = self._suspect_wait(cursor, records[0], now) if suspicious else None
+        wait = self._suspect_wait(cursor, records[0], now, alone) if suspicious else None
         if wait is not None:
             parked.give_back(queued for queued, _ in taken)
             return None, wait
         cursor.retried_last = True
         # Where the cursor stands is beyond all of them.
         fetched = FetchedBatch(records, next_offset=-1)
-        return WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken), None
+        unit = WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken)
+        unit.by_itself = by_itself
+        return unit, None
 
     def first_due(self, now: float) -> Cursor | None:
         """A cursor whose next record could be taken."""
@@ -135,14 +237,14 @@ class WorkQueue:
                 return cursor
         return None
 
-    def _unit(self, cursor: Cursor, one_by_one: bool) -> WorkUnit:
+    def _unit(self, cursor: Cursor, one_by_one: bool, most: int = UNIT_RECORDS) -> WorkUnit:
         fetched = cursor.queue[0]
         if one_by_one or (fetched.records and cursor.position <= cursor.retry_state.isolate_until):
             limit = 1
         elif self._batch_bytes:
-            limit = max(1, min(cursor.unit_records, self._services.epoch.limit_bytes // self._batch_bytes))
+            limit = max(1, min(most, cursor.unit_records, self._services.epoch.limit_bytes // self._batch_bytes))
         else:
-            limit = cursor.unit_records
+            limit = min(most, cursor.unit_records)
         end = fetched.end(limit, UNIT_BYTES)
         return WorkUnit(cursor, fetched, end, int(self._services.clock.time() * 1000))
 
@@ -150,7 +252,9 @@ class WorkQueue:
         fetched = cursor.queue[0]
         return fetched.records[fetched.start] if fetched.start < len(fetched.records) else None
 
-    def _suspect_wait(self, cursor: Cursor, record: Record | None, now: float) -> float | None:
+    def _suspect_wait(
+        self, cursor: Cursor, record: Record | None, now: float, alone: Callable[[], bool]
+    ) -> float | None:
         """Where the next event is one that the process may have died of: how long it waits, None where it need not."""
         suspect = cursor.retry_state.suspect(record) if record is not None else None
         if record is None or suspect is None or suspect.crashes >= most_crashes(self._plan.retry):
@@ -162,7 +266,7 @@ class WorkQueue:
                 self._log.suspect_waits(cursor.tp, record, suspect.crashes, wait)
         if suspect.due > now:
             return suspect.due - now
-        if not self._alone():
+        if not alone():
             return LOOK_S
         suspect.tried = True
         return None

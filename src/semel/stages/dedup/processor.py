@@ -72,11 +72,11 @@ class DedupProcessor:
             # Where there are marks, their rule moves stream time. Of several agents the first does: an event is one witness.
             unit.timed = unit.start
         queue = unit.cursor.parked
-        keys = queue.keys if queue is not None else {}
+        keys, ahead = queue.keys if queue is not None else {}, unit.ahead
         for index, value, record in zip(range(unit.start, unit.end), values, records, strict=True):
             unit.index = index
             context.record = record
-            waits = record.key in keys if keys else False
+            waits = ahead or (record.key in keys if keys else False)
             if waits and self._side_outputs.no_room(unit, record):
                 return
             if type(value) is Undecodable or (apart and record.offset in apart):
@@ -112,6 +112,9 @@ class DedupProcessor:
                 return
             if event.letter is None and type(value) is not Undecodable and record.offset not in poisoned:
                 yield value
+                if unit.end <= index:
+                    # It was cut there: the event is not done.
+                    return
                 continue
             queued.given_up = True
             if event.letter is None:
@@ -206,7 +209,7 @@ class DedupFilter:
             lambda nth: replay.of(records[nth].headers),
         )
         queue = unit.cursor.parked
-        keys = queue.keys if queue is not None else {}
+        keys, ahead = queue.keys if queue is not None else {}, unit.ahead
         index = unit.start
         for value, record, id, verdict, mark, stream in zip(
             values, records, ids, judged.verdicts, judged.marks, judged.streams, strict=False
@@ -214,7 +217,7 @@ class DedupFilter:
             unit.index = index
             context.record = record
             context.id = id
-            if keys and record.key in keys:
+            if ahead or (keys and record.key in keys):
                 if self._side_outputs.no_room(unit, record):
                     return
                 self._wait(unit, context, mark, stream, self._set_aside(unit, verdict, value, record, batch, judged))

@@ -38,12 +38,13 @@ class WorkUnit:
     where nothing is to move it. `times`: of all records, an int where there is one; None: their timestamps.
 
     `retried`: where its records are parked events, these, one for each record; up to `removed` they are parked no more.
-    `unjudged`: a function of the dedup rule has failed on the record at `index`.
+    `unjudged`: a function of the dedup rule has failed on the record at `index`. `ahead`: they are judged and parked, all
+    of them, so that their keys are handled side by side. `by_itself`: no other event of its task is to be in hand.
     """
 
     __slots__ = (
-        "batch", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed", "times",
-        "unjudged", "wall_ms",
+        "ahead", "batch", "by_itself", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed",
+        "times", "unjudged", "wall_ms",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +57,7 @@ class WorkUnit:
     ) -> None:
         self.retried = retried
         self.removed = 0
-        self.unjudged = False
+        self.unjudged = self.ahead = self.by_itself = False
         self.cursor = cursor
         self.fetched = fetched
         self.start = self.index = fetched.start

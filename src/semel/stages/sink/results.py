@@ -78,7 +78,7 @@ def _send_later(context: EventContext, destination: Destination, result: Output,
     due_ms = result.due_ms(record.timestamp if record.timestamp != NO_TIMESTAMP else context.wall_ms)
     if due_ms >= 1 << 63:
         raise OutputRefused(f"output to {destination.topic.name!r}: at={result.at!r} is beyond all time")
-    step = task.timers.next_step(offset)
+    step = context.next_timer(offset)
     out = destination.record(
         result,
         record,

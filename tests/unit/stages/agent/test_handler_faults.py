@@ -36,7 +36,7 @@ def start(world: World, file: Path) -> Worker:
     plan: Callable[[], Any] = world.pipeline.plan
     world.plan = lambda: odd.around(plan())
     worker = world.start()
-    odd.inject(worker.engine.runners)
+    worker.engine.each_slot(odd.inject)
     return worker
 
 

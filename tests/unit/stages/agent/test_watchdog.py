@@ -15,7 +15,9 @@ from semel.stages.agent.watchdog import Watchdog
 
 
 def runner(name: str, where: str, *, holding: bool = True) -> Any:
-    return SimpleNamespace(plan=SimpleNamespace(name=name), context=SimpleNamespace(holding=holding), where=where)
+    return SimpleNamespace(
+        plan=SimpleNamespace(name=name), context=SimpleNamespace(holding=holding), where=where, awaits=False
+    )
 
 
 def watched(runners: list[Any], work: Callable[[], None], *, task: str, session_timeout_ms: int = 10_000) -> Watchdog:

@@ -14,7 +14,7 @@ from tests.unit.harness import APP, Payment, World
 
 
 async def until_done(world: World, worker: Any, events: int) -> None:
-    done = worker.engine.runners[0].completion.succeeded
+    done = worker.engine.agents[0].completion.succeeded
     for n in range(done, done + events):
         world.write({"id": f"e{n}", "account": f"a{n % 7}", "amount": n}, f"a{n % 7}")
     await world.drained()
