@@ -27,6 +27,7 @@ TABLE_METHODS = frozenset(("get", "get_many", "pop", "setdefault", "update"))
 # A worker's partitions whose handlers may wait at a time; a plain function does not let go of the event loop.
 PARTITIONS_AT_ONCE = 64
 MOST_AT_ONCE = 10_000
+MOST_THREADS = 1_000
 
 
 class Pipeline:
@@ -37,9 +38,9 @@ class Pipeline:
     agent uses. `sink`: where results go by default. `dead_letters`: the topic for what cannot be handled, `{name}.dlq` unless
     given; bytes go there as they came, whatever its types. `retry`: what happens when the agent raises. `start`: "earliest"
     or "latest", where a group that has never committed begins. `concurrency`: how many keys a worker handles at a time, over its
-    partitions and within one; 1: events of one partition one after the other, several partitions side by side.
-    `kind`: whether the agent takes the "stream" or one "event" at a
-    time, where its function does not show that.
+    partitions and within one; 1: events of one partition one after the other, several partitions side by side. `threads`: as
+    `concurrency`, of a plain function, which runs in as many threads beside the event loop and may block. `kind`: whether the
+    agent takes the "stream" or one "event" at a time, where its function does not show that.
 
     DeclarationError where the parts do not fit.
     """
@@ -57,6 +58,7 @@ class Pipeline:
         partition_by: Any = None,
         retry: Retry = Retry(),  # noqa: B008  (frozen)
         concurrency: int = 1,
+        threads: int | None = None,
         start: Start = "earliest",
         kind: Kind | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Pipeline:
         self.retry = retry
         self.start: Start = start
         self.concurrency = concurrency
+        self.threads = threads
         self.kind = kind_of(agent, kind)
         self._check(partition_by)
         for table in self.tables:
@@ -136,6 +139,7 @@ class Pipeline:
                 "produced"
             )
         self._check_concurrency()
+        self._check_threads()
 
     def _check_concurrency(self) -> None:
         given, name = self.concurrency, self.name
@@ -148,12 +152,26 @@ class Pipeline:
         if self.kind is AgentKind.FUNCTION:
             raise DeclarationError(
                 f"pipeline {name!r}: concurrency={given}, and its agent is a plain function, which holds the event loop until it "
-                "returns; declare it with async def, and await what takes long: `await asyncio.to_thread(...)`"
+                f"returns; give threads={given} instead, or declare it with async def"
             )
         if self.kind is AgentKind.STREAM and "batches" in asked_of_stream(self.agent):
             raise DeclarationError(
                 f"pipeline {name!r}: concurrency={given}, and its agent takes batches(), each of which is one unit of work; "
                 "iterate over the stream, or leave concurrency out and await a batch's calls side by side (asyncio.gather)"
+            )
+
+    def _check_threads(self) -> None:
+        given, name = self.threads, self.name
+        if given is None:
+            return
+        if not is_whole(given) or not 1 <= given <= MOST_THREADS:
+            raise DeclarationError(
+                f"pipeline {name!r}: threads={given!r}; give how many events are handled at a time, 1 to {MOST_THREADS}"
+            )
+        if self.kind is not AgentKind.FUNCTION:
+            raise DeclarationError(
+                f"pipeline {name!r}: threads={given}, and its agent runs on the event loop; threads are for a plain function of "
+                "one event (def): use concurrency= for this one, and `await asyncio.to_thread(...)` for what blocks in it"
             )
 
     def _check_stream(self) -> None:
@@ -244,6 +262,8 @@ class Pipeline:
 
     @property
     def _slots(self) -> int:
+        if self.threads is not None:
+            return self.threads
         if self.concurrency > 1:
             return self.concurrency
         return 1 if self.kind is AgentKind.FUNCTION else PARTITIONS_AT_ONCE
@@ -261,7 +281,8 @@ class Pipeline:
                     sink=self.sink,
                     retry=self.retry,
                     slots=self._slots,
-                    by_key=self.concurrency > 1,
+                    by_key=self.concurrency > 1 or self.threads is not None,
+                    in_threads=self.threads is not None,
                 )
             ],
             tables=[table_plan(t) for t in self.tables],

@@ -50,7 +50,7 @@ class TablePlan:
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
     """One consumer of the app's source topics. `slots`: so many runs of its code may have an event in hand at a time;
-    `by_key`: events of several keys of a partition, else those of several partitions."""
+    `by_key`: events of several keys of a partition, else those of several partitions. `in_threads`: each run has a thread."""
 
     name: str
     sources: tuple[Topic, ...]
@@ -61,6 +61,7 @@ class AgentPlan:
     retry: Retry = Retry()  # noqa: RUF009  (frozen)
     slots: int = 1
     by_key: bool = False
+    in_threads: bool = False
 
     def event_time(self, topic: Topic) -> EventTime | None:
         """What gives the time of events of a source: what it declares, or the dedup rule for it; None: their timestamps."""

@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from semel.errors import HandlingError, described
 from semel.plan import AgentKind
 from semel.stages.agent.coroutine_driver import CoroutineDriver
 from semel.stages.agent.failure_log import traced
+from semel.stages.agent.handler_thread import HandlerThread
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.stream import EventStream
 from semel.stages.agent.turns import TURN_S
 from semel.state.event_context import EventContext, current_context
+from semel.state.store import StoreError
 
 log = logging.getLogger("semel.agent")
 
@@ -150,6 +153,23 @@ def _say_left_behind(runner: AgentRunner, driver: CoroutineDriver) -> None:
     )  # fmt: skip
 
 
+def stands_at(runner: AgentRunner) -> str:
+    """Where an agent's code stands: in its thread, or as `place` says."""
+    frame = None if runner.thread is None else runner.thread.frame
+    where = own = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        # Outwards, up to where the engine called it.
+        if name.startswith(_NOT_THE_AGENTS[1]):
+            break
+        at = f"{name}:{frame.f_lineno} ({frame.f_code.co_name})"
+        where = where or at
+        if not own and not name.startswith(_LIBRARY) and "site-packages" not in name:
+            own = at
+        frame = frame.f_back
+    return own or where or place(runner.code)
+
+
 def place(coroutine: Any) -> str:
     """Where an agent's code stands: its innermost frame that is no library's, else that is neither the engine's nor asyncio's."""
     at = coroutine
@@ -180,7 +200,9 @@ async def _one_run(runner: AgentRunner, context: EventContext) -> Any:
     try:
         if runner.plan.kind is AgentKind.STREAM:
             return await _run_stream(runner, context)
-        return await _run_function(runner, context)
+        if runner.plan.in_threads:
+            return await _run_in_thread(runner, context)
+        return await _run_function(runner, context, runner.plan.run, awaits=runner.plan.kind is AgentKind.COROUTINE)
     except (SystemExit, KeyboardInterrupt) as exc:
         if isinstance(exc, runner.services.interrupts):
             raise
@@ -238,9 +260,28 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
                 log.debug("agent %s: %s", runner.plan.name, exc)
 
 
-async def _run_function(runner: AgentRunner, context: EventContext) -> None:
+async def _run_in_thread(runner: AgentRunner, context: EventContext) -> None:
+    thread = runner.thread = HandlerThread(f"agent {runner.plan.name}")
+    loop = asyncio.get_running_loop()
+
+    def store_failed(error: StoreError) -> None:
+        # The loop hears it before the call's result.
+        loop.call_soon_threadsafe(runner.services.store_failed, error)
+
+    context.store_failed = store_failed
+    try:
+        await _run_function(runner, context, partial(thread.call, context, runner.plan.run), awaits=True)
+    finally:
+        if thread.busy:
+            log.warning(
+                "agent %s does not end when its run does: its thread is still at %s. It is left behind, and nothing that it does "
+                "counts", runner.plan.name, stands_at(runner),
+            )  # fmt: skip
+        thread.shutdown()
+
+
+async def _run_function(runner: AgentRunner, context: EventContext, run: Callable[[Any], Any], *, awaits: bool) -> None:
     """What `EventStream` does, with the agent's function in the loop: no generator stands between it and the runner."""
-    run, awaits = runner.plan.run, runner.plan.kind is AgentKind.COROUTINE
     epoch, monotonic = runner.services.epoch, runner.services.clock.monotonic
     begin, finish, emit = runner.begin, runner.finish, runner.emit
     while True:

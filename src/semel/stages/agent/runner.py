@@ -19,6 +19,7 @@ from semel.port import TP, Record
 from semel.stages.agent.completion import open_batch
 from semel.stages.agent.failure_handler import undo
 from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
+from semel.stages.agent.handler_thread import HandlerThread
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.slots import AgentSlots
 from semel.stages.agent.turns import TURN_S, Turns
@@ -57,6 +58,8 @@ class AgentRunner:
         self.notes, self.noted = notes, noted
         self.waiting = self.lets_go = False
         self.closed = False
+        # Where the agent's function runs, if not on the loop.
+        self.thread: HandlerThread | None = None
         # The run that asks for its next work unit; work units given so far; bodies in a row that ended before
         # they asked, and how.
         self.asking: EventContext | None = None

@@ -99,7 +99,7 @@ class UnfinishedEvents:
             )  # fmt: skip
 
     def _say(self, runner: AgentRunner, event: tuple[EventContext, int], seconds: float, now: float) -> None:
-        place = agent_loop.place(runner.code)
+        place = agent_loop.stands_at(runner)
         said_at, said_of, more = self._said_of_place.get((runner.plan.name, place), (-AGAIN_S, None, 0))
         if now - said_at < AGAIN_S:
             if event != said_of:
@@ -137,7 +137,7 @@ class UnfinishedEvents:
         if runner.misuse is not None:
             why = str(runner.misuse)
         elif not ended:
-            why = f"it stands at {agent_loop.place(runner.code)}"
+            why = f"it stands at {agent_loop.stands_at(runner)}"
         else:
             how = f"with {error}" if error else "by returning"
             why = f"its code has ended {ended} times in a row before it asked for one, {how}"
@@ -167,7 +167,7 @@ class UnfinishedEvents:
         """The events that have been in hand for longer than a second."""
         now = self._clock.monotonic()
         return [
-            UnfinishedEvent(runner.plan.name, runner.where, round(now - since, 1), agent_loop.place(runner.code))
+            UnfinishedEvent(runner.plan.name, runner.where, round(now - since, 1), agent_loop.stands_at(runner))
             for runner, (context, event, since, _) in self._at.items()
             if runner.context is context and context.holding and context.event == event and now - since >= SAY_S
         ]

@@ -122,7 +122,8 @@ class Watchdog:
             )
         log.warning(
             "%s has been holding the event loop for %.1f s, at %s%s. Meanwhile nothing is committed, no heartbeat is sent and no "
-            "page answered.%s Await what takes long, or run it in a thread: `await asyncio.to_thread(...)`. It stands at:\n%s",
+            "page answered.%s Await what takes long, or run it in a thread: Pipeline(threads=) for a plain function, else "
+            "`await asyncio.to_thread(...)`. It stands at:\n%s",
             self._who(), seen_s, place, f" ({more} more like it since it was last said)" if more else "", past, stack,
         )  # fmt: skip
 
