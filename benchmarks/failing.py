@@ -86,7 +86,7 @@ def _turn(name: str, events: int, seed: int) -> dict[str, Any]:
         with Worker("benchmarks.jobs.failing", at) as worker:
             figures = through(worker, total).figures()
             figures["peak_mb"] = worker.memory().peak
-        faults = _faults(sent, published(committed(at.broker, SINK)))
+        faults = wrong_sums(sent, published(committed(at.broker, SINK)))
     report.say(f"{name}: {figures['events_per_s']:,} events/s, load {at.load}; {faults[:3] or 'result right'}")
     return {"load_average": at.load, **figures, "faults": len(faults), "first_faults": faults[:10]}
 
@@ -104,7 +104,7 @@ def _events(case: Case, events: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {"id": f"e{number}", "key": key, "fails": fails}
 
 
-def _faults(sent: list[dict[str, Any]], outputs: list[Any]) -> list[str]:
+def wrong_sums(sent: list[dict[str, Any]], outputs: list[Any]) -> list[str]:
     """What is wrong with the result, as sentences."""
     sums: dict[str, int] = {}
     wanted: dict[str, int] = {}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ async def test_a_thousand_handlers_that_wait_overlap_and_keep_the_order_of_each_
     assert all([s["balance"] for s in of_key] == list(range(1, len(of_key) + 1)) for of_key in settled.values())
     for of_key in settled.values():
         spans = sorted((s["began"], s["ended"]) for s in of_key)
-        assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:], strict=False)), "side by side"
+        assert all(ended <= began for (_, ended), (began, _) in pairwise(spans)), "side by side"
     assert _most_at_a_time([s for of_key in settled.values() for s in of_key]) > 50
     assert not await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
     assert await worker.stopped() == 0
