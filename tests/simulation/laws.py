@@ -167,7 +167,13 @@ class Case:
             hopeless_attempts=self.history.hopeless_attempts,
             followed={offset for offset, why in self.dead[partition] if why in ("duplicate", "conflict")},
             conflicting={offset for offset, why in self.dead[partition] if why == "conflict"},
+            unfinished=self._unfinished(partition) if self.history.stopped else frozenset(),
         )  # fmt: skip
+
+    def _unfinished(self, partition: int) -> set[int]:
+        """What the log of parked events holds at the end, by offset."""
+        rows = {record.key or b"": record.value for record in self.written(f"{self.app}-parked", partition)}
+        return {read_row(row)[1] for row, value in rows.items() if value is not None}
 
     @cached_property
     def truth(self) -> list[tuple[Oracle, list[Effect]]]:
