@@ -1,9 +1,9 @@
-"""Handlers that wait for 100 ms, on one worker: each partition's one after the other, a hundred keys at a time, a hundred threads.
+"""Handlers that wait for 100 ms, on one worker: one at a time of each partition, a hundred keys at a time, a hundred threads.
 
     python -m benchmarks.waiting [--events N] [--rounds R] [--cases concurrency threads one_by_one]
 
-In each round the cases take turns, each on a broker of its own. `seconds` is from the first handler's begin to the last one's end.
-The result is checked: each event has one output, and those of a key are in their order.
+In each round the cases take turns, each on a broker of its own. `seconds` is from the first handler's begin to the last one's
+end. The result is checked: each event has one output, and those of a key are in their order.
 """
 
 from __future__ import annotations
