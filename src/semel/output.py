@@ -30,7 +30,15 @@ class _SourceKey:
         return "the source record's key"
 
 
+class _Cancel:
+    def __repr__(self) -> str:
+        return "what cancels a timer"
+
+
 SOURCE_KEY: Final = _SourceKey()
+CANCEL: Final = _Cancel()
+# A name is a part of a row's key, and stands in a transaction beside it.
+NAME_BYTES: Final = 200
 _MS: Final = timedelta(milliseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -45,13 +53,16 @@ class Output:
 
     `at`: it is sent then, once, and not with its event: a `datetime` with a time zone, or a `timedelta` after the timestamp of
     its event's record. The wall clock of the worker says when that is; what is past is sent with the event. Its timestamp is
-    that time, unless `timestamp_ms` says otherwise. It commits with the event, and nothing takes it back.
+    that time, unless `timestamp_ms` says otherwise. It commits with the event.
 
-    TypeError where `topic` is no `Topic`, a name for instance, or `at` neither of the two; ValueError for an `at` without a
-    time zone.
+    `name`: of those with an `at` that events of one key give this name, the last is pending and no other: it replaces the one
+    before, unless that was sent. `Output.cancel(name)` takes it back. The key is that of the event's record, whatever `key` says.
+
+    TypeError where `topic` is no `Topic`, a name for instance, `at` neither of the two, or `name` no str; ValueError for an `at`
+    without a time zone, and for a name that is empty, too long, or without `at`.
     """
 
-    __slots__ = ("at", "headers", "key", "of", "timestamp_ms", "topic", "value")
+    __slots__ = ("at", "headers", "key", "name", "of", "timestamp_ms", "topic", "value")
 
     def __init__(
         self,
@@ -63,11 +74,19 @@ class Output:
         timestamp_ms: int | None = None,
         of: Any = None,
         at: datetime | timedelta | None = None,
+        name: str | None = None,
     ) -> None:
         if topic is not None and not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Output(topic={topic!r:.80}): give a semel.Topic, declared once beside the pipeline")
         if at is not None:
             _check_time(at)
+        if name is not None:
+            _check_name(name)
+            if at is None and value is not CANCEL:
+                raise ValueError(
+                    f"Output(name={name!r}) without at=: a name is what a pending output is replaced and cancelled by, and this "
+                    "one is sent at once; give at=, or leave name= out"
+                )
         self.value = value
         self.key = key
         self.headers = headers
@@ -75,6 +94,13 @@ class Output:
         self.timestamp_ms = timestamp_ms
         self.of = of
         self.at = at
+        self.name = name
+
+    @classmethod
+    def cancel(cls, name: str, *, of: Any = None) -> Output:
+        """The output that the event's key has pending under this name is not to be sent. Where there is none, nothing happens: it
+        was sent, or never set. It commits with the event. `of`: as of any output of a batch."""
+        return cls(CANCEL, name=name, of=of)
 
     def due_ms(self, event_ms: int) -> int:
         """When it is to be sent, in ms since 1970. `event_ms`: the timestamp of its event. For one that has `at`."""
@@ -100,6 +126,13 @@ def _check_time(at: Any) -> None:
             f"Output(at={at!r}) has no time zone, so nobody knows when that is: give one, as datetime(..., tzinfo=UTC), or a "
             "timedelta after the event's timestamp"
         )
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a timer is a str, not {name!r:.80}")
+    if not 0 < len(name.encode()) <= NAME_BYTES:
+        raise ValueError(f"the name of a timer has 1 to {NAME_BYTES} bytes, and {name!r:.80} has {len(name.encode())}")
 
 
 def pairs_of(headers: Any) -> Iterable[tuple[Any, Any]]:

@@ -17,6 +17,7 @@ from tests.broker.logs import Message
 pytestmark = pytest.mark.broker
 
 SEED = 20261127
+HOUR_MS = 3_600_000
 
 
 async def reminded(ledger: Ledger) -> list[str]:
@@ -28,15 +29,20 @@ async def reminded(ledger: Ledger) -> list[str]:
 async def test_outputs_that_are_sent_later_are_sent_once_through_kills(
     kafka: LocalKafka, make_ledger: MakeLedger
 ) -> None:
-    """A worker is killed three times, a second one comes and goes, and the disk is lost once."""
+    """A worker is killed three times, a second one comes and goes, and the disk is lost once. Each account has a reminder that is
+    replaced and cancelled again and again; in the end half of them have one."""
     ledger, rng = await make_ledger(kafka, target="reminding:pipeline"), random.Random(SEED)
     wanted: list[str] = []
     messages: list[Message] = []
     for n in range(2_000):
-        key, remind_ms = f"account-{rng.randrange(40)}", rng.choice([-1, 0, 500, 2_000, 6_000])
-        value = json.dumps({"id": f"e{n}", "account": key, "amount": 1, "remind_ms": remind_ms}).encode()
-        messages.append(Message(key.encode(), value, ()))
-        wanted += [f"e{n}"] if remind_ms >= 0 else []
+        account, remind_ms, named = rng.randrange(40), rng.choice([-1, 0, 500, 2_000, 6_000]), False
+        if n >= 1_960:
+            account, remind_ms, named = n - 1_960, (500 if n % 2 else -2), True
+        elif rng.random() < 0.4:
+            remind_ms, named = rng.choice([HOUR_MS, HOUR_MS, -2]), True
+        payment = {"id": f"e{n}", "account": f"account-{account}", "amount": 1, "remind_ms": remind_ms, "named": named}
+        messages.append(Message(payment["account"].encode(), json.dumps(payment).encode(), ()))
+        wanted += [f"e{n}"] if 0 <= remind_ms < HOUR_MS else []
     feeding = ledger.feed_beside(messages, per_s=400)
     worker = ledger.worker().start()
     await asyncio.sleep(rng.uniform(2.0, 3.0))
@@ -56,6 +62,7 @@ async def test_outputs_that_are_sent_later_are_sent_once_through_kills(
             break
         await asyncio.sleep(0.3)
     assert sorted(await reminded(ledger)) == sorted(wanted), f"seed {SEED}"
+    assert await worker.metric("semel_timers_pending") == 0
     assert await worker.stopped() == 0
     code, said = await ledger.command("prove")
     assert code == 0, said

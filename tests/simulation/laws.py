@@ -18,7 +18,7 @@ from semel.state import positions
 from semel.state.dedup_marks import PARKED, Mark
 from semel.state.parked import read_row
 from semel.state.positions import Position
-from semel.state.timers import place_of
+from semel.state.timers import is_name, place_of
 from semel.testing.clock import DEFAULT_START
 from tests.simulation import records
 from tests.simulation.history import (
@@ -81,6 +81,17 @@ class Case:
     def transactions(self) -> list[Transaction]:
         ours = {e.producer_id for e in self.history.events if isinstance(e, Created)}
         return [t for t in transactions(self.history.events) if t.producer_id in ours]
+
+    @cached_property
+    def transaction_of(self) -> dict[tuple[str, int, int], int]:
+        """By topic, and by partition and offset of the event: the number of the transaction that an output committed with."""
+        return {
+            (tp.topic, *records.origin(record)[:2]): number
+            for number, t in enumerate(self.transactions)
+            for tp, wrote in t.writes.items()
+            if tp.topic in (SINK, REMINDERS) and t.outcomes.get(tp)
+            for record in wrote
+        }
 
     @cached_property
     def logs(self) -> Logs:
@@ -646,7 +657,8 @@ def an_output_without_an_event_counts_once(case: Case) -> Found:
 
 @law
 def a_timer_is_sent_once_when_it_is_due(case: Case) -> Found:
-    """Each reminder that an event has asked for is sent once, or still pending in the log, as it must be; and no other is."""
+    """Each reminder that an event has asked for is sent once, or still pending in the log, as it must be; and no other is. One
+    that a later event of its key replaces or cancels is sent before that event, or never."""
     found: Found = []
     sent: dict[tuple[int, int], list[Standing]] = {}
     for _, standing in case.standing(REMINDERS):
@@ -656,18 +668,30 @@ def a_timer_is_sent_once_when_it_is_due(case: Case) -> Found:
         sent.setdefault((partition, offset), []).append(standing)
     for p, (_, effects) in enumerate(case.truth):
         rows: dict[bytes, bytes | None] = {r.key or b"": r.value for r in case.written(f"{case.app}-timers", p)}
+        names = [value for row, value in rows.items() if is_name(row) and value is not None]
+        rows = {row: value for row, value in rows.items() if not is_name(row)}
         pending = {place_of(row).offset: (place_of(row), value) for row, value in rows.items() if value is not None}
+        named = [row for row, value in rows.items() if value is not None and place_of(row).named]
+        if sorted(names) != sorted(named):
+            found.append((f"[{p}]: names stand for {len(names)} timers, {len(named)} with a name are pending", []))
         wanted = records.reminders_of(effects) if case.history.reminds else {}
+        superseded = records.superseded_of(effects)
         for offset in {*pending, *(at for partition, at in sent if partition == p)} - wanted.keys():
             found.append((f"{SOURCE}[{p}]@{offset} asked for no reminder, and has one", []))
         for offset, effect in wanted.items():
             there, where = sent.get((p, offset), []), _at(p, effect)
             due_ms, reminder = records.reminder_of(effect, case.app, SOURCE, p)
-            if len(there) + (offset in pending) != 1:
+            if len(there) + (offset in pending) != 1 and (offset not in superseded or there or offset in pending):
                 what = f"{where} was reminded of {len(there)} times, and {'one is' if offset in pending else 'none is'} pending"
                 found.append((what, [str(s.record) for s in there]))
+            elif offset in pending and offset in superseded:
+                found.append((f"the reminder of {where} is pending, and @{superseded[offset]} has ended it", []))
             elif offset in pending and pending[offset][0].due_ms != due_ms:
                 found.append((f"the reminder of {where} is due at {pending[offset][0].due_ms}, not at {due_ms}", []))
+            elif there and offset in superseded and not _sent_before(case, p, offset, superseded[offset]):
+                found.append(
+                    (f"the reminder of {where} was sent, and not before @{superseded[offset]} had ended it", [])
+                )
             for standing in there:
                 if records.written(standing.record) != reminder:
                     found.append((f"the reminder of {where} is {records.written(standing.record)}, not {reminder}", []))
@@ -676,10 +700,17 @@ def a_timer_is_sent_once_when_it_is_due(case: Case) -> Found:
                     found.append((f"the reminder of {where} was written {early_s:.3f} s before it was due", []))
         for commit in case.commits[p][-1:]:
             at = commit.position
-            if at.timers != len(pending) or sum(at.sent_later.values()) + at.timers != len(wanted):
+            counted = sum((p, offset) in sent or offset in pending for offset in wanted)
+            if at.timers != len(pending) or sum(at.sent_later.values()) + at.timers != counted:
                 what = f"[{p}]: {at.timers} timers are pending by its position and {at.sent_later} were sent"
-                found.append((f"{what}, {len(pending)} are by the log, of {len(wanted)}", [str(commit.transaction)]))
+                found.append((f"{what}, {len(pending)} are by the log, of {counted}", [str(commit.transaction)]))
     return found
+
+
+def _sent_before(case: Case, partition: int, reminded: int, ending: int) -> bool:
+    """Whether a reminder is of an earlier transaction than the output of the event that ended it, where that has one."""
+    number = case.transaction_of.get((REMINDERS, partition, reminded), -1)
+    return number < case.transaction_of.get((SINK, partition, ending), len(case.transactions))
 
 
 # ---------------------------------------------------------------------- words

@@ -65,13 +65,31 @@ def reminders_of(effects: Iterable[Effect]) -> dict[int, Effect]:
     return found
 
 
+def superseded_of(effects: Iterable[Effect]) -> dict[int, int]:
+    """By offset, the reminders that a later event of the key replaces or cancels, and the offset of the first that does."""
+    found: dict[int, int] = {}
+    pending: dict[bytes | None, int] = {}
+    for effect in sorted(effects, key=lambda effect: effect.offset):
+        if effect.counted in ("out", "filtered"):
+            payment = orjson.loads(effect.record.value or b"{}")
+            named = payment.get("remind_ms", -1) >= 0 and payment.get("named")
+            if named or payment.get("remind_ms", -1) == -2:
+                before = pending.pop(effect.record.key, None)
+                if before is not None:
+                    found[before] = effect.offset
+            if named:
+                pending[effect.record.key] = effect.offset
+    return found
+
+
 def reminder_of(effect: Effect, app: str, topic: str, partition: int) -> tuple[int, Written]:
     """When it is due, and as it must be written: as an output of its event, but for its time and its number."""
     payment = orjson.loads(effect.record.value or b"")
     value = {"id": payment["id"], "account": payment["account"], "balance": -2}
     at_once = output_of(replace(effect, output=value), app, topic, partition)
     due_ms = effect.record.timestamp + payment["remind_ms"]
-    said = f"{app}/{topic}/{partition}/{effect.offset}/+0/{effect.id or ''}".encode()
+    number = "~0" if payment.get("named") else "+0"
+    said = f"{app}/{topic}/{partition}/{effect.offset}/{number}/{effect.id or ''}".encode()
     return due_ms, at_once._replace(headers=(*at_once.headers[:-1], (lineage.HEADER, said)), timestamp=due_ms)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import orjson
 import pytest
 
@@ -15,6 +16,7 @@ from semel.memory.batch import MemoryRecord
 from semel.port import TP
 from semel.state import positions
 from semel.state.dedup_marks import unpack
+from semel.state.timers import is_name, name_row, place_of
 from semel.testing.clock import run_virtual
 from tests.simulation.history import (
     Appended,
@@ -27,7 +29,9 @@ from tests.simulation.history import (
     Recovery,
     transactions,
 )
-from tests.simulation.laws import LAWS, judge
+from tests.simulation.laws import LAWS, Case, judge
+from tests.simulation.oracle import Effect
+from tests.simulation.records import origin, reminder_of, superseded_of
 from tests.simulation.world import SimulatedWorld
 
 SINK, POSITIONS, SOURCE = TP("settlements", 0), TP("payments-positions", 0), TP("payments", 0)
@@ -44,6 +48,9 @@ async def recorded(folder: Path) -> History:
             world.pay_many(8)
             world.pay("a1", 5)
             world.pay("a1", 7, remind_ms=[200, 86_400_000][i % 2])
+            # Replaced, but for the last that is not cancelled; of another key one that is sent, and one that is set after that.
+            world.pay("a2", 7, remind_ms=80_000_000, named=True)
+            world.pay("a3", 7, remind_ms=[100, -2][i % 2], named=i % 2 == 0)
             world.begin_input(3)(i % 2 == 0)
             if i == 2:
                 world.note(worker)
@@ -365,10 +372,50 @@ def a_pending_timer_is_removed(h: History) -> None:
     sent = {r.key for records in writes(h, TIMERS) for r in records if r.value is None}
     for records in writes(h, TIMERS):
         for record in records:
-            if record.key not in sent:
+            if record.key not in sent and not is_name(record.key or b""):
                 records.remove(record)
                 return
     raise AssertionError("nothing is pending")
+
+
+def never_sent(h: History) -> list[Effect]:
+    """Events whose reminder was replaced or cancelled, by an event of another transaction."""
+    case = Case(copy.deepcopy(h))
+    [(_, effects)] = case.truth
+    sent = {origin(each.record)[1] for _, each in case.standing("reminders")}
+    number = {offset: n for (topic, _, offset), n in case.transaction_of.items() if topic == "settlements"}
+    ended = {
+        offset for offset, by in superseded_of(effects).items() if offset not in sent and number[offset] < number[by]
+    }
+    return [effect for effect in effects if effect.offset in ended]
+
+
+def a_cancelled_timer_stays_pending(h: History) -> None:
+    """Also its name does."""
+    offset = never_sent(h)[-1].offset
+    rows = [r for wrote in writes(h, TIMERS) for r in wrote if not is_name(r.key or b"")]
+    row = next(r for r in rows if place_of(r.key or b"").offset == offset and r.value is None)
+    for wrote in writes(h, TIMERS):
+        if row in wrote:
+            wrote.remove(row)
+            wrote.append(msgspec.structs.replace(row, key=name_row(b"a2", "another"), value=row.key))
+
+
+def the_row_of_a_name_is_removed(h: History) -> None:
+    last = {r.key: r for wrote in writes(h, TIMERS) for r in wrote if is_name(r.key or b"")}
+    row = next(r for r in last.values() if r.value is not None)
+    for wrote in writes(h, TIMERS):
+        wrote[:] = [r for r in wrote if r is not row]
+
+
+def a_replaced_reminder_is_sent(h: History) -> None:
+    effect = never_sent(h)[0]
+    _, made = reminder_of(effect, "payments", "payments", 0)
+    wrote = [*writes(h, REMINDERS)][-1]
+    wrote.append(msgspec.structs.replace(wrote[-1], **made._asdict()))
+    [*_, last] = writes(h, POSITIONS)
+    sent = orjson.loads(last[-1].value or b"")["sent_later"]
+    put(last[-1], sent_later={"reminders": sent["reminders"] + 1})
 
 
 def a_position_counts_other_timers(h: History) -> None:
@@ -433,6 +480,9 @@ MUTATIONS: list[tuple[str, Callable[[History], None]]] = [
     ("a_timer_is_sent_once_when_it_is_due", a_reminder_has_another_value),
     ("a_timer_is_sent_once_when_it_is_due", a_reminder_is_sent_before_its_time),
     ("a_timer_is_sent_once_when_it_is_due", a_pending_timer_is_removed),
+    ("a_timer_is_sent_once_when_it_is_due", a_cancelled_timer_stays_pending),
+    ("a_timer_is_sent_once_when_it_is_due", the_row_of_a_name_is_removed),
+    ("a_timer_is_sent_once_when_it_is_due", a_replaced_reminder_is_sent),
     ("a_timer_is_sent_once_when_it_is_due", a_position_counts_other_timers),
     ("nothing_is_done_of_a_source_that_is_another", a_commit_is_past_what_was_written_after_the_source_changed),
 ]

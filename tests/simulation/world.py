@@ -321,6 +321,10 @@ class SimulatedWorld(World):
                 event["kills"] = True
             if self.reminded and (at := zlib.crc32(event["id"].encode()) % 20) < len(REMIND_MS):
                 event["remind_ms"] = REMIND_MS[at]
+                # Keys move where nothing is kept of them, and their names would not.
+                event["named"] = self.history.stateful and len(event["id"]) % 2 == 0
+            elif self.reminded and self.history.stateful and at < len(REMIND_MS) + 2:
+                event["remind_ms"] = -2
             self.sent.append(event)
             self.write(event, event["account"])
 

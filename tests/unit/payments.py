@@ -26,8 +26,9 @@ class Payment:
     sleep_ms: int = 0
     # Handling it ends the process, each time.
     kills: bool = False
-    # So long after it a reminder is sent, by the agents that take the stream; -1: none.
+    # So long after it a reminder is sent, by the agents that take the stream; -1: none, -2: that with a name is cancelled.
     remind_ms: int = -1
+    named: bool = False
 
 
 @dataclass
@@ -41,8 +42,10 @@ REMINDERS = Topic("reminders", key=str, value=Settlement)
 
 
 def reminder(payment: Payment) -> Output:
-    due = timedelta(milliseconds=payment.remind_ms)
-    return Output(Settlement(payment.id, payment.account, -2), topic=REMINDERS, at=due)
+    if payment.remind_ms < 0:
+        return Output.cancel("reminder")
+    due, name = timedelta(milliseconds=payment.remind_ms), "reminder" if payment.named else None
+    return Output(Settlement(payment.id, payment.account, -2), topic=REMINDERS, at=due, name=name)
 
 
 class Work:
@@ -103,7 +106,7 @@ def payments_pipeline(
         async for payment in payments:
             await work.attempt(payment)
             settled = book(payment)
-            if payment.remind_ms >= 0:
+            if payment.remind_ms != -1:
                 yield reminder(payment)
             if settled is not None:
                 yield settled
@@ -121,7 +124,7 @@ def payments_pipeline(
             for payment in batch:
                 await work.attempt(payment)
                 settled = book(payment)
-                if payment.remind_ms >= 0:
+                if payment.remind_ms != -1:
                     yield reminder(payment)
                 if settled is not None:
                     yield settled
@@ -132,7 +135,7 @@ def payments_pipeline(
         async for payment in payments:
             await work.attempt(payment)
             settled = book(payment)
-            if payment.remind_ms >= 0:
+            if payment.remind_ms != -1:
                 yield reminder(payment)
             if settled is not None:
                 yield settled
@@ -147,7 +150,7 @@ def payments_pipeline(
                 async for payment in payments:
                     await work.attempt(payment)
                     settled = book(payment)
-                    if payment.remind_ms >= 0:
+                    if payment.remind_ms != -1:
                         yield reminder(payment)
                     if settled is not None:
                         yield settled

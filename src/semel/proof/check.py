@@ -67,7 +67,7 @@ def _conservation(
         if outputs[topic] < wanted or (outputs[topic] > wanted and not since):
             yield unbalanced(f"{outputs[topic]:,} outputs are in {topic}, it wrote {wanted:,}")
     later, wanted = sum(t.later for t in tallies), position.timers + sum(position.sent_later.values())
-    if whole_outputs and (later < wanted or (later > wanted and not since)):
+    if whole_outputs and (later + history.ended_since[task] < wanted or (later > wanted and not since)):
         yield unbalanced(
             f"{later:,} outputs that were to be sent at a time are there or pending, {wanted:,} by its counts"
         )

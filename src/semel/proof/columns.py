@@ -36,6 +36,8 @@ MARK = np.dtype([
 OUTPUT = np.dtype([("offset", "<i8"), ("step", "<i4"), ("agent", "u1"), ("where", "<u4"), ("at", "<i8")])
 # The steps of outputs that were to be sent at a time, numbered from here.
 LATER = 1 << 30
+# Of these, the steps of those with a name, of which some are never there.
+NAMED = LATER + 1_000_000_000
 # A record of a log of timers, at `at` in the partition numbered `where`: the output of these was set, else it was sent.
 TIMER = np.dtype([*OUTPUT.descr, ("set", "?")])
 # A dead letter of the record at `offset`, given up by an agent; it stands at `at` in the partition numbered `where`.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semel.port import TP
-from semel.proof.columns import LATER, Known, Offsets, Rows, Stretch, among, events_of
+from semel.proof.columns import LATER, NAMED, Known, Offsets, Rows, Stretch, among, events_of
 from semel.proof.outcomes import TRIMMED, Outcome, Rule
 from semel.proof.proof import Finding, Law, Witness, place
 from semel.state.dedup_marks import DEAD, DONE
@@ -193,13 +193,15 @@ def atomicity(tp: TP, stretch: Stretch, wheres: Sequence[TP], whole: Whole) -> I
             stands = _standing(letter, wheres, "dead letter")
             yield _of_event(Law.ATOMIC, tp, offset, "has a dead letter with another key or value", stands)
     if whole.outputs and outputs["step"].any():
-        later = outputs["step"] >= LATER
-        yield from _steps_missing(tp, outputs[~later], 0)
+        later = (outputs["step"] >= LATER) & (outputs["step"] < NAMED)
+        yield from _steps_missing(tp, outputs[outputs["step"] < LATER], 0)
         yield from _steps_missing(tp, outputs[later], LATER)
 
 
 def _numbered(step: int) -> str:
     """The number of an output, as its lineage has it."""
+    if step >= NAMED:
+        return f"~{step - NAMED}"
     return f"+{step - LATER}" if step >= LATER else str(step)
 
 

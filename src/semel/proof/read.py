@@ -17,6 +17,7 @@ from semel.proof import laws
 from semel.proof.columns import (
     LATER,
     LETTER,
+    NAMED,
     OUTPUT,
     TIMER,
     Rows,
@@ -36,11 +37,12 @@ from semel.proof.survey import Survey, partitions
 from semel.stages.sink.dead_letters import HELD
 from semel.state import lineage
 from semel.state.parked import read_row
-from semel.state.timers import place_of
+from semel.state.timers import is_name, place_of
 
 # The writer, the source partition, the event's offset and the number of the output, `+` before that of one that was to be sent
-# at a time, with as many digits as fit into the columns; semel never writes more.
-_LINEAGE = re.compile(rb"([^/]*/[^/]+/[0-9]+)/([0-9]{1,16})/(\+?)([0-9]{1,9})/")
+# at a time, `~` if it had a name, with as many digits as fit into the columns; semel never writes more.
+_LINEAGE = re.compile(rb"([^/]*/[^/]+/[0-9]+)/([0-9]{1,16})/(\+?[0-9]{1,9}|~[0-9]{1,7})/")
+_FIRST_STEPS = {b"+": LATER, b"~": NAMED}
 # What an output is that is none of this app's with an event.
 _STRANGER, _SENT, _OF_OTHERS = -1, -2, -3
 STRANGERS_SHOWN = 3
@@ -58,7 +60,8 @@ class History:
     `closing`: the positions after all of it was read. `outputs`: how many are in each partition; `sent`: how many without an
     event. `strangers`: records without lineage, by topic, and the first of each as witnesses. `marks`: how many.
     `trimmed`: by source partition, of which events the marks are gone. `deleted`: logs from which something went while they
-    were to be read.
+    were to be read. `ended_since`: by task, how many timers with a name were sent, replaced or cancelled since the positions were
+    read: of one that was pending by these, nothing need be left.
     """
 
     def __init__(self, survey: Survey, logs: Logs, spool: Spool) -> None:
@@ -71,6 +74,7 @@ class History:
         self.strangers: Counter[str] = Counter()
         self.stranger_witnesses: list[Witness] = []
         self.trimmed: dict[TP, Missing] = {}
+        self.ended_since: Counter[int] = Counter()
         self._parked: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self.deleted: set[TP] = set()
         self._logs = logs
@@ -143,14 +147,18 @@ class History:
     async def timers_in(self, tp: TP) -> None:
         """A log of timers. What is pending at its end is an output that is still to be sent."""
         [start] = (await self._logs.starts([tp])).values()
+        since = self.survey.timer_begins.get(tp, 0)
         async with aclosing(self._logs.read(tp, start, self.survey.timer_ends[tp])) as pieces:
             async for piece in pieces:
                 by_source: dict[TP, list[tuple[int, int, int, int, bool]]] = defaultdict(list)
                 for record in piece.records:
-                    if record.key is not None:
+                    if record.key is not None and not is_name(record.key):
                         place = place_of(record.key)
                         agent = self._agents.get(lineage.signed(place.agent), 0)
-                        row = place.offset, place.step + LATER, agent, record.offset, record.value is not None
+                        step = place.step + (NAMED if place.named else LATER)
+                        if place.named and record.value is None and record.offset >= since:
+                            self.ended_since[tp.partition] += 1
+                        row = place.offset, step, agent, record.offset, record.value is not None
                         by_source[TP(place.topic, tp.partition)].append(row)
                 for source, rows in by_source.items():
                     offsets, steps, agents, at, set_ = zip(*rows, strict=True)
@@ -206,7 +214,9 @@ class History:
         number = self._numbers.get(parts[1])
         if number is None:
             number = self._numbers[parts[1]] = self._origin(value)
-        return number, int(parts[2]), int(parts[4]) + (LATER if parts[3] else 0)
+        step = parts[3]
+        first = _FIRST_STEPS.get(step[:1])
+        return number, int(parts[2]), int(step) if first is None else int(step[1:]) + first
 
     def _origin(self, value: bytes) -> int:
         parsed = lineage.parse(value)

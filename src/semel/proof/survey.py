@@ -115,7 +115,7 @@ class Survey:
     to. `starts`: where each log begins for us; `ends` of what was written; `untouched`: the logs of outputs and dead letters
     to. `starts`: where each log begins for us; `ends` of what was written; `untouched`: the logs of outputs and dead letters
     from which nothing was deleted before we first looked at them. `parked_ends`: of the logs of parked events, `timer_ends`: of
-    timers, both before `ends`.
+    timers, both before `ends`; `timer_begins`: where those ended before the positions were read.
     """
 
     plan: Plan
@@ -134,6 +134,7 @@ class Survey:
     untouched: frozenset[TP]
     parked_ends: Mapping[TP, int]
     timer_ends: Mapping[TP, int]
+    timer_begins: Mapping[TP, int]
 
 
 def partitions(topics: Mapping[str, TopicInfo], *names: str) -> list[TP]:
@@ -154,6 +155,7 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
         raise NothingToProve(
             f"{plan.app!r} has never run here: there is no topic {plan.positions_topic!r}; run it, then prove"
         )
+    timer_begins = await logs.ends(partitions(topics, plan.timers_topic))
     await cut.read(logs, plan, partitions(topics, plan.positions_topic), remarks)
     if not cut.positions:
         raise NothingToProve(f"{plan.app!r} has never committed here; run it until it has, then prove")
@@ -201,6 +203,7 @@ async def survey(logs: Logs, plan: Plan, since_ms: int | None, until_ms: int | N
         untouched=frozenset(tp for tp, at in began.items() if starts[tp] <= at and tp.topic not in compacted),
         parked_ends=parked_ends,
         timer_ends=timer_ends,
+        timer_begins=timer_begins,
     )  # fmt: skip
 
 

@@ -301,12 +301,15 @@ class EventContext:
             id, step = steps.ids.get(offset), steps.counts.get(offset, 0)
         return lineage.HEADER, b"%b%d/%d/%b" % (origin, offset, step, id if type(id) is bytes else b"")
 
-    def lineage_later(self, record: Any, step: int) -> tuple[str, bytes] | None:
-        """As `lineage`, of the timer numbered `step` of this record."""
+    def lineage_later(self, record: Any, step: int, *, named: bool = False) -> tuple[str, bytes] | None:
+        """As `lineage`, of the timer numbered `step` of this record, of those with a name or of the others."""
         if self.origin is None:
             return None
         id = self.id if self.steps is None else self.steps.ids.get(record.offset)
-        return lineage.HEADER, b"%b%d/+%d/%b" % (self.origin, record.offset, step, id if type(id) is bytes else b"")
+        kind = b"~" if named else b"+"
+        return lineage.HEADER, b"%b%d/%b%d/%b" % (
+            self.origin, record.offset, kind, step, id if type(id) is bytes else b""
+        )  # fmt: skip
 
     def record_of(self, whose: Any) -> Any:
         """The record that `Output(of=...)` means. OutputRefused where that is none, or more than one, of those in hand."""
@@ -332,30 +335,45 @@ class EventContext:
 
     def set_timer(self, place: TimerPlace, output: DelayedOutput) -> None:
         """The event sets a timer. OutputRefused where it is too much for one event, or for the log."""
-        timers, raw = self.task.timers, output.encode()
-        if len(raw) > timers.max_bytes:
+        log, raw = self.task.timers, output.encode()
+        if len(raw) > log.max_bytes:
             raise OutputRefused(
-                f"output to {output.topic!r} of {len(raw)} bytes that is to be sent later does not fit {timers.topic}, which "
-                f"takes {timers.max_bytes}; send less, or raise max.message.bytes of that topic"
+                f"output to {output.topic!r} of {len(raw)} bytes that is to be sent later does not fit {log.topic}, which "
+                f"takes {log.max_bytes}; send less, or raise max.message.bytes of that topic"
             )
+        self._take(TIMER_BYTES + len(raw) + 2 * len(output.name))
+        try:
+            self._timers().set(place, raw, output.name)
+        except StoreError as exc:
+            self.unreadable(exc)
+            raise
+
+    def cancel_timer(self, name: bytes) -> None:
+        """The event cancels what is pending under the name of this row. OutputRefused where it is too much for one event."""
+        self._take(TIMER_BYTES + len(name))
+        try:
+            self._timers().cancel(name)
+        except StoreError as exc:
+            self.unreadable(exc)
+            raise
+
+    def _take(self, size: int) -> None:
+        """So many bytes more are the event's. OutputRefused where that is too much for one."""
         writes = self.writes
-        size = TIMER_BYTES + len(raw)
         writes.bytes += size
         if writes.bytes > writes.most_bytes:
             writes.check_size(size)
-        found = self._timers()
+
+    def next_timer(self, offset: int, *, named: bool = False) -> int:
+        """The number of the next timer that the event at this offset sets, of those with a name or of the others."""
+        return self._timers().steps.get((offset, named), 0)
+
+    def _timers(self) -> EventTimers:
+        found = next((each for each in self.writes.rows if isinstance(each, EventTimers)), None)
         if found is None:
-            found = EventTimers(timers)
-            writes.rows.append(found)
-        found.set(place, raw)
-
-    def next_timer(self, offset: int) -> int:
-        """The number of the next timer that the event at this offset sets."""
-        found = self._timers()
-        return 0 if found is None else found.steps.get(offset, 0)
-
-    def _timers(self) -> EventTimers | None:
-        return next((each for each in self.writes.rows if isinstance(each, EventTimers)), None)
+            found = EventTimers(self.task.timers)
+            self.writes.rows.append(found)
+        return found
 
     # -- how it ends
 

@@ -3,7 +3,8 @@
 `semel.lineage: app/topic/partition/offset/step/id`: the app that wrote it, the event's position, the number of the output
 among those of its event, from 0, and the dedup id (empty without dedup; the rest of the value, whatever bytes it has). Where
 an app has several agents, its name is followed by `:` and the agent's. What an app sends without an event says `app/`.
-Those that are sent later (`Output(at=)`) are numbered apart, from `+0`.
+Those that are sent later (`Output(at=)`) are numbered apart, from `+0`; of them, those with a name from `~0`: some of these are
+never there.
 One header instead of three: it costs half as much to read, and less to write and to keep.
 """
 
@@ -17,7 +18,7 @@ HEADER = "semel.lineage"
 
 class Lineage(NamedTuple):
     """Where an output comes from. `topic` is empty, and the numbers -1, for what was sent without an event. `later`: it was not
-    sent with its event."""
+    sent with its event; `named`: and it had a name."""
 
     app: str
     agent: str
@@ -27,6 +28,7 @@ class Lineage(NamedTuple):
     step: int
     id: bytes
     later: bool = False
+    named: bool = False
 
 
 def prefix(app: str, agent: str, topic: str, partition: int) -> bytes:
@@ -64,6 +66,9 @@ def parse(value: bytes) -> Lineage | None:
         if len(parts) == 2 and not parts[1]:
             return Lineage(app, agent, "", -1, -1, -1, b"")
         _, topic, partition, offset, step, id = parts
-        return Lineage(app, agent, topic.decode(), int(partition), int(offset), int(step), id, step[:1] == b"+")
+        kind, number = (step[:1], step[1:]) if step[:1] in (b"+", b"~") else (b"", step)
+        return Lineage(
+            app, agent, topic.decode(), int(partition), int(offset), int(number), id, bool(kind), kind == b"~"
+        )
     except ValueError:
         return None

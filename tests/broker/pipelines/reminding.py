@@ -1,4 +1,7 @@
-"""A pipeline that reminds: each payment is settled at once, and one that says so is reminded of once more after a while."""
+"""A pipeline that reminds: each payment is settled at once, and one that says so is reminded of once more after a while.
+
+Of the reminders of an account that have the name, the last is sent, unless a payment cancels it (`remind_ms` -2).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ class Payment:
     account: str
     amount: int
     remind_ms: int = -1
+    named: bool = False
 
 
 @dataclass
@@ -35,7 +39,10 @@ async def settle(payments: AsyncIterable[Payment]) -> AsyncIterator[Settlement |
         settlement = Settlement(payment.id, payment.account, balances[payment.account])
         yield settlement
         if payment.remind_ms >= 0:
-            yield Output(settlement, topic=reminders, at=timedelta(milliseconds=payment.remind_ms))
+            due, name = timedelta(milliseconds=payment.remind_ms), "reminder" if payment.named else None
+            yield Output(settlement, topic=reminders, at=due, name=name)
+        elif payment.remind_ms == -2:
+            yield Output.cancel("reminder")
 
 
 pipeline = pipeline_of(settle, Payment, attempts=3, sink=Topic(f"{NAME}.settlements", key=str, value=Settlement))

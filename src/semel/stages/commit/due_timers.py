@@ -121,7 +121,7 @@ class DueTimers:
             row, output = taken
             out = self._record(task, row, output, now, now_ms)
             if out is not None:
-                timers.done(row, out.tp.topic if lineage.of(out.headers) is not None else "")
+                timers.done(row, out.tp.topic if lineage.of(out.headers) is not None else "", output.name)
                 epoch.add((out,), out.size + TIMER_BYTES)
                 task.touched = True
                 self._sealed.append((partition, row))
