@@ -41,6 +41,14 @@ def test_what_was_written_is_read_back_whatever_the_id_is(id: bytes) -> None:
     assert lineage.parse(b"%b%d/%d/%b" % (origin, 42, 1, id)) == Lineage("pay.ments", "", "src-1", 3, 42, 1, id)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_outputs_that_are_sent_later_are_numbered_apart_and_those_with_a_name_apart_from_these(named: bool) -> None:
+    context = hand_at(42)
+    _, said = context.lineage_later(context.record, 3, named=named) or ("", b"")
+    assert said == b"payments/src/3/42/%b3/p17" % (b"~" if named else b"+")
+    assert lineage.parse(said) == Lineage("payments", "", "src", 3, 42, 3, b"p17", later=True, named=named)
+
+
 def test_the_agent_is_named_where_there_are_several() -> None:
     value = lineage.prefix("app", "mod/agent", "src", 0) + b"7/0/"
     assert lineage.parse(value) == Lineage("app", "mod_agent", "src", 0, 7, 0, b"")
@@ -52,7 +60,9 @@ def test_what_is_sent_without_an_event_says_whose_it_is() -> None:
     assert (found.app, found.topic, found.offset) == ("app", "", -1)
 
 
-@pytest.mark.parametrize("value", [b"", b"x", b"a/b", b"a/b/c", b"a/b/1/x/0/", b"a/b/1/2/", b"\xff/b/1/2/0/"])
+@pytest.mark.parametrize(
+    "value", [b"", b"x", b"a/b", b"a/b/c", b"a/b/1/x/0/", b"a/b/1/2/", b"a/b/1/2/~/", b"\xff/b/1/2/0/"]
+)
 def test_what_is_no_lineage_is_none(value: bytes) -> None:
     assert lineage.parse(value) is None
 

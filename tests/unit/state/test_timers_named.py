@@ -177,6 +177,33 @@ def test_an_event_that_fails_leaves_what_was_pending_and_its_last_attempt_counts
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
+def test_an_event_that_waits_behind_a_parked_one_of_its_key_ends_what_is_pending_when_it_is_done(
+    concurrency: int,
+) -> None:
+    with shop_of(concurrency=concurrency) as t:
+        t.send_all([Order("a1", "a"), Order("b1", "b")], key="customer")
+        # Of a the cancelling waits behind one that fails and sets it anew, of b the setting behind one that fails and cancels.
+        t.send_all([Order("a2", "a", 7200, fails=2), Order("a3", "a", -1), Order("b2", "b", -1, fails=2), Order("b3", "b", 7200)],
+                   key="customer")  # fmt: skip
+        t.crash(lose_state=True)
+        t.advance_time(HOUR + MINUTE)
+        assert reminded(t) == []
+        t.advance_time(2 * HOUR)
+        assert reminded(t) == ["b3"]
+
+
+def test_a_timer_of_a_parked_key_is_sent_before_the_event_that_would_have_cancelled_it() -> None:
+    """That event waits for its turn; the one that set the timer is done, and has promised it."""
+    with shop_of() as t:
+        t.send(Order("a1", "a", 1), key="a")
+        t.send_all([Order("a2", "a", 7200, "other", fails=2), Order("a3", "a", -1)], key="customer")
+        t.advance_time(MINUTE)
+        assert reminded(t) == ["a1"]
+        t.advance_time(3 * HOUR)
+        assert reminded(t) == ["a1", "a2"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
 @pytest.mark.parametrize(("then", "wanted"), [(-1, ["a1"]), (7200, ["a1", "a2"])])
 @pytest.mark.parametrize("lose_state", [None, False, True])
 def test_one_that_is_sent_while_an_event_is_in_hand_that_would_cancel_or_replace_it_is_sent(
