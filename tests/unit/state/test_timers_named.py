@@ -443,6 +443,20 @@ def test_what_is_sent_and_committed_while_an_event_looks_at_its_name_is_not_coun
     assert model.sent(99) == ([] if cancels else [(50, "n")])
 
 
+def test_of_two_events_that_look_at_one_name_the_later_one_ends_what_the_first_has_set(model: Model) -> None:
+    first, second, third = model.event(), model.event(), model.event()
+    for event in (first, second):
+        model.set(event, "n", 5)
+    third.cancel(name_row(b"key", "n"))
+    first.fold()
+    second.fold()
+    assert model.log.count == 1
+    third.fold()
+    assert (model.log.count, model.sent(99)) == (0, [])
+    model.commit()
+    assert [*model.store.scan_rows(model.log._prefix)] == []
+
+
 def test_one_that_is_set_aside_is_cancelled_as_any_other(model: Model) -> None:
     event = model.event()
     model.set(event, "n", 5)
