@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from semel import Dedup, Output, Pipeline, Retry, Topic
+from semel import Dedup, Output, Pipeline, Retry, Table, Topic
 from semel.errors import RecoveryError
 from semel.state import timers
 from semel.state.store import Store, StoreError
@@ -272,32 +272,44 @@ def test_a_name_that_is_none_is_refused_where_it_is_given() -> None:
         Output.cancel(b"n")  # type: ignore[arg-type]
 
 
-def test_a_timer_that_comes_back_through_the_source_is_handled_as_an_event_of_its_key() -> None:
-    """The way to have code run at a time, and not only an output sent."""
-    orders = Topic("orders", key=str, value=dict)
-    done: list[str] = []
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_timer_that_comes_back_through_the_source_is_handled_as_an_event_of_its_key(concurrency: int) -> None:
+    """The way to have code run at a time, and not only an output sent: it has the key's rows, its retries and its place."""
+    orders, open_orders = Topic("orders", key=str, value=dict), Table("open_orders", key=str, value=str)
+    handled: list[str] = []
 
     async def take(events: Any) -> AsyncIterator[Any]:
         async for event in events:
+            handled.append(event["id"])
+            if handled.count(event["id"]) <= event.get("fails", 0):
+                raise OSError(f"{event['id']} fails")
             if event["type"] == "order":
-                expiry = {"type": "expiry", "id": f"{event['id']}-expiry"}
+                open_orders[event["order"]] = event["id"]
+                expiry = {"type": "expiry", "id": f"{event['id']}-expiry", "order": event["order"], "fails": 2}
                 yield Output(expiry, topic=orders, at=HOUR, name="expiry")
             elif event["type"] == "paid":
                 yield Output.cancel("expiry")
-            else:
-                done.append(event["id"])
-                yield Output({"remind": event["id"]}, topic=REMINDERS)
+            elif event["type"] == "expiry":
+                yield Output({"remind": f"{event['id']} of {open_orders.pop(event['order'])}"}, topic=REMINDERS)
 
-    pipeline = Pipeline("shop", source=orders, agent=take, dedup=Dedup("id", window=timedelta(days=1)))
+    pipeline = Pipeline(
+        "shop", source=orders, agent=take, tables=[open_orders], dedup=Dedup("id", window=timedelta(days=1)),
+        retry=Retry(attempts=3, first_delay=MINUTE, max_delay=MINUTE), concurrency=concurrency,
+    )  # fmt: skip
     with PipelineTester(pipeline, partitions=3) as t:
         for c in "abc":
-            t.send({"type": "order", "id": f"{c}1"}, key=c)
-        t.send({"type": "paid", "id": "b2"}, key="b")
+            t.send({"type": "order", "id": f"{c}1", "order": c}, key=c)
+        t.send({"type": "paid", "id": "b2", "order": "b"}, key="b")
         t.crash(lose_state=True)
-        t.advance_time(2 * HOUR)
-        assert sorted(reminded(t)) == ["a1-expiry", "c1-expiry"]
+        t.advance_time(HOUR - timedelta(seconds=30))
+        # It is parked when the timer of its key is due, which waits behind it.
+        t.send({"type": "note", "id": "c2", "order": "c", "fails": 2}, key="c")
+        t.advance_time(20 * MINUTE)
+        assert sorted(reminded(t)) == ["a1-expiry of a1", "c1-expiry of c1"]
         assert {out.key for out in t.outputs(REMINDERS)} == {"a", "c"}
-        assert len(done) == 2
+        assert dict(t.tables["open_orders"]) == {"b": "b1"}
+        assert [id for id in handled if id.startswith("c")][-6:] == ["c2"] * 3 + ["c1-expiry"] * 3
+        assert t.dead_letters() == []
 
 
 # -- the log itself
