@@ -66,8 +66,14 @@ class Scheduler:
     # -- taking
 
     def may_take(self, runner: AgentRunner) -> bool:
-        if not self._open() or (self._alone is not None and self._alone[0] is not runner):
+        if not self._open():
             return False
+        if self._alone is not None and self._alone[0] is not runner:
+            asked, since = self._alone
+            if asked.slots is not runner.slots or asked.unit is not None:
+                return False
+            # Of slots of one agent whichever comes: the one that asked may be in line behind it.
+            self._alone = runner, since
         if self._apart_until and self._apart and any(other.unit is not None for other in self._runners):
             return False
         return not self._isolating() or not (
@@ -86,7 +92,8 @@ class Scheduler:
         return self._isolating() or self._one_by_one()
 
     def has_all_to_itself(self, runner: AgentRunner) -> bool:
-        """Whether no other runner has events. From now on none takes any, until this one has given back what it takes."""
+        """Whether no other runner has events. From now on none takes any, until this one, or one of the same agent, has given back
+        what it takes."""
         now = self._clock.monotonic()
         if self._alone is None:
             self._alone = runner, now
