@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from semel.faust_.app import App as App
     from semel.output import Output as Output
     from semel.pipeline import Pipeline as Pipeline
+    from semel.rate_limit import RateLimit as RateLimit
     from semel.retry import Retry as Retry
     from semel.stages.agent.stream import Batch as Batch
     from semel.table import Table as Table
@@ -32,6 +33,7 @@ _HOMES = {
     "Event": "semel.event",
     "Output": "semel.output",
     "Pipeline": "semel.pipeline",
+    "RateLimit": "semel.rate_limit",
     "Reject": "semel.errors",
     "Retry": "semel.retry",
     "SemelError": "semel.errors",
@@ -48,6 +50,7 @@ __all__ = [
     "Event",
     "Output",
     "Pipeline",
+    "RateLimit",
     "Reject",
     "Retry",
     "SemelError",

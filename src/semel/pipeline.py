@@ -16,6 +16,7 @@ from semel.errors import DeclarationError
 from semel.event_time import EventTime
 from semel.functions import called
 from semel.plan import AgentKind, AgentPlan, Plan, Start, TablePlan
+from semel.rate_limit import RateLimit
 from semel.retry import Retry
 from semel.table import Table
 from semel.topic import KAFKAS_OWN, Topic, checked_name, is_whole
@@ -39,8 +40,9 @@ class Pipeline:
     given; bytes go there as they came, whatever its types. `retry`: what happens when the agent raises. `start`: "earliest"
     or "latest", where a group that has never committed begins. `concurrency`: how many keys a worker handles at a time, over its
     partitions and within one; 1: events of one partition one after the other, several partitions side by side. `threads`: as
-    `concurrency`, of a plain function, which runs in as many threads beside the event loop and may block. `kind`: whether the
-    agent takes the "stream" or one "event" at a time, where its function does not show that.
+    `concurrency`, of a plain function, which runs in as many threads beside the event loop and may block. `rate_limit`: how
+    many events its agent is given in a span of time, by all workers together. `kind`: whether the agent takes the "stream" or
+    one "event" at a time, where its function does not show that.
 
     DeclarationError where the parts do not fit.
     """
@@ -59,6 +61,7 @@ class Pipeline:
         retry: Retry = Retry(),  # noqa: B008  (frozen)
         concurrency: int = 1,
         threads: int | None = None,
+        rate_limit: RateLimit | None = None,
         start: Start = "earliest",
         kind: Kind | None = None,
     ) -> None:
@@ -76,6 +79,7 @@ class Pipeline:
         self.start: Start = start
         self.concurrency = concurrency
         self.threads = threads
+        self.rate_limit = rate_limit
         self.kind = kind_of(agent, kind)
         self._check(partition_by)
         for table in self.tables:
@@ -106,6 +110,11 @@ class Pipeline:
         for given, value, kind in (("dedup", self.dedup, Dedup), ("retry", self.retry, Retry)):
             if value is not None and not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DeclarationError(f"pipeline {self.name!r}: {given} is {value!r}; give a semel.{kind.__name__}")
+        if self.rate_limit is not None and not isinstance(self.rate_limit, RateLimit):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(
+                f"pipeline {self.name!r}: rate_limit is {self.rate_limit!r}; give a semel.RateLimit, as RateLimit(100) for a "
+                "hundred events a second"
+            )
         for table in self.tables:
             if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DeclarationError(f"pipeline {self.name!r}: {table!r} in tables= is no semel.Table")
@@ -283,6 +292,7 @@ class Pipeline:
                     slots=self._slots,
                     by_key=self.concurrency > 1 or self.threads is not None,
                     in_threads=self.threads is not None,
+                    rate_limit=self.rate_limit,
                 )
             ],
             tables=[table_plan(t) for t in self.tables],

@@ -16,6 +16,7 @@ import orjson
 from semel.codec import Codec
 from semel.dedup import Dedup
 from semel.event_time import EventTime, noted
+from semel.rate_limit import RateLimit
 from semel.retry import Retry
 from semel.topic import Topic
 
@@ -62,6 +63,7 @@ class AgentPlan:
     slots: int = 1
     by_key: bool = False
     in_threads: bool = False
+    rate_limit: RateLimit | None = None
 
     def event_time(self, topic: Topic) -> EventTime | None:
         """What gives the time of events of a source: what it declares, or the dedup rule for it; None: their timestamps."""

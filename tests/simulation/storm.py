@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from semel import RateLimit
 from semel.broker.answers import Answer, answer_of, needs_a_person
 from semel.memory.faults import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import TP, RpcError
@@ -640,6 +641,7 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         real=rng.random() < real_share,
         stateful=seeded(seed, "stateful").random() < 0.8,
         concurrency=1 if style == "batches" else seeded(seed, "concurrency").choice([1, 2, 8]),
+        rate_limit=seeded(seed, "rate limit").choice([None, None, None, RateLimit(300), RateLimit(100, burst=30)]),
     )
     turns = seeded(seed, "turns")
     world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import orjson
 
-from semel import Dedup, Pipeline, Retry, Topic
+from semel import Dedup, Pipeline, RateLimit, Retry, Topic
 from semel.errors import PositionConflict, SemelError, ShapeChanged, TopicChanged
 from semel.memory.batch import Batch, MemoryRecord
 from semel.partitioner import partition_of
@@ -53,7 +53,8 @@ class SimulatedWorld(World):
     """`real`: stores are RocksDB. `fate(worker)` is called when a worker starts, `on_death(worker)` when it has ended."""
 
     def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
-                 stateful: bool = True, concurrency: int = 1, **settings: Any) -> None:  # fmt: skip
+                 stateful: bool = True, concurrency: int = 1, rate_limit: RateLimit | None = None,
+                 **settings: Any) -> None:  # fmt: skip
         self.watch: Watch = watching()
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
         dedup = Dedup("id", window=window)
@@ -67,10 +68,12 @@ class SimulatedWorld(World):
             interrupts=(KeyboardInterrupt,),
             **settings,
         )
-        if concurrency > 1:
-            self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup, concurrency=concurrency)
+        if concurrency > 1 or rate_limit is not None:
+            self.pipeline = payments_pipeline(
+                self.work, style=style, dedup=dedup, concurrency=concurrency, rate_limit=rate_limit
+            )
         if not stateful:
-            self.pipeline = passing_on(self.work, concurrency)
+            self.pipeline = passing_on(self.work, concurrency, rate_limit)
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)
         self.real = real
@@ -440,7 +443,7 @@ class SimulatedWorld(World):
         await asyncio.sleep(0)
 
 
-def passing_on(work: Work, concurrency: int = 1) -> Pipeline:
+def passing_on(work: Work, concurrency: int = 1, rate_limit: RateLimit | None = None) -> Pipeline:
     """Nothing that it keeps belongs to a key: neither tables nor a dedup rule."""
 
     async def pass_on(payments: Any) -> Any:
@@ -459,6 +462,7 @@ def passing_on(work: Work, concurrency: int = 1) -> Pipeline:
         sink=Topic("settlements", key=str, value=Settlement),
         retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
         concurrency=concurrency,
+        rate_limit=rate_limit,
     )
 
 

@@ -19,7 +19,8 @@ _ASYNCIO = str(Path(asyncio.__file__).parent)
 
 
 def progress(workers: Iterable[MemoryWorker]) -> object:
-    """Differs whenever something came of the work: a worker that got on in the group, an attempt, a commit."""
+    """Differs whenever something came of the work, or is to come at another time: a worker that got on in the group, an attempt,
+    a commit, events that wait for a rate limit."""
     return [
         (
             worker.client,
@@ -36,15 +37,24 @@ def progress(workers: Iterable[MemoryWorker]) -> object:
                 )
                 for p, t in worker.engine.tasks.items()
             ],
+            [round(at, 3) for at in _limited(worker)],
         )
         for worker in workers
     ]
 
 
 def retries_due(workers: Iterable[MemoryWorker]) -> list[float]:
-    """The monotonic times of the attempts to come."""
+    """The monotonic times of the attempts to come, and of the events that a rate limit lets wait."""
+    workers = list(workers)
     cursors = [c for worker in workers for task in worker.engine.tasks.values() for c in task.cursors.values()]
-    return [due for c in cursors for due in (c.due, next_due(c)) if due is not None]
+    limited = [at for worker in workers for at in _limited(worker)]
+    return [*limited, *(due for c in cursors for due in (c.due, next_due(c)) if due is not None)]
+
+
+def _limited(worker: MemoryWorker) -> list[float]:
+    """The monotonic times at which events may be handled that wait for a rate limit."""
+    limiters = [agent.limiter for agent in worker.engine.agents]
+    return [at for limiter in limiters if limiter is not None and (at := limiter.next_at) is not None]
 
 
 def next_due(cursor: Cursor) -> float | None:
@@ -79,6 +89,10 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()
+        ]
+        lines += [
+            f"worker {worker.name}: events wait for the rate limit, the next for {max(0.0, at - clock.monotonic()):.1f} s"
+            for at in _limited(worker)
         ]
         lines += [
             f"{cursor.tp.topic}[{cursor.tp.partition}]: {parked_in(cursor)} events are parked"

@@ -89,6 +89,7 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
     tables_here = ", ".join(map(_table_link, status["graph"]["tables"]))
     return (
         _trouble(status)
+        + _rate_limits(status)
         + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
@@ -199,6 +200,7 @@ def _pipeline(status: Mapping[str, Any]) -> str:
     return (
         f"<h2><bdi>{escape(status['pipeline'])}</bdi> on worker <bdi>{escape(status['instance'])}</bdi></h2>"
         + _trouble(status)
+        + _rate_limits(status)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
         + markup.table(
@@ -248,8 +250,29 @@ def _trouble(status: Mapping[str, Any]) -> str:
         f"agent {silent['agent']} has handled {silent['events']:,} events and none had a result for {silent['sink']}"
         for silent in status.get("without_results", ())
     ]
+    why += [
+        f"agent {halted['agent']} has halted: {halted['failed']} events failed alike and none succeeded, the last with "
+        f"{halted['error']}; one is tried in {halted['next_probe_s']:.0f} s"
+        for halted in status.get("halted", ())
+    ]
+    why += [
+        f"partition {partition} takes no further events: {parked['held_up']}"
+        for partition, parked in status.get("parked", {}).items()
+        if parked["held_up"]
+    ]
     why += [f"{partition} cannot be read: {reason}" for partition, reason in status.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
+
+
+def _rate_limits(status: Mapping[str, Any]) -> str:
+    """What its declaration allows, and whether that is what keeps events waiting."""
+    lines = [
+        f"agent {at['agent']} is given {_number(at['here_per_second'])} events/s at most here, of {_number(at['per_second'])} on "
+        f"all workers; events have waited for that for {at['limited_s']:,.0f} s"
+        + (", and do now" if at["limits"] else "")
+        for at in status.get("rate_limits", ())
+    ]
+    return "".join(f"<p><bdi>{escape(line)}</bdi></p>" for line in lines)
 
 
 def _stage(name: str, what: Sequence[str], numbers: Sequence[tuple[str, Any]]) -> str:

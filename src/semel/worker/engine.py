@@ -28,6 +28,7 @@ from semel.runtime.settings import EngineSettings
 from semel.stages.agent import agent_loop
 from semel.stages.agent.circuit_breaker import Halted
 from semel.stages.agent.crash_suspects import CrashSuspects
+from semel.stages.agent.rate_limiter import Limited
 from semel.stages.agent.runner import AgentRunner
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.slots import AgentSlots
@@ -416,6 +417,10 @@ class Engine:
         """Agents whose events fail one like the other."""
         return [halted for agent in self.agents if (halted := agent.halted) is not None]
 
+    def limited(self) -> list[Limited]:
+        """Agents with a rate limit."""
+        return [limited for agent in self.agents if (limited := agent.limited) is not None]
+
     def parked(self) -> dict[int, ParkedTask]:
         """By task with parked events, how many these are, and what keeps its partition from taking more."""
         return {p: ParkedTask(task.parked_events, task.held_up) for p, task in self.tasks.items() if task.parked_events}
@@ -623,6 +628,7 @@ class Engine:
         if self.owned.writer is not None and self.owned.writer.transaction_open_since is not None:
             self.owned.writer.dead = True
         self.owned.tasks = {}
+        self._share(0.0)
         self.assignment = Assignment((), owners=self.assignment.owners, partitions=self.assignment.partitions)
         await self._pass("revoke.end")
 
@@ -630,8 +636,15 @@ class Engine:
         await self._pass("assign.begin")
         self.owned.membership = membership
         self.assignment = assignment
+        self._share(len(assignment.tasks) / max(assignment.partitions.values(), default=1))
         self.stats["rebalances"] += 1
         self._start_take_over()
+
+    def _share(self, of_all: float) -> None:
+        """Of what a pipeline may handle in a time, this worker may take what it has of the partitions."""
+        for agent in self.agents:
+            if agent.limiter is not None:
+                agent.limiter.begin(of_all)
 
     # ================================================================== taking over
 

@@ -87,6 +87,15 @@ class EngineCollector(Collector):
         for agent in engine.agents:
             halted.add_metric([app, agent.plan.name], agent.halted is not None)
         yield halted
+        limit = GaugeMetricFamily("semel_agent_rate_limit", "Events a second that its rate limit leaves to this worker",
+                                  labels=["pipeline", "agent"])  # fmt: skip
+        limited = CounterMetricFamily("semel_agent_rate_limited_seconds", "For how long events waited for the rate limit alone",
+                                      labels=["pipeline", "agent"])  # fmt: skip
+        for agent in engine.limited():
+            limit.add_metric([app, agent.agent], agent.here_per_second)
+            limited.add_metric([app, agent.agent], agent.limited_s)
+        yield limit
+        yield limited
         budget = GaugeMetricFamily("semel_memory_budget_bytes", "What grows with what comes in may take",
                                    labels=["pipeline", "kind"])  # fmt: skip
         for kind, size in engine.budget_bytes().items():

@@ -200,6 +200,7 @@ class EngineView:
                 "returned": {agent.plan.name: agent.returned for agent in engine.agents if agent.returned},
                 "parked": {str(p): asdict(parked) for p, parked in engine.parked().items()},
                 "halted": [asdict(agent) for agent in engine.halted()],
+                "rate_limits": [asdict(agent) for agent in engine.limited()],
                 "unreadable": {
                     f"{tp.topic}[{tp.partition}]": why for tp, why in sorted(engine.troubles.current().items())
                 },

@@ -126,3 +126,34 @@ def test_names_and_states_never_become_markup():
     }  # fmt: skip
 
     assert "<img" not in html.pipelines([hostile, {"name": evil}])
+
+
+def test_it_says_that_an_agent_has_halted_and_what_holds_up_a_partition():
+    halted = {"agent": "settle", "error": "OSError: <down>", "failed": 12, "seconds": 40.0, "next_probe_s": 14.6}
+    parked = {
+        "0": {"events": 3, "held_up": "3 events are parked, and 3 is the limit"},
+        "2": {"events": 1, "held_up": ""},
+    }
+
+    shown = html.pipelines([DOCUMENT | {"halted": [halted], "parked": parked}])
+
+    assert (
+        "agent settle has halted: 12 events failed alike and none succeeded, the last with OSError: &lt;down&gt;; one is"
+        in shown
+    )
+    assert "tried in 15 s" in shown
+    assert "partition 0 takes no further events: 3 events are parked, and 3 is the limit" in shown
+    assert "partition 2 takes" not in shown
+    assert "halted" not in html.pipelines([DOCUMENT])
+
+
+def test_it_says_the_rate_limit_and_what_it_costs():
+    limited = {"agent": "settle", "per_second": 1_000.0, "here_per_second": 250.0, "limited_s": 12.3, "limits": True}
+
+    shown = html.pipelines([DOCUMENT | {"rate_limits": [limited]}])
+    over = html.pipelines([DOCUMENT | {"rate_limits": [limited | {"limits": False}]}])
+
+    said = "agent settle is given 250.0 events/s at most here, of 1,000.0 on all workers; events have waited for that for 12 s"
+    assert said + ", and do now" in shown
+    assert said in over and "do now" not in over
+    assert "events/s" not in html.pipelines([DOCUMENT])

@@ -80,6 +80,9 @@ class AgentRunner:
         self.misuse: HandlingError | None = None
         # Events, or batches, that counted as done because the agent's code returned.
         self.returned = 0
+        # How many events had begun when its work unit was taken: what has since, its code was given.
+        self._given_before = 0
+        self._limiter = slots.limiter
         self._log = slots.log
         self.turns = Turns(
             services.clock, scheduler, services.epoch, answers_for_all=lambda: scheduler.answers_for_all(self),
@@ -176,6 +179,7 @@ class AgentRunner:
         context, task, tp = self.context, unit.cursor.task, unit.cursor.tp
         self.taken += 1
         self.queue.busy += 1
+        self._given_before = context.event
         context.unit = unit
         self.alone = (tp, unit.record.offset) if unit.end - unit.start == 1 else None
         context.task = task
@@ -227,6 +231,8 @@ class AgentRunner:
         cursor.task.in_hand -= self.plan.by_key
         self.queue.busy -= 1
         self.noted[HOLDS] = 0
+        if self._limiter is not None and not unit.ahead:
+            self._limiter.gave_back(unit.taken - (self.context.event - self._given_before))
         self.queue.give_back(unit)
         self._released(cursor)
         self.scheduler.released(self)
@@ -281,7 +287,10 @@ class AgentRunner:
 
     def admit_batch(self, unit: WorkUnit, context: EventContext) -> list[tuple[Any, Record]]:
         """The values of a work unit and their records, as one unit of work; `complete` ends it, whether any are left or not."""
-        return open_batch(unit, context, self._processor.values(unit, context))
+        pairs = open_batch(unit, context, self._processor.values(unit, context))
+        # It begins as one event, also where none is in it.
+        self._given_before -= len(pairs) - 1
+        return pairs
 
     def begin(self, context: EventContext) -> None:
         if self.context is not context or self.closed:

@@ -16,6 +16,7 @@ from semel.stages.agent.circuit_breaker import Halted
 from semel.stages.agent.completion import Completion
 from semel.stages.agent.failure_handler import FailureHandler
 from semel.stages.agent.failure_log import FailureLog
+from semel.stages.agent.rate_limiter import Limited, RateLimiter
 from semel.stages.agent.work_queue import WorkQueue
 from semel.stages.dedup.processor import DedupProcessor
 from semel.stages.dedup.side_outputs import SideOutputs
@@ -54,7 +55,8 @@ class AgentSlots:
         # Events that were handled for nothing, since another had changed a row that they saw.
         self.conflicts = 0
         self.log = FailureLog()
-        self.queue = WorkQueue(services, plan, self.log)
+        self.limiter = RateLimiter(plan.rate_limit, services.clock) if plan.rate_limit is not None else None
+        self.queue = WorkQueue(services, plan, self.log, self.limiter)
         side_outputs, wall_clock = SideOutputs(services), WallClock()
         self.processor = DedupProcessor(services, plan, side_outputs, wall_clock)
         self.completion = Completion(services, self.queue)
@@ -94,7 +96,12 @@ class AgentSlots:
     @property
     def idle(self) -> bool:
         """There is nothing for the agent to do."""
-        return all(runner.waiting for runner in self.runners)
+        return all(runner.waiting for runner in self.runners) and not (self.limiter is not None and self.limiter.limits)
+
+    @property
+    def limited(self) -> Limited | None:
+        """What keeps its events from being handled as fast as it could; None where it has no rate limit."""
+        return None if self.limiter is None else self.limiter.now(self.plan.name)
 
     @property
     def returned(self) -> int:

@@ -14,6 +14,7 @@ from semel.plan import AgentPlan
 from semel.port import Record
 from semel.stages.agent.crash_suspects import most_crashes, wait_s
 from semel.stages.agent.failure_log import FailureLog
+from semel.stages.agent.rate_limiter import RateLimiter
 from semel.stages.dedup.classify import move_times
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.stages.services import Services
@@ -33,10 +34,13 @@ LOOK_S = 0.005
 class WorkQueue:
     """One agent's. `ready`: cursors with records, in turn; `wake`: set where there may be something to take."""
 
-    def __init__(self, services: Services, plan: AgentPlan, log: FailureLog) -> None:
+    def __init__(
+        self, services: Services, plan: AgentPlan, log: FailureLog, limiter: RateLimiter | None = None
+    ) -> None:
         self._services = services
         self._plan = plan
         self._log = log
+        self._limiter = limiter
         self.ready: deque[Cursor] = deque()
         self.wake = asyncio.Event()
         # How many slots have a work unit.
@@ -46,6 +50,7 @@ class WorkQueue:
         self._line: deque[asyncio.Future[None]] = deque()
         # Bytes that an event of the latest batches wrote: a batch is one unit, and must fit an epoch.
         self._batch_bytes = 0
+        self._batches = False
 
     def offer(self, cursor: Cursor) -> None:
         """There are records at this cursor."""
@@ -58,8 +63,11 @@ class WorkQueue:
         for cursor in self.ready:
             cursor.queued = False
         self.ready.clear()
+        if self._limiter is not None:
+            self._limiter.over()
 
     def batch_wrote(self, size: int, events: int) -> None:
+        self._batches = True
         self._batch_bytes = max(size // max(1, events), self._batch_bytes * 3 // 4)
 
     # -- waiting
@@ -115,8 +123,29 @@ class WorkQueue:
 
         `alone`: asks that nobody else has an event in hand, and says whether that is so.
         """
+        most = UNIT_RECORDS if self._limiter is None else self._allowed(self._limiter)
         if self._plan.by_key:
-            return self._take_by_key(now, one_by_one, alone)
+            unit, soonest = self._take_by_key(now, one_by_one, alone, most)
+        else:
+            unit, soonest = self._take_by_turns(now, one_by_one, alone, most)
+        if self._limiter is not None and unit is not None and not unit.ahead:
+            self._limiter.took(unit.taken)
+        return unit, soonest
+
+    def _allowed(self, limiter: RateLimiter) -> int:
+        """How many events the rate limit allows now. A batch is worth waiting for: it has as many as there are, or as may come at
+        once."""
+        waiting = sum(cursor.buffered for cursor in self.ready) if self._batches else 1
+        return min(UNIT_RECORDS, limiter.allowed(min(UNIT_RECORDS, waiting)))
+
+    def _limited_s(self) -> float:
+        """There is something to take, and the rate limit does not allow it: how long it waits."""
+        assert self._limiter is not None
+        return self._limiter.wait_s()
+
+    def _take_by_turns(
+        self, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
+    ) -> tuple[WorkUnit | None, float | None]:
         soonest: float | None = None
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
@@ -127,7 +156,7 @@ class WorkQueue:
             self.ready.append(cursor)
             if task.holder is not None:
                 continue
-            unit, wait = self._of_cursor(cursor, now, one_by_one, alone)
+            unit, wait = self._of_cursor(cursor, now, one_by_one, alone, most)
             if unit is not None:
                 return unit, None
             if wait is not None:
@@ -135,7 +164,7 @@ class WorkQueue:
         return None, soonest
 
     def _take_by_key(
-        self, now: float, one_by_one: bool, alone: Callable[[], bool]
+        self, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
     ) -> tuple[WorkUnit | None, float | None]:
         """The next event of a key that nobody has in hand. Where there is none, more records are parked, so that there may be."""
         waits, fresh = list[float](), list[Cursor]()
@@ -153,7 +182,7 @@ class WorkQueue:
                 continue
             due = parked.next_due()
             if parked.crowded_out or (due is not None and due <= now):
-                unit, wait = self._retried(cursor, parked, now, True, alone)
+                unit, wait = self._retried(cursor, parked, now, True, alone, most)
                 if unit is not None:
                     return unit, None
                 waits += [] if wait is None else [wait]
@@ -166,18 +195,21 @@ class WorkQueue:
             else:
                 fresh.append(cursor)
         for cursor in fresh:
+            if not most and self._first_fresh(cursor) is not None:
+                waits.append(self._limited_s())
+                continue
             suspicious = cursor.retry_state.suspects
             wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
             if wait is None:
                 cursor.held_up = ""
-                unit = self._unit(cursor, one_by_one, max(self._plan.slots - self.busy, LEAST_AHEAD))
+                unit = self._unit(cursor, one_by_one, min(most, max(self._plan.slots - self.busy, LEAST_AHEAD)))
                 unit.ahead = True
                 return unit, None
             waits.append(wait)
         return None, min(waits, default=None)
 
     def _of_cursor(
-        self, cursor: Cursor, now: float, one_by_one: bool, alone: Callable[[], bool]
+        self, cursor: Cursor, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
     ) -> tuple[WorkUnit | None, float | None]:
         """Parked events that only wait for their turn come first, so that a key whose first event is done at last catches up;
         those that have failed come by turns with fresh ones, so that neither keeps the other waiting."""
@@ -188,23 +220,27 @@ class WorkQueue:
             if due > now:
                 waits.append(due - now)
             elif not fresh or not due or not cursor.retried_last:
-                return self._retried(cursor, parked, now, one_by_one, alone)
-        if fresh:
+                return self._retried(cursor, parked, now, one_by_one, alone, most)
+        if fresh and not most and self._first_fresh(cursor) is not None:
+            waits.append(self._limited_s())
+        elif fresh:
             suspicious = cursor.retry_state.suspects
             wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
             if wait is None:
                 cursor.retried_last, cursor.held_up = False, ""
-                return self._unit(cursor, one_by_one), None
+                return self._unit(cursor, one_by_one, most), None
             waits.append(wait)
         elif cursor.queue and cursor.due > now:
             waits.append(cursor.due - now)
         return None, min(waits, default=None)
 
     def _retried(
-        self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool, alone: Callable[[], bool]
+        self, cursor: Cursor, parked: ParkedQueue, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
     ) -> tuple[WorkUnit | None, float | None]:
+        if not most:
+            return None, self._limited_s()
         state, suspicious = cursor.retry_state, bool(cursor.retry_state.suspects)
-        most = 1 if one_by_one or suspicious else cursor.unit_records
+        most = 1 if one_by_one or suspicious else min(most, cursor.unit_records)
         try:
             by_itself = bool(parked.crowded_out)
             taken = parked.take_by_itself() if by_itself else parked.take(now, most, UNIT_BYTES, state.isolate_until)

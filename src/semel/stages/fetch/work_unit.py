@@ -40,11 +40,12 @@ class WorkUnit:
     `retried`: where its records are parked events, these, one for each record; up to `removed` they are parked no more.
     `unjudged`: a function of the dedup rule has failed on the record at `index`. `ahead`: they are judged and parked, all
     of them, so that their keys are handled side by side. `by_itself`: no other event of its task is to be in hand.
+    `taken`: how many records it had when it was taken.
     """
 
     __slots__ = (
-        "ahead", "batch", "by_itself", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "timed",
-        "times", "unjudged", "wall_ms",
+        "ahead", "batch", "by_itself", "cursor", "end", "fetched", "index", "moved", "removed", "retried", "start", "taken",
+        "timed", "times", "unjudged", "wall_ms",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,7 @@ class WorkUnit:
         self.fetched = fetched
         self.start = self.index = fetched.start
         self.end = self.timed = end
+        self.taken = end - fetched.start
         self.wall_ms = wall_ms
         self.moved: tuple[int | None, tuple[int, ...]] | None = None
         self.batch: OpenBatch | None = None
