@@ -171,7 +171,8 @@ class ParkedQueue:
         self.used_up: set[int] = set()
         self.failing: set[int] = set()
         self.crowded_out: deque[Queued] = deque()
-        self.keys: dict[bytes, deque[Queued]] = {}
+        # Lists, though they are used up from the front: most keys have one event, for which a deque is 600 bytes.
+        self.keys: dict[bytes, list[Queued]] = {}
         # The offsets of those without a key.
         self._unkeyed: set[int] = set()
         # Duplicates that wait, by the offset of the event that they are duplicates of.
@@ -212,7 +213,7 @@ class ParkedQueue:
                 queue.append(queued)
                 self.ahead += not queue[0].attempts
                 return queued
-            self.keys[queued.key] = deque((queued,))
+            self.keys[queued.key] = [queued]
         else:
             self._unkeyed.add(queued.offset)
         self.ahead += not queued.attempts
@@ -273,7 +274,7 @@ class ParkedQueue:
             self.heads -= 1
             return
         queue = self.keys[queued.key]
-        if queue.popleft() is not queued:
+        if queue.pop(0) is not queued:
             raise AssertionError(f"offset {queued.offset} was done before an earlier event of its key")
         if queue and bool(queue[0].attempts) != bool(queued.attempts):
             # What is behind it waits for one that has failed from now on, or does no more.

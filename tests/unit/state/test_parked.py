@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
 from semel.stages.agent.runner import AgentRunner
-from semel.state.parked import ParkedLog
+from semel.state.parked import ParkedEvent, ParkedLog, ParkedQueue, ParkedRecord
 from semel.testing import PipelineTester
+from semel.testing.worker import open_store
 
 SOON = Retry(attempts=4, first_delay=timedelta(seconds=1), max_delay=timedelta(seconds=8))
 
@@ -343,3 +346,25 @@ def test_what_lies_behind_failed_events_is_not_judged_anew_as_often_as_they_fail
         t.send_all(sent, key="key")
         assert len(ids(t)) == len(sent)
         assert judged.total() < 6 * len(sent)
+
+
+@pytest.mark.parametrize(("keys", "most_bytes"), [(20_000, 600), (20, 300)])
+def test_a_parked_event_takes_little_memory_also_where_each_has_a_key_of_its_own(
+    tmp_path: Path, keys: int, most_bytes: int
+) -> None:
+    """What it is stays in the store, as large as it may be."""
+    count, value = 20_000, bytes(1_000)
+    store = open_store(tmp_path / "db")
+    log = ParkedLog(store, 0, 1, "pay-parked", limit=count, key_limit=count, most_delay_s=30.0)
+    queue: ParkedQueue = log.queue("events", "handle", Retry(then="park"))
+    tracemalloc.start()
+    try:
+        for n in range(count):
+            record = ParkedRecord(n, 0, b"account-%06d" % (n % keys), value)
+            queue.recall(ParkedEvent(record, attempts=int(n < keys)), float(n))
+        took, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        store.close()
+    assert queue.count == count and queue.heads == keys
+    assert 100 < took / count < most_bytes
