@@ -161,6 +161,7 @@ class Settings(BaseSettings):
     parked_limit: int = Field(default=200_000, gt=0)
     parked_key_limit: int = Field(default=10_000, gt=0)
     halt_after: int = Field(default=10, ge=0)
+    halted_timeout_ms: int = Field(default=0, ge=0)
     # Below, a partition's share holds no batch of a usual size, and an epoch no event of one.
     memory_budget_bytes: int | None = Field(default=None, ge=16 << 20)
     """None: a quarter of the memory there is, decided when a worker starts."""

@@ -78,6 +78,17 @@ class ProcessEnded(SemelError):
         )
 
 
+class PipelineHalted(SemelError):
+    """An agent's events have failed alike for as long as its worker is to wait for that to end (`halted_timeout_ms`)."""
+
+    def __init__(self, agent: str, failed: int, seconds: float, error: str) -> None:
+        super().__init__(
+            f"agent {agent} has halted for {seconds:.0f} s, and this worker ends, as halted_timeout_ms says: {failed} events "
+            f"failed alike and none succeeded, the last with {error}. None of them is lost; mend what it depends on, or its "
+            "code, and start it again"
+        )
+
+
 class StaleIncarnation(BaseException):
     """Work of an incarnation that is over tried to write (protocol rule 5).
 

@@ -45,6 +45,7 @@ def test_the_defaults_are_those_of_the_contract():
         "parked_limit": 200_000,
         "parked_key_limit": 10_000,
         "halt_after": 10,
+        "halted_timeout_ms": 0,
         "memory_budget_bytes": None,
         "standbys": 0,
         "web_bind": "127.0.0.1",

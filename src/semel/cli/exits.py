@@ -5,7 +5,7 @@ from __future__ import annotations
 from semel.broker.answers import needs_a_person
 from semel.codes import LOGIN
 from semel.display.printing import Unwritten
-from semel.errors import ConfigError, DeclarationError, InstanceTaken, SemelError
+from semel.errors import ConfigError, DeclarationError, InstanceTaken, PipelineHalted, SemelError
 from semel.local.errors import NotReady
 from semel.port import RpcError, RpcLost
 
@@ -16,6 +16,7 @@ UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached, or refuse
 INSTANCE_TAKEN = 4
 UNPROVABLE = 5
 UNWRITTEN = 6  # the work is done, and what is to be said of it cannot be written
+HALTED = 7  # an agent's events failed alike for longer than the worker was to wait
 INTERRUPTED = 130
 
 
@@ -38,6 +39,8 @@ def code_of(error: BaseException) -> int | None:
             return UNPROVABLE
         case InstanceTaken():
             return INSTANCE_TAKEN
+        case PipelineHalted():
+            return HALTED
         case Unreachable() | RpcLost() | NotReady():
             return UNREACHABLE
         case RpcError() if error.code in LOGIN:

@@ -38,19 +38,25 @@ def worker(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take over the offsets of a group that has no recorded positions yet.")
     ] = False,
+    halt_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="So many different events in a row that fail alike halt their agent; 0: never."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Log JSON lines on standard output.")] = False,
 ) -> None:
     """Run a worker. SIGTERM or Ctrl-C: finish what is in hand, commit it, and end.
 
     Exit code 2: the pipeline or a setting is wrong; 3: no broker was met for a minute, or it refuses the
-    login; 4: the instance name is taken.
+    login; 4: the instance name is taken; 7: it has halted for longer than halted_timeout_ms.
     """
     from semel import project
     from semel.cli import exits, logs
     from semel.config import Settings
 
     logs.configure(as_json=as_json)
-    settings = Settings.load(config, web_port=web_port)
+    settings = Settings.load(config, web_port=web_port, halt_after=halt_after)
     target = project.load(pipeline)
 
     from semel.worker.main import run

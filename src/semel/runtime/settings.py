@@ -22,11 +22,13 @@ class EngineSettings:
     handler_timeout_ms: int = 5_000
     drain_timeout_ms: int = 30_000
     carry_over_limit: int = 10_000
-    # Events of a worker, and of one key, that may be parked: each takes some 300 bytes of memory.
+    # Events of a worker, and of one key, that may be parked: each takes up to 500 bytes of memory.
     parked_limit: int = 200_000
     parked_key_limit: int = 10_000
     # So many different events in a row that fail alike while none succeeds are no coincidence; 0: an agent never halts.
     halt_after: int = 10
+    # A worker ends whose agent has halted for so long; 0: it stays, and tries an event now and then.
+    halted_timeout_ms: int = 0
     memory_budget_bytes: int = 256 << 20
     replication_factor: int | None = None
     web_url: str = ""

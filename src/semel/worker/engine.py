@@ -26,7 +26,7 @@ from semel.runtime.budget import shares
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.agent import agent_loop
-from semel.stages.agent.circuit_breaker import Halted
+from semel.stages.agent.circuit_breaker import Halted, overdue
 from semel.stages.agent.crash_suspects import CrashSuspects
 from semel.stages.agent.rate_limiter import Limited
 from semel.stages.agent.runner import AgentRunner
@@ -71,6 +71,7 @@ RESTORES = 8
 # A broker that restarts is back by then, after that a person should know. A cluster that restarts whole is back within a
 # minute; a worker that met nobody ends, and its supervisor starts it again.
 PATIENT_S, UNREACHABLE_S = 10.0, 60.0
+HALTED_LOOK_S = 1.0
 
 
 class Engine:
@@ -239,6 +240,8 @@ class Engine:
             self._background.spawn(self.fetcher.run(), "fetcher")
             self._background.spawn(self._commit_loop(), "commits")
             self._background.spawn(self.lingering.run(), "unfinished events")
+            if self.settings.halted_timeout_ms:
+                self._background.spawn(self._end_when_halted(), "halted agents")
             self._background.spawn(self._watch.run(), "topics")
             self._background.spawn(
                 HangingTransactions(self.broker, self.clock, self.fetcher.fetches).run(), "held back"
@@ -416,6 +419,12 @@ class Engine:
     def halted(self) -> list[Halted]:
         """Agents whose events fail one like the other."""
         return [halted for agent in self.agents if (halted := agent.halted) is not None]
+
+    async def _end_when_halted(self) -> None:
+        """PipelineHalted, so that whoever supervises this worker is to know."""
+        while (error := overdue(self.halted(), self.settings.halted_timeout_ms)) is None:
+            await self.clock.sleep(HALTED_LOOK_S)
+        raise error
 
     def limited(self) -> list[Limited]:
         """Agents with a rate limit."""

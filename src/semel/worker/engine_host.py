@@ -91,7 +91,8 @@ def engine_settings(settings: Settings, *, adopt: bool) -> EngineSettings:
     names = (
         "commit_interval_ms", "session_timeout_ms", "transaction_timeout_ms", "rpc_timeout_ms", "commit_timeout_ms",
         "revoke_timeout_ms", "rebalance_timeout_ms", "handler_timeout_ms", "drain_timeout_ms", "carry_over_limit",
-        "parked_limit", "parked_key_limit", "halt_after", "replication_factor", "web_url", "lineage", "dead_letter_headers",
+        "parked_limit", "parked_key_limit", "halt_after", "halted_timeout_ms", "replication_factor", "web_url", "lineage",
+        "dead_letter_headers",
     )  # fmt: skip
     budget = settings.memory_budget_bytes or default_budget()
     log.info("memory budget: %d MiB", budget >> 20)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from semel import cli
-from semel.errors import ConfigError, DeclarationError, InstanceTaken, TopicChanged
+from semel.errors import ConfigError, DeclarationError, InstanceTaken, PipelineHalted, TopicChanged
 from semel.port import RpcLost
 
 PIPELINE = """
@@ -44,12 +44,14 @@ def test_worker_hands_the_pipeline_and_its_settings_to_the_engine(started):
     Path("w.toml").write_text("standbys = 1\nweb_port = 1")
 
     ran = CliRunner().invoke(
-        cli.app, ["worker", "shop_pipeline", "--instance", "w-1", "--web-port", "7001", "--config", "w.toml", "--adopt"]
-    )
+        cli.app, ["worker", "shop_pipeline", "--instance", "w-1", "--web-port", "7001", "--config", "w.toml", "--adopt",
+                  "--halt-after", "0"]
+    )  # fmt: skip
 
     assert ran.exit_code == 0, ran.output
     assert started["target"].name == "shop"
     assert (started["settings"].web_port, started["settings"].standbys) == (7001, 1)
+    assert started["settings"].halt_after == 0
     assert (started["instance"], started["adopt"]) == ("w-1", True)
 
 
@@ -70,6 +72,7 @@ def test_worker_does_not_start_with_timeouts_out_of_order(started, monkeypatch, 
     ("failure", "code"),
     [
         (InstanceTaken("x"), 4),
+        (PipelineHalted("settle", 12, 60.0, "OSError: x"), 7),
         (TopicChanged("x"), 1),
         (DeclarationError("x"), 2),
         (RpcLost("Metadata"), 3),

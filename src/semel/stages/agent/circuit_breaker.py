@@ -7,8 +7,10 @@ is given up, and one event at a time is tried, more and more rarely, until one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+
+from semel.errors import PipelineHalted
 
 FIRST_PROBE_S, MOST_PROBE_S = 0.05, 15.0
 
@@ -23,6 +25,14 @@ class Halted:
     failed: int
     seconds: float
     next_probe_s: float
+
+
+def overdue(agents: Iterable[Halted], timeout_ms: int) -> PipelineHalted | None:
+    """What a worker ends with where one of its agents has halted for so long."""
+    for at in agents:
+        if at.seconds * 1000 >= timeout_ms:
+            return PipelineHalted(at.agent, at.failed, at.seconds, at.error)
+    return None
 
 
 class CircuitBreaker:
