@@ -208,7 +208,17 @@ async def test_batches_are_as_large_as_may_come_at_once(world: World) -> None:
     assert 4.0 < world.clock.monotonic() - began < 6.5
     assert sum(sizes) == 500 and max(sizes) == 50
     assert len(sizes) < 40
+    # Nor are they smaller where something comes in all the time.
+    sizes.clear()
+    for n in range(501, 901):
+        world.pay(f"a{n}", 1)
+    for n in range(901, 1_001):
+        await world.clock.sleep(0.02)
+        world.pay(f"a{n}", 1)
+    await world.drained()
+    assert sum(sizes) == 500 and sum(size for size in sizes if size > 20) > 350
     # What is less than that is not kept waiting for more.
+    await world.clock.sleep(1)
     began = world.clock.monotonic()
     world.pay("a1", 1)
     await world.drained()
