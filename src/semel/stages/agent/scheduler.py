@@ -92,8 +92,8 @@ class Scheduler:
         return self._isolating() or self._one_by_one()
 
     def has_all_to_itself(self, runner: AgentRunner) -> bool:
-        """Whether no other runner has events. From now on none takes any, until this one, or one of the same agent, has given back
-        what it takes."""
+        """Whether no other runner has events. From now on none takes any, until this one, or another slot of its agent, has given
+        back what it takes."""
         now = self._clock.monotonic()
         if self._alone is None:
             self._alone = runner, now

@@ -286,6 +286,22 @@ async def test_a_parked_event_that_ends_the_process_is_found_while_others_are_co
     assert "first" in settled(world) and len(settled(world)) == len(set(settled(world)))
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_of_many_slots_whichever_asks_takes_the_suspect(world: World, seed: int) -> None:
+    """One in line that had asked for its turn kept all others from taking anything, for good."""
+    world.rng.seed(seed)
+    world.pipeline = payments_pipeline(world.work, style="coroutine", concurrency=8)
+    bad = {f"p{world.rng.randrange(1, 121)}" for _ in range(3)}
+    supervised = Supervised(world, lambda payment: payment.id in bad)
+    await world.until_running(supervised.worker)
+    for n in range(120):
+        world.pay(f"a{n % 30}", 1, sleep_ms=world.rng.choice([0, 1, 20, 100]))
+    await supervised.drained(within_s=900)
+    assert len(given_up(world)) == len(bad)
+    assert settled(world) == sorted({f"p{n}" for n in range(1, 121)} - bad)
+    world.others.clear()
+
+
 async def test_an_event_that_kills_now_and_then_is_done_when_it_does_not(world: World) -> None:
     left = LEAST_CRASHES - 1
 

@@ -205,6 +205,23 @@ async def test_a_worker_that_stops_waits_for_all_events_in_hand(world: World) ->
     world.check()
 
 
+async def test_of_slots_in_line_that_asked_for_their_turn_whichever_comes_goes_on(world: World) -> None:
+    side_by_side(world, concurrency=4)
+    worker = world.start()
+    await world.until_running(worker)
+    for n in range(20):
+        world.pay(f"a{n}", 1, sleep_ms=10)
+    await world.drained()
+    slots = worker.engine.runners
+    assert len(slots) == 4 and all(slot.waiting for slot in slots)
+    for asked in slots:
+        # As for an event that the process may have died of.
+        assert worker.engine.scheduler.has_all_to_itself(asked)
+        world.pay("b1", 1)
+        await world.drained(within_s=5)
+    world.check()
+
+
 # ---------------------------------------------------------------------- rows that several keys share
 
 
