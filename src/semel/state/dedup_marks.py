@@ -64,12 +64,18 @@ def with_outcome(raw: bytes, outcome: int, revision: int = 0) -> bytes:
     return mark._replace(outcome=outcome, revision=max(mark.revision, revision)).pack()
 
 
-def is_parked(raw: bytes) -> bool:
-    return unpack(raw).outcome == PARKED
-
-
 def filed_at(raw: bytes) -> int:
     return int.from_bytes(raw[16:24], "big", signed=True)
+
+
+def succeeds(one: bytes, other: bytes) -> bool:
+    """Whether the first mark of two of one id is the one that counts. What is judged later is filed later, or at the same time:
+    then it is a replay with a higher revision, or how that event ended which the other says is parked."""
+    filed, before = filed_at(one), filed_at(other)
+    if filed != before:
+        return filed > before
+    mark, known = unpack(one), unpack(other)
+    return (mark.revision, mark.outcome != PARKED) > (known.revision, known.outcome != PARKED)
 
 
 class Marks:
@@ -94,13 +100,13 @@ class Marks:
         self.buckets: dict[int, int] = {}
 
     def stored(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The marks of `ids` that the store holds, the newest filed of each, by one lookup per bucket."""
+        """The marks of `ids` that the store holds, of each the one that counts, by one lookup per bucket."""
         marks: dict[bytes, bytes] = {}
         for bucket in sorted(self.buckets):
             for key, value in zip(ids, self.store.get_marks(bucket_prefix(self.partition, bucket), ids), strict=True):
                 if value is not None:
                     before = marks.get(key)
-                    if before is None or filed_at(before) < filed_at(value) or is_parked(before):
+                    if before is None or succeeds(value, before):
                         marks[key] = value
         return marks
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from semel.state.dedup_marks import DEAD, DONE, OUTCOMES, Mark, Marks, filed_at, pack, unpack, with_outcome
+from semel.state.dedup_marks import DEAD, DONE, OUTCOMES, PARKED, Mark, Marks, filed_at, pack, unpack, with_outcome
 from semel.state.store import Store
 from semel.state.write_set import WriteSet
 
@@ -163,6 +163,35 @@ def test_events_of_random_times_ahead_share_few_buckets_and_are_protected_as_lon
     assert marks.stored(protected).keys() == set(protected)
     drop(marks, stream + 2 * ahead)
     assert marks.buckets == {}
+
+
+@pytest.mark.parametrize("filed", [60, 50])
+@pytest.mark.parametrize("outcome", [PARKED, DONE, DEAD])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_the_mark_of_a_replay_counts_and_not_that_of_the_dead_event_whatever_buckets_they_are_in(
+    marks: Marks, filed: int, outcome: int, in_order: bool
+) -> None:
+    """One that was filed while stream time was far behind it is in a later bucket than its time's."""
+    dead, replayed = Mark(1, 50, 50, 1, DEAD).pack(), Mark(2, 50, filed, 1, outcome, 1).pack()
+    for raw, stream_ms in ((dead, -2_000), (replayed, 50)) if in_order else ((replayed, -2_000), (dead, 50)):
+        batch = marks.store.batch()
+        marks.file(batch, [(b"a", raw)], 0, stream_ms)
+        marks.store.write(batch)
+    assert len(marks.buckets) == 2
+    assert find(marks, b"a") == replayed
+
+
+@pytest.mark.parametrize("outcome", [DONE, DEAD])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_how_a_parked_event_ended_counts_whatever_buckets_its_marks_are_in(
+    marks: Marks, outcome: int, in_order: bool
+) -> None:
+    parked, ended = Mark(1, 50, 50, 1, PARKED).pack(), Mark(1, 50, 50, 1, outcome).pack()
+    for raw, stream_ms in ((parked, -2_000), (ended, 50)) if in_order else ((ended, -2_000), (parked, 50)):
+        batch = marks.store.batch()
+        marks.file(batch, [(b"a", raw)], 0, stream_ms)
+        marks.store.write(batch)
+    assert find(marks, b"a") == ended
 
 
 def test_of_two_marks_the_one_filed_later_counts_whatever_bucket_they_share(marks: Marks) -> None:
