@@ -406,7 +406,6 @@ class ParkedLog(RowLog):
 
     def load(self, now: float, wall_ms: int) -> None:
         """Fill the queues from the store; `now`: monotonic seconds of `wall_ms`. StoreError, RecoveryError."""
-        self.loaded = True
         orphans: dict[str, int] = {}
         for row, raw in self._store.scan_rows(self._prefix):
             place, offset = read_row(row)
@@ -419,6 +418,8 @@ class ParkedLog(RowLog):
             wait_s = min(max(0.0, (event.due_ms - wall_ms) / 1000), self._most_delay_s)
             due = now + wait_s if event.attempts else 0.0
             queue.recall(event, due)
+        # Not before: of a store that cannot be read nobody knows how many there are, and the position says what it said.
+        self.loaded = True
         for agent, count in orphans.items():
             log.warning(
                 "%s holds %d parked events of agent %r, which is not declared any more: they stay there, and are handled when an "

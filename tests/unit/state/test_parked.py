@@ -16,6 +16,7 @@ import pytest
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
 from semel.stages.agent.runner import AgentRunner
 from semel.state.parked import ParkedEvent, ParkedLog, ParkedQueue, ParkedRecord
+from semel.state.store import StoreError
 from semel.testing import PipelineTester
 from semel.testing.worker import open_store
 
@@ -287,6 +288,26 @@ def test_without_a_dedup_rule_events_are_parked_as_well() -> None:
         t.crash()
         t.settle()
         assert ids(t) == ["b1", "a1", "a2"]
+
+
+def test_of_a_store_that_cannot_be_read_nobody_takes_nothing_for_what_is_parked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A position that was written then said that none is."""
+    store = open_store(tmp_path / "db")
+    log = ParkedLog(store, 0, 1, "pay-parked", limit=10, key_limit=10, most_delay_s=30.0)
+
+    def unreadable(prefix: bytes) -> Any:
+        raise StoreError("a sector cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "scan_rows", unreadable)
+        with pytest.raises(StoreError):
+            log.load(0.0, 0)
+    assert not log.loaded
+    log.load(0.0, 0)
+    assert log.loaded
+    store.close()
 
 
 @pytest.mark.parametrize("agent", AGENTS)
