@@ -12,6 +12,7 @@ import pytest
 
 from semel import Dedup, Output, Pipeline, Retry, Table, Topic
 from semel.errors import RecoveryError
+from semel.runtime import failpoints
 from semel.state.store import Store
 from semel.state.timers import AT_HAND, DelayedOutput, TimerLog, TimerPlace, decode, place_of
 from semel.testing import PipelineTester
@@ -156,10 +157,7 @@ def test_what_is_pending_survives_a_crash_and_the_loss_of_the_state_and_is_sent_
         assert len(reminded(t)) == 40
 
 
-STEPS = [
-    "commit.before_partitions", "commit.after_partitions", "commit.after_produce", "commit.after_offsets", "commit.after_end",
-    "commit.before_store", "commit.after_store", "barrier.before_seal", "barrier.after_seal",
-]  # fmt: skip
+STEPS = [name for name in failpoints.NAMES if name.startswith(("barrier.", "commit."))]
 
 
 @pytest.mark.parametrize("at", STEPS)

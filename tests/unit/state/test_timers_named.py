@@ -14,6 +14,7 @@ import pytest
 
 from semel import Dedup, Output, Pipeline, Retry, Table, Topic
 from semel.errors import RecoveryError
+from semel.runtime import failpoints
 from semel.state import timers
 from semel.state.store import Store, StoreError
 from semel.state.timers import DelayedOutput, EventTimers, TimerLog, TimerPlace, decode, is_name, name_row, place_of
@@ -139,10 +140,7 @@ def test_one_that_is_due_already_is_sent_with_its_event_and_replaces_as_any_othe
         assert reminded(t) == ["a2"]
 
 
-STEPS = [
-    "commit.before_partitions", "commit.after_partitions", "commit.after_produce", "commit.after_offsets", "commit.after_end",
-    "commit.before_store", "commit.after_store", "barrier.before_seal", "barrier.after_seal",
-]  # fmt: skip
+STEPS = [name for name in failpoints.NAMES if name.startswith(("barrier.", "commit."))]
 
 
 @pytest.mark.parametrize("at", STEPS)
