@@ -16,7 +16,7 @@ from semel.partitioner import partition_of
 from semel.port import TP
 from semel.state import positions
 from semel.state.dedup_marks import PARKED, Mark
-from semel.state.parked import read_row
+from semel.state.parked import decode, read_row
 from semel.state.positions import Position
 from semel.state.timers import is_name, place_of
 from semel.testing.clock import DEFAULT_START
@@ -169,22 +169,22 @@ class Case:
         return sorted(found, key=records.origin) if len(there) > 1 and topic == SINK else found
 
     def oracle(self, partition: int) -> Oracle:
-        refused = (
-            {offset for offset, why in self.dead[partition] if why == "refused"} if self.history.refusals else set()
-        )
+        dead = [*self.dead[partition], *(self._to_be_dead(partition) if self.history.stopped else ())]
+        refused = {offset for offset, why in dead if why == "refused"} if self.history.refusals else set[int]()
         return Oracle(
             self.history.window_ms, self.history.attempts, refused, stateful=self.history.stateful,
             belongs=lambda key: partition_of(key or b"", self.history.partitions) == partition,
             hopeless_attempts=self.history.hopeless_attempts,
-            followed={offset for offset, why in self.dead[partition] if why in ("duplicate", "conflict")},
-            conflicting={offset for offset, why in self.dead[partition] if why == "conflict"},
-            unfinished=self._unfinished(partition) if self.history.stopped else frozenset(),
+            followed={offset for offset, why in dead if why in ("duplicate", "conflict")},
+            conflicting={offset for offset, why in dead if why == "conflict"},
         )  # fmt: skip
 
-    def _unfinished(self, partition: int) -> set[int]:
-        """What the log of parked events holds at the end, by offset."""
+    def _to_be_dead(self, partition: int) -> list[tuple[int, str]]:
+        """What is parked at the end and is known to go to the dead letters, unless the first of its id, which it follows, does
+        not: offset and why."""
         rows = {record.key or b"": record.value for record in self.written(f"{self.app}-parked", partition)}
-        return {read_row(row)[1] for row, value in rows.items() if value is not None}
+        events = (decode(read_row(row)[1], value) for row, value in rows.items() if value is not None)
+        return [(event.record.offset, event.letter[0]) for event in events if event.letter is not None]
 
     @cached_property
     def truth(self) -> list[tuple[Oracle, list[Effect]]]:

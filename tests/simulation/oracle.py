@@ -67,9 +67,8 @@ class _Mark:
 class Oracle:
     """One partition. For events that are never ahead of the clock, and late only where they waited in the dead letters.
     `refused`: offsets that a broker refused; `followed`: of those that followed the first of their id into the dead letters, or
-    are in conflict with it. A replay is so that came while an earlier one was parked, which failed later. `conflicting`: of those
-    the ones in conflict, by what is known of the first while it is parked. `unfinished`: of those that are parked where all had
-    to stop; a replay among them whose first is, too, is still behind it.
+    wait to where all had to stop, or are in conflict with it. A replay is so that came while an earlier one was parked, which
+    failed later. `conflicting`: of those the ones in conflict, by what is known of the first while it is parked.
 
     Not `stateful`: each event stands for itself, whatever came before. `belongs`: whether the rows of a key are of this
     partition; the source may have grown since an event was written to it.
@@ -79,7 +78,6 @@ class Oracle:
         self, window_ms: int, attempts: int, refused: Set[int] = frozenset(), *, stateful: bool = True,
         belongs: Callable[[bytes | None], bool] = lambda key: True, hopeless_attempts: int = 1,
         followed: Set[int] = frozenset(), conflicting: Set[int] = frozenset(),
-        unfinished: Set[int] = frozenset(),
     ) -> None:  # fmt: skip
         self._stateful = stateful
         self._belongs = belongs
@@ -90,7 +88,6 @@ class Oracle:
         self._refused = refused
         self._followed = followed
         self._conflicting = conflicting
-        self._unfinished = unfinished
         self.counts = dict.fromkeys(COUNTS, 0)
         self.stream: int | None = None
         self.pending: list[int] = []
@@ -127,8 +124,7 @@ class Oracle:
         revision, edited = _comes_again(record)
         raised = False
         if mark is not None and stream <= mark.filed_at + self._window_ms:
-            behind = record.offset in self._followed or self._unfinished >= {record.offset, mark.offset}
-            raised = mark.dead and revision > mark.revision and not behind
+            raised = mark.dead and revision > mark.revision and record.offset not in self._followed
             if not raised:
                 if not jump:
                     # One event again is no second witness of a jump in time.
