@@ -58,5 +58,7 @@ pipeline = pipeline_of(
     settle,
     Payment,
     attempts=3,
-    sink=Topic(f"{NAME}.settlements", key=str, value=Settlement, configs={"max.message.bytes": "200000"}),
+    sink=Topic(
+        f"{NAME}.settlements", key=str, value=Settlement, configs={"max.message.bytes": "200000", "retention.ms": "-1"}
+    ),
 )
