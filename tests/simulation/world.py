@@ -111,6 +111,8 @@ class SimulatedWorld(World):
         # When the last event of each partition was, in ms.
         self.latest: dict[TP, int] = {}
         self.notes: dict[str, tuple[Worker, asyncio.Future[None]]] = {}
+        # Of all lives: one may be committed in the life after its own.
+        self._notes_sent = 0
         self.watch.on_task.append(self._task_runs)
         self.cluster.create_topic(NOTES, 1)
         # Whether the event of this id is to end every process that handles it.
@@ -236,7 +238,8 @@ class SimulatedWorld(World):
 
     def note(self, worker: Worker) -> None:
         """An output without an event; its sender is of this worker's process."""
-        text = f"n{len(self.notes)}"
+        text = f"n{self._notes_sent}"
+        self._notes_sent += 1
         with contextlib.suppress(SemelError):
             self.notes[text] = worker, worker.engine.outbox(ProducerRecord(TP(NOTES, 0), None, b"k", text.encode(), ()))
 
