@@ -17,7 +17,7 @@ Errors, the same for every method:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from semel.codes import Code
@@ -220,6 +220,7 @@ class FetchRequest:
     An answer has at most `max_bytes`, and `partition_max_bytes` of each partition, but one batch at least. It comes as soon as
     there is something, at the latest after `max_wait_ms`. `purpose` names a connection of its own, so that a long poll blocks
     nothing else; only the readers of events, "source" and "proof", know what a `TooLarge` is: to others its batch is corrupt.
+    `topic_ids`: which topic is meant, by its name; of another one that has the name by now nothing is read (UNKNOWN_TOPIC_ID).
     """
 
     node: int
@@ -229,6 +230,7 @@ class FetchRequest:
     partition_max_bytes: int
     committed: bool = True
     purpose: str = "source"
+    topic_ids: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class BatchBuilder(Protocol):

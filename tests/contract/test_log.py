@@ -313,6 +313,26 @@ async def test_a_fetch_from_a_missing_partition_says_so(rig: Rig, broker: Broker
     assert answer[missing].error == 3
 
 
+async def test_of_a_topic_that_was_made_anew_nothing_is_read_for_the_one_that_is_meant(
+    rig: Rig, broker: Broker
+) -> None:
+    tp = await rig.partition(broker)
+    await rig.produced(broker, tp, b"old")
+    meant = (await broker.topics([tp.topic]))[tp.topic]
+    await broker.delete_topics([meant])
+    await broker.create_topics([TopicSpec(tp.topic, 1, 1, {})])
+    await rig.patiently(lambda: rig.produced(broker, tp, b"new"), frozenset({3, 5, 6}))
+
+    async def read(topic_id: str) -> tuple[int, list[bytes | None]]:
+        node = (await broker.leaders([tp]))[tp]
+        request = FetchRequest(node, {tp: 0}, 100, 1000, 1000, topic_ids={tp.topic: topic_id})
+        answer = (await broker.fetch(request))[tp]
+        return answer.error, [record.value for record in answer.records]
+
+    assert await read(meant.id) == (100, [])
+    assert await read((await broker.topics([tp.topic]))[tp.topic].id) == (0, [b"new"])
+
+
 async def test_deleting_records_moves_the_start_of_the_log(rig: Rig, broker: Broker) -> None:
     tp = await rig.partition(broker)
     await rig.produced(broker, tp, b"a", b"b", b"c")
@@ -381,7 +401,7 @@ async def test_a_record_that_says_no_time_is_never_refused_for_it(
     """Whatever the topic's limits; with LogAppendTime the broker's time is the record's, whatever it says."""
     tp = await rig.partition(
         broker, message_timestamp_after_max_ms="1", message_timestamp_before_max_ms="1", message_timestamp_type=kind,
-        cleanup_policy="compact" if compacted else "delete",
+        cleanup_policy="compact" if compacted else "delete", retention_ms="-1",
     )  # fmt: skip
     writer = await rig.writer(broker)
     before = int(rig.clock.time() * 1000)

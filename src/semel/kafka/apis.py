@@ -1,4 +1,4 @@
-"""The requests semel speaks, each in one version that Kafka 3.0 to 4.x all answer.
+"""The requests semel speaks, each in one version that Kafka 3.1 to 4.x all answer.
 
 Kafka 4 dropped the oldest versions (KIP-896), older brokers lack the newest; aiokafka's own structs
 stop before most of the versions that fencing by group and generation needs. Field order is the wire's.
@@ -182,8 +182,8 @@ DELETE_RECORDS = Api(
 FETCH = Api(
     "Fetch",
     1,
-    11,  # the last that is not flexible, the last but one with topic names
-    Schema(
+    13,  # the first with topic ids (KIP-516): of a topic that was deleted and created again, nothing is taken for the old one
+    TaggedSchema(
         ("replica_id", Int32),
         ("max_wait_ms", Int32),
         ("min_bytes", Int32),
@@ -193,42 +193,43 @@ FETCH = Api(
         ("session_epoch", Int32),
         (
             "topics",
-            array(
-                ("topic", _string),
+            tagged_array(
+                ("topic_id", Uuid),
                 (
                     "partitions",
-                    array(
+                    tagged_array(
                         ("partition", Int32),
                         ("current_leader_epoch", Int32),
                         ("fetch_offset", Int64),
+                        ("last_fetched_epoch", Int32),
                         ("log_start_offset", Int64),
                         ("max_bytes", Int32),
                     ),
                 ),
             ),
         ),
-        ("forgotten_topics", array(("topic", _string), ("partitions", Array(Int32)))),
-        ("rack_id", _string),
+        ("forgotten_topics", tagged_array(("topic_id", Uuid), ("partitions", CompactArray(Int32)))),
+        ("rack_id", _compact),
     ),
-    Schema(
+    TaggedSchema(
         _throttle,
         _error,
         ("session_id", Int32),
         (
             "topics",
-            array(
-                ("topic", _string),
+            tagged_array(
+                ("topic_id", Uuid),
                 (
                     "partitions",
-                    array(
+                    tagged_array(
                         ("partition", Int32),
                         _error,
                         ("high_watermark", Int64),
                         ("last_stable_offset", Int64),
                         ("log_start_offset", Int64),
-                        ("aborted", array(("producer_id", Int64), ("first_offset", Int64))),
+                        ("aborted", tagged_array(("producer_id", Int64), ("first_offset", Int64))),
                         ("preferred_read_replica", Int32),
-                        ("records", Bytes),
+                        ("records", CompactBytes),
                     ),
                 ),
             ),

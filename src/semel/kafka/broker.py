@@ -14,7 +14,7 @@ from semel.throttles import Throttles
 
 
 class KafkaBroker(TopicCalls, LogCalls, TransactionCalls, GroupCalls, Broker):
-    """`semel.port.Broker` on Kafka 3.0 and later.
+    """`semel.port.Broker` on Kafka 3.1 and later.
 
     `bootstrap` is `host:port,host:port`. Every method ends within `rpc_timeout_ms`, plus what it is asked to
     wait for: `max_wait_ms` of a fetch, the rebalance timeout of joining and syncing. `compression` (none, gzip,

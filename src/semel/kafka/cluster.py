@@ -43,6 +43,7 @@ class Cluster:
         self.nodes: dict[int, Address] = {}
         self.controller = -1
         self._leaders: dict[str, dict[int, int]] = {}
+        self._ids: dict[str, bytes] = {}
         self._refusals: dict[str, int] = {}
         self._coordinators: dict[tuple[Kind, str], int] = {}
 
@@ -52,15 +53,19 @@ class Cluster:
         if nodes:
             self.nodes = nodes
             self.controller = controller
-        for error, name, _, _, partitions, _ in topics:
+        for error, name, topic_id, _, partitions, _ in topics:
             self.forget_topic(name)
             if error:
                 self._refusals[name] = error
             else:
+                self._ids[name] = topic_id
                 self._leaders[name] = {partition: leader for _, partition, leader, *_ in partitions if leader >= 0}
 
     def leader(self, tp: TP) -> int | None:
         return self._leaders.get(tp.topic, {}).get(tp.partition)
+
+    def topic_id(self, topic: str) -> bytes | None:
+        return self._ids.get(topic)
 
     def why(self, topic: str) -> int:
         """The error code that explains a missing leader: the topic's own, else 5 (leader not available)."""
@@ -75,6 +80,7 @@ class Cluster:
 
     def forget_topic(self, topic: str) -> None:
         self._leaders.pop(topic, None)
+        self._ids.pop(topic, None)
         self._refusals.pop(topic, None)
 
     def forget_coordinator(self, kind: Kind, key: str) -> None:

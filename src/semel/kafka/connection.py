@@ -232,5 +232,5 @@ def check_versions(address: Address, versions: Versions) -> None:
         raise RpcError(
             "ApiVersions",
             Code.UNSUPPORTED_VERSION,
-            f"broker {address} lacks {', '.join(missing)}; semel needs Kafka 3.0 or later",
+            f"broker {address} lacks {', '.join(missing)}; semel needs Kafka 3.1 or later",
         )

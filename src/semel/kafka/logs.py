@@ -25,7 +25,18 @@ class LogCalls(Calls):
 
     async def fetch(self, request: FetchRequest) -> dict[TP, Fetched]:
         asked_for, most_of_each = request.offsets, request.partition_max_bytes
-        rows = {tp: (_UNKNOWN_EPOCH, offset, _UNKNOWN_OFFSET, most_of_each) for tp, offset in asked_for.items()}
+        deadline = self._client.deadline(request.max_wait_ms)
+        ids = await self._topic_ids(request, deadline)
+        names = {topic_id: name for name, topic_id in ids.items()}
+        fetched: dict[TP, Fetched] = {}
+        rows: dict[TP, tuple[int, ...]] = {}
+        for tp, offset in asked_for.items():
+            if tp.topic in ids:
+                rows[tp] = (_UNKNOWN_EPOCH, offset, _UNKNOWN_EPOCH, _UNKNOWN_OFFSET, most_of_each)
+            else:
+                fetched[tp] = Fetched([], offset, -1, -1, -1, self._client.cluster.why(tp.topic))
+        if not rows:
+            return fetched
         call = apis.FETCH(
             _CONSUMER,
             request.max_wait_ms,
@@ -34,16 +45,15 @@ class LogCalls(Calls):
             int(request.committed),
             _NO_SESSION,
             _FINAL_EPOCH,
-            [(topic, [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
+            [(ids[topic], [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
             [],
             "",
         )
-        deadline = self._client.deadline(request.max_wait_ms)
         _, code, _, topics = await self._client.ask(request.node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
-        fetched: dict[TP, Fetched] = {}
         left = request.max_bytes
-        for topic, partitions in topics:
+        for topic_id, partitions in topics:
+            topic = names[topic_id]
             for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
                 tp = TP(topic, partition)
                 asked = asked_for[tp]
@@ -65,6 +75,18 @@ class LogCalls(Calls):
                     left -= size
                     fetched[tp] = Fetched(rows_read, position, high_watermark, stable, log_start, error, size)
         return fetched
+
+    async def _topic_ids(self, request: FetchRequest, deadline: float) -> dict[str, bytes]:
+        """Those that are meant; where a topic's is not known, whichever one has its name now."""
+        cluster, ids = self._client.cluster, {name: bytes.fromhex(id) for name, id in request.topic_ids.items()}
+        unknown = [tp for tp in request.offsets if tp.topic not in ids]
+        if any(cluster.topic_id(tp.topic) is None for tp in unknown):
+            await looked_up(apis.METADATA.name, self._client.leaders(unknown, deadline))
+        for tp in unknown:
+            topic_id = cluster.topic_id(tp.topic)
+            if topic_id is not None:
+                ids[tp.topic] = topic_id
+        return ids
 
     async def list_offsets(self, tps: Sequence[TP], at: int, *, committed: bool = False) -> dict[TP, int]:
         deadline = self._client.deadline()

@@ -20,6 +20,7 @@ from semel.port import TP, Broker, Clock, Randomness, Record, RpcError, RpcLost,
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.stages.fetch.fetch_errors import FetchErrors
+from semel.stages.sink.outbox import InDoubt
 from semel.state import positions
 from semel.state.positions import Position, PositionLog
 from semel.state.store import Store
@@ -29,7 +30,7 @@ from semel.task.log_owners import Owners
 from semel.task.log_reader import LogReader
 from semel.task.read_committed import Piece
 from semel.task.start_position import decide, disagrees
-from semel.task.topic_identity import bereft, check_log_ids, check_logs, of_a_life_that_is_over
+from semel.task.topic_identity import bereft, check_log_ids, check_logs, not_known, of_a_life_that_is_over
 from semel.task.topics import Topics
 
 log = logging.getLogger("semel.restore")
@@ -358,11 +359,12 @@ class Restorer:
         batch.meta(task.partition, task_meta(task, stored, task.as_of_ms))
         self._store.write(batch)
 
-    async def committed(self, tp: TP, since: int, stamp: tuple[str, int, int]) -> bool:
-        """Whether the position record of this writer and epoch stands in the log at `since` or later.
+    async def committed(self, doubt: InDoubt) -> bool | None:
+        """Whether the position record of this writer and epoch stands in the log; None where the log is another one by now.
 
         To be asked when the writer has been taken anew: then its last transaction has ended, one way or the other.
         """
+        tp, since = doubt.tp, doubt.since
         end = (await self._logs.ends([tp]))[tp]
         start = (await self._logs.starts([tp]))[tp]
         async with aclosing(self._logs.read(tp, max(since, start), end)) as pieces:
@@ -370,6 +372,10 @@ class Restorer:
                 for record in piece.records:
                     if record.key == positions.KEY and record.value is not None:
                         recorded = positions.decode(record.value, f"{tp.topic}[{tp.partition}]@{record.offset}")
-                        if recorded.stamp == stamp:
+                        if recorded.stamp == doubt.stamp:
                             return True
-        return False
+        # Looked at when all is read: a log that was made anew in between has nothing of what is sought, too.
+        info = (await self._broker.topics([tp.topic])).get(tp.topic)
+        if info is None:
+            raise not_known(f"the brokers know no topic {tp.topic!r}")
+        return None if doubt.topic_id and info.id != doubt.topic_id else False

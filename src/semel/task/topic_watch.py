@@ -27,8 +27,8 @@ log = logging.getLogger("semel.topics")
 LOOK_S = 1.0
 # Kafka looks every five minutes (log.retention.check.interval.ms) for what it may delete.
 RETENTION_S = 60.0
-# How old what an epoch is committed on may be: redeliveries within it may go unrecognised. (Metadata of many partitions
-# takes milliseconds to read, so not every epoch asks.)
+# How old what an epoch is committed on may be. (Metadata of many partitions takes milliseconds to read, so not every epoch
+# asks.) Nothing of a source that was made anew is read meanwhile: it is fetched by its id.
 CONFIRM_S = 0.25
 # A topic that metadata lacks is said to be gone after so long: brokers come back with a part of it first.
 SAY_MISSING_S = 2.0

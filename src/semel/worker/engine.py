@@ -775,7 +775,7 @@ class Engine:
     def _feed(self, task: Task) -> None:
         for topic in task.topics:
             tp = TP(topic, task.partition)
-            self.fetcher.add(tp, [c for c in task.cursors.values() if c.tp == tp])
+            self.fetcher.add(tp, task.topics[tp.topic][0], [c for c in task.cursors.values() if c.tp == tp])
 
     async def _without_sources(self) -> None:
         """An app without source topics commits under its id alone (rule 9)."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from semel.broker.answers import Answer
 from semel.codes import NO_RIGHT
@@ -325,9 +326,10 @@ class Committer:
         if sealed.ending and (carried or self._followers.possible):
             tp = next(tp for tp in sealed.records if tp.topic == self._plan.positions_topic)
             task = self._owned.tasks.get(tp.partition)
-            since = int(task.logs[tp.topic]["next"]) if task is not None else 0
+            position_log: dict[str, Any] = task.logs[tp.topic] if task is not None else {"id": "", "next": 0}
             stamp = (self._transactional_id, sealed.number, sealed.at_ms)
-            self.outbox.in_doubt.append(InDoubt(carried, tp, since, stamp, self._followers))
+            doubt = InDoubt(carried, tp, position_log["id"], position_log["next"], stamp, self._followers)
+            self.outbox.in_doubt.append(doubt)
             return
         self._followers.let_go(committed=False)
         if not carried:
@@ -368,19 +370,26 @@ class Committer:
         except RpcLost:
             pass
 
-    async def settle_doubts(self, committed: Callable[[TP, int, tuple[str, int, int]], Awaitable[bool]]) -> None:
-        """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4)."""
+    async def settle_doubts(self, committed: Callable[[InDoubt], Awaitable[bool | None]]) -> None:
+        """Were the outputs committed whose epoch ended without an answer? The log of positions knows (rule 4).
+
+        `committed`: None where it cannot be known any more.
+        """
         doubts = self.outbox.in_doubt
         while doubts:
             doubt = doubts[-1]
-            known = await committed(doubt.tp, doubt.since, doubt.stamp)
+            known = await committed(doubt)
             doubts.pop()
             if known:
                 outbox.committed(doubt.outs)
+            elif known is None:
+                # Another log of that name may have had the record, too.
+                outbox.fail(doubt.outs, f"nobody knows any more whether epoch {doubt.stamp[1]} was committed: topic "
+                                       f"{doubt.tp.topic!r}, which would say so, was deleted and created again")  # fmt: skip
             elif self._now_ms() - doubt.stamp[2] > COMPACTION_LAG_MS:
                 # The record may have been compacted away: sent again it might be there twice.
                 outbox.fail(doubt.outs, f"nobody knows any more whether epoch {doubt.stamp[1]} was committed: this worker stood "
                                        f"still for over {COMPACTION_LAG_MS // 60_000} minutes")  # fmt: skip
             else:
                 self.outbox.put_back(doubt.outs)
-            self.outbox.release(doubt.followers.let_go(committed=known))
+            self.outbox.release(doubt.followers.let_go(committed=bool(known)))

@@ -22,6 +22,7 @@ _ANSWERS: dict[int, tuple[str, str, bool]] = {
         "a batch in it is damaged", "; let a replica lead that has it whole, or move the app past it (semel reset)", True,
     ),
     Code.UNKNOWN_TOPIC_OR_PARTITION: ("brokers do not know it", "", False),
+    Code.UNKNOWN_TOPIC_ID: ("brokers know another topic of that name, or do not know it yet", "", False),
     Code.LEADER_NOT_AVAILABLE: ("it has no leader", "", False),
     Code.NOT_LEADER_OR_FOLLOWER: ("its leader has moved", "", False),
     Code.TOPIC_AUTHORIZATION_FAILED: ("this client may not", "; grant Read on the topic", True),

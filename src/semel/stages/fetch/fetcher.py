@@ -48,11 +48,13 @@ class PartitionFetch:
         "seen_at",
         "served",
         "stable",
+        "topic_id",
         "tp",
     )
 
-    def __init__(self, tp: TP, offset: int, cursors: list[Cursor]) -> None:
+    def __init__(self, tp: TP, topic_id: str, offset: int, cursors: list[Cursor]) -> None:
         self.tp = tp
+        self.topic_id = topic_id
         self.offset = offset
         self.cursors = cursors
         self.asked = False
@@ -127,8 +129,8 @@ class Fetcher:
         self._polls: set[asyncio.Task[None]] = set()
         self.fetched_records = 0
 
-    def add(self, tp: TP, cursors: list[Cursor]) -> None:
-        self.fetches[tp] = PartitionFetch(tp, min(c.position for c in cursors), cursors)
+    def add(self, tp: TP, topic_id: str, cursors: list[Cursor]) -> None:
+        self.fetches[tp] = PartitionFetch(tp, topic_id, min(c.position for c in cursors), cursors)
         self._wake.set()
 
     def clear(self) -> None:
@@ -217,7 +219,7 @@ class Fetcher:
                 wanted[fetch.tp] = fetch
         if len(leaders) < len(hungry):
             self._later(0.1)
-        wants = [Wanted(f.tp, f.offset, f.ask_bytes) for f in wanted.values()]
+        wants = [Wanted(f.tp, f.topic_id, f.offset, f.ask_bytes) for f in wanted.values()]
         for request in requests(wants, leaders, share_bytes=self._low_bytes, answer_bytes=most):
             fetches = [wanted[tp] for tp in request.offsets]
             for fetch in fetches:

@@ -14,9 +14,10 @@ PARTITION_LEAST_BYTES = 16_384
 
 
 class Wanted(NamedTuple):
-    """A source partition that needs records: from which offset on, and how much of it is asked for at most."""
+    """A source partition that needs records: of which topic, from which offset on, and how much of it is asked for at most."""
 
     tp: TP
+    topic_id: str
     offset: int
     ask_bytes: int
 
@@ -37,5 +38,7 @@ def requests(
     for node, wants in by_leader.items():
         each = max(PARTITION_LEAST_BYTES, min(share_bytes, *(want.ask_bytes for want in wants)))
         offsets = {want.tp: want.offset for want in wants}
-        made.append(FetchRequest(node, offsets, MAX_WAIT_MS, min(each * len(wants), answer_bytes), each))
+        ids = {want.tp.topic: want.topic_id for want in wants}
+        most = min(each * len(wants), answer_bytes)
+        made.append(FetchRequest(node, offsets, MAX_WAIT_MS, most, each, topic_ids=ids))
     return made

@@ -72,11 +72,13 @@ class Followers:
 class InDoubt:
     """Outputs of an epoch of which nobody knows whether it was committed.
 
-    If it was, a position record with `stamp` stands in the log `tp` at `since` or later. `followers`: what waits for it.
+    If it was, a position record with `stamp` stands in the log `tp` at `since` or later, unless the topic is another than the
+    one of `topic_id`. `followers`: what waits for it.
     """
 
     outs: list[PendingOutput]
     tp: TP
+    topic_id: str
     since: int
     stamp: tuple[str, int, int]
     followers: Followers

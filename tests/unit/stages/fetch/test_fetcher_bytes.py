@@ -139,7 +139,7 @@ async def test_a_large_record_is_not_starved_by_its_neighbours_backlog() -> None
     )  # fmt: skip
     agent: Any = None
     for tp in (busy, other):
-        fetcher.add(tp, [Cursor(Task(tp.partition), tp, agent)])
+        fetcher.add(tp, cluster.topics()["payments"].id, [Cursor(Task(tp.partition), tp, agent)])
     running = asyncio.create_task(fetcher.run())
     while len(got) < 1_003:
         await clock.sleep(0.01)
@@ -169,7 +169,7 @@ async def test_partitions_that_stopped_at_an_event_do_not_use_up_what_the_others
 
 def fetch() -> PartitionFetch:
     agent: Any = None
-    return PartitionFetch(TP("payments", 0), 0, [Cursor(Task(0), TP("payments", 0), agent)])
+    return PartitionFetch(TP("payments", 0), "id", 0, [Cursor(Task(0), TP("payments", 0), agent)])
 
 
 def answer(count: int, size: int, *, told: int = 0) -> Fetched:

@@ -32,7 +32,7 @@ def task_at(offset: int | None, *, done: int = 0) -> Task:
 
 
 def fetch_to(end: int, *, seen_at: float = 100.0) -> dict[TP, PartitionFetch]:
-    fetch = PartitionFetch(SOURCE, 0, [])
+    fetch = PartitionFetch(SOURCE, "id", 0, [])
     fetch.saw(end, seen_at)
     return {SOURCE: fetch}
 
@@ -50,7 +50,7 @@ def test_a_position_that_is_past_an_end_seen_before_lags_behind_nothing() -> Non
     [
         (task_at(40), {}, 100.0),
         (task_at(None), fetch_to(100), 100.0),
-        (task_at(40), {SOURCE: PartitionFetch(SOURCE, 0, [])}, 0.0),
+        (task_at(40), {SOURCE: PartitionFetch(SOURCE, "id", 0, [])}, 0.0),
         (task_at(40), fetch_to(100), 100.0 + STALE_S),
     ],
     ids=["not fetched", "no position", "no end", "an end of long ago"],

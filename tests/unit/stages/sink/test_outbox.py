@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from semel import Topic
-from semel.errors import CarryOverFull, CommitError, HandlingError, InstanceTaken
+from semel.errors import CarryOverFull, CommitError, HandlingError, InstanceTaken, TopicChanged
 from semel.faust_.app import App
 from semel.memory.faults import Fault, delay, lose_answer, lose_request, refuse
 from semel.plan import Plan
@@ -356,4 +356,26 @@ async def test_an_output_in_doubt_for_longer_than_its_record_is_kept_is_told_as_
     with pytest.raises(CommitError, match="nobody knows any more"):
         await done
     await notes.clock.sleep(20)
+    assert written(notes) == ["once"]
+
+
+async def test_an_output_in_doubt_whose_log_was_made_anew_meanwhile_is_told_as_unknown_and_not_sent_again(
+    notes: World,
+) -> None:
+    """The commit may have gone to the log that is there now, or to the one before, at any offset."""
+    worker = notes.start()
+    await notes.until_running(worker)
+    notes.pay_many(10)
+    await notes.drained()
+    positions_topic = f"{APP}-positions"
+    partitions = len(notes.cluster.topics()[positions_topic].logs)
+    notes.cluster.faults.add("EndTxn", lose_answer(after_s=0.5))
+    done = worker.engine.outbox(note("once"))
+    await notes.until(lambda: bool(worker.engine._committer.outbox.in_doubt), what="in doubt")
+    notes.cluster.delete_topics([positions_topic])
+    notes.cluster.create_topic(positions_topic, partitions)
+    with pytest.raises(CommitError, match="deleted and created again"):
+        await done
+    with pytest.raises(TopicChanged):
+        raise await worker.gone() or AssertionError("it goes on")
     assert written(notes) == ["once"]
