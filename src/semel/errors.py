@@ -117,7 +117,7 @@ def described(exc: BaseException) -> str:
         return "CancelledError: what was awaited, or who awaited it, was cancelled by something else than the engine"
     try:
         return f"{type(exc).__name__}: {exc}"
-    except Exception as again:
+    except BaseException as again:
         return f"{type(exc).__name__} (its message cannot be read: {type(again).__name__})"
 
 

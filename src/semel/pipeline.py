@@ -293,6 +293,7 @@ class Pipeline:
                     by_key=self.concurrency > 1 or self.threads is not None,
                     in_threads=self.threads is not None,
                     rate_limit=self.rate_limit,
+                    alone=True,
                 )
             ],
             tables=[table_plan(t) for t in self.tables],

@@ -51,7 +51,8 @@ class TablePlan:
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
     """One consumer of the app's source topics. `slots`: so many runs of its code may have an event in hand at a time;
-    `by_key`: events of several keys of a partition, else those of several partitions. `in_threads`: each run has a thread."""
+    `by_key`: events of several keys of a partition, else those of several partitions. `in_threads`: each run has a thread.
+    `alone`: there can be no other of its app, so that its function may be renamed."""
 
     name: str
     sources: tuple[Topic, ...]
@@ -64,6 +65,12 @@ class AgentPlan:
     by_key: bool = False
     in_threads: bool = False
     rate_limit: RateLimit | None = None
+    alone: bool = False
+
+    @property
+    def state_name(self) -> str:
+        """Under which its parked events are kept."""
+        return "" if self.alone else self.name
 
     def event_time(self, topic: Topic) -> EventTime | None:
         """What gives the time of events of a source: what it declares, or the dedup rule for it; None: their timestamps."""

@@ -22,7 +22,7 @@ class Retry:
     that go to the dead letters at once. `transient`: if given, only these are retried.
 
     `then`: what comes after the last attempt. "dead": the event goes to the dead letters. "park": it stays set aside with its
-    key, and is tried again after the longest wait, for as long as it takes. "stop": as "park", and its partition takes no
+    key, and is tried again after the last of the waits, for as long as it takes. "stop": as "park", and its partition takes no
     further events meanwhile. DeclarationError for what none of them can be.
     """
 
@@ -83,7 +83,7 @@ class Retry:
 
     @property
     def longest_delay_s(self) -> float:
-        return max((self.max_delay, *self.delays)).total_seconds()
+        return max(self.delays or (self.max_delay,)).total_seconds()
 
 
 def _waits(delays: Any) -> bool:

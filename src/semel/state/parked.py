@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +28,16 @@ log = logging.getLogger("semel.state")
 # The reserved name under which the store numbers these rows.
 TABLE = "parked"
 VERSION = 1
+# A row of version 1, compressed: where the log would not take it as it is.
+PACKED = 2
+# What its next failures may add to a row: reason and error.
+GROWS_BYTES = 4096
 # What an event takes of a transaction beside its record.
 EVENT_BYTES = 120
 # An event that was handled so often for nothing, since others changed what it saw, has its task to itself.
 CONFLICTS = 3
 _HEAD = Struct(">BBIqqqqI")
-_BLAMED, _FIRST_DEAD = 1, 2
+_BLAMED, _FIRST_DEAD, _HALTED = 1, 2, 4
 _LENGTH, _OFFSET = Struct(">I"), Struct(">q")
 _NONE = 0xFFFFFFFF
 
@@ -54,7 +59,7 @@ class ParkedEvent:
     `id`, `mark`: its dedup id and mark, where it has one. `attempts`: how many failed, 0 for one that waits for its key alone.
     `first_ms`: when the first did; `due_ms`: when the next may begin, both by the wall clock. `letter`: reason and error of one
     that is to go to the dead letters when its turn comes; `error`: what the last attempt failed with. `blamed`: others
-    have succeeded since it failed first, and it failed all the same.
+    have succeeded since it failed first, and it failed all the same. `halted`: it failed last while nothing succeeded.
     """
 
     record: Record
@@ -68,18 +73,24 @@ class ParkedEvent:
     blamed: bool = False
     first: int = -1
     first_dead: bool = False
+    halted: bool = False
 
     @property
     def size(self) -> int:
         """About what it takes of a transaction, in bytes."""
         record = self.record
         headers = sum(len(name) + len(value or b"") + 16 for name, value in record.headers)
-        return EVENT_BYTES + len(record.key or b"") + len(record.value or b"") + headers
+        return EVENT_BYTES + len(self.id or b"") + len(record.key or b"") + len(record.value or b"") + headers
+
+    def row(self, most_bytes: int) -> bytes:
+        """As the log holds it, which takes `most_bytes`; compressed where it is larger."""
+        raw = self.encode()
+        return raw if len(raw) <= most_bytes else bytes([PACKED]) + zlib.compress(raw)
 
     def encode(self) -> bytes:
         record, headers = self.record, tuple(self.record.headers)
         reason, error = self.letter or (None, None)
-        flags = self.blamed * _BLAMED | self.first_dead * _FIRST_DEAD
+        flags = self.blamed * _BLAMED | self.first_dead * _FIRST_DEAD | self.halted * _HALTED
         times = self.first_ms, self.due_ms, record.timestamp
         pieces = [_HEAD.pack(VERSION, flags, self.attempts, *times, self.first, len(headers))]
         for text in (reason, error, self.error):
@@ -99,21 +110,25 @@ def _field(value: bytes | None) -> tuple[bytes, ...]:
 def decode(offset: int, raw: bytes) -> ParkedEvent:
     """RecoveryError for what this version cannot read."""
     try:
+        if raw[:1] == bytes([PACKED]):
+            raw = zlib.decompress(raw[1:])
         version, flags, attempts, first_ms, due_ms, timestamp, first, headers = _HEAD.unpack_from(raw)
         if version != VERSION:
             raise ValueError(f"version {version}, this version of semel reads {VERSION}")
         fields = list(_fields(raw, _HEAD.size))
         reason, error, last, id, mark, key, value = fields[:7]
         named = [(_text(fields[7 + 2 * n]), fields[8 + 2 * n]) for n in range(headers)]
-    except (IndexError, ValueError, TypeError) as exc:
+    except (IndexError, ValueError, TypeError, zlib.error) as exc:
         raise RecoveryError(
             f"the parked event of offset {offset} cannot be read ({exc}); it was written by another version of semel: run "
             "the version that wrote it until nothing is parked, or `semel reset`"
         ) from exc
     letter = None if reason is None else (_text(reason), _text(error))
     record = ParkedRecord(offset, timestamp, key, value, named)
-    blamed, first_dead = bool(flags & _BLAMED), bool(flags & _FIRST_DEAD)
-    return ParkedEvent(record, id, mark, attempts, first_ms, due_ms, letter, _text(last), blamed, first, first_dead)
+    blamed, first_dead, halted = (bool(flags & flag) for flag in (_BLAMED, _FIRST_DEAD, _HALTED))
+    return ParkedEvent(
+        record, id, mark, attempts, first_ms, due_ms, letter, _text(last), blamed, first, first_dead, halted
+    )
 
 
 def _fields(raw: bytes, at: int) -> Iterator[bytes | None]:
@@ -180,8 +195,21 @@ class ParkedQueue:
         self._heap: list[tuple[float, int, Queued]] = []
         self.count = self.heads = self.ahead = 0
 
+    def no_room_for(self, event: ParkedEvent) -> str:
+        """Why it cannot be parked; empty where it can."""
+        return self.full_for(event.record.key) or self._too_large(event)
+
+    def _too_large(self, event: ParkedEvent) -> str:
+        log, most_bytes = self._log, self._log.most_bytes - GROWS_BYTES
+        if event.size <= most_bytes or (size := len(event.row(most_bytes))) <= most_bytes:
+            return ""
+        return (
+            f"the event of offset {event.record.offset} cannot be parked: it takes {size} bytes there, compressed, and "
+            f"{log.topic!r} takes {most_bytes} (raise its max.message.bytes, and restart)"
+        )
+
     def full_for(self, key: bytes | None) -> str:
-        """Why no more events of this key can be parked; empty where they can."""
+        """Why no more events of this key can be parked, however small; empty where they can."""
         log = self._log
         if log.count >= log.limit:
             return f"{log.count} events of this partition are parked, and {log.limit} is the limit (parked_limit)"
@@ -194,7 +222,7 @@ class ParkedQueue:
         """`due`: in monotonic seconds; what waits for its key is due at once when its turn comes."""
         record = event.record
         row = self._row(record.offset)
-        self._log.open[row] = event.encode()
+        self._log.open[row] = event.row(self._log.most_bytes)
         self._log.unsealed.add(row)
         return self.recall(event, due)
 
@@ -230,7 +258,7 @@ class ParkedQueue:
         queued.attempts, queued.due = event.attempts, due
         self._look_at_attempts(queued)
         self._no_more_crowded_out(queued)
-        self._log.open[self._row(queued.offset)] = event.encode()
+        self._log.open[self._row(queued.offset)] = event.row(self._log.most_bytes)
 
     def _look_at_attempts(self, queued: Queued) -> None:
         if queued.attempts:
@@ -254,7 +282,8 @@ class ParkedQueue:
             # Its mark may be gone when their turn comes.
             if queued.given_up and not follower.gone:
                 follower.first_dead = True
-                self._log.open[self._row(follower.offset)] = replace(self.event(follower), first_dead=True).encode()
+                row = replace(self.event(follower), first_dead=True).row(self._log.most_bytes)
+                self._log.open[self._row(follower.offset)] = row
         queued.gone = True
         for offsets in (self.used_up, self.failing):
             offsets.discard(queued.offset)
@@ -379,14 +408,21 @@ class ParkedQueue:
 
 
 class ParkedLog(RowLog):
-    """All parked events of one task, as a state log. `limit`, `key_limit`: how many there may be, in all and of a key."""
+    """All parked events of one task, as a state log. `limit`, `key_limit`: how many there may be, in all and of a key;
+    `most_bytes`: what the value of a row may have.
+
+    `halted`: of those that the store held, by agent, how many failed last while nothing succeeded, and the error of one.
+    """
 
     def __init__(
-        self, store: Store, partition: int, number: int, topic: str, *, limit: int, key_limit: int, most_delay_s: float
-    ) -> None:
+        self, store: Store, partition: int, number: int, topic: str, *,
+        limit: int, key_limit: int, most_delay_s: float, most_bytes: int,
+    ) -> None:  # fmt: skip
         super().__init__(store, row_prefix(partition, number), topic)
         self.limit = limit
         self.key_limit = key_limit
+        self.most_bytes = most_bytes
+        self.halted: dict[str, tuple[int, str]] = {}
         self._most_delay_s = most_delay_s
         self.queues: dict[tuple[str, str], ParkedQueue] = {}
         # Rows of the open epoch that no log has.
@@ -396,12 +432,13 @@ class ParkedLog(RowLog):
         self.loaded = False
 
     def queue(self, topic: str, agent: str, retry: Retry) -> ParkedQueue:
+        """`agent`: the name under which its state is (`AgentPlan.state_name`)."""
         queue = ParkedQueue(self, f"{topic}\0{agent}\0".encode(), retry)
         return self.queues.setdefault((topic, agent), queue)
 
     def holds(self, agent: str, topic: str, first: int, last: int) -> bool:
         """Whether an event of these offsets is parked, or was until the epoch that is open."""
-        queue = self.queues.get((topic, agent))
+        queue = self.queues.get((topic, agent), self.queues.get((topic, "")))
         return queue is not None and queue.holds(first, last)
 
     def load(self, now: float, wall_ms: int) -> None:
@@ -418,6 +455,8 @@ class ParkedLog(RowLog):
             wait_s = min(max(0.0, (event.due_ms - wall_ms) / 1000), self._most_delay_s)
             due = now + wait_s if event.attempts else 0.0
             queue.recall(event, due)
+            if event.halted and not event.blamed:
+                self.halted[place[1]] = self.halted.get(place[1], (0, ""))[0] + 1, event.error
         # Not before: of a store that cannot be read nobody knows how many there are, and the position says what it said.
         self.loaded = True
         for agent, count in orphans.items():
@@ -438,6 +477,7 @@ class ParkedLog(RowLog):
         for queue in self.queues.values():
             queue.forget()
         self.count = 0
+        self.halted.clear()
         self.loaded = False
 
 

@@ -156,7 +156,7 @@ class Cursor:
         self.buffered = 0
         self.bytes = 0
         self.due = 0.0
-        self.parked: ParkedQueue | None = task.parked and task.parked.queue(tp.topic, agent.name, agent.retry)
+        self.parked: ParkedQueue | None = task.parked and task.parked.queue(tp.topic, agent.state_name, agent.retry)
         self.retried_last = False
         self.held_up = ""
         self.retry_state = retry_state or RetryState()

@@ -132,6 +132,7 @@ class Activation:
                 limit=max(LEAST_PARKED, settings.parked_limit // max(1, tasks)),
                 key_limit=settings.parked_key_limit,
                 most_delay_s=max(agent.retry.longest_delay_s for agent in plan.agents),
+                most_bytes=self._topics.max_bytes(plan.parked_topic),
             )
             task.timers = TimerLog(
                 self._store, partition, numbers[timers.TABLE], plan.timers_topic,

@@ -739,6 +739,8 @@ class Engine:
             )
             if task.parked is not None and not task.parked.loaded:
                 task.parked.load(self.clock.monotonic(), int(self.clock.time() * 1000))
+            for agent in self.agents:
+                agent.failures.begin(task)
             task.state = TaskState.RUNNING
             self._brought_up.set()
             self._feed(task)

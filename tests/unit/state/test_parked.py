@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -295,7 +296,7 @@ def test_of_a_store_that_cannot_be_read_nobody_takes_nothing_for_what_is_parked(
 ) -> None:
     """A position that was written then said that none is."""
     store = open_store(tmp_path / "db")
-    log = ParkedLog(store, 0, 1, "pay-parked", limit=10, key_limit=10, most_delay_s=30.0)
+    log = ParkedLog(store, 0, 1, "pay-parked", limit=10, key_limit=10, most_delay_s=30.0, most_bytes=1 << 20)
 
     def unreadable(prefix: bytes) -> Any:
         raise StoreError("a sector cannot be read")
@@ -308,6 +309,37 @@ def test_of_a_store_that_cannot_be_read_nobody_takes_nothing_for_what_is_parked(
     log.load(0.0, 0)
     assert log.loaded
     store.close()
+
+
+@pytest.mark.parametrize("key", ["a", ""], ids=["with-others-behind", "without-a-key"])
+@pytest.mark.parametrize("text", ["x" * 30_000, secrets.token_hex(30_000)], ids=["compressible", "random"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_event_larger_than_the_log_takes_is_parked_compressed_or_holds_its_partition_and_ends_as_any_other(
+    agent: Any, text: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its producer compressed it, so that the source took it."""
+    refused: list[str] = []
+
+    def small(*args: Any, **limits: Any) -> ParkedLog:
+        return ParkedLog(*args, **{**limits, "most_bytes": 20_000})
+
+    def watched(self: ParkedQueue, event: ParkedEvent) -> str:
+        refused.append(no_room_for(self, event))
+        return refused[-1]
+
+    no_room_for = ParkedQueue.no_room_for
+    monkeypatch.setattr(ParkedQueue, "no_room_for", watched)
+    monkeypatch.setattr("semel.task.activation.ParkedLog", small)
+    flaky = Flaky({"a1": 2, "a2": 9})
+    with parking(flaky, agent=agent) as t:
+        for event in events("a1", "a2", "a3", "b1"):
+            t.send(event, key=event.key if key else None, headers={"text": text.encode()}, settle=False)
+        t.advance_time(timedelta(milliseconds=400))
+        assert ("b1" in flaky.done) is not any(refused)
+        assert any("raise its max.message.bytes" in why for why in refused) is (text[0] != "x")
+        t.settle()
+        assert sorted(ids(t)) == ["a1", "a3", "b1"]
+        assert [letter.attempts for letter in t.dead_letters()] == [4]
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -376,7 +408,7 @@ def test_a_parked_event_takes_little_memory_also_where_each_has_a_key_of_its_own
     """What it is stays in the store, as large as it may be."""
     count, value = 20_000, bytes(1_000)
     store = open_store(tmp_path / "db")
-    log = ParkedLog(store, 0, 1, "pay-parked", limit=count, key_limit=count, most_delay_s=30.0)
+    log = ParkedLog(store, 0, 1, "pay-parked", limit=count, key_limit=count, most_delay_s=30.0, most_bytes=1 << 20)
     queue: ParkedQueue = log.queue("events", "handle", Retry(then="park"))
     tracemalloc.start()
     try:

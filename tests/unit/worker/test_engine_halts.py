@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
+from semel import Retry
 from semel.errors import PipelineHalted
 from tests.unit.harness import APP, World, payments_pipeline
 
@@ -78,3 +81,29 @@ async def test_unless_it_is_told_it_stays_and_probes(world: World) -> None:
     down[0] = False
     await world.drained()
     world.check()
+
+
+@pytest.mark.parametrize("ends", ["halted", "crash"])
+async def test_workers_that_follow_one_another_while_nothing_succeeds_give_no_event_up(world: World, ends: str) -> None:
+    """Each begins as the one before has ended, also where the events have used up their attempts."""
+    retry = Retry(attempts=2, first_delay=timedelta(milliseconds=50), max_delay=timedelta(seconds=2))
+    world.pipeline = payments_pipeline(world.work, style="coroutine", retry=retry)
+    down = failing(world)
+    worker = world.start(halt_after=10, halted_timeout_ms=20_000)
+    await world.until_running(worker)
+    pay(world, 100)
+    await world.until(lambda: bool(worker.engine.halted()))
+    before = [len(log) for log in world.cluster.committed(f"{APP}.dlq")]
+    for n in range(6):
+        if ends == "halted":
+            assert isinstance(await world.fate(worker, within_s=60), PipelineHalted)
+        else:
+            await world.clock.sleep(3)
+            worker.kill()
+        worker = world.start("w1" if ends == "halted" else f"w{n}-anew", halt_after=10, halted_timeout_ms=20_000)
+        await world.until_running(worker)
+        assert worker.engine.halted()
+    assert [len(log) for log in world.cluster.committed(f"{APP}.dlq")] == before
+    down[0] = False
+    await world.drained()
+    assert not worker.engine.halted()

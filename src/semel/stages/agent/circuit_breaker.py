@@ -74,6 +74,15 @@ class CircuitBreaker:
         self._since, self._probes, self._probe_at = now, 0, now + FIRST_PROBE_S
         return True
 
+    def resume(self, events: int, error: str, now: float) -> bool:
+        """An earlier process was halted by so many: unless an event has succeeded in this one, it is open from now on."""
+        if not self._after or self.open or self._succeeded():
+            return False
+        self._failed["before"] = set(range(events))
+        self._error = error
+        self._since, self._probes, self._probe_at = now, 0, now
+        return True
+
     def closes(self) -> bool:
         """Whether it was open and an event has succeeded since."""
         was_open = self.open

@@ -33,6 +33,7 @@ from semel.state.event_context import EventContext
 from semel.state.parked import ParkedEvent
 from semel.state.replay import revision_of
 from semel.state.store import StoreError
+from semel.state.task import Task
 
 # Of an error, in the row of a parked event.
 ERROR_CHARACTERS = 500
@@ -79,7 +80,7 @@ class FailureHandler:
         number = state.count if unanswered or (counted and before is None) else unit.failures + 1
         events = 1 if unit.batch is None else unit.end - unit.start
         # One that has not begun is not known to the dedup rule: it is judged when it does.
-        room = before is not None or (context.holding and self._room(unit, events))
+        room = before is not None or (context.holding and self._room(unit, events, context))
         halted = not program_at_fault and events == 1 and self._halted(unit, error)
         attempt = FailedAttempt(error, number, events, program_at_fault, room, not unit.unjudged, halted)
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
@@ -128,7 +129,7 @@ class FailureHandler:
         """Whether this error, after those before it, is no event's fault.
 
         An event that fails while others succeed is to blame for it. Of one that was parked by another worker nobody knows; where
-        many are, they are not.
+        many are, they are not, nor is one that failed last while nothing succeeded.
         """
         retry, breaker, now = self._plan.retry, self.breaker, self._services.clock.monotonic()
         if says_of_its_event(retry, error) or isinstance(error, (StoreError, SessionLost, ProcessEnded)):
@@ -141,7 +142,13 @@ class FailureHandler:
             self._log.halted(self._plan.name, error, after)
         parked = unit.cursor.parked
         many = unit.retried is not None and parked is not None and len(parked.failing) >= after > 0
-        return breaker.open or many
+        return breaker.open or many or (unit.retried is not None and unit.retried[unit.index][1].halted)
+
+    def begin(self, task: Task) -> None:
+        """A task runs from now on. Where an earlier process was halted, and nothing has succeeded in this one, it still is."""
+        held = task.parked.halted.pop(self._plan.state_name, None) if task.parked is not None else None
+        if held is not None and self.breaker.resume(*held, self._services.clock.monotonic()):
+            self._log.halted_before(self._plan.name, *held)
 
     def _is_to_blame(self, unit: WorkUnit) -> bool:
         """Whether others have succeeded since the event in hand failed for the first time."""
@@ -153,14 +160,15 @@ class FailureHandler:
             queued.successes = succeeded
         return event.blamed or succeeded > queued.successes
 
-    def _room(self, unit: WorkUnit, events: int) -> bool:
+    def _room(self, unit: WorkUnit, events: int, context: EventContext) -> bool:
         """Whether the event in hand can be parked; where there is no room, that is said of its partition."""
         parked, cursor = unit.cursor.parked, unit.cursor
         given = unit.batch is None or unit.batch.events
         if parked is None or events > 1 or not given:
             # What the agent was not given, as a duplicate, is to be judged again.
             return False
-        cursor.held_up = parked.full_for(unit.record.key)
+        id = next((id for id, _ in context.writes.marks), None)
+        cursor.held_up = parked.no_room_for(ParkedEvent(unit.record, id))
         return not cursor.held_up
 
     def _park(
@@ -180,7 +188,7 @@ class FailureHandler:
             queued, event = unit.retried[unit.index]
             event = replace(
                 event, attempts=attempt.number, first_ms=event.first_ms or now_ms, due_ms=due_ms, error=error,
-                blamed=self._is_to_blame(unit),
+                blamed=self._is_to_blame(unit), halted=attempt.halted,
             )  # fmt: skip
             cursor.parked.failed(queued, event, now + delay_s)
         else:
@@ -192,7 +200,9 @@ class FailureHandler:
             if stream is not None:
                 task.stream_ms, task.pending = stream
             first_ms = cursor.retry_state.first_ms if cursor.retry_state.offset == unit.position else 0
-            event = ParkedEvent(unit.record, id, mark, attempt.number, first_ms or now_ms, due_ms, error=error)
+            event = ParkedEvent(
+                unit.record, id, mark, attempt.number, first_ms or now_ms, due_ms, error=error, halted=attempt.halted
+            )
             cursor.parked.add(event, now + delay_s).successes = self._completion.succeeded
             cursor.retry_state.given_up()
             unit.index += 1

@@ -67,6 +67,13 @@ class FailureLog:
             agent, events, _line(exc), exc_info=traced(exc),
         )  # fmt: skip
 
+    def halted_before(self, agent: str, events: int, error: str) -> None:
+        """A process before this one was halted, and this one begins so."""
+        log.warning(
+            "agent %s begins halted: %d parked events failed last while none succeeded: %s. It tries one now and then until one "
+            "succeeds", agent, events, error,
+        )  # fmt: skip
+
     def goes_on(self, agent: str) -> None:
         """An event has succeeded after that."""
         log.warning("agent %s goes on: an event has succeeded", agent)

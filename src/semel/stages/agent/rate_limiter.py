@@ -50,6 +50,12 @@ class RateLimiter:
     def _most(self) -> float:
         return max(1.0, self._limit.at_once * self._share)
 
+    @property
+    def unit(self) -> int:
+        """How many events may be taken to be handled one after the other: as many as a hundredth of a second allows. While the
+        first of them waits for what it depends on the others are counted already, and come all at once then."""
+        return max(1, int(self.here_per_second / 100))
+
     def _fill(self) -> Bucket:
         self._bucket = self._bucket.filled(self.here_per_second, self._most, self._clock.monotonic())
         return self._bucket

@@ -135,8 +135,9 @@ class WorkQueue:
     def _allowed(self, limiter: RateLimiter) -> int:
         """How many events the rate limit allows now. A batch is worth waiting for: it has as many as there are, or as may come at
         once."""
-        waiting = sum(cursor.buffered for cursor in self.ready) if self._batches else 1
-        return min(UNIT_RECORDS, limiter.allowed(min(UNIT_RECORDS, waiting)))
+        if not self._batches:
+            return min(UNIT_RECORDS, limiter.allowed(), limiter.unit)
+        return min(UNIT_RECORDS, limiter.allowed(min(UNIT_RECORDS, sum(cursor.buffered for cursor in self.ready))))
 
     def _limited_s(self) -> float:
         """There is something to take, and the rate limit does not allow it: how long it waits."""

@@ -48,8 +48,12 @@ class SideOutputs:
 
     def no_room(self, unit: WorkUnit, record: Record) -> bool:
         """Whether a record that waits for its key finds no room: then the unit ends before it, and its partition waits."""
-        cursor = unit.cursor
-        why = cursor.parked.full_for(record.key) if cursor.parked is not None else ""
+        cursor, parked = unit.cursor, unit.cursor.parked
+        if parked is None:
+            return False
+        # What is parked before it is handled, and does not fit, would wait for good: the log refuses it, and it is dead-lettered.
+        behind = unit.waits_for_its_key(record)
+        why = parked.no_room_for(ParkedEvent(record)) if behind else parked.full_for(record.key)
         if why:
             unit.cut(unit.index)
             cursor.hold_up(why, self._services.clock.monotonic())

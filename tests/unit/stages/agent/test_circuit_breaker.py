@@ -71,6 +71,22 @@ def test_it_may_be_told_never_to_open() -> None:
     assert not any(failing(CircuitBreaker(Done(), 0), 1_000))
 
 
+def test_it_begins_open_where_a_process_before_was_halted_unless_an_event_has_succeeded_in_this_one() -> None:
+    done = Done()
+    breaker = CircuitBreaker(done, AFTER)
+    assert breaker.resume(3, "OSError: down", 5.0)
+    assert breaker.open
+    assert breaker.wait_s(5.0) == 0
+    halted = breaker.halted("pay", 7.0)
+    assert halted is not None
+    assert (halted.failed, halted.error, halted.seconds) == (3, "OSError: down", 2.0)
+    assert not breaker.resume(3, "OSError: down", 8.0)
+    done.count = 1
+    assert breaker.closes()
+    assert not breaker.resume(3, "OSError: down", 9.0)
+    assert not CircuitBreaker(Done(), 0).resume(3, "OSError: down", 5.0)
+
+
 def test_an_event_that_succeeds_closes_it() -> None:
     done = Done()
     breaker = CircuitBreaker(done, AFTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -223,6 +224,32 @@ async def test_batches_are_as_large_as_may_come_at_once(world: World) -> None:
     world.pay("a1", 1)
     await world.drained()
     assert world.clock.monotonic() - began < 0.5
+
+
+async def test_what_waits_behind_an_event_that_hangs_does_not_come_all_at_once_then(tmp_path: Path) -> None:
+    """As where what all partitions depend on stands still, and goes on."""
+    world = World(tmp_path, partitions=12)
+    limited(world, RateLimit(20, burst=20), "coroutine")
+    hangs = asyncio.Event()
+    began: list[float] = []
+
+    async def before(payment: object) -> None:
+        began.append(world.clock.monotonic())
+        await hangs.wait()
+
+    world.work.before = before
+    worker = world.start()
+    await world.until_running(worker)
+    for n in range(600):
+        world.pay(f"a{n}", 1)
+    await world.clock.sleep(30)
+    at = world.clock.monotonic()
+    hangs.set()
+    await world.clock.sleep(1.0)
+    assert len([time for time in began if at <= time <= at + 0.9]) <= 20 + 0.9 * 20 + 1
+    await world.drained()
+    world.check()
+    await world.close()
 
 
 @pytest.mark.parametrize("burst", [None, 1, 7])
