@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 from semel.errors import DeclarationError, DecodeError, HandlingError, OutputRefused, Reject
 from semel.topic import is_whole
 
-Then = Literal["dead", "park", "stop"]
+Then = Literal["dead", "hold", "park", "stop"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Retry:
     `max_delay`: the longest wait. `delays`: the waits one by one, instead of these two; the last one goes on. `fatal`: exceptions
     that go to the dead letters at once. `transient`: if given, only these are retried.
 
-    `then`: what comes after the last attempt. "dead": the event goes to the dead letters. "park": it stays set aside with its
-    key, and is tried again after the last of the waits, for as long as it takes. "stop": as "park", and its partition takes no
+    `then`: what comes after the last attempt. "dead": the event goes to the dead letters. "hold": so it does, and the later
+    events of its key wait until its letter was replayed with success, or dropped. "park": it stays set aside with its key,
+    and is tried again after the last of the waits, for as long as it takes. "stop": as "park", and its partition takes no
     further events meanwhile. DeclarationError for what none of them can be.
     """
 
@@ -65,7 +66,7 @@ class Retry:
             return None
         if self.transient and not isinstance(exc, self.transient):
             return None
-        if attempt >= self.attempts and self.then == "dead":
+        if attempt >= self.attempts and self.gives_up:
             return None
         return self._full_delay_s(attempt) * (0.5 + draw / 2)
 
@@ -80,6 +81,16 @@ class Retry:
         if self.fatal and isinstance(exc, self.fatal):
             return True
         return bool(self.transient) and not isinstance(exc, (*self.transient, HandlingError))
+
+    @property
+    def gives_up(self) -> bool:
+        """An event that has used up its attempts goes to the dead letters."""
+        return self.then in ("dead", "hold")
+
+    def holds(self, exc: BaseException) -> bool:
+        """Whether the key of an event that ends so waits for its dead letter. What was declared to be no loss, by `Reject` or as
+        `fatal`, holds up nobody."""
+        return self.then == "hold" and not isinstance(exc, (Reject, *self.fatal))
 
     @property
     def longest_delay_s(self) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from aiokafka.errors import KafkaError
 
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
@@ -216,6 +219,72 @@ async def test_letters_are_replayed_edited_dropped_redirected_archived_and_forgo
     _, said = await ledger.command("prove")
     assert "violated" not in said, said
     assert await worker.stopped() == 0
+
+
+@pytest.mark.parametrize("dedup", ["yes", "no"])
+async def test_held_keys_go_on_in_order_when_their_letters_are_edited_dropped_or_replayed(
+    kafka: LocalKafka, make_ledger: MakeLedger, dedup: str, seed: int
+) -> None:
+    """A worker dies while keys are held, and another one while they are let go."""
+    ledger, rng = await make_ledger(kafka, target="mending:pipeline"), random.Random(seed)
+    accounts, bad_at = [f"account-{n}" for n in range(30)], {f"account-{n}": rng.randrange(10) for n in range(6)}
+    messages = [
+        Message(account.encode(), json.dumps({"id": f"{account}/{n}", "account": account, "amount": 1,
+                                              "bad": bad_at.get(account) == n}).encode(), ())
+        for n in range(20) for account in accounts
+    ]  # fmt: skip
+    environment = {"DEDUP": dedup, "THEN": "hold"}
+    worker = ledger.worker(**environment).start()
+    await logs.send(ledger.bootstrap, ledger.source, messages[:450])
+    await until(lambda: letters_of(ledger), set(bad_at))
+    worker.kill9()
+    worker = worker.start()
+    await logs.send(ledger.bootstrap, ledger.source, messages[450:])
+    whole = {account: [f"{account}/{n}" for n in range(bad_at.get(account, 20))] for account in accounts}
+    await until(lambda: settled_by_key(ledger), {account: ids for account, ids in whole.items() if ids})
+    assert await worker.metric("semel_agent_held_keys") == 6
+    assert await letters_of(ledger) == set(bad_at)
+    shown = await dlq(ledger, "ls", **environment)
+    assert "6 of them hold their keys" in shown.err
+    edited, dropped, *replayed = bad_at
+    at = {json.loads(line.value or b"")["account"]: f"{line.partition}@{line.offset}"
+          for line in await logs.read(ledger.bootstrap, ledger.dead_letter_topic)}  # fmt: skip
+    shown = await dlq(ledger, "show", at[edited], **environment)
+    assert "its key waits for it" in shown.out
+    done = await dlq(ledger, "edit", at[edited], "--set", "bad=false", "--yes", "--reason", "typo", **environment)
+    assert done.code == 0, done.err
+    done = await dlq(ledger, "drop", at[dropped], "--reason", "test", **environment)
+    assert done.code == 0, done.err
+    worker.kill9()
+    worker = ledger.worker("w1", log="mended", MENDED="1", **environment).start()
+    done = await dlq(ledger, "replay", "--all", "--yes", "--reason", "mended", **environment)
+    assert (done.code, len(replayed)) == (0, 4), done.err
+    await ledger.drained()
+    whole = {account: [f"{account}/{n}" for n in range(20)] for account in accounts}
+    whole[dropped].remove(f"{dropped}/{bad_at[dropped]}")
+    assert await settled_by_key(ledger) == whole, f"seed {seed}"
+    assert await worker.stopped() == 0
+
+
+async def letters_of(ledger: Ledger) -> set[str]:
+    lines = await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
+    return {json.loads(line.value or b"")["account"] for line in lines}
+
+
+async def settled_by_key(ledger: Ledger) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in await logs.read(ledger.bootstrap, ledger.sink):
+        found.setdefault((line.key or b"").decode(), []).append(json.loads(line.value or b"")["id"])
+    return found
+
+
+async def until(look: Callable[[], Awaitable[Any]], wanted: Any, within_s: float = 30.0) -> None:
+    for _ in range(int(within_s * 4)):
+        with contextlib.suppress(KafkaError):
+            if await look() == wanted:
+                return
+        await asyncio.sleep(0.25)
+    assert await look() == wanted
 
 
 async def test_of_two_tools_at_once_one_goes_on(kafka: LocalKafka, make_ledger: MakeLedger) -> None:

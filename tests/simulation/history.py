@@ -117,7 +117,8 @@ class History:
     `refusals`: a broker was made to refuse records, so that events may have been dead-lettered as refused.
     `stateful`: it has tables and a dedup rule. `reminds`: its agent may have several results of an event, and sends a reminder
     later of each payment that asks for it. `hopeless_attempts`: how many an event gets whose key is of another
-    partition; an agent that swallows its error is asked again. `sink_sizes`: how many partitions the sink has had.
+    partition; an agent that swallows its error is asked again. `sink_sizes`: how many partitions the sink has had. `holds`: a
+    key waits for the letter of an event of its own (`Retry(then="hold")`).
 
     One history is one life of the app's state: from its first start, or from a reset, to its last commit. `begins`: where
     the reset put each partition of the source, whose records may be older: `source` is where to look for them. `stopped`: a
@@ -136,6 +137,7 @@ class History:
     stateful: bool = True
     reminds: bool = True
     hopeless_attempts: int = 1
+    holds: bool = False
     sink_sizes: set[int] = field(default_factory=set)
     begins: dict[int, int] = field(default_factory=dict)
     source: list[Event] | None = None

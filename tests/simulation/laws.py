@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from semel.partitioner import partition_of
 from semel.port import TP
 from semel.state import positions
 from semel.state.dedup_marks import PARKED, Mark
-from semel.state.parked import decode, read_row
+from semel.state.parked import decode, is_held, read_row
 from semel.state.positions import Position
 from semel.state.timers import is_name, place_of
 from semel.testing.clock import DEFAULT_START
@@ -169,7 +169,8 @@ class Case:
         return sorted(found, key=records.origin) if len(there) > 1 and topic == SINK else found
 
     def oracle(self, partition: int) -> Oracle:
-        dead = [*self.dead[partition], *(self._to_be_dead(partition) if self.history.stopped else ())]
+        undone = self.history.stopped or self.history.holds
+        dead = [*self.dead[partition], *(self._to_be_dead(partition) if undone else ())]
         refused = {offset for offset, why in dead if why == "refused"} if self.history.refusals else set[int]()
         return Oracle(
             self.history.window_ms, self.history.attempts, refused, stateful=self.history.stateful,
@@ -177,6 +178,7 @@ class Case:
             hopeless_attempts=self.history.hopeless_attempts,
             followed={offset for offset, why in dead if why in ("duplicate", "conflict")},
             conflicting={offset for offset, why in dead if why == "conflict"},
+            hold_of=partial(records.hold_of, self.history, SOURCE, partition) if self.history.holds else None,
         )  # fmt: skip
 
     def _to_be_dead(self, partition: int) -> list[tuple[int, str]]:
@@ -222,13 +224,17 @@ class Case:
                     taken += 1
                 parked = {*waiting}
                 for row in transaction.writes.get(TP(f"{self.app}-parked", partition), ()):
-                    (parked.discard if row.value is None else parked.add)(read_row(row.key or b"")[1])
+                    done = row.value is None or is_held(row.value)
+                    (parked.discard if done else parked.add)(read_row(row.key or b"")[1])
                 were, known = [*waiting.values()], {**waiting, **{e.offset: e for e in passed}}
                 waiting = {offset: known[offset] for offset in sorted(parked) if offset in known}
                 effects = sorted((e for e in (*were, *passed) if e.offset not in parked), key=lambda e: e.offset)
                 marks, maybe = self._marks(were, passed, parked, oracle.stream)
                 counts = dict(oracle.counts)
                 for effect in waiting.values():
+                    # One that waits behind an event that holds its key is not counted yet.
+                    if not effect.turn:
+                        continue
                     counts["in"] -= 1
                     counts[effect.counted] -= 1
                 found.append(
@@ -334,7 +340,7 @@ def order_per_key(case: Case) -> Found:
     for p, (_, effects) in enumerate(case.truth):
         wanted: dict[str, list[str]] = {}
         seen: dict[str, list[str]] = {}
-        for effect in effects:
+        for effect in sorted(effects, key=lambda effect: effect.turn):
             if effect.output is not None:
                 wanted.setdefault(effect.output["account"], []).append(_text(effect.output))
         for output in case.outputs[p]:
@@ -403,7 +409,8 @@ def no_torn_epoch(case: Case) -> Found:
             if dead != letters:
                 found.append((f"{where} holds the dead letters {dead}, not {letters}", [str(t)]))
             for table in ("balances", "journals"):
-                rows = {k: v for e in commit.effects for (name, k), v in e.rows.items() if name == table}
+                in_turn = sorted(commit.effects, key=lambda e: e.turn)
+                rows = {k: v for e in in_turn for (name, k), v in e.rows.items() if name == table}
                 log = t.writes.get(TP(f"{case.app}-{table}-changelog", p), ())
                 wrote = {(r.key or b"").decode(): _json(r) for r in log}
                 if wrote != rows or len(log) != len(rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,6 +20,7 @@ from semel.memory.broker import MemoryBroker
 from semel.memory.faults import Call, Fault, delay
 from semel.port import RpcError, RpcLost
 from semel.runtime.settings import EngineSettings
+from semel.stages.sink.dead_letters import split_headers
 from semel.testing.clock import process
 from tests.simulation.history import logs
 from tests.simulation.laws import SOURCE, Violation
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
     from tests.simulation.storm import Storm
 
 ATTEMPTS = 4
+
+
+class NamedOperator(Operator):
+    """Its entries have ids by its name and their number: nothing of a run is chance that its seed does not know."""
+
+    def __init__(self, name: str, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._name = name
+        self._entries = 0
+
+    def entry(self, *args: Any, **more: Any) -> audit.Entry:
+        self._entries += 1
+        return replace(super().entry(*args, **more), id=f"{self._name}/{self._entries}")
 
 
 class Operators:
@@ -85,16 +100,22 @@ class Operators:
                 self.broken.append(Violation("an_operator_comes_to_its_end", str(ended[0]), []))
             await self._storm.world.clock.sleep(rng.choice([0.0, 0.5, 8.0]))
 
-    async def _run(self, client: str, after_s: float) -> BaseException | None:
+    async def drop_all(self, nth: int) -> None:
+        """Every open letter is dropped, and the keys go on that they hold."""
+        ended = await self._run(f"dlq#drop{nth}", 0.0, drop=True)
+        if ended is not None:
+            self.broken.append(Violation("an_operator_comes_to_its_end", str(ended), []))
+
+    async def _run(self, client: str, after_s: float, *, drop: bool = False) -> BaseException | None:
         world = self._storm.world
         await world.clock.sleep(after_s)
         broker = MemoryBroker(world.cluster, client)
         context = copy_context()
         context.run(process.set, client)
-        task = asyncio.get_running_loop().create_task(self._one(broker), context=context)
+        task = asyncio.get_running_loop().create_task(self._one(broker, drop=drop), context=context)
         self._running[client] = task
         try:
-            self._storm.figures["letters replayed"] += await task
+            self._storm.figures["letters dropped" if drop else "letters replayed"] += await task
         except (RpcError, RpcLost, SemelError, asyncio.CancelledError) as exc:
             return exc
         finally:
@@ -102,29 +123,45 @@ class Operators:
             await broker.close()
         return None
 
-    async def _one(self, broker: MemoryBroker) -> int:
+    async def _one(self, broker: MemoryBroker, *, drop: bool) -> int:
         world = self._storm.world
         await broker.start()
-        operator = Operator(
-            broker, world.clock, world.plan(), EngineSettings(session_timeout_ms=10_000, transaction_timeout_ms=6_000)
+        operator = NamedOperator(
+            broker.name,
+            broker,
+            world.clock,
+            world.plan(),
+            EngineSettings(session_timeout_ms=10_000, transaction_timeout_ms=6_000),
         )
         await operator.open()
+        if drop:
+            return (await operator.mark_all("drop", Selection(), Why("simulation"))).letters
         return (await operator.write_all("replay", Selection(), Why("simulation"), _unless_deadly)).letters
 
     def judged(self) -> list[Violation]:
-        """Each letter that the audit names stands in the source once more, and no other does; none is named twice."""
+        """Each letter that the audit names stands in the source once more, and no other does; none is named twice. Of those that
+        are dropped only such as hold their key do."""
         found = logs(self._storm.world.recorder.events).committed
+        holding = {
+            f"{tp.topic}[{tp.partition}]@{s.record.offset}"
+            for tp, standing in found.items() if tp.topic == f"{APP}.dlq"
+            for s in standing if "semel.hold" in split_headers(s.record.headers)[1]
+        }  # fmt: skip
+        dropped: Counter[str] = Counter()
         told: Counter[str] = Counter()
         for tp, standing in found.items():
             if tp.topic == f"{APP}-audit":
                 for entry in (audit.decode(s.record.value or b"", "the audit") for s in standing):
-                    told.update(f"{APP}.dlq[{t.partition}]@{o}" for t in entry.letters for o in read(t.offsets))
+                    (dropped if entry.action == "drop" else told).update(
+                        f"{APP}.dlq[{t.partition}]@{o}" for t in entry.letters for o in read(t.offsets)
+                    )
         there: Counter[str] = Counter()
         for tp, standing in found.items():
             if tp.topic == SOURCE:
                 letters = [dict(s.record.headers).get("semel.letter") or b"" for s in standing]
                 there.update(letter.decode() for letter in letters if letter.startswith(b"payments.dlq"))
-        twice = [letter for letter, times in told.items() if times > 1]
+        twice = [letter for letter, times in (told + dropped).items() if times > 1]
+        told.update({letter: times for letter, times in dropped.items() if letter in holding})
         violations = [Violation("a_letter_is_replayed_once", f"{letter} is in the audit twice", []) for letter in twice]
         for letter in told | there:
             if told[letter] != there[letter]:

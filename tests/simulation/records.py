@@ -48,7 +48,7 @@ def output_of(effect: Effect, app: str, topic: str, partition: int) -> Written:
     """Key, timestamp and headers of its event; the lineage put last, in the place of one from further up."""
     source = effect.record
     said = f"{app}/{topic}/{partition}/{effect.offset}/0/{effect.id or ''}".encode()
-    taken_off = (lineage.HEADER, "semel.replay", "semel.letter", "semel.edited")
+    taken_off = (lineage.HEADER, "semel.replay", "semel.letter", "semel.edited", "semel.hold")
     headers = tuple((n, v) for n, v in source.headers if n not in taken_off)
     return Written(source.key, orjson.dumps(effect.output), (*headers, (lineage.HEADER, said)), source.timestamp)
 
@@ -93,6 +93,11 @@ def reminder_of(effect: Effect, app: str, topic: str, partition: int) -> tuple[i
     return due_ms, at_once._replace(headers=(*at_once.headers[:-1], (lineage.HEADER, said)), timestamp=due_ms)
 
 
+def hold_of(history: History, topic: str, partition: int, record: MemoryRecord) -> str:
+    """How an event is named that holds its key."""
+    return f"{history.app}/{history.agent}/{topic}[{partition}]@{record.offset}/{record.timestamp}"
+
+
 def letter_to(effect: Effect, history: History, topic: str, partition: int) -> Written:
     """Its event as it came, and where from and why."""
     source = effect.record
@@ -109,6 +114,8 @@ def letter_to(effect: Effect, history: History, topic: str, partition: int) -> W
         "__dlq.errors.offset": str(effect.offset),
         "__dlq.errors.group": history.app,
     }
+    if effect.hold:
+        said["semel.hold"] = effect.hold
     if effect.dead != "refused":
         said["semel.attempts"] = str(effect.attempts)
         said["__dlq.errors.delivery.count"] = str(max(1, effect.attempts))

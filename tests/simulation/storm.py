@@ -21,6 +21,7 @@ from semel.broker.answers import Answer, answer_of, needs_a_person
 from semel.memory.faults import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
+from semel.stages.sink.dead_letters import split_headers
 from semel.testing.clock import process
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
@@ -45,6 +46,8 @@ NTH = (1, 1, 1, 1, 2, 2, 3, 5, 8)
 THROTTLES_S = (0.05, 0.5, 0.5, 3.0, 9.0)
 # Events that end every process which handles them, at most. Each holds its partition up for half a minute.
 DEADLY = 2
+# How often something held is dropped at the end: what waited behind it may hold its key in its turn.
+MOST_HOLDS = 60
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Storm:
         self.troubled = seeded(seed, "troubles").choice([0.0, 0.0, 0.05, 0.15])
         self._throttles: dict[str, random.Random] = {}
         self.operators = Operators(self, seed)
-        self.replaying = seeded(seed, "replays").choice([0.0, 0.0, 0.1, 0.3])
+        self.replaying = seeded(seed, "replays").choice([0.0, 0.0, 0.1, 0.3] if not world.history.holds else [0.1, 0.3])
         self.blocking = seeded(seed, "blocking").choice([0.0, 0.0, 0.01, 0.05])
         deadly, some = seeded(seed, "deadly code").choice([0.0, 0.0, 0.01, 0.05]), iter(range(DEADLY))
         world.deadly = lambda ident: seeded(seed, "deadly", ident).random() < deadly and next(some, None) is not None
@@ -103,13 +106,17 @@ class Storm:
         world.on_start = self.begin
         world.on_death = self.bury
         world.excused = self.wild or self.fences or self.rate > 0
-        world.reminded = not self.wild
+        # What an event replaces by name says nothing of those that come before it by their letters.
+        world.reminded = not self.wild and not world.history.holds
         world.cluster.faults.script(self.network)
         slow = rng.choice([0.0, 0.0, 0.05, 3.0])
         markers = seeded(seed, "markers")
         world.cluster.faults.marker_delay_s = lambda: 0.0 if self.quiet else markers.random() * slow
         behind = rng.choice([0.0, 0.0, 0.05, 1.0])
         self.others = Others(self, seed, behind_s=behind)
+        if world.history.holds:
+            # After a reset it is chance whether a replay of before finds its event held already, or about to be.
+            self.others.share = 0.0
         metadata = seeded(seed, "metadata")
         world.cluster.faults.metadata_delay_s = lambda: 0.0 if self.quiet else metadata.random() * behind
 
@@ -508,7 +515,10 @@ class Storm:
             mended = orjson.dumps({**event, "fails": 0, "kills": False, "amount": event["amount"] + rng.choice([0, 1])})
         made_up = rng.choice([1, 2, 63, 127]) if rng.random() < 0.15 else None
         words = f"replay: of {value[:40]!r}{', mended' if mended else ''}{f', as {made_up}' if made_up else ''}"
-        if self.may(name, words):
+        if world.history.holds and rng.random() < 0.25:
+            if self.may(name, f"skip: of {value[:40]!r}"):
+                world.skip(letter)
+        elif self.may(name, words):
             for _ in range(rng.choice([1, 1, 1, 2])):
                 world.replay(letter, value=mended, revision=made_up)
 
@@ -530,6 +540,26 @@ class Storm:
                 self.world.crash(worker, "amid replays", arrives=rng.random() < 0.5)
             if operating is not None:
                 await operating
+
+    async def _end_holds(self) -> None:
+        """Whatever still holds its key is dropped, until none does."""
+        world = self.world
+        for nth in range(MOST_HOLDS):
+            if not await world.until_at_rest("the way to what is held"):
+                return
+            held = {name for w in world.alive() for t in w.engine.tasks.values() for c in t.cursors.values()
+                    if c.parked is not None for name in c.parked.held}  # fmt: skip
+            self.figures["keys held at the end"] += len(held) if not nth else 0
+            if not held:
+                return
+            if nth % 2:
+                letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log]
+                for letter in letters:
+                    if split_headers(letter.headers)[1].get("semel.hold") in held:
+                        world.skip(letter)
+            else:
+                await self.operators.drop_all(nth)
+        self.operators.broken.append(Violation("a_hold_ends", f"keys are held after {MOST_HOLDS} rounds", []))
 
     def _jump(self, name: str, worker: Worker, rng: random.Random) -> None:
         # Within what topics take: past it every output is refused, and every event dead-lettered (docs/simulation.md).
@@ -566,6 +596,8 @@ class Storm:
         self.settle()
         if self.replaying:
             await self._replay_in_rounds()
+        if self.world.history.holds:
+            await self._end_holds()
         if self.others.share and await self.world.until_at_rest("the way back to rest"):
             await self.others.look_at_what_is_said()
         await self.world.rest()
@@ -624,6 +656,9 @@ class Storm:
         n["fetches in vain"] += sum(sum(w.engine.troubles.counts.values()) for w in world.workers.values())
         n["stores made anew"] += sum(int(w.engine.stats["rebuilds"]) for w in world.workers.values())
         n["resets"] = self.others.lives - 1
+        dead = world.cluster.topics().get(f"{APP}.dlq")
+        letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log] if dead is not None else []
+        n["keys held"] = sum("semel.hold" in split_headers(letter.headers)[1] for letter in letters)
         n["fences"] = world.watch.seen["member", "ASSIGNED", "FENCED"]
         return Outcome(self.seed, world.real, history, violations, self.choices.taken, n, world.watch.seen,
                        world.loop.time())  # fmt: skip
@@ -640,6 +675,7 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         window=timedelta(seconds=rng.choice([604_800, 604_800, 20])),
         real=rng.random() < real_share,
         stateful=seeded(seed, "stateful").random() < 0.8,
+        holds=seeded(seed, "holds").random() < 0.25,
         concurrency=1 if style == "batches" else seeded(seed, "concurrency").choice([1, 2, 8]),
         rate_limit=seeded(seed, "rate limit").choice([None, None, None, RateLimit(300), RateLimit(100, burst=30)]),
     )

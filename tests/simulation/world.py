@@ -10,6 +10,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from semel.port import TP, RpcError, RpcLost
 from semel.stages.sink.destination import ProducerRecord
 from semel.state import lineage
 from semel.state.store import Store, StoreError
-from semel.state.task import TaskState
+from semel.state.task import Task, TaskState
 from semel.testing.clock import VirtualClock, VirtualLoop
 from semel.testing.worker import Killed, open_store
 from tests.simulation.history import History, Recorder, Recovery, StoreSeen, TopicDeleted
@@ -43,6 +44,7 @@ NOTE_S = 10.0
 NEVER = (PositionConflict, ShapeChanged, TopicChanged)
 READS = ("get_marks", "meta")
 NOTES = "notes"
+RETRY = Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100))
 # When a share of the payments are reminded of; a reminder that is due so soon is waited for.
 SOON_MS = 60_000
 REMIND_MS = (0, 30, 300, 3000, 15_000)
@@ -53,7 +55,7 @@ class SimulatedWorld(World):
     """`real`: stores are RocksDB. `fate(worker)` is called when a worker starts, `on_death(worker)` when it has ended."""
 
     def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
-                 stateful: bool = True, concurrency: int = 1, rate_limit: RateLimit | None = None,
+                 stateful: bool = True, concurrency: int = 1, rate_limit: RateLimit | None = None, holds: bool = False,
                  **settings: Any) -> None:  # fmt: skip
         self.watch: Watch = watching()
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
@@ -68,12 +70,13 @@ class SimulatedWorld(World):
             interrupts=(KeyboardInterrupt,),
             **settings,
         )
-        if concurrency > 1 or rate_limit is not None:
+        retry = replace(RETRY, then="hold") if holds else RETRY
+        if concurrency > 1 or rate_limit is not None or holds:
             self.pipeline = payments_pipeline(
-                self.work, style=style, dedup=dedup, concurrency=concurrency, rate_limit=rate_limit
+                self.work, style=style, dedup=dedup, concurrency=concurrency, rate_limit=rate_limit, retry=retry
             )
         if not stateful:
-            self.pipeline = passing_on(self.work, concurrency, rate_limit)
+            self.pipeline = passing_on(self.work, retry, concurrency, rate_limit)
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)
         self.real = real
@@ -84,7 +87,7 @@ class SimulatedWorld(World):
         self.history = History(
             APP, agent.name, partitions, ATTEMPTS, dedup.window_ms, dedup.bucket_ms, stateful=stateful,
             reminds=not stateful or style not in ("coroutine", "function"), sink_sizes={partitions},
-            hopeless_attempts=ATTEMPTS if style == "stubborn" else 1,
+            hopeless_attempts=ATTEMPTS if style == "stubborn" else 1, holds=holds,
         )  # fmt: skip
         # Over how many partitions the producers of the source spread keys.
         self.spread = partitions
@@ -265,7 +268,7 @@ class SimulatedWorld(World):
         self.partitions = self.spread = len(self.cluster.topics()["payments"].logs)
         self.history = History(
             old.app, old.agent, self.partitions, old.attempts, old.window_ms, old.bucket_ms, old.exact_time, old.refusals,
-            stateful=old.stateful, reminds=old.reminds, hopeless_attempts=old.hopeless_attempts,
+            stateful=old.stateful, reminds=old.reminds, hopeless_attempts=old.hopeless_attempts, holds=old.holds,
             begins={tp.partition: at for tp, at in begins.items()},
             sink_sizes={len(self.cluster.topics()["settlements"].logs)},
         )  # fmt: skip
@@ -370,7 +373,7 @@ class SimulatedWorld(World):
             at = self.recorder.committed_next(p)
             if at < self.recorder.source_ends.get(p, 0) or task.committed.topics["payments"].next < at or task.touched:
                 return False
-            if task.committed.parked or task.parked_events:
+            if task.committed.parked != task.parked_events or not waits_for_letters(task):
                 return False
             if task.timers is not None and task.timers.count and self.history.exact_time:
                 due_ms = task.timers.next_due_ms
@@ -446,7 +449,12 @@ class SimulatedWorld(World):
         await asyncio.sleep(0)
 
 
-def passing_on(work: Work, concurrency: int = 1, rate_limit: RateLimit | None = None) -> Pipeline:
+def waits_for_letters(task: Task) -> bool:
+    """Whatever is parked waits behind an event that holds its key."""
+    return all(cursor.parked is None or cursor.parked.heads == 0 for cursor in task.cursors.values())
+
+
+def passing_on(work: Work, retry: Retry, concurrency: int = 1, rate_limit: RateLimit | None = None) -> Pipeline:
     """Nothing that it keeps belongs to a key: neither tables nor a dedup rule."""
 
     async def pass_on(payments: Any) -> Any:
@@ -463,7 +471,7 @@ def passing_on(work: Work, concurrency: int = 1, rate_limit: RateLimit | None = 
         source=Topic("payments", key=str, value=Payment),
         agent=pass_on,
         sink=Topic("settlements", key=str, value=Settlement),
-        retry=Retry(attempts=ATTEMPTS, first_delay=timedelta(milliseconds=20), max_delay=timedelta(milliseconds=100)),
+        retry=retry,
         concurrency=concurrency,
         rate_limit=rate_limit,
     )

@@ -211,11 +211,19 @@ class World:
             (replay.REVISION, b"%d" % (replay.revision_of(headers) + 1 if revision is None else revision)),
             (replay.LETTER, b"by hand"),
         ]
+        said += [(replay.HOLD, own[replay.HOLD])] if replay.HOLD in own else []
         if value is not None:
             said.append((replay.EDITED, b"-"))
         content = letter.value if value is None else value
         stamp = int(own["semel.timestamp"])
         return tp, self.cluster.write(tp, [(letter.key, content)], timestamp=stamp, headers=said)
+
+    def skip(self, letter: MemoryRecord) -> None:
+        """The key that a dead letter holds goes on without its event."""
+        _, own = split_headers(letter.headers)
+        tp = TP((own["semel.topic"]).decode(), int(own["semel.partition"]))
+        said: list[tuple[str, bytes | None]] = [(replay.SKIP, own.get(replay.HOLD, b"-")), (replay.LETTER, b"by hand")]
+        self.cluster.write(tp, [(letter.key, letter.value or b"")], timestamp=int(own["semel.timestamp"]), headers=said)
 
     def pay_many(self, count: int, *, trouble: bool = True) -> list[dict[str, Any]]:
         """Payments with a tenth of redeliveries, and (`trouble`) conflicts, failing, undecodable and filtered ones."""

@@ -182,6 +182,7 @@ def test_every_header_of_a_dead_letter_is_in_the_reference() -> None:
     out = dead_letter(
         DeadLetters("app.dlq", 1, 5_000, "v1", tuple(FAMILIES)), TP("t", 0), Large(),
         pipeline="app", agent="a", reason="failed", error="e", attempts=1, cause=Cause("f", "E", "trace"), first_ms=3, now_ms=3,
+        hold=b"h",
     )  # fmt: skip
     named = {n for row in rows("reference.md", "## Dead letters") for n in re.findall(r"`(semel\.\w+)`", row[0])}
     others = set(re.findall(r"`((?:__|kafka_)[\w.-]+)`", text("reference.md").partition("## Dead letters")[2]))

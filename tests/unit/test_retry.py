@@ -33,6 +33,18 @@ def test_one_attempt_is_no_retry() -> None:
     assert waits(Retry(1), OSError()) == []
 
 
+@pytest.mark.parametrize("then", ["dead", "hold"])
+def test_what_goes_to_the_dead_letters_has_its_attempts_and_no_more(then: Any) -> None:
+    assert len(waits(Retry(3, then=then), OSError())) == 2
+
+
+def test_a_key_is_held_by_what_failed_and_not_by_what_is_declared_to_be_no_loss() -> None:
+    retry = Retry(3, fatal=(LookupError,), transient=(OSError,), then="hold")
+    assert [retry.holds(error) for error in (OSError(), ValueError(), OutputRefused())] == [True] * 3
+    assert not any(retry.holds(error) for error in (Reject(), KeyError()))
+    assert not Retry(3).holds(OSError())
+
+
 def test_any_number_of_attempts_has_a_wait() -> None:
     retry = Retry(10**9, timedelta(milliseconds=1), timedelta(seconds=30))
     assert [retry.delay_s(OSError(), attempt, 1.0) for attempt in (1_000, 2_000, 10**8)] == [30.0] * 3

@@ -17,6 +17,8 @@ class Observed(Watch):
         # Of each process, also of those that are gone, the last that it said.
         self._last: dict[tuple[str, int], Document] = {}
         self._duplicates = 0
+        # Parked events that wait for letters, by partition.
+        self._waiting: dict[int, int] = {}
         # Until when brokers asked it to wait, whatever becomes of their quotas.
         self._throttled_until: dict[str, float] = {}
 
@@ -29,6 +31,7 @@ class Observed(Watch):
         self.hear(name, document)
         self._heard_at[name] = asked_at
         self._last[name, self.workers[name].pid] = document
+        self._waiting |= {task["partition"]: task.get("waiting_for_letters", 0) for task in document["tasks"]}
         self._throttled_until[name] = asked_at + max(document["throttled"].values(), default=0.0)
         self._duplicates = max(self._duplicates, document["counts"].get("duplicates", 0))
 
@@ -59,9 +62,10 @@ class Observed(Watch):
         return Counter(held) == Counter((partition, "running") for partition in range(self.partitions))
 
     def behind(self, ends: Mapping[int, int]) -> int:
-        """Records up to these offsets that are not committed as done."""
+        """Records up to these offsets that are not committed as done; without those that wait for somebody to act on a letter."""
         return sum(
-            max(0, end - self.positions.get(partition, 0)) + self.parked.get(partition, 0)
+            max(0, end - self.positions.get(partition, 0))
+            + max(0, self.parked.get(partition, 0) - self._waiting.get(partition, 0))
             for partition, end in ends.items()
         )
 

@@ -78,7 +78,7 @@ def ls(
                 "topic": plan.dead_letter_topic,
                 "letters": groups.letters,
                 "done": acted,
-                "groups": [group.to_json() for group in ordered],
+                "groups": [{**group.to_json(), "holding": group.holding} for group in ordered],
                 "other_letters": groups.others,
             }
         )
@@ -100,6 +100,11 @@ def ls(
             for group in ordered
         ),
     )
+    holding = sum(group.holding for group in groups.largest_first()) if not done else 0
+    if holding:
+        printing.tell(
+            f"{holding:,} of them hold their keys, whose later events wait until these are replayed with success, or dropped"
+        )
     if not groups.letters:
         what = "that something was done with" if done else "open"
         printing.tell(f"{plan.dead_letter_topic} holds no dead letter of {plan.app} {what}")
@@ -176,7 +181,7 @@ def _show_group(
                 folded(row["source"]),
                 printing.shown(row["key"]),
                 _time(row["last_seen"]),
-                row["state"],
+                row["state"] + (", holds its key" if row["holds_key"] else ""),
                 folded(row["error"], _ERROR_CHARACTERS),
             )
             for row in rows
@@ -229,7 +234,8 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
         "value_from",
     ):
         if letter[name] not in (None, ""):
-            printing.say(f"{name + ':':<13}{folded(str(letter[name]))}")
+            holds = " (its key waits for it)" if name == "state" and letter["holds_key"] else ""
+            printing.say(f"{name + ':':<13}{folded(str(letter[name]))}{holds}")
     for name in ("event_time", "first_seen", "last_seen"):
         printing.say(f"{name.replace('_', ' ') + ':':<13}{_time(letter[name])}")
     printing.say(f"{'key:':<13}{printing.shown(letter['key'])}")

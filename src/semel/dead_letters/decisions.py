@@ -103,12 +103,25 @@ def replayed(letter: Letter, value: bytes | None, *, edited: bool = False) -> Pr
         (replay.REVISION, b"%d" % revision),
         (replay.LETTER, _where(letter).encode()),
     ]
+    if letter.hold:
+        headers.append((replay.HOLD, letter.hold))
     if edited:
         headers.append((replay.EDITED, hashed(letter.record.value).encode()))
     else:
         # Whoever replays what was edited before replays an edited event.
         headers += [(name, before) for name, before in letter.headers if name == replay.EDITED][:1]
     return _record(TP(topic, partition), letter, value, headers)
+
+
+def skipped(letter: Letter, value: bytes | None) -> ProducerRecord | None:
+    """The record that lets a key go on that a letter holds, without its event; None where it holds none. `value`: what others who
+    read the source are to see, to whom it is the event once more."""
+    topic, partition = letter.text("topic"), letter.number("partition")
+    if not letter.hold or not topic or partition < 0:
+        return None
+    headers = ((replay.SKIP, letter.hold), (replay.LETTER, _where(letter).encode()))
+    # Never none: to a log that is compacted that would say that the key is gone. And of now: the event's own time may be too old.
+    return _record(TP(topic, partition), letter, value or b"", headers)._replace(timestamp=None)
 
 
 def unread_by_one(plan: Plan, topic: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from semel.dead_letters.audit import Entry
 from semel.dead_letters.decisions import revision_of
-from semel.dead_letters.letter import Letter, header_text, is_declared, key_of, value_of
+from semel.dead_letters.letter import Letter, header_text, is_declared, is_waited_for, key_of, value_of
 from semel.plan import Plan
 
 
@@ -18,6 +18,7 @@ def describe(letter: Letter, plan: Plan, state: str, value_from: str, history: S
         "topic": letter.at.topic,
         "position": letter.position,
         "state": state,
+        "holds_key": bool(letter.hold) and is_waited_for(state),
         "source": letter.source,
         "pipeline": letter.text("pipeline"),
         "agent": letter.text("agent"),

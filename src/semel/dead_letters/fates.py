@@ -11,7 +11,7 @@ from semel.port import TP, Clock, Record
 from semel.stages.commit.epoch import by_partition
 from semel.stages.sink.destination import ProducerRecord
 from semel.state import replay
-from semel.state.parked import decode, read_row
+from semel.state.parked import decode, is_held, read_row
 from semel.task.read_committed import CommittedLogs
 
 _LOOK_S = 0.2
@@ -128,6 +128,10 @@ class FateWatch:
             self._parked.pop(row, None)
             return
         _, offset = read_row(row[1])
+        if is_held(record.value):
+            # It is back, and its key waits for its letter.
+            self._parked.pop(row, None)
+            return
         letter = dict(decode(offset, record.value).record.headers).get(replay.LETTER)
         if letter in self._waiting:
             self._parked[row] = letter

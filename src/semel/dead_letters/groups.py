@@ -7,7 +7,7 @@ import heapq
 from collections import Counter
 from typing import Any
 
-from semel.dead_letters.letter import UNKNOWN, Letter
+from semel.dead_letters.letter import UNKNOWN, Letter, is_waited_for
 
 # A fingerprint has nothing of the event in it, so that there are as many as there are mistakes. Letters of another version, or
 # of a codec that speaks its values out, may have more: past this they are counted together.
@@ -50,15 +50,15 @@ class Keys:
 
 class Group:
     """`version`: the code under which it was seen first, empty where that is not known. `example`: the letter seen last.
-    `archived`: all of its letters are; one that came after brings the others back.
+    `archived`: all of its letters are; one that came after brings the others back. `holding`: how many hold their key.
     """
 
-    __slots__ = ("archived", "count", "error", "example", "exceptions", "fingerprint", "first_ms", "keys", "last_ms", "reasons",
-                 "source", "version")  # fmt: skip
+    __slots__ = ("archived", "count", "error", "example", "exceptions", "fingerprint", "first_ms", "holding", "keys", "last_ms",
+                 "reasons", "source", "version")  # fmt: skip
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        self.count = 0
+        self.count = self.holding = 0
         self.archived = True
         self.reasons: Counter[str] = Counter()
         self.exceptions: Counter[str] = Counter()
@@ -69,6 +69,7 @@ class Group:
     def add(self, letter: Letter, *, archived: bool = False) -> None:
         self.count += 1
         self.archived = self.archived and archived
+        self.holding += bool(letter.hold)
         _count(self.reasons, letter.text("reason"))
         if exception := letter.text("exception"):
             _count(self.exceptions, exception)
@@ -160,6 +161,7 @@ def row_of(letter: Letter, key: Any, state: str) -> dict[str, Any]:
         "attempts": letter.number("attempts"),
         "last_seen": letter.last_ms,
         "state": state,
+        "holds_key": bool(letter.hold) and is_waited_for(state),
     }
 
 

@@ -12,6 +12,7 @@ from semel.port import TP, Record
 from semel.stages.sink.dead_letters import split_headers
 from semel.stages.sink.failure_cause import cause_without_exception
 from semel.stages.sink.foreign_headers import BINARY
+from semel.state import replay
 from semel.topic import Topic
 
 UNKNOWN = -1
@@ -53,6 +54,11 @@ class Letter(NamedTuple):
             return given
         return cause_without_exception(self.text("reason"), self.text("topic"), self.text("error")).fingerprint
 
+    @property
+    def hold(self) -> bytes:
+        """How its event is named, which holds its key until something was done with the letter; empty where it holds none."""
+        return self.own.get(replay.HOLD, b"")
+
     def with_value(self, value: bytes | None) -> Letter:
         record = self.record
         return self._replace(record=_WithValue(record.offset, record.timestamp, record.key, value, record.headers))
@@ -88,6 +94,11 @@ def is_of(letter: Letter, app: str) -> bool:
     if not letter.own:
         return False
     return letter.own.get("semel.pipeline", app.encode()) == app.encode()
+
+
+def is_waited_for(state: str) -> bool:
+    """Of a letter that holds its key: whether that still waits for something to be done with it."""
+    return state in ("open", "archived")
 
 
 def mentions(letter: Letter, text: str) -> bool:

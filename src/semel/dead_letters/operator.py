@@ -26,6 +26,7 @@ from semel.dead_letters.decisions import (
     is_source_of,
     obstacle,
     revision_of,
+    skipped,
     unread_by_one,
 )
 from semel.dead_letters.fates import FateWatch
@@ -272,6 +273,7 @@ class Operator:
         done = Done()
         began = self.clock.monotonic()
         batch: list[tuple[Letter, ProducerRecord]] = []
+        skips: list[ProducerRecord] = []
         held = 0
 
         async def flush() -> None:
@@ -279,8 +281,9 @@ class Operator:
             letters = [letter for letter, _ in batch]
             records = [record for _, record in batch]
             entry = self.entry(action, why, letters, revisions=action in ("replay", "edit"), **more)
-            offsets = await self.commit(entry, records)
+            offsets = await self.commit(entry, [*records, *skips])
             done.letters += len(batch)
+            skips.clear()
             if fates is not None:
                 fates.sent(records, offsets)
             batch.clear()
@@ -306,6 +309,14 @@ class Operator:
                     continue
                 if batch and held + record.size > BATCH_BYTES:
                     await flush()
+                if action == "redirect":
+                    try:
+                        skip = await self._skip(letter, value)
+                    except NotReplayable as exc:
+                        done.skip(letter, str(exc))
+                        continue
+                    skips += [] if skip is None else [skip]
+                    held += 0 if skip is None else skip.size
                 batch.append((letter, record))
                 held += record.size
                 if len(batch) >= batch_letters(done.letters, rate):
@@ -330,23 +341,51 @@ class Operator:
     async def mark_all(
         self, action: Action, selection: Selection, why: Why, told: Callable[[Done], None] = lambda done: None, **more: Any
     ) -> Done:  # fmt: skip
-        """Note what is done with letters, without a record of them."""
+        """Note what is done with letters, without a record of them but for what lets the keys go on that they hold."""
         done = Done()
         batch: list[Letter] = []
+        skips: list[ProducerRecord] = []
+        held = 0
         async with aclosing(self.selected(selection)) as letters:
             async for letter in letters:
                 done.selected += 1
-                # What it carries is not needed, and may be large.
+                try:
+                    skip = await self._skip(letter, None if action == "forget" else letter.record.value)
+                except NotReplayable as exc:
+                    done.skip(letter, str(exc))
+                    continue
+                # What it carries is not needed else, and may be large.
                 batch.append(letter.with_value(None))
-                if len(batch) == audit.ENTRY_LETTERS:
-                    await self.commit(self.entry(action, why, batch, **more), ())
+                skips += [] if skip is None else [skip]
+                held += 0 if skip is None else skip.size
+                if len(batch) == audit.ENTRY_LETTERS or held > BATCH_BYTES:
+                    await self.commit(self.entry(action, why, batch, **more), skips)
                     done.letters += len(batch)
-                    batch = []
+                    batch, skips, held = [], [], 0
                     told(done)
         if batch:
-            await self.commit(self.entry(action, why, batch, **more), ())
+            await self.commit(self.entry(action, why, batch, **more), skips)
             done.letters += len(batch)
         return done
+
+    async def _skip(self, letter: Letter, value: bytes | None) -> ProducerRecord | None:
+        """What lets its key go on without its event, if it holds that. NotReplayable where its source does not take it."""
+        record = skipped(letter, value)
+        if record is None:
+            return None
+        place, now_ms = await self.place(record.tp.topic), int(self.clock.time() * 1000)
+        if place is None or record.tp.partition >= place.partitions:
+            # Nothing waits for it: its source is another one, which nobody reads before a reset.
+            return None
+        if obstacle(record, place, now_ms):
+            # What it carries is for others; what it says is in its headers.
+            record = skipped(letter, None)
+        why_not = obstacle(record, place, now_ms) if record is not None else ""
+        if why_not:
+            raise NotReplayable(
+                f"it holds its key, which goes on by a record in {letter.text('topic')!r} only: {why_not}"
+            )
+        return record
 
     async def watch(self, wait_s: float) -> FateWatch:
         """Of what is replayed from now on. `wait_s`: for so long a worker is waited for that takes it."""

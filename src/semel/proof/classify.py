@@ -38,6 +38,7 @@ from semel.proof.logs import Logs
 from semel.proof.outcomes import NEVER, TRIMMED, Missing, Outcome, Rule
 from semel.proof.proof import Gap, Remarks
 from semel.proof.read import History
+from semel.state import replay
 from semel.state.dedup_marks import DONE
 
 # Event times go up and down a little; their median over so many records is a clock that no single one can move.
@@ -160,6 +161,7 @@ class _Classifier:
         named = np.sort(np.concatenate((marks["offset"][marks["outcome"] == DONE], lettered, waiting)))
         offsets, unmarked = [columns(UNMARKED)["offset"]], [columns(UNMARKED)]
         contents: dict[int, int] = {}
+        skips = 0
         async with aclosing(self._logs.read(tp, low, high)) as pieces:
             async for piece in pieces:
                 if piece.missing:
@@ -168,6 +170,7 @@ class _Classifier:
                 there = offsets_of(piece.records)
                 offsets.append(there)
                 contents |= {r.offset: content_of(r) for r in chosen(piece.records, among(there, lettered))}
+                skips += sum(replay.is_skip(r.headers) for r in piece.records if r.headers)
                 if source is not None:
                     known = among(there, named)
                     unmarked.append(source.unmarked(chosen(piece.records, ~known)))
@@ -178,7 +181,7 @@ class _Classifier:
         told = np.sort(np.concatenate((marks["offset"], letters["offset"], outputs["offset"], waiting)))
         return Stretch(
             True, marks, outputs, letters, np.concatenate(offsets), np.concatenate(unmarked), contents, gone,
-            silent=unread[~among(unread, told)], parked=waiting,
+            silent=unread[~among(unread, told)], parked=waiting, skips=skips,
         )  # fmt: skip
 
     def add(self, stretch: Stretch) -> None:
@@ -201,8 +204,10 @@ class _Classifier:
             say(laws.effect_again(tp, self._known, stretch.marks, rule))
             self._add_marked(stretch, rule)
         elif stretch.judged:
+            tally.duplicates += stretch.skips
             tally.took_effect += (
                 len(stretch.records)
+                - stretch.skips
                 - len(stretch.silent)
                 - len(stretch.parked)
                 - distinct(np.sort(stretch.letters["offset"]))

@@ -63,6 +63,8 @@ class Kind(IntEnum):
     UNDECODABLE = 1
     MISSING = 2
     UNTIMED = 3
+    # No event, but what lets a held key go on.
+    SKIP = 4
 
 
 class OtherRule(SemelError):
@@ -188,6 +190,8 @@ class Source:
         for nth, record in enumerate(records):
             if record.headers and (replayed := replay.of(record.headers)) is not None:
                 rows[nth]["revision"], rows[nth]["edited"] = replayed
+            if record.headers and replay.is_skip(record.headers):
+                rows[nth]["kind"] = Kind.SKIP
         return rows
 
     def _columns(self, value: Any, record: Record) -> tuple[int, int, int, Kind]:
@@ -248,7 +252,7 @@ class Stretch:
     committed records; `unmarked`: those of them that are neither marked DONE nor dead-lettered (of a pipeline without dedup:
     none, there are no marks). `contents`: by offset, of those that are dead-lettered. What stood below `gone` was deleted
     before it could be read. `silent`: offsets of records that led to nothing and that compaction may have taken before they
-    were read; `parked`: of events that are parked.
+    were read; `parked`: of events that are parked. `skips`: how many are no events, but let a held key go on.
     """
 
     judged: bool
@@ -261,6 +265,7 @@ class Stretch:
     gone: int = 0
     silent: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
     parked: Offsets = field(default_factory=lambda: np.empty(0, np.int64))
+    skips: int = 0
 
 
 class Known:

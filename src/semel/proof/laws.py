@@ -5,7 +5,7 @@ What the counts of a whole history have to say is in `semel.proof.check`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,18 +136,17 @@ class Placed(NamedTuple):
 
 
 def order_per_key(
-    tp: TP, outputs: Iterable[Placed], last: dict[tuple[bytes | None, Origin], Placed]
+    tp: TP,
+    outputs: Iterable[Placed],
+    last: dict[tuple[bytes | None, Origin], Placed],
+    jumped: Set[tuple[TP, int]] = frozenset(),
 ) -> Iterator[Finding]:
     """In an output partition, outputs of one key from one source partition stand in the order of their events.
 
     The same output a second time is a duplicate, not a disorder. `last`: where each key has come to, kept from one piece
-    of the partition to the next.
+    of the partition to the next. `jumped`: replays of events that held their keys, which came before those that waited for them.
     """
-    for after in outputs:
-        before = last.get((after.key, after.origin), after)
-        if (after.offset, after.step) >= (before.offset, before.step):
-            last[after.key, after.origin] = after
-            continue
+    for before, after in early(outputs, last, jumped):
         key = None if after.key is None else after.key.decode(errors="backslashreplace")
         yield Finding(
             Law.ORDER,
@@ -155,6 +154,22 @@ def order_per_key(
             f"one at offset {before.offset}",
             tuple(Witness(tp, x.at, f"output {x.step} of offset {x.offset}", key=key) for x in (before, after)),
         )
+
+
+def early(
+    outputs: Iterable[Placed],
+    last: dict[tuple[bytes | None, Origin], Placed],
+    jumped: Set[tuple[TP, int]] = frozenset(),
+) -> Iterator[tuple[Placed, Placed]]:
+    """Outputs that stand before one of an earlier event of their key, and that one."""
+    for after in outputs:
+        if jumped and (after.origin.source, after.offset) in jumped:
+            continue
+        before = last.get((after.key, after.origin), after)
+        if (after.offset, after.step) >= (before.offset, before.step):
+            last[after.key, after.origin] = after
+        else:
+            yield before, after
 
 
 # -- nothing aborted or torn

@@ -171,6 +171,7 @@ def of_unmarked(
     outcomes[kinds == Kind.UNDECODABLE] = Outcome.LOST_UNDECODABLE
     outcomes[kinds == Kind.MISSING] = _handled(rule.missing, Outcome.LOST_MISSING)
     outcomes[kinds == Kind.UNTIMED] = Outcome.LOST_MISSING
+    outcomes[kinds == Kind.SKIP] = Outcome.DUPLICATE
     # An output is a witness of its own.
     outcomes[has_output & _is(outcomes, Outcome.DUPLICATE)] = Outcome.DOUBLED
     outcomes[has_output & _is(outcomes, Outcome.UNWITNESSED)] = Outcome.PASSED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -35,8 +35,8 @@ from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey, partitions
 from semel.stages.sink.dead_letters import HELD
-from semel.state import lineage
-from semel.state.parked import read_row
+from semel.state import lineage, replay
+from semel.state.parked import is_held, read_row
 from semel.state.timers import is_name, place_of
 
 # The writer, the source partition, the event's offset and the number of the output, `+` before that of one that was to be sent
@@ -137,7 +137,9 @@ class History:
                         (topic, agent), offset = read_row(record.key)
                         entry = offset, self._agents.get(lineage.signed(agent), 0)
                         there = self._parked[TP(topic, tp.partition)]
-                        (there.discard if record.value is None else there.add)(entry)
+                        # One that holds its key is dead, and its letter was written with it.
+                        done = record.value is None or is_held(record.value)
+                        (there.discard if done else there.add)(entry)
 
     def parked(self, tp: TP) -> Rows:
         """Offset and agent of the events of a source partition that are parked, by offset."""
@@ -193,17 +195,42 @@ class History:
         return ordered
 
     async def order_in(self, tp: TP, remarks: Remarks) -> None:
-        """An output partition, once more, by key."""
-        by_key: dict[tuple[bytes | None, Origin], Placed] = {}
+        """An output partition, once more, by key; and again, where some that come too early are replays which were to."""
+        jumped: set[tuple[TP, int]] = set()
+        while True:
+            last: dict[tuple[bytes | None, Origin], Placed] = {}
+            early: set[tuple[TP, int]] = set()
+            async for placed in self._placed(tp):
+                early |= {(before.origin.source, before.offset) for before, _ in laws.early(placed, last, jumped)}
+            replays = {(source, at) for source, at in early if await self._may_jump(source, at)}
+            if not replays:
+                break
+            jumped |= replays
+        last = {}
+        if early:
+            async for placed in self._placed(tp):
+                remarks.add(laws.order_per_key(tp, placed, last, jumped))
+
+    async def _placed(self, tp: TP) -> AsyncGenerator[Iterator[Placed]]:
         origins = list(self._origins)
         async for records in self._records(tp):
             lineages = ((record, *self._lineage(record)) for record in records)
-            placed = (
+            yield (
                 Placed(r.offset, r.key, origins[n], offset, step)
                 for r, n, offset, step in lineages
                 if n >= 0 and step < LATER
             )
-            remarks.add(laws.order_per_key(tp, placed, by_key))
+
+    async def _may_jump(self, source: TP, offset: int) -> bool:
+        """Whether an event is the replay of one that held its key, which comes before those that waited behind that."""
+        if not self.survey.starts.get(source, 0) <= offset:
+            return False
+        async with aclosing(self._logs.read(source, offset, offset + 1)) as pieces:
+            async for piece in pieces:
+                for record in piece.records:
+                    if record.offset == offset:
+                        return any(name == replay.HOLD for name, _ in record.headers)
+        return False
 
     def _lineage(self, record: Record) -> tuple[int, int, int]:
         """The number of an output's origin, or what it is else; its event's offset; its step."""

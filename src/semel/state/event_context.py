@@ -57,8 +57,11 @@ class OutputNumbers:
         self.offsets.append(offset)
 
     def in_order(self, outputs: list[Any]) -> list[Any]:
-        """The outputs in the order of their events, whatever the order in which the agent gave them."""
-        return [out for _, out in sorted(zip(self.offsets, outputs, strict=True), key=_first)]
+        """The outputs in the order in which the agent was given their events, whatever the order in which it gave them: by their
+        offsets, but for a replay that comes before those that waited for it."""
+        nth = {offset: number for number, offset in enumerate(self.ids)}
+        numbers = (nth[offset] for offset in self.offsets)
+        return [out for _, out in sorted(zip(numbers, outputs, strict=True), key=_first)]
 
 
 def _first(pair: tuple[int, Any]) -> int:

@@ -3,23 +3,29 @@
 An event that fails is put here, in the epoch in which its position passes it. Its verdict and its dedup mark are what they
 were when it came; its write set is dropped. Later events of its key queue behind it, in order, so that the order of a key is
 kept while all other keys go on. Whatever is here is in `{app}-parked`, the record as it came, and survives whoever handles it.
+
+With `Retry(then="hold")` an event whose attempts have ended stays the first of its key, as *held*: it is dead, its record stands
+in the dead letters, and those behind it wait until its replay, which takes its place, has succeeded, or until it is let go.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
+import math
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from semel.errors import RecoveryError
 from semel.port import Record
 from semel.retry import Retry
+from semel.state import replay
 from semel.state.state_log import RowLog
 from semel.state.store import Store, row_prefix
 
@@ -32,14 +38,18 @@ VERSION = 1
 PACKED = 2
 # What its next failures may add to a row: reason and error.
 GROWS_BYTES = 4096
+# Of what versions do not know that had no holds: a held event is not to be handled once more by one of these.
+WITH_HOLDS = 3
 # What an event takes of a transaction beside its record.
 EVENT_BYTES = 120
 # An event that was handled so often for nothing, since others changed what it saw, has its task to itself.
 CONFLICTS = 3
 _HEAD = Struct(">BBIqqqqI")
-_BLAMED, _FIRST_DEAD, _HALTED = 1, 2, 4
+_BLAMED, _FIRST_DEAD, _HALTED, _HELD = 1, 2, 4, 8
 _LENGTH, _OFFSET = Struct(">I"), Struct(">q")
 _NONE = 0xFFFFFFFF
+# Of a partition that stops for a limit while keys are held.
+_BEHIND = "; what ends a hold may stand behind this in the source: raise the limit, and restart the workers"
 
 
 class ParkedRecord(NamedTuple):
@@ -60,6 +70,9 @@ class ParkedEvent:
     `first_ms`: when the first did; `due_ms`: when the next may begin, both by the wall clock. `letter`: reason and error of one
     that is to go to the dead letters when its turn comes; `error`: what the last attempt failed with. `blamed`: others
     have succeeded since it failed first, and it failed all the same. `halted`: it failed last while nothing succeeded.
+    `hold`: of one that is dead and holds its key, how its
+    letter names it (`replay.place_of`); its record is without value and headers. `place`: the offset of the event whose place it
+    has taken as the first of its key; -1 where it came in its turn.
     """
 
     record: Record
@@ -74,6 +87,8 @@ class ParkedEvent:
     first: int = -1
     first_dead: bool = False
     halted: bool = False
+    hold: bytes = b""
+    place: int = -1
 
     @property
     def size(self) -> int:
@@ -90,9 +105,10 @@ class ParkedEvent:
     def encode(self) -> bytes:
         record, headers = self.record, tuple(self.record.headers)
         reason, error = self.letter or (None, None)
-        flags = self.blamed * _BLAMED | self.first_dead * _FIRST_DEAD | self.halted * _HALTED
+        flags = self.blamed * _BLAMED | self.first_dead * _FIRST_DEAD | self.halted * _HALTED | bool(self.hold) * _HELD
+        version = WITH_HOLDS if self.hold or self.place >= 0 else VERSION
         times = self.first_ms, self.due_ms, record.timestamp
-        pieces = [_HEAD.pack(VERSION, flags, self.attempts, *times, self.first, len(headers))]
+        pieces = [_HEAD.pack(version, flags, self.attempts, *times, self.first, len(headers))]
         for text in (reason, error, self.error):
             pieces += _field(None if text is None else text.encode("utf-8", "surrogatepass"))
         for field in (self.id, self.mark, record.key, record.value):
@@ -100,6 +116,9 @@ class ParkedEvent:
         for name, value in headers:
             pieces += _field(name.encode("utf-8", "surrogatepass"))
             pieces += _field(value)
+        if version == WITH_HOLDS:
+            pieces += _field(self.hold)
+            pieces += _field(_OFFSET.pack(self.place))
         return b"".join(pieces)
 
 
@@ -110,15 +129,20 @@ def _field(value: bytes | None) -> tuple[bytes, ...]:
 def decode(offset: int, raw: bytes) -> ParkedEvent:
     """RecoveryError for what this version cannot read."""
     try:
-        if raw[:1] == bytes([PACKED]):
-            raw = zlib.decompress(raw[1:])
-        version, flags, attempts, first_ms, due_ms, timestamp, first, headers = _HEAD.unpack_from(raw)
-        if version != VERSION:
-            raise ValueError(f"version {version}, this version of semel reads {VERSION}")
+        raw = _unpacked(raw)
+        version, flags, attempts, first_ms, due_ms, timestamp, first, count = _HEAD.unpack_from(raw)
+        headers: int = count
+        if version not in (VERSION, WITH_HOLDS):
+            raise ValueError(f"version {version}, this version of semel reads {VERSION} and {WITH_HOLDS}")
         fields = list(_fields(raw, _HEAD.size))
         reason, error, last, id, mark, key, value = fields[:7]
         named = [(_text(fields[7 + 2 * n]), fields[8 + 2 * n]) for n in range(headers)]
-    except (IndexError, ValueError, TypeError, zlib.error) as exc:
+        hold: bytes = b""
+        place = -1
+        if version == WITH_HOLDS:
+            hold = fields[7 + 2 * headers] or b""
+            (place,) = _OFFSET.unpack(fields[8 + 2 * headers] or b"")
+    except (IndexError, ValueError, TypeError, StructError, zlib.error) as exc:
         raise RecoveryError(
             f"the parked event of offset {offset} cannot be read ({exc}); it was written by another version of semel: run "
             "the version that wrote it until nothing is parked, or `semel reset`"
@@ -127,8 +151,19 @@ def decode(offset: int, raw: bytes) -> ParkedEvent:
     record = ParkedRecord(offset, timestamp, key, value, named)
     blamed, first_dead, halted = (bool(flags & flag) for flag in (_BLAMED, _FIRST_DEAD, _HALTED))
     return ParkedEvent(
-        record, id, mark, attempts, first_ms, due_ms, letter, _text(last), blamed, first, first_dead, halted
-    )
+        record, id, mark, attempts, first_ms, due_ms, letter, _text(last), blamed, first, first_dead, halted, hold,
+        place,
+    )  # fmt: skip
+
+
+def is_held(raw: bytes) -> bool:
+    """Whether a row is of an event that is dead, and not of one that waits."""
+    raw = _unpacked(raw)
+    return raw[:1] == bytes((WITH_HOLDS,)) and bool(raw[1] & _HELD)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    return zlib.decompress(raw[1:]) if raw[:1] == bytes((PACKED,)) else raw
 
 
 def _fields(raw: bytes, at: int) -> Iterator[bytes | None]:
@@ -152,11 +187,13 @@ class Queued:
     """An event's place in the queue of its key; what the log holds of it stays there. `due`: in monotonic seconds. `given_up`: it
     goes to the dead letters. `first_dead`: as `ParkedEvent` has it, by now. `successes`: how many events of this worker had
     succeeded when it failed here first; None: it has not. `conflicts`: how often it was handled and another event had changed
-    what it saw.
+    what it saw. `hold`: it is dead and holds its key, under this name; `to_hold`: so it will when it is done. `place`: as
+    `ParkedEvent` has it.
     """
 
     __slots__ = (
-        "attempts", "conflicts", "due", "first_dead", "given_up", "gone", "in_hand", "key", "offset", "successes",
+        "attempts", "conflicts", "due", "first_dead", "given_up", "gone", "hold", "in_hand", "key", "offset", "place",
+        "successes", "to_hold",
     )  # fmt: skip
 
     def __init__(self, offset: int, key: bytes | None, attempts: int, due: float) -> None:
@@ -167,6 +204,8 @@ class Queued:
         self.in_hand = self.gone = self.given_up = self.first_dead = False
         self.successes: int | None = None
         self.conflicts = 0
+        self.hold = self.to_hold = b""
+        self.place = -1
 
 
 class ParkedQueue:
@@ -177,6 +216,7 @@ class ParkedQueue:
     those that have failed. `heads`: how many are the first of their key, or have none.
     `ahead`: how many wait for no event that has failed: they are in hand, or their turn comes when others are done.
     `crowded_out`: those that are to be handled one by one while no other of their task is in hand, in their turn.
+    `held`: each event that is dead and holds its key, by its name; `count` and `heads` are without these.
     """
 
     def __init__(self, log: ParkedLog, prefix: bytes, retry: Retry) -> None:
@@ -188,6 +228,7 @@ class ParkedQueue:
         self.crowded_out: deque[Queued] = deque()
         # Lists, though they are used up from the front: most keys have one event, for which a deque is 600 bytes.
         self.keys: dict[bytes, list[Queued]] = {}
+        self.held: dict[bytes, Queued] = {}
         # The offsets of those without a key.
         self._unkeyed: set[int] = set()
         # Duplicates that wait, by the offset of the event that they are duplicates of.
@@ -197,9 +238,10 @@ class ParkedQueue:
 
     def no_room_for(self, event: ParkedEvent) -> str:
         """Why it cannot be parked; empty where it can."""
-        return self.full_for(event.record.key) or self._too_large(event)
+        return self.full_for(event.record.key) or self.too_large(event)
 
-    def _too_large(self, event: ParkedEvent) -> str:
+    def too_large(self, event: ParkedEvent) -> str:
+        """Why its log would not take it; empty where it would."""
         log, most_bytes = self._log, self._log.most_bytes - GROWS_BYTES
         if event.size <= most_bytes or (size := len(event.row(most_bytes))) <= most_bytes:
             return ""
@@ -211,28 +253,46 @@ class ParkedQueue:
     def full_for(self, key: bytes | None) -> str:
         """Why no more events of this key can be parked, however small; empty where they can."""
         log = self._log
-        if log.count >= log.limit:
-            return f"{log.count} events of this partition are parked, and {log.limit} is the limit (parked_limit)"
+        if log.count + log.held >= log.limit:
+            held = f" and {log.held} keys are held" if log.held else ""
+            why = f"{log.count} events of this partition are parked{held}, and {log.limit} is the limit (parked_limit)"
+            return why + (_BEHIND if log.held else "")
         behind = self.keys.get(key) if key is not None else None
         if behind is not None and len(behind) >= log.key_limit:
-            return f"{len(behind)} events of the key {key!r:.80} are parked, and {log.key_limit} is the limit (parked_key_limit)"
+            why = f"{len(behind)} events of the key {key!r:.80} are parked, and {log.key_limit} is the limit (parked_key_limit)"
+            return why + (_BEHIND if behind[0].hold else "")
         return ""
 
     def add(self, event: ParkedEvent, due: float) -> Queued:
-        """`due`: in monotonic seconds; what waits for its key is due at once when its turn comes."""
-        record = event.record
-        row = self._row(record.offset)
-        self._log.open[row] = event.row(self._log.most_bytes)
-        self._log.unsealed.add(row)
+        """`due`: in monotonic seconds; what waits for its key is due at once when its turn comes. The replay of an event that
+        holds its key takes its place."""
+        held = self.held_by(event.record)
+        if held is not None:
+            event = replace(event, place=held.offset if held.place < 0 else held.place)
+            self._note(event)
+            return self._in_place_of(held, event, due)
+        self._note(event)
         return self.recall(event, due)
 
-    def recall(self, event: ParkedEvent, due: float) -> Queued:
-        """One that the log holds; in the order of their offsets."""
+    def _note(self, event: ParkedEvent) -> None:
+        row = self._row(event.record.offset)
+        self._log.open[row] = event.row(self._log.most_bytes)
+        self._log.unsealed.add(row)
+
+    def _queued(self, event: ParkedEvent, due: float) -> Queued:
         queued = Queued(event.record.offset, event.record.key, event.attempts, due)
-        queued.first_dead = event.first_dead
+        queued.first_dead, queued.hold, queued.place = event.first_dead, event.hold, event.place
         if event.first >= 0:
             self._followers.setdefault(event.first, []).append(queued)
         self._look_at_attempts(queued)
+        return queued
+
+    def recall(self, event: ParkedEvent, due: float) -> Queued:
+        """One that the log holds; in the order of their offsets."""
+        queued = self._queued(event, due)
+        if queued.hold or queued.place >= 0:
+            self._first_of_its_key(queued)
+            return queued
         self.count += 1
         self._log.count += 1
         if queued.key is not None:
@@ -249,6 +309,77 @@ class ParkedQueue:
         self._push(queued)
         return queued
 
+    # -- held keys
+
+    def held_by(self, record: Record) -> Queued | None:
+        """The event that is dead and holds its key of which a record says that it ends that."""
+        if not self.held:
+            return None
+        found = (self.held.get(name) for name in replay.releases(record.headers))
+        return next((queued for queued in found if queued is not None and queued.key == record.key), None)
+
+    def hold(self, event: ParkedEvent, hold: bytes, queued: Queued | None = None) -> None:
+        """An event goes to the dead letters, and its key waits for its letter. `queued`: its place, where it was parked."""
+        record, attempts = event.record, max(1, event.attempts)
+        nothing_else = ParkedRecord(record.offset, record.timestamp, record.key, None, ())
+        held = ParkedEvent(nothing_else, attempts=attempts, first_ms=event.first_ms, hold=hold, place=event.place)
+        if queued is None:
+            self._note(held)
+            self.recall(held, math.inf)
+            return
+        self._log.open[self._row(queued.offset)] = held.row(self._log.most_bytes)
+        self._tell_followers(queued)
+        self._is_tried_no_more(queued)
+        self.ahead -= 0 if queued.attempts else len(self.keys[record.key or b""])
+        queued.attempts, queued.due, queued.hold, queued.to_hold = attempts, math.inf, hold, b""
+        queued.in_hand = False
+        self.held[hold] = queued
+        self.count -= 1
+        self.heads -= 1
+        self._log.count -= 1
+        self._log.held += 1
+
+    def release(self, record: Record) -> None:
+        """A record that says so ends the hold of a key, and did nothing else."""
+        held = self.held_by(record)
+        if held is not None:
+            self.remove(held)
+
+    def _in_place_of(self, held: Queued, event: ParkedEvent, due: float) -> Queued:
+        queued = self._queued(event, due)
+        self._forget_row(held.offset)
+        held.gone = True
+        del self.held[held.hold]
+        self._log.held -= 1
+        queue = self.keys[held.key or b""]
+        queue[0] = queued
+        self.ahead += 0 if queued.attempts else len(queue)
+        self._is_first(queued)
+        return queued
+
+    def _is_first(self, queued: Queued) -> None:
+        self.count += 1
+        self._log.count += 1
+        self.heads += 1
+        self._push(queued)
+
+    def _first_of_its_key(self, queued: Queued) -> None:
+        """One that the log holds, and that comes before all of its key, whatever its offset."""
+        assert queued.key is not None
+        queue = self.keys.setdefault(queued.key, [])
+        if queue:
+            self.ahead -= 0 if queue[0].attempts else len(queue)
+            self.heads -= 1
+        queue.insert(0, queued)
+        self.ahead += 0 if queued.attempts else len(queue)
+        if queued.hold:
+            self.held[queued.hold] = queued
+            self._log.held += 1
+        else:
+            self._is_first(queued)
+
+    # -- attempts
+
     def failed(self, queued: Queued, event: ParkedEvent, due: float) -> None:
         """One more attempt of it has failed: it stays the first of its key."""
         if not queued.attempts:
@@ -261,9 +392,11 @@ class ParkedQueue:
         self._log.open[self._row(queued.offset)] = event.row(self._log.most_bytes)
 
     def _look_at_attempts(self, queued: Queued) -> None:
+        if queued.hold:
+            return
         if queued.attempts:
             self.failing.add(queued.offset)
-        if self._retry.then != "dead" and queued.attempts >= self._retry.attempts:
+        if not self._retry.gives_up and queued.attempts >= self._retry.attempts:
             self.used_up.add(queued.offset)
 
     @property
@@ -278,25 +411,18 @@ class ParkedQueue:
 
     def remove(self, queued: Queued) -> None:
         """It is done, one way or another; the next of its key may come. StoreError."""
-        for follower in self._followers.pop(queued.offset, ()):
-            # Its mark may be gone when their turn comes.
-            if queued.given_up and not follower.gone:
-                follower.first_dead = True
-                row = replace(self.event(follower), first_dead=True).row(self._log.most_bytes)
-                self._log.open[self._row(follower.offset)] = row
-        queued.gone = True
-        for offsets in (self.used_up, self.failing):
-            offsets.discard(queued.offset)
-        self._no_more_crowded_out(queued)
-        self.count -= 1
-        self._log.count -= 1
-        row, log = self._row(queued.offset), self._log
-        if row in log.unsealed:
-            # Nobody knows of it but the open epoch.
-            log.unsealed.discard(row)
-            del log.open[row]
+        self._tell_followers(queued)
+        queued.gone, held = True, bool(queued.hold)
+        self._is_tried_no_more(queued)
+        if held:
+            del self.held[queued.hold]
+            self._log.held -= 1
+            # The next of its key is not counted as first yet, where there is one.
+            self.heads += 1
         else:
-            log.open[row] = None
+            self.count -= 1
+            self._log.count -= 1
+        self._forget_row(queued.offset)
         self.ahead -= not queued.attempts
         if queued.key is None:
             self._unkeyed.discard(queued.offset)
@@ -314,6 +440,29 @@ class ParkedQueue:
         elif not queue[0].in_hand:
             self._push(queue[0])
 
+    def _tell_followers(self, queued: Queued) -> None:
+        """Those that are duplicates of it hear that it is dead. StoreError."""
+        for follower in self._followers.pop(queued.offset, ()):
+            # Its mark may be gone when their turn comes.
+            if queued.given_up and not follower.gone:
+                follower.first_dead = True
+                row = replace(self.event(follower), first_dead=True).row(self._log.most_bytes)
+                self._log.open[self._row(follower.offset)] = row
+
+    def _is_tried_no_more(self, queued: Queued) -> None:
+        for offsets in (self.used_up, self.failing):
+            offsets.discard(queued.offset)
+        self._no_more_crowded_out(queued)
+
+    def _forget_row(self, offset: int) -> None:
+        row, log = self._row(offset), self._log
+        if row in log.unsealed:
+            # Nobody knows of it but the open epoch.
+            log.unsealed.discard(row)
+            del log.open[row]
+        else:
+            log.open[row] = None
+
     # -- taking
 
     def next_due(self) -> float | None:
@@ -321,7 +470,9 @@ class ParkedQueue:
         heap = self._heap
         while heap:
             due, _, queued = heap[0]
-            if not queued.gone and not queued.in_hand and queued.due == due:
+            # Of those that are the first of their key no more: another one has taken its place there since.
+            first = queued.key is None or queued.gone or self.keys[queued.key][0] is queued
+            if not queued.gone and not queued.in_hand and queued.due == due and first:
                 return due
             heapq.heappop(heap)
         return None
@@ -377,7 +528,7 @@ class ParkedQueue:
         """What was taken and is not done."""
         for queued in taken:
             queued.in_hand = False
-            if not queued.gone and (queued.key is None or self.keys[queued.key][0] is queued):
+            if not queued.gone and not queued.hold and (queued.key is None or self.keys[queued.key][0] is queued):
                 self._push(queued)
 
     def event(self, queued: Queued) -> ParkedEvent:
@@ -386,13 +537,17 @@ class ParkedQueue:
 
     def holds(self, first: int, last: int) -> bool:
         """Whether an event of these offsets is parked, or was until the epoch that is open. Looks at each that is."""
-        behind = (queued.offset for queue in self.keys.values() for queued in queue)
+        # One that holds its key is dead, if it was before.
+        open = self._log.open
+        queues = chain.from_iterable(self.keys.values())
+        behind = (queued.offset for queued in queues if not queued.hold or self._row(queued.offset) in open)
         done = (read_row(row)[1] for row, raw in self._log.open.items() if raw is None and row.startswith(self._prefix))
         return any(first <= offset <= last for offset in chain(self._unkeyed, behind, done))
 
     def forget(self) -> None:
         self._unkeyed.clear()
         self.keys.clear()
+        self.held.clear()
         for offsets in (self.used_up, self.failing):
             offsets.clear()
         self.crowded_out.clear()
@@ -427,7 +582,8 @@ class ParkedLog(RowLog):
         self.queues: dict[tuple[str, str], ParkedQueue] = {}
         # Rows of the open epoch that no log has.
         self.unsealed: set[bytes] = set()
-        self.count = 0
+        # `held`: how many are dead and hold their key, beside those that are parked.
+        self.count = self.held = 0
         # What the store holds is in the queues.
         self.loaded = False
 
@@ -453,7 +609,7 @@ class ParkedLog(RowLog):
             event = decode(offset, raw)
             # A clock that was set back meanwhile makes nobody wait for longer than he would have had to.
             wait_s = min(max(0.0, (event.due_ms - wall_ms) / 1000), self._most_delay_s)
-            due = now + wait_s if event.attempts else 0.0
+            due = math.inf if event.hold else now + wait_s if event.attempts else 0.0
             queue.recall(event, due)
             if event.halted and not event.blamed:
                 self.halted[place[1]] = self.halted.get(place[1], (0, ""))[0] + 1, event.error
@@ -476,7 +632,7 @@ class ParkedLog(RowLog):
         self.unsealed = set()
         for queue in self.queues.values():
             queue.forget()
-        self.count = 0
+        self.count = self.held = 0
         self.halted.clear()
         self.loaded = False
 

@@ -113,10 +113,12 @@ class RetryState:
 
 @dataclass(frozen=True, slots=True)
 class ParkedTask:
-    """How many events of a task are parked; `held_up`: what keeps its partition from taking more, empty where nothing does."""
+    """How many events of a task are parked; `held_up`: what keeps its partition from taking more, empty where nothing does.
+    `held`: how many keys wait for a dead letter of theirs."""
 
     events: int
     held_up: str
+    held: int = 0
 
 
 class Cursor:
@@ -301,6 +303,17 @@ class Task:
         """How many events are behind the position, and not done."""
         parked = self.parked
         return parked.count if parked is not None and parked.loaded else self.committed.parked
+
+    @property
+    def held_keys(self) -> int:
+        """How many keys wait for what becomes of a dead letter."""
+        return self.parked.held if self.parked is not None else 0
+
+    @property
+    def waiting_for_letters(self) -> int:
+        """How many parked events wait behind a dead one, until something is done with its letter."""
+        queues = self.parked.queues.values() if self.parked is not None else ()
+        return sum(len(queue.keys[held.key or b""]) - 1 for queue in queues for held in queue.held.values())
 
     def _timers(self) -> tuple[int, dict[str, int]]:
         """How many are pending, and how many were sent to each topic, in the epoch being sealed."""

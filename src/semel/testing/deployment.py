@@ -276,7 +276,8 @@ class Deployment:
             await self._change(0.01)
 
     def _parked(self) -> bool:
-        return any(task.parked_events for task in self.tasks())
+        """Something is parked that time alone brings on: what is held waits for somebody who acts."""
+        return any(c.parked is not None and c.parked.heads for task in self.tasks() for c in task.cursors.values())
 
     def _offsets(self) -> int:
         """How many offsets of the source are taken; while a test waits, nobody but the pipeline writes to it."""

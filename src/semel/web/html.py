@@ -90,6 +90,7 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
     return (
         _trouble(status)
         + _rate_limits(status)
+        + _held_keys(status)
         + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
         + (f"<p>tables: {tables_here}</p>" if tables_here else "")
@@ -201,6 +202,7 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         f"<h2><bdi>{escape(status['pipeline'])}</bdi> on worker <bdi>{escape(status['instance'])}</bdi></h2>"
         + _trouble(status)
         + _rate_limits(status)
+        + _held_keys(status)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
         + markup.table(
@@ -262,6 +264,13 @@ def _trouble(status: Mapping[str, Any]) -> str:
     ]
     why += [f"{partition} cannot be read: {reason}" for partition, reason in status.get("unreadable", {}).items()]
     return "".join(f'<p class="bad"><bdi>{escape(line)}</bdi></p>' for line in why)
+
+
+def _held_keys(status: Mapping[str, Any]) -> str:
+    """How many keys wait for somebody who acts."""
+    held = sum(parked.get("held", 0) for parked in status.get("parked", {}).values())
+    said = f"{held:,} keys are held: their later events wait until a dead letter of theirs is replayed with success, or dropped"
+    return f"<p>{said}</p>" if held else ""
 
 
 def _rate_limits(status: Mapping[str, Any]) -> str:

@@ -123,7 +123,7 @@ def letter(frame: Frame, document: Mapping[str, Any]) -> str:
     state = document["state"]
     facts = _facts(
         [
-            ("state", f"<b>{escape(state)}</b>"),
+            ("state", f"<b>{escape(state)}</b>{', and its key waits for it' if document['holds_key'] else ''}"),
             ("group", _link(f"{frame.root}/groups/{_quoted(document['fingerprint'])}", document["fingerprint"])),
             ("error", _code(document["error"])),
             ("source", _code(document["source"])),
@@ -312,7 +312,7 @@ def _rows(frame: Frame, letters: Sequence[Mapping[str, Any]], *, groups: bool = 
             _link(f"{frame.root}/letters/{_quoted(row['position'])}", row["position"]),
             _code(_cut(json_text(row["key"]))),
             _time(row["last_seen"]),
-            escape(row["state"]),
+            escape(row["state"]) + (", holds its key" if row["holds_key"] else ""),
             (_code(row["fingerprint"]) + "<br>" if groups else "") + f"<bdi>{escape(_cut(row['error']))}</bdi>",
         )
         for row in letters

@@ -431,8 +431,12 @@ class Engine:
         return [limited for agent in self.agents if (limited := agent.limited) is not None]
 
     def parked(self) -> dict[int, ParkedTask]:
-        """By task with parked events, how many these are, and what keeps its partition from taking more."""
-        return {p: ParkedTask(task.parked_events, task.held_up) for p, task in self.tasks.items() if task.parked_events}
+        """By task with parked events or held keys, how many these are, and what keeps its partition from taking more."""
+        return {
+            p: ParkedTask(task.parked_events, task.held_up, task.held_keys)
+            for p, task in self.tasks.items()
+            if task.parked_events or task.held_keys
+        }
 
     def retry_state(self, tp: TP, agent: str) -> RetryState:
         """Those that a source partition's events have had, whoever owned it since."""

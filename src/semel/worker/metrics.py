@@ -71,6 +71,11 @@ class EngineCollector(Collector):
         for task in engine.tasks.values():
             parked.add_metric([app, str(task.partition)], task.parked_events)
         yield parked
+        held = GaugeMetricFamily("semel_agent_held_keys", "Keys whose later events wait for what becomes of a dead letter",
+                                 labels=["pipeline", "partition"])  # fmt: skip
+        for task in engine.tasks.values():
+            held.add_metric([app, str(task.partition)], task.held_keys)
+        yield held
         pending = GaugeMetricFamily("semel_timers_pending", "Outputs that are still to be sent at their time",
                                     labels=["pipeline", "partition"])  # fmt: skip
         sent = CounterMetricFamily("semel_timers_sent", "Outputs that were sent when their time had come",

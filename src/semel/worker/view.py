@@ -183,6 +183,8 @@ class EngineView:
                         "state": t.state.value,
                         "position": {topic: at.next for topic, at in t.committed.topics.items()},
                         "parked": t.committed.parked,
+                        "held_keys": t.held_keys,
+                        "waiting_for_letters": t.waiting_for_letters,
                         "timers": t.committed.timers,
                         "stream_time_ms": t.committed.stream_time.ms,
                         "lag": whole(n for tp, n in lag.items() if tp[1] == t.partition),

@@ -1,10 +1,13 @@
-"""A pipeline that fails at what is bad until its code is mended (`MENDED` in the environment). `DEDUP=no`: without a rule."""
+"""A pipeline that fails at what is bad until its code is mended (`MENDED` in the environment). `DEDUP=no`: without a rule.
+`THEN=hold`: a key waits for its dead letter.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from accounts import WINDOW, Settlement, balances, pipeline_of
 
@@ -36,5 +39,7 @@ pipeline = pipeline_of(
     attempts=1,
     dedup=None if os.environ.get("DEDUP") == "no" else Dedup("id", window=WINDOW),
     # Nearly nothing succeeds before it is mended, and that is the events' fault.
-    retry=Retry(attempts=1, fatal=(ValueError,)),
+    retry=Retry(attempts=1, fatal=(ValueError,))
+    if os.environ.get("THEN") != "hold"
+    else Retry(attempts=2, first_delay=timedelta(milliseconds=50), then="hold"),
 )

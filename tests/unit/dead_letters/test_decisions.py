@@ -25,10 +25,11 @@ from semel.dead_letters.decisions import (
     redirected,
     replayed,
     set_path,
+    skipped,
     unpretty,
     unread_by_one,
 )
-from semel.dead_letters.letter import letter_of
+from semel.dead_letters.letter import Letter, letter_of
 from semel.partitioner import partition_of
 from semel.plan import AgentKind, AgentPlan, Plan
 from semel.port import TP
@@ -92,6 +93,36 @@ def test_a_replay_is_the_record_as_it_came_and_says_that_it_comes_again() -> Non
         b'{"id": "1"}',
     )
     assert list(record.headers) == [("trace", b"t"), ("semel.replay", b"1"), ("semel.letter", b"p.dlq[3]@17")]
+
+
+HOLD = ("semel.hold", b"p/settle/payments[3]@12/1000")
+
+
+def holding(offset: int = 17, **given: Any) -> Letter:
+    one = letter(offset, **given)
+    return one._replace(own={HOLD[0]: HOLD[1], **one.own})
+
+
+def test_a_replay_says_which_held_key_it_is_for_and_not_which_one_it_was_for_before() -> None:
+    record = replayed(holding(headers=[("trace", b"t"), ("semel.hold", b"earlier")]), b"v")
+    assert [header for header in record.headers if header[0] == "semel.hold"] == [HOLD]
+
+
+def test_a_key_goes_on_by_a_record_that_is_the_event_once_more_to_others_and_says_that_it_is_none() -> None:
+    record = skipped(holding(), b'{"id": "1"}')
+    assert record is not None
+    assert (record.tp, record.key, record.value) == (TP("payments", 3), b"account-1", b'{"id": "1"}')
+    assert list(record.headers) == [("semel.skip", HOLD[1]), ("semel.letter", b"p.dlq[3]@17")]
+    # Its own time may be older than the topic takes.
+    assert record.timestamp is None
+    nothing = skipped(holding(), None)
+    assert nothing is not None and nothing.value == b""
+    assert skipped(letter(17), b"v") is None
+
+
+def test_an_edited_letter_that_is_held_back_holds_the_key_in_the_place_of_the_other() -> None:
+    record = held(holding(), b"new")
+    assert letter_of(AT, Given(18, 1, record.key, record.value, record.headers)).hold == HOLD[1]
 
 
 def test_what_died_again_is_replayed_under_the_next_revision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +23,12 @@ from semel.dead_letters.setting_aside import archive, forget
 from semel.memory.faults import Call, lose_answer, lose_request, refuse
 from semel.port import TP
 from semel.proof import Verdict
+from semel.proof.proof import Law
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
+from semel.state import replay
 from tests.unit.harness import APP, Payment, World
-from tests.unit.proof.rig import History
+from tests.unit.proof.rig import History, broken
 
 LETTERS, AUDIT = f"{APP}.dlq", f"{APP}-audit"
 WHY = Why("ada", "mended")
@@ -427,3 +430,118 @@ async def test_a_letter_of_another_pipeline_is_left_alone(history: History) -> N
     with pytest.raises(NoLetters, match="no dead letter of 'payments'"):
         await replay_all(by, Selection(at=(0, at)))
     assert letter_of(TP(LETTERS, 0), record).text("pipeline") == APP
+
+
+# -- keys that are held
+
+
+@pytest.fixture
+async def holding(tmp_path: Path) -> AsyncIterator[History]:
+    retry = Retry(2, timedelta(milliseconds=20), timedelta(milliseconds=20), then="hold")
+    made = History(tmp_path, partitions=1, commit_interval_ms=10, pipeline={"retry": retry}, halt_after=0)
+    yield made
+    await made.world.close()
+
+
+async def held(history: History) -> None:
+    """Three keys, each behind the letter of its first event; of another one nothing is bad."""
+    for account in ("a1", "a2", "a3"):
+        history.world.pay(account, 1, id=f"{account}.bad", fails=-1)
+        history.world.pay(account, 2, id=f"{account}.behind")
+    history.world.pay("a4", 1, id="a4.good")
+    history.world.start()
+    await history.world.until(lambda: held_now(history) == (3, 3) and len(history.entries(LETTERS)) == 3, within_s=60)
+
+
+def held_now(history: History) -> tuple[int, int]:
+    """As far as it is committed; else nothing that is ever so."""
+    tasks = [task for worker in history.world.workers.values() for task in worker.engine.tasks.values()]
+    if any(task.touched or task.parked_events != task.committed.parked for task in tasks):
+        return -1, -1
+    return sum(task.held_keys for task in tasks), sum(task.parked_events for task in tasks)
+
+
+def by_account(history: History) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for _, record in history.entries("settlements"):
+        found.setdefault((record.key or b"").decode(), []).append(history.said(record).id.decode())
+    return found
+
+
+async def test_replayed_edited_and_dropped_letters_let_their_keys_go_on_in_order(holding: History) -> None:
+    await held(holding)
+    proof = await holding.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+    by = await operator(holding.world)
+    await by.mark_all("drop", Selection(key=b"a1"), WHY)
+    event = orjson.dumps({"id": "a2.bad", "account": "a2", "amount": 7})
+    await by.write_all(
+        "edit",
+        Selection(key=b"a2"),
+        WHY,
+        lambda one, _: decisions.replayed(one, event, edited=True),
+        value_needed=False,
+    )
+    await replay_all(by, Selection(key=b"a3"))
+    await holding.world.until(lambda: held_now(holding) == (1, 1), within_s=60)
+    # What was replayed as it was has died again, and its key waits for the new letter.
+    assert by_account(holding) == {"a4": ["a4.good"], "a1": ["a1.behind"], "a2": ["a2.bad", "a2.behind"]}
+    mend(holding.world)
+    await replay_all(by, Selection(key=b"a3"))
+    await holding.world.drained()
+    assert by_account(holding)["a3"] == ["a3.bad", "a3.behind"]
+    assert held_now(holding) == (0, 0)
+    proof = await holding.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
+
+
+async def test_an_output_that_comes_too_early_is_found_beside_replays_that_were_to(holding: History) -> None:
+    await held(holding)
+    mend(holding.world)
+    await replay_all(await operator(holding.world))
+    await holding.world.drained()
+    assert (await holding.proof()).verdict is Verdict.CLEAN
+    for id in ("later", "last"):
+        holding.world.pay("a1", 5, id=id)
+    await holding.world.drained()
+    first, last = [r for _, r in holding.entries("settlements") if r.key == b"a1"][-2:]
+    first.headers, last.headers = last.headers, first.headers
+    first.value, last.value = last.value, first.value
+    assert broken(await holding.proof()) == {Law.ORDER}
+
+
+async def test_a_forgotten_key_goes_on_and_nothing_of_its_letter_is_written(holding: History) -> None:
+    await held(holding)
+    by = await operator(holding.world)
+    await forget(by, b"a1", WHY, delete=False)
+    await holding.world.until(lambda: held_now(holding) == (2, 2), within_s=60)
+    assert by_account(holding)["a1"] == ["a1.behind"]
+    [skip] = [r for _, r in holding.entries("payments") if "semel.skip" in dict(r.headers)]
+    assert (skip.key, skip.value) == (b"a1", b"")
+
+
+async def test_a_redirected_letter_lets_its_key_go_on_in_the_same_transaction(holding: History) -> None:
+    await held(holding)
+    holding.world.cluster.create_topic("others", 1)
+    by = await operator(holding.world)
+    await by.write_all(
+        "redirect", Selection(), WHY, lambda one, value: decisions.redirected(one, value, "others", 1), to="others"
+    )
+    await holding.world.drained()
+    assert held_now(holding) == (0, 0)
+    assert len(holding.entries("others")) == 3
+    assert not {name for _, r in holding.entries("others") for name, _ in r.headers} & replay.HEADERS
+
+
+@pytest.mark.parametrize("point", STEPS)
+async def test_an_operator_that_dies_amid_a_drop_lets_a_key_go_on_once_or_not_at_all(
+    holding: History, point: str
+) -> None:
+    await held(holding)
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await operator(holding.world, failpoints=Dying(f"commit.{point}", 1))).mark_all("drop", Selection(), WHY)
+    await (await operator(holding.world, "second")).mark_all("drop", Selection(), WHY)
+    await holding.world.drained()
+    assert held_now(holding) == (0, 0)
+    assert sum(e.count for e in audited(holding)) == 3
+    assert len([r for _, r in holding.entries("payments") if "semel.skip" in dict(r.headers)]) == 3

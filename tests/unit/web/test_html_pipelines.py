@@ -147,6 +147,12 @@ def test_it_says_that_an_agent_has_halted_and_what_holds_up_a_partition():
     assert "halted" not in html.pipelines([DOCUMENT])
 
 
+def test_it_says_how_many_keys_are_held():
+    parked = {"0": {"events": 3, "held_up": "", "held": 2}, "1": {"events": 0, "held_up": "", "held": 1}}
+    assert "3 keys are held" in html.pipelines([DOCUMENT | {"parked": parked}])
+    assert "keys are held" not in html.pipelines([DOCUMENT])
+
+
 def test_it_says_the_rate_limit_and_what_it_costs():
     limited = {"agent": "settle", "per_second": 1_000.0, "here_per_second": 250.0, "limited_s": 12.3, "limits": True}
 

@@ -9,7 +9,7 @@ from semel.errors import StaleIncarnation
 from semel.port import Record
 from semel.stages.agent.turns import Turns
 from semel.stages.agent.work_queue import WorkQueue
-from semel.stages.fetch.work_unit import OpenBatch, WorkUnit
+from semel.stages.fetch.work_unit import OpenBatch, Release, WorkUnit
 from semel.stages.services import Services
 from semel.state.event_context import EventContext, OutputNumbers
 from semel.state.task import Task
@@ -104,11 +104,14 @@ class Completion:
             for out in results:
                 task.outputs[out.tp.topic] = task.outputs.get(out.tp.topic, 0) + 1
         outs = [*batch.letters, *(results if steps is None else steps.in_order(results))]
-        waiting = unit.cursor.parked
+        waiting, set_aside = unit.cursor.parked, sum(letter.size for letter in batch.letters)
         for event in batch.parked:
             assert waiting is not None
-            waiting.add(event, 0.0)
-        set_aside = sum(letter.size for letter in batch.letters) + sum(event.size for event in batch.parked)
+            if isinstance(event, Release):
+                waiting.release(event.record)
+            else:
+                waiting.add(event, 0.0)
+                set_aside += event.size
         self._epoch.add(outs, writes.bytes + set_aside + EVENT_BYTES * batch.events)
         results.clear()
         writes.fold(task.marks)

@@ -82,7 +82,12 @@ class FailureHandler:
         # One that has not begun is not known to the dedup rule: it is judged when it does.
         room = before is not None or (context.holding and self._room(unit, events, context))
         halted = not program_at_fault and events == 1 and self._halted(unit, error)
-        attempt = FailedAttempt(error, number, events, program_at_fault, room, not unit.unjudged, halted)
+        # What the agent was not given is dead-lettered alone.
+        keyed = events == 1 and unit.record.key is not None and (unit.batch is None or unit.batch.events > 0)
+        to_hold = before is not None or (context.holding and self._room_to_hold(unit))
+        attempt = FailedAttempt(
+            error, number, events, program_at_fault, room, not unit.unjudged, halted, keyed, to_hold
+        )
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
         if isinstance(decision, (RetryAfter, DeadLetter)) and not counted and before is None:
             state.failed(unit.position, self._now_ms())
@@ -105,7 +110,7 @@ class FailureHandler:
             case RetryAfter(delay_s):
                 unit.cursor.due = self._services.clock.monotonic() + delay_s
                 self._say_retried(unit, attempt, delay_s)
-            case DeadLetter(reason):
+            case DeadLetter(reason, hold):
                 # Before anything is in the epoch: these ask an error of somebody else's what it is.
                 what, cause = described(error), cause_of(error, self._code)
                 self._say_given_up(unit, attempt)
@@ -116,7 +121,7 @@ class FailureHandler:
                     task.stream_ms, task.pending = stream
                 first_ms = state.first_ms if before is None else before[1].first_ms
                 self._side_outputs.quarantine(
-                    unit, unit.record, reason, what, attempt.number, cause=cause, first_ms=first_ms
+                    unit, unit.record, reason, what, attempt.number, cause=cause, first_ms=first_ms, hold=hold
                 )
                 if before is None:
                     state.given_up()
@@ -170,6 +175,11 @@ class FailureHandler:
         id = next((id for id, _ in context.writes.marks), None)
         cursor.held_up = parked.no_room_for(ParkedEvent(unit.record, id))
         return not cursor.held_up
+
+    @staticmethod
+    def _room_to_hold(unit: WorkUnit) -> bool:
+        """Whether there is room to note that the key of the event in hand is held, however large that is."""
+        return unit.cursor.parked is not None and not unit.cursor.parked.full_for(unit.record.key)
 
     def _park(
         self,
@@ -251,8 +261,8 @@ class FailureHandler:
         its id. So it goes to the dead letters as it came. False where that is not so."""
         if not isinstance(why, ProcessEnded) or why.times <= most_crashes(self._plan.retry):
             return False
-        cause = cause_of(why, self._code)
-        self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times, cause=cause)
+        cause, hold = cause_of(why, self._code), self._plan.retry.holds(why) and self._room_to_hold(unit)
+        self._side_outputs.quarantine(unit, unit.record, "failed", described(why), why.times, cause=cause, hold=hold)
         unit.index += 1
         return True
 

@@ -21,7 +21,8 @@ class FailedAttempt:
     """`number`: which attempt of its event it was, from 1. `events`: how many events were in the unit of work that failed.
     `program_at_fault`: the agent's code asks for events as nobody may, whichever event it has in hand. `room`: it can be parked,
     or is. `judged`: what the dedup rule says of it was known; else a function of the rule has failed on it. `halted`: nothing
-    succeeds, so that the error says nothing of the event (`circuit_breaker`)."""
+    succeeds, so that the error says nothing of the event (`circuit_breaker`). `keyed`: it has a key, which may be held;
+    `room_to_hold`: there is room for that, which the event itself takes no part of."""
 
     error: BaseException
     number: int
@@ -30,6 +31,8 @@ class FailedAttempt:
     room: bool = True
     judged: bool = True
     halted: bool = False
+    keyed: bool = False
+    room_to_hold: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,11 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """That was its last attempt. `reason`: as the dead letter says it."""
+    """That was its last attempt. `reason`: as the dead letter says it. `hold`: its key waits until something was done with the
+    letter."""
 
     reason: Literal["failed", "rejected"]
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,11 @@ def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
     delay = None if is_final(error) or not attempt.judged else retry.delay_s(error, attempt.number, draw)
     if delay is None:
         if not attempt.halted or retry.is_fatal(error):
-            return DeadLetter("failed")
+            # What has no verdict is dead-lettered alone, as whatever else never came to its handler.
+            hold = attempt.keyed and attempt.judged and retry.holds(error)
+            if not hold or attempt.room_to_hold:
+                return DeadLetter("failed", hold)
+            # There is no room for what says that the key is held, and without it those behind it would go on.
         delay = retry.longest_delay_s
     # What is parked is not judged again.
     return Park(delay) if attempt.room and attempt.judged else RetryAfter(delay)

@@ -142,6 +142,10 @@ def _no_replay(nth: int) -> Replay | None:
     return None
 
 
+def _no_hold(nth: int) -> bool:
+    return False
+
+
 def classify(
     batch: Columns,
     marks: Mapping[bytes, bytes],
@@ -150,9 +154,11 @@ def classify(
     wall_ms: int,
     hashed_from: int = 0,
     replay_of: Callable[[int], Replay | None] = _no_replay,
+    releases: Callable[[int], bool] = _no_hold,
 ) -> Classified:
     """Judge records in their order. `marks`: of those ids in the batch that have one. `replay_of`: what the nth record says of
-    itself, asked where it matters. Changes nothing; `streams` and `marks` of the answer are to be applied as each record is done.
+    itself, asked where it matters. `releases`: whether the nth is the replay of an event that holds its key. Changes
+    nothing; `streams` and `marks` of the answer are to be applied as each record is done.
     """
     window = rule.window_ms
     now, pending = stream.ms, stream.pending
@@ -187,6 +193,9 @@ def classify(
                     verdict = of_known
                     if raised is None:
                         known[len(verdicts)] = raw
+            if verdict is Verdict.LATE and releases(len(verdicts)):
+                # Its key has waited for it, so that nobody need ask whether it took effect meanwhile.
+                verdict = fresh
             if verdict is fresh:
                 mark = seen[id] = pack(offset, at, filed, payload, DONE) if raised is None else raised
             elif untimely is None and now is not None and min(at, wall_ms) > now + window and verdict is not passed:

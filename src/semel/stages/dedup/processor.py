@@ -7,7 +7,7 @@ These loops are the hot path: a record is looked at in them, in `classify`, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from semel.dedup import Dedup, payload_hash
@@ -24,7 +24,7 @@ from semel.stages.services import Services
 from semel.state import replay
 from semel.state.dedup_marks import DEAD, PARKED, Mark, Marks, unpack, with_outcome
 from semel.state.event_context import EventContext
-from semel.state.parked import ParkedEvent, Queued
+from semel.state.parked import ParkedEvent, ParkedQueue, Queued
 
 log = logging.getLogger("semel.agent")
 
@@ -73,9 +73,14 @@ class DedupProcessor:
             unit.timed = unit.start
         queue = unit.cursor.parked
         keys, ahead = queue.keys if queue is not None else {}, unit.ahead
+        skips = _skips(records)
         for index, value, record in zip(range(unit.start, unit.end), values, records, strict=True):
             unit.index = index
             context.record = record
+            if skips and record.offset in skips:
+                unit.leave_out(index)
+                self._side_outputs.skip(unit, record)
+                continue
             waits = ahead or (record.key in keys if keys else False)
             if waits and self._side_outputs.no_room(unit, record):
                 return
@@ -123,6 +128,11 @@ class DedupProcessor:
                 self._side_outputs.done(unit, "duplicates")
             else:
                 self._side_outputs.quarantine(unit, record, *event.letter)
+            if queued.to_hold:
+                # What is behind it, also in this unit, waits for its letter from now on.
+                unit.index = index + 1
+                unit.cut(index + 1)
+                return
         unit.index = len(values)
 
     @staticmethod
@@ -143,6 +153,17 @@ class DedupProcessor:
     def value(self, unit: WorkUnit, record: Record) -> Any:
         """The value of one record of the work unit, decoded anew: nobody has changed it."""
         return self._decoders[unit.cursor.tp.topic]([record])[0]
+
+
+def _skips(records: Sequence[Record]) -> set[int]:
+    """The offsets of those that are no events, but let a held key go on."""
+    return {r.offset for r in records if r.headers and replay.is_skip(r.headers)}
+
+
+def _takes_the_place(queue: ParkedQueue, records: Sequence[Record], nth: int) -> bool:
+    """Whether a record is the replay of an event that holds its key, and none before it in its unit ends that hold."""
+    held = queue.held_by(records[nth])
+    return held is not None and all(queue.held_by(before) is not held for before in records[:nth])
 
 
 def _read_all(
@@ -195,10 +216,12 @@ class DedupFilter:
         task, written = unit.cursor.task, context.writes.marks
         if not self._said_keyless:
             self._see_keys(unit, records)
-        batch, error = self._columns(unit, values, records)
+        skips = _skips(records)
+        batch, error = self._columns(unit, values, records, skips)
         ids = batch.ids
         known = marks.known([id for id in ids if type(id) is bytes])
         hashed_from = task.hashed_from(unit.cursor.tp.topic)
+        queue = unit.cursor.parked
         judged = classify(
             batch,
             known,
@@ -207,8 +230,8 @@ class DedupFilter:
             unit.wall_ms,
             hashed_from,
             lambda nth: replay.of(records[nth].headers),
+            lambda nth: queue is not None and _takes_the_place(queue, records, nth),
         )
-        queue = unit.cursor.parked
         keys, ahead = queue.keys if queue is not None else {}, unit.ahead
         index = unit.start
         for value, record, id, verdict, mark, stream in zip(
@@ -217,6 +240,10 @@ class DedupFilter:
             unit.index = index
             context.record = record
             context.id = id
+            if skips and record.offset in skips:
+                self._side_outputs.skip(unit, record)
+                index += 1
+                continue
             if ahead or (keys and record.key in keys):
                 if self._side_outputs.no_room(unit, record):
                     return
@@ -258,19 +285,24 @@ class DedupFilter:
             task.stream_ms, task.pending = stream
         else:
             unit.moved = stream
+        if dealt_with:
+            # In the dead letters it may have taken the place of the one that holds its key; else the key goes on without it.
+            self._side_outputs.release(unit, context.record)
 
     # -- what is known of each record
 
     def _columns(
-        self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record]
+        self, unit: WorkUnit, values: Sequence[Any], records: Sequence[Record], skips: Set[int]
     ) -> tuple[Columns, BaseException | None]:
         """Up to the first record whose payload the rule cannot compare; and the error of that one."""
         poisoned = unit.cursor.poisoned
         # What cannot be decoded has no id either.
         ids: list[bytes | str | None] = _read_all(self._id_of, values, records, "the dedup key", self._ends)
         times = self._times(unit, values, records)
-        if poisoned:
-            ids = [None if r.offset in poisoned else id for r, id in zip(records, ids, strict=True)]
+        if poisoned or skips:
+            ids = [
+                None if r.offset in poisoned or r.offset in skips else id for r, id in zip(records, ids, strict=True)
+            ]
         payloads, error = self._payloads(values, records, ids)
         end = len(payloads)
         return Columns([r.offset for r in records[:end]], ids[:end], times[:end], payloads), error

@@ -9,12 +9,13 @@ from semel.display.folding import folded
 from semel.port import Record
 from semel.runtime.log_throttle import LogThrottle
 from semel.stages.fetch.decode import Undecodable
-from semel.stages.fetch.work_unit import WorkUnit
+from semel.stages.fetch.work_unit import Release, WorkUnit
 from semel.stages.services import Services
 from semel.stages.sink.dead_letters import dead_letter
 from semel.stages.sink.destination import ProducerRecord
 from semel.stages.sink.failure_cause import Cause, cause_without_exception
 from semel.state.parked import ParkedEvent
+from semel.state.replay import place_of
 
 log = logging.getLogger("semel.agent")
 
@@ -53,7 +54,11 @@ class SideOutputs:
             return False
         # What is parked before it is handled, and does not fit, would wait for good: the log refuses it, and it is dead-lettered.
         behind = unit.waits_for_its_key(record)
-        why = parked.no_room_for(ParkedEvent(record)) if behind else parked.full_for(record.key)
+        if parked.held_by(record) is not None:
+            # It takes the place of another one.
+            why = parked.too_large(ParkedEvent(record))
+        else:
+            why = parked.no_room_for(ParkedEvent(record)) if behind else parked.full_for(record.key)
         if why:
             unit.cut(unit.index)
             cursor.hold_up(why, self._services.clock.monotonic())
@@ -71,6 +76,23 @@ class SideOutputs:
         unit.cursor.task.touched = True
         self._services.changed.set()
 
+    def skip(self, unit: WorkUnit, record: Record) -> None:
+        """No event, but what says that a key that is held goes on without the one that holds it."""
+        self.done(unit, "duplicates")
+        self.release(unit, record)
+
+    def release(self, unit: WorkUnit, record: Record) -> None:
+        """The event in hand needs no agent, and ends the hold of its key, if it is a replay of the event that holds it."""
+        queue = unit.cursor.parked
+        if queue is None or queue.held_by(record) is None:
+            return
+        if unit.batch is not None:
+            unit.batch.parked.append(Release(record))
+        else:
+            queue.release(record)
+            unit.cursor.task.touched = True
+            self._services.changed.set()
+
     def quarantine(
         self,
         unit: WorkUnit,
@@ -81,10 +103,12 @@ class SideOutputs:
         *,
         cause: Cause | None = None,
         first_ms: int = 0,
+        hold: bool = False,
     ) -> None:
         """To the dead letters, or, where earlier events of its key are parked, behind these.
 
-        `cause` and `first_ms`: of what failed in an agent's hands, what it failed at, and when for the first time."""
+        `hold`: its key waits for its letter then. So it does where the event is the replay of one that held it. `cause`
+        and `first_ms`: of what failed in an agent's hands, what it failed at, and when for the first time."""
         if unit.waits_for_its_key(record):
             self.park(unit, ParkedEvent(record, letter=(reason, error)))
             return
@@ -98,11 +122,21 @@ class SideOutputs:
                 reason,
                 folded(error),
             )
+        name, queue = b"", unit.cursor.parked
+        before = None if unit.retried is None else unit.retried[unit.index]
+        if queue is not None and record.key is not None and (hold or (before is not None and before[0].place >= 0)):
+            name = place_of(services.app, unit.cursor.agent.name, tp, record)
+            if before is not None:
+                before[0].to_hold = name
+            else:
+                event = ParkedEvent(record, attempts=attempts, first_ms=first_ms)
+                queue.hold(event, name)
+                services.epoch.add((), event.size)
         now_ms = int(services.clock.time() * 1000)
         letter = dead_letter(
             services.dead_letters, tp, record, pipeline=services.app, agent=unit.cursor.agent.name, reason=reason,
             error=error, attempts=attempts, cause=cause or cause_without_exception(reason, tp.topic, error),
-            first_ms=first_ms or now_ms, now_ms=now_ms,
+            first_ms=first_ms or now_ms, now_ms=now_ms, hold=name,
         )  # fmt: skip
         self.done(unit, "dead", letter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import ProducerRecord
@@ -12,17 +13,24 @@ from semel.state.replay import revision_of
 from semel.state.task import Cursor, FetchedBatch
 
 
+class Release(NamedTuple):
+    """A record that ends the hold of a key, if it is for the event that holds it."""
+
+    record: Record
+
+
 class OpenBatch:
     """A work unit handled as one unit of work. What became of its other records counts only when the batch is done.
 
-    `events`: how many of its records the agent got. `counts`, `letters`, `parked`: the rest.
+    `events`: how many of its records the agent got. `counts`, `letters`, `parked`: the rest; among those that are parked, in
+    their order, the records that end the hold of a key.
     """
 
     __slots__ = ("counts", "events", "letters", "parked")
 
     def __init__(self) -> None:
         self.events = 0
-        self.parked: list[ParkedEvent] = []
+        self.parked: list[ParkedEvent | Release] = []
         self.counts: Counter[str] = Counter()
         self.letters: list[ProducerRecord] = []
 
@@ -100,7 +108,10 @@ class WorkUnit:
         parked, task = self.cursor.parked, self.cursor.task
         assert parked is not None and self.retried is not None
         for queued, event in self.retried[self.removed : self.index]:
-            parked.remove(queued)
+            if queued.to_hold:
+                parked.hold(event, queued.to_hold, queued)
+            else:
+                parked.remove(queued)
             if event.mark is not None and event.id is not None and task.marks is not None:
                 ended = with_outcome(event.mark, DONE)
                 if queued.given_up:

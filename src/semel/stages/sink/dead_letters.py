@@ -10,6 +10,7 @@ from semel.stages.sink import foreign_headers
 from semel.stages.sink.destination import NOT_THE_VALUE_BYTES, OVERHEAD_BYTES, ProducerRecord, header_bytes
 from semel.stages.sink.failure_cause import Cause
 from semel.stages.sink.foreign_headers import FAMILIES, Facts
+from semel.state import replay
 
 ERROR_BYTES = 2_000
 # What is left of an error where value and headers of the record take the rest.
@@ -20,7 +21,7 @@ _LEFT_OUT_BYTES = 160
 _LEAST_TRACE_BYTES = 200
 
 # Never left out: the record itself stands there, whatever else does not fit.
-_KEPT = ("semel.reason", "semel.topic", "semel.partition", "semel.offset")
+_KEPT = ("semel.reason", "semel.topic", "semel.partition", "semel.offset", replay.HOLD)
 # Before any of these the record's own value goes.
 _BEFORE_THE_VALUE = (
     "semel.left_out",
@@ -74,6 +75,7 @@ def dead_letter(
     cause: Cause,
     first_ms: int,
     now_ms: int,
+    hold: bytes = b"",
 ) -> ProducerRecord:
     """The record as it came, bytes and headers untouched, with headers appended that say where from and why.
 
@@ -81,7 +83,7 @@ def dead_letter(
     reason, and our own clock may be the one that is wrong. A
     value that does not fit the topic is left out, and a header says so; it still stands at its source position. Of
     the error, and of what says why, as much is written as fits (`DROPPED_FIRST`). `first_ms`: when it failed for the first
-    time, and now for the last.
+    time, and now for the last. `hold`: the name under which its event holds its key.
     """
     key, value, headers = record.key, record.value, record.headers
     text = error[:ERROR_BYTES].encode(errors="backslashreplace")
@@ -102,6 +104,8 @@ def dead_letter(
         "semel.dead_at": now,
         "semel.fingerprint": cause.fingerprint.encode(),
     }
+    if hold:
+        own[replay.HOLD] = hold
     if facts.exception:
         own["semel.exception"] = facts.exception
     own["semel.failed_first_at"] = b"%d" % first_ms

@@ -56,6 +56,25 @@ def test_an_event_that_the_dedup_rule_fails_on_is_dead_lettered_at_once() -> Non
     assert decide(RETRY, FailedAttempt(OSError(), 1, judged=False), draw=1.0) == DeadLetter("failed")
 
 
+HOLD = Retry(3, timedelta(seconds=1), timedelta(seconds=30), fatal=(KeyError,), then="hold")
+
+
+def test_the_last_attempt_holds_the_key_where_there_is_one() -> None:
+    assert decide(HOLD, FailedAttempt(OSError(), 3, keyed=True), draw=1.0) == DeadLetter("failed", hold=True)
+    assert decide(HOLD, FailedAttempt(OSError(), 3), draw=1.0) == DeadLetter("failed")
+    for alone in (Reject(), KeyError()):
+        decision = decide(HOLD, FailedAttempt(alone, 1, keyed=True), draw=1.0)
+        assert isinstance(decision, DeadLetter) and not decision.hold
+
+
+def test_what_no_rule_has_judged_holds_nobody() -> None:
+    assert decide(HOLD, FailedAttempt(OSError(), 1, judged=False, keyed=True), draw=1.0) == DeadLetter("failed")
+
+
+def test_where_a_key_is_to_be_held_and_there_is_no_room_the_event_stays_where_it_is() -> None:
+    assert decide(HOLD, FailedAttempt(OSError(), 3, keyed=True, room_to_hold=False), draw=1.0) == RetryAfter(30.0)
+
+
 def test_what_was_not_judged_is_never_parked_also_where_nothing_succeeds() -> None:
     unjudged = FailedAttempt(OSError(), 1, judged=False, halted=True)
     assert decide(RETRY, unjudged, draw=1.0) == RetryAfter(RETRY.longest_delay_s)

@@ -38,6 +38,7 @@ def buried(
     letters: DeadLetters | None = None,
     cause: Cause = CAUSE,
     attempts: int = 5,
+    hold: bytes = b"",
 ) -> ProducerRecord:
     return dead_letter(
         letters or DeadLetters("p.dlq", 8, 1_000_000),
@@ -51,6 +52,7 @@ def buried(
         cause=cause,
         first_ms=NOW - 900,
         now_ms=NOW,
+        hold=hold,
     )
 
 
@@ -123,8 +125,14 @@ def test_every_header_of_every_family_has_its_place_in_the_order_of_dropping() -
     out = buried(Given(value=bytes(100_000)), letters=letters)
     named = {name for name, _ in out.headers[2:]}
     # An edited letter is held by a person, not by an agent.
-    assert named == HEADERS - {"semel.held"}
+    assert named == HEADERS - {"semel.held", "semel.hold"}
     assert len(DROPPED_FIRST) == len(set(DROPPED_FIRST))
+
+
+@pytest.mark.parametrize("most", [300, 2_000, 50_000])
+def test_that_it_holds_its_key_is_said_whatever_the_topic_takes(most: int) -> None:
+    out = buried(Given(value=bytes(100_000)), letters=DeadLetters("p.dlq", 8, most), hold=b"p/a/payments[3]@7/1")
+    assert split_headers(out.headers)[1]["semel.hold"] == b"p/a/payments[3]@7/1"
 
 
 def test_the_headers_of_a_dead_letter_are_told_from_those_it_came_with() -> None:
