@@ -72,7 +72,13 @@ def test_what_no_rule_has_judged_holds_nobody() -> None:
 
 
 def test_where_a_key_is_to_be_held_and_there_is_no_room_the_event_stays_where_it_is() -> None:
-    assert decide(HOLD, FailedAttempt(OSError(), 3, keyed=True, room_to_hold=False), draw=1.0) == RetryAfter(30.0)
+    full = FailedAttempt(OSError(), 3, room=False, keyed=True, room_to_hold=False)
+    assert decide(HOLD, full, draw=1.0) == RetryAfter(30.0)
+
+
+def test_an_event_that_is_too_large_to_be_parked_may_hold_its_key() -> None:
+    large = FailedAttempt(OSError(), 3, room=False, keyed=True)
+    assert decide(HOLD, large, draw=1.0) == DeadLetter("failed", hold=True)
 
 
 def test_what_was_not_judged_is_never_parked_also_where_nothing_succeeds() -> None:
