@@ -28,7 +28,9 @@ Key = Annotated[str | None, typer.Option(metavar="KEY", help="Only letters of th
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="Only letters that died then or later; ISO 8601.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only letters that died before.")]
 Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Only letters of this code version.")]
-Again = Annotated[bool, typer.Option("--again", help="Also letters that something was done with before.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Also letters that something was done with before, but for forgotten ones.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 As = Annotated[
@@ -88,14 +90,20 @@ async def is_agreed(operator: Operator, selection: Selection, what: str, *, dry_
     """Whether it is to be done. Refused where there is nothing to do; ConfigError where nobody can be asked."""
     if yes and not dry_run:
         return True
+    from semel.dead_letters.decisions import FORGOTTEN
     from semel.dead_letters.groups import Groups
 
     await operator.read()
-    groups = Groups()
+    groups, forgotten = Groups(), 0
     async for letter in operator.selected(selection):
-        groups.add(letter)
+        if operator.ledger.is_forgotten(letter):
+            forgotten += 1
+        else:
+            groups.add(letter)
     if not groups.letters:
         raise Refused(await done_already(operator, selection))
+    if forgotten:
+        printing.tell(f"{forgotten:,} more stay as they are: {FORGOTTEN}")
     if dry_run or groups.letters > 1:
         for group in groups.largest_first()[:20]:
             printing.tell(f"{group.count:,} of {folded(group.fingerprint)}")
@@ -114,8 +122,10 @@ async def done_already(operator: Operator, selection: Selection) -> str:
         done[state] = done.get(state, 0) + 1
     if not done:
         return f"{operator.plan.dead_letter_topic} holds no letter that fits; see `semel dlq ls`"
-    from semel.dead_letters.decisions import plural
+    from semel.dead_letters.decisions import FORGOTTEN, plural
 
+    if set(done) == {"forget"}:
+        return f"nothing to do with {done['forget']:,} letters that fit, of each of which it holds: {FORGOTTEN}"
     return f"nothing to do: all letters that fit are done with or archived ({plural(done)}); say --again to act on them again"
 
 
@@ -197,6 +207,8 @@ def say_done(plan: Plan, what: str, done: Done, *, as_json: bool) -> None:
     if done.stopped:
         printing.tell(done.stopped)
     if not done.letters and not done.skipped:
-        printing.tell("there was nothing to do; --again acts on letters that something was done with")
+        printing.tell(
+            "there was nothing to do; --again acts on letters that something was done with, but for forgotten ones"
+        )
     if done.stopped or done.skipped or not done.letters or fates.back * 2 > max(fates.known, 1):
         raise typer.Exit(1)

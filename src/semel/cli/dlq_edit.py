@@ -70,7 +70,7 @@ def edit(
         selection = await meant.found(operator)
         await operator.read()
         [found] = [one async for one in operator.selected(selection)] or [None]
-        if found is None:
+        if found is None or operator.ledger.is_forgotten(found):
             raise Refused(await done_already(operator, selection))
         try:
             before = await operator.value_of(found)

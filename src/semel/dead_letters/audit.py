@@ -157,6 +157,10 @@ class Ledger:
                 return action
         return ""
 
+    def is_forgotten(self, letter: Letter) -> bool:
+        """Whether its key was. Nothing undoes that."""
+        return self.done_by(letter) == "forget"
+
     def is_archived(self, letter: Letter) -> bool:
         """Whether its group is hidden. A letter that came after that brings the group back, from there on."""
         ends = self.archived.get(letter.fingerprint)

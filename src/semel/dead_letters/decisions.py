@@ -72,6 +72,9 @@ class Selection:
 
 # -- what a letter becomes
 
+# Why a letter is left alone, also where others are acted on again.
+FORGOTTEN = "its key was forgotten, and what is forgotten is never written anywhere again"
+
 
 class Place(NamedTuple):
     """A topic that a letter is to be written to, as it is."""

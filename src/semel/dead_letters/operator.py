@@ -18,6 +18,7 @@ from semel.dead_letters import audit
 from semel.dead_letters.audit import Action, Entry, Ledger
 from semel.dead_letters.decisions import (
     BATCH_BYTES,
+    FORGOTTEN,
     Fates,
     NotReplayable,
     Place,
@@ -293,6 +294,9 @@ class Operator:
         async with aclosing(self.selected(selection)) as letters:
             async for letter in letters:
                 done.selected += 1
+                if self.ledger.is_forgotten(letter):
+                    done.skip(letter, FORGOTTEN)
+                    continue
                 try:
                     value = await self.value_of(letter) if value_needed else None
                     record = make(letter, value)

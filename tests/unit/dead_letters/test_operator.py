@@ -353,6 +353,35 @@ async def test_a_forgotten_key_is_replayed_no_more_and_deleted_as_far_as_nobody_
     assert [letter async for letter in by.selected(Selection(again=True))] == []
 
 
+@pytest.mark.parametrize("one", [True, False])
+@pytest.mark.parametrize("action", ["replay", "edit", "redirect"])
+async def test_a_forgotten_letter_stays_so_whoever_asks_again(history: History, action: Any, one: bool) -> None:
+    await failed(history, 5)
+    mend(history.world)
+    history.world.cluster.create_topic("others", 2)
+    by = await operator(history.world)
+    [forgotten] = [letter async for letter in by.selected(Selection(key=b"a1"))]
+    await replay_all(by, Selection(key=b"a2"))
+    await forget(by, b"a1", WHY, delete=False)
+    before = len(history.entries("payments"))
+
+    def make(letter: Any, value: bytes | None) -> Any:
+        return (
+            decisions.redirected(letter, value, "others", 2)
+            if action == "redirect"
+            else decisions.replayed(letter, value)
+        )
+
+    at = (forgotten.at.partition, forgotten.offset) if one else None
+    done = await by.write_all(action, Selection(at=at, again=True), WHY, make)
+    assert done.letters == (0 if one else 4)
+    assert done.skipped == {decisions.FORGOTTEN: (1, forgotten.position)}
+    await history.world.drained()
+    assert b"a1" not in {r.key for _, r in [*history.entries("payments")[before:], *history.entries("others")]}
+    assert b"bad1" not in {history.said(r).id for _, r in history.entries("settlements")}
+    assert (await operator(history.world, "other")).ledger.state(forgotten) == "forget"
+
+
 async def test_a_value_that_was_left_out_is_taken_from_the_source_while_it_is_there(history: History) -> None:
     history.cluster.create_topic(LETTERS, 2, {"max.message.bytes": "6000"})
     event = {"id": "large", "account": "a1" + "x" * 9_000, "amount": 1, "fails": -1}
