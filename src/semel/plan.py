@@ -199,6 +199,11 @@ class Plan:
         """What the engine writes for itself; nobody else may."""
         return frozenset((*self.logs, self.marks_topic, self.dead_letter_topic, self.audit_topic))
 
+    @property
+    def used_topics(self) -> frozenset[str]:
+        """What it reads and writes, as far as it is declared: what somebody else puts there passes for an event or a result."""
+        return self.own_topics | self.sources.keys() | {topic.name for topic in self.outputs}
+
     def shape(self) -> str:
         """What stored state depends on, as canonical JSON (protocol rule 24)."""
         dedup = self.dedup

@@ -122,13 +122,17 @@ def redirect(
 
     plan, settings = loaded(pipeline, broker, config)
     meant = meant_by(plan, letter, group, all_, key, since, until, version, again=again)
-    if to in plan.own_topics or to in plan.sources:
-        raise ConfigError(
-            f"--to {to!r} is a topic of {plan.app!r} itself; `semel dlq replay` puts letters back to where they came from"
-        )
+    own = ConfigError(
+        f"--to {to!r} is a topic of {plan.app!r} itself, where an event that it gave up would pass for its own work; "
+        "redirect to a topic that it does not write to, or put letters back to where they came from with `semel dlq replay`"
+    )
+    if to in plan.used_topics:
+        raise own
     places: list[Place] = []
 
     async def first(operator: Operator) -> None:
+        if to in await operator.used_topics():
+            raise own
         place = await operator.place(to)
         if place is None:
             raise Refused(f"there is no topic {to!r} on this broker; create it first, or see the `broker` setting")

@@ -43,6 +43,7 @@ from semel.stages.commit.epoch import SealedEpoch, by_partition
 from semel.stages.commit.transaction import BATCH_BYTES as MOST_BATCH_BYTES
 from semel.stages.commit.transaction import CommitFailed, Writer
 from semel.stages.sink.destination import ProducerRecord, limits_from
+from semel.state import positions
 from semel.state.state_log import KEPT
 from semel.task.read_committed import CommittedLogs, Unreadable
 
@@ -132,6 +133,20 @@ class Operator:
         async with aclosing(self.logs.records(self.audit_topic)) as records:
             async for tp, record in records:
                 yield audit.decode(record.value or b"", f"{tp.topic}[{tp.partition}]@{record.offset}")
+
+    async def used_topics(self) -> frozenset[str]:
+        """What the pipeline reads and writes: as it is declared, and as its positions have it, where its events have sent
+        results, timers and letters. RecoveryError; broker errors."""
+        latest: dict[TP, bytes] = {}
+        async with aclosing(self.logs.records(self.plan.positions_topic)) as records:
+            async for tp, record in records:
+                if record.key == positions.KEY and record.value is not None:
+                    latest[tp] = record.value
+        names = set(self.plan.used_topics)
+        for tp, raw in latest.items():
+            at = positions.decode(raw, f"{tp.topic}[{tp.partition}]")
+            names |= {*at.sinks, *at.outputs, *at.sent_later, *at.logs, *at.letters}
+        return frozenset(names)
 
     async def selected(self, selection: Selection) -> AsyncGenerator[Letter]:
         """The letters that are meant and that nothing was done with yet. RpcError, RpcLost, Unreadable."""

@@ -25,6 +25,9 @@ pipeline = Pipeline("shop", source=Topic("orders"), agent=agent, sink=Topic("res
         (("edit", "shop", "1@1", "--reason", "x", "--value", "f", "--set", "a=1"), 2, "two ways to give a new value"),
         (("redirect", "shop", "--all", "--to", "orders"), 2, "'orders' is a topic of 'shop' itself"),
         (("redirect", "shop", "--all", "--to", "shop-positions"), 2, "is a topic of 'shop' itself"),
+        (("redirect", "shop", "--all", "--to", "shop.dlq"), 2, "is a topic of 'shop' itself"),
+        (("redirect", "shop", "--all", "--to", "results"), 2, "'results' is a topic of 'shop' itself"),
+        (("redirect", "shop", "--all", "--to", "results"), 2, "redirect to a topic that it does not write to"),
         (("forget", "shop", "k", "--reason", "x"), 2, "Nobody can be asked here; say --yes"),
     ],
 )

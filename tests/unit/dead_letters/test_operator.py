@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from semel import Retry, Topic
+from semel import Output, Retry, Topic
 from semel.dead_letters import decisions
 from semel.dead_letters.audit import decode, hashed
 from semel.dead_letters.decisions import NotReplayable, Selection
@@ -27,7 +27,7 @@ from semel.proof.proof import Law
 from semel.runtime.failpoints import Failpoints
 from semel.runtime.settings import EngineSettings
 from semel.state import replay
-from tests.unit.harness import APP, Payment, World
+from tests.unit.harness import APP, Payment, World, payments_pipeline
 from tests.unit.proof.rig import History, broken
 
 LETTERS, AUDIT = f"{APP}.dlq", f"{APP}-audit"
@@ -312,6 +312,33 @@ async def test_redirected_letters_are_in_the_other_topic_as_their_events_came(hi
     there = {(r.key, r.value, r.timestamp, tuple(r.headers)) for _, r in history.entries("others")}
     assert there == {(r.key, r.value, r.timestamp, tuple(r.headers)) for _, r in history.entries("payments")}
     assert (await replay_all(by)).letters == 0
+
+
+async def test_it_knows_what_the_pipeline_writes_to_also_where_only_its_events_have_named_it(history: History) -> None:
+    def make(tables: Any) -> Any:
+        async def settle(payments: Any) -> Any:
+            async for payment in payments:
+                if payment.fails:
+                    raise RuntimeError("no")
+                yield Output(payment, topic=Topic("alarms", value=Payment))
+                yield Output(payment, topic=Topic("reminders", value=Payment), at=timedelta(days=1))
+
+        return settle
+
+    history.world.pipeline = payments_pipeline(history.world.work, make=make)
+    history.world.pay("a1", 1, id="good")
+    await failed(history, 1)
+    by = await operator(history.world)
+    assert await by.used_topics() >= {
+        "payments",
+        "settlements",
+        "alarms",
+        "reminders",
+        LETTERS,
+        AUDIT,
+        f"{APP}-timers",
+    }
+    assert "others" not in await by.used_topics()
 
 
 async def test_an_archived_group_is_hidden_until_it_recurs(history: History) -> None:
