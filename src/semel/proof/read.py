@@ -34,7 +34,7 @@ from semel.proof.outcomes import Missing
 from semel.proof.proof import Remarks, Witness
 from semel.proof.spool import Spool
 from semel.proof.survey import Survey, partitions
-from semel.stages.sink.dead_letters import HELD
+from semel.stages.sink.dead_letters import HELD, split_headers
 from semel.state import lineage, replay
 from semel.state.parked import is_held, read_row
 from semel.state.timers import is_name, place_of
@@ -288,7 +288,8 @@ class History:
         async for records in self._records(tp):
             by_source: dict[TP, list[tuple[int, int, int, int]]] = defaultdict(list)
             for record in records:
-                headers = {name: value or b"" for name, value in record.headers}
+                # The event may have brought headers of these names: ours are the last.
+                headers = split_headers(record.headers)[1]
                 topic, partition, offset = (headers.get(f"semel.{n}", b"") for n in ("topic", "partition", "offset"))
                 # One that was held back, edited, says of no event that it died once more.
                 ours = headers.get("semel.pipeline") == self.plan.app.encode() and topic and HELD not in headers

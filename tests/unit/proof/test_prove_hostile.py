@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from semel.port import TP
 from semel.proof import Law, Verdict
 from semel.state import lineage
 from tests.unit.harness import APP
@@ -44,3 +45,14 @@ async def test_a_dead_letter_with_headers_that_semel_does_not_write_raises_nothi
     headers = [(n, value if n == name else v) for n, v in record.headers]
     history.append(LETTERS, 0, record, headers=headers)
     await history.proof()
+
+
+@pytest.mark.parametrize("name", ["semel.held", "semel.left_out", "semel.offset", "semel.pipeline"])
+async def test_a_dead_event_that_had_headers_named_as_ours_is_not_lost(histories: Histories, name: str) -> None:
+    history = histories(seed=3)
+    # As one that was copied out of a topic of dead letters.
+    history.world.cluster.write(TP(SOURCE, 0), [(b"a1", b"not json")], headers=[(name, b"1")])
+    await history.filled(5)
+    assert [name for _, r in history.entries(LETTERS) for n, v in r.headers if (n, v) == (name, b"1")] == [name]
+    proof = await history.proof()
+    assert proof.verdict is Verdict.CLEAN, proof.text()
