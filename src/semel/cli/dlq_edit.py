@@ -109,7 +109,8 @@ def edit(
 def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> bytes:
     import sys
 
-    from semel.dead_letters.decisions import pretty, set_path, unpretty
+    from semel.dead_letters.decisions import pretty, unpretty
+    from semel.dead_letters.json_text import set_path
 
     if value is not None:
         try:

@@ -222,43 +222,6 @@ def batch_letters(done: int, rate: float) -> int:
 # -- edits
 
 
-def set_path(value: bytes | None, path: str, given: str) -> bytes:
-    """A JSON value with one field set: `customer.name=...`, `items.0.price=...`. ValueError, in words."""
-    try:
-        document: Any = orjson.loads(value or b"null")
-    except orjson.JSONDecodeError:
-        raise ValueError("the value is no JSON, and has no fields to set; give all of it with --value") from None
-    try:
-        to = orjson.loads(given)
-    except orjson.JSONDecodeError:
-        raise ValueError(f"{given!r} is no JSON; write text as '\"text\"'") from None
-    *steps, last = path.split(".")
-    at = document
-    for step in steps:
-        at = _step(at, step, path)
-    if isinstance(at, list):
-        at[_index(at, last, path)] = to  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(at, dict):
-        at[last] = to
-    else:
-        raise ValueError(f"there is nothing to set {last!r} in, at {path!r}")
-    return orjson.dumps(document)
-
-
-def _step(at: Any, step: str, path: str) -> Any:
-    if isinstance(at, list):
-        return at[_index(at, step, path)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(at, dict) and step in at:
-        return at[step]  # pyright: ignore[reportUnknownVariableType]
-    raise ValueError(f"the value has no {step!r}, of {path!r}")
-
-
-def _index(at: Sequence[Any], step: str, path: str) -> int:
-    if not step.isdigit() or int(step) >= len(at):
-        raise ValueError(f"{step!r} of {path!r} is no place in a list of {len(at)}")
-    return int(step)
-
-
 def pretty(value: bytes | None) -> str:
     """For an editor, and for a diff: JSON a field a line, each number as it is written; else the text; bytes that are neither as
     hex."""

@@ -24,7 +24,6 @@ from semel.dead_letters.decisions import (
     pretty,
     redirected,
     replayed,
-    set_path,
     skipped,
     unpretty,
     unread_by_one,
@@ -237,34 +236,6 @@ def test_the_first_batch_is_small_and_none_is_larger_than_a_second_may_have() ->
 
 
 # -- edits
-
-
-@pytest.mark.parametrize(
-    ("path", "given", "after"),
-    [
-        ("amount", "5", b'{"id":"1","amount":5,"tags":[{"a":1}]}'),
-        ("new", '"x"', b'{"id":"1","amount":-1,"tags":[{"a":1}],"new":"x"}'),
-        ("tags.0.a", "null", b'{"id":"1","amount":-1,"tags":[{"a":null}]}'),
-        ("tags.0", "7", b'{"id":"1","amount":-1,"tags":[7]}'),
-    ],
-)
-def test_a_field_is_set_and_the_others_stay(path: str, given: str, after: bytes) -> None:
-    assert set_path(b'{"id":"1", "amount":-1,"tags":[{"a":1}]}', path, given) == after
-
-
-@pytest.mark.parametrize(
-    ("value", "path", "given", "why"),
-    [
-        (b"{}", "a", "text", "no JSON"),
-        (b"{}", "a.b", "1", "has no 'a'"),
-        (b'{"a":[]}', "a.0", "1", "no place in a list of 0"),
-        (b'{"a":1}', "a.b", "1", "nothing to set"),
-        (b"no json", "a", "1", "the value is no JSON"),
-    ],
-)
-def test_what_cannot_be_set_is_refused(value: bytes, path: str, given: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        set_path(value, path, given)
 
 
 @pytest.mark.parametrize("value", [b'{"a":1,"b":[2]}', b"text\nof two lines", b"\xff\x00", '"ä"'.encode()])
