@@ -32,6 +32,7 @@ from semel.cli.dlq_asked import (
     meant_by,
     progress_of,
     say_done,
+    text_given,
     why_of,
 )
 from semel.cli.dlq_edit import edit
@@ -97,7 +98,10 @@ def redirect(
     pipeline: Target,
     letter: Which = None,
     *,
-    to: Annotated[str, typer.Option("--to", metavar="TOPIC", help="The topic they go to; it has to be there.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="TOPIC", callback=text_given, help="The topic they go to; it has to be there."),
+    ],
     group: Group = None,
     all_: All = False,
     key: Key = None,
@@ -153,7 +157,7 @@ def drop(
     pipeline: Target,
     letter: Which = None,
     *,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the audit.")],
+    reason: Reason,
     group: Group = None,
     all_: All = False,
     key: Key = None,
@@ -238,7 +242,7 @@ def forget(
     pipeline: Target,
     key: Annotated[str, typer.Argument(metavar="KEY", help="A record's key; 0x... for bytes in hex.")],
     *,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the audit.")],
+    reason: Reason,
     delete: Annotated[
         bool,
         typer.Option("--delete", help="Delete what stands before the key's last letter, where all of it is done with."),

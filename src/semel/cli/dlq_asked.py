@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from semel.plan import Plan
     from semel.port import TP
 
+
+def text_given(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Of what will be written as text. ConfigError where it is none."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{parameter.opts[-1]} {value!r} is not UTF-8; write it as text") from None
+    return value
+
+
 Which = Annotated[
     str | None,
     typer.Argument(metavar="LETTER", help="PARTITION@OFFSET as `ls` and `show` have it, or SOURCE[PARTITION]@OFFSET."),
@@ -34,9 +44,12 @@ Again = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 As = Annotated[
-    str | None, typer.Option("--as", metavar="NAME", help="Who acts, for the audit; else the user of this system.")
+    str | None,
+    typer.Option(
+        "--as", metavar="NAME", callback=text_given, help="Who acts, for the audit; else the user of this system."
+    ),
 ]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the audit.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", callback=text_given, help="Why, for the audit.")]
 Rate = Annotated[float, typer.Option(metavar="N", min=0, help="So many letters a second; 0: as many as there can be.")]
 
 # A pipeline takes tens of thousands a second; what it calls may not.
@@ -146,7 +159,8 @@ def key_of(text: str) -> bytes:
             return bytes.fromhex(text[2:])
         except ValueError:
             raise ConfigError(f"{text!r} is no hex; a key that begins so is written in hex, too") from None
-    return text.encode()
+    # What is not UTF-8 on a command line comes as surrogates.
+    return text.encode(errors="surrogateescape")
 
 
 # -- what is said
@@ -162,6 +176,7 @@ def why_of(by: str | None, reason: str) -> Why:
             by = getpass.getuser()
         except (KeyError, OSError) as exc:
             raise ConfigError("nobody knows who acts: this system has no name for its user; say --as NAME") from exc
+        by = by.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return Why(by, reason)
 
 

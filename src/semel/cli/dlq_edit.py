@@ -13,6 +13,7 @@ from semel.cli.dlq_asked import (
     Again,
     As,
     Letter_,
+    Reason,
     Refused,
     Yes,
     check_reason,
@@ -34,7 +35,7 @@ def edit(
     pipeline: Target,
     letter: Letter_,
     *,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the audit.")],
+    reason: Reason,
     value: Annotated[str | None, typer.Option(metavar="FILE", help="The new value; - for standard input.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=JSON", help="Set a field: customer.name='\"Ada\"'.")

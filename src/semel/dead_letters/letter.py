@@ -103,7 +103,7 @@ def is_waited_for(state: str) -> bool:
 
 def mentions(letter: Letter, text: str) -> bool:
     """Whether a text stands in it as it is: in its key, its value or any of its headers."""
-    wanted, record = text.encode(), letter.record
+    wanted, record = text.encode(errors="surrogateescape"), letter.record
     return any(wanted in (content or b"") for content in (record.key, record.value, *(v for _, v in record.headers)))
 
 

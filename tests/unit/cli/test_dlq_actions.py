@@ -2,6 +2,8 @@
 
 import pytest
 
+from semel.cli.dlq_asked import key_of
+
 PIPELINE = """
 from semel import Pipeline, Topic
 
@@ -36,6 +38,44 @@ async def test_what_is_not_clear_is_refused(semel, tmp_path, arguments, code, sa
     ran = await semel("dlq", *arguments, "--broker", "127.0.0.1:1")
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("drop", "shop", "--all", "--reason", "\udcff"), "--reason"),
+        (("replay", "shop", "--all", "--as", "\udcff"), "--as"),
+        (("redirect", "shop", "--all", "--to", "\udcff"), "--to"),
+    ],
+)
+async def test_what_is_to_be_written_as_text_and_is_none_is_refused(semel, tmp_path, arguments, option):
+    (tmp_path / "shop.py").write_text(PIPELINE)
+    ran = await semel("dlq", *arguments, "--broker", "127.0.0.1:1")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{option} '" in ran.err and "is not UTF-8" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("replay", "shop", "\udcff"), 2),
+        # A key is bytes.
+        (("replay", "shop", "--all", "--key", "\udcff"), 3),
+        (("forget", "shop", "\udcff", "--yes", "--reason", "x"), 3),
+    ],
+)
+async def test_what_is_not_utf8_has_no_traceback(semel, tmp_path, arguments, code):
+    (tmp_path / "shop.py").write_text(PIPELINE)
+    ran = await semel("dlq", *arguments, "--broker", "127.0.0.1:1")
+    assert (ran.code, ran.out) == (code, ""), ran.err
+
+
+def test_a_key_is_the_bytes_that_were_typed():
+    assert [key_of(text) for text in ("a\u00e4", "\udcff-\udc80", "0xff00")] == [
+        "a\u00e4".encode(),
+        b"\xff-\x80",
+        b"\xff\x00",
+    ]
 
 
 @pytest.mark.parametrize("verb", ["replay", "drop", "redirect"])
