@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.state.task import Task
 from semel.testing.clock import DEFAULT_START, VirtualLoop
@@ -356,7 +357,7 @@ class _LatestWarnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
-            text += f": {record.exc_info[1]!r}"
+            text += f": {described(record.exc_info[1])}"
         if text not in self.latest:
             self.latest.append(text)
 

@@ -686,3 +686,25 @@ def test_the_same_seed_is_the_same_run_and_another_seed_is_another(tester_of: Te
         return tester.now
 
     assert ends(1) == ends(1) != ends(2)
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def test_an_error_that_cannot_be_read_is_a_failed_attempt_as_in_a_worker(tester_of: TesterOf) -> None:
+    async def fail(orders: Any) -> AsyncIterator[Order]:
+        async for order in orders:
+            if order.amount:
+                raise Unreadable
+            yield order
+
+    tester = tester_of(pipeline_of(fail, retry=Retry(1)))
+    tester.send(Order("o1", "north", 1), key="north")
+    tester.send(Order("o2", "north", 0), key="north")
+    [letter] = tester.dead_letters()
+    assert letter.error == "Unreadable (its message cannot be read: RuntimeError)"
+    assert [output.value.id for output in tester.outputs()] == ["o2"]
