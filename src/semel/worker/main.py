@@ -16,6 +16,7 @@ from semel.broker.answers import is_explained
 from semel.config import Settings
 from semel.errors import described
 from semel.pipeline import Pipeline
+from semel.runtime import forks
 from semel.stages.agent.agent_loop import place
 from semel.worker.deadline import Deadline, Threads, exits_said, leave
 from semel.worker.supervised import READ_OF_FAUST, PlainWorker, Supervised
@@ -90,7 +91,7 @@ def _until_served(
     loop: asyncio.AbstractEventLoop, supervised: Supervised, deadline: Deadline, drain_s: float
 ) -> BaseException | None:
     """Run it to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
-    stop = asyncio.Event()
+    stop, generation = asyncio.Event(), forks.generation
 
     def told(*_: Any) -> None:
         # Not by way of the loop: it may be the one that stands still.
@@ -106,6 +107,8 @@ def _until_served(
             try:
                 return loop.run_until_complete(serving) or raised
             except (SystemExit, KeyboardInterrupt) as exc:
+                if forks.generation != generation:
+                    forks.leave(exc)
                 if serving.done():
                     return exc
                 raised = exc

@@ -203,8 +203,9 @@ async def _one_run(runner: AgentRunner, context: EventContext) -> Any:
         if runner.plan.in_threads:
             return await _run_in_thread(runner, context)
         return await _run_function(runner, context, runner.plan.run, awaits=runner.plan.kind is AgentKind.COROUTINE)
-    except (SystemExit, KeyboardInterrupt) as exc:
-        if isinstance(exc, runner.services.interrupts):
+    except BaseException as exc:
+        runner.leave_if_forked(exc)
+        if not isinstance(exc, (SystemExit, KeyboardInterrupt)) or isinstance(exc, runner.services.interrupts):
             raise
         return _Exit(exc)
 

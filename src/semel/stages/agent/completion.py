@@ -7,6 +7,7 @@ from typing import Any
 
 from semel.errors import StaleIncarnation
 from semel.port import Record
+from semel.runtime import forks
 from semel.stages.agent.turns import Turns
 from semel.stages.agent.work_queue import WorkQueue
 from semel.stages.fetch.work_unit import OpenBatch, Release, WorkUnit
@@ -42,6 +43,7 @@ class Completion:
         self._epoch = services.epoch
         self._changed = services.changed
         self._queue = queue
+        self._generation = forks.generation
         # Events that its code has handled to their end, whatever became of their epochs.
         self.succeeded = 0
         # Of them, those that had no result.
@@ -49,6 +51,8 @@ class Completion:
 
     def finish(self, context: EventContext) -> None:
         """The event in hand is done."""
+        if forks.generation != self._generation:
+            forks.leave()
         unit: WorkUnit | None = context.unit
         if unit is None or not context.alive:
             raise StaleIncarnation("the event's epoch is over")
@@ -89,6 +93,8 @@ class Completion:
 
     def finish_batch(self, context: EventContext, turns: Turns) -> None:
         """The batch in hand is done, with what became of its other records."""
+        if forks.generation != self._generation:
+            forks.leave()
         unit: WorkUnit = context.unit
         if not context.alive or unit.batch is None:
             raise StaleIncarnation("the batch's epoch is over")

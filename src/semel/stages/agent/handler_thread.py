@@ -16,6 +16,7 @@ from threading import Thread, get_ident
 from types import FrameType
 from typing import Any
 
+from semel.runtime import forks
 from semel.state.event_context import EventContext
 
 _Call = tuple["Future[Any]", Callable[[], Any]]
@@ -34,15 +35,20 @@ class HandlerThread(Executor):
 
     async def call(self, context: EventContext, function: Callable[[Any], Any], value: Any) -> Any:
         """What the function returns or raises; meanwhile the tables in hand are the thread's."""
-        loop_thread, variables = get_ident(), copy_context()
+        loop_thread, variables, generation = get_ident(), copy_context(), forks.generation
 
         def called() -> tuple[Any, BaseException | None]:
             context.thread = get_ident()
+            result, error = None, None
             try:
-                return function(value), None
+                result = function(value)
             except BaseException as exc:
                 # A future would not take all of them: StopIteration, SystemExit.
-                return None, exc
+                error = exc
+            if forks.generation != generation:
+                # Nobody waits for it there.
+                forks.leave(error)
+            return result, error
 
         self.busy = True
         result, error = await asyncio.get_running_loop().run_in_executor(self, variables.run, called)

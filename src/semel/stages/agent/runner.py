@@ -16,6 +16,7 @@ from typing import Any
 from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnation
 from semel.event import Event
 from semel.port import TP, Record
+from semel.runtime import forks
 from semel.stages.agent.completion import open_batch
 from semel.stages.agent.failure_handler import undo
 from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
@@ -56,6 +57,7 @@ class AgentRunner:
         self.plan = plan
         self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.notes, self.noted = notes, noted
+        self._generation = forks.generation
         self.waiting = self.lets_go = False
         self.closed = False
         # Where the agent's function runs, if not on the loop.
@@ -320,12 +322,19 @@ class AgentRunner:
 
     def step_begins(self, context: EventContext) -> None:
         """The body of this context runs from here to `step_ends`, and nothing else does."""
+        self.leave_if_forked()
         mine = context is self.context
         self.turns.begin_step(counts=mine)
         if mine:
             self.noted[CODE] = 1
 
+    def leave_if_forked(self, error: BaseException | None = None) -> None:
+        """Where the agent's code has come back in a process that it forked, that ends."""
+        if forks.generation != self._generation:
+            forks.leave(error)
+
     def step_ends(self) -> None:
+        self.leave_if_forked()
         holding = self.context.holding
         if self.turns.end_step(within_event=holding):
             self.noted[CODE] = holding
@@ -402,6 +411,7 @@ class AgentRunner:
 
     def failed(self, exc: BaseException, context: EventContext) -> None:
         """The event in hand failed: undo it, then decide whether it is tried again."""
+        self.leave_if_forked(exc)
         unit = self.unit
         if unit is None or not context.alive:
             return
