@@ -55,6 +55,16 @@ class Reject(SemelError):
     """Raised by an agent: this event goes straight to the dead letters, without retries."""
 
 
+class HandlerTimeout(SemelError):
+    """Handling an event took longer than its pipeline's `timeout`; it was cancelled, and counts as a failed attempt."""
+
+    def __init__(self, timeout_s: float, place: str) -> None:
+        super().__init__(
+            f"its handler was not done after {timeout_s:g} s and was cancelled, at {place}; Pipeline(timeout=) says for how long "
+            "it may take"
+        )
+
+
 class SessionLost(SemelError):
     """Handling an event blocked the event loop for longer than the group's session: it was handled for nobody."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 from semel.callables.kind import Kind, asked_of_stream, cannot_yield, check_results, gives_nothing, kind_of
@@ -44,6 +45,9 @@ class Pipeline:
     many events its agent is given in a span of time, by all workers together. `kind`: whether the agent takes the "stream" or
     one "event" at a time, where its function does not show that.
 
+    `timeout`: for how long an event may be in hand, and up to an eighth more; then its handler is cancelled, and that is a failed
+    attempt. A batch is one event here.
+
     DeclarationError where the parts do not fit.
     """
 
@@ -62,6 +66,7 @@ class Pipeline:
         concurrency: int = 1,
         threads: int | None = None,
         rate_limit: RateLimit | None = None,
+        timeout: timedelta | None = None,
         start: Start = "earliest",
         kind: Kind | None = None,
     ) -> None:
@@ -80,6 +85,7 @@ class Pipeline:
         self.concurrency = concurrency
         self.threads = threads
         self.rate_limit = rate_limit
+        self.timeout = timeout
         self.kind = kind_of(agent, kind)
         self._check(partition_by)
         for table in self.tables:
@@ -149,6 +155,7 @@ class Pipeline:
             )
         self._check_concurrency()
         self._check_threads()
+        self._check_timeout()
 
     def _check_concurrency(self) -> None:
         given, name = self.concurrency, self.name
@@ -181,6 +188,20 @@ class Pipeline:
             raise DeclarationError(
                 f"pipeline {name!r}: threads={given}, and its agent runs on the event loop; threads are for a plain function of "
                 "one event (def): use concurrency= for this one, and `await asyncio.to_thread(...)` for what blocks in it"
+            )
+
+    def _check_timeout(self) -> None:
+        given, name = self.timeout, self.name
+        if given is None:
+            return
+        if not isinstance(given, timedelta) or given <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DeclarationError(
+                f"pipeline {name!r}: timeout={given!r}; give a timedelta above 0, as timeout=timedelta(seconds=30)"
+            )
+        if self.kind is AgentKind.FUNCTION and self.threads is None:
+            raise DeclarationError(
+                f"pipeline {name!r}: timeout={given}, and its agent is a plain function, which holds the event loop until it "
+                "returns, so that nobody could end it; give threads= as well, or declare it with async def"
             )
 
     def _check_stream(self) -> None:
@@ -294,6 +315,7 @@ class Pipeline:
                     in_threads=self.threads is not None,
                     rate_limit=self.rate_limit,
                     alone=True,
+                    timeout_s=self.timeout.total_seconds() if self.timeout is not None else None,
                 )
             ],
             tables=[table_plan(t) for t in self.tables],

@@ -52,7 +52,8 @@ class TablePlan:
 class AgentPlan:
     """One consumer of the app's source topics. `slots`: so many runs of its code may have an event in hand at a time;
     `by_key`: events of several keys of a partition, else those of several partitions. `in_threads`: each run has a thread.
-    `alone`: there can be no other of its app, so that its function may be renamed."""
+    `timeout_s`: for how long one event may be in hand. `alone`: there can be no other of its app, so that its function may be
+    renamed."""
 
     name: str
     sources: tuple[Topic, ...]
@@ -65,6 +66,7 @@ class AgentPlan:
     by_key: bool = False
     in_threads: bool = False
     rate_limit: RateLimit | None = None
+    timeout_s: float | None = None
     alone: bool = False
 
     @property

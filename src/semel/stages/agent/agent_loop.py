@@ -236,7 +236,7 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
                 try:
                     waiting = deliver(result)
                     if waiting is not None:
-                        await waiting
+                        await runner.opening(waiting)
                     delivered += 1
                     if delivered % LOOKS_EVERY == 0 and monotonic() > turn_ends:
                         # One event may have results without end.
@@ -296,7 +296,7 @@ async def _run_function(runner: AgentRunner, context: EventContext, run: Callabl
                     result = await result
                 waiting = emit(context, result)
                 if waiting is not None:
-                    await waiting
+                    await runner.opening(waiting)
                 finish(context)
             except Exception as exc:
                 runner.failed(exc, context)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
-from semel.errors import HandlingError, ProcessEnded, SessionLost, StaleIncarnation
+from semel.errors import HandlerTimeout, HandlingError, ProcessEnded, SessionLost, StaleIncarnation
 from semel.event import Event
 from semel.port import TP, Record
 from semel.runtime import forks
@@ -60,6 +60,8 @@ class AgentRunner:
         self._generation = forks.generation
         self.waiting = self.lets_go = False
         self.closed = False
+        # The engine opens a topic for its code, which waits for nothing of its own meanwhile.
+        self.opens = False
         # Where the agent's function runs, if not on the loop.
         self.thread: HandlerThread | None = None
         # The run that asks for its next work unit; work units given so far; bodies in a row that ended before
@@ -370,6 +372,14 @@ class AgentRunner:
         record = self.context.record
         return None if record is None else self.event(self._processor.value(unit, record), record, unit.cursor.tp)
 
+    async def opening(self, topic: Awaitable[None]) -> None:
+        """A result names a topic that is not known yet. For how long that takes is none of the handler's doing."""
+        self.opens = True
+        try:
+            await topic
+        finally:
+            self.opens = False
+
     def event(self, value: Any, record: Record, tp: TP) -> Event:
         return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
 
@@ -433,8 +443,19 @@ class AgentRunner:
         """
         self.queue.clear()
         self.alone = None
-        if not self.context.event and self.unit is None:
-            return
+        if self.context.event or self.unit is not None:
+            self._begin_anew()
+
+    def time_out(self, error: HandlerTimeout) -> None:
+        """The event in hand has failed, and so that its code, which goes on until it is cancelled, does nothing more for it, nor
+        for the next one, its run is over."""
+        context = self.context
+        self.failed(error, context)
+        if self.context is context:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The run is over, with what it has in hand."""
         self.turns.forget()
         if self.unit is not None:
             self.queue.busy -= 1
@@ -442,7 +463,7 @@ class AgentRunner:
         self.context.writes.forget()
         self.context = EventContext(self.services.store_failed, self.event_in_hand)
         self.noted[CODE] = self.noted[HOLDS] = 0
-        self.lets_go = False
+        self.lets_go = self.opens = False
         self.over.set()
 
     def close(self) -> None:

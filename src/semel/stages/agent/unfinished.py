@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semel.errors import HandlerTimeout
 from semel.port import Clock
 from semel.stages.agent import agent_loop
 from semel.stages.agent.runner import AgentRunner
@@ -48,8 +49,8 @@ class NotAsking:
 
 
 class UnfinishedEvents:
-    """`run` looks every half second, or more often where a handler timeout is short; nothing is counted where events are
-    handled."""
+    """`run` looks every half second, or more often where a timeout is short; nothing is counted where events are handled. An
+    event that takes longer than its pipeline's `timeout` has failed."""
 
     def __init__(
         self, runners: Sequence[AgentRunner], clock: Clock, stats: dict[str, float], *, handler_timeout_ms: int
@@ -71,8 +72,10 @@ class UnfinishedEvents:
         self._idle: dict[AgentRunner, tuple[tuple[EventContext, int], float, float]] = {}
 
     async def run(self) -> None:
+        timeouts_s = [runner.plan.timeout_s for runner in self._runners if runner.plan.timeout_s is not None]
+        look_s = min([self._look_s, *(timeout_s / 8 for timeout_s in timeouts_s)])
         while True:
-            await self._clock.sleep(self._look_s)
+            await self._clock.sleep(look_s)
             now = self._clock.monotonic()
             for runner in self._runners:
                 self._look(runner, now)
@@ -86,6 +89,10 @@ class UnfinishedEvents:
         at = self._at.get(runner)
         if at is None or at[0] is not context or at[1] != context.event:
             self._at[runner] = context, context.event, now, now + SAY_S
+            return
+        timeout_s = runner.plan.timeout_s
+        if timeout_s is not None and now - at[2] >= timeout_s and not runner.opens:
+            runner.time_out(HandlerTimeout(timeout_s, agent_loop.stands_at(runner)))
             return
         if now >= at[3]:
             self._at[runner] = context, context.event, at[2], now + AGAIN_S
