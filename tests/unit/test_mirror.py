@@ -21,6 +21,7 @@ WHOLE = {
     "stages/agent/test_blocking.py": "handlers that hold the event loop",
     "stages/agent/test_endings.py": "how an agent's code may end",
     "stages/agent/test_handlers.py": "what a handler may do to its epoch",
+    "stages/agent/test_timeout.py": "handlers that are not done in time",
     "stages/dedup/test_rule_functions.py": "what functions of a dedup rule may do",
     "stages/dedup/test_stream_time.py": "stream time without a dedup rule",
 }
