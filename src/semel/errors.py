@@ -55,8 +55,11 @@ class Reject(SemelError):
     """Raised by an agent: this event goes straight to the dead letters, without retries."""
 
 
-class HandlerTimeout(SemelError):
-    """Handling an event took longer than its pipeline's `timeout`; it was cancelled, and counts as a failed attempt."""
+class HandlerTimeout(SemelError, TimeoutError):
+    """Handling an event took longer than its pipeline's `timeout`; it was cancelled, and counts as a failed attempt.
+
+    A TimeoutError as well, so that `Retry(transient=(TimeoutError,))` means it, too.
+    """
 
     def __init__(self, timeout_s: float, place: str) -> None:
         super().__init__(

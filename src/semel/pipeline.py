@@ -30,6 +30,7 @@ TABLE_METHODS = frozenset(("get", "get_many", "pop", "setdefault", "update"))
 PARTITIONS_AT_ONCE = 64
 MOST_AT_ONCE = 10_000
 MOST_THREADS = 1_000
+LEAST_TIMEOUT = timedelta(milliseconds=10)
 
 
 class Pipeline:
@@ -194,9 +195,9 @@ class Pipeline:
         given, name = self.timeout, self.name
         if given is None:
             return
-        if not isinstance(given, timedelta) or given <= timedelta(0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(given, timedelta) or given < LEAST_TIMEOUT:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DeclarationError(
-                f"pipeline {name!r}: timeout={given!r}; give a timedelta above 0, as timeout=timedelta(seconds=30)"
+                f"pipeline {name!r}: timeout={given!r}; give a timedelta of 10 ms or more, as timeout=timedelta(seconds=30)"
             )
         if self.kind is AgentKind.FUNCTION and self.threads is None:
             raise DeclarationError(

@@ -1,4 +1,4 @@
-"""Handlers that wait, a hundred at a time, on a real broker: order per key, through kill -9 (protocol rules 1 and 3)."""
+"""Handlers that wait, a hundred at a time, and some that hang, on a real broker: through kill -9 (protocol rules 1 and 3)."""
 
 from __future__ import annotations
 
@@ -57,6 +57,38 @@ async def test_a_thousand_handlers_that_wait_overlap_and_keep_the_order_of_each_
         assert all(ended <= began for (_, ended), (began, _) in pairwise(spans)), "side by side"
     assert _most_at_a_time([s for of_key in settled.values() for s in of_key]) > 50
     assert not await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
+    assert await worker.stopped() == 0
+
+
+async def test_handlers_that_hang_time_out_and_all_else_takes_effect_once_through_a_kill(
+    kafka: LocalKafka, make_ledger: MakeLedger
+) -> None:
+    ledger, fed = await make_ledger(kafka, target="waiting:timed"), defaultdict[str, list[str]](list)
+    messages: list[Message] = []
+    for n in range(400):
+        key = f"account-{n % 40}"
+        kind = "poison" if n in (25, 225) else "once" if n % 20 == 7 else "e"
+        fed[key].append(f"{kind}-{n}")
+        payment = {"id": fed[key][-1], "account": key, "amount": 1}
+        messages.append(Message(key.encode(), json.dumps(payment).encode(), ()))
+    worker = ledger.worker().start()
+    await worker.ready()
+    await ledger.feed(messages)
+    # In the middle of the first that hang.
+    await asyncio.sleep(0.7)
+    worker.kill9()
+    worker = worker.start()
+    await ledger.drained()
+    settled = defaultdict[str, list[str]](list)
+    for line in await logs.read(ledger.bootstrap, ledger.sink):
+        settled[(line.key or b"").decode()].append(json.loads(line.value or b"")["id"])
+    assert settled == {key: [id for id in ids if not id.startswith("poison")] for key, ids in fed.items()}
+    letters = await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
+    assert {json.loads(letter.value or b"")["id"] for letter in letters} == {"poison-25", "poison-225"}
+    for letter in letters:
+        assert letter.header("semel.reason") == "failed"
+        assert "HandlerTimeout" in letter.header("semel.error") and "waiting.py" in letter.header("semel.error")
+    assert await worker.metric("semel_agent_timed_out_total") >= 20
     assert await worker.stopped() == 0
 
 

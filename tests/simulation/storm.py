@@ -19,9 +19,11 @@ import orjson
 from semel import RateLimit
 from semel.broker.answers import Answer, answer_of, needs_a_person
 from semel.memory.faults import Call, Fault, delay, lose_answer, lose_request, refuse, unsent
+from semel.partitioner import partition_of
 from semel.port import TP, RpcError
 from semel.runtime.failpoints import NAMES
 from semel.stages.sink.dead_letters import split_headers
+from semel.state.event_context import current_context
 from semel.testing.clock import process
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
@@ -44,6 +46,8 @@ FENCES = [47, 90, 49, 59]
 NTH = (1, 1, 1, 1, 2, 2, 3, 5, 8)
 # The last ones are longer than a request, a commit and a transaction may take.
 THROTTLES_S = (0.05, 0.5, 0.5, 3.0, 9.0)
+# What hangs may take so long; what is slow takes less, also where nobody can cancel it.
+TIMEOUT = timedelta(seconds=5)
 # Events that end every process which handles them, at most. Each holds its partition up for half a minute.
 DEADLY = 2
 # How often something held is dropped at the end: what waited behind it may hold its key in its turn.
@@ -98,6 +102,8 @@ class Storm:
         deadly, some = seeded(seed, "deadly code").choice([0.0, 0.0, 0.01, 0.05]), iter(range(DEADLY))
         world.deadly = lambda ident: seeded(seed, "deadly", ident).random() < deadly and next(some, None) is not None
         world.work.before = self.before
+        if world.pipeline.timeout is not None:
+            world.work.hangs = self.hangs
         self._calls: dict[str, tuple[random.Random, int]] = {}
         self._doomed: dict[str, dict[int, bool]] = {}
         self._full: set[str] = set()
@@ -233,6 +239,17 @@ class Storm:
             self.world.crash(worker, "in user code")
         await asyncio.Event().wait()
 
+    def hangs(self, payment: Payment) -> bool:
+        """Half of those that fail do it by not ending; the pipeline's timeout makes a failed attempt of that, too.
+
+        Not one whose key is of another partition now, which its first look at a table would say; none when all is to be quiet.
+        """
+        context, sources = current_context.get(), self.world.cluster.topics()[SOURCE].logs
+        if self.quiet or context is None or context.unit is None:
+            return False
+        at_home = context.unit.cursor.tp.partition == partition_of(payment.account.encode(), len(sources))
+        return at_home and seeded(self.seed, "hangs", payment.id).random() < 0.5
+
     async def block(self, payment: Payment) -> None:
         """A handler that holds the loop: nobody runs meanwhile, and the clock goes on."""
         run = len(self.world.work.handled)
@@ -284,6 +301,7 @@ class Storm:
         world, machine = self.world, self.world.machines[worker.client]
         self.figures["fetches in vain"] += sum(worker.engine.troubles.counts.values())
         self.figures["stores made anew"] += int(worker.engine.stats["rebuilds"])
+        self.figures["handlers timed out"] += int(worker.engine.stats["timed_out"])
         rng = seeded(self.seed, "death", worker.client)
         draw, pause = rng.random(), rng.choice([0.0, 0.0, 0.01, 0.1, 1.0, 11.0])
         if not self.quiet:
@@ -655,6 +673,7 @@ class Storm:
         n["records in"] = sum(world.recorder.source_ends.values())
         n["fetches in vain"] += sum(sum(w.engine.troubles.counts.values()) for w in world.workers.values())
         n["stores made anew"] += sum(int(w.engine.stats["rebuilds"]) for w in world.workers.values())
+        n["handlers timed out"] += sum(int(w.engine.stats["timed_out"]) for w in world.workers.values())
         n["resets"] = self.others.lives - 1
         dead = world.cluster.topics().get(f"{APP}.dlq")
         letters = [r for log in world.cluster.committed(f"{APP}.dlq") for r in log] if dead is not None else []
@@ -678,6 +697,7 @@ def brewed(path: Path, seed: int, *, crashes: int = 40, real_share: float = 0.0,
         holds=seeded(seed, "holds").random() < 0.25,
         concurrency=1 if style == "batches" else seeded(seed, "concurrency").choice([1, 2, 8]),
         rate_limit=seeded(seed, "rate limit").choice([None, None, None, RateLimit(300), RateLimit(100, burst=30)]),
+        timeout=seeded(seed, "timeout").choice([None, TIMEOUT]),
     )
     turns = seeded(seed, "turns")
     world.loop.disturb(turns, turn_s=turns.choice([0.0, 1e-5, 1e-4]), shuffled=turns.choice([0.0, 0.0, 0.3]))

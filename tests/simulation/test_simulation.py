@@ -68,7 +68,9 @@ def test_whatever_goes_wrong_each_event_takes_effect_once() -> None:
         kinds.update({name: n for name, n in outcome.figures.items() if name.startswith("fault: ")})
     assert total.runs["real"] and total.runs["model"]
     # A sample in which nothing bit would prove nothing.
-    for figure in ("crash points", "fences", "aborts", "rebalances", "redeliveries", "keys held"):
+    for figure in (
+        "crash points", "fences", "aborts", "rebalances", "redeliveries", "keys held", "handlers timed out",
+    ):  # fmt: skip
         assert total.figures[figure], f"no {figure}"
     assert len(kinds) > 15
     crashed = {key[1] for key in total.seen if key[0] == "crash"}

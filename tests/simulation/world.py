@@ -56,7 +56,7 @@ class SimulatedWorld(World):
 
     def __init__(self, path: Path, *, seed: int, partitions: int, style: str, window: timedelta, real: bool,
                  stateful: bool = True, concurrency: int = 1, rate_limit: RateLimit | None = None, holds: bool = False,
-                 **settings: Any) -> None:  # fmt: skip
+                 timeout: timedelta | None = None, **settings: Any) -> None:  # fmt: skip
         self.watch: Watch = watching()
         self.recorder = Recorder(asyncio.get_running_loop().time, APP, "payments")
         dedup = Dedup("id", window=window)
@@ -70,13 +70,12 @@ class SimulatedWorld(World):
             interrupts=(KeyboardInterrupt,),
             **settings,
         )
-        retry = replace(RETRY, then="hold") if holds else RETRY
-        if concurrency > 1 or rate_limit is not None or holds:
-            self.pipeline = payments_pipeline(
-                self.work, style=style, dedup=dedup, concurrency=concurrency, rate_limit=rate_limit, retry=retry
-            )
+        declared: dict[str, Any] = {"concurrency": concurrency, "rate_limit": rate_limit, "timeout": timeout}
+        declared["retry"] = replace(RETRY, then="hold") if holds else RETRY
+        if concurrency > 1 or rate_limit is not None or timeout is not None or holds:
+            self.pipeline = payments_pipeline(self.work, style=style, dedup=dedup, **declared)
         if not stateful:
-            self.pipeline = passing_on(self.work, retry, concurrency, rate_limit)
+            self.pipeline = passing_on(self.work, **declared)
         self.loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.loop.set_exception_handler(self._complain)
         self.real = real
@@ -454,7 +453,7 @@ def waits_for_letters(task: Task) -> bool:
     return all(cursor.parked is None or cursor.parked.heads == 0 for cursor in task.cursors.values())
 
 
-def passing_on(work: Work, retry: Retry, concurrency: int = 1, rate_limit: RateLimit | None = None) -> Pipeline:
+def passing_on(work: Work, **declared: Any) -> Pipeline:
     """Nothing that it keeps belongs to a key: neither tables nor a dedup rule."""
 
     async def pass_on(payments: Any) -> Any:
@@ -471,9 +470,7 @@ def passing_on(work: Work, retry: Retry, concurrency: int = 1, rate_limit: RateL
         source=Topic("payments", key=str, value=Payment),
         agent=pass_on,
         sink=Topic("settlements", key=str, value=Settlement),
-        retry=retry,
-        concurrency=concurrency,
-        rate_limit=rate_limit,
+        **declared,
     )
 
 

@@ -55,6 +55,8 @@ class Work:
         self.failures: dict[str, int] = {}
         self.handled: list[str] = []
         self.before: Callable[[Payment], Awaitable[None]] | None = None
+        # Which failing events fail by not ending, instead of by an error.
+        self.hangs: Callable[[Payment], bool] = lambda payment: False
         # What a failing event fails with.
         self.error: Callable[[str], BaseException] = RuntimeError
 
@@ -64,12 +66,16 @@ class Work:
             await self.before(payment)
         if payment.sleep_ms:
             await asyncio.sleep(payment.sleep_ms / 1000)
+        if payment.fails and self.hangs(payment) and self._fails(payment):
+            await asyncio.Event().wait()
 
     def maybe_fail(self, payment: Payment) -> None:
-        if payment.fails:
-            seen = self.failures[payment.id] = self.failures.get(payment.id, 0) + 1
-            if payment.fails < 0 or seen <= payment.fails:
-                raise self.error(f"attempt {seen} at {payment.id}")
+        if payment.fails and self._fails(payment):
+            raise self.error(f"attempt {self.failures[payment.id]} at {payment.id}")
+
+    def _fails(self, payment: Payment) -> bool:
+        seen = self.failures[payment.id] = self.failures.get(payment.id, 0) + 1
+        return payment.fails < 0 or seen <= payment.fails
 
 
 def payments_pipeline(

@@ -143,9 +143,8 @@ class Engine:
         self._background = Background()
         # -- what others look at
         self.waiting_for = "starting"
-        self.stats: dict[str, float] = dict.fromkeys(
-            ("commits", "aborts", "unknown", "fences", "rebalances", "recoveries", "left_out", "trims", "rebuilds"), 0
-        )
+        names = "commits aborts unknown fences rebalances recoveries left_out timed_out trims rebuilds"
+        self.stats: dict[str, float] = dict.fromkeys(names.split(), 0)
         self.stats["rebuilds"] = store.found_damaged
         self.lingering = UnfinishedEvents(
             self.runners, clock, self.stats, handler_timeout_ms=settings.handler_timeout_ms

@@ -40,6 +40,10 @@ _ENGINE = {
         "semel_agent_left_out",
         "Events that took longer than handler_timeout_ms; epochs are committed without them",
     ),
+    "timed_out": (
+        "semel_agent_timed_out",
+        "Attempts that took longer than their pipeline's timeout, and were cancelled",
+    ),
     "trims": ("semel_dedup_trims", "Times expired marks were deleted from the marks changelog"),
     "rebuilds": ("semel_store_rebuilds", "Times the local copy of the state was damaged and made anew"),
 }

@@ -1,11 +1,12 @@
-"""Handlers that wait for 100 ms each, of many keys at a time: by `concurrency` and by `threads`. Named by `PIPELINE` in the
-environment."""
+"""Handlers that wait for 100 ms each, of many keys at a time: by `concurrency` and by `threads`; and some that hang, which a
+timeout ends. Named by `PIPELINE` in the environment."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 from accounts import balances, pipeline_of
 
@@ -47,3 +48,18 @@ def block(payment: Payment) -> Settlement:
 
 side_by_side = pipeline_of(wait, Payment, settlement=Settlement, attempts=3, concurrency=100)
 in_threads = pipeline_of(block, Payment, settlement=Settlement, attempts=3, threads=100)
+
+_hung: set[str] = set()
+
+
+async def hang(payment: Payment) -> Settlement:
+    """As `wait`; one with an id that begins so hangs the first time in each process, or each time."""
+    began, kind = time.monotonic(), payment.id.partition("-")[0]
+    balance = balances[payment.account] + payment.amount
+    if kind == "poison" or (kind == "once" and payment.id not in _hung):
+        _hung.add(payment.id)
+        await asyncio.Event().wait()
+    return settlement(payment, balance, began)
+
+
+timed = pipeline_of(hang, Payment, settlement=Settlement, attempts=3, concurrency=20, timeout=timedelta(seconds=1))

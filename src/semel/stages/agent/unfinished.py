@@ -17,6 +17,8 @@ from semel.state.event_context import EventContext
 log = logging.getLogger("semel.agent")
 
 LOOK_S = 0.5
+# Within a timeout it is looked so often: an event is seen a look late at most, and ended a look late.
+LOOKS = 16
 # An event is said after so long, and again this often while it lasts; of an agent whose every event waits at one place, so is
 # one a minute.
 SAY_S, AGAIN_S = 1.0, 60.0
@@ -50,7 +52,8 @@ class NotAsking:
 
 class UnfinishedEvents:
     """`run` looks every half second, or more often where a timeout is short; nothing is counted where events are handled. An
-    event that takes longer than its pipeline's `timeout` has failed."""
+    event that takes longer than its pipeline's `timeout` has failed; for how long code held the loop meanwhile does not count,
+    since what it waits for may have been there before it could look."""
 
     def __init__(
         self, runners: Sequence[AgentRunner], clock: Clock, stats: dict[str, float], *, handler_timeout_ms: int
@@ -63,6 +66,10 @@ class UnfinishedEvents:
         self._unready_s = UNREADY_TIMEOUTS * self._patient_s
         # What each runner is at, since when, and when that is to be said next.
         self._at: dict[AgentRunner, tuple[EventContext, int, float, float]] = {}
+        # For how long the loop has been seen to run.
+        self._ran_s = 0.0
+        # By that count, since when an event with a timeout is in hand.
+        self._begun: dict[AgentRunner, float] = {}
         # Events that have taken longer than handler_timeout_ms, and were counted.
         self._left_out: dict[AgentRunner, tuple[EventContext, int]] = {}
         # When an agent was last said to wait at a place, of which event, and of how many others it was not said since.
@@ -73,10 +80,13 @@ class UnfinishedEvents:
 
     async def run(self) -> None:
         timeouts_s = [runner.plan.timeout_s for runner in self._runners if runner.plan.timeout_s is not None]
-        look_s = min([self._look_s, *(timeout_s / 8 for timeout_s in timeouts_s)])
+        look_s = min([self._look_s, *(timeout_s / LOOKS for timeout_s in timeouts_s)])
+        now = self._clock.monotonic()
         while True:
+            before = now
             await self._clock.sleep(look_s)
             now = self._clock.monotonic()
+            self._ran_s += min(now - before, 2 * look_s)
             for runner in self._runners:
                 self._look(runner, now)
                 self._look_whether_it_asks(runner, now)
@@ -89,10 +99,9 @@ class UnfinishedEvents:
         at = self._at.get(runner)
         if at is None or at[0] is not context or at[1] != context.event:
             self._at[runner] = context, context.event, now, now + SAY_S
+            self._begun[runner] = self._ran_s
             return
-        timeout_s = runner.plan.timeout_s
-        if timeout_s is not None and now - at[2] >= timeout_s and not runner.opens:
-            runner.time_out(HandlerTimeout(timeout_s, agent_loop.stands_at(runner)))
+        if self._timed_out(runner):
             return
         if now >= at[3]:
             self._at[runner] = context, context.event, at[2], now + AGAIN_S
@@ -104,6 +113,19 @@ class UnfinishedEvents:
                 "agent %s has been handling %s for over %.0f ms; it is left out of the epochs until it is done",
                 runner.plan.name, runner.where, self._patient_s * 1000,
             )  # fmt: skip
+
+    def _timed_out(self, runner: AgentRunner) -> bool:
+        timeout_s = runner.plan.timeout_s
+        if timeout_s is None:
+            return False
+        if runner.opens:
+            # It waits for the engine, and has its time for what comes after.
+            self._begun[runner] = self._ran_s
+        if self._ran_s - self._begun[runner] < timeout_s:
+            return False
+        self._stats["timed_out"] += 1
+        runner.time_out(HandlerTimeout(timeout_s, agent_loop.stands_at(runner)))
+        return True
 
     def _say(self, runner: AgentRunner, event: tuple[EventContext, int], seconds: float, now: float) -> None:
         place = agent_loop.stands_at(runner)

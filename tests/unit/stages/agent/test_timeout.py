@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 import pytest
 
-from semel import Pipeline, Topic
-from semel.errors import DeclarationError
+from semel import Pipeline, Retry, Topic
+from semel.errors import DeclarationError, HandlerTimeout
 from tests.unit.harness import APP, ATTEMPTS, Payment, World, payments_pipeline
 
 STYLES = ["coroutine", "stream", "stubborn", "batches"]
@@ -176,7 +176,127 @@ async def test_a_thread_that_hangs_is_left_behind(world: World) -> None:
     assert settled(world) == ["hangs", "last"]
 
 
-@pytest.mark.parametrize("timeout", [5, timedelta(0), timedelta(seconds=-1), "5 s"])
+async def test_what_code_holds_the_loop_for_does_not_count(world: World) -> None:
+    """Another event's handler blocks it for longer than the timeout, while what this one waits for is there already."""
+    timed(world, "coroutine", concurrency=2)
+    loop: Any = asyncio.get_running_loop()
+
+    async def before(payment: Payment) -> None:
+        await asyncio.sleep(0.5)
+        if payment.id == "blocks":
+            loop.advance(3 * TIMEOUT_S)
+        await asyncio.sleep(0.5)
+
+    world.work.before = before
+    await world.until_running(world.start())
+    world.pay("a1", 1, id="waits")
+    world.pay("a2", 1, id="blocks")
+    await world.drained(within_s=60)
+    assert Counter(world.work.handled) == {"waits": 1, "blocks": 1}
+
+
+async def test_a_row_that_a_cancelled_handler_goes_on_to_change_is_not_that_of_its_next_attempt(world: World) -> None:
+    """A list that is changed in place is written back when its event is done: the first attempt's never is."""
+    attempts: list[str] = []
+    seen: list[list[str]] = []
+
+    def make(tables: tuple[Any, Any]) -> Any:
+        journals = tables[1]
+
+        async def handle(payment: Payment) -> Any:
+            attempts.append(payment.id)
+            journal = journals[payment.account]
+            journal.append(f"{payment.id}, attempt {attempts.count(payment.id)}")
+            while payment.id == "hangs" and attempts.count("hangs") == 1:
+                try:
+                    await asyncio.sleep(TIMEOUT_S + 0.3)
+                    break
+                except asyncio.CancelledError:
+                    journal.append("cancelled")
+            else:
+                # While the other one is still at it.
+                await asyncio.sleep(1.0)
+            journal.append("went on")
+            seen.append(list(journal))
+
+        return handle
+
+    timed(world, "coroutine", make=make)
+    await world.until_running(world.start())
+    world.pay("a1", 5, id="hangs")
+    world.pay("a1", 1, id="last")
+    await world.drained(within_s=60)
+    assert attempts == ["hangs", "hangs", "last"]
+    assert seen[-1] == ["hangs, attempt 2", "went on", "last, attempt 1", "went on"]
+
+
+async def test_where_all_time_out_the_agent_halts_and_goes_on_when_that_is_over(world: World) -> None:
+    """Nothing is dead-lettered; one event at a time is tried."""
+    over = False
+
+    async def before(payment: Payment) -> None:
+        if not over:
+            await asyncio.Event().wait()
+
+    timed(world, "coroutine", concurrency=4)
+    world.work.before = before
+    worker = world.start(halt_after=3)
+    await world.until_running(worker)
+    for n in range(40):
+        world.pay(f"a{n}", 1)
+    await world.until(lambda: any(runner.slots.halted for runner in worker.engine.runners), within_s=60)
+    await asyncio.sleep(120)
+    assert letters(world) == [] and settled(world) == []
+    over = True
+    await world.drained(within_s=120)
+    assert len(settled(world)) == 40 and letters(world) == []
+    world.check()
+
+
+def test_the_tester_times_out_as_a_worker_does(tester_of: Any) -> None:
+    async def handle(payment: Payment) -> dict[str, Any]:
+        await asyncio.sleep(60 if payment.id == "hangs" else 1)
+        return {"id": payment.id}
+
+    sink = Topic("settlements", key=str, value=dict)
+    once = Retry(attempts=1)
+    tester = tester_of(Pipeline(APP, source=SOURCE, agent=handle, sink=sink, retry=once, timeout=timedelta(seconds=5)))
+    for id in ("hangs", "last"):
+        tester.send(Payment(id, "a1", 1), key="a1")
+    assert [output.value["id"] for output in tester.outputs()] == ["last"]
+    [letter] = tester.dead_letters()
+    assert "HandlerTimeout" in letter.error and "not done after 5 s" in letter.error
+
+
+@pytest.mark.parametrize("then", ["park", "stop"])
+def test_what_stays_parked_times_out_again_until_it_does_not(tester_of: Any, then: Any) -> None:
+    attempts = Counter[str]()
+
+    async def handle(payment: Payment) -> dict[str, Any]:
+        attempts[payment.id] += 1
+        if payment.id == "hangs" and attempts["hangs"] <= 4:
+            await asyncio.Event().wait()
+        return {"id": payment.id}
+
+    retry = Retry(attempts=2, delays=(timedelta(seconds=10),), then=then)
+    sink = Topic("settlements", key=str, value=dict)
+    tester = tester_of(Pipeline(APP, source=SOURCE, agent=handle, sink=sink, retry=retry, timeout=timedelta(seconds=5)))
+    tester.send(Payment("hangs", "a1", 1), key="a1")
+    tester.send(Payment("other", "a2", 1), key="a2")
+    tester.advance_time(timedelta(minutes=5))
+    assert attempts == {"hangs": 5, "other": 1} and tester.dead_letters() == []
+    assert sorted(output.value["id"] for output in tester.outputs()) == ["hangs", "other"]
+
+
+def test_a_retry_rule_may_name_it() -> None:
+    """As what it is, or as a TimeoutError."""
+    for kind in (HandlerTimeout, TimeoutError):
+        retry = Retry(transient=(kind,))
+        assert retry.delay_s(HandlerTimeout(5, "agents/settle.py:7"), 1, 0.0) is not None
+    assert str(HandlerTimeout(5, "agents/settle.py:7")).startswith("its handler was not done after 5 s")
+
+
+@pytest.mark.parametrize("timeout", [5, timedelta(0), timedelta(microseconds=9_999), timedelta(seconds=-1), "5 s"])
 def test_a_timeout_that_cannot_be_is_refused(timeout: Any) -> None:
     async def handle(payment: Payment) -> None:
         pass
