@@ -154,6 +154,7 @@ class Settings(BaseSettings):
     commit_timeout_ms: int = Field(default=5_000, gt=0)
     revoke_timeout_ms: int = Field(default=7_000, gt=0)
     rebalance_timeout_ms: int = Field(default=60_000, gt=0)
+    max_block_ms: int = Field(default=300_000, ge=0)
     handler_timeout_ms: int = Field(default=5_000, gt=0)
     drain_timeout_ms: int = Field(default=30_000, gt=0)
     # One carried item is an output that waits for its commit: 10,000 of 1 kB are 10 MB, seconds of timers' work.

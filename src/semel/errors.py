@@ -69,13 +69,13 @@ class HandlerTimeout(SemelError, TimeoutError):
 
 
 class SessionLost(SemelError):
-    """Handling an event blocked the event loop for longer than the group's session: it was handled for nobody."""
+    """Handling an event blocked the event loop for so long that the group's session was over: it was handled for nobody."""
 
     def __init__(self, times: int) -> None:
         super().__init__(
-            f"its handler blocked the event loop for longer than session_timeout_ms, {times} times: each time the group gave the "
-            "partition away and nothing of it counted; await what takes long, run it in a thread (asyncio.to_thread), or "
-            "raise session_timeout_ms"
+            f"its handler blocked the event loop for longer than max_block_ms and session_timeout_ms, {times} times: each time "
+            "the group gave the partition away and nothing of it counted; await what takes long, run it in a thread "
+            "(asyncio.to_thread), or raise max_block_ms"
         )
 
 

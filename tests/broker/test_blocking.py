@@ -22,9 +22,10 @@ HOLD_S = 0.5
 EVENTS = 30
 
 
-def message(n: int, hold_s: float) -> Message:
+def message(n: int, hold_s: float, *, once: bool = False) -> Message:
     account = f"account-{n % 8}"
-    return Message(account.encode(), json.dumps({"id": f"{n}", "account": account, "hold_s": hold_s}).encode())
+    payment = {"id": f"{n}", "account": account, "hold_s": hold_s, "once": once}
+    return Message(account.encode(), json.dumps(payment).encode())
 
 
 async def test_a_handler_that_blocks_half_a_second_each_commits_steadily_and_runs_once(
@@ -55,7 +56,7 @@ async def test_an_event_that_blocks_past_the_session_ends_in_the_dead_letters_an
 ) -> None:
     ledger = await make_ledger(kafka, target="blocker:pipeline", partitions=2)
     runs = tmp_path / "runs"
-    worker = ledger.worker(SEMEL_SESSION_TIMEOUT_MS="2000", RUNS=str(runs)).start()
+    worker = ledger.worker(SEMEL_SESSION_TIMEOUT_MS="2000", SEMEL_MAX_BLOCK_MS="0", RUNS=str(runs)).start()
     await worker.ready()
     slow = 3.5
     await ledger.feed([message(0, 0.0), message(1, slow), *(message(n, 0.0) for n in range(2, 12))])
@@ -71,3 +72,55 @@ async def test_an_event_that_blocks_past_the_session_ends_in_the_dead_letters_an
     settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(settled, key=int) == [str(n) for n in range(12) if n != 1]
     assert await worker.stopped() == 0
+
+
+async def test_a_handler_that_blocks_for_several_sessions_keeps_its_partitions_and_runs_once(
+    kafka: LocalKafka, make_ledger: MakeLedger, tmp_path: Path
+) -> None:
+    """Twice, while another worker would take what is given away."""
+    ledger = await make_ledger(kafka, target="blocker:pipeline")
+    runs, hold_s = tmp_path / "runs", 5.5
+    settings = {"SEMEL_SESSION_TIMEOUT_MS": "2000", "RUNS": str(runs)}
+    workers = [ledger.worker(name, **settings).start() for name in ("w1", "w2")]
+    for worker in workers:
+        await worker.ready()
+    generations = [worker.log.count("generation ") for worker in workers]
+    # Of one key, so that one worker has both; with others before, between and behind.
+    blocking = (8, 24)
+    await ledger.feed(message(n, hold_s if n in blocking else 0.0) for n in range(40))
+    await ledger.drained()
+    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert sorted(settled, key=int) == [str(n) for n in range(40)]
+    done = Counter(runs.read_text().split())
+    assert all(done[str(n)] == 1 for n in blocking), done
+    assert sum("a thread sends the heartbeats of generation" in worker.log for worker in workers) == 1
+    for worker, before in zip(workers, generations, strict=True):
+        sent = worker.log.count("a thread sends the heartbeats of generation")
+        assert worker.log.count("generation ") == before + sent, worker.log_end()
+        assert "no longer knows us" not in worker.log and "is not committed" not in worker.log
+        assert await worker.stopped() == 0
+
+
+async def test_a_handler_that_blocks_past_max_block_loses_its_partitions_and_nothing_takes_effect_twice(
+    kafka: LocalKafka, make_ledger: MakeLedger, tmp_path: Path
+) -> None:
+    ledger = await make_ledger(kafka, target="blocker:pipeline")
+    runs = tmp_path / "runs"
+    settings = {"SEMEL_SESSION_TIMEOUT_MS": "2000", "SEMEL_MAX_BLOCK_MS": "1500", "RUNS": str(runs)}
+    workers = [ledger.worker(name, **settings).start() for name in ("w1", "w2")]
+    for worker in workers:
+        await worker.ready()
+    await ledger.feed(message(n, 12.0 if n == 8 else 0.0, once=True) for n in range(40))
+    # The other worker is done with all of it while the first one still sleeps.
+    await ledger.until_done(40, within_s=10.0)
+    await ledger.drained()
+    assert Counter(runs.read_text().split())["8"] == 2
+    assert sum("held for over max_block_ms" in worker.log for worker in workers) == 1
+    for worker in workers:
+        await worker.ready()
+    await ledger.feed(message(n, 0.0) for n in range(40, 60))
+    await ledger.drained()
+    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert sorted(settled, key=int) == [str(n) for n in range(60)]
+    for worker in workers:
+        assert await worker.stopped() == 0

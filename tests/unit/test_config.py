@@ -46,6 +46,7 @@ def test_the_defaults_are_those_of_the_contract():
         "parked_key_limit": 10_000,
         "halt_after": 10,
         "halted_timeout_ms": 0,
+        "max_block_ms": 300_000,
         "memory_budget_bytes": None,
         "standbys": 0,
         "web_bind": "127.0.0.1",

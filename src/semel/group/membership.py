@@ -130,8 +130,9 @@ class GroupMember:
         self.state = MemberState.UNASSIGNED
         self.membership: Membership | None = None
         self.tasks: tuple[int, ...] = ()
-        # When the last request was sent that the group has answered: the session counts from there.
-        self.last_answer_at = 0.0
+        self._answered_at = 0.0
+        # What a thread was answered while the loop was held: for which membership, and when it had asked.
+        self._kept: tuple[Membership | None, float] = None, 0.0
         # Why it could not join the last time; empty where it did.
         self.refused = ""
 
@@ -142,6 +143,22 @@ class GroupMember:
         if self.state is MemberState.ASSIGNED:
             self._step(MemberState.FENCED)
         self._rejoin.set()
+
+    @property
+    def last_answer_at(self) -> float:
+        """When the last request was sent that the group has answered: the session counts from there."""
+        membership, asked_at = self._kept
+        return max(self._answered_at, asked_at) if membership is self.membership else self._answered_at
+
+    @property
+    def to_keep(self) -> Membership | None:
+        """What may be heartbeaten for while the loop is held: nothing that it is on its way to give up. A thread may ask, too."""
+        given_up = self._stopping.is_set() or self._rejoin.is_set()
+        return self.membership if self.state is MemberState.ASSIGNED and not given_up else None
+
+    def kept(self, membership: Membership, asked_at: float) -> None:
+        """From a thread: the group has answered a heartbeat that was sent then."""
+        self._kept = membership, asked_at
 
     @property
     def behind(self) -> bool:
@@ -280,7 +297,7 @@ class GroupMember:
         self._say_programs({self._topics: self._instance, tuple(assignment.partitions): "the leader of the group"})
         self.tasks = assignment.tasks
         log.info("generation %d: tasks %s", membership.generation, list(assignment.tasks))
-        self.last_answer_at = self._clock.monotonic()
+        self._answered_at = self._clock.monotonic()
         self._step(MemberState.ASSIGNED)
         await self._owner.assign(membership, assignment)
         return True
@@ -301,7 +318,7 @@ class GroupMember:
             asked_at = self._clock.monotonic()
             try:
                 await self._broker.heartbeat(self.membership)
-                self.last_answer_at = asked_at
+                self._answered_at = asked_at
             except RpcError as exc:
                 if exc.code == Code.REBALANCE_IN_PROGRESS:
                     return

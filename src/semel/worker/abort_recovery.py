@@ -81,6 +81,8 @@ class Recovery:
         """What comes next; `membership`: the one it was committed under. InstanceTaken."""
         answer, group = failed.answer, self._group()
         self._stats["recoveries"] += 1
+        if self._timed_out():
+            self._poison_pills.outlived()
         # What a membership is told that we have given up since says nothing of the one that we have now: a static member
         # that joins again fences the process that it was before.
         proven = self._owned.membership is membership
@@ -102,6 +104,12 @@ class Recovery:
         if not self._owned.open_for_work:
             self._engine.start_over()
 
+    def _timed_out(self) -> bool:
+        """The transaction was open for longer than brokers keep it."""
+        writer = self._owned.writer
+        begun = writer.transaction_open_since if writer is not None else None
+        return begun is not None and self._clock.monotonic() - begun > self._settings.transaction_timeout_ms / 1000
+
     async def _pause(self, why: str) -> None:
         self.paused_by = why
         log.error("%s; trying again in %d s", why, PAUSE_S)
@@ -111,13 +119,10 @@ class Recovery:
 
     def _fenced(self) -> None:
         """Our writer was taken over. Twice while nothing else explains it: another worker has our name (rule 16)."""
-        settings, now = self._settings, self._clock.monotonic()
-        writer, group = self._owned.writer, self._group()
+        settings, now, group = self._settings, self._clock.monotonic(), self._group()
         self._stats["fences"] += 1
-        begun = writer.transaction_open_since if writer is not None else None
-        timed_out = begun is not None and now - begun > settings.transaction_timeout_ms / 1000
         gone = group is not None and now - group.last_answer_at > settings.session_timeout_ms / 1000
-        if timed_out or gone:
+        if self._timed_out() or gone:
             return
         self._fenced_at = [t for t in self._fenced_at if now - t < FENCED_WINDOW_S] + [now]
         if len(self._fenced_at) >= 2:

@@ -13,7 +13,7 @@ from pathlib import Path
 from semel.config import Settings
 from semel.errors import SemelError
 from semel.plan import Plan
-from semel.port import Broker
+from semel.port import Broker, Membership
 from semel.runtime.budget import available_bytes, default_budget
 from semel.runtime.clock import SystemClock, SystemRandomness
 from semel.runtime.code_version import code_version
@@ -27,6 +27,7 @@ from semel.state.store import Store, StoreError
 from semel.web.letters import LetterDesk
 from semel.web.server import Route, WebServer
 from semel.worker.engine import Engine
+from semel.worker.heartbeat_thread import HeartbeatThread
 from semel.worker.view import EngineView
 
 log = logging.getLogger("semel.worker")
@@ -44,10 +45,26 @@ class EngineHost:
         self._settings = settings
         self._web = WebServer(self.view, settings, pages, self._letters()) if pages is not None else None
         self._watchdog = Watchdog(
-            engine.runners, session_timeout_ms=settings.session_timeout_ms, alive=engine.notes.alive
-        )
+            engine.runners, session_timeout_ms=settings.session_timeout_ms, max_block_ms=settings.max_block_ms,
+            alive=engine.notes.alive,
+        )  # fmt: skip
+        self._heartbeats = self._heartbeat_thread()
         engine.scheduler.awake = self._watchdog.awake
         self._done = asyncio.Event()
+
+    def _heartbeat_thread(self) -> HeartbeatThread:
+        engine, settings = self.engine, self._settings
+        client_id = f"{engine.app}-{engine.instance}-heartbeats"
+
+        def kept(membership: Membership, asked_at: float) -> None:
+            if engine.group is not None:
+                engine.group.kept(membership, asked_at)
+
+        return HeartbeatThread(
+            lambda: kafka_broker(settings, client_id=client_id), engine.clock,
+            to_keep=lambda: engine.group.to_keep if engine.group is not None else None, kept=kept,
+            session_timeout_ms=settings.session_timeout_ms, max_block_ms=settings.max_block_ms,
+        )  # fmt: skip
 
     def _letters(self) -> LetterDesk:
         engine, settings = self.engine, self._settings
@@ -63,9 +80,11 @@ class EngineHost:
                 await self._web.start()
                 self.engine.settings.web_url = self._settings.web_url or self._web.url
             self._watchdog.start()
+            self._heartbeats.start()
             await self.engine.run()
         finally:
             self._watchdog.stop()
+            self._heartbeats.stop()
             with contextlib.suppress(Exception):
                 if self._web is not None:
                     await self._web.stop()

@@ -840,3 +840,65 @@ async def test_a_group_that_another_program_uses_is_named_until_it_is_free(
     assert EngineView(worker.engine).readiness()[0]
     lines = [r for r in caplog.records if "in use by another program" in r.getMessage()]
     assert 1 <= len(lines) <= 4
+
+
+# ---------------------------------------------------------------------- while the loop is held
+
+
+async def test_what_a_thread_was_answered_counts_for_the_membership_it_asked_for(world: World) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    group = worker.engine.group
+    assert group is not None
+    mine = group.to_keep
+    assert mine is not None and mine is group.membership
+    at = group.last_answer_at
+    group.kept(mine._replace(generation=mine.generation - 1), at + 50)
+    assert group.last_answer_at == at
+    group.kept(mine, at - 50)
+    assert group.last_answer_at == at
+    group.kept(mine, at + 50)
+    assert group.last_answer_at == at + 50 and not group.silent
+
+
+async def test_a_session_that_a_thread_has_kept_is_not_lost_by_who_held_the_loop(world: World) -> None:
+    """As the event's handler blocks for six sessions, the thread asks for one after the other."""
+    loop, blocked = asyncio.get_running_loop(), list[str]()
+
+    async def before(payment: Payment) -> None:
+        if payment.amount != 7 or blocked:
+            return
+        blocked.append(payment.id)
+        [worker] = world.workers.values()
+        for _ in range(12):
+            loop.advance(5.0)  # type: ignore[attr-defined]
+            group, membership = worker.engine.group, worker.engine.membership
+            assert group is not None and membership is not None
+            group.kept(membership, world.clock.monotonic())
+            # The group's own clock is that of this loop: to it the member was never silent.
+            world.cluster.groups.heartbeat(membership)
+
+    world.work.before = before
+    worker = world.start()
+    await world.until_running(worker)
+    world.pay_many(10, trouble=False)
+    world.pay("a1", 7, id="blocks")
+    world.pay_many(10, trouble=False)
+    await world.drained(within_s=300)
+    assert blocked and world.work.handled.count("blocks") == 1
+    assert worker.engine.stats["rebalances"] == 1
+    world.check()
+
+
+async def test_a_thread_keeps_nothing_that_the_loop_is_about_to_give_up(world: World) -> None:
+    worker = world.start()
+    await world.until_running(worker)
+    group = worker.engine.group
+    assert group is not None and group.to_keep is not None
+    before = group.membership
+    group.request_rejoin()
+    assert group.to_keep is None
+    await world.until(lambda: group.to_keep is not None)
+    assert group.to_keep is not before
+    group.stop()
+    assert group.to_keep is None

@@ -43,11 +43,12 @@ class Watchdog:
         runners: Sequence[AgentRunner],
         *,
         session_timeout_ms: int,
+        max_block_ms: int = 0,
         alive: Callable[[float], None] = lambda now: None,
     ) -> None:
         self._runners = runners
         self._alive = alive
-        self._session_s = session_timeout_ms / 1000
+        self._session_s, self._kept_s = session_timeout_ms / 1000, max_block_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._beaten = 0.0
@@ -114,15 +115,16 @@ class Watchdog:
             self._alike[place] = said_at, more + 1
             return
         self._alike[place] = now, 0
-        past = ""
-        if seen_s > self._session_s:
+        past = f" A thread sends heartbeats for up to {self._kept_s:.0f} s (max_block_ms)." if self._kept_s else ""
+        if seen_s > self._kept_s + self._session_s:
+            longer = f"max_block_ms ({self._kept_s:.1f} s) and " if self._kept_s else ""
             past = (
-                f" It is longer than the session timeout ({self._session_s:.1f} s): the group has given its partitions away, and "
-                "this counts as a failed attempt of the event."
+                f" It is longer than {longer}the session timeout ({self._session_s:.1f} s): the group has given its partitions "
+                "away, and this counts as a failed attempt of the event."
             )
         log.warning(
-            "%s has been holding the event loop for %.1f s, at %s%s. Meanwhile nothing is committed, no heartbeat is sent and no "
-            "page answered.%s Await what takes long, or run it in a thread: Pipeline(threads=) for a plain function, else "
+            "%s has been holding the event loop for %.1f s, at %s%s. Meanwhile nothing is committed and no page "
+            "answered.%s Await what takes long, or run it in a thread: Pipeline(threads=) for a plain function, else "
             "`await asyncio.to_thread(...)`. It stands at:\n%s",
             self._who(), seen_s, place, f" ({more} more like it since it was last said)" if more else "", past, stack,
         )  # fmt: skip

@@ -24,6 +24,8 @@ class PoisonPills:
     def __init__(self) -> None:
         self.isolating = 0
         self._here: list[tuple[TP, str, int]] = []
+        # Transactions in a row that were open for longer than brokers keep them.
+        self._outlived = 0
         # How often the event's epoch got no answer in time although it was alone in it.
         self._unfinished: Counter[tuple[TP, str, int]] = Counter()
         # source partition and agent -> offset -> why its event goes to the dead letters instead of the agent
@@ -49,6 +51,7 @@ class PoisonPills:
                 self._poisoned.get((tp, agent), {}).pop(offset, None)
         self._here = []
         self._unfinished.clear()
+        self._outlived = 0
 
     def unfinished(self, why: str) -> None:
         """The sealed epoch did not get through in its time, though brokers did nothing but take it. One event alone, tried
@@ -65,6 +68,14 @@ class PoisonPills:
                 # It was found: what comes after it need not be looked at one by one.
                 self.isolating = 1
                 log.warning("%s[%d]@%d: %s", *tp, offset, why)
+
+    def outlived(self) -> None:
+        """The sealed epoch's transaction timed out, as it does where an event holds the loop while it is open. Twice in a row it
+        may be the same event, so that nothing would ever be committed: then no event begins while a transaction is open.
+        """
+        self._outlived += 1
+        if self._outlived > 1:
+            self.isolating = max(self.isolating, ISOLATED_EPOCHS)
 
     def refused(self, cause: Exception) -> bool:
         """The sealed epoch was refused for a record in it. False: even the dead letter of its one event is refused."""

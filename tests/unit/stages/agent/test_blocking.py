@@ -322,3 +322,32 @@ async def test_what_a_timer_of_the_app_holds_is_no_events_fault(world: World) ->
     await world.drained()
     assert not any(world.cluster.committed(f"{APP}.dlq"))
     world.check()
+
+
+async def test_an_event_that_blocks_while_a_transaction_is_open_is_done_all_the_same(tmp_path: Path) -> None:
+    """Brokers end the transaction, and all is undone. So that it does not go on like this for ever, none is open the third time
+    that the event is handled."""
+    world = World(tmp_path, style="coroutine", session_timeout_ms=600_000, transaction_timeout_ms=6_000)
+
+    async def before(payment: Any) -> None:
+        if payment.id != "blocks":
+            return
+        [worker] = world.workers.values()
+        for _ in range(300):
+            writer = worker.engine.owned.writer
+            if writer is not None and writer.transaction_open_since is not None:
+                await asyncio.sleep(0.02)
+                hold(10.0)
+                return
+            await asyncio.sleep(0.001)
+
+    world.work.before = before
+    there_and_back(world, 0.02)
+    worker = world.start()
+    await world.until_running(worker)
+    for n in range(40):
+        world.pay(f"a{n % 8}", 1, id="blocks" if n == 30 else f"e{n}")
+    await world.drained(within_s=600)
+    assert world.work.handled.count("blocks") == 3
+    world.check()
+    await world.close()
