@@ -22,7 +22,9 @@ from semel.kafka.admin import set_quota, set_topic_configs
 from semel.local import ports
 from semel.local.kafka import LocalKafka
 from semel.port import EARLIEST, LATEST, TP, FetchRequest, Membership, Producer, RpcError, RpcLost, TopicSpec
+from semel.runtime.clock import SystemClock
 from semel.testing.clock import VirtualClock
+from semel.worker.heartbeat_thread import HeartbeatThread
 from tests.contract.rig import Rig, code_of
 
 pytestmark = pytest.mark.broker
@@ -436,6 +438,24 @@ def certificate(tmp_path: Path) -> Path:
     return cert
 
 
+async def kept_while_the_loop_is_held(connect: Callable[[], KafkaBroker], member: Membership) -> list[float]:
+    """When the answered heartbeats were asked for that a thread sent meanwhile."""
+    asked: list[float] = []
+
+    def kept(membership: Membership, at: float) -> None:
+        assert membership == member
+        asked.append(at)
+
+    thread = HeartbeatThread(
+        connect, SystemClock(), to_keep=lambda: member, kept=kept, session_timeout_ms=2_000, max_block_ms=60_000
+    )
+    thread.start()
+    await asyncio.sleep(0.1)
+    time.sleep(2.5)  # noqa: ASYNC251
+    thread.stop()
+    return asked
+
+
 async def test_tls_and_passwords_reach_every_connection(
     own_kafka: MakeKafka, certificate: Path, topic_prefix: str
 ) -> None:
@@ -472,7 +492,8 @@ async def test_tls_and_passwords_reach_every_connection(
         await transaction(rig, client, rig.name("writer"), [tp], b"v")
         await rig.until(lambda: _stable(client, tp))
         assert await rig.values(client, tp) == [b"v"]
-        await eventually(lambda: rig.member(client, rig.name("group")))
+        member = await eventually(lambda: rig.member(client, rig.name("group")))
+        assert await kept_while_the_loop_is_held(lambda: KafkaBroker(f"127.0.0.1:{port}", security=security), member)
         await client.close()
 
     key = str(certificate.parent / "key.pem")
