@@ -87,7 +87,13 @@ async def test_a_handler_that_blocks_for_several_sessions_keeps_its_partitions_a
     generations = [worker.log.count("generation ") for worker in workers]
     # Of one key, so that one worker has both; with others before, between and behind.
     blocking = (8, 24)
-    await ledger.feed(message(n, hold_s if n in blocking else 0.0) for n in range(40))
+    await ledger.feed(message(n, 0.0) for n in range(8))
+    for n in blocking:
+        # No transaction is open when it begins, which it would outlive.
+        await ledger.drained()
+        await ledger.feed([message(n, hold_s)])
+        await asyncio.sleep(1.0)
+        await ledger.feed(message(behind, 0.0) for behind in range(n + 1, n + 16))
     await ledger.drained()
     settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(settled, key=int) == [str(n) for n in range(40)]
@@ -123,4 +129,29 @@ async def test_a_handler_that_blocks_past_max_block_loses_its_partitions_and_not
     settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
     assert sorted(settled, key=int) == [str(n) for n in range(60)]
     for worker in workers:
+        assert await worker.stopped() == 0
+
+
+async def test_a_worker_that_joins_while_handlers_block_for_several_sessions_throws_nobody_out(
+    kafka: LocalKafka, make_ledger: MakeLedger, tmp_path: Path
+) -> None:
+    """The group waits for who is in the middle of an event; else each that comes back would throw the other out, for ever."""
+    ledger = await make_ledger(kafka, target="blocker:pipeline")
+    runs = tmp_path / "runs"
+    settings = {"SEMEL_SESSION_TIMEOUT_MS": "2000", "RUNS": str(runs)}
+    # Each event is tried twice, and a lost session is an attempt.
+    first, second = (ledger.worker(name, **settings) for name in ("w1", "w2"))
+    first.start()
+    await first.ready()
+    await ledger.feed(message(n, 4.5) for n in range(6))
+    await first.said("a thread sends the heartbeats")
+    second.start()
+    await ledger.drained()
+    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
+    assert sorted(settled, key=int) == [str(n) for n in range(6)]
+    # Once more each time that it outlived a transaction, which is twice at most.
+    assert max(Counter(runs.read_text().split()).values()) <= 3
+    assert second.log.count("has been holding the event loop") > 0
+    for worker in (first, second):
+        assert "no longer knows us" not in worker.log, worker.log_end()
         assert await worker.stopped() == 0

@@ -126,7 +126,7 @@ class GroupMember:
         self._member_id = ""
         self._stopping = asyncio.Event()
         self._rejoin = asyncio.Event()
-        self._lost = False
+        self._lost = self._beating = False
         self.state = MemberState.UNASSIGNED
         self.membership: Membership | None = None
         self.tasks: tuple[int, ...] = ()
@@ -152,9 +152,11 @@ class GroupMember:
 
     @property
     def to_keep(self) -> Membership | None:
-        """What may be heartbeaten for while the loop is held: nothing that it is on its way to give up. A thread may ask, too."""
-        given_up = self._stopping.is_set() or self._rejoin.is_set()
-        return self.membership if self.state is MemberState.ASSIGNED and not given_up else None
+        """What the loop heartbeats for just now, and somebody else may while it is held. A thread may ask, too."""
+        if self._beating:
+            return self.membership
+        over = self._stopping.is_set() or self._rejoin.is_set()
+        return self.membership if self.state is MemberState.ASSIGNED and not over else None
 
     def kept(self, membership: Membership, asked_at: float) -> None:
         """From a thread: the group has answered a heartbeat that was sent then."""
@@ -221,9 +223,11 @@ class GroupMember:
 
     async def _revoke(self, *, lost: bool) -> None:
         beating = asyncio.create_task(self._beat_on()) if not lost else None
+        self._beating = not lost
         try:
             await self._owner.revoke(lost=lost)
         finally:
+            self._beating = False
             if beating is not None:
                 beating.cancel()
                 await asyncio.wait({beating})

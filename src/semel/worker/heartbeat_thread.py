@@ -1,7 +1,7 @@
 """Heartbeat thread: keeps the worker's place in the group while code holds the loop (decision "heartbeats of a held loop").
 
-While the loop runs, it does nothing and has no connection. It decides nothing either: a place that the group refuses, or that
-the loop was about to give up, is left for the loop to act on.
+While the loop runs, it does nothing and has no connection. It decides nothing either: a rebalance, a place that the group
+refuses, or that the loop was about to give up, is left for the loop to act on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from semel.broker.answers import Answer, answer_of
+from semel.codes import Code
 from semel.port import Broker, Clock, Membership, RpcError, RpcLost
 
 log = logging.getLogger("semel.group")
@@ -96,21 +97,25 @@ class HeartbeatThread:
         log.info(
             "the event loop is held; a thread sends the heartbeats of generation %d meanwhile", membership.generation
         )
-        broker = self._connect()
+        broker, said = self._connect(), ""
         try:
             while self._stands_in(membership):
                 asked_at = self._clock.monotonic()
                 try:
                     await broker.heartbeat(membership)
-                except RpcLost as exc:
-                    log.info("heartbeat while the event loop is held: %s", exc)
-                except RpcError as exc:
-                    if answer_of(exc) not in (Answer.RETRY, Answer.WAIT):
-                        # The next generation, or none: the loop hears the same, and does what is to be done.
+                except (RpcError, RpcLost) as exc:
+                    if str(exc) != said:
+                        said = str(exc)
+                        log.info("heartbeat while the event loop is held: %s", exc)
+                    if isinstance(exc, RpcLost):
+                        pass
+                    elif exc.code == Code.REBALANCE_IN_PROGRESS:
+                        # It waits for the loop to join, and throws out who is silent before that.
+                        self._kept(membership, asked_at)
+                    elif answer_of(exc) not in (Answer.RETRY, Answer.WAIT):
+                        # Another generation, or none: the loop hears the same, and does what is to be done.
                         self._refused = membership
-                        log.warning("the event loop is held, and the group wants to hear from it: %s", exc)
                         return
-                    log.info("heartbeat while the event loop is held: %s", exc)
                 else:
                     self._kept(membership, asked_at)
                 await asyncio.sleep(self._interval_s)

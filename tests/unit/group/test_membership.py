@@ -902,3 +902,20 @@ async def test_a_thread_keeps_nothing_that_the_loop_is_about_to_give_up(world: W
     assert group.to_keep is not before
     group.stop()
     assert group.to_keep is None
+
+
+async def test_a_thread_keeps_the_session_while_work_is_given_up(world: World) -> None:
+    """As the loop itself does: an event that holds it then would cost what is to be committed."""
+    first = world.start("w1")
+    await world.until_running(first)
+    group = first.engine.group
+    assert group is not None
+    mine, kept = group.membership, list[Membership | None]()
+
+    async def look() -> None:
+        kept.append(group.to_keep)
+
+    first.failpoints.hooks["revoke.begin"] = first.failpoints.hooks["revoke.end"] = look
+    world.start("w2")
+    await world.until(lambda: len(kept) >= 2 and group.to_keep is not None)
+    assert kept[:2] == [mine, mine] and group.to_keep is not mine

@@ -109,9 +109,8 @@ def test_it_begins_while_most_of_the_session_is_left() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [Code.REBALANCE_IN_PROGRESS, Code.UNKNOWN_MEMBER_ID, Code.ILLEGAL_GENERATION, Code.FENCED_INSTANCE_ID,
-     Code.GROUP_AUTHORIZATION_FAILED],
-)  # fmt: skip
+    [Code.UNKNOWN_MEMBER_ID, Code.ILLEGAL_GENERATION, Code.FENCED_INSTANCE_ID, Code.GROUP_AUTHORIZATION_FAILED],
+)
 def test_a_place_that_the_group_refuses_is_left_for_the_loop_to_act_on(code: Code) -> None:
     coordinator = Coordinator(None, RpcError("Heartbeat", code))
     held(coordinator, sleep_s(0.6))
@@ -125,6 +124,13 @@ def test_what_passes_is_asked_again(passing: RpcError | RpcLost) -> None:
     coordinator = Coordinator(passing, passing, None)
     held(coordinator, until(lambda: len(coordinator.kept) >= 2))
     assert len(coordinator.heartbeats) - len(coordinator.kept) == 2
+
+
+def test_a_group_that_rebalances_is_told_that_the_member_is_there_until_it_has_gone_on_without_it() -> None:
+    rebalances, gone = RpcError("Heartbeat", Code.REBALANCE_IN_PROGRESS), RpcError("Heartbeat", Code.ILLEGAL_GENERATION)
+    coordinator = Coordinator(None, rebalances, rebalances, gone)
+    held(coordinator, sleep_s(0.6))
+    assert len(coordinator.heartbeats) == 4 and len(coordinator.kept) == 3
 
 
 def test_a_connection_that_cannot_be_made_is_tried_again() -> None:
