@@ -92,6 +92,12 @@ class Retry:
         `fatal`, holds up nobody."""
         return self.then == "hold" and not isinstance(exc, (Reject, *self.fatal))
 
+    def why_final(self, exc: BaseException) -> str:
+        """Why the declaration has it that this is not tried again; empty where it has not."""
+        if self.fatal and isinstance(exc, self.fatal):
+            return "among fatal="
+        return "not among transient=" if self.is_fatal(exc) else ""
+
     @property
     def longest_delay_s(self) -> float:
         return max(self.delays or (self.max_delay,)).total_seconds()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+
+# Looked up now: where an interpreter ends and logs what was left open, no codec is found any more.
+_escaped = codecs.getencoder("unicode_escape")
+
 
 def folded(text: str, most: int | None = None) -> str:
     """`text` with everything that does not print (line ends, escape sequences, lone surrogates) as `\\n`, `\\x1b`, ...
     Cut to `most` characters, where given."""
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        text = "".join(c if c.isprintable() else _escaped(c)[0].decode("ascii") for c in text)
     return text if most is None or len(text) <= most else text[:most] + "…"

@@ -47,6 +47,7 @@ class Mark(msgspec.Struct):
     first: First
     outcome: str
     expires: int
+    revision: int = 0
     id: Any = None
 
 

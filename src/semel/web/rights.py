@@ -133,7 +133,11 @@ class Rights:
             return
         cookie, given = request.cookies.get(COOKIE, ""), str(form.get(CSRF, ""))
         if not _COOKIE.fullmatch(cookie) or not hmac.compare_digest(given.encode(), self.form_token(cookie).encode()):
-            raise Refusal(403, "this form is not of a page of this worker since it started; load the page again")
+            raise Refusal(
+                403,
+                "this form is not of a page of this worker since it started; load the page again. A program sends JSON with "
+                "Content-Type: application/json",
+            )
 
     def _is_own(self, origin: str, host: str | None) -> bool:
         netloc = urlsplit(origin).netloc.lower()

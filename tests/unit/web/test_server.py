@@ -22,6 +22,7 @@ def mark(time, partition=0):
         "first": {"topic": "t", "partition": partition, "offset": 7, "time": time},
         "outcome": "done",
         "expires": 2_000,
+        "revision": 2,
         "id": "as it is",
     }
 

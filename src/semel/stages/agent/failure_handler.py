@@ -113,7 +113,7 @@ class FailureHandler:
             case DeadLetter(reason, hold):
                 # Before anything is in the epoch: these ask an error of somebody else's what it is.
                 what, cause = described(error), cause_of(error, self._code)
-                self._say_given_up(unit, attempt)
+                self._say_given_up(unit, attempt, hold)
                 if marks and task.marks is not None and stream is not None:
                     [(id, mark)] = marks
                     task.marks.mark(id, with_outcome(mark, DEAD, revision_of(unit.record.headers)))
@@ -221,14 +221,20 @@ class FailureHandler:
         services.changed.set()
 
     def _say_retried(self, unit: WorkUnit, attempt: FailedAttempt, delay_s: float) -> None:
+        if attempt.halted:
+            # When one is tried again its delay does not say.
+            return
         now, most = self._services.clock.monotonic(), self._plan.retry.attempts
         self._log.retried(unit.cursor.tp, unit.record, attempt.error, attempt.number, most, delay_s, now)
 
-    def _say_given_up(self, unit: WorkUnit, attempt: FailedAttempt) -> None:
+    def _say_given_up(self, unit: WorkUnit, attempt: FailedAttempt, hold: bool) -> None:
         record, error, now = unit.record, attempt.error, self._services.clock.monotonic()
         if not isinstance(error, Reject):
-            most_attempts = max(attempt.number, self._plan.retry.attempts)
-            self._log.given_up(unit.cursor.tp, record, error, attempt.number, most_attempts, now)
+            retry = self._plan.retry
+            most_attempts, why = max(attempt.number, retry.attempts), retry.why_final(error)
+            self._log.given_up(
+                unit.cursor.tp, record, error, attempt.number, most_attempts, now, why=why, hold=hold
+            )  # fmt: skip
         if isinstance(error, OutputRefused):
             self._wall_clock.refused(unit, record.timestamp, now)
 

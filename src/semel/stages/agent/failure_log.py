@@ -53,11 +53,24 @@ class FailureLog:
             log.warning("%s failed (attempt %d of %d), again in %.2f s: %s",
                         _event(tp, record), attempt, attempts, delay_s, _line(exc))  # fmt: skip
 
-    def given_up(self, tp: TP, record: Record, exc: BaseException, attempt: int, attempts: int, now_s: float) -> None:
-        """It was the last attempt."""
+    def given_up(
+        self,
+        tp: TP,
+        record: Record,
+        exc: BaseException,
+        attempt: int,
+        attempts: int,
+        now_s: float,
+        *,
+        why: str,
+        hold: bool,
+    ) -> None:
+        """It was the last attempt. `why`: what of the declaration has it so; `hold`: its key waits for its letter."""
         if self._may_say(_Alike("given up", type(exc).__name__, _place(exc)), now_s):
-            log.warning("%s failed for good (attempt %d of %d): %s",
-                        _event(tp, record), attempt, attempts, _line(exc), exc_info=traced(exc))  # fmt: skip
+            log.warning("%s failed for good (attempt %d of %d%s): %s%s",
+                        _event(tp, record), attempt, attempts, why and f", {why}", _line(exc),
+                        "; its key waits until its letter is replayed or dropped (semel dlq)" if hold else "",
+                        exc_info=traced(exc))  # fmt: skip
 
     def halted(self, agent: str, exc: BaseException, events: int) -> None:
         """So many events failed alike, and nothing succeeded in between."""

@@ -211,6 +211,32 @@ async def test_a_table_used_past_its_event_is_tried_again(world: World) -> None:
     assert [attempts for *_, attempts in given_up(world)] == [ATTEMPTS]
 
 
+@pytest.mark.parametrize(
+    ("retry", "end"),
+    [
+        (Retry(transient=(OSError,)), "failed for good (attempt 1 of 5, not among transient=): ValueError: odd"),
+        (Retry(fatal=(ValueError,)), "failed for good (attempt 1 of 5, among fatal=): ValueError: odd"),
+        (
+            Retry(attempts=1, then="hold"),
+            "failed for good (attempt 1 of 1): ValueError: odd; its key waits until its letter is replayed or dropped",
+        ),
+    ],
+    ids=["transient", "fatal", "hold"],
+)
+async def test_the_end_of_an_event_says_what_of_the_declaration_has_it_so(
+    world: World, retry: Retry, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def odd(payment: object) -> None:
+        raise ValueError("odd")
+
+    world.work.before = odd
+    world.pipeline = payments_pipeline(world.work, style="coroutine", retry=retry)
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.drained()
+    assert len(said(caplog, end)) == 1
+
+
 # ---------------------------------------------------------------------- a clock that is behind
 
 
