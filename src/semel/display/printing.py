@@ -62,10 +62,11 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
             say("\t".join(line))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*headings, box=None, pad_edge=False)
+    # Nothing is left out: a name is wanted whole, to be given to the next command.
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None, pad_edge=False)
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
     Console().print(table)
