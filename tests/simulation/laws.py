@@ -16,7 +16,7 @@ from semel.partitioner import partition_of
 from semel.port import TP
 from semel.state import positions
 from semel.state.dedup_marks import PARKED, Mark
-from semel.state.parked import decode, is_held, read_row
+from semel.state.parked_event import decode, is_held, read_row
 from semel.state.positions import Position
 from semel.state.timers import is_name, place_of
 from semel.testing.clock import DEFAULT_START

@@ -11,7 +11,7 @@ from semel.port import TP, Clock, Record
 from semel.stages.commit.epoch import by_partition
 from semel.stages.sink.destination import ProducerRecord
 from semel.state import replay
-from semel.state.parked import decode, is_held, read_row
+from semel.state.parked_event import decode, is_held, read_row
 from semel.task.read_committed import CommittedLogs
 
 _LOOK_S = 0.2

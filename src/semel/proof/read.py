@@ -36,7 +36,7 @@ from semel.proof.spool import Spool
 from semel.proof.survey import Survey, partitions
 from semel.stages.sink.dead_letters import HELD, split_headers
 from semel.state import lineage, replay
-from semel.state.parked import is_held, read_row
+from semel.state.parked_event import is_held, read_row
 from semel.state.timers import is_name, place_of
 
 # The writer, the source partition, the event's offset and the number of the output, `+` before that of one that was to be sent

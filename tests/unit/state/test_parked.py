@@ -14,7 +14,8 @@ import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
 from semel.stages.agent.runner import AgentRunner
-from semel.state.parked import ParkedEvent, ParkedLog, ParkedQueue, ParkedRecord
+from semel.state.parked import ParkedLog, ParkedQueue
+from semel.state.parked_event import ParkedEvent, ParkedRecord
 from semel.state.store import StoreError
 from semel.testing import PipelineTester
 from semel.testing.worker import open_store

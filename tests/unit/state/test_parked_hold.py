@@ -11,7 +11,7 @@ import pytest
 
 from semel import Dedup, Pipeline, Reject, Retry, Table, Topic
 from semel.errors import RecoveryError
-from semel.state.parked import ParkedEvent, ParkedRecord, decode, is_held
+from semel.state.parked_event import ParkedEvent, ParkedRecord, decode, is_held
 from semel.testing import PipelineTester
 from semel.testing.results import DeadLetter
 from tests.unit.state.flaky import AGENTS, Event, Flaky, batching, events, handling, ids, streaming

@@ -30,7 +30,7 @@ from semel.stages.services import Services
 from semel.stages.sink.failure_cause import agent_code, cause_of
 from semel.state.dedup_marks import DEAD, PARKED, with_outcome
 from semel.state.event_context import EventContext
-from semel.state.parked import ParkedEvent
+from semel.state.parked_event import ParkedEvent
 from semel.state.replay import revision_of
 from semel.state.store import StoreError
 from semel.state.task import Task

@@ -24,7 +24,8 @@ from semel.stages.services import Services
 from semel.state import replay
 from semel.state.dedup_marks import DEAD, PARKED, Mark, Marks, unpack, with_outcome
 from semel.state.event_context import EventContext
-from semel.state.parked import ParkedEvent, ParkedQueue, Queued
+from semel.state.parked import ParkedQueue, Queued
+from semel.state.parked_event import ParkedEvent
 
 log = logging.getLogger("semel.agent")
 

@@ -14,7 +14,7 @@ from semel.stages.services import Services
 from semel.stages.sink.dead_letters import dead_letter
 from semel.stages.sink.destination import ProducerRecord
 from semel.stages.sink.failure_cause import Cause, cause_without_exception
-from semel.state.parked import ParkedEvent
+from semel.state.parked_event import ParkedEvent
 from semel.state.replay import place_of
 
 log = logging.getLogger("semel.agent")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from semel.port import NO_TIMESTAMP, Record
 from semel.stages.sink.destination import ProducerRecord
 from semel.state.dedup_marks import DEAD, DONE, with_outcome
-from semel.state.parked import ParkedEvent, Queued
+from semel.state.parked import Queued
+from semel.state.parked_event import ParkedEvent
 from semel.state.replay import revision_of
 from semel.state.task import Cursor, FetchedBatch
 
