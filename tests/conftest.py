@@ -94,7 +94,8 @@ def topic_prefix(request: pytest.FixtureRequest) -> str:
 
 def _started(data_dir: Path, version: str, brokers: int = 1) -> Iterator[LocalKafka]:
     install(version)
-    cluster = LocalKafka(data_dir, version=version, brokers=brokers)
+    # It keeps what thousands of topics left. With 256 MB that is full at the end, and what comes then times out.
+    cluster = LocalKafka(data_dir, version=version, brokers=brokers, heap_mb=768 if brokers == 1 else 256)
     cluster.start()
     try:
         _warm(cluster.bootstrap, replicas=brokers)
