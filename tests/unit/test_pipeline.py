@@ -255,7 +255,7 @@ def test_a_plan_says_what_a_worker_runs() -> None:
     rule, retry = Dedup("id", window=DAY), Retry(2)
     pipeline = declared(agent=agent, dedup=rule, tables=[keyed, merged], sink=sink, retry=retry, start="latest")
     plan = pipeline.plan()
-    assert plan.agents == [AgentPlan("agent", (SOURCE,), AgentKind.STREAM, agent, rule, sink, retry, 64)]
+    assert plan.agents == [AgentPlan("agent", (SOURCE,), AgentKind.STREAM, agent, rule, sink, retry, 64, alone=True)]
     assert [(t.name, t.keyed, t.merge) for t in plan.tables] == [("keyed", True, None), ("merged", False, max)]
     assert (plan.app, plan.outputs, plan.start, plan.dedup) == ("p", [sink], "latest", rule)
     assert plan.sources == {"payments": SOURCE}
