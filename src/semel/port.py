@@ -213,6 +213,10 @@ class OpenTransaction(NamedTuple):
 NO_TIMESTAMP = -1
 
 
+# The id of every topic in Kafka 3 in ZooKeeper mode, with an inter.broker.protocol.version below 2.8.
+NO_TOPIC_ID = "0" * 32
+
+
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
     """What one Fetch asks of the leader `node`: each partition from an offset on, aborted records left out where `committed`.
@@ -220,7 +224,8 @@ class FetchRequest:
     An answer has at most `max_bytes`, and `partition_max_bytes` of each partition, but one batch at least. It comes as soon as
     there is something, at the latest after `max_wait_ms`. `purpose` names a connection of its own, so that a long poll blocks
     nothing else; only the readers of events, "source" and "proof", know what a `TooLarge` is: to others its batch is corrupt.
-    `topic_ids`: which topic is meant, by its name; of another one that has the name by now nothing is read (UNKNOWN_TOPIC_ID).
+    `topic_ids`: which topic is meant, by its name; of another one that has the name by now nothing is read (UNKNOWN_TOPIC_ID),
+    unless brokers give topics no ids (`NO_TOPIC_ID`).
     """
 
     node: int

@@ -14,6 +14,7 @@ import pytest
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
 from tests.broker.conftest import MakeLedger
+from tests.broker.ledger import Ledger
 from tests.broker.logs import Message
 
 pytestmark = pytest.mark.broker
@@ -26,6 +27,12 @@ def message(n: int, hold_s: float, *, once: bool = False) -> Message:
     account = f"account-{n % 8}"
     payment = {"id": f"{n}", "account": account, "hold_s": hold_s, "once": once}
     return Message(account.encode(), json.dumps(payment).encode())
+
+
+async def settled(ledger: Ledger) -> list[str]:
+    """The ids of all results, by their number."""
+    lines = await logs.read(ledger.bootstrap, ledger.sink)
+    return sorted((json.loads(line.value or b"")["id"] for line in lines), key=int)
 
 
 async def test_a_handler_that_blocks_half_a_second_each_commits_steadily_and_runs_once(
@@ -45,8 +52,7 @@ async def test_a_handler_that_blocks_half_a_second_each_commits_steadily_and_run
     # Never more than a few events between two commits.
     assert max(b - a for a, b in pairwise(seen)) <= 8, seen
     assert set(Counter(runs.read_text().split()).values()) == {1}
-    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
-    assert sorted(settled, key=int) == [str(n) for n in range(EVENTS)]
+    assert await settled(ledger) == [str(n) for n in range(EVENTS)]
     assert "generation 2" not in worker.log
     assert await worker.stopped() == 0
 
@@ -69,8 +75,7 @@ async def test_an_event_that_blocks_past_the_session_ends_in_the_dead_letters_an
     assert (letter.header("semel.reason"), letter.header("semel.attempts")) == ("failed", "2")
     assert "SessionLost" in letter.header("semel.error")
     assert runs.read_text().split().count("1") == 2
-    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
-    assert sorted(settled, key=int) == [str(n) for n in range(12) if n != 1]
+    assert await settled(ledger) == [str(n) for n in range(12) if n != 1]
     assert await worker.stopped() == 0
 
 
@@ -95,8 +100,7 @@ async def test_a_handler_that_blocks_for_several_sessions_keeps_its_partitions_a
         await asyncio.sleep(1.0)
         await ledger.feed(message(behind, 0.0) for behind in range(n + 1, n + 16))
     await ledger.drained()
-    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
-    assert sorted(settled, key=int) == [str(n) for n in range(40)]
+    assert await settled(ledger) == [str(n) for n in range(40)]
     done = Counter(runs.read_text().split())
     assert all(done[str(n)] == 1 for n in blocking), done
     assert sum("a thread sends the heartbeats of generation" in worker.log for worker in workers) == 1
@@ -126,8 +130,7 @@ async def test_a_handler_that_blocks_past_max_block_loses_its_partitions_and_not
         await worker.ready()
     await ledger.feed(message(n, 0.0) for n in range(40, 60))
     await ledger.drained()
-    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
-    assert sorted(settled, key=int) == [str(n) for n in range(60)]
+    assert await settled(ledger) == [str(n) for n in range(60)]
     for worker in workers:
         assert await worker.stopped() == 0
 
@@ -147,8 +150,7 @@ async def test_a_worker_that_joins_while_handlers_block_for_several_sessions_thr
     await first.said("a thread sends the heartbeats")
     second.start()
     await ledger.drained()
-    settled = [json.loads(line.value or b"")["id"] for line in await logs.read(ledger.bootstrap, ledger.sink)]
-    assert sorted(settled, key=int) == [str(n) for n in range(6)]
+    assert await settled(ledger) == [str(n) for n in range(6)]
     # Once more each time that it outlived a transaction, which is twice at most.
     assert max(Counter(runs.read_text().split()).values()) <= 3
     assert second.log.count("has been holding the event loop") > 0

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, TP, Broker, FetchRequest, TopicInfo, TopicSpec
+from semel.port import EARLIEST, LATEST, NO_TIMESTAMP, NO_TOPIC_ID, TP, Broker, FetchRequest, TopicInfo, TopicSpec
 from tests.contract.rig import Rig, code_of
 
 
@@ -330,6 +330,7 @@ async def test_of_a_topic_that_was_made_anew_nothing_is_read_for_the_one_that_is
         return answer.error, [record.value for record in answer.records]
 
     assert await read(meant.id) == (100, [])
+    assert await read(NO_TOPIC_ID) == (0, [b"new"])
     assert await read((await broker.topics([tp.topic]))[tp.topic].id) == (0, [b"new"])
 
 

@@ -179,6 +179,63 @@ DELETE_RECORDS = Api(
 
 # -- logs
 
+FETCH_BY_NAME = Api(
+    "Fetch",
+    1,
+    11,  # for topics without ids: of Kafka 3 in ZooKeeper mode with an inter.broker.protocol.version below 2.8
+    Schema(
+        ("replica_id", Int32),
+        ("max_wait_ms", Int32),
+        ("min_bytes", Int32),
+        ("max_bytes", Int32),
+        ("isolation_level", Int8),
+        ("session_id", Int32),
+        ("session_epoch", Int32),
+        (
+            "topics",
+            array(
+                ("topic", _string),
+                (
+                    "partitions",
+                    array(
+                        ("partition", Int32),
+                        ("current_leader_epoch", Int32),
+                        ("fetch_offset", Int64),
+                        ("log_start_offset", Int64),
+                        ("max_bytes", Int32),
+                    ),
+                ),
+            ),
+        ),
+        ("forgotten_topics", array(("topic", _string), ("partitions", Array(Int32)))),
+        ("rack_id", _string),
+    ),
+    Schema(
+        _throttle,
+        _error,
+        ("session_id", Int32),
+        (
+            "topics",
+            array(
+                ("topic", _string),
+                (
+                    "partitions",
+                    array(
+                        ("partition", Int32),
+                        _error,
+                        ("high_watermark", Int64),
+                        ("last_stable_offset", Int64),
+                        ("log_start_offset", Int64),
+                        ("aborted", array(("producer_id", Int64), ("first_offset", Int64))),
+                        ("preferred_read_replica", Int32),
+                        ("records", Bytes),
+                    ),
+                ),
+            ),
+        ),
+    ),
+)
+
 FETCH = Api(
     "Fetch",
     1,

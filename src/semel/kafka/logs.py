@@ -27,17 +27,22 @@ class LogCalls(Calls):
         asked_for, most_of_each = request.offsets, request.partition_max_bytes
         deadline = self._client.deadline(request.max_wait_ms)
         ids = await self._topic_ids(request, deadline)
-        names = {topic_id: name for name, topic_id in ids.items()}
+        if all(map(any, ids.values())):
+            api, meant, last_epoch = apis.FETCH, ids, (_UNKNOWN_EPOCH,)
+        else:
+            # Brokers that give topics no ids ask for names.
+            api, meant, last_epoch = apis.FETCH_BY_NAME, {name: name for name in ids}, ()
+        names = {topic: name for name, topic in meant.items()}
         fetched: dict[TP, Fetched] = {}
         rows: dict[TP, tuple[int, ...]] = {}
         for tp, offset in asked_for.items():
             if tp.topic in ids:
-                rows[tp] = (_UNKNOWN_EPOCH, offset, _UNKNOWN_EPOCH, _UNKNOWN_OFFSET, most_of_each)
+                rows[tp] = (_UNKNOWN_EPOCH, offset, *last_epoch, _UNKNOWN_OFFSET, most_of_each)
             else:
                 fetched[tp] = Fetched([], offset, -1, -1, -1, self._client.cluster.why(tp.topic))
         if not rows:
             return fetched
-        call = apis.FETCH(
+        call = api(
             _CONSUMER,
             request.max_wait_ms,
             1,
@@ -45,15 +50,15 @@ class LogCalls(Calls):
             int(request.committed),
             _NO_SESSION,
             _FINAL_EPOCH,
-            [(ids[topic], [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
+            [(meant[topic], [(p, *row) for p, row in partitions]) for topic, partitions in by_topic(rows)],
             [],
             "",
         )
         _, code, _, topics = await self._client.ask(request.node, call, deadline)
         self._client.check(call.api.name, [(None, code, None)])
         left = request.max_bytes
-        for topic_id, partitions in topics:
-            topic = names[topic_id]
+        for asked_as, partitions in topics:
+            topic = names[asked_as]
             for partition, error, high_watermark, stable, log_start, aborted, _, data in partitions:
                 tp = TP(topic, partition)
                 asked = asked_for[tp]

@@ -15,6 +15,7 @@ from semel.memory.refused import Refused
 from semel.port import (
     EARLIEST,
     LATEST,
+    NO_TOPIC_ID,
     TP,
     BatchBuilder,
     Fetched,
@@ -414,10 +415,7 @@ class MemoryBroker:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.UNKNOWN_TOPIC_OR_PARTITION)
             elif self.cluster.leader(tp) != request.node:
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.NOT_LEADER_OR_FOLLOWER)
-            elif (
-                request.topic_ids.get(tp.topic, self.cluster.topics()[tp.topic].id)
-                != self.cluster.topics()[tp.topic].id
-            ):
+            elif request.topic_ids.get(tp.topic) not in (None, NO_TOPIC_ID, self.cluster.topics()[tp.topic].id):
                 answer[tp] = Fetched([], offset, -1, -1, -1, error=Code.UNKNOWN_TOPIC_ID)
             else:
                 answer[tp], size = log.read(

@@ -44,10 +44,9 @@ class ParkedEvent:
     `id`, `mark`: its dedup id and mark, where it has one. `attempts`: how many failed, 0 for one that waits for its key alone.
     `first_ms`: when the first did; `due_ms`: when the next may begin, both by the wall clock. `letter`: reason and error of one
     that is to go to the dead letters when its turn comes; `error`: what the last attempt failed with. `blamed`: others
-    have succeeded since it failed first, and it failed all the same. `halted`: it failed last while nothing succeeded.
-    `hold`: of one that is dead and holds its key, how its
-    letter names it (`replay.place_of`); its record is without value and headers. `place`: the offset of the event whose place it
-    has taken as the first of its key; -1 where it came in its turn.
+    have succeeded since it failed first, and it failed all the same. `halted`: it failed last while nothing succeeded. `hold`: of
+    one that is dead and holds its key, how its letter names it (`replay.place_of`); its record is without value and headers.
+    `place`: the offset of the event whose place it has taken as the first of its key; -1 where it came in its turn.
     """
 
     record: Record

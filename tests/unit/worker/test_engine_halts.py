@@ -107,3 +107,19 @@ async def test_workers_that_follow_one_another_while_nothing_succeeds_give_no_ev
     down[0] = False
     await world.drained()
     assert not worker.engine.halted()
+
+
+async def test_where_nothing_is_to_halt_what_an_earlier_worker_kept_is_given_up_as_any_other(world: World) -> None:
+    retry = Retry(attempts=2, first_delay=timedelta(milliseconds=50), max_delay=timedelta(seconds=2))
+    world.pipeline = payments_pipeline(world.work, style="coroutine", retry=retry)
+    failing(world)
+    worker = world.start(halt_after=10)
+    await world.until_running(worker)
+    pay(world, 20)
+    await world.until(lambda: bool(worker.engine.halted()))
+    await world.clock.sleep(30)
+    await worker.stop()
+    worker = world.start(halt_after=0)
+    await world.drained()
+    assert sum(map(len, world.cluster.committed(f"{APP}.dlq"))) == 20
+    assert not worker.engine.halted()

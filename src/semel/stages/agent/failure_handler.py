@@ -145,9 +145,10 @@ class FailureHandler:
         event, text = (unit.cursor.tp, unit.record.offset), described(error)[:ERROR_CHARACTERS]
         if breaker.failed(event, alike_of(error), text, now):
             self._log.halted(self._plan.name, error, after)
-        parked = unit.cursor.parked
-        many = unit.retried is not None and parked is not None and len(parked.failing) >= after > 0
-        return breaker.open or many or (unit.retried is not None and unit.retried[unit.index][1].halted)
+        if breaker.open or not after or unit.retried is None:
+            return breaker.open
+        parked, (_, event) = unit.cursor.parked, unit.retried[unit.index]
+        return event.halted or (parked is not None and len(parked.failing) >= after)
 
     def begin(self, task: Task) -> None:
         """A task runs from now on. Where an earlier process was halted, and nothing has succeeded in this one, it still is."""
