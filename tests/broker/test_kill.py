@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-from collections.abc import Callable
 
 import pytest
 
-from semel.local import jars
-from semel.local.kafka import LocalKafka
 from semel.runtime.failpoints import NAMES
-from tests.broker.conftest import MakeLedger
 from tests.broker.figures import Figures
 from tests.broker.ledger import Ledger
 from tests.broker.truth import payments
@@ -21,7 +15,6 @@ from tests.broker.truth import payments
 pytestmark = pytest.mark.broker
 
 KILLED = -9
-MakeKafka = Callable[..., LocalKafka]
 
 
 async def test_every_event_takes_effect_once_where_nothing_goes_wrong(ledger: Ledger) -> None:
@@ -85,27 +78,6 @@ async def test_a_worker_killed_while_it_gives_partitions_up_loses_and_doubles_no
     await second.ready()
     first.start()
     await ledger.settle(second)
-
-
-@pytest.mark.parametrize("kafka_version", [jars.NEWEST], indirect=True)
-async def test_a_worker_killed_while_it_ends_a_transaction_loses_and_doubles_nothing(
-    own_kafka: MakeKafka, make_ledger: MakeLedger
-) -> None:
-    kafka = own_kafka()
-    kafka.start()
-    ledger = await make_ledger(kafka)
-    await ledger.feed(payments(3, 500))
-    worker = ledger.worker(HANDLER_S="0.005").start(failpoint="abort.before_end")
-    await ledger.until_done(50)
-    # A broker that hangs leaves a commit without its answer: what is open then is ended on the way out.
-    os.kill(kafka.pids[1], signal.SIGSTOP)
-    try:
-        await worker.said("is not committed")
-        worker.term()
-        assert await worker.ended() == KILLED
-    finally:
-        os.kill(kafka.pids[1], signal.SIGCONT)
-    await ledger.settle(worker.start())
 
 
 def test_every_failpoint_is_killed_at() -> None:

@@ -20,6 +20,8 @@ from tests.broker.truth import payments
 
 pytestmark = pytest.mark.broker
 
+KILLED = -9
+
 
 @dataclass(frozen=True)
 class ProxiedKafka:
@@ -126,3 +128,21 @@ async def test_a_new_writer_whose_answer_is_lost_is_taken_again(ledger: Ledger, 
     worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start()
     await ledger.settle(worker)
     assert all(rule.done.is_set() for rule in rules)
+
+
+@pytest.mark.parametrize("proxied_kafka", [jars.NEWEST], indirect=True)
+async def test_a_worker_killed_while_it_ends_a_transaction_loses_and_doubles_nothing(
+    ledger: Ledger, between: Proxy
+) -> None:
+    ledger.feed_beside(payments(3, 5_000), per_s=500)
+    worker = ledger.worker(bootstrap=f"127.0.0.1:{between.port}").start(failpoint="abort.before_end")
+    await ledger.until_done(100)
+    # From an EndTxn on nothing gets through: what is open then is ended on the way out.
+    cut = losing(between, Api.EndTxn, Side.REQUESTS)
+    async with asyncio.timeout(30):
+        await cut.done.wait()
+    with between.trouble(Trouble()):
+        await worker.said("is not committed: UNKNOWN")
+        worker.term()
+        assert await worker.ended() == KILLED, worker.log_end()
+    await ledger.settle(worker.start())
