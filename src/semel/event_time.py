@@ -44,21 +44,21 @@ def time_reader(time: EventTime | None) -> Callable[[Any, Any], int] | None:
             if record.timestamp == NO_TIMESTAMP:
                 raise ValueError("a tombstone without a timestamp has no time")
             return record.timestamp
-        found = read(value)
-        if found is None:
+        time = read(value)
+        if time is None:
             raise ValueError(
                 f"time={name} gives None: the event has no time; where another field has it, give a function, as "
                 "time=lambda value: value.at or value.created_at"
             )
-        if isinstance(found, str):
+        if isinstance(time, str):
             # Some numbers of ms are read as dates of other centuries, their neighbours are not.
-            if found.isdigit() and len(found) != _DIGITS_OF_A_DATE:
-                raise ValueError(f"{found!r} is a number as text; give a number of ms since 1970, or an ISO 8601 text")
-            found = datetime.fromisoformat(found)
-        if isinstance(found, datetime):
+            if time.isdigit() and len(time) != _DIGITS_OF_A_DATE:
+                raise ValueError(f"{time!r} is a number as text; give a number of ms since 1970, or an ISO 8601 text")
+            time = datetime.fromisoformat(time)
+        if isinstance(time, datetime):
             # The zone of the machine must not matter: another worker decides about the same event.
-            return int(((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // _MS)
-        return _in_ms(found)
+            return int(((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MS)
+        return _in_ms(time)
 
     return by_value
 
@@ -68,22 +68,22 @@ def noted(time: EventTime) -> str:
     return time if isinstance(time, str) else "callable"
 
 
-def _in_ms(found: Any) -> int:
+def _in_ms(time: Any) -> int:
     """A number that is a time in ms. ValueError for one that is a time of our days in another unit, or no time at all."""
-    if isinstance(found, bool):
-        raise TypeError(f"{found!r} is no time; give a number of ms since 1970, or a datetime")
+    if isinstance(time, bool):
+        raise TypeError(f"{time!r} is no time; give a number of ms since 1970, or a datetime")
     try:
-        at = int(found)
+        at = int(time)
     except TypeError:
         raise TypeError(
-            f"{found!r:.80}, of type {type(found).__name__}, is no time; give a number of ms since 1970, an ISO 8601 text or a "
+            f"{time!r:.80}, of type {type(time).__name__}, is no time; give a number of ms since 1970, an ISO 8601 text or a "
             "datetime"
         ) from None
     for unit, per_s in (("seconds", 1), ("microseconds", 10**6), ("nanoseconds", 10**9)):
         if _OUR_DAYS_S[0] * per_s <= at < _OUR_DAYS_S[1] * per_s:
             way = "* 1000" if per_s == 1 else f"// {per_s // 1000}"
             raise ValueError(
-                f"{found!r} is a time of our days in {unit}, and time= takes ms since 1970; give a function of the value, as "
+                f"{time!r} is a time of our days in {unit}, and time= takes ms since 1970; give a function of the value, as "
                 f"time=lambda value: value.at {way}"
             )
     if not -_FAR_MS < at < _FAR_MS:

@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="replay this seed exactly, and shrink what it finds")
     parser.add_argument("--case", help="replay this enumerated case, as a finding names it")
     parser.add_argument("--crashes", type=int, help="stop after so many crash points")
-    parser.add_argument("--minutes", type=float, default=30.0, help="stop after so long (30)")
+    parser.add_argument("--minutes", type=float, help="stop after so long (30, where no --crashes are given)")
     parser.add_argument("--processes", type=int, default=2, help="run in so many processes (2)")
     parser.add_argument("--real-store", type=float, default=0.05, metavar="SHARE",
                         help="this share of the seeds runs on RocksDB, the others on its model (0.05)")  # fmt: skip
@@ -86,13 +86,14 @@ def simulate(given: argparse.Namespace) -> int:
     say(f"seeds from {first_seed}")
     for each in processes:
         each.start()
+    minutes = 30.0 if given.minutes is None and given.crashes is None else given.minutes
     total, begun, running = Batch(), time.monotonic(), len(processes)
     told = begun
     try:
         while running:
             now = time.monotonic()
             crashes = total.figures["crash points"]
-            if now - begun > given.minutes * 60 or (given.crashes and crashes >= given.crashes):
+            if (minutes and now - begun > minutes * 60) or (given.crashes and crashes >= given.crashes):
                 stop.set()
             if len(total.findings) >= ENOUGH:
                 stop.set()

@@ -42,18 +42,18 @@ def uses(run: Any, cls: type, methods: frozenset[str]) -> list[Use]:
     certain.
     """
     layers = [function for function, _ in behind(run)]
-    found: list[Use] = []
+    uses: list[Use] = []
     for number, function in enumerate(layers):
         reader = _read(function, cls, methods)
-        found += [use if number == 0 else replace(use, certain=False) for use in reader.found]
+        uses += [use if number == 0 else replace(use, certain=False) for use in reader.uses]
         for called, certain in reader.called:
             inner = [layer for layer, _ in behind(called)]
             sure = certain and number == 0 and len(inner) == 1 and not inspect.isgeneratorfunction(called)
             for layer in inner:
                 if layer not in layers and _of_project(layer, function):
-                    below = _read(layer, cls, methods).found
-                    found += [replace(use, certain=use.certain and sure) for use in below]
-    return found
+                    below = _read(layer, cls, methods).uses
+                    uses += [replace(use, certain=use.certain and sure) for use in below]
+    return uses
 
 
 def _of_project(function: FunctionType, caller: FunctionType) -> bool:
@@ -80,7 +80,7 @@ class _Reader(ast.NodeVisitor):
     """Goes through a function's code. `found`: in it; `called`: functions that it calls by name, and whether for certain."""
 
     def __init__(self, function: FunctionType, cls: type, methods: frozenset[str]) -> None:
-        self.found: list[Use] = []
+        self.uses: list[Use] = []
         self.called: list[tuple[FunctionType, bool]] = []
         self._function = function
         self._cls = cls
@@ -138,7 +138,7 @@ class _Reader(ast.NodeVisitor):
         # The lines of the source that was read begin at the function's own, or its first decorator's.
         begins = min([first.lineno, *(d.lineno for d in first.decorator_list)]) if first is not None else node.lineno
         where = f"{code.co_filename}:{code.co_firstlineno + node.lineno - begins}"
-        self.found.append(Use(self._named(node), where, used and self._certain))
+        self.uses.append(Use(self._named(node), where, used and self._certain))
 
     # -- uses
 
@@ -301,10 +301,10 @@ class _Reader(ast.NodeVisitor):
         self.visit(node.target)
 
 
-def first_of_each(found: Sequence[Use]) -> Iterator[Use]:
+def first_of_each(all_uses: Sequence[Use]) -> Iterator[Use]:
     """One use of each object, a certain one where there is one."""
     best: dict[int, Use] = {}
-    for use in found:
+    for use in all_uses:
         before = best.get(id(use.object))
         if before is None or (use.certain and not before.certain):
             best[id(use.object)] = use

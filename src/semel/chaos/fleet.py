@@ -82,7 +82,7 @@ class Fleet:
         """Records that are certainly on the topic and not committed as done."""
         return self.observed.behind(self.load.ends)
 
-    def found(self, finding: str) -> None:
+    def report(self, finding: str) -> None:
         """What no fault excuses. It is said at once, that what led to it stands right above."""
         self.findings.append(finding)
         self.say(f"{self.now():7.1f} s  finding: {finding.partition(chr(10))[0]}")
@@ -104,7 +104,7 @@ class Fleet:
 
         if not await self.comes(whole, RECOVERY_S):
             entry.note = entry.note or "never recovered"
-            self.found(
+            self.report(
                 f"recovery ends: {RECOVERY_S:g} s after fault {entry.number} ({entry.what}, {entry.whom}) not all "
                 "partitions run and commit: " + "; ".join(self.observed.trouble()[:8])
             )
@@ -222,7 +222,7 @@ class Fleet:
         if code in (1, 2) and not late and REFUSED.search(worker.log_end()):
             self.unrightful += 1
         else:
-            self.found(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
+            self.report(f"{worker.name} ended by itself with exit code {code}; {worker.log_end()}")
 
     def ended_unasked(self, worker: ChaosWorker, code: int) -> None:
         """As `ended_by_itself`; one that says it cannot reach its broker (exit code 3) while brokers or connections are troubled
@@ -237,7 +237,7 @@ class Fleet:
     def ended_asked(self, worker: ChaosWorker, code: int | None, when: str = "") -> None:
         """It got SIGTERM; a finding where it ended otherwise than in order, or not at all within `TERM_S` (None)."""
         if code is None:
-            self.found(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM{when and f' ({when})'}")
+            self.report(f"{worker.name} did not end within {TERM_S:g} s of SIGTERM{when and f' ({when})'}")
         elif code not in IN_ORDER:
             self.ended_unasked(worker, code)
 

@@ -44,7 +44,7 @@ async def replay(on: Fleet, *, edited: bool = False, within_s: float) -> int | N
             continue
         await _seen_by_the_load(on)
         for why, (count, example) in done.skipped.items():
-            on.found(f"{count} dead letters cannot be replayed, {example} for one: {why}")
+            on.report(f"{count} dead letters cannot be replayed, {example} for one: {why}")
         return replayed + done.letters
 
 

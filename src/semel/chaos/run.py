@@ -268,7 +268,7 @@ async def _settle(on: Fleet, loading: asyncio.Task[None]) -> None:
     await asyncio.wait({loading}, timeout=30)
     heal(on)
     if not await on.load.finish(30):
-        on.found("the load's last records could not be written for 30 s with no fault in force")
+        on.report("the load's last records could not be written for 30 s with no fault in force")
     await _drained(on)
     await _replayed(on)
     loading.cancel()
@@ -280,7 +280,7 @@ async def _drained(on: Fleet) -> bool:
     while not (on.observed.whole_since(asked) and on.behind == 0):
         await asyncio.sleep(0.1)
         if time.monotonic() > asked + DRAIN_S:
-            on.found(
+            on.report(
                 f"recovery ends: {DRAIN_S:g} s after the last fault {on.behind:,} records are not "
                 f"processed: {'; '.join(on.observed.trouble()[:8])}"
             )
@@ -295,9 +295,9 @@ async def _replayed(on: Fleet) -> None:
         if replayed == 0 or not await _drained(on):
             return
         if replayed is None:
-            on.found(f"dead letters could not be replayed within {DRAIN_S:g} s with no fault in force")
+            on.report(f"dead letters could not be replayed within {DRAIN_S:g} s with no fault in force")
             return
-    on.found("events whose dependency is up again are given up as often as they are replayed")
+    on.report("events whose dependency is up again are given up as often as they are replayed")
 
 
 def _publish(asked: Asked, report: Report, say: Callable[[str], None]) -> None:

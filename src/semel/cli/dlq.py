@@ -260,9 +260,9 @@ def loaded(pipeline: str, broker: str | None, config: Path | None) -> tuple[Plan
     from semel import project
     from semel.config import Settings
 
-    found = project.load(pipeline)
-    settings = project.settings_of(found, Settings.load(config, broker=broker))
-    return found.plan(), settings
+    declared = project.load(pipeline)
+    settings = project.settings_of(declared, Settings.load(config, broker=broker))
+    return declared.plan(), settings
 
 
 def run(plan: Plan, settings: Settings, work: Callable[[Operator], Awaitable[None]]) -> None:

@@ -198,18 +198,18 @@ def _act(
     first: Callable[[Operator], Awaitable[None]] | None = None,
 ) -> None:
     """Find the letters that are meant, ask, do it, and say what was done. `first`: what is looked at before anybody is asked."""
-    said: list[Done] = []
+    results: list[Done] = []
 
     async def agreed(operator: Operator) -> None:
         if first is not None:
             await first(operator)
-        selection = await meant.found(operator)
+        selection = await meant.resolve(operator)
         if await is_agreed(operator, selection, did, dry_run=dry_run, yes=yes):
             await operator.open()
-            said.append(await work(operator, selection))
+            results.append(await work(operator, selection))
 
     run(plan, settings, agreed)
-    for done in said:
+    for done in results:
         say_done(plan, did, done, as_json=as_json)
 
 
@@ -262,27 +262,27 @@ def forget(
     check_reason(reason)
     plan, settings = loaded(pipeline, broker, config)
     confirm(f"Give up all dead letters of the key {key!r}{', and delete what can be' if delete else ''}?", yes=yes)
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     async def work(operator: Operator) -> None:
         await operator.open()
-        said.append(await setting_aside.forget(operator, key_of(key), why_of(as_, reason), delete=delete))
+        results.append(await setting_aside.forget(operator, key_of(key), why_of(as_, reason), delete=delete))
 
     run(plan, settings, work)
-    [found] = said
+    [result] = results
     if as_json:
-        printing.document({"pipeline": plan.app, **found})
+        printing.document({"pipeline": plan.app, **result})
     topic = plan.dead_letter_topic
     printing.tell(
-        f"{found['letters']:,} letters of {key!r} are never replayed again; the audit has a hash of the key only"
+        f"{result['letters']:,} letters of {key!r} are never replayed again; the audit has a hash of the key only"
     )
-    for partition, end in found["deleted_before"].items():
+    for partition, end in result["deleted_before"].items():
         printing.tell(f"{topic}[{partition}] was deleted up to {end}")
-    for partition, end in found["could_delete_before"].items():
+    for partition, end in result["could_delete_before"].items():
         printing.tell(f"{topic}[{partition}] can be deleted up to {end}: say --delete")
-    for partition, offsets in found["kept"].items():
+    for partition, offsets in result["kept"].items():
         shown = ", ".join(map(str, offsets[:10])) + (", ..." if len(offsets) > 10 else "")
-        blocked = found["blocked_by"].get(partition)
+        blocked = result["blocked_by"].get(partition)
         why = (
             f", behind the open letter at {blocked}: replay or drop it, then run this again"
             if blocked is not None
@@ -294,7 +294,7 @@ def forget(
     printing.tell(
         f"not looked at: the source ({', '.join(plan.sources)}), results, and rows of tables, which an event of the key deletes"
     )
-    if found["kept"]:
+    if result["kept"]:
         raise typer.Exit(1)
 
 

@@ -71,7 +71,7 @@ class Meant:
     selection: Selection
     place: tuple[TP, int] | None = None
 
-    async def found(self, operator: Operator) -> Selection:
+    async def resolve(self, operator: Operator) -> Selection:
         if self.place is None:
             return self.selection
         letter = await operator.reader.letter(*self.place)
@@ -186,12 +186,12 @@ def check_reason(reason: str) -> None:
 
 
 def progress_of(what: str) -> Any:
-    said = 0
+    shown = 0
 
     def tell(done: Done) -> None:
-        nonlocal said
-        if done.letters >= max(10 * said, said + 1_000) or not said:
-            said = done.letters
+        nonlocal shown
+        if done.letters >= max(10 * shown, shown + 1_000) or not shown:
+            shown = done.letters
             printing.tell(f"{done.letters:,} letters {what}")
 
     return tell

@@ -65,45 +65,45 @@ def edit(
         raise ConfigError("--value and --set are two ways to give a new value; use one of them")
     plan, settings = loaded(pipeline, broker, config)
     meant = meant_by(plan, letter, again=again)
-    said: list[Done] = []
+    results: list[Done] = []
 
     async def work(operator: Operator) -> None:
-        selection = await meant.found(operator)
+        selection = await meant.resolve(operator)
         await operator.read()
-        [found] = [one async for one in operator.selected(selection)] or [None]
-        if found is None or operator.ledger.is_forgotten(found):
+        [letter] = [one async for one in operator.selected(selection)] or [None]
+        if letter is None or operator.ledger.is_forgotten(letter):
             raise Refused(await done_already(operator, selection))
         try:
-            before = await operator.value_of(found)
+            before = await operator.value_of(letter)
         except NotReplayable as exc:
             if value is None:
                 raise
             printing.tell(str(exc))
             before = None
         after = _new_value(before, value, set_ or [])
-        edited = edit_of(plan, found, before, after)
+        edited = edit_of(plan, letter, before, after)
         if edited.other_id and not new_id:
             raise Refused(f"{edited.other_id}; say --new-id if that is meant")
         for line in edited.changes:
             printing.tell(printing.plain(line))
         if not edited.changes:
             raise Refused("the new value is the one that it has; `semel dlq replay` replays it as it is")
-        confirm(f"{'Hold' if hold else 'Replay'} {found.position} with this value?", yes=yes)
+        confirm(f"{'Hold' if hold else 'Replay'} {letter.position} with this value?", yes=yes)
         await operator.open()
 
         def make(one: Letter, _: bytes | None) -> Any:
             return held(one, after) if hold else replayed(one, after, edited=True)
 
         fates = None if hold else await operator.watch(wait)
-        only = Selection(at=(found.at.partition, found.offset), again=again)
-        said.append(
+        only = Selection(at=(letter.at.partition, letter.offset), again=again)
+        results.append(
             await operator.write_all(
                 "edit", only, why_of(as_, reason), make, fates=fates, value_needed=False, **edited.more(hold=hold)
             )
         )
 
     run(plan, settings, work)
-    for done in said:
+    for done in results:
         say_done(plan, "held" if hold else "replayed", done, as_json=as_json)
 
 

@@ -106,10 +106,10 @@ class ActionRun:
         asked = self.asked
         assert asked.value is not None
         value = asked.value
-        found = [letter async for letter in operator.selected(asked.selection)]
-        if not found:
+        letters = [letter async for letter in operator.selected(asked.selection)]
+        if not letters:
             raise NoLetters("something was done with the letter since; nothing was done now")
-        [letter] = found
+        [letter] = letters
         try:
             before = await operator.value_of(letter)
         except NotReplayable:

@@ -89,13 +89,13 @@ class Entry:
 def decode(raw: bytes, where: str) -> Entry:
     """UnknownEntry."""
     try:
-        said = orjson.loads(raw)
-        if said["v"] != _FORMAT or said["action"] not in ACTIONS:
-            raise ValueError(f"format {said['v']}, action {said['action']}")
-        letters = tuple(Touched(int(p), int(r), str(o)) for p, r, o in said["letters"])
+        row = orjson.loads(raw)
+        if row["v"] != _FORMAT or row["action"] not in ACTIONS:
+            raise ValueError(f"format {row['v']}, action {row['action']}")
+        letters = tuple(Touched(int(p), int(r), str(o)) for p, r, o in row["letters"])
         return Entry(
-            said["action"], int(said["at"]), str(said["by"]), str(said["reason"]), str(said["topic"]), str(said["topic_id"]),
-            letters, dict(said["groups"]), dict(said.get("more", {})), str(said["id"]),
+            row["action"], int(row["at"]), str(row["by"]), str(row["reason"]), str(row["topic"]), str(row["topic_id"]),
+            letters, dict(row["groups"]), dict(row.get("more", {})), str(row["id"]),
         )  # fmt: skip
     except (ValueError, TypeError, KeyError) as exc:
         raise UnknownEntry(
@@ -172,7 +172,7 @@ class Ledger:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {action: sum(done.count for done in found.values()) for action, found in self._done.items()}
+        return {action: sum(done.count for done in touched.values()) for action, touched in self._done.items()}
 
 
 def history(entries: Iterable[Entry], topic_id: str, letter: Letter) -> Iterator[Entry]:

@@ -220,12 +220,12 @@ class Catalogue:
         by_partition: dict[int, list[int]] = {}
         for partition, offset in places:
             by_partition.setdefault(partition, []).append(offset)
-        found: dict[tuple[int, int], dict[str, Any]] = {}
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
         for partition, offsets in by_partition.items():
             tp = TP(self.plan.dead_letter_topic, partition)
             async for letter in self._operator.read_at(tp, sorted(offsets)):
-                found[partition, letter.offset] = self._row(letter)
-        return [found[place] for place in places if place in found], after
+                rows[partition, letter.offset] = self._row(letter)
+        return [rows[place] for place in places if place in rows], after
 
     def _row(self, letter: Letter) -> dict[str, Any]:
         return row_of(letter, key_of(letter, self.plan.sources), self.index.ledger.state(letter)) | {
@@ -241,9 +241,9 @@ class Catalogue:
         tps = await operator.reader.partitions()
         starts, ends = await operator.logs.starts(tps), await operator.logs.ends(tps)
         left = {tp: ends[tp] if upto is None else min(upto.get(tp.partition, 0), ends[tp]) for tp in tps}
-        found: list[Letter] = []
+        letters: list[Letter] = []
         passed = 0
-        while passed < SEARCHED_OFFSETS and len(found) < limit:
+        while passed < SEARCHED_OFFSETS and len(letters) < limit:
             tp = max(tps, key=lambda one: left[one] - starts[one])
             if left[tp] <= starts[tp]:
                 break
@@ -252,13 +252,13 @@ class Catalogue:
                 async for piece in pieces:
                     for record in piece.records:
                         if is_of(letter := letter_of(tp, record), self.plan.app) and mentions(letter, text):
-                            found.append(letter.with_value(None))
+                            letters.append(letter.with_value(None))
             passed += left[tp] - first
             left[tp] = first
         more = any(left[tp] > starts[tp] for tp in tps)
-        found.sort(key=lambda letter: letter.last_ms, reverse=True)
+        letters.sort(key=lambda letter: letter.last_ms, reverse=True)
         return (
-            [self._row(letter) for letter in found],
+            [self._row(letter) for letter in letters],
             passed,
             {tp.partition: at for tp, at in left.items()} if more else None,
         )
@@ -296,8 +296,8 @@ class Catalogue:
         end = self._audit_next if before is None else min(before, self._audit_next)
         # An entry and the marker of its transaction each.
         first = max(start, end - 2 * AUDIT_ENTRIES)
-        found = [
+        latest = [
             entry_shown(entry) | {"groups": dict(entry.groups), "topic": entry.topic}
             async for entry, _ in self._entries(first, end)
         ]
-        return found[::-1], first if first > start else None
+        return latest[::-1], first if first > start else None

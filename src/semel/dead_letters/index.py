@@ -67,28 +67,28 @@ class Index:
     def add(self, letter: Letter) -> None:
         """A letter of the pipeline's own that was not there before."""
         fingerprint = letter.fingerprint
-        found = self._groups.get(fingerprint)
+        indexed = self._groups.get(fingerprint)
         partition, offset = letter.at.partition, letter.offset
         first, states = self._states.setdefault(partition, (offset, array("H")))
         # Between two letters are the markers of transactions, and what others put there.
         gap = offset - first - len(states)
-        if max(self.letters, gap) >= LETTERS_MAX or (found is None and len(self._groups) >= GROUPS_MAX):
+        if max(self.letters, gap) >= LETTERS_MAX or (indexed is None and len(self._groups) >= GROUPS_MAX):
             self.beyond += 1
             return
-        if found is None:
-            found = self._groups[fingerprint] = _Indexed(fingerprint)
-            self._by_number.append(found)
+        if indexed is None:
+            indexed = self._groups[fingerprint] = _Indexed(fingerprint)
+            self._by_number.append(indexed)
             self._numbers[fingerprint] = len(self._by_number)
         self.letters += 1
-        found.group.add(letter)
-        found.offsets.setdefault(partition, array("q")).append(offset)
-        found.times.setdefault(partition, array("q")).append(letter.last_ms)
+        indexed.group.add(letter)
+        indexed.offsets.setdefault(partition, array("q")).append(offset)
+        indexed.times.setdefault(partition, array("q")).append(letter.last_ms)
         state = self._numbers[fingerprint]
         if self.ledger.done_by(letter):
             state |= _DONE_BIT
         else:
-            found.open += 1
-            found.unhidden += not self.ledger.is_archived(letter)
+            indexed.open += 1
+            indexed.unhidden += not self.ledger.is_archived(letter)
         states.extend(array("H", [_UNKNOWN]) * gap)
         states.append(state)
 
@@ -99,8 +99,8 @@ class Index:
             return
         if entry.action == "archive":
             for fingerprint in entry.groups:
-                if (found := self._groups.get(fingerprint)) is not None:
-                    found.unhidden = self._count_unhidden(found, self.ledger.archived[fingerprint])
+                if (indexed := self._groups.get(fingerprint)) is not None:
+                    indexed.unhidden = self._count_unhidden(indexed, self.ledger.archived[fingerprint])
         if entry.action not in DONE:
             return
         for letters in entry.letters:
@@ -108,16 +108,16 @@ class Index:
             for offset in read(letters.offsets):
                 at = offset - first
                 if 0 <= at < len(states) and states[at] and not states[at] & _DONE_BIT:
-                    found = self._by_number[states[at] - 1]
+                    indexed = self._by_number[states[at] - 1]
                     states[at] |= _DONE_BIT
-                    found.open -= 1
-                    hidden = self.ledger.archived.get(found.group.fingerprint, {}).get(letters.partition, 0)
-                    found.unhidden -= offset >= hidden
+                    indexed.open -= 1
+                    hidden = self.ledger.archived.get(indexed.group.fingerprint, {}).get(letters.partition, 0)
+                    indexed.unhidden -= offset >= hidden
 
-    def _count_unhidden(self, found: _Indexed, ends: Mapping[int, int]) -> int:
+    def _count_unhidden(self, indexed: _Indexed, ends: Mapping[int, int]) -> int:
         """Only what came after that: few, from the end on."""
         count = 0
-        for partition, offsets in found.offsets.items():
+        for partition, offsets in indexed.offsets.items():
             for offset in reversed(offsets):
                 if offset < ends.get(partition, 0):
                     break
@@ -132,13 +132,13 @@ class Index:
             return False
         for at, state in enumerate(states[:count]):
             if state:
-                found = self._by_number[(state & ~_DONE_BIT) - 1]
-                found.gone += 1
+                indexed = self._by_number[(state & ~_DONE_BIT) - 1]
+                indexed.gone += 1
                 self.letters -= 1
                 if not state & _DONE_BIT:
-                    hidden = self.ledger.archived.get(found.group.fingerprint, {}).get(partition, 0)
-                    found.open -= 1
-                    found.unhidden -= first + at >= hidden
+                    hidden = self.ledger.archived.get(indexed.group.fingerprint, {}).get(partition, 0)
+                    indexed.open -= 1
+                    indexed.unhidden -= first + at >= hidden
         del states[:count]
         self._states[partition] = first + count, states
         return first + count < start and bool(states)
@@ -147,52 +147,52 @@ class Index:
 
     @property
     def open(self) -> int:
-        return sum(found.open for found in self._groups.values())
+        return sum(indexed.open for indexed in self._groups.values())
 
     def groups(self, show: Show) -> list[dict[str, Any]]:
         """Those with letters of that state, the largest first. Keys, times and the version are of all its letters."""
-        counted = [(self._count(found, show), found) for found in self._groups.values()]
+        counted = [(self._count(indexed, show), indexed) for indexed in self._groups.values()]
         counted.sort(key=lambda entry: (-entry[0], entry[1].group.fingerprint))
-        return [self._shown(found) | {"count": count} for count, found in counted if count]
+        return [self._shown(indexed) | {"count": count} for count, indexed in counted if count]
 
     def group(self, fingerprint: str) -> dict[str, Any] | None:
-        found = self._groups.get(fingerprint)
-        return None if found is None else self._shown(found)
+        indexed = self._groups.get(fingerprint)
+        return None if indexed is None else self._shown(indexed)
 
-    def _shown(self, found: _Indexed) -> dict[str, Any]:
-        letters = found.group.count - found.gone
-        state = "done" if not found.open else "open" if found.unhidden else "archived"
+    def _shown(self, indexed: _Indexed) -> dict[str, Any]:
+        letters = indexed.group.count - indexed.gone
+        state = "done" if not indexed.open else "open" if indexed.unhidden else "archived"
         return {
-            **found.group.to_json(), "count": letters, "open": found.open, "done": letters - found.open, "state": state
+            **indexed.group.to_json(), "count": letters, "open": indexed.open, "done": letters - indexed.open, "state": state
         }  # fmt: skip
 
     @staticmethod
-    def _count(found: _Indexed, show: Show) -> int:
+    def _count(indexed: _Indexed, show: Show) -> int:
         if show == "done":
-            return found.group.count - found.gone - found.open
-        return found.open if (found.unhidden == 0) == (show == "archived") else 0
+            return indexed.group.count - indexed.gone - indexed.open
+        return indexed.open if (indexed.unhidden == 0) == (show == "archived") else 0
 
     def places(self, fingerprint: str, limit: int, *, done: bool, upto: Mapping[int, int] | None = None) -> Places:
         """Where the letters of a group stand that are done, or are not; `upto`: the `next` of the page before."""
-        found = self._groups.get(fingerprint)
-        if found is None:
+        indexed = self._groups.get(fingerprint)
+        if indexed is None:
             return Places([], None)
-        left = {p: len(o) if upto is None else min(upto.get(p, 0), len(o)) for p, o in found.offsets.items()}
+        left = {p: len(o) if upto is None else min(upto.get(p, 0), len(o)) for p, o in indexed.offsets.items()}
         places: list[tuple[int, int]] = []
-        backwards = heapq.merge(*(self._backwards(found, p, n) for p, n in left.items()), reverse=True)
+        backwards = heapq.merge(*(self._backwards(indexed, p, n) for p, n in left.items()), reverse=True)
         for looked_at, (_, partition, at) in enumerate(backwards):
             if len(places) == limit or looked_at == LOOKED_AT_MAX:
                 return Places(places, left)
             left[partition] = at
-            offset = found.offsets[partition][at]
+            offset = indexed.offsets[partition][at]
             first, _ = self._states[partition]
             if offset >= first and self._is_done(partition, offset) == done:
                 places.append((partition, offset))
         return Places(places, None)
 
     @staticmethod
-    def _backwards(found: _Indexed, partition: int, end: int) -> Iterator[tuple[int, int, int]]:
-        times = found.times[partition]
+    def _backwards(indexed: _Indexed, partition: int, end: int) -> Iterator[tuple[int, int, int]]:
+        times = indexed.times[partition]
         # Never earlier than what comes behind it in its partition: each run is in order, whatever clocks say.
         latest = times[end - 1] if end else 0
         for at in range(end - 1, -1, -1):
@@ -201,8 +201,8 @@ class Index:
 
     def positions(self, fingerprint: str) -> dict[int, array[int]]:
         """By partition where all letters of a group stand, whatever was done with them."""
-        found = self._groups.get(fingerprint)
-        return {} if found is None else found.offsets
+        indexed = self._groups.get(fingerprint)
+        return {} if indexed is None else indexed.offsets
 
     def _is_done(self, partition: int, offset: int) -> bool:
         first, states = self._states[partition]

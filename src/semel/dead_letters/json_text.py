@@ -64,15 +64,15 @@ def _part(text: str, at: int, step: str, path: str) -> _Part | None:
     if text[at] not in "{[":
         return None
     parts = _parts(text, at)
-    found = [part for part in parts if part.name == step]
-    if text[at] == "[" and not found:
+    same = [part for part in parts if part.name == step]
+    if text[at] == "[" and not same:
         raise ValueError(f"{step!r} of {path!r} is no place in a list of {len(parts)}")
-    if len(found) > 1:
+    if len(same) > 1:
         raise ValueError(
-            f"the value has {step!r}, of {path!r}, {len(found)} times, and which of them counts is the reader's to say; give all "
+            f"the value has {step!r}, of {path!r}, {len(same)} times, and which of them counts is the reader's to say; give all "
             "of it with --value"
         )
-    return found[0] if found else None
+    return same[0] if same else None
 
 
 def _parts(text: str, at: int) -> Sequence[_Part]:

@@ -121,13 +121,13 @@ class Operator:
     async def read(self, looked_for: str = "") -> bool:
         """Learn what was done so far; whether the entry of this id is among it. NoLetters, UnknownEntry; broker errors."""
         self.topic_id = (await self.reader.topic()).id
-        ledger, found = Ledger(self.topic_id), False
+        ledger, is_known = Ledger(self.topic_id), False
         async with aclosing(self.entries()) as entries:
             async for entry in entries:
                 ledger.add(entry)
-                found = found or entry.id == looked_for
+                is_known = is_known or entry.id == looked_for
         self.ledger = ledger
-        return found
+        return is_known
 
     async def entries(self) -> AsyncGenerator[Entry]:
         async with aclosing(self.logs.records(self.audit_topic)) as records:

@@ -16,14 +16,14 @@ from semel.port import TP
 async def archive(operator: Operator, group: str, why: Why) -> None:
     """Hide a group until a letter of it comes. NoLetters where there is none."""
     ends = await operator.ends()
-    found = 0
+    count = 0
     async with aclosing(operator.reader.letters()) as letters:
         async for letter in letters:
-            found += letter.fingerprint == group
-    if not found:
+            count += letter.fingerprint == group
+    if not count:
         raise NoLetters(f"{operator.plan.dead_letter_topic} holds no letter of the group {group!r}; see `semel dlq ls`")
     entry = operator.entry("archive", why, (), ends={str(partition): end for partition, end in ends.items()})
-    await operator.commit(replace(entry, groups={group: found}), ())
+    await operator.commit(replace(entry, groups={group: count}), ())
 
 
 async def forget(operator: Operator, key: bytes, why: Why, *, delete: bool) -> dict[str, Any]:

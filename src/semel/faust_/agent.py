@@ -44,7 +44,9 @@ class Agent(faust.Agent):
         for method in sorted(asked_of_stream(self.fun)):
             rule = STREAM.get(method)
             if rule is not None and rule.does is Does.REFUSED:
-                raise DeclarationError(f"agent {self.name!r}: stream.{method}() does not run on semel yet: {rule.said}")
+                raise DeclarationError(
+                    f"agent {self.name!r}: stream.{method}() does not run on semel yet: {rule.message}"
+                )
         channel: Any = self.channel
         if channel.pattern is not None or not channel.topics:
             raise DeclarationError(f"agent {self.name!r} subscribes by pattern; name its topics")

@@ -155,14 +155,14 @@ def check(rules: Mapping[str, Rule], what: str, given: Mapping[str, Any]) -> Non
         rule = rules.get(name)
         if rule is not None and rule.does is Does.REFUSED and value is not None and not rule.fine(value):
             shown = value.__name__ if isinstance(value, type) else repr(value)
-            raise DeclarationError(f"{what}: {name}={shown:.80} does not run on semel: {rule.said}")
+            raise DeclarationError(f"{what}: {name}={shown:.80} does not run on semel: {rule.message}")
 
 
 def check_signals(app: Any) -> None:
     """DeclarationError where somebody waits for a signal that never comes, or feeds on events that nobody counts."""
     for name, rule in SIGNALS.items():
         if rule.does is Does.REFUSED and any(True for _ in getattr(app, name).iter_receivers(app)):
-            raise DeclarationError(f"app {app.conf.id!r}: the signal {name} is waited for: {rule.said}")
+            raise DeclarationError(f"app {app.conf.id!r}: the signal {name} is waited for: {rule.message}")
     for sensor in app.sensors:
         if sensor is not app._monitor:
             raise DeclarationError(

@@ -14,11 +14,11 @@ class Does(Enum):
 
 
 class Rule(NamedTuple):
-    """`said`: as what it works, what stands in its place, or what to do instead. `fine`: values that ask for nothing
+    """`message`: as what it works, what stands in its place, or what to do instead. `fine`: values that ask for nothing
     that is refused."""
 
     does: Does
-    said: str
+    message: str
     fine: Callable[[Any], bool] = lambda value: False
 
 

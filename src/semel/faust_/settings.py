@@ -232,7 +232,7 @@ def check(conf: Any) -> None:
     """ConfigError for the first setting that is refused."""
     for name, value, rule in _given(conf):
         if rule.does is Does.REFUSED and not rule.fine(value):
-            raise ConfigError(f"Faust's setting {name}{_shown(name, value)} does not run on semel: {rule.said}")
+            raise ConfigError(f"Faust's setting {name}{_shown(name, value)} does not run on semel: {rule.message}")
     start_of(conf)
     security_of(conf)
 
@@ -261,7 +261,7 @@ def check_names(given: Iterable[str]) -> None:
 def say_moot(conf: Any) -> None:
     """One line that names what was set and has nothing to act on."""
     moot = [
-        f"{name} ({rule.said})"
+        f"{name} ({rule.message})"
         for name, value, rule in _given(conf)
         if rule.does is Does.MOOT and value != FORCED.get(name, ...)
     ]

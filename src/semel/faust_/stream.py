@@ -146,7 +146,7 @@ class Stream(faust.Stream):
     # -- not there yet: refused at start where the agent's code shows it, else here, with the worker
 
     def _refuse(self, what: str) -> NoReturn:
-        refused = DeclarationError(f"stream.{what}() does not run on semel yet: {STREAM[what].said}")
+        refused = DeclarationError(f"stream.{what}() does not run on semel yet: {STREAM[what].message}")
         engine = cast("Any", self.app).engine
         if engine is not None:
             engine.fail(refused)
@@ -159,7 +159,7 @@ def _refusing(name: str) -> Any:
     def method(self: Stream, *args: Any, **kwargs: Any) -> Any:
         return stock(self, *args, **kwargs) if self.runner is None else self._refuse(name)
 
-    method.__name__, method.__doc__ = name, f"Refused on a topic: {STREAM[name].said}."
+    method.__name__, method.__doc__ = name, f"Refused on a topic: {STREAM[name].message}."
     return method
 
 

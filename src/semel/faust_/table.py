@@ -46,7 +46,7 @@ class Table(FaustTable):
         return TablePlan(self.name, key, value, keyed=False, shape=shape, structure=structure, kind_of=kind_of_key)
 
     def tumbling(self, *args: Any, **kwargs: Any) -> Any:
-        raise DeclarationError(f"table {self.name!r}: {TABLE['window'].said}")
+        raise DeclarationError(f"table {self.name!r}: {TABLE['window'].message}")
 
     hopping = using_window = tumbling
 

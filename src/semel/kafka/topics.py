@@ -37,7 +37,7 @@ class TopicCalls(Calls):
         )
         if not validate_only:
             names = [spec.name for spec in specs]
-            await self._until(lambda found: all(name in found for name in names), names, deadline)
+            await self._until(lambda topics: all(name in topics for name in names), names, deadline)
 
     async def create_partitions(self, name: str, partitions: int) -> None:
         """Returns once they show in the metadata, or the RPC bound has passed."""
@@ -49,7 +49,7 @@ class TopicCalls(Calls):
         _, results = await self._client.ask(await self._controller(call.api.name, deadline), call, deadline)
         self._client.cluster.forget_topic(name)
         grown = partial(
-            self._until, lambda found: name in found and found[name].partitions >= partitions, [name], deadline
+            self._until, lambda topics: name in topics and topics[name].partitions >= partitions, [name], deadline
         )
         try:
             self._check_topics(call.api.name, [(topic, code, text) for topic, code, text in results])
@@ -77,7 +77,7 @@ class TopicCalls(Calls):
             Code.UNKNOWN_TOPIC_OR_PARTITION,
         )
         await self._until(
-            lambda found: all(t.name not in found or found[t.name].id != t.id for t in topics),
+            lambda known: all(t.name not in known or known[t.name].id != t.id for t in topics),
             [topic.name for topic in topics],
             deadline,
         )
@@ -128,12 +128,12 @@ class TopicCalls(Calls):
 
     async def _topics(self, names: Sequence[str] | None, deadline: float) -> dict[str, TopicInfo]:
         _, _, _, _, rows, _ = await self._client.metadata(names, deadline)
-        found: dict[str, TopicInfo] = {}
+        known: dict[str, TopicInfo] = {}
         for code, name, topic_id, _, partitions, _ in rows:
             if code != Code.UNKNOWN_TOPIC_OR_PARTITION:
                 self._check_topics(apis.METADATA.name, [(name, code, None)])
-                found[name] = TopicInfo(name, topic_id.hex(), len(partitions))
-        return found
+                known[name] = TopicInfo(name, topic_id.hex(), len(partitions))
+        return known
 
     async def _controller(self, api: str, deadline: float) -> int:
         if self._client.cluster.controller < 0:
@@ -158,10 +158,10 @@ class TopicCalls(Calls):
         """Whether it came to hold."""
         while looptime.now() + _POLL_S < deadline:
             try:
-                found = await self._topics(names, deadline)
+                known = await self._topics(names, deadline)
             except (RpcError, RpcLost):
                 return False
-            if holds(found):
+            if holds(known):
                 return True
             await asyncio.sleep(_POLL_S)
         return False

@@ -56,7 +56,7 @@ def _asked(proof: Proof) -> str:
 
 
 def _result_of(law: Law, proof: Proof) -> str:
-    if count := proof.found.get(law, 0):
+    if count := proof.by_law.get(law, 0):
         return f"<span class=bad>{count:,} finding{'s' * (count > 1)}</span>"
     witnesses = " where there are witnesses" if proof.verdict is Verdict.UNPROVABLE else ""
     return f"<span class=good>holds{witnesses}</span>"

@@ -140,7 +140,7 @@ class Proof:
     since_ms: int | None
     until_ms: int | None
     findings: tuple[Finding, ...]
-    found: dict[Law, int]
+    by_law: dict[Law, int]
     gaps: tuple[Gap, ...]
     notes: tuple[str, ...]
     counts: dict[str, int]
@@ -151,7 +151,7 @@ class Proof:
 
     @property
     def verdict(self) -> Verdict:
-        if self.found:
+        if self.by_law:
             return Verdict.VIOLATED
         return Verdict.UNPROVABLE if self.gaps else Verdict.CLEAN
 
@@ -163,7 +163,7 @@ class Proof:
             "since": _iso(self.since_ms),
             "until": _iso(self.until_ms),
             "seconds": round(self.seconds, 3),
-            "laws": {law.value: self.found.get(law, 0) for law in self.laws},
+            "laws": {law.value: self.by_law.get(law, 0) for law in self.laws},
             "ledger": "closed" if self.ledger else "open",
             "findings": [
                 {"law": f.law.value, "sentence": f.sentence, "witnesses": [_fields(w) for w in f.witnesses]}
@@ -180,7 +180,7 @@ class Proof:
         lines, kept = [self.headline()], Counter(finding.law for finding in self.findings)
         for finding in self.findings:
             lines += [f"  {finding.law.value}: {finding.sentence}", *(f"      {w}" for w in finding.witnesses)]
-        lines += [f"  {law.value}: {n - kept[law]:,} more" for law, n in self.found.items() if n > kept[law]]
+        lines += [f"  {law.value}: {n - kept[law]:,} more" for law, n in self.by_law.items() if n > kept[law]]
         lines += [f"  unprovable: {gap}" for gap in self.gaps]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -188,7 +188,7 @@ class Proof:
     def headline(self) -> str:
         headlines = {
             Verdict.CLEAN: f"clean: {self.pipeline} keeps all {len(self.laws)} laws",
-            Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.found)}",
+            Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.by_law)}",
             Verdict.UNPROVABLE: f"unprovable in part: {self.pipeline} breaks no law where there are witnesses",
         }
         events, outputs = self.counts["records"], self.counts["outputs"]

@@ -72,7 +72,7 @@ async def prove(
         since_ms=since_ms,
         until_ms=until_ms,
         findings=tuple(sorted(named, key=lambda f: list(Law).index(f.law))),
-        found=dict(remarks.counts),
+        by_law=dict(remarks.counts),
         gaps=tuple(remarks.gaps),
         notes=tuple(remarks.notes),
         counts=counts,

@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 def differences(before: Described, now: Described) -> list[str]:
     """What keeps values that were written as `before` from being read as `now`, with nothing lost; empty where nothing."""
     if before != now and any(isinstance(d, str) and d.startswith("raw ") for d in (before, now)):
-        return [f"the value was {said(before)}, is {said(now)}"]
+        return [f"the value was {in_words(before)}, is {in_words(now)}"]
     return [*_Comparing(before, now).differ(before, now, "")]
 
 
@@ -129,24 +129,24 @@ class _Comparing:
         if _kind(before) == "union" or _kind(now) == "union":
             for one in _alternatives(before):
                 if not any(not [*self.differ(one, other, place)] for other in _alternatives(now)):
-                    yield f"{place or 'the value'} was {said(before)}, is {said(now)}"
+                    yield f"{place or 'the value'} was {in_words(before)}, is {in_words(now)}"
             return
         if _kind(now) == "bounded" and before != now:
-            yield f"{place or 'the value'} was {said(before)}, is {said(now)}"
+            yield f"{place or 'the value'} was {in_words(before)}, is {in_words(now)}"
             return
         if _kind(before) == "bounded" and _kind(now) != "bounded":
             before = before["bounded"]
         kind = _kind(before)
         if kind == "one of" and _kind(now) == "one of":
             if [v for v in before[kind] if v not in now[kind]]:
-                yield f"{place or 'the value'} was {said(before)}, is {said(now)}"
+                yield f"{place or 'the value'} was {in_words(before)}, is {in_words(now)}"
         elif kind != _kind(now):
-            yield f"{place or 'the value'} was {said(before)}, is {said(now)}"
+            yield f"{place or 'the value'} was {in_words(before)}, is {in_words(now)}"
         elif kind in ("list", "set"):
             yield from self.differ(before[kind], now[kind], f"{place}[]")
         elif kind in ("dict", "tuple"):
             if len(before[kind]) != len(now[kind]):
-                yield f"{place or 'the value'} was {said(before)}, is {said(now)}"
+                yield f"{place or 'the value'} was {in_words(before)}, is {in_words(now)}"
                 return
             for old, new in zip(before[kind], now[kind], strict=True):
                 yield from self.differ(old, new, f"{place}[]")
@@ -213,24 +213,24 @@ def _alternatives(described: Described) -> list[Described]:
     return described["union"] if _kind(described) == "union" else [described]
 
 
-def said(described: Described) -> str:
+def in_words(described: Described) -> str:
     """In words, briefly."""
     if isinstance(described, str):
         return described
     kind, inside = next(iter(cast("dict[str, Any]", described).items()))
     if kind == "union":
-        return " | ".join(map(said, inside))
+        return " | ".join(map(in_words, inside))
     if kind == "fields":
         return f"an object of {', '.join(inside) or 'no fields'}"
     if kind == "in order":
         return f"an array of {', '.join(name for name, _ in inside)}"
     if kind == "bounded":
-        return f"{said(inside)} with {', '.join(f'{k}={v}' for k, v in described['by'].items())}"
+        return f"{in_words(inside)} with {', '.join(f'{k}={v}' for k, v in described['by'].items())}"
     if kind == "one of":
         return f"one of {', '.join(map(repr, inside))}"
     if kind in ("list", "set"):
-        return f"{kind}[{said(inside)}]"
-    return f"{kind}[{', '.join(map(said, inside))}]" if kind in ("dict", "tuple") else kind
+        return f"{kind}[{in_words(inside)}]"
+    return f"{kind}[{', '.join(map(in_words, inside))}]" if kind in ("dict", "tuple") else kind
 
 
 def _shown(default: Any) -> str:
@@ -311,4 +311,4 @@ def _captured(code: Any) -> str:
     return repr(sorted((k, v) for k, v in around.items() if isinstance(v, (str, int, float, bytes))))
 
 
-__all__ = ["describe", "described_default", "differences", "fingerprint", "said"]
+__all__ = ["describe", "described_default", "differences", "fingerprint", "in_words"]

@@ -372,11 +372,11 @@ class EventContext:
         return self._timers().steps.get((offset, named), 0)
 
     def _timers(self) -> EventTimers:
-        found = next((each for each in self.writes.rows if isinstance(each, EventTimers)), None)
-        if found is None:
-            found = EventTimers(self.task.timers)
-            self.writes.rows.append(found)
-        return found
+        timers = next((each for each in self.writes.rows if isinstance(each, EventTimers)), None)
+        if timers is None:
+            timers = EventTimers(self.task.timers)
+            self.writes.rows.append(timers)
+        return timers
 
     # -- how it ends
 

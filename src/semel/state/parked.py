@@ -175,8 +175,8 @@ class ParkedQueue:
         """The event that is dead and holds its key of which a record says that it ends that."""
         if not self.held:
             return None
-        found = (self.held.get(name) for name in replay.releases(record.headers))
-        return next((queued for queued in found if queued is not None and queued.key == record.key), None)
+        held = (self.held.get(name) for name in replay.releases(record.headers))
+        return next((queued for queued in held if queued is not None and queued.key == record.key), None)
 
     def hold(self, event: ParkedEvent, hold: bytes, queued: Queued | None = None) -> None:
         """An event goes to the dead letters, and its key waits for its letter. `queued`: its place, where it was parked."""

@@ -350,19 +350,19 @@ class TimerLog(RowLog):
 
     def _look_ahead(self, after: bytes) -> None:
         over = {**self.sealed, **self.open}
-        size, found, last = 0, self._heap, None
+        size, heap, last = 0, self._heap, None
         for row, output in self._store.scan_rows(self._prefix, after, _AFTER_OUTPUTS):
             if row == after or row in over:
                 continue
-            found.append((row, _at_hand(output)))
+            heap.append((row, _at_hand(output)))
             size += len(output)
-            if len(found) >= AT_HAND or size >= AT_HAND_BYTES:
+            if len(heap) >= AT_HAND or size >= AT_HAND_BYTES:
                 last = row
                 break
         for row, output in over.items():
             if output is not None and not is_name(row) and row > after and (last is None or row <= last):
-                found.append((row, _at_hand(output)))
-        heapq.heapify(found)
+                heap.append((row, _at_hand(output)))
+        heapq.heapify(heap)
         self._horizon = last
 
     # -- as a state log

@@ -269,8 +269,8 @@ def _trouble(status: Mapping[str, Any]) -> str:
 def _held_keys(status: Mapping[str, Any]) -> str:
     """How many keys wait for somebody who acts."""
     held = sum(parked.get("held", 0) for parked in status.get("parked", {}).values())
-    said = f"{held:,} keys are held: their later events wait until a dead letter of theirs is replayed with success, or dropped"
-    return f"<p>{said}</p>" if held else ""
+    text = f"{held:,} keys are held: their later events wait until a dead letter of theirs is replayed with success, or dropped"
+    return f"<p>{text}</p>" if held else ""
 
 
 def _rate_limits(status: Mapping[str, Any]) -> str:

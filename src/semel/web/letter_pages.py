@@ -107,7 +107,7 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def found(frame: Frame, document: Mapping[str, Any]) -> str:
+def search_results(frame: Frame, document: Mapping[str, Any]) -> str:
     text = document["search"]
     more = "" if document["next"] is None else " There is more to search."
     return _page(
@@ -257,8 +257,8 @@ def action(frame: Frame, document: Mapping[str, Any]) -> str:
             *([("fate known of", known)] if run["action"] in ("replay", "edit") else []),
         ]
     )  # fmt: skip
-    said = [text for text in (run["stopped"], run["error"]) if text]
-    said += [f"{count:,} were left out: {why}" for why, count in run["skipped"].items()]
+    remarks = [text for text in (run["stopped"], run["error"]) if text]
+    remarks += [f"{count:,} were left out: {why}" for why, count in run["skipped"].items()]
     stop = ""
     if running and not frame.closed:
         stop = (
@@ -272,7 +272,7 @@ def action(frame: Frame, document: Mapping[str, Any]) -> str:
     )
     return _page(
         frame, f"{run['action']} {run['id']}", facts,
-        "".join(f"<p class={'bad' if run['state'] == 'failed' else 'dim'}><bdi>{escape(text)}</bdi></p>" for text in said),
+        "".join(f"<p class={'bad' if run['state'] == 'failed' else 'dim'}><bdi>{escape(text)}</bdi></p>" for text in remarks),
         stop, letter_link, refresh_s=REFRESH_S if running else None,
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ class LetterRoutes:
         limit = number("limit", asked.get("limit"), LETTERS_DEFAULT, LETTERS_MAX)
         rows, passed, after = await catalogue.search(text, limit, _page(asked.get("page")))
         document = {"search": text, "letters": rows, "searched": passed, "next": _token(after)}
-        return await self._respond(request, document, lambda page: pages.found(page, document))
+        return await self._respond(request, document, lambda page: pages.search_results(page, document))
 
     async def group(self, request: web.Request) -> web.Response:
         fingerprint = self._own(request)[3]
@@ -162,10 +162,10 @@ class LetterRoutes:
     async def diff(self, request: web.Request) -> web.Response:
         """What an edit would change. It changes nothing."""
         place = self._place(request)
-        said, _ = await self._meant(request)
+        form, _ = await self._meant(request)
         letter, _ = await (await self._desk.catalogue()).whole(*place)
         try:
-            edit = edit_of(self._desk.plan, letter, letter.record.value, _value(said, letter.record.value))
+            edit = edit_of(self._desk.plan, letter, letter.record.value, _value(form, letter.record.value))
         except NotReplayable as wrong:
             raise Refusal(400, str(wrong)) from None
         document = {
@@ -178,33 +178,33 @@ class LetterRoutes:
 
     async def act(self, request: web.Request) -> web.Response:
         self._own(request)
-        said, is_form = await self._meant(request)
-        action = _text(said, "action")
+        form, is_form = await self._meant(request)
+        action = _text(form, "action")
         if action not in get_args(Kind):
             raise Refusal(400, f"action must be one of {', '.join(get_args(Kind))}")
-        actor = self._rights.actor(request, _text(said, "as"), action)
-        reason = _text(said, "reason").strip()
+        actor = self._rights.actor(request, _text(form, "as"), action)
+        reason = _text(form, "reason").strip()
         if len(reason) > REASON_CHARACTERS_MAX:
             raise Refusal(400, f"reason is longer than {REASON_CHARACTERS_MAX} characters")
         if not reason and action in ("edit", "drop"):
             raise Refusal(400, "say why, for those who come after: reason is empty")
         catalogue = await self._desk.catalogue()
-        selection = self._selection(said, action)
+        selection = self._selection(form, action)
         value = None
         if action == "edit":
             assert selection.at is not None
             partition, offset = selection.at
             letter, _ = await catalogue.whole(TP(self._desk.plan.dead_letter_topic, partition), offset)
-            value = _value(said, letter.record.value)
+            value = _value(form, letter.record.value)
         asked = Asked(
-            cast("Kind", action), selection, Why(actor.name, reason), _rate(said), WAIT_S, _flag(said, "keep_going"), value,
-            _flag(said, "hold"), _flag(said, "new_id"),
+            cast("Kind", action), selection, Why(actor.name, reason), _rate(form), WAIT_S, _flag(form, "keep_going"), value,
+            _flag(form, "hold"), _flag(form, "new_id"),
         )  # fmt: skip
         run = self._desk.runs.begin(asked)
         return self._to(run, is_form)
 
-    def _selection(self, said: Mapping[str, Any], action: str) -> Selection:
-        letter, group, everything = _text(said, "letter"), _text(said, "group"), _flag(said, "all")
+    def _selection(self, asked: Mapping[str, Any], action: str) -> Selection:
+        letter, group, everything = _text(asked, "letter"), _text(asked, "group"), _flag(asked, "all")
         if bool(letter) + bool(group) + everything != 1:
             raise Refusal(400, "say which letters: letter, group or all, and one of them")
         if (action == "edit" and not letter) or (action == "archive" and not group):
@@ -213,13 +213,13 @@ class LetterRoutes:
         if letter:
             tp, offset = self._position(letter)
             at = tp.partition, offset
-        key = _text(said, "key")
-        return Selection(at, group or None, key.encode() if key else None, again=_flag(said, "again"))
+        key = _text(asked, "key")
+        return Selection(at, group or None, key.encode() if key else None, again=_flag(asked, "again"))
 
     async def stop(self, request: web.Request) -> web.Response:
         run = self._run(request)
-        said, is_form = await self._meant(request)
-        self._rights.actor(request, _text(said, "as"), run.asked.action)
+        asked, is_form = await self._meant(request)
+        self._rights.actor(request, _text(asked, "as"), run.asked.action)
         run.stop()
         return self._to(run, is_form)
 
@@ -236,10 +236,10 @@ class LetterRoutes:
         # What is refused for its headers is refused before its body is read.
         if request.content_type != FORM:
             self._rights.check_meant(request, None)
-        said, is_form = await body(request)
+        asked, is_form = await body(request)
         if is_form:
-            self._rights.check_meant(request, said)
-        return said, is_form
+            self._rights.check_meant(request, asked)
+        return asked, is_form
 
     # -- inside
 
@@ -322,15 +322,15 @@ def _page(token: str | None) -> dict[int, int] | None:
     if token is None:
         return None
     try:
-        said = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
-        pairs = [pair.split(":") for pair in said.split(",")]
+        decoded = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
+        pairs = [pair.split(":") for pair in decoded.split(",")]
         return {int(p[:9]): max(0, int(n[:19])) for p, n in pairs}
     except (ValueError, binascii.Error):
         raise Refusal(400, "page: not one that this view gave") from None
 
 
-def _text(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name, "")
+def _text(asked: Mapping[str, Any], name: str) -> str:
+    value = asked.get(name, "")
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -338,8 +338,8 @@ def _text(said: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _flag(said: Mapping[str, Any], name: str) -> bool:
-    value = said.get(name, False)
+def _flag(asked: Mapping[str, Any], name: str) -> bool:
+    value = asked.get(name, False)
     if value in (True, False):
         return bool(value)
     if value in ("1", "on", "true", ""):
@@ -347,9 +347,9 @@ def _flag(said: Mapping[str, Any], name: str) -> bool:
     raise Refusal(400, f"{name} must be true or false")
 
 
-def _rate(said: Mapping[str, Any]) -> float:
+def _rate(asked: Mapping[str, Any]) -> float:
     try:
-        rate = float(said.get("rate") or RATE)
+        rate = float(asked.get("rate") or RATE)
     except (TypeError, ValueError):
         rate = -1.0
     if not 0 < rate <= 100_000:
@@ -357,16 +357,16 @@ def _rate(said: Mapping[str, Any]) -> float:
     return rate
 
 
-def _value(said: Mapping[str, Any], before: bytes | None) -> bytes:
+def _value(asked: Mapping[str, Any], before: bytes | None) -> bytes:
     """`value`: a JSON document; or `text`: as the form has it."""
-    if (VALUE in said) == ("text" in said):
+    if (VALUE in asked) == ("text" in asked):
         raise Refusal(400, "give the new value: as value, a JSON document, or as text")
-    if VALUE in said:
-        given = said[VALUE]
+    if VALUE in asked:
+        given = asked[VALUE]
         if not isinstance(given, bytes):
             raise Refusal(400, "a form gives the new value as text")
         return msgspec.json.format(given, indent=-1)
     try:
-        return form_value(_text(said, "text"), before)
+        return form_value(_text(asked, "text"), before)
     except ValueError as wrong:
         raise Refusal(400, str(wrong)) from None

@@ -58,12 +58,12 @@ async def body(request: web.Request) -> tuple[dict[str, Any], bool]:
     if request.content_type == FORM:
         return {name: str(value) for name, value in (await request.post()).items()}, True
     try:
-        said = orjson.loads(raw or b"{}")
+        document = orjson.loads(raw or b"{}")
     except orjson.JSONDecodeError as malformed:
         raise Refusal(400, f"the body is no JSON: {malformed}"[:ECHO_CHARACTERS_MAX]) from None
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         raise Refusal(400, "the body must be a JSON object")
-    fields = cast("dict[str, Any]", said)
+    fields = cast("dict[str, Any]", document)
     if VALUE in fields:
         try:
             fields[VALUE] = bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])[VALUE])

@@ -78,32 +78,32 @@ class Rights:
         given = presented(authorization)
         if given is None:
             return None
-        found = None
+        operator = None
         for name, token, rights in self._operators:
             if hmac.compare_digest(given, token):
-                found = Actor(name, rights)
-        return found
+                operator = Actor(name, rights)
+        return operator
 
-    def actor(self, request: web.Request, said: str, right: str) -> Actor:
+    def actor(self, request: web.Request, claimed_name: str, right: str) -> Actor:
         """Who acts, and may. Refusal 401, 403."""
         if self.closed:
             raise Refusal(403, self.closed)
         if self._open_here:
-            actor = self._on_this_machine(request, said)
+            actor = self._on_this_machine(request, claimed_name)
         else:
-            found = self._operator(request.headers.get("Authorization"))
-            if found is None:
+            operator = self._operator(request.headers.get("Authorization"))
+            if operator is None:
                 raise Refusal(401, "to act on dead letters give the token of an operator: Authorization: Bearer TOKEN")
-            actor = found
+            actor = operator
         if right not in actor.rights:
             raise Refusal(403, f"{actor.name} has no right to {right}; give it in web_operators")
         return actor
 
     @staticmethod
-    def _on_this_machine(request: web.Request, said: str) -> Actor:
+    def _on_this_machine(request: web.Request, claimed_name: str) -> Actor:
         if not is_loopback(request.remote or "") or any(name in request.headers for name in _FORWARDED):
             raise Refusal(403, "only who is on this machine may act without being named; set [web_operators.NAME]")
-        name = said.strip() or local_user()
+        name = claimed_name.strip() or local_user()
         if len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
             raise Refusal(400, f"`as` must be a name of {NAME_CHARACTERS_MAX} characters at most")
         return Actor(f"{name} (not proven)", ALL)

@@ -97,15 +97,15 @@ class HeartbeatThread:
         log.info(
             "the event loop is held; a thread sends the heartbeats of generation %d meanwhile", membership.generation
         )
-        broker, said = self._connect(), ""
+        broker, last_error = self._connect(), ""
         try:
             while self._stands_in(membership):
                 asked_at = self._clock.monotonic()
                 try:
                     await broker.heartbeat(membership)
                 except (RpcError, RpcLost) as exc:
-                    if str(exc) != said:
-                        said = str(exc)
+                    if str(exc) != last_error:
+                        last_error = str(exc)
                         log.info("heartbeat while the event loop is held: %s", exc)
                     if isinstance(exc, RpcLost):
                         pass

@@ -62,12 +62,12 @@ async def reset(
         say=lambda text: say(text) if text else None,
     )
     needed = [*plan.logs, plan.dead_letter_topic, *(t.name for t in plan.outputs)]
-    found = await broker.topics([*plan.sources, *needed])
-    missing = [name for name in plan.sources if name not in found]
+    existing = await broker.topics([*plan.sources, *needed])
+    missing = [name for name in plan.sources if name not in existing]
     if missing:
         raise RecoveryError(f"source topic {', '.join(missing)} does not exist; create it, then reset")
-    tasks = max(found[name].partitions for name in plan.sources)
-    offsets = await _target_offsets(plan, broker, {n: found[n].partitions for n in plan.sources}, to)
+    tasks = max(existing[name].partitions for name in plan.sources)
+    offsets = await _target_offsets(plan, broker, {n: existing[n].partitions for n in plan.sources}, to)
     for name in plan.state_logs:
         await _check_owner(plan, broker, clock, name, say)
 
@@ -81,12 +81,12 @@ async def reset(
     )
     await writer.init(until=looptime.now() + settings.commit_timeout_ms / 1000)
     now_ms = int(clock.time() * 1000)
-    known = found.get(plan.positions_topic)
+    known = existing.get(plan.positions_topic)
     written = {plan.dead_letter_topic, *(t.name for t in plan.outputs)} - set(plan.sources)
-    doomed = [found[name] for name in plan.logs if name != plan.positions_topic and name in found]
+    doomed = [existing[name] for name in plan.logs if name != plan.positions_topic and name in existing]
     await _check_rights(plan, broker, doomed)
     for name in needed:
-        if name not in found:
+        if name not in existing:
             await _check_creation(plan, broker, TopicInfo(name, "", tasks), "does not exist and has to be created")
     if known is not None and known.partitions < tasks:
         known = await _grown(broker, clock, known, tasks)
@@ -103,7 +103,7 @@ async def reset(
             for name in (*position.outputs, *position.sent_later, *plan.letters_of(position.letters))
         }
         if to != "latest":
-            _say_what_moved(plan, held, found, say)
+            _say_what_moved(plan, held, existing, say)
         say("marking the positions: workers refuse to start until the reset is complete")
         told = b'{"v":1,"at":%d}' % now_ms
         await _mark(writer, 1, known, told)
@@ -131,7 +131,7 @@ async def reset(
     sinks = {info.name: Sink(info.id, info.partitions, info.partitions) for info in outputs}
     for task in range(tasks):
         at = {
-            name: TopicPosition(found[name].id, found[name].partitions, begin, first=begin)
+            name: TopicPosition(existing[name].id, existing[name].partitions, begin, first=begin)
             for name in plan.sources
             if (begin := offsets.get(TP(name, task), -1)) >= 0
         }
@@ -270,13 +270,13 @@ async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: 
         if info is None:
             continue
         try:
-            found, _ = await _positions(broker, clock, info)
+            recorded, _ = await _positions(broker, clock, info)
         except RpcError as exc:
             if exc.code in LOGIN or not needs_a_person(exc):
                 raise
             say(log_owners.hidden(info.name, exc))
             continue
-        if any(log in position.logs for position in found):
+        if any(log in position.logs for position in recorded):
             raise RecoveryError(
                 f"{log!r} holds state of app {app!r}, and {plan.app!r} has a table whose changelog has the same name: give the "
                 f"table or the app another name, then reset. If {app!r} is no more, delete {info.name}"
@@ -284,19 +284,19 @@ async def _check_owner(plan: Plan, broker: Broker, clock: Clock, log: str, say: 
 
 
 def _say_what_moved(
-    plan: Plan, held: list[Position], found: Mapping[str, TopicInfo], say: Callable[[str], None]
+    plan: Plan, held: list[Position], existing: Mapping[str, TopicInfo], say: Callable[[str], None]
 ) -> None:
     """Events from before a source grew are not where their keys belong now."""
     if plan.may_grow:
         return
     for name in plan.sources:
+        now = existing[name]
         before = max(
-            (p.topics[name].partitions for p in held if name in p.topics and p.topics[name].id == found[name].id),
-            default=0,
+            (p.topics[name].partitions for p in held if name in p.topics and p.topics[name].id == now.id), default=0
         )
-        if 0 < before < found[name].partitions:
+        if 0 < before < now.partitions:
             say(
-                f"{name} had {before} partitions when {plan.app} ran last, and has {found[name].partitions}: events from before "
+                f"{name} had {before} partitions when {plan.app} ran last, and has {now.partitions}: events from before "
                 "it grew whose keys moved are dead-lettered where they use a table (WrongPartition), and their ids are not known "
                 "where the keys are now. --to TIME, the time at which it grew, leaves them out; a copy of all events in a new "
                 "topic, declared as the source, keeps them"

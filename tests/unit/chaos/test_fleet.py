@@ -71,7 +71,7 @@ def test_a_finding_is_said_when_it_is_found_without_the_log_that_goes_with_it() 
     said: list[str] = []
     on = fleet()
     on.say = said.append
-    on.found("w1 ended by itself with exit code 1; the end of w1.log:\n  and more")
+    on.report("w1 ended by itself with exit code 1; the end of w1.log:\n  and more")
     assert said == ["    0.0 s  finding: w1 ended by itself with exit code 1; the end of w1.log:"]
     assert on.findings == ["w1 ended by itself with exit code 1; the end of w1.log:\n  and more"]
 

@@ -15,7 +15,7 @@ from semel.port import TP
 from semel.proof import Finding, Gap, Law, Proof
 
 CLEAN = Proof("payments", 0, None, None, (), {}, (), (), {"records": 9, "outputs": 9}, (), (), ledger=True, seconds=1.0)
-LOST = replace(CLEAN, found={Law.NO_LOSS: 1}, findings=(Finding(Law.NO_LOSS, "one"),))
+LOST = replace(CLEAN, by_law={Law.NO_LOSS: 1}, findings=(Finding(Law.NO_LOSS, "one"),))
 GAP = replace(CLEAN, gaps=(Gap(TP("payments", 0), 0, 5, "who knows"),))
 
 

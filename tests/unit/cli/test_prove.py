@@ -60,7 +60,7 @@ def proven(monkeypatch, tmp_path):
 
 
 def broken(proof):
-    return dataclasses.replace(proof, findings=FOUND, found={Law.NO_LOSS: 1})
+    return dataclasses.replace(proof, findings=FOUND, by_law={Law.NO_LOSS: 1})
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

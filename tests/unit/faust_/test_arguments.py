@@ -107,7 +107,7 @@ def test_an_argument_that_does_not_run_is_refused_with_what_to_do_instead(of: st
     rules = {"topic": TOPIC, "Table": TABLE, "agent": AGENT, "page": PAGE}[of]
     with pytest.raises(DeclarationError, match=name) as refused:
         declare(an_app(), {name: given[name]})
-    assert rules[name].said in str(refused.value)
+    assert rules[name].message in str(refused.value)
 
 
 def test_every_refusal_of_an_argument_is_tried() -> None:
@@ -291,4 +291,4 @@ def test_every_name_of_the_tables_is_in_the_documentation_with_what_becomes_of_i
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     for rules in (SETTINGS, TOPIC, TABLE, AGENT, PAGE, STREAM, SIGNALS):
         for name, rule in rules.items():
-            assert any(f"`{name}`" in row and row.rstrip(" |").endswith(rule.said) for row in rows), name
+            assert any(f"`{name}`" in row and row.rstrip(" |").endswith(rule.message) for row in rows), name

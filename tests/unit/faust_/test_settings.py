@@ -76,14 +76,14 @@ def test_every_setting_of_faust_is_in_the_table_and_nothing_else() -> None:
 def test_every_setting_that_is_refused_says_what_to_do_instead() -> None:
     refused = {name for name, rule in SETTINGS.items() if rule.does is Does.REFUSED}
     assert refused == set(ASKS_FOR_MORE)
-    assert all(len(rule.said) > 10 for name, rule in SETTINGS.items() if name in refused)
+    assert all(len(rule.message) > 10 for name, rule in SETTINGS.items() if name in refused)
 
 
 @pytest.mark.parametrize("name", ASKS_FOR_MORE)
 def test_a_refused_setting_ends_the_declaration(name: str) -> None:
     with pytest.raises(ConfigError, match=name) as refused:
         an_app(**{name: ASKS_FOR_MORE[name]})
-    assert SETTINGS[name].said in str(refused.value)
+    assert SETTINGS[name].message in str(refused.value)
     assert exits.code_of(refused.value) == exits.USAGE
 
 
@@ -116,7 +116,7 @@ def test_a_setting_without_effect_is_named_at_start(name: str, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         say_moot(app.conf)
     assert name in caplog.text
-    assert SETTINGS[name].said in caplog.text
+    assert SETTINGS[name].message in caplog.text
 
 
 def test_nothing_is_said_where_nothing_was_set(caplog: pytest.LogCaptureFixture) -> None:

@@ -148,7 +148,7 @@ class History:
 
 
 def broken(proof: Proof) -> set[Law]:
-    return set(proof.found)
+    return set(proof.by_law)
 
 
 def mark_offset(record: MemoryRecord) -> int:

@@ -169,7 +169,7 @@ async def test_events_of_one_id_that_both_have_outputs_are_found_where_their_mar
             if record.key == b"position":
                 history.change_position(_, record, lambda said: said.pop("trimmed", None))
     proof = await history.proof(block=block)
-    assert proof.found[Law.NO_DUPLICATE] == 25, proof.text()
+    assert proof.by_law[Law.NO_DUPLICATE] == 25, proof.text()
     ids = {w.id for f in proof.findings if f.law is Law.NO_DUPLICATE for w in f.witnesses}
     assert ids == {f"p{n}" for n in range(0, 100, 4)}
 

@@ -31,7 +31,7 @@ async def test_an_output_with_a_lineage_that_semel_does_not_write_is_a_strangers
     for _ in range(2):
         history.append(SINK, 0, record, headers=[(lineage.HEADER, value)])
     proof = await history.proof()
-    assert (proof.verdict, dict(proof.found)) == (Verdict.VIOLATED, {Law.CONSERVATION: 1})
+    assert (proof.verdict, dict(proof.by_law)) == (Verdict.VIOLATED, {Law.CONSERVATION: 1})
     assert proof.counts["without_lineage"] == 2
 
 

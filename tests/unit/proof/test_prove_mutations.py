@@ -219,7 +219,7 @@ async def test_a_fenced_worker_that_writes_between_two_records_of_another_is_fou
     write("payments-w2", 70, 2)
     proof = await history.proof()
     assert broken(proof) == {Law.FENCED}, proof.text()
-    assert proof.found[Law.FENCED] == 1, "what is read twice is found once"
+    assert proof.by_law[Law.FENCED] == 1, "what is read twice is found once"
 
 
 @every_time
@@ -288,7 +288,7 @@ async def test_records_that_another_program_writes_to_the_sink_are_one_finding(h
     for partition in (0, 1, 1):
         history.append(SINK, partition, record, headers=[])
     proof = await history.proof()
-    assert proof.found == {Law.CONSERVATION: 1}
+    assert proof.by_law == {Law.CONSERVATION: 1}
     assert proof.findings[0].sentence.startswith(f"3 records in {SINK} carry no lineage of payments")
     assert {witness.tp for witness in proof.findings[0].witnesses} == {TP(SINK, 0), TP(SINK, 1)}
     assert proof.counts["without_lineage"] == 3

@@ -35,7 +35,7 @@ async def test_a_range_without_its_outputs_does_not_balance_where_fewer_were_fil
     for bounds in ({"since_ms": begun}, {"since_ms": half}, {"until_ms": half}):
         proof = await history.proof(**bounds)
         assert proof.verdict is Verdict.VIOLATED
-        assert set(proof.found) == {Law.CONSERVATION}
+        assert set(proof.by_law) == {Law.CONSERVATION}
         assert "took effect and have no output" in proof.findings[0].sentence
 
 
@@ -63,7 +63,7 @@ async def test_outputs_of_a_task_that_has_no_position_stand_alone(histories: His
         entry.records.clear()
     proof = await history.proof()
     assert proof.verdict is Verdict.VIOLATED
-    assert Law.ATOMIC in proof.found
+    assert Law.ATOMIC in proof.by_law
     assert any(f"of {SOURCE}[1], of which no position says" in finding.sentence for finding in proof.findings)
 
 

@@ -76,7 +76,7 @@ class Zombie(Fault):
             elif on.cluster.forgetful:
                 on.mended.append(f"{self._both(worker)}, and went on: a broker had coordinated from a part of its log")
             else:
-                on.found(
+                on.report(
                     f"{self._both(worker)}, and took its name back from a replacement that the group knew; {worker.log_end()}"
                 )
         if not goes_on.running:
@@ -91,7 +91,7 @@ class Zombie(Fault):
         """
         while True:
             if not await on.comes(lambda: not (worker.running and twin.running), TERM_S, beside=self.number):
-                on.found(f"a fenced worker writes nothing: {self._both(worker)}, and after {TERM_S:g} s both go on")
+                on.report(f"a fenced worker writes nothing: {self._both(worker)}, and after {TERM_S:g} s both go on")
                 await worker.kill9()
                 return twin
             for process in (worker, twin):
@@ -101,7 +101,7 @@ class Zombie(Fault):
                 if on.cluster.forgetful:
                     on.ended_unasked(twin, TAKEN)
                 else:
-                    on.found(f"{self._both(worker)}, and both ended with exit code {TAKEN}")
+                    on.report(f"{self._both(worker)}, and both ended with exit code {TAKEN}")
                 return twin
             if twin.exit_code == TAKEN:
                 return worker

@@ -199,11 +199,11 @@ class DueTimers:
     @property
     def held_up(self) -> dict[int, str]:
         """By task, why one of its timers that are due is not sent."""
-        now, found = self._clock.monotonic(), dict[int, str]()
+        now, reasons = self._clock.monotonic(), dict[int, str]()
         for place, held in [*self._held.items()]:
             if now - held.until > 2 * HOLD_S:
                 # Whoever has its task now knows better.
                 del self._held[place]
             elif place[0] in self._owned.tasks:
-                found[place[0]] = held.why
-        return found
+                reasons[place[0]] = held.why
+        return reasons
