@@ -36,6 +36,9 @@ class Retry:
     then: Then = "dead"
 
     def __post_init__(self) -> None:
+        for name in ("delays", "fatal", "transient"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(cast("list[Any]", given)))
         if not is_whole(self.attempts) or self.attempts < 1:
             raise DeclarationError(f"Retry attempts={self.attempts!r}; it takes 1 (no retry) or more")
         for name, delay in (("first_delay", self.first_delay), ("max_delay", self.max_delay)):
@@ -53,9 +56,7 @@ class Retry:
             raise DeclarationError(f"Retry then={self.then!r}; it takes {', '.join(map(repr, get_args(Then)))}")
         for name, kinds in (("fatal", self.fatal), ("transient", self.transient)):
             if not _exceptions(kinds):
-                raise DeclarationError(
-                    f"Retry {name}={kinds!r}; give a tuple of exception classes, as {name}=(OSError,)"
-                )
+                raise DeclarationError(f"Retry {name}={kinds!r}; give a tuple of exception classes, as {name}=(OSError,)")
 
     def delay_s(self, exc: BaseException, attempt: int, draw: float) -> float | None:
         """Seconds to wait after failed attempt number `attempt` (from 1), or None: give up.

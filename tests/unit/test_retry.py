@@ -74,11 +74,17 @@ def test_fatal_errors_are_not_tried_again_and_with_transient_only_those_are() ->
         {"first_delay": timedelta(seconds=-1)},
         {"first_delay": timedelta(seconds=2), "max_delay": timedelta(seconds=1)},
         {"fatal": ValueError},
-        {"fatal": [ValueError]},
-        {"transient": ("OSError",)},
+        {"transient": ["OSError"]},
+        {"delays": [5]},
         {"transient": (int,)},
     ],
 )
 def test_what_cannot_be_is_refused_where_it_is_declared(declared: dict[str, Any]) -> None:
     with pytest.raises(DeclarationError, match="Retry "):
         Retry(**declared)
+
+
+def test_a_list_is_as_good_as_a_tuple() -> None:
+    given = Retry(fatal=[ValueError], delays=[timedelta(seconds=1)])  # pyright: ignore[reportArgumentType]
+    assert given == Retry(fatal=(ValueError,), delays=(timedelta(seconds=1),))
+    assert len({given, Retry(fatal=(ValueError,), delays=(timedelta(seconds=1),))}) == 1
