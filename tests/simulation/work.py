@@ -16,6 +16,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
+from semel.stages.agent.coroutine_driver import close_suspended
 from semel.testing.clock import Deadlock, run_virtual
 from tests.simulation.choices import Choices
 from tests.simulation.history import History
@@ -106,6 +107,8 @@ def in_folder(run: Callable[[Path], Any]) -> Any:
         with ended(ENDLESS_S):
             return run_virtual(run(folder))
     finally:
+        # Code that swallowed its end is kept, and with it all that its run has made.
+        close_suspended()
         shutil.rmtree(folder, ignore_errors=True)
 
 

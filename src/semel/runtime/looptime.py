@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 # The loop is looked at this often while somebody waits. A look that is late by more than LATE_S says how long it was held;
 # a busy loop is late by a few milliseconds.
@@ -30,7 +30,8 @@ class LoopTime:
     def __init__(self) -> None:
         self._held_s = 0.0
         self._due: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        # It knows its loop, which this must not keep.
+        self._timer: ReferenceType[asyncio.TimerHandle] | None = None
         self._waiting = self._watching = 0
 
     def now(self) -> float:
@@ -62,10 +63,11 @@ class LoopTime:
         """Look again; what the loop is late now is counted."""
         loop = asyncio.get_running_loop()
         self._held_s += self._late(loop.time())
-        if self._timer is not None:
-            self._timer.cancel()
+        timer = self._timer() if self._timer is not None else None
+        if timer is not None:
+            timer.cancel()
         self._due = loop.time() + (TICK_S if self._waiting else COARSE_S)
-        self._timer = loop.call_at(self._due, self._tick)
+        self._timer = ref(loop.call_at(self._due, self._tick))
 
     def _tick(self) -> None:
         if self._waiting or self._watching:

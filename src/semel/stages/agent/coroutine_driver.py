@@ -18,9 +18,10 @@ _SUSPENDED: list[Coroutine[Any, Any, Any]] = []
 
 
 @atexit.register
-def _close_the_suspended() -> None:
-    # While there are still modules that it may need for that.
-    for coroutine in _SUSPENDED:
+def close_suspended() -> None:
+    """At the end of a process, while there are still modules that they may need; sooner where no loop runs them any more."""
+    while _SUSPENDED:
+        coroutine = _SUSPENDED.pop()
         with contextlib.suppress(BaseException):
             coroutine.close()
 
