@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
@@ -52,13 +53,31 @@ async def test_an_exit_or_a_cancellation_in_a_handler_costs_its_event_only(odd: 
     assert await worker.stopped() == 0
 
 
-async def test_an_exit_in_a_task_of_the_programs_own_ends_the_worker_but_never_with_0(odd: Ledger) -> None:
+async def test_what_a_handler_does_to_the_event_loop_and_to_its_tasks_costs_its_event_at_most(odd: Ledger) -> None:
+    """Each of them ended the worker, again at each start."""
     worker = odd.worker().start()
     await odd.feed(payments(141, 20, redeliver=0))
     await odd.drained()
-    await logs.send(odd.bootstrap, odd.source, [event("x", "exit in a task")])
-    assert await worker.ended() == 1
-    assert "SystemExit" in worker.log
+    failing, done = ("cancel all", "exit in a task", "exit in a group"), ("exit beside", "stop the loop")
+    await logs.send(odd.bootstrap, odd.source, [event(do, do) for do in (*failing, *done)])
+    await odd.feed(payments(142, 20, redeliver=0))
+    await odd.drained()
+    dead = {
+        json.loads(line.value or b"")["id"]: line.header("semel.error")
+        for line in await logs.read(odd.bootstrap, odd.dead_letter_topic)
+    }
+    assert sorted(dead) == sorted(failing), worker.log_end()
+    assert "HandlingError: the program's code cancels task" in dead.pop("cancel all")
+    assert all(error.startswith("SystemExit: 0") for error in dead.values())
+    settled: list[Any] = [json.loads(line.value or b"null") for line in await logs.read(odd.bootstrap, odd.sink)]
+    assert sorted(s["id"] for s in settled if s["id"] in (*failing, *done)) == list(done) and len(settled) == 42
+    assert "has stopped the event loop, and the worker goes on" in worker.log
+    assert re.search(r"agent settle has started raised SystemExit\(0\), at \S+\[\d\]@\d+ ", worker.log), (
+        worker.log_end()
+    )
+    assert await worker.stopped() == 0
+    code, said = await odd.command("prove")
+    assert code == 0, said
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,13 @@ class AppWorker:
         if self._app.host is not None:
             self._app.host.told()
 
+    def died(self) -> None:
+        if self._app.host is not None:
+            self._app.host.died()
+
+    def in_hand(self) -> list[str]:
+        return [] if self._app.host is None else self._app.host.in_hand()
+
     async def stop(self) -> None:
         await self._app.stop_engine()
 

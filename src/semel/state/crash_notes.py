@@ -124,6 +124,9 @@ class CrashNotes:
         self.buffer = memoryview(raw if place is None else _mapped(raw, place))
         begins = range(_HEAD.size, self._verdicts, SLOT)
         self.slots = [self.buffer[at : at + SLOT] for at in begins]
+        self._names = list(agents), list(topics)
+        # The last sign of life and the slots, as they were when the process began to die.
+        self._died: bytes | None = None
 
     def note(self, slot: memoryview, tp: TP, first: int, last: int, timestamp: int, now: float) -> None:
         """The agent of this slot is given events. `slot[HOLDS] = 0`: it has given them back."""
@@ -136,11 +139,25 @@ class CrashNotes:
 
     def told(self) -> None:
         """The process is told to end: whatever ends it from here on is no event's fault."""
-        if self.buffer[_ENDED] == RUNS:
+        if self.buffer[_ENDED] == RUNS and self._died is None:
             self.buffer[_ENDED] = TOLD
 
+    def died(self) -> None:
+        """Something ends the process that nobody has told to end, and no error explains it: it counts as a death with what is in
+        hand now, however orderly the rest of its end is."""
+        if self.buffer[_ENDED] == RUNS and self._died is None:
+            self._died = bytes(self.buffer[_SEEN : self._verdicts])
+
     def ended(self) -> None:
-        self.buffer[_ENDED] = ENDED
+        """It has ended in order, unless it had begun to die."""
+        if self._died is None:
+            self.buffer[_ENDED] = ENDED
+        else:
+            self.buffer[_SEEN : self._verdicts] = self._died
+
+    def held(self) -> list[Held]:
+        """What agents have in hand."""
+        return _held(self.buffer[_HEAD.size : self._verdicts], *self._names)
 
     def done(self, suspect: Suspect) -> None:
         """Its events are committed, whatever has become of them."""
@@ -176,15 +193,22 @@ def read(raw: bytes) -> Left | None:
                 suspect.crashes = 0
             if verdict != DONE:
                 suspects.append(suspect)
-        held: list[Held] = []
-        for number, agent in enumerate(cast("list[str]", header["agents"])):
-            slot = raw[_HEAD.size + SLOT * number :][:SLOT]
-            if slot[CODE] and slot[HOLDS]:
-                topic, partition, first, last, timestamp, since = _EVENTS.unpack_from(slot, _EVENTS_AT)
-                held.append(Held((agent, header["topics"][topic], partition, first, last, timestamp), since))
+        names = cast("list[str]", header["agents"]), cast("list[str]", header["topics"])
+        held = _held(memoryview(raw)[_HEAD.size :], *names)
         return Left(header["boot"], ended != RUNS, seen, held, suspects)
     except (struct.error, orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return None
+
+
+def _held(slots: memoryview, agents: Sequence[str], topics: Sequence[str]) -> list[Held]:
+    held: list[Held] = []
+    for number, agent in enumerate(agents):
+        slot = slots[SLOT * number :][:SLOT]
+        if slot[CODE] and slot[HOLDS]:
+            topic, partition, first, last, timestamp, since = _EVENTS.unpack_from(slot, _EVENTS_AT)
+            name = topics[int(topic)]
+            held.append(Held((agent, name, partition, first, last, timestamp), since))
+    return held
 
 
 def boot_id() -> str:

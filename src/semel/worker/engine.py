@@ -140,7 +140,7 @@ class Engine:
         )
         self._activation = Activation(plan, settings, broker, clock, store, self.topics, self._restorer)  # fmt: skip
         self._taking_over: asyncio.Task[None] | None = None
-        self._background = Background()
+        self._background = Background(self.notes.died)
         # -- what others look at
         self.waiting_for = "starting"
         names = "commits aborts unknown fences rebalances recoveries left_out timed_out trims rebuilds"
@@ -234,6 +234,7 @@ class Engine:
 
     async def run(self) -> None:
         """Until `stop`. Raises a SemelError where only a person can help; nothing is lost then."""
+        self._background.begin()
         try:
             await self._connect()
             self._background.spawn(self.fetcher.run(), "fetcher")
@@ -663,14 +664,14 @@ class Engine:
     def _start_take_over(self) -> None:
         before = self._taking_over
         if before is not None:
-            before.cancel()
+            self._background.end(before)
         self._taking_over = self._background.spawn(self._take_over(before), "take over")
 
     async def stop_taking_over(self) -> None:
         """When this returns nothing restores any more."""
         taking_over, self._taking_over = self._taking_over, None
         if taking_over is not None:
-            taking_over.cancel()
+            self._background.end(taking_over)
             await asyncio.wait({taking_over})
 
     async def _take_over(self, before: asyncio.Task[None] | None) -> None:

@@ -26,6 +26,7 @@ from semel.state.directory import StateDirectory, first_free_instance
 from semel.state.store import Store, StoreError
 from semel.web.letters import LetterDesk
 from semel.web.server import Route, WebServer
+from semel.worker.background import blames_nobody
 from semel.worker.engine import Engine
 from semel.worker.heartbeat_thread import HeartbeatThread
 from semel.worker.view import EngineView
@@ -82,6 +83,10 @@ class EngineHost:
             self._watchdog.start()
             self._heartbeats.start()
             await self.engine.run()
+        except BaseException as exc:
+            if not blames_nobody(exc):
+                self.died()
+            raise
         finally:
             self._watchdog.stop()
             self._heartbeats.stop()
@@ -100,6 +105,14 @@ class EngineHost:
     def told(self) -> None:
         """The process is told to end; from a signal handler, whether the loop runs or not."""
         self.engine.notes.told()
+
+    def died(self) -> None:
+        """The process is about to end by what nobody has told it."""
+        self.engine.notes.died()
+
+    def in_hand(self) -> list[str]:
+        """What agents have in hand, for people."""
+        return [str(held) for held in self.engine.notes.held()]
 
     async def stop(self) -> None:
         self.engine.stop()

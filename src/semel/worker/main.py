@@ -18,6 +18,9 @@ from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.runtime import forks
 from semel.stages.agent.agent_loop import place
+from semel.state.event_context import EventContext
+from semel.worker import own_tasks
+from semel.worker.background import blames_nobody
 from semel.worker.deadline import Deadline, Threads, exits_said, leave
 from semel.worker.supervised import READ_OF_FAUST, PlainWorker, Supervised
 
@@ -49,6 +52,7 @@ def run(
     loop, threads = asyncio.new_event_loop(), Threads()
     asyncio.set_event_loop(loop)
     loop.set_default_executor(threads)
+    loop.set_task_factory(own_tasks.task_factory)
     _show_faults()
     try:
         with exits_said():
@@ -90,7 +94,10 @@ def _show_faults() -> None:
 def _until_served(
     loop: asyncio.AbstractEventLoop, supervised: Supervised, deadline: Deadline, drain_s: float
 ) -> BaseException | None:
-    """Run it to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own."""
+    """Run it to its end. What asyncio raises out of the loop ends it, too: `sys.exit` in a task of the program's own.
+
+    Where an agent's code has started that task, it does not: that is the event's to fail, or nobody's.
+    """
     stop, generation = asyncio.Event(), forks.generation
 
     def told(*_: Any) -> None:
@@ -111,14 +118,34 @@ def _until_served(
                     forks.leave(exc)
                 if serving.done():
                     return exc
+                if (run_of_agent := own_tasks.run_of(exc.__traceback__)) is not None:
+                    _say_exit(exc, run_of_agent)
+                    continue
                 raised = exc
+                supervised.died()
                 log.error("a task or callback of the program raised %r; the worker stops. An agent's own %s is a failed "
                           "attempt of its event", exc, type(exc).__name__, exc_info=exc)  # fmt: skip
                 deadline.start()
                 stop.set()
+            except RuntimeError:
+                # Asyncio's own words say no more than that. Whoever is to end a worker tells its process.
+                if serving.done():
+                    raise
+                log.error("the program's code has stopped the event loop, and the worker goes on: loop.stop() does not end it, "
+                          "SIGTERM does. %s", "; ".join(supervised.in_hand()) or "No agent had anything in hand")  # fmt: skip
+            except asyncio.CancelledError as exc:
+                _say(exc)
+                return exc
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_exit(error: BaseException, run: EventContext) -> None:
+    unit, name = run.unit, "an agent" if run.body is None else run.body.get_name()
+    where = f"at {unit.where(run.record)}" if unit is not None and run.alive else "with no event in hand"
+    log.error("a task or callback that %s has started raised %r, %s. It is a failed attempt of an event where its code awaits "
+              "that; the worker goes on", name, error, where, exc_info=error)  # fmt: skip
 
 
 def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
@@ -151,9 +178,15 @@ async def _serve(supervised: Supervised, stop: asyncio.Event, drain_s: float) ->
     failing = asyncio.create_task(supervised.wait_failed(), name="failing")
     told = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await asyncio.wait({failing, told}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({failing, told}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            supervised.died()
+            raise
         if failing.done():
             failure = failing.result()
+            if not blames_nobody(failure):
+                supervised.died()
             _say(failure)
         else:
             log.info("stopping: finishing what is in hand")

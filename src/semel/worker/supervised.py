@@ -28,6 +28,14 @@ class Supervised(Protocol):
         """The process is told to end; from a signal handler, whether the loop runs or not."""
         ...
 
+    def died(self) -> None:
+        """The process is about to end by what nobody has told it: that counts as a death, with what agents have in hand now."""
+        ...
+
+    def in_hand(self) -> list[str]:
+        """What agents have in hand, for people."""
+        ...
+
     async def stop(self) -> None:
         """Finish what is in hand, commit it, and end. As long as that takes: who calls it bounds it."""
         ...
@@ -75,6 +83,13 @@ class PlainWorker:
     def told(self) -> None:
         if self.host is not None:
             self.host.told()
+
+    def died(self) -> None:
+        if self.host is not None:
+            self.host.died()
+
+    def in_hand(self) -> list[str]:
+        return [] if self.host is None else self.host.in_hand()
 
     async def stop(self) -> None:
         self._stopping = True

@@ -38,6 +38,20 @@ async def settle(payment: Payment) -> dict[str, Any]:
             await inner
         case "exit in a task":
             await asyncio.create_task(exit_in_a_task())
+        case "exit in a group":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(exit_in_a_task())
+                group.create_task(asyncio.sleep(60))
+        case "exit beside":
+            asyncio.get_running_loop().call_soon(sys.exit, 0)
+            await asyncio.sleep(0.01)
+        case "cancel all":
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+        case "stop the loop":
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0.01)
         case "swallow":
             while True:
                 with contextlib.suppress(BaseException):

@@ -54,6 +54,34 @@ def test_an_end_in_order_and_one_that_was_told_are_explained() -> None:
     assert not left(CrashNotes(AGENTS, TOPICS)).explained
 
 
+def test_a_process_that_began_to_die_has_died_with_what_was_in_hand_then() -> None:
+    notes = CrashNotes(AGENTS, TOPICS)
+    slot = notes.slots[0]
+    notes.note(slot, TP("payments", 0), 17, 17, 5, 12.5)
+    slot[CODE] = 1
+    notes.alive(14.0)
+    notes.died()
+    assert notes.held() == [Held(("settle", "payments", 0, 17, 17, 5), 12.5)]
+    # What comes after is its end, however orderly that is, and however long it takes.
+    notes.alive(30.0)
+    slot[HOLDS] = slot[CODE] = 0
+    notes.told()
+    notes.died()
+    assert notes.held() == []
+    notes.ended()
+    assert (left(notes).explained, left(notes).seen) == (False, 14.0)
+    assert left(notes).held == [Held(("settle", "payments", 0, 17, 17, 5), 12.5)]
+
+
+def test_one_that_was_told_to_end_before_does_not_die() -> None:
+    notes = CrashNotes(AGENTS, TOPICS)
+    notes.told()
+    notes.died()
+    assert left(notes).explained
+    notes.ended()
+    assert left(notes).explained
+
+
 def test_what_became_of_a_suspect_is_known_to_the_next_process() -> None:
     notes = CrashNotes(AGENTS, TOPICS, [suspect(1, crashes=2), suspect(2, crashes=3), suspect(3, last=9)])
     first, second, _ = notes.suspects

@@ -15,8 +15,10 @@ import orjson
 import pytest
 
 from semel import Dedup, Retry
+from semel.codes import Code
+from semel.errors import InstanceTaken
 from semel.plan import AgentKind, AgentPlan
-from semel.port import TP
+from semel.port import TP, RpcError, RpcLost
 from semel.stages.agent.crash_suspects import LEAST_CRASHES, MOST_HELD_WAIT_S, most_crashes, opened, suspected, wait_s
 from semel.state.crash_notes import CODE, HOLDS, SUSPECTS, Held, Left, Suspect
 from tests.unit.harness import Payment, Work, Worker, World, given_up, payments_pipeline
@@ -156,10 +158,18 @@ def test_what_the_file_says_is_said_and_taken_on(tmp_path: Path, caplog: pytest.
 class Supervised:
     """A worker that is started again whenever it has died. `deadly(payment)`: handling it ends the process."""
 
-    def __init__(self, world: World, deadly: Callable[[Payment], bool], *, restart_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        world: World,
+        deadly: Callable[[Payment], bool],
+        *,
+        restart_s: float = 0.5,
+        how: Callable[[Worker], None] = Worker.kill,
+    ) -> None:
         self.world = world
         self.deaths: Counter[str] = Counter()
         self._deadly = deadly
+        self._how = how
         self._restart_s = restart_s
         self.worker = world.start()
         world.work.before = self._before
@@ -169,7 +179,7 @@ class Supervised:
     async def _before(self, payment: Payment) -> None:
         if self._deadly(payment) and not self.worker.killed:
             self.deaths[payment.id] += 1
-            self.worker.kill()
+            self._how(self.worker)
             await asyncio.Event().wait()
 
     async def _start_again(self) -> None:
@@ -191,6 +201,66 @@ class Supervised:
 
 
 STYLES = ["stream", "coroutine", "batches"]
+
+
+def cancel_what_runs(worker: Worker) -> None:
+    """As a handler does that cancels all tasks of the event loop."""
+    for task in list(worker.engine._background._tasks):  # pyright: ignore[reportPrivateUsage]
+        task.cancel()
+
+
+def fail_the_engine(worker: Worker) -> None:
+    worker.engine.fail(KeyError("a defect that this event meets"))
+
+
+def end_the_committer(worker: Worker) -> None:
+    [commits] = [t for t in worker.engine._background._tasks if t.get_name() == "commits"]  # pyright: ignore[reportPrivateUsage]
+    commits.cancel()
+
+
+@pytest.mark.parametrize("how", [cancel_what_runs, end_the_committer, fail_the_engine])
+@pytest.mark.parametrize("style", STYLES)
+async def test_an_event_that_ends_the_engine_is_dead_lettered_as_one_that_ends_the_process(
+    world: World, style: str, how: Callable[[Worker], None]
+) -> None:
+    """It ended in good order, which explained it: again at each start, for ever."""
+    world.pipeline = payments_pipeline(world.work, style=style)
+    for n in range(20):
+        world.pay(f"a{n % 8}", 1, id="deadly" if n == 11 else None)
+    supervised = Supervised(world, lambda payment: payment.id == "deadly", how=how)
+    await supervised.drained()
+    assert supervised.deaths["deadly"] in (LEAST_CRASHES, LEAST_CRASHES + 1)
+    [(reason, _, attempts)] = given_up(world)
+    assert (reason, attempts) == ("failed", LEAST_CRASHES)
+    assert len(settled(world)) == len(set(settled(world))) == 19
+    world.others.clear()
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda worker: worker.engine.fail(RpcLost("Fetch", "connection refused", sent=False)),
+        lambda worker: worker.engine.fail(RpcError("JoinGroup", Code.REQUEST_TIMED_OUT)),
+        lambda worker: worker.engine.fail(InstanceTaken("another w1 runs")),
+        lambda worker: worker.engine.stop(),
+    ],
+)
+async def test_an_end_that_an_error_explains_or_that_was_asked_for_counts_for_no_event(
+    world: World, ends: Callable[[Worker], None]
+) -> None:
+    world.pay("a1", 1, id="slow", sleep_ms=2_500)
+    for number in range(7):
+        worker = world.start()
+        await world.until_running(worker)
+        while len(world.work.handled) <= number:
+            await world.clock.sleep(0.01)
+        ends(worker)
+        await worker.gone()
+        if settled(world):
+            break
+    worker = world.start()
+    await world.drained()
+    assert worker.notes.suspects == [] and given_up(world) == [] and settled(world) == ["slow"]
 
 
 def settled(world: World) -> list[str]:
