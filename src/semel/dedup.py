@@ -164,7 +164,7 @@ class Dedup:
             readings.append(msgspec.json.decode(text))
         with suppress(ValueError):
             readings.append(UUID(text))
-        keys = [*map(key_bytes, readings), _OTHER + _canonical(text)]
+        keys = [*map(key_bytes, readings), _OTHER + canonical(text)]
         return Ids(list(dict.fromkeys(key for key in keys if key)), ())
 
     def shown(self, key: bytes) -> Any:
@@ -186,7 +186,7 @@ class Dedup:
         if compare is None:
             return lambda value, record: 0 if record.value is None else payload_hash(record.value)
         pick = compare if callable(compare) else _picker(_fields(compare))
-        return lambda value, record: payload_hash(_canonical(pick(value)))
+        return lambda value, record: payload_hash(canonical(pick(value)))
 
     @property
     def passes(self) -> frozenset[str]:
@@ -288,13 +288,13 @@ def _readable(part: bytes) -> str:
 
 def _content_reader(fields: tuple[str, ...]) -> Callable[[Any, Any], bytes | None]:
     if not fields:
-        return lambda value, record: xxhash.xxh3_128_digest(_canonical(value))
+        return lambda value, record: xxhash.xxh3_128_digest(canonical(value))
     pick = _picker(fields)
 
     def read(value: Any, record: Any) -> bytes | None:
         picked = pick(value)
         # Events that have none of the fields are not one event many times.
-        return None if all(f is None for f in picked) else xxhash.xxh3_128_digest(_canonical(picked))
+        return None if all(f is None for f in picked) else xxhash.xxh3_128_digest(canonical(picked))
 
     return read
 
@@ -306,10 +306,10 @@ def key_bytes(key: Any) -> bytes:
         return raw if raw[:1] != b"\x00" else _TEXT + raw
     if isinstance(key, bytes):
         return _BYTES + key
-    return _OTHER + _canonical(key)
+    return _OTHER + canonical(key)
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
     """Equal bytes for equal values, in every process. TypeError for what has no such form."""
     try:
         return _encode(value)

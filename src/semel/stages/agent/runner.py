@@ -13,14 +13,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
-from semel.errors import HandlerTimeout, HandlingError, ProcessEnded, SessionLost, StaleIncarnation
-from semel.event import Event
+from semel.errors import HandlerTimeout, HandlingError, OutsideEvent, ProcessEnded, SessionLost, StaleIncarnation
+from semel.event import Attempt, Event, EventIdentity
 from semel.port import TP, Record
 from semel.runtime import forks
 from semel.stages.agent.completion import open_batch
 from semel.stages.agent.failure_handler import undo
 from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
 from semel.stages.agent.handler_thread import HandlerThread
+from semel.stages.agent.identity import EventIdentifier
 from semel.stages.agent.scheduler import Scheduler
 from semel.stages.agent.slots import AgentSlots
 from semel.stages.agent.turns import TURN_S, Turns
@@ -100,6 +101,8 @@ class AgentRunner:
         if plan.by_key:
             self.finish, self._finish_batch = self._finish_unless_stale, self._finish_batch_unless_stale
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
+        self._identifier: EventIdentifier | None = None
+        self._attempt = Attempt(0)
 
     @property
     def unit(self) -> WorkUnit | None:
@@ -381,7 +384,22 @@ class AgentRunner:
             self.opens = False
 
     def event(self, value: Any, record: Record, tp: TP) -> Event:
-        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic))
+        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic), self.identity)
+
+    def identity(self, event: Event) -> EventIdentity:
+        """Which event it is. OutsideEvent where it is not in hand."""
+        context, unit = self.context, self.unit
+        if unit is None or not context.alive or not context.mine:
+            raise OutsideEvent(f"{event!r} is not in hand any more: await what it is to do before it ends")
+        if self._identifier is None:
+            self._identifier = EventIdentifier(self.services.app, self.plan.dedup)
+        if self._attempt.number != context.event:
+            self._attempt = Attempt(context.event)
+        offset, steps = event.offset, context.steps
+        if steps is None and event.record is not context.record:
+            raise OutsideEvent(f"{event!r} is not the event in hand, which is {unit.where(context.record)}")
+        id = context.id if steps is None else steps.ids.get(offset)
+        return self._identifier.identity(event, unit.cursor.task, self.plan.name, id, self._attempt)
 
     # ------------------------------------------------------------------ the write set
 
