@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from semel.dedup import Dedup as Dedup
     from semel.dedup import content_hash as content_hash
     from semel.dedup import header as header
+    from semel.effects.decisions import NOT_DONE as NOT_DONE
+    from semel.effects.inbox import Inbox as Inbox
+    from semel.effects.inbox import once as once
     from semel.errors import Reject as Reject
     from semel.errors import SemelError as SemelError
     from semel.event import Event as Event
@@ -31,6 +34,8 @@ _HOMES = {
     "Batch": "semel.stages.agent.stream",
     "Dedup": "semel.dedup",
     "Event": "semel.event",
+    "Inbox": "semel.effects.inbox",
+    "NOT_DONE": "semel.effects.decisions",
     "Output": "semel.output",
     "Pipeline": "semel.pipeline",
     "RateLimit": "semel.rate_limit",
@@ -42,12 +47,15 @@ _HOMES = {
     "content_hash": "semel.dedup",
     "current_event": "semel.event",
     "header": "semel.dedup",
+    "once": "semel.effects.inbox",
 }
 __all__ = [
+    "NOT_DONE",
     "App",
     "Batch",
     "Dedup",
     "Event",
+    "Inbox",
     "Output",
     "Pipeline",
     "RateLimit",
@@ -60,6 +68,7 @@ __all__ = [
     "content_hash",
     "current_event",
     "header",
+    "once",
 ]
 
 

@@ -174,6 +174,9 @@ class Settings(BaseSettings):
     web_token: SecretStr | None = None
     web_token_file: Path | None = None
     web_open: bool = False
+    inbox_url: SecretStr | None = None
+    """Of the database that remembers effects, for `semel.once` and `semel inbox`. It may hold a password."""
+    inbox_url_file: Path | None = None
     web_operators: dict[str, WebOperator] = Field(default_factory=dict[str, WebOperator], repr=False)
     """Who may act on dead letters in the web views. Empty: nobody but who is on this machine, where the bind is the loopback."""
     replication_factor: int | None = Field(default=None, gt=0)
@@ -269,6 +272,7 @@ class Settings(BaseSettings):
         derived: dict[str, object] = dict(derive_timeouts(given))
         token = _secret("web_token", self.web_token, self.web_token_file)
         derived["web_token"] = token
+        derived["inbox_url"] = _secret("inbox_url", self.inbox_url, self.inbox_url_file)
         if token is not None and token.get_secret_value().strip() != token.get_secret_value():
             raise ConfigError(
                 "web_token begins or ends with a blank, which no client can send in a header; remove it, or put the token into "
@@ -402,7 +406,7 @@ def _with_origins(message: str, origins: Mapping[str, str]) -> str:
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`; tables are merged key by key, and a secret replaces the file it would else come from."""
     merged = dict(below)
-    for secret in ("password", "web_token", "token"):
+    for secret in ("password", "web_token", "token", "inbox_url"):
         for name, other in ((secret, f"{secret}_file"), (f"{secret}_file", secret)):
             if name in above and other not in above:
                 merged.pop(other, None)
@@ -583,8 +587,14 @@ def _describe(invalid: ValidationError) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    if name in ("password", "web_token", "token", "faust", "broker_security", "web_operators") or not isinstance(
-        value, str | int | float
-    ):
+    if name in (
+        "password",
+        "web_token",
+        "token",
+        "inbox_url",
+        "faust",
+        "broker_security",
+        "web_operators",
+    ) or not isinstance(value, str | int | float):
         return ""
     return f" = {value!r}"

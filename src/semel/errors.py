@@ -134,6 +134,45 @@ def described(exc: BaseException) -> str:
         return f"{type(exc).__name__} (its message cannot be read: {type(again).__name__})"
 
 
+# -- effects outside Kafka
+
+
+class EffectError(SemelError):
+    """An effect outside Kafka cannot be carried out as asked."""
+
+
+class EffectConflict(EffectError):
+    """Its key stands for another payload: nothing was done."""
+
+
+class EffectInFlight(EffectError):
+    """Somebody else is at it: nothing was done here, and a later call finds the outcome."""
+
+
+class EffectUnsure(EffectError):
+    """Nobody knows whether it happened, or whether once only. `outcome`: what it returned, where it has happened here."""
+
+    def __init__(self, message: str, outcome: object = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class InboxUnreachable(EffectError):
+    """The database that remembers effects gives no connection."""
+
+
+class InboxSchemaError(EffectError):
+    """The tables of the inbox are missing, or of another version."""
+
+
+class ExtraMissing(ConfigError):
+    """What was used needs a package that is not installed; `extra` brings it."""
+
+    def __init__(self, what: str, extra: str, package: str) -> None:
+        self.extra = extra
+        super().__init__(f"{what} needs {package}, which is not installed: pip install 'semel[{extra}]'")
+
+
 # -- recovering
 
 

@@ -56,6 +56,8 @@ def test_the_defaults_are_those_of_the_contract():
         "web_token_file": None,
         "web_open": False,
         "web_operators": {},
+        "inbox_url": None,
+        "inbox_url_file": None,
         "replication_factor": None,
         "lineage": True,
         "dead_letter_headers": ("kip1191",),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semel.cli import dlq, dlq_actions, exits, kafka, tables
+from semel.cli import dlq, dlq_actions, exits, inbox, kafka, tables
 from semel.cli.chaos import chaos
 from semel.cli.prove import prove
 from semel.cli.reset import reset
@@ -32,6 +32,7 @@ app.command()(chaos)
 app.add_typer(tables.app, name="tables")
 dlq_actions.add_to(dlq.app)
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(inbox.app, name="inbox")
 app.add_typer(kafka.app, name="kafka")
 
 

