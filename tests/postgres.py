@@ -36,8 +36,9 @@ class Postgres:
     """One server in a folder, on a socket there and nowhere else. It refuses to run as root: then it runs as `postgres` or "
     "`nobody`."""
 
-    def __init__(self, folder: Path, bin: Path) -> None:
+    def __init__(self, folder: Path, bin: Path, *, fsync: bool = False) -> None:
         self.folder, self._bin = folder, bin
+        self._fsync = "on" if fsync else "off"
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._user = _other_user() if os.getuid() == 0 else None
@@ -73,7 +74,7 @@ class Postgres:
         for setting in (
             "listen_addresses=",
             f"unix_socket_directories={self.folder}",
-            "fsync=off",
+            f"fsync={self._fsync}",
             "max_connections=60",
         ):
             command += ["-c", setting]
@@ -107,12 +108,13 @@ def _other_user() -> str:
 
 
 @contextmanager
-def running() -> Iterator[Postgres]:
+def running(*, fsync: bool = False) -> Iterator[Postgres]:
+    """One for a while. `fsync`: the disk is waited for; a server that is killed loses nothing without, a machine would."""
     # A socket's path has room for a hundred characters, and the folder must be open to another user.
     with tempfile.TemporaryDirectory(prefix="semel-pg-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        server = Postgres(folder, binaries())
+        server = Postgres(folder, binaries(), fsync=fsync)
         server.create()
         try:
             server.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -32,8 +31,7 @@ class Place(NamedTuple):
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
-@dataclass(frozen=True)
-class EffectKey:
+class EffectKey(NamedTuple):
     """What an effect is known by (protocol rule 22): two calls with the same key are one effect.
 
     `scope`: the pipeline, or what a caller without one says; `step`: which of the effects of one event; `id`: the event's
@@ -45,7 +43,7 @@ class EffectKey:
     id: bytes
     edition: bytes = b""
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """32 bytes for the whole of it, the same in every process and version: the key of a row."""
         parts = (self.scope.encode(), self.step.encode(), self.id, self.edition)

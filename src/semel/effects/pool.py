@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # A server that refuses, as it does while it starts, is asked again after so long.
 PAUSE_S = 0.05
+IDLE = 0  # libpq's PQTRANS_IDLE
 
 
 class Pool:
@@ -121,7 +122,7 @@ class AsyncPool:
 
 def fit(connection: Any) -> bool:
     """Whether the next one may have it: it is there, and in no transaction."""
-    return not connection.closed and connection.info.transaction_status == 0
+    return not connection.closed and connection.pgconn.transaction_status == IDLE
 
 
 def used_up(where: str, size: int, timeout_s: float) -> InboxUnreachable:

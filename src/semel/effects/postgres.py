@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
 ISOLATIONS = ("read committed", "repeatable read", "serializable")
+_IN_TRANSACTION = 2  # libpq's PQTRANS_INTRANS
 # What a forked child has of its parent: kept, so that nothing says good-bye to the parent's server.
 _inherited: list[Any] = []
 
@@ -53,8 +54,7 @@ class Connections:
         self._idle_s = idle_s
         if isolation not in ISOLATIONS:
             raise ConfigError(f"isolation={isolation!r} is none of {', '.join(ISOLATIONS)}")
-        name = isolation.upper().replace(" ", "_")
-        self._isolation = psycopg.IsolationLevel[name]
+        self._isolation = isolation
         try:
             told: dict[str, Any] = dict(conninfo_to_dict(url))
         except psycopg.ProgrammingError:
@@ -89,8 +89,9 @@ class Connections:
     @property
     def _settings(self) -> Query:
         return Query(
-            "SELECT set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', %s, false)",
-            (f"{int(1000 * self.timeout_s)}ms", f"{int(1000 * self._idle_s)}ms"),
+            "SELECT set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', %s, false), "
+            "set_config('default_transaction_isolation', %s, false)",
+            (f"{int(1000 * self.timeout_s)}ms", f"{int(1000 * self._idle_s)}ms", self._isolation),
         )
 
     # -- without a loop
@@ -100,7 +101,6 @@ class Connections:
 
         connection = psycopg.connect(self._url, autocommit=True, **self._limits)
         try:
-            connection.isolation_level = self._isolation
             connection.execute(self._settings.text.encode(), self._settings.parameters)
         except BaseException:
             connection.close()
@@ -126,7 +126,6 @@ class Connections:
 
         connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **self._limits)
         try:
-            await connection.set_isolation_level(self._isolation)
             await connection.execute(self._settings.text.encode(), self._settings.parameters)
         except BaseException:
             await connection.close()
@@ -188,9 +187,7 @@ class Connections:
 
     def in_transaction(self, connection: Any) -> bool:
         """It is in a transaction that can be committed."""
-        from psycopg.pq import TransactionStatus
-
-        return connection.info.transaction_status == TransactionStatus.INTRANS
+        return connection.pgconn.transaction_status == _IN_TRANSACTION
 
 
 def asked(connection: Connection[Any], asking: Asking) -> Any:

@@ -30,6 +30,9 @@ class Statements(NamedTuple):
     """The statements for the tables of one schema."""
 
     insert: str
+    insert_done: str
+    insert_event: str
+    insert_event_done: str
     select: str
     take_over: str
     begin_anew: str
@@ -53,10 +56,20 @@ def statements(schema: str) -> Statements:
         f"UPDATE {table} SET owner = %s, attempts = attempts + 1, claimed_at = clock_timestamp(), payload = %s, "
         f"outcome = NULL, {event_is}, "
     )
+
+    def inserted(event: str = "", *, done: bool, columns: int) -> str:
+        return (
+            f"INSERT INTO {table} (key, scope, step, id, edition, payload, owner, {event}done, done_at) "
+            f"VALUES ({'%s, ' * columns}{'true, clock_timestamp()' if done else 'false, NULL'}) "
+            "ON CONFLICT (key) DO NOTHING RETURNING true"
+        )
+
     old = "done_at < clock_timestamp() - {} * interval '1 millisecond' RETURNING true"
     return Statements(
-        insert=f"INSERT INTO {table} (key, scope, step, id, edition, payload, owner, done, {event}, window_ms, done_at) "
-        f"VALUES ({', '.join(['%s'] * 14)}, CASE WHEN %s THEN clock_timestamp() END) ON CONFLICT (key) DO NOTHING RETURNING true",
+        insert=inserted(done=False, columns=7),
+        insert_done=inserted(done=True, columns=7),
+        insert_event=inserted(f"{event}, window_ms, ", done=False, columns=13),
+        insert_event_done=inserted(f"{event}, window_ms, ", done=True, columns=13),
         select=f"SELECT payload, owner, done, outcome, {event} FROM {table} WHERE key = %s",
         take_over=f"{again}done = false, done_at = NULL {ours} RETURNING true",
         begin_anew=f"{again}{is_done} {ours} RETURNING true",
@@ -80,14 +93,17 @@ def claim(sql: Statements, effect: Effect, owner: str, *, done: bool) -> Generat
     Where another transaction has the key and is not over, the INSERT waits for it, up to `lock_timeout`.
     """
     key = effect.key
+    digest = key.digest
+    parameters = (digest, key.scope, key.step, key.id, key.edition, effect.payload, owner)
+    if effect.place is None:
+        insert = Query(sql.insert_done if done else sql.insert, parameters)
+    else:
+        insert = Query(sql.insert_event_done if done else sql.insert_event, (*parameters, *_event(effect)))
     for _ in range(LOOKS_MAX):
-        inserted = yield Query(
-            sql.insert,
-            (key.digest, key.scope, key.step, key.id, key.edition, effect.payload, owner, done, *_event(effect), done),
-        )
+        inserted = yield insert
         if inserted:
             return None
-        rows = yield Query(sql.select, (key.digest,))
+        rows = yield Query(sql.select, (digest,))
         if rows:
             found = _found(rows[0])
             # A claim whose answer was lost is ours as well.
