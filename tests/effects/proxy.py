@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL's socket that loses one COMMIT, or the answer to it."""
+"""A proxy in front of PostgreSQL's socket that loses one request, a COMMIT unless told otherwise, or the answer to it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Proxy:
         self._listener.listen()
         self.lose: Literal["request", "answer"] | None = None
         self.then: Callable[[], None] = lambda: None
+        self.marked = b"COMMIT\x00"
         self.lost = 0
         self._deaf: socket.socket | None = None
         self._answered = threading.Event()
@@ -50,7 +51,7 @@ class Proxy:
         answers.start()
         with suppress(OSError):
             while data := client.recv(65_536):
-                if self.lose is not None and b"COMMIT\x00" in data:
+                if self.lose is not None and self.marked in data:
                     self._lose(client, server, data)
                     return
                 server.sendall(data)

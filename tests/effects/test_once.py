@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -242,14 +242,17 @@ def test_a_transaction_in_which_nothing_is_asked_is_ended_by_the_server(postgres
 def test_a_forked_child_has_connections_of_its_own(postgres: Postgres, inbox: Inbox, key: str) -> None:
     with inbox.once([key, "parent"], 1) as connection:
         connection.execute(INSERT, (key,))
+    parents = connection.info.backend_pid
     child = os.fork()
     if not child:
+        code = 1
         try:
             with inbox.once([key, "child"], 1) as connection:
                 connection.execute(INSERT, (key,))
+                code = int(connection.info.backend_pid == parents)
         finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
     with inbox.once([key, "parent again"], 1) as connection:
         connection.execute(INSERT, (key,))
     assert rows(postgres, key) == 3
@@ -320,6 +323,27 @@ def test_a_commit_that_never_arrived_has_not_happened_and_says_so(
     assert book(inbox.once(key, 1), key).repeated is False
     inbox.close()
     assert rows(postgres, key) == 1
+
+
+@pytest.mark.parametrize("what", ["request", "answer"])
+@pytest.mark.parametrize("marked", [b"INSERT INTO semel.effects", b"UPDATE semel.effects", b"pg_try_advisory_lock"])
+def test_any_exchange_of_an_effect_elsewhere_may_be_lost(
+    proxy: tuple[Proxy, str], key: str, what: Literal["request", "answer"], marked: bytes
+) -> None:
+    between, url = proxy
+    inbox, calls = Inbox(url), list[str]()
+
+    def charge() -> str:
+        calls.append(key)
+        return "charged"
+
+    between.marked, between.lose = marked, what
+    once = inbox.once(key, 1)
+    assert once.run(charge) == "charged"
+    assert (between.lost, once.repeated) == (1, False)
+    assert inbox.once(key, 1).run(charge) == "charged"
+    inbox.close()
+    assert calls == [key]
 
 
 def test_where_nobody_can_be_asked_about_a_commit_the_next_call_finds_out(
@@ -430,15 +454,30 @@ async def test_a_cancelled_handler_leaves_nothing_and_no_connection_behind(
     assert rows(postgres, key) == 1
 
 
-async def test_a_cancellation_after_the_effect_waits_until_it_is_remembered(inbox: Inbox, key: str) -> None:
-    async def charge() -> str:
-        asyncio.get_running_loop().call_soon(task.cancel)
-        return "charged"
+async def test_a_cancellation_after_the_effect_waits_until_it_is_remembered(
+    postgres: Postgres, inbox: Inbox, key: str
+) -> None:
+    happened = asyncio.Event()
+    async with await psycopg.AsyncConnection.connect(postgres.url()) as other:
 
-    task = asyncio.create_task(inbox.once(key, 1).run_async(charge))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await inbox.once(key, 1).run_async(charge) == "charged"
+        async def charge() -> str:
+            # The memory of it has to wait.
+            await other.execute("SELECT 1 FROM semel.effects WHERE id = %s FOR UPDATE", (key.encode(),))
+            happened.set()
+            return "charged"
+
+        task = asyncio.create_task(inbox.once(key, 1).run_async(charge))
+        await happened.wait()
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        await other.rollback()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        once = inbox.once(key, 1)
+        assert await once.run_async(charge) == "charged"
+        assert once.repeated
     await inbox.aclose()
 
 
