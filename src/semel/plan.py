@@ -71,7 +71,7 @@ class AgentPlan:
 
     @property
     def state_name(self) -> str:
-        """Under which its parked events are kept."""
+        """Under which its parked events are kept, and the effects of its events known."""
         return "" if self.alone else self.name
 
     def event_time(self, topic: Topic) -> EventTime | None:

@@ -18,9 +18,11 @@ from typing import Any, Literal
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
 
 import semel
 from semel import Inbox
+from semel.effects import sessions
 from semel.effects.once import Once
 from semel.errors import (
     ConfigError,
@@ -118,12 +120,12 @@ def test_a_block_that_fails_leaves_nothing_and_the_next_call_does_it(
     assert rows(postgres, key) == 1
 
 
-@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK", "ROLLBACK AND CHAIN"])
 def test_a_block_that_ends_its_transaction_itself_is_an_error(
     inbox: Inbox, book: Book, key: str, statement: str
 ) -> None:
     with pytest.raises(EffectError, match="has ended its transaction"):
-        book(inbox.once(key, 1), key, statement)
+        book(inbox.once(key, 1), key, statement, outcome=1)
 
 
 def test_a_failure_that_a_block_swallows_does_not_pass_for_an_effect(
@@ -169,11 +171,91 @@ def test_what_is_no_use_of_a_connection_is_raised_from_a_repeated_block(inbox: I
         raise KeyError(key)
 
 
-def test_one_of_them_is_for_one_use(inbox: Inbox, book: Book, key: str) -> None:
+@pytest.mark.parametrize("statement", [INSERT, "SELECT 1 / 0"], ids=["done", "failed"])
+def test_one_of_them_is_for_one_use(inbox: Inbox, book: Book, key: str, statement: str) -> None:
     once = inbox.once(key, 1)
-    book(once, key)
+    with suppress(psycopg.errors.DivisionByZero):
+        book(once, key, statement)
     with pytest.raises(EffectError, match="used before"):
         book(once, key)
+
+
+async def test_what_else_goes_wrong_in_the_tasks_of_a_repeated_block_is_raised(inbox: Inbox, key: str) -> None:
+    async with inbox.once(key, 1) as connection:
+        await connection.execute("SELECT 1")
+
+    async def fails() -> None:
+        raise KeyError(key)
+
+    with pytest.raises(ExceptionGroup) as told:
+        async with inbox.once(key, 1) as connection, asyncio.TaskGroup() as tasks:
+            tasks.create_task(fails())
+            tasks.create_task(_select(connection))
+    assert [type(error) for error in told.value.exceptions] == [KeyError]
+    await inbox.aclose()
+
+
+def test_a_block_within_another_is_refused_since_the_end_of_one_would_leave_out_work_of_the_other(
+    postgres: Postgres, inbox: Inbox, book: Book, key: str
+) -> None:
+    book(inbox.once([key, "b"], 1), key)
+    for _ in range(2):
+        with (
+            pytest.raises(EffectError, match="begun in the block of"),
+            inbox.once([key, "a"], 1) as a,
+            inbox.once([key, "b"], 1) as b,
+        ):
+            b.execute(INSERT, (key,))
+            a.execute(INSERT, (key,))
+    assert rows(postgres, key) == 1
+    # One after the other, and another thread's or one elsewhere within.
+    with inbox.once([key, "a"], 1) as a:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(book, inbox.once([key, "c"], 1), key).result()
+        a.execute(INSERT, (inbox.once([key, "d"], 1).run(lambda: key),))
+    book(inbox.once([key, "e"], 1), key)
+    assert rows(postgres, key) == 4
+
+
+async def test_a_task_that_outlives_the_block_it_was_started_in_has_blocks_of_its_own(
+    postgres: Postgres, inbox: Inbox, key: str
+) -> None:
+    over = asyncio.Event()
+
+    async def later() -> None:
+        await over.wait()
+        async with inbox.once([key, 2], 1) as connection:
+            await connection.execute(INSERT, (key,))
+
+    async with inbox.once([key, 1], 1) as connection:
+        await connection.execute(INSERT, (key,))
+        task = asyncio.create_task(later())
+    over.set()
+    await task
+    await inbox.aclose()
+    assert rows(postgres, key) == 2
+
+
+def test_a_connection_that_is_used_after_its_repeated_block_is_an_error(inbox: Inbox, book: Book, key: str) -> None:
+    book(inbox.once(key, 1), key)
+    with inbox.once(key, 1) as connection:
+        pass
+    with pytest.raises(EffectError, match="used after its block"):
+        connection.execute(INSERT, (key,))
+
+
+def test_what_a_block_makes_of_its_connections_rows_and_cursors_is_its_own(postgres: Postgres, key: str) -> None:
+    inbox = Inbox(postgres.url(), pool_size=1)
+    for repeated in (False, True):
+        once = inbox.once(key, 1)
+        with once as connection:
+            assert connection.execute("SELECT %s::int", (1,)).fetchall() == [(1,)]
+            connection.row_factory, connection.cursor_factory = dict_row, psycopg.RawCursor
+            connection.execute("INSERT INTO rows (key) VALUES ($1)", (key,))
+            once.outcome = connection.execute("SELECT 1 AS n").fetchone()
+        assert (once.repeated, once.outcome) == (repeated, {"n": 1})
+    inbox.close()
+    assert rows(postgres, key) == 1
 
 
 # -- processes that die, and many at once
@@ -384,8 +466,16 @@ def test_a_pool_that_is_used_up_is_said(postgres: Postgres, key: str) -> None:
     inbox = Inbox(postgres.url(), pool_size=1, timeout=timedelta(milliseconds=300))
     with inbox.once([key, 1], 1) as outer:
         outer.execute(INSERT, (key,))
-        with pytest.raises(InboxUnreachable, match="all 1 of this process are in use"), inbox.once([key, 2], 1):
-            pass
+
+        def other() -> None:
+            with inbox.once([key, 2], 1):
+                pass
+
+        with (
+            ThreadPoolExecutor(1) as threads,
+            pytest.raises(InboxUnreachable, match="all 1 of this process are in use"),
+        ):
+            threads.submit(other).result()
     inbox.close()
     assert rows(postgres, key) == 1
 
@@ -479,6 +569,38 @@ async def test_a_cancellation_after_the_effect_waits_until_it_is_remembered(
         assert await once.run_async(charge) == "charged"
         assert once.repeated
     await inbox.aclose()
+
+
+async def test_a_cancellation_before_the_effect_began_leaves_it_not_unsure(
+    postgres: Postgres, inbox: Inbox, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sessions.asked_async
+
+    async def cancelled(connection: Any, asking: Any) -> Any:
+        monkeypatch.setattr(sessions, "asked_async", asked)
+        await asked(connection, asking)
+        assert [effect.key.id for effect in await asyncio.to_thread(inbox.stranded)].count(key.encode()) == 1
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(sessions, "asked_async", cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        await inbox.once(key, 1).run_async(lambda: asyncio.sleep(0, "charged"))
+    assert [effect.key.id for effect in inbox.stranded()].count(key.encode()) == 0
+    assert await inbox.once(key, 1).run_async(lambda: asyncio.sleep(0, "charged")) == "charged"
+    await inbox.aclose()
+
+
+async def test_no_cancellation_of_an_effect_elsewhere_is_swallowed(postgres: Postgres, inbox: Inbox, key: str) -> None:
+    slow = Inbox(postgres.url(), pool_size=1)
+    await slow.once([key, "first"], 1).run_async(lambda: asyncio.sleep(0, "charged"))
+    for n in range(60):
+        # Sooner or later it meets each exchange with the server, the last one included, which gives the lock back.
+        task = asyncio.create_task(slow.once([key, n], 1).run_async(lambda: asyncio.sleep(0, "charged")))
+        await asyncio.sleep(n / 10_000)
+        cancelled = task.cancel()
+        said = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert isinstance(said, asyncio.CancelledError) if cancelled else said == "charged"
+    await slow.aclose()
 
 
 def test_a_connection_that_breaks_while_an_effect_runs_costs_nothing(

@@ -23,7 +23,8 @@ def effect_of(event: EventIdentity, step: str = "") -> Effect:
     key = (
         _ID + event.id
         if event.id is not None
-        else _PLACE + f"{event.topic_id}/{event.partition}/{event.offset}".encode()
+        # A broker that is older than ids of topics has names alone.
+        else _PLACE + f"{event.topic_id or event.topic}/{event.partition}/{event.offset}".encode()
     )
     scope = f"{event.app}:{event.agent}" if event.agent else event.app
     return Effect(
@@ -40,13 +41,15 @@ class OncePerAttempt(NamedTuple):
 
     done: set[EffectKey]
 
-    def check(self, key: EffectKey) -> None:
-        """HandlingError where the event has carried this one out in this attempt."""
+    def begin(self, key: EffectKey) -> None:
+        """HandlingError where the event has carried this one out in this attempt, or is at it."""
         if key in self.done:
             raise HandlingError(
-                f"effect {key} was carried out by this event a moment ago; a second one needs a name of its own, as "
+                f"effect {key} was carried out by this event a moment ago, or is being; a second one needs a name of its own, as "
                 'once(event, step="receipt"), or it would be taken for a repeat of the first'
             )
-
-    def ended(self, key: EffectKey) -> None:
         self.done.add(key)
+
+    def failed(self, key: EffectKey) -> None:
+        """The attempt may try it again."""
+        self.done.discard(key)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from semel.effects import elsewhere, statements
+from semel.effects.block import Block, NoConnection
 from semel.effects.decisions import Done, Found, Unsure, Verdict, conflict, judge
 from semel.effects.effect import Effect, Outcome, outcome, read_outcome
 from semel.effects.elsewhere import Plan
@@ -25,32 +26,8 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
 
-class AlreadyDone(BaseException):
-    """Raised where code uses the connection of an effect that has happened; the `with` ends there, and swallows it.
-
-    A BaseException, so that an `except Exception` in the block does not go on with an effect that is not to happen again.
-    """
-
-
-class NoConnection:
-    """Stands for the connection where the effect has happened: what is to be done with it is not to be done again."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AlreadyDone
-
-    def __enter__(self) -> NoReturn:
-        raise AlreadyDone
-
-    async def __aenter__(self) -> NoReturn:
-        raise AlreadyDone
-
-    def __exit__(self, *exc: object) -> None: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
-
-
 class Once:
-    """An effect that is to happen once. One of these is for one use.
+    """An effect that is to happen once. One of these is for one use, also where that fails.
 
     `with` and `async with` give a connection; what is done with it is committed together with the claim of the key, or not at
     all. Where the effect has happened before, the block ends at its first use of the connection. `run` and `run_async` are
@@ -69,6 +46,8 @@ class Once:
         self._effect = effect
         self._attempt = attempt
         self._owner = str(uuid.uuid4())
+        self._block = Block(f"effect {effect.key}")
+        self._used = False
         self._open: ExitStack | AsyncExitStack | None = None
         self._connection: Any = None
         self.outcome: Any = None
@@ -84,7 +63,14 @@ class Once:
     # -- in the database of the inbox
 
     def __enter__(self) -> Connection[Any]:
-        self._begin()
+        self._begin_block()
+        try:
+            return self._enter()
+        except BaseException:
+            self._failed()
+            raise
+
+    def _enter(self) -> Connection[Any]:
         in_time = until(self._connections.timeout_s)
         while True:
             stack, connection = ExitStack(), None
@@ -108,17 +94,27 @@ class Once:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        self._block.end()
         if self.repeated:
-            self._end()
-            return over(error)
+            return self._left(error)
+        try:
+            return self._exit(kind, error, traceback)
+        except BaseException:
+            self._failed()
+            raise
+
+    def _exit(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
         stack, connection = cast(ExitStack, self._open), self._connection
         self._open = self._connection = None
         if error is not None:
+            self._failed()
             return bool(stack.__exit__(kind, error, traceback))
         try:
             kept = self._outcome(connection)
             if kept.raw is not None:
-                asked(connection, statements.set_outcome(self._sql, self._effect, self._owner, kept))
+                self._check_ours(asked(connection, statements.set_outcome(self._sql, self._effect, self._owner, kept)))
         except BaseException as failed:
             stack.__exit__(type(failed), failed, failed.__traceback__)
             raise
@@ -144,7 +140,14 @@ class Once:
                 time.sleep(PAUSE_S)
 
     async def __aenter__(self) -> AsyncConnection[Any]:
-        self._begin()
+        self._begin_block()
+        try:
+            return await self._enter_async()
+        except BaseException:
+            self._failed()
+            raise
+
+    async def _enter_async(self) -> AsyncConnection[Any]:
         in_time = until(self._connections.timeout_s)
         while True:
             stack, connection = AsyncExitStack(), None
@@ -167,17 +170,29 @@ class Once:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        self._block.end()
         if self.repeated:
-            self._end()
-            return over(error)
+            return self._left(error)
+        try:
+            return await self._exit_async(kind, error, traceback)
+        except BaseException:
+            self._failed()
+            raise
+
+    async def _exit_async(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
         stack, connection = cast(AsyncExitStack, self._open), self._connection
         self._open = self._connection = None
         if error is not None:
+            self._failed()
             return bool(await stack.__aexit__(kind, error, traceback))
         try:
             kept = self._outcome(connection)
             if kept.raw is not None:
-                await asked_async(connection, statements.set_outcome(self._sql, self._effect, self._owner, kept))
+                self._check_ours(
+                    await asked_async(connection, statements.set_outcome(self._sql, self._effect, self._owner, kept))
+                )
         except BaseException as failed:
             await stack.__aexit__(type(failed), failed, failed.__traceback__)
             raise
@@ -224,8 +239,12 @@ class Once:
         """
         self._begin()
         plan = Plan(self._effect, effect, unsure, confirm, not_done, self._connections.timeout_s)
-        with Session(self._connections, self._sql, self._effect, self._owner) as session:
-            return self._ran(elsewhere.run(session, plan))
+        try:
+            with Session(self._connections, self._sql, self._effect, self._owner) as session:
+                return self._ran(elsewhere.run(session, plan))
+        except BaseException:
+            self._failed()
+            raise
 
     async def run_async(
         self,
@@ -238,21 +257,47 @@ class Once:
         """As `run`, with functions that are awaited."""
         self._begin()
         plan = Plan(self._effect, effect, unsure, confirm, not_done, self._connections.timeout_s)
-        async with AsyncSession(self._connections, self._sql, self._effect, self._owner) as session:
-            return self._ran(await elsewhere.run_async(session, plan))
+        try:
+            async with AsyncSession(self._connections, self._sql, self._effect, self._owner) as session:
+                return self._ran(await elsewhere.run_async(session, plan))
+        except BaseException:
+            self._failed()
+            raise
 
     def _ran(self, done: Done) -> Any:
         self.outcome, self.repeated = done.outcome, done.repeated
-        self._end()
         return done.outcome
 
     # -- what all do
 
     def _begin(self) -> None:
-        if self._open is not None or self.repeated is not None:
+        if self._used:
+            # What it has claimed it would take for its own.
             raise EffectError(f"{self!r} was used before; call once() anew for each use")
         if self._attempt is not None:
-            self._attempt.check(self._effect.key)
+            self._attempt.begin(self._effect.key)
+        self._used = True
+
+    def _begin_block(self) -> None:
+        self._begin()
+        try:
+            self._block.begin()
+        except BaseException:
+            self._failed()
+            raise
+
+    def _failed(self) -> None:
+        """The handler may have it tried again, by another one of these."""
+        self._block.end()
+        if self._attempt is not None:
+            self._attempt.failed(self._effect.key)
+
+    def _left(self, error: BaseException | None) -> bool:
+        """The block of an effect that had happened has ended. True: as it was to."""
+        rest = self._block.rest(error)
+        if rest is not None and rest is not error:
+            raise rest from None
+        return rest is None
 
     def _claim(self) -> Generator[Query, statements.Rows, bool]:
         """Within the transaction. True: it is ours; False: it has happened."""
@@ -282,7 +327,7 @@ class Once:
 
     def _again(self) -> Any:
         self.repeated = True
-        return NoConnection()
+        return NoConnection(self._block)
 
     def _outcome(self, connection: Any) -> Outcome:
         """What is to be remembered. EffectError where the block has left nothing that can be committed."""
@@ -291,22 +336,20 @@ class Once:
             raise HandlingError(
                 f"effect {self._effect.key} is undone: {kept.refused}. Set what is JSON: an id, a status"
             )
-        if not self._connections.in_transaction(connection):
+        self._check_ours(self._connections.in_transaction(connection))
+        return kept
+
+    def _check_ours(self, holds: bool) -> None:
+        if not holds:
             raise EffectError(
                 f"effect {self._effect.key}: its block has ended its transaction, by a COMMIT or ROLLBACK of its own or a "
                 "statement that failed and whose error was swallowed, so that it cannot commit with its claim; leave commits "
                 "out, and put what may fail into connection.transaction()"
             )
-        return kept
 
     def _happened(self, kept: Outcome) -> None:
         self.repeated = False
         self.outcome = kept.value
-        self._end()
-
-    def _end(self) -> None:
-        if self._attempt is not None:
-            self._attempt.ended(self._effect.key)
 
     def _raise(self, error: BaseException) -> NoReturn:
         told = self._connections.told(error, str(self._effect.key))
@@ -320,11 +363,3 @@ class Once:
             f"nobody could be asked about it for {self._connections.timeout_s:g} s; call it again with the same key: it "
             "happens, or its outcome is returned"
         )
-
-
-def over(error: BaseException | None) -> bool:
-    """Whether a block ended as it does where its effect has happened, so that nothing is to be raised."""
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return group.split(AlreadyDone)[1] is None
-    return isinstance(error, AlreadyDone)

@@ -113,7 +113,7 @@ class Connections:
         self._own_process()
         with self._lock:
             pool = self._pool = self._pool or Pool(self._connect, self._pool_size, self.timeout_s, self.where)
-        with pool.lent() as connection:
+        with pool.lent() as connection, _as_it_was(connection):
             if fit and not self._fit:
                 schemas.check(asked(connection, version(self.schema)), self.schema)
                 self._fit = True
@@ -143,10 +143,11 @@ class Connections:
                 pool = AsyncPool(self._connect_async, self._pool_size, self.timeout_s, self.where)
                 self._pools[loop] = pool
         async with pool.lent() as connection:
-            if not self._fit:
-                schemas.check(await asked_async(connection, version(self.schema)), self.schema)
-                self._fit = True
-            yield connection
+            with _as_it_was(connection):
+                if not self._fit:
+                    schemas.check(await asked_async(connection, version(self.schema)), self.schema)
+                    self._fit = True
+                yield connection
 
     # -- ends
 
@@ -190,27 +191,46 @@ class Connections:
         return connection.pgconn.transaction_status == _IN_TRANSACTION
 
 
+@contextmanager
+def _as_it_was(connection: Any) -> Generator[None]:
+    """Who has it next is to find no rows as dicts, because the one before liked them so."""
+    before = connection.row_factory, connection.cursor_factory
+    try:
+        yield
+    finally:
+        connection.row_factory, connection.cursor_factory = before
+
+
 def asked(connection: Connection[Any], asking: Asking) -> Any:
     """Run statements one by one; what their generator returns."""
+    from psycopg import Cursor
+    from psycopg.rows import tuple_row
+
     rows: list[tuple[Any, ...]] | None = None
     while True:
         try:
             query = next(asking) if rows is None else asking.send(rows)
         except StopIteration as end:
             return end.value
-        cursor = connection.execute(query.text.encode(), query.parameters)
+        # Whatever a block has made of its connection's own cursors and rows.
+        cursor = Cursor(connection, row_factory=tuple_row)
+        cursor.execute(query.text.encode(), query.parameters)
         rows = cursor.fetchall() if cursor.description else []
 
 
 async def asked_async(connection: AsyncConnection[Any], asking: Asking) -> Any:
     """As `asked`."""
+    from psycopg import AsyncCursor
+    from psycopg.rows import tuple_row
+
     rows: list[tuple[Any, ...]] | None = None
     while True:
         try:
             query = next(asking) if rows is None else asking.send(rows)
         except StopIteration as end:
             return end.value
-        cursor = await connection.execute(query.text.encode(), query.parameters)
+        cursor = AsyncCursor(connection, row_factory=tuple_row)
+        await cursor.execute(query.text.encode(), query.parameters)
         rows = await cursor.fetchall() if cursor.description else []
 
 

@@ -57,13 +57,15 @@ class Session(_Asked):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         connection = self._connection
-        if connection is not None and not connection.closed:
-            try:
-                connection.execute(UNLOCK.text.encode())
-            except BaseException:
-                # The pool is to lend no connection that has a lock.
-                connection.close()
-        self._stack.close()
+        with self._stack:
+            if connection is not None and not connection.closed:
+                try:
+                    connection.execute(UNLOCK.text.encode())
+                except BaseException as failed:
+                    # The pool is to lend no connection that has a lock.
+                    connection.close()
+                    if not isinstance(failed, Exception):
+                        raise
 
     def claim(self) -> Found | None:
         return self._ask(self._claim)
@@ -109,15 +111,23 @@ class AsyncSession(_Asked):
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         connection = self._connection
-        if connection is not None and not connection.closed:
-            try:
-                await connection.execute(UNLOCK.text.encode())
-            except BaseException:
-                await connection.close()
-        await self._stack.aclose()
+        async with self._stack:
+            if connection is not None and not connection.closed:
+                try:
+                    await connection.execute(UNLOCK.text.encode())
+                except BaseException as failed:
+                    await connection.close()
+                    if not isinstance(failed, Exception):
+                        raise
 
     async def claim(self) -> Found | None:
-        return await self._ask(self._claim)
+        try:
+            return await self._ask(self._claim)
+        except asyncio.CancelledError:
+            # Nothing has begun. A claim that stayed would be unsure, for nothing.
+            if self._connection is not None:
+                await self.release()
+            raise
 
     async def take_over(self, seen: str) -> bool:
         return await self._ask(lambda: self._take_over(seen))

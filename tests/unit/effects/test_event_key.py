@@ -33,6 +33,12 @@ def test_an_id_is_never_a_place() -> None:
     assert effect_of(EVENT._replace(id=b"t1/3/7")).key != effect_of(EVENT._replace(id=None)).key
 
 
+def test_topics_without_ids_are_apart_by_their_names() -> None:
+    event = EVENT._replace(id=None, topic_id="")
+    assert effect_of(event).key != effect_of(event._replace(topic="refunds")).key
+    assert effect_of(event).key == effect_of(EVENT._replace(id=None, topic_id="orders")).key
+
+
 def test_agents_of_one_app_and_editions_of_one_event_are_apart() -> None:
     events = [EVENT, EVENT._replace(agent="a"), EVENT._replace(agent="b"), EVENT._replace(edition=b"e")]
     assert len({effect_of(event).key for event in events}) == 4
@@ -41,9 +47,9 @@ def test_agents_of_one_app_and_editions_of_one_event_are_apart() -> None:
 def test_a_second_effect_under_one_name_in_one_attempt_is_refused() -> None:
     attempt = OncePerAttempt(EVENT.attempt.done)
     key = effect_of(EVENT).key
-    attempt.check(key)
-    attempt.check(key)
-    attempt.ended(key)
-    attempt.check(effect_of(EVENT, "receipt").key)
+    attempt.begin(key)
+    attempt.begin(effect_of(EVENT, "receipt").key)
     with pytest.raises(HandlingError, match='step="receipt"'):
-        attempt.check(key)
+        attempt.begin(key)
+    attempt.failed(key)
+    attempt.begin(key)

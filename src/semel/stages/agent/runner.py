@@ -28,7 +28,7 @@ from semel.stages.agent.turns import TURN_S, Turns
 from semel.stages.agent.work_queue import LOOK_S, parked_in, settle
 from semel.stages.fetch.work_unit import WorkUnit
 from semel.state.crash_notes import CODE, HOLDS, CrashNotes
-from semel.state.event_context import EventContext
+from semel.state.event_context import EventContext, current_context
 from semel.state.row_overlay import RowOverlay
 from semel.state.task import Cursor
 
@@ -102,7 +102,8 @@ class AgentRunner:
             self.finish, self._finish_batch = self._finish_unless_stale, self._finish_batch_unless_stale
         self._read_key: dict[str, Callable[[bytes], Any]] = {t.name: t.key.decode for t in plan.sources}
         self._identifier: EventIdentifier | None = None
-        self._attempt = Attempt(0)
+        self._attempt, self._attempt_in = Attempt(0), self.context
+        self._identify = self.identity
 
     @property
     def unit(self) -> WorkUnit | None:
@@ -384,22 +385,35 @@ class AgentRunner:
             self.opens = False
 
     def event(self, value: Any, record: Record, tp: TP) -> Event:
-        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic), self.identity)
+        return Event(value, record, tp.topic, tp.partition, self._read_key.get(tp.topic), self._identify)
 
     def identity(self, event: Event) -> EventIdentity:
         """Which event it is. OutsideEvent where it is not in hand."""
         context, unit = self.context, self.unit
-        if unit is None or not context.alive or not context.mine:
-            raise OutsideEvent(f"{event!r} is not in hand any more: await what it is to do before it ends")
+        # Code of a run that is over may go on, in a thread even, while another has an event of the same number in hand.
+        if unit is None or not context.alive or current_context.get() is not context or not context.mine:
+            raise self._not_in_hand(event)
         if self._identifier is None:
-            self._identifier = EventIdentifier(self.services.app, self.plan.dedup)
-        if self._attempt.number != context.event:
-            self._attempt = Attempt(context.event)
-        offset, steps = event.offset, context.steps
-        if steps is None and event.record is not context.record:
-            raise OutsideEvent(f"{event!r} is not the event in hand, which is {unit.where(context.record)}")
-        id = context.id if steps is None else steps.ids.get(offset)
-        return self._identifier.identity(event, unit.cursor.task, self.plan.name, id, self._attempt)
+            self._identifier = EventIdentifier(self.services.app, self.plan)
+        if self._attempt_in is not context or self._attempt.number != context.event:
+            self._attempt, self._attempt_in = Attempt(context.event), context
+        steps, task, tp = context.steps, unit.cursor.task, unit.cursor.tp
+        if steps is None:
+            if event.record is not context.record:
+                raise OutsideEvent(f"{event!r} is not the event in hand, which is {unit.where(context.record)}")
+            id = context.id
+        else:
+            if event.offset not in steps.ids or (event.topic, event.partition) != tp:
+                raise OutsideEvent(f"{event!r} is not in the batch in hand, which is of {tp.topic}[{tp.partition}]")
+            id = steps.ids[event.offset]
+        identity = self._identifier.identity(event, task, id, self._attempt)
+        if not context.alive or not context.mine:
+            # A thread reads this while the loop gives the event up: it may have read what is of the next one.
+            raise self._not_in_hand(event)
+        return identity
+
+    def _not_in_hand(self, event: Event) -> OutsideEvent:
+        return OutsideEvent(f"{event!r} is not in hand any more: await what it is to do before it ends")
 
     # ------------------------------------------------------------------ the write set
 
