@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+import semel
 from semel import Dedup, Inbox, Pipeline, Retry, Topic, current_event
+from semel.effects.inbox import default_inbox
 from semel.errors import OutsideEvent
-from semel.testing import PipelineTester
+from semel.testing import DeadLetter, PipelineTester
+from semel.testing.clock import run_virtual
 from tests.postgres import Postgres
+from tests.unit.harness import APP, Payment, World
 
 Testing = Callable[..., PipelineTester]
 
@@ -22,6 +30,12 @@ Testing = Callable[..., PipelineTester]
 class Order:
     id: str
     amount: int = 10
+
+
+@dataclass(frozen=True)
+class TimedOrder:
+    id: str
+    at: int
 
 
 @pytest.fixture
@@ -215,3 +229,274 @@ def test_rows_of_events_are_forgotten_below_what_is_done_and_past_their_window_o
         )
         assert inbox.purge(timedelta(days=1)) == 0
         assert inbox.purge(timedelta(days=1), done=below) == 2
+
+
+# -- events that are given up, wait, and come back
+
+
+def test_an_event_that_times_out_in_its_block_or_after_it_has_its_effect_once(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str
+) -> None:
+    runs: list[tuple[str, bool | None]] = []
+    calls: list[str] = []
+
+    async def book(order: Order) -> None:
+        calls.append(order.id)
+        once = inbox.once(order)
+        async with once as connection:
+            await connection.execute(INSERT, (f"{key}/{order.id}",))
+            runs.append(("in", once.repeated))
+            if len(runs) == 1:
+                await asyncio.sleep(3600)
+        runs.append(("after", once.repeated))
+        if len(runs) < 4:
+            await asyncio.sleep(3600)
+
+    tester = tester_of(book, name=f"p-{key}", timeout=timedelta(seconds=1), retry=Retry(attempts=5))
+    tester.send(Order("o1"), key="k")
+    tester.redeliver()
+    assert counted(postgres, key) == {"o1": 1}
+    assert tester.dead_letters() == []
+    # Undone, done, and remembered; each time it is the first event of its run.
+    assert runs == [("in", None), ("in", None), ("after", False), ("after", True)]
+    assert len(calls) == 3
+
+
+def test_a_thread_that_is_left_behind_in_its_block_holds_the_key_and_then_knows_no_event(
+    postgres: Postgres, inbox: Inbox, key: str, tmp_path: Path
+) -> None:
+    go, over = threading.Event(), threading.Event()
+    runs: list[str] = []
+    said: list[Any] = []
+
+    def handle(payment: Payment) -> None:
+        runs.append(payment.id)
+        first, event = len(runs) == 1, current_event()
+        with inbox.once() as connection:
+            connection.execute(INSERT, (f"{key}/{payment.id}",))
+            if first:
+                go.wait(20)
+        if first:
+            for given in ((event,), ()):
+                try:
+                    said.append(inbox.once(*given, step="b"))
+                except Exception as refused:
+                    said.append(type(refused))
+            over.set()
+
+    async def hangs_once() -> None:
+        world = World(tmp_path)
+        world.pipeline = Pipeline(
+            APP, source=Topic("payments", key=str, value=Payment), agent=handle, threads=1, timeout=timedelta(seconds=2)
+        )
+        await world.until_running(world.start())
+        world.pay("a1", 1, id=key)
+        loop: Any = asyncio.get_running_loop()
+        while not runs:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        times_out, ends = loop.time() + 3, time.monotonic() + 60
+        while len(runs) < 2 and time.monotonic() < ends:
+            # Virtual time stands still while a thread works; and a thread takes its time to begin.
+            loop.advance(0.01 if loop.time() < times_out else 0)
+            await asyncio.sleep(0)
+        go.set()
+        await world.drained()
+        await world.close()
+
+    run_virtual(hangs_once())
+    assert over.wait(20)
+    assert runs == [key, key]
+    assert said == [OutsideEvent, OutsideEvent]
+    assert counted(postgres, key) == {key: 1}
+
+
+def test_two_tasks_of_an_event_with_one_effect_are_told(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str
+) -> None:
+    async def one(order: Order) -> None:
+        async with inbox.once(order) as connection:
+            await connection.execute(INSERT, (f"{key}/{order.id}",))
+
+    async def book(order: Order) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(one(order))
+            tasks.create_task(one(order))
+
+    tester = tester_of(book, name=f"p-{key}", retry=Retry(attempts=1))
+    tester.send(Order("o1"), key="k")
+    [letter] = tester.dead_letters()
+    assert "unhandled errors in a TaskGroup" in letter.error
+    assert counted(postgres, key) in ({}, {"o1": 1})
+
+
+def test_an_effect_of_an_event_that_fails_may_be_tried_again_in_its_handler(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str
+) -> None:
+    def book(order: Order) -> None:
+        try:
+            with inbox.once(order) as connection:
+                connection.execute(INSERT, (f"{key}/{order.id}",))
+                connection.execute("SELECT 1 / 0")
+        except psycopg.errors.DivisionByZero:
+            with inbox.once(order) as connection:
+                connection.execute(INSERT, (f"{key}/{order.id}",))
+
+    tester = tester_of(book, name=f"p-{key}", retry=Retry(attempts=1))
+    tester.send(Order("o1"), key="k")
+    assert counted(postgres, key) == {"o1": 1}
+    assert tester.dead_letters() == []
+
+
+@pytest.mark.parametrize("trouble", ["crash", "rebalance"])
+def test_a_parked_event_finds_its_effect_again_on_another_worker(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str, trouble: str
+) -> None:
+    repeated: list[bool | None] = []
+
+    def book(order: Order) -> None:
+        once = inbox.once(order)
+        with once as connection:
+            connection.execute(INSERT, (f"{key}/{order.id}",))
+        repeated.append(once.repeated)
+        if len(repeated) < 3:
+            raise ValueError("after the effect")
+
+    tester = tester_of(
+        book, name=f"p-{key}", retry=Retry(attempts=5, first_delay=timedelta(minutes=1), max_delay=timedelta(minutes=1))
+    )
+    tester.send(Order("o1"), key="k", settle=False)
+    tester.advance_time(timedelta(seconds=5))
+    assert repeated == [False]
+    if trouble == "crash":
+        tester.crash(lose_state=True)
+    else:
+        tester.rebalance(2)
+    tester.settle()
+    assert repeated == [False, True, True]
+    assert counted(postgres, key) == {"o1": 1}
+
+
+@pytest.mark.parametrize("rule", [Dedup("id", window=timedelta(days=7)), None], ids=["by id", "by place"])
+def test_events_of_many_keys_at_a_time_have_each_its_effect_once_though_the_worker_dies(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str, rule: Dedup | None
+) -> None:
+    async def book(order: Order) -> None:
+        async with inbox.once(order) as connection:
+            await connection.execute(INSERT, (f"{key}/{order.id}",))
+            await asyncio.sleep(0.05)
+
+    tester = tester_of(book, name=f"p-{key}", concurrency=8, dedup=rule)
+    crashes = [tester.crash(at="commit.after_offsets"), tester.crash(at="barrier.before_seal", nth=3)]
+    tester.send_all([Order(f"o{n}") for n in range(40)], key="id")
+    assert all(crash.happened for crash in crashes)
+    if rule is not None:
+        tester.redeliver()
+    assert counted(postgres, key) == {f"o{n}": 1 for n in range(40)}
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        [(kinds,)] = connection.execute(
+            "SELECT array_agg(DISTINCT substr(id, 1, 1)) FROM semel.effects WHERE scope = %s", (f"p-{key}",)
+        ).fetchall()
+    assert kinds == [b"p" if rule is None else b"i"]
+
+
+def replay(tester: PipelineTester, letter: DeadLetter, *, edited: Order | None = None) -> None:
+    """As an operator does it."""
+    headers = [("semel.replay", b"%d" % (int(letter.headers.get("semel.replay") or b"0") + 1))]
+    if hold := letter.letter_headers.get("semel.hold"):
+        headers.append(("semel.hold", hold))
+    if edited is not None or "semel.edited" in letter.headers:
+        headers.append(("semel.edited", b"-"))
+    tester.send(
+        edited or letter.value, key=letter.key, headers=headers, timestamp=letter.timestamp, partition=letter.partition
+    )
+
+
+@pytest.mark.parametrize("then", ["dead", "hold"])
+def test_a_replay_finds_the_effect_of_its_event_and_an_edited_one_has_its_own_once(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str, then: Any
+) -> None:
+    fails, repeated = ["o1"], list[bool | None]()
+
+    def book(order: Order) -> None:
+        once = inbox.once(order)
+        with once as connection:
+            connection.execute(INSERT, (f"{key}/{order.id}:{order.amount}",))
+        if order.id == "o1":
+            repeated.append(once.repeated)
+        if order.id in fails:
+            raise ValueError("after the effect")
+
+    tester = tester_of(book, name=f"p-{key}", retry=Retry(attempts=1, then=then))
+    tester.send(Order("o1"), key="k")
+    tester.send(Order("o2"), key="k")
+    replay(tester, tester.dead_letters()[0])
+    assert repeated == [False, True]
+    replay(tester, tester.dead_letters()[-1], edited=Order("o1", 12))
+    assert repeated == [False, True, False]
+    fails.clear()
+    # What was edited before comes back as it is.
+    replay(tester, tester.dead_letters()[-1])
+    assert repeated == [False, True, False, True]
+    assert counted(postgres, key) == {"o1:10": 1, "o1:12": 1, "o2:10": 1}
+    assert tester.counts.accepted == 2
+
+
+def test_an_event_of_another_batch_is_not_taken_for_one_of_this(
+    postgres: Postgres, tester_of: Testing, inbox: Inbox, key: str
+) -> None:
+    kept: list[Any] = []
+
+    async def book(orders: Any) -> None:
+        async for batch in orders.batches():
+            kept.extend(batch.events)
+            async with inbox.once(kept[0]) as connection:
+                await connection.execute(INSERT, (f"{key}/{kept[0].value.id}",))
+
+    tester = tester_of(book, name=f"p-{key}", retry=Retry(attempts=1))
+    tester.send(Order("o1"), partition=0)
+    tester.send(Order("o2"), partition=0)
+    tester.send(Order("o3"), partition=1)
+    assert counted(postgres, key) == {"o1": 1}
+    assert [letter.value.id for letter in tester.dead_letters()] == ["o2", "o3"]
+    assert "is not in the batch in hand" in tester.dead_letters()[0].error
+
+
+def test_the_window_of_an_id_goes_by_the_time_that_its_topic_declares(
+    postgres: Postgres, inbox: Inbox, key: str
+) -> None:
+    def book(order: TimedOrder) -> None:
+        with inbox.once(order) as connection:
+            connection.execute(INSERT, (f"{key}/{order.id}",))
+
+    rule = Dedup("id", window=timedelta(hours=1))
+    source = Topic("orders", key=str, value=TimedOrder, time="at")
+    with PipelineTester(Pipeline(f"p-{key}", source=source, agent=book, dedup=rule), partitions=1) as tester:
+        began = int(tester.now.timestamp() * 1000) - 100_000_000
+        # By their records' times all are of one moment.
+        for n, hours in enumerate((0, 3, 3, 3)):
+            tester.send(TimedOrder(f"o{n}", began + hours * 3_600_000), key="k")
+        tester.send(TimedOrder("o0", began + 3 * 3_600_000), key="k")
+        assert tester.counts.accepted == 5
+    assert counted(postgres, key) == {"o0": 2, "o1": 1, "o2": 1, "o3": 1}
+
+
+def test_semel_once_in_an_event_needs_a_key_and_a_database_and_works_as_anywhere(
+    postgres: Postgres, tester_of: Testing, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semel.effects.inbox._default", [])
+    monkeypatch.delenv("SEMEL_INBOX_URL", raising=False)
+    calls: list[str] = []
+
+    def book(order: Order) -> None:
+        semel.once([key, order.id], order.amount).run(lambda: calls.append(order.id))
+        if len(calls) < 2:
+            raise ValueError("after the effect")
+
+    tester = tester_of(book, name=f"p-{key}", retry=Retry(attempts=2))
+    tester.send(Order("o0"), key="k")
+    [letter] = tester.dead_letters()
+    assert "set SEMEL_INBOX_URL" in letter.error
+    monkeypatch.setenv("SEMEL_INBOX_URL", postgres.url())
+    tester.send_all([Order("o1"), Order("o2")], key="id")
+    assert sorted(calls) == ["o1", "o2"]
+    default_inbox().close()
