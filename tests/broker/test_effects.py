@@ -46,7 +46,7 @@ async def test_a_row_is_there_once_though_workers_and_the_database_die_between_i
     await ledger.feed(message(n // 2) for n in range(2 * EVENTS))
     worker = ledger.worker(INBOX=postgres.url(), RUNS=str(runs))
     for point in ("barrier.after_seal", "commit.after_offsets"):
-        assert await worker.start(failpoint=f"{point}:kill:12").ended() == KILLED
+        assert await worker.start(failpoint=f"{point}:kill:3").ended() == KILLED
     worker.start()
     await worker.ready()
     postgres.restart()
