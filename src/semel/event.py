@@ -13,9 +13,9 @@ from semel.state.event_context import current_context
 
 class EventIdentity(NamedTuple):
     """Which event one is, to whoever is to know it again: the app's name, and its agent's where it can have several; its
-    place; its dedup `id`, None where that does not name one event; `edition`: of the value that an operator gave it, else empty; a hash of
-    its `payload`, as its dedup rule compares them; its time, and for how long after it the id means this event. `attempt`: at
-    handling it."""
+    place; its dedup `id`, None where that does not name one event; `edition`: of the value that an operator gave it, else
+    empty; a hash of its `payload`, as its dedup rule compares them; its time, and for how long after it the id means this
+    event. `attempt`: at handling it."""
 
     app: str
     agent: str
