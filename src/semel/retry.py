@@ -56,7 +56,9 @@ class Retry:
             raise DeclarationError(f"Retry then={self.then!r}; it takes {', '.join(map(repr, get_args(Then)))}")
         for name, kinds in (("fatal", self.fatal), ("transient", self.transient)):
             if not _exceptions(kinds):
-                raise DeclarationError(f"Retry {name}={kinds!r}; give a tuple of exception classes, as {name}=(OSError,)")
+                raise DeclarationError(
+                    f"Retry {name}={kinds!r}; give a tuple of exception classes, as {name}=(OSError,)"
+                )
 
     def delay_s(self, exc: BaseException, attempt: int, draw: float) -> float | None:
         """Seconds to wait after failed attempt number `attempt` (from 1), or None: give up.
