@@ -113,8 +113,8 @@ class Inbox:
             return schemas.plan(asked(connection, version(self._connections.schema)), self._connections.schema)
 
     def apply(self) -> schemas.Plan:
-        """Make the tables, or bring them up to this version, in one transaction; what was done. Two at a time wait for each "
-        "other."""
+        """Make the tables, or bring them up to this version, in one transaction; what was done. Two at a time wait for
+        each other."""
         schema = self._connections.schema
         with self._connections.lent(fit=False) as connection, connection.transaction():
             connection.execute(
@@ -239,6 +239,6 @@ def default_inbox() -> Inbox:
 
 
 def once(key: Any, payload: Any, *, scope: str = "", step: str = "", inbox: Inbox | None = None) -> Once:
-    """One effect that is to happen once, with or without Kafka: `Inbox.once`, of the inbox that the settings name unless "
-    "given."""
+    """One effect that is to happen once, with or without Kafka: `Inbox.once`, of the inbox that the settings name
+    unless given."""
     return (default_inbox() if inbox is None else inbox).once(key, payload, scope=scope, step=step)
