@@ -145,12 +145,22 @@ async def test_letters_are_replayed_edited_dropped_redirected_archived_and_forgo
     assert "12 letters would be replayed" in (await dlq(ledger, "replay", "--all", "--dry-run")).err
     assert f"{ledger.name}-audit" not in await logs.topics(ledger.bootstrap)
 
+    # One that is not there is not done with.
+    for more in ("--dry-run", "--yes"):
+        mistaken = await dlq(ledger, "replay", "--group", "NONEXISTENT", more)
+        assert mistaken.code == 1
+        assert (
+            f"no letter of a group 'NONEXISTENT' of {ledger.name}. There is {FINGERPRINT}; `semel dlq ls`"
+            in mistaken.err
+        )
+
     # The code is as it was: it comes back, and that is said.
     rows = (await dlq(ledger, "show", "--group", FINGERPRINT, "--json")).json["letters"]
     assert {row["state"] for row in rows} == {"open"}
     one = rows[0]["position"]
     came_back = await dlq(ledger, "replay", one, "--as", "ada", "--json")
     assert (came_back.code, came_back.json["came_back"]) == (1, 1), came_back.err
+    assert "1 letter replayed\n" in came_back.err
     assert "all letters that fit are done" in (await dlq(ledger, "replay", one)).err
     shown = (await dlq(ledger, "show", one, "--json")).json
     assert (shown["state"], shown["history"][0]["by"]) == ("replay", "ada")

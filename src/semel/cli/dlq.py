@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semel.display import printing
+from semel.display.counting import counted
 from semel.display.folding import folded
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ def ls(
     )
     holding = sum(group.holding for group in groups.largest_first()) if not done else 0
     if holding:
+        hold = "holds its key" if holding == 1 else "hold their keys"
         printing.tell(
-            f"{holding:,} of them hold their keys, whose later events wait until these are replayed with success, or dropped"
+            f"{holding:,} of them {hold}: later events wait until a letter is replayed with success, or dropped"
         )
     if not groups.letters:
         what = "that something was done with" if done else "open"
@@ -114,9 +116,10 @@ def ls(
         printing.tell(f"done: {plural(acted)}; --done shows them")
     hidden = sum(group.archived for group in groups.largest_first()) if not (archived or done) else 0
     if hidden:
-        printing.tell(f"{hidden:,} groups are archived; --archived shows them")
+        printing.tell(f"{counted(hidden, 'group')} {'is' if hidden == 1 else 'are'} archived; see --archived")
     if groups.others:
-        printing.tell(f"{groups.others:,} more letters are of groups beyond the first {len(ordered):,}")
+        more = counted(groups.others, "more letter")
+        printing.tell(f"{more} {'is' if groups.others == 1 else 'are'} of groups beyond the first {len(ordered):,}")
 
 
 @app.command()

@@ -27,6 +27,7 @@ from semel.cli.dlq_asked import (
     Yes,
     check_reason,
     confirm,
+    done_already,
     is_agreed,
     key_of,
     meant_by,
@@ -37,6 +38,7 @@ from semel.cli.dlq_asked import (
 )
 from semel.cli.dlq_edit import edit
 from semel.display import printing
+from semel.display.counting import counted
 from semel.display.folding import folded
 from semel.errors import ConfigError
 
@@ -198,7 +200,7 @@ def _act(
     first: Callable[[Operator], Awaitable[None]] | None = None,
 ) -> None:
     """Find the letters that are meant, ask, do it, and say what was done. `first`: what is looked at before anybody is asked."""
-    results: list[Done] = []
+    results: list[tuple[Done, str]] = []
 
     async def agreed(operator: Operator) -> None:
         if first is not None:
@@ -206,11 +208,13 @@ def _act(
         selection = await meant.resolve(operator)
         if await is_agreed(operator, selection, did, dry_run=dry_run, yes=yes):
             await operator.open()
-            results.append(await work(operator, selection))
+            done = await work(operator, selection)
+            idle = not (done.letters or done.skipped or done.stopped)
+            results.append((done, await done_already(operator, selection) if idle else ""))
 
     run(plan, settings, agreed)
-    for done in results:
-        say_done(plan, did, done, as_json=as_json)
+    for done, nothing in results:
+        say_done(plan, did, done, as_json=as_json, nothing=nothing)
 
 
 def archive(
@@ -274,7 +278,8 @@ def forget(
         printing.document({"pipeline": plan.app, **result})
     topic = plan.dead_letter_topic
     printing.tell(
-        f"{result['letters']:,} letters of {key!r} are never replayed again; the audit has a hash of the key only"
+        f"{counted(result['letters'], 'letter')} of {key!r} {'is' if result['letters'] == 1 else 'are'} never replayed again; "
+        "the audit has a hash of the key only"
     )
     for partition, end in result["deleted_before"].items():
         printing.tell(f"{topic}[{partition}] was deleted up to {end}")
@@ -284,10 +289,10 @@ def forget(
         shown = ", ".join(map(str, offsets[:10])) + (", ..." if len(offsets) > 10 else "")
         blocked = result["blocked_by"].get(partition)
         why = (
-            f", behind the open letter at {blocked}: replay or drop it, then run this again"
-            if blocked is not None
-            else ""
+            "" if blocked is None else f", behind the open letter at {blocked}: replay or drop it, then run this again"
         )
+        if partition in result["blocked_by_others"]:
+            why = f", behind what is no letter of {plan.app}, at {result['blocked_by_others'][partition]}"
         printing.tell(
             f"{topic}[{partition}] still holds {len(offsets):,} of them, at {shown}{why}; retention deletes the rest"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semel.display import printing
+from semel.display.counting import counted
 from semel.display.folding import folded
 from semel.errors import ConfigError, SemelError
 
@@ -116,15 +117,16 @@ async def is_agreed(operator: Operator, selection: Selection, what: str, *, dry_
     if not groups.letters:
         raise Refused(await done_already(operator, selection))
     if forgotten:
-        printing.tell(f"{forgotten:,} more stay as they are: {FORGOTTEN}")
+        printing.tell(f"{forgotten:,} more {'stays as it is' if forgotten == 1 else 'stay as they are'}: {FORGOTTEN}")
     if dry_run or groups.letters > 1:
         for group in groups.largest_first()[:20]:
             printing.tell(f"{group.count:,} of {folded(group.fingerprint)}")
-        printing.tell(f"{groups.letters:,} letters {'would be' if dry_run else 'are to be'} {what}")
+        be = "would be" if dry_run else "is to be" if groups.letters == 1 else "are to be"
+        printing.tell(f"{counted(groups.letters, 'letter')} {be} {what}")
     if dry_run:
         return False
     if groups.letters > 1:
-        confirm(f"Go on with {groups.letters:,} letters?", yes=yes)
+        confirm(f"Go on with {counted(groups.letters, 'letter')}?", yes=yes)
     return True
 
 
@@ -134,12 +136,38 @@ async def done_already(operator: Operator, selection: Selection) -> str:
         state = operator.ledger.state(letter)
         done[state] = done.get(state, 0) + 1
     if not done:
-        return f"{operator.plan.dead_letter_topic} holds no letter that fits; see `semel dlq ls`"
+        return await _why_none(operator, selection)
     from semel.dead_letters.decisions import FORGOTTEN, plural
 
     if set(done) == {"forget"}:
-        return f"nothing to do with {done['forget']:,} letters that fit, of each of which it holds: {FORGOTTEN}"
+        return (
+            f"nothing to do with {counted(done['forget'], 'letter')} that fit{'s' * (done['forget'] == 1)}: {FORGOTTEN}"
+        )
     return f"nothing to do: all letters that fit are done with or archived ({plural(done)}); say --again to act on them again"
+
+
+# Of the groups that there are, so many are named where another one was asked for.
+_GROUPS_NAMED = 5
+
+
+async def _why_none(operator: Operator, selection: Selection) -> str:
+    from semel.dead_letters.decisions import Selection
+    from semel.dead_letters.groups import Groups
+
+    topic, app = operator.plan.dead_letter_topic, operator.plan.app
+    groups = Groups()
+    async for letter in operator.selected(Selection(again=True)):
+        groups.add(letter)
+    there = [folded(group.fingerprint) for group in groups.largest_first()]
+    if not there:
+        return f"{topic} holds no dead letter of {app}"
+    if selection.group is None or folded(selection.group) in there or groups.others:
+        return f"{topic} holds no letter that fits; see `semel dlq ls {app}`"
+    more = f" and {len(there) - _GROUPS_NAMED:,} more" if len(there) > _GROUPS_NAMED else ""
+    return (
+        f"{topic} holds no letter of a group {folded(selection.group)!r} of {app}. There {'is' if len(there) == 1 else 'are'} "
+        f"{', '.join(there[:_GROUPS_NAMED])}{more}; `semel dlq ls` shows them, with --done and --archived those that are hidden"
+    )
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -192,12 +220,13 @@ def progress_of(what: str) -> Any:
         nonlocal shown
         if done.letters >= max(10 * shown, shown + 1_000) or not shown:
             shown = done.letters
-            printing.tell(f"{done.letters:,} letters {what}")
+            printing.tell(f"{counted(done.letters, 'letter')} {what}")
 
     return tell
 
 
-def say_done(plan: Plan, what: str, done: Done, *, as_json: bool) -> None:
+def say_done(plan: Plan, what: str, done: Done, *, as_json: bool, nothing: str = "") -> None:
+    """`nothing`: why there was nothing to do."""
     fates = done.fates
     if as_json:
         printing.document(
@@ -207,10 +236,11 @@ def say_done(plan: Plan, what: str, done: Done, *, as_json: bool) -> None:
                 "skipped": {why: count for why, (count, _) in done.skipped.items()},
                 "known": fates.known,
                 "came_back": fates.back,
+                "came_back_late": done.late,
                 "stopped": done.stopped or None,
             }
         )
-    printing.tell(f"{done.letters:,} letters {what}")
+    printing.tell(f"{counted(done.letters, 'letter')} {what}")
     for why, (count, example) in done.skipped.items():
         printing.tell(f"{count:,} could not be, {example} for one: {why}")
     if fates.replayed:
@@ -219,11 +249,15 @@ def say_done(plan: Plan, what: str, done: Done, *, as_json: bool) -> None:
         printing.tell(
             f"{fates}{waiting}" if fates.known else f"of {unknown:,} it is not known yet what becomes of them"
         )
+    if done.late:
+        printing.tell(
+            f"{done.late:,} of them as late: the dedup window of their events is over, so that nobody can tell whether they took "
+            "effect meanwhile. Replaying them again will not help; drop or redirect them, or declare a longer window, or "
+            'Dedup(late="pass")'
+        )
     if done.stopped:
         printing.tell(done.stopped)
     if not done.letters and not done.skipped:
-        printing.tell(
-            "there was nothing to do; --again acts on letters that something was done with, but for forgotten ones"
-        )
+        printing.tell(nothing or "there was nothing to do")
     if done.stopped or done.skipped or not done.letters or fates.back * 2 > max(fates.known, 1):
         raise typer.Exit(1)

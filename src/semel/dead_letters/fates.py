@@ -17,6 +17,7 @@ from semel.task.read_committed import CommittedLogs
 _LOOK_S = 0.2
 # Replays of which nobody knows yet what becomes of them, at most: a slow pipeline is not run over.
 MOST_UNKNOWN = 5_000
+_LATE = ("semel.reason", b"late")
 # Where nobody is to wait for them: of so many the fate is looked for, of more it stays unknown.
 MOST_WATCHED = 100_000
 
@@ -45,6 +46,8 @@ class FateWatch:
         self._pending: list[tuple[TP, int, frozenset[bytes]]] = []
         self._waiting: set[bytes] = set()
         self._all = self._known = self._back = 0
+        # Of those that came back, how many did because their dedup window is over.
+        self.late = 0
 
     async def begin(self) -> None:
         """From here on what comes back is looked for."""
@@ -142,4 +145,5 @@ class FateWatch:
                 self._waiting.discard(value)
                 self._back += 1
                 self._known += 1
+                self.late += _LATE in record.headers
                 return

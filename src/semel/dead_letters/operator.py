@@ -63,12 +63,14 @@ class Uncommitted(SemelError):
 
 @dataclass(slots=True)
 class Done:
-    """What came of a command. `skipped`: letters that could not be handled, by reason, with one example each."""
+    """What came of a command. `skipped`: letters that could not be handled, by reason, with one example each. `late`: replays
+    that came back because the dedup window of their events is over."""
 
     letters: int = 0
     selected: int = 0
     skipped: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
     fates: Fates = field(default_factory=lambda: Fates(0, 0, 0))
+    late: int = 0
     stopped: str = ""
 
     def skip(self, letter: Letter, why: str) -> None:
@@ -354,7 +356,7 @@ class Operator:
         if fates is not None:
             if not done.stopped:
                 done.stopped = await fates.verdict(wait=True, last=True)
-            done.fates = fates.fates
+            done.fates, done.late = fates.fates, fates.late
         return done
 
     async def mark_all(

@@ -36,17 +36,21 @@ async def forget(operator: Operator, key: bytes, why: Why, *, delete: bool) -> d
     selection = Selection(key=key, again=True)
     marked = await operator.mark_all("forget", selection, why, key=audit.hashed(key))
     kept: dict[int, list[int]] = {}
+    # The first open letter; the first record of somebody else's, which nobody here can be done with.
+    first_open: dict[int, int] = {}
     first_other: dict[int, int] = {}
     async with aclosing(operator.reader.records()) as records:
         async for letter, ours in records:
             partition = letter.at.partition
             if ours and letter.record.key == key:
                 kept.setdefault(partition, []).append(letter.offset)
-            elif not ours or not operator.ledger.done_by(letter):
+            elif not ours:
                 first_other.setdefault(partition, letter.offset)
+            elif not operator.ledger.done_by(letter):
+                first_open.setdefault(partition, letter.offset)
     before = {
         TP(operator.plan.dead_letter_topic, partition): min(
-            offsets[-1] + 1, first_other.get(partition, offsets[-1] + 1)
+            [offsets[-1] + 1, *(first[partition] for first in (first_open, first_other) if partition in first)]
         )
         for partition, offsets in kept.items()
     }
@@ -62,5 +66,16 @@ async def forget(operator: Operator, key: bytes, why: Why, *, delete: bool) -> d
         "deleted_before": {str(tp.partition): end for tp, end in before.items()} if delete else {},
         "could_delete_before": {} if delete else {str(tp.partition): end for tp, end in before.items()},
         "kept": {str(p): offsets for p, offsets in kept.items() if offsets},
-        "blocked_by": {str(p): first_other[p] for p, offsets in kept.items() if offsets and p in first_other},
+        "blocked_by": {
+            str(p): first_open[p]
+            for p, offsets in kept.items()
+            if offsets and first_open.get(p, offsets[-1]) < offsets[-1]
+        },
+        "blocked_by_others": {
+            str(p): first_other[p]
+            for p, offsets in kept.items()
+            if offsets
+            and first_other.get(p, offsets[-1]) < offsets[-1]
+            and first_other[p] < first_open.get(p, offsets[-1])
+        },
     }

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from semel.display import markup
+from semel.display.counting import counted
 from semel.state.positions import accepted
 from semel.web.answer import TOO_DEEP
 from semel.web.paths import row_path, table_path
@@ -269,7 +270,10 @@ def _trouble(status: Mapping[str, Any]) -> str:
 def _held_keys(status: Mapping[str, Any]) -> str:
     """How many keys wait for somebody who acts."""
     held = sum(parked.get("held", 0) for parked in status.get("parked", {}).values())
-    text = f"{held:,} keys are held: their later events wait until a dead letter of theirs is replayed with success, or dropped"
+    keys, their = f"{counted(held, 'key')} {'is' if held == 1 else 'are'} held", "its" if held == 1 else "their"
+    text = (
+        f"{keys}: {their} later events wait until a dead letter that holds the key is replayed with success, or dropped"
+    )
     return f"<p>{text}</p>" if held else ""
 
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from semel.display import markup
+from semel.display.counting import counted
 from semel.web.html import json_text, page
 from semel.web.paths import letters_path, query, quote_key
 
@@ -68,7 +69,9 @@ def groups(frame: Frame, document: Mapping[str, Any]) -> str:
     return _page(
         frame, "dead letters",
         _tabs(frame, show), _search(frame, ""), progress, markup.table(headings, rows, {0, 1}) if rows else none,
-        f"<p>{others:,} more letters are beyond what is kept here; semel dlq knows them.</p>" if others else "",
+        f"<p>{counted(others, 'more letter is', 'more letters are')} beyond what is kept here; semel dlq knows them.</p>"
+        if others
+        else "",
         _act(frame, "replay", "Replay all that is open", {"all": "1"}, rate=True) if show == "open" and rows else "",
         refresh_s=None if document["complete"] else REFRESH_S,
     )  # fmt: skip
@@ -112,7 +115,8 @@ def search_results(frame: Frame, document: Mapping[str, Any]) -> str:
     more = "" if document["next"] is None else " There is more to search."
     return _page(
         frame, "search", _search(frame, text),
-        f"<p>{len(document['letters']):,} letters in {document['searched']:,} records, the last ones first.{more}</p>",
+        f"<p>{counted(len(document['letters']), 'letter')} in {counted(document['searched'], 'record')}, the last ones first."
+        f"{more}</p>",
         _rows(frame, document["letters"], groups=True), _next(frame.root, {"search": text}, document["next"]),
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 """A pipeline that fails at what is bad until its code is mended (`MENDED` in the environment). `DEDUP=no`: without a rule.
-`THEN=hold`: a key waits for its dead letter.
+`THEN=hold`: a key waits for its dead letter. `DEAD_LETTERS`: the topic of its dead letters. `WINDOW_S`: of its dedup rule.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from datetime import timedelta
 
 from accounts import WINDOW, Settlement, balances, pipeline_of
 
-from semel import Dedup, Retry
+from semel import Dedup, Retry, Topic
 
 MENDED = "MENDED" in os.environ
+window = timedelta(seconds=int(os.environ["WINDOW_S"])) if "WINDOW_S" in os.environ else WINDOW
 
 
 @dataclass
@@ -37,9 +38,10 @@ pipeline = pipeline_of(
     settle,
     Payment,
     attempts=1,
-    dedup=None if os.environ.get("DEDUP") == "no" else Dedup("id", window=WINDOW),
+    dedup=None if os.environ.get("DEDUP") == "no" else Dedup("id", window=window),
     # Nearly nothing succeeds before it is mended, and that is the events' fault.
     retry=Retry(attempts=1, fatal=(ValueError,))
     if os.environ.get("THEN") != "hold"
     else Retry(attempts=2, first_delay=timedelta(milliseconds=50), then="hold"),
+    **({"dead_letters": Topic(os.environ["DEAD_LETTERS"])} if "DEAD_LETTERS" in os.environ else {}),
 )

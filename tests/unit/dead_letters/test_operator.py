@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from semel import Output, Retry, Topic
+from semel import Dedup, Output, Retry, Topic
 from semel.dead_letters import decisions
 from semel.dead_letters.audit import decode, hashed
 from semel.dead_letters.decisions import NotReplayable, Selection
@@ -474,6 +475,80 @@ async def test_who_may_not_write_the_audit_does_nothing(history: History) -> Non
         await replay_all(by)
     history.cluster.faults.allow(AUDIT)
     assert not [r for _, r in history.entries("payments") if dict(r.headers).get("semel.replay")]
+
+
+async def test_what_another_pipeline_has_in_a_shared_topic_keeps_a_forgotten_key_s_letters(history: History) -> None:
+    await failed(history, 10)
+    (first, tp), _ = [
+        (letter.offset, letter.at) async for letter in (await operator(history.world)).selected(Selection(key=b"a1"))
+    ]
+    foreign = [("semel.pipeline", b"others"), ("semel.topic", b"x"), ("semel.partition", b"0"), ("semel.offset", b"0")]
+    at = history.cluster.write(tp, [(b"k", b"x")], headers=foreign)
+    history.world.pay("a1", 1, id="behind", fails=-1)
+    await history.world.drained()
+    by = await operator(history.world)
+    await by.mark_all("drop", Selection(), WHY)
+    found = await forget(by, b"a1", WHY, delete=True)
+    # Nobody here can be done with it, so that nobody is told to.
+    assert found["blocked_by"] == {} and found["blocked_by_others"] == {str(tp.partition): at}
+    assert found["deleted_before"] == {str(tp.partition): at} and first < at
+    assert history.log(LETTERS, tp.partition).log_start == at
+
+
+@pytest.mark.parametrize("point", STEPS[1:])
+@pytest.mark.parametrize("action", ["edit", "redirect", "forget", "archive"])
+async def test_whatever_an_operator_dies_amid_is_done_once_when_it_is_done_again(
+    history: History, action: Any, point: str
+) -> None:
+    await failed(history, 6)
+    mend(history.world)
+    history.world.cluster.create_topic("others", 2)
+
+    async def act(by: Operator) -> None:
+        [group] = {letter.fingerprint async for letter in by.reader.letters()}
+        if action == "forget":
+            await forget(by, b"a1", WHY, delete=True)
+        elif action == "archive":
+            await archive(by, group, WHY)
+        elif action == "redirect":
+            to_others = partial(decisions.redirected, topic="others", partitions=2)
+            await by.write_all("redirect", Selection(), WHY, to_others)
+        else:
+            await by.write_all("edit", Selection(key=b"a1"), WHY, decisions.replayed)
+
+    with contextlib.suppress(asyncio.CancelledError):
+        await act(await operator(history.world, failpoints=Dying(f"commit.{point}", 1)))
+    second = await operator(history.world, "second")
+    await act(second)
+    await history.world.drained()
+    left = [letter async for letter in second.selected(Selection())]
+    assert len(left) == {"edit": 5, "redirect": 0, "forget": 5, "archive": 0}[action]
+    if action == "redirect":
+        moved = sorted(orjson.loads(r.value or b"")["id"] for _, r in history.entries("others"))
+        assert moved == [f"bad{n}" for n in range(6)]
+    elif action == "edit":
+        assert settled(history) == ["bad1"]
+
+
+async def test_replays_whose_window_is_over_are_told_from_those_whose_cause_is_still_there(tmp_path: Path) -> None:
+    made = History(
+        tmp_path, partitions=1, commit_interval_ms=10,
+        pipeline={"retry": Retry(1, fatal=(RuntimeError,)), "dedup": Dedup("id", window=timedelta(seconds=2))},
+    )  # fmt: skip
+    await failed(made, 2)
+    for number in range(6):
+        await made.world.clock.sleep(1.5)
+        made.world.pay("a1", 1, id=f"good{number}")
+    await made.world.drained()
+    mend(made.world)
+    by = await operator(made.world)
+    done = await replay_all(by, watched=True)
+    assert (done.letters, done.fates, done.late) == (2, (2, 2, 2), 2)
+    # Nor do they take effect, or vanish, however often they are replayed.
+    done = await replay_all(by, watched=True)
+    assert (done.letters, done.late) == (2, 2)
+    assert len([letter async for letter in by.selected(Selection())]) == 2
+    await made.world.close()
 
 
 async def test_a_letter_of_another_pipeline_is_left_alone(history: History) -> None:
