@@ -52,7 +52,8 @@ async def test_a_task_of_the_engine_is_cancelled_by_the_engine_only() -> None:
     with pytest.raises(HandlingError, match="cancels task 'commits' of its worker"):
         task.cancel()
     with pytest.raises(HandlingError, match="of its worker"):
-        asyncio.runners._cancel_all_tasks(asyncio.get_running_loop())  # type: ignore[attr-defined]
+        # What is asyncio's in between does it for the program.
+        asyncio.gather(task).cancel()
     await asyncio.sleep(0)
     assert not task.cancelling()
     await background.cancel()
