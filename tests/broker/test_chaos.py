@@ -109,7 +109,9 @@ async def test_a_pipeline_keeps_its_laws_under_every_kind_of_fault(
 async def test_what_is_given_up_while_a_dependency_is_down_takes_effect_when_it_is_replayed(
     start: Start, project: Path, seed: int
 ) -> None:
-    process = start("pipelines.payments", "--faults", "down,replay,8", "--seed", str(seed), "--json")
+    """Of a pipeline whose handler waits, for several keys at a time, sets timers, and whose keys stay stopped meanwhile."""
+    (project / "busy.py").symlink_to(ROOT / "tests/broker/pipelines/busy.py")
+    process = start("busy", "--faults", "down,replay,8", "--seed", str(seed), "--json")
     found = await asyncio.to_thread(ended, process, project)
     said = (project / "err.txt").read_text()
     assert (process.returncode, found["verdict"], found["findings"]) == (0, "clean", []), (seed, said)
