@@ -74,7 +74,7 @@ async def test_an_output_that_names_a_partition_which_is_not_there_stands_alone(
     parts = (value or b"").split(b"/")
     forged = b"/".join([*parts[:2], b"7", *parts[3:]])
     history.append(SINK, 0, record, headers=[(name, forged)])
-    assert Law.ATOMIC in (await history.proof()).found
+    assert Law.ATOMIC in (await history.proof()).by_law
     elsewhere = b"/".join([parts[0], b"another", *parts[2:]])
     history.append(SINK, 0, record, headers=[(name, elsewhere)])
     assert any("does not read now" in gap.sentence for gap in (await history.proof()).gaps)
