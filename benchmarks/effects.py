@@ -37,12 +37,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fsync", action="store_true", help="the disk is waited for, as in production")
     asked = parser.parse_args()
-    with running(fsync=asked.fsync) as server:
+    tables = "bookings (id text NOT NULL, case_ text NOT NULL)", "claims (key text PRIMARY KEY)"
+    with running(*tables, fsync=asked.fsync) as server:
         inbox = Inbox(server.url())
-        inbox.apply()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("CREATE TABLE bookings (id text NOT NULL, case_ text NOT NULL)")
-            connection.execute("CREATE TABLE claims (key text PRIMARY KEY)")
         rounds = [_round(server, inbox, asked.effects, number) for number in range(1, asked.rounds + 1)]
         inbox.close()
     names = [name for name in rounds[0] if name.endswith(("_per_s", "_ratio", "_us"))]

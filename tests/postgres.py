@@ -18,6 +18,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from semel import Inbox
+
 READY_S = 30.0
 
 
@@ -138,8 +140,9 @@ def _other_user() -> str:
 
 
 @contextmanager
-def running(*, fsync: bool = False) -> Iterator[Postgres]:
-    """One for a while. `fsync`: the disk is waited for; a server that is killed loses nothing without, a machine would."""
+def running(*tables: str, fsync: bool = False) -> Iterator[Postgres]:
+    """One for a while, with the tables of an inbox, and `tables`, each as CREATE TABLE has it. `fsync`: the disk is waited for; a
+    server that is killed loses nothing without, a machine would."""
     # A socket's path has room for a hundred characters, and the folder must be open to another user.
     with tempfile.TemporaryDirectory(prefix="semel-pg-", dir="/tmp") as name:
         folder = Path(name)
@@ -148,6 +151,12 @@ def running(*, fsync: bool = False) -> Iterator[Postgres]:
         server.create()
         try:
             server.start()
+            inbox = Inbox(server.url())
+            inbox.apply()
+            inbox.close()
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                for table in tables:
+                    connection.execute(f"CREATE TABLE {table}".encode())
             yield server
         finally:
             server.stop(signal.SIGQUIT)

@@ -403,10 +403,14 @@ def _with_origins(message: str, origins: Mapping[str, str]) -> str:
     return f"{message} ({', '.join(places)})" if places else message
 
 
+# Settings that may come from a file `{name}_file` instead, and that no message shows.
+_SECRETS = ("password", "web_token", "token", "inbox_url")
+
+
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`; tables are merged key by key, and a secret replaces the file it would else come from."""
     merged = dict(below)
-    for secret in ("password", "web_token", "token", "inbox_url"):
+    for secret in _SECRETS:
         for name, other in ((secret, f"{secret}_file"), (f"{secret}_file", secret)):
             if name in above and other not in above:
                 merged.pop(other, None)
@@ -587,14 +591,7 @@ def _describe(invalid: ValidationError) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    if name in (
-        "password",
-        "web_token",
-        "token",
-        "inbox_url",
-        "faust",
-        "broker_security",
-        "web_operators",
-    ) or not isinstance(value, str | int | float):
+    hidden = name in (*_SECRETS, "faust", "broker_security", "web_operators")
+    if hidden or not isinstance(value, str | int | float):
         return ""
     return f" = {value!r}"

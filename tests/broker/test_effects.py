@@ -10,7 +10,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from semel import Inbox
 from semel.local.kafka import LocalKafka
 from tests.broker import logs
 from tests.broker.conftest import MakeLedger
@@ -25,12 +24,7 @@ KILLED = -9
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    with running() as server:
-        inbox = Inbox(server.url())
-        inbox.apply()
-        inbox.close()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("CREATE TABLE bookings (id text NOT NULL, number bigserial)")
+    with running("bookings (id text NOT NULL, number bigserial)") as server:
         yield server
 
 

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from semel import Inbox
@@ -16,13 +15,7 @@ from tests.postgres import Postgres, running
 
 @pytest.fixture(scope="session")
 def _server() -> Iterator[Postgres]:
-    with running() as server:
-        inbox = Inbox(server.url())
-        inbox.apply()
-        inbox.close()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("CREATE TABLE rows (key text NOT NULL)")
-            connection.execute("CREATE TABLE counters (name text PRIMARY KEY, n integer NOT NULL)")
+    with running("rows (key text NOT NULL)", "counters (name text PRIMARY KEY, n integer NOT NULL)") as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from semel.effects.decisions import Found
+from semel.effects.decisions import StoredClaim
 from semel.effects.effect import Effect, Outcome
 
 
@@ -33,7 +33,7 @@ class FolderSession:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         os.close(self._lock)
 
-    def claim(self) -> Found | None:
+    def claim(self) -> StoredClaim | None:
         held = not self._locked()
         if not held and not self._row.exists():
             self._write(done=False, outcome=None)
@@ -41,8 +41,8 @@ class FolderSession:
         with suppress(FileNotFoundError):
             row = json.loads(self._row.read_bytes())
             outcome = None if row["outcome"] is None else row["outcome"].encode()
-            return Found(bytes.fromhex(row["payload"]), row["owner"], row["done"], outcome, held=held)
-        return Found(self._effect.payload, "", False, held=True)
+            return StoredClaim(bytes.fromhex(row["payload"]), row["owner"], row["done"], outcome, held=held)
+        return StoredClaim(self._effect.payload, "", False, held=True)
 
     def take_over(self, seen: str) -> bool:
         if not self._locked() or json.loads(self._row.read_bytes())["owner"] != seen:

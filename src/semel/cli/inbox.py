@@ -52,13 +52,13 @@ def plan(*, url: Url = None, schema: Schema = "semel", config: Config = None, as
     from semel.display import printing
 
     with _inbox(url, schema, config) as inbox:
-        found, statements = inbox.plan()
+        version, statements = inbox.plan()
     if as_json:
-        printing.document({"schema": schema, "version": found, "statements": list(statements)})
+        printing.document({"schema": schema, "version": version, "statements": list(statements)})
     elif statements:
         printing.say("\n".join(f"{statement};" for statement in statements))
     else:
-        printing.tell(f"schema {schema} has version {found} of the tables: nothing is to be done")
+        printing.tell(f"schema {schema} has version {version} of the tables: nothing is to be done")
 
 
 @app.command()
@@ -68,13 +68,13 @@ def apply(*, url: Url = None, schema: Schema = "semel", config: Config = None, a
     from semel.effects.schema import VERSION
 
     with _inbox(url, schema, config) as inbox:
-        found, statements = inbox.apply()
+        version, statements = inbox.apply()
     if as_json:
-        printing.document({"schema": schema, "before": found, "version": VERSION, "statements": list(statements)})
+        printing.document({"schema": schema, "before": version, "version": VERSION, "statements": list(statements)})
     elif statements:
-        printing.tell(f"schema {schema} has version {VERSION} of the tables now, and had {found or 'none'} before")
+        printing.tell(f"schema {schema} has version {VERSION} of the tables now, and had {version or 'none'} before")
     else:
-        printing.tell(f"schema {schema} has version {found} of the tables: nothing was to be done")
+        printing.tell(f"schema {schema} has version {version} of the tables: nothing was to be done")
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -36,23 +38,18 @@ async def forget(operator: Operator, key: bytes, why: Why, *, delete: bool) -> d
     selection = Selection(key=key, again=True)
     marked = await operator.mark_all("forget", selection, why, key=audit.hashed(key))
     kept: dict[int, list[int]] = {}
-    # The first open letter; the first record of somebody else's, which nobody here can be done with.
-    first_open: dict[int, int] = {}
-    first_other: dict[int, int] = {}
+    # The first record that is to stay, and whether it is an open letter: with somebody else's nobody here can be done.
+    blocks: dict[int, tuple[int, bool]] = {}
     async with aclosing(operator.reader.records()) as records:
         async for letter, ours in records:
             partition = letter.at.partition
             if ours and letter.record.key == key:
                 kept.setdefault(partition, []).append(letter.offset)
-            elif not ours:
-                first_other.setdefault(partition, letter.offset)
-            elif not operator.ledger.done_by(letter):
-                first_open.setdefault(partition, letter.offset)
+            elif not ours or not operator.ledger.done_by(letter):
+                blocks.setdefault(partition, (letter.offset, ours))
     before = {
-        TP(operator.plan.dead_letter_topic, partition): min(
-            [offsets[-1] + 1, *(first[partition] for first in (first_open, first_other) if partition in first)]
-        )
-        for partition, offsets in kept.items()
+        TP(operator.plan.dead_letter_topic, p): min(offsets[-1] + 1, blocks[p][0] if p in blocks else sys.maxsize)
+        for p, offsets in kept.items()
     }
     before = {tp: end for tp, end in before.items() if end > kept[tp.partition][0]}
     if delete and before:
@@ -66,16 +63,11 @@ async def forget(operator: Operator, key: bytes, why: Why, *, delete: bool) -> d
         "deleted_before": {str(tp.partition): end for tp, end in before.items()} if delete else {},
         "could_delete_before": {} if delete else {str(tp.partition): end for tp, end in before.items()},
         "kept": {str(p): offsets for p, offsets in kept.items() if offsets},
-        "blocked_by": {
-            str(p): first_open[p]
-            for p, offsets in kept.items()
-            if offsets and first_open.get(p, offsets[-1]) < offsets[-1]
-        },
-        "blocked_by_others": {
-            str(p): first_other[p]
-            for p, offsets in kept.items()
-            if offsets
-            and first_other.get(p, offsets[-1]) < offsets[-1]
-            and first_other[p] < first_open.get(p, offsets[-1])
-        },
+        "blocked_by": _blocking(blocks, kept, ours=True),
+        "blocked_by_others": _blocking(blocks, kept, ours=False),
     }
+
+
+def _blocking(blocks: Mapping[int, tuple[int, bool]], kept: Mapping[int, list[int]], *, ours: bool) -> dict[str, int]:
+    """What stands before the last kept letter of each partition; `ours`: letters of this app, or what is none."""
+    return {str(p): at for p, (at, is_ours) in blocks.items() if is_ours is ours and kept.get(p) and at < kept[p][-1]}

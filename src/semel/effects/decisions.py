@@ -1,4 +1,4 @@
-"""What is to be done about an effect, by what a store has found under its key. Pure: steps are yielded, whoever runs them
+"""What is to be done about an effect, by what a store has under its key. Pure: steps are yielded, whoever runs them
 does I/O.
 
 An effect that a store can keep in one transaction with its claim happens once. Any other goes claim, call, outcome: who dies
@@ -24,7 +24,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.01, 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredClaim:
     """A row that was there before. `owner`: who claimed it. `held`: that one is still at it, as far as the store can tell."""
 
     payload: bytes
@@ -44,29 +44,29 @@ class Verdict(Enum):
     STRANDED = "somebody was at it, and nobody knows how far"
 
 
-def judge(found: Found, effect: Effect) -> Verdict:
+def judge(stored: StoredClaim, effect: Effect) -> Verdict:
     """What a row means to an effect of the same key."""
-    if found.done and _window_over(found, effect):
+    if stored.done and _window_over(stored, effect):
         return Verdict.ANEW
-    if found.payload != effect.payload:
+    if stored.payload != effect.payload:
         return Verdict.CONFLICT
-    if found.done:
+    if stored.done:
         return Verdict.REMEMBERED
-    return Verdict.IN_FLIGHT if found.held else Verdict.STRANDED
+    return Verdict.IN_FLIGHT if stored.held else Verdict.STRANDED
 
 
-def _window_over(found: Found, effect: Effect) -> bool:
+def _window_over(stored: StoredClaim, effect: Effect) -> bool:
     """Dedup has let another record of the same id pass, as it does when the window is over: it is another event."""
-    if effect.window_ms is None or found.at_ms is None or effect.at_ms is None or found.place == effect.place:
+    if effect.window_ms is None or stored.at_ms is None or effect.at_ms is None or stored.place == effect.place:
         return False
-    return effect.at_ms > found.at_ms + effect.window_ms
+    return effect.at_ms > stored.at_ms + effect.window_ms
 
 
 # -- an effect elsewhere, step by step
 
 
 class Claim(NamedTuple):
-    """-> None where the claim is ours, else what was Found."""
+    """-> None where the claim is ours, else what was StoredClaim."""
 
 
 class TakeOver(NamedTuple):
@@ -131,16 +131,16 @@ def carry_out(effect: Effect, *, unsure: Unsure, confirms: bool, wait_s: float) 
     """
     waited, pause = 0.0, FIRST_WAIT_S
     while True:
-        found: Found | None = yield Claim()
-        if found is None:
+        stored: StoredClaim | None = yield Claim()
+        if stored is None:
             return (yield from _call(effect))
-        match judge(found, effect):
+        match judge(stored, effect):
             case Verdict.REMEMBERED:
-                return Done(read_outcome(found.outcome), True)
+                return Done(read_outcome(stored.outcome), True)
             case Verdict.CONFLICT:
-                raise conflict(effect, found)
+                raise conflict(effect, stored)
             case Verdict.ANEW:
-                if (yield TakeOver(found.owner)):
+                if (yield TakeOver(stored.owner)):
                     return (yield from _call(effect))
             case Verdict.IN_FLIGHT:
                 if waited >= wait_s:
@@ -153,18 +153,18 @@ def carry_out(effect: Effect, *, unsure: Unsure, confirms: bool, wait_s: float) 
             case Verdict.STRANDED:
                 if not confirms and unsure == "refuse":
                     raise stranded(effect)
-                if (yield TakeOver(found.owner)):
+                if (yield TakeOver(stored.owner)):
                     return (yield from _resume(effect, confirms))
 
 
 def _resume(effect: Effect, confirms: bool) -> Generator[Step, Any, Done]:
     """A stranded claim is ours: the far end says what became of it, or the effect is carried out again."""
     if confirms:
-        said = yield Confirm()
-        if isinstance(said, Failed):
-            raise said.error
-        if said is not NOT_DONE:
-            return (yield from _keep(effect, said, repeated=True))
+        confirmed = yield Confirm()
+        if isinstance(confirmed, Failed):
+            raise confirmed.error
+        if confirmed is not NOT_DONE:
+            return (yield from _keep(effect, confirmed, repeated=True))
     return (yield from _call(effect))
 
 
@@ -198,11 +198,11 @@ def check_outcome(effect: Effect, outcome: Outcome) -> None:
         )
 
 
-def conflict(effect: Effect, found: Found) -> EffectConflict:
-    at = f", of {found.place}," if found.place is not None else ""
+def conflict(effect: Effect, stored: StoredClaim) -> EffectConflict:
+    at = f", of {stored.place}," if stored.place is not None else ""
     return EffectConflict(
         f"effect {effect.key}{' of ' + str(effect.place) if effect.place else ''} has another payload than the one{at} that "
-        f"{'happened' if found.done else 'was begun'} under this key: nothing is done. Give another intent another key, or "
+        f"{'happened' if stored.done else 'was begun'} under this key: nothing is done. Give another intent another key, or "
         "the same payload again"
     )
 

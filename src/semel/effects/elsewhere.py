@@ -17,10 +17,10 @@ from semel.effects.decisions import (
     Confirm,
     Done,
     Failed,
-    Found,
     Keep,
     Release,
     Step,
+    StoredClaim,
     TakeOver,
     Unsure,
     Wait,
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Session(Protocol):
     """What a store does for one effect and one caller of it, who has a name that no other call has (`owner`)."""
 
-    def claim(self) -> Found | None:
+    def claim(self) -> StoredClaim | None:
         """Put a row under the key, or give what is there; None where the row is ours. Of any number of callers one gets None."""
         ...
 
@@ -55,7 +55,7 @@ class Session(Protocol):
 class AsyncSession(Protocol):
     """As `Session`."""
 
-    async def claim(self) -> Found | None: ...
+    async def claim(self) -> StoredClaim | None: ...
     async def take_over(self, seen: str) -> bool: ...
     async def keep(self, outcome: Outcome) -> bool: ...
     async def release(self) -> None: ...

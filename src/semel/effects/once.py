@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from semel.effects import elsewhere, statements
 from semel.effects.block import Block, NoConnection
-from semel.effects.decisions import Done, Found, Unsure, Verdict, conflict, judge
+from semel.effects.decisions import Done, StoredClaim, Unsure, Verdict, conflict, judge
 from semel.effects.effect import Effect, Outcome, outcome, read_outcome
 from semel.effects.elsewhere import Plan
 from semel.effects.event_key import OncePerAttempt
@@ -302,18 +302,18 @@ class Once:
     def _claim(self) -> Generator[Query, statements.Rows, bool]:
         """Within the transaction. True: it is ours; False: it has happened."""
         while True:
-            found: Found | None = yield from statements.claim(self._sql, self._effect, self._owner, done=True)
-            if found is None:
+            stored: StoredClaim | None = yield from statements.claim(self._sql, self._effect, self._owner, done=True)
+            if stored is None:
                 return True
-            match judge(found, self._effect):
+            match judge(stored, self._effect):
                 case Verdict.REMEMBERED:
-                    self.outcome = read_outcome(found.outcome)
+                    self.outcome = read_outcome(stored.outcome)
                     return False
                 case Verdict.ANEW:
-                    if (yield from statements.begin_anew(self._sql, self._effect, found.owner, self._owner)):
+                    if (yield from statements.begin_anew(self._sql, self._effect, stored.owner, self._owner)):
                         return True
                 case Verdict.CONFLICT:
-                    raise conflict(self._effect, found)
+                    raise conflict(self._effect, stored)
                 case Verdict.IN_FLIGHT | Verdict.STRANDED:
                     raise HandlingError(
                         f"effect {self._effect.key} was begun by run(), as one that happens elsewhere, and is not done: it "
@@ -322,8 +322,8 @@ class Once:
 
     def _look(self) -> Generator[Query, statements.Rows, bool]:
         """Whether our claim is there; where its transaction is not over, this waits for it, as any claim does."""
-        found: Found | None = yield from statements.claim(self._sql, self._effect, str(uuid.uuid4()), done=True)
-        return found is not None and found.owner == self._owner
+        stored: StoredClaim | None = yield from statements.claim(self._sql, self._effect, str(uuid.uuid4()), done=True)
+        return stored is not None and stored.owner == self._owner
 
     def _again(self) -> Any:
         self.repeated = True

@@ -54,41 +54,41 @@ def checked_name(schema: str) -> str:
 
 
 class Plan(NamedTuple):
-    """`found`: the version that is there, 0 where there is none. `statements`: what is to be run, empty where nothing is."""
+    """`version`: that of the tables there are, 0 where there is none. `statements`: what is to be run, empty where nothing is."""
 
-    found: int
+    version: int
     statements: tuple[str, ...]
 
 
-def plan(found: int, schema: str) -> Plan:
+def plan(version: int, schema: str) -> Plan:
     """InboxSchemaError where the tables are of a newer version."""
-    check_not_newer(found, schema)
+    check_not_newer(version, schema)
     statements = [
         statement.format(schema=schema)
-        for version in range(found + 1, VERSION + 1)
-        for statement in (*STEPS[version], f"INSERT INTO {{schema}}.inbox_version (version) VALUES ({version})")
+        for step in range(version + 1, VERSION + 1)
+        for statement in (*STEPS[step], f"INSERT INTO {{schema}}.inbox_version (version) VALUES ({step})")
     ]
-    return Plan(found, tuple(statements))
+    return Plan(version, tuple(statements))
 
 
-def check(found: int, schema: str) -> None:
+def check(version: int, schema: str) -> None:
     """InboxSchemaError where this version cannot work with what is there."""
-    if found == 0:
+    if version == 0:
         raise InboxSchemaError(
             f"schema {schema} has no tables of an inbox; see what would be made with semel inbox plan, make it with semel "
             "inbox apply"
         )
-    check_not_newer(found, schema)
-    if found < VERSION:
+    check_not_newer(version, schema)
+    if version < VERSION:
         raise InboxSchemaError(
-            f"the tables of the inbox in schema {schema} are of version {found}, and this semel needs {VERSION}; see what would "
-            "change with semel inbox plan, change it with semel inbox apply"
+            f"the tables of the inbox in schema {schema} are of version {version}, and this semel needs {VERSION}; see what "
+            "would change with semel inbox plan, change it with semel inbox apply"
         )
 
 
-def check_not_newer(found: int, schema: str) -> None:
-    if found > VERSION:
+def check_not_newer(version: int, schema: str) -> None:
+    if version > VERSION:
         raise InboxSchemaError(
-            f"the tables of the inbox in schema {schema} are of version {found}, and this semel knows up to {VERSION}; install a "
-            "newer semel"
+            f"the tables of the inbox in schema {schema} are of version {version}, and this semel knows up to {VERSION}; install "
+            "a newer semel"
         )

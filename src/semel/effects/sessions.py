@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from semel.effects import statements
-from semel.effects.decisions import Found
+from semel.effects.decisions import StoredClaim
 from semel.effects.effect import Effect, Outcome
 from semel.effects.pool import PAUSE_S
 from semel.effects.postgres import Connections, asked, asked_async, until
@@ -67,7 +67,7 @@ class Session(_Asked):
                     if not isinstance(failed, Exception):
                         raise
 
-    def claim(self) -> Found | None:
+    def claim(self) -> StoredClaim | None:
         return self._ask(self._claim)
 
     def take_over(self, seen: str) -> bool:
@@ -120,7 +120,7 @@ class AsyncSession(_Asked):
                     if not isinstance(failed, Exception):
                         raise
 
-    async def claim(self) -> Found | None:
+    async def claim(self) -> StoredClaim | None:
         try:
             return await self._ask(self._claim)
         except asyncio.CancelledError:

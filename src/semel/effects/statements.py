@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-from semel.effects.decisions import Found
+from semel.effects.decisions import StoredClaim
 from semel.effects.effect import Effect, Outcome, Place
 from semel.errors import EffectInFlight
 
@@ -87,7 +87,7 @@ def statements(schema: str) -> Statements:
     )
 
 
-def claim(sql: Statements, effect: Effect, owner: str, *, done: bool) -> Generator[Query, Rows, Found | None]:
+def claim(sql: Statements, effect: Effect, owner: str, *, done: bool) -> Generator[Query, Rows, StoredClaim | None]:
     """None: the row is ours. `done`: it commits with its effect, so that whoever sees it knows that this has happened.
 
     Where another transaction has the key and is not over, the INSERT waits for it, up to `lock_timeout`.
@@ -105,23 +105,23 @@ def claim(sql: Statements, effect: Effect, owner: str, *, done: bool) -> Generat
             return None
         rows = yield Query(sql.select, (digest,))
         if rows:
-            found = _found(rows[0])
+            stored = _stored(rows[0])
             # A claim whose answer was lost is ours as well.
-            return None if found.owner == owner and found.done is done else found
+            return None if stored.owner == owner and stored.done is done else stored
     raise EffectInFlight(
         f"effect {key} was claimed and given up by others {LOOKS_MAX} times in a row; call it again later"
     )
 
 
-def claim_locked(sql: Statements, effect: Effect, owner: str) -> Generator[Query, Rows, Found | None]:
+def claim_locked(sql: Statements, effect: Effect, owner: str) -> Generator[Query, Rows, StoredClaim | None]:
     """As `claim`, for an effect elsewhere. The lock is the session's, and goes with its process, however that ends."""
     [(locked,)] = yield Query("SELECT pg_try_advisory_lock(%s)", (effect.key.lock,))
     if locked:
         return (yield from claim(sql, effect, owner, done=False))
     rows = yield Query(sql.select, (effect.key.digest,))
     # Whoever holds the lock may not have got to its row.
-    found = _found(rows[0]) if rows else Found(effect.payload, "", False)
-    return Found(found.payload, found.owner, found.done, found.outcome, found.place, found.at_ms, held=True)
+    stored = _stored(rows[0]) if rows else StoredClaim(effect.payload, "", False)
+    return StoredClaim(stored.payload, stored.owner, stored.done, stored.outcome, stored.place, stored.at_ms, held=True)
 
 
 def take_over(sql: Statements, effect: Effect, seen: str, owner: str) -> Generator[Query, Rows, bool]:
@@ -133,7 +133,7 @@ def take_over(sql: Statements, effect: Effect, seen: str, owner: str) -> Generat
         return True
     rows = yield Query(sql.select, (effect.key.digest,))
     # An answer that was lost: it is ours already.
-    return bool(rows) and _found(rows[0]).owner == owner
+    return bool(rows) and _stored(rows[0]).owner == owner
 
 
 def begin_anew(sql: Statements, effect: Effect, seen: str, owner: str) -> Generator[Query, Rows, bool]:
@@ -146,7 +146,7 @@ def keep(sql: Statements, effect: Effect, owner: str, outcome: Outcome) -> Gener
     if not rows:
         # An answer that was lost: it is kept already.
         rows = yield Query(sql.select, (effect.key.digest,))
-        return bool(rows) and _found(rows[0]).owner == owner and _found(rows[0]).done
+        return bool(rows) and _stored(rows[0]).owner == owner and _stored(rows[0]).done
     return True
 
 
@@ -166,8 +166,8 @@ def version(schema: str) -> Generator[Query, Rows, int]:
     [(there,)] = yield Query("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.inbox_version",))
     if not there:
         return 0
-    [(found,)] = yield Query(f"SELECT coalesce(max(version), 0) FROM {schema}.inbox_version")
-    return found
+    [(newest,)] = yield Query(f"SELECT coalesce(max(version), 0) FROM {schema}.inbox_version")
+    return newest
 
 
 def _event(effect: Effect) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def _event(effect: Effect) -> tuple[Any, ...]:
     return (*place, effect.at_ms, effect.window_ms)
 
 
-def _found(row: tuple[Any, ...]) -> Found:
+def _stored(row: tuple[Any, ...]) -> StoredClaim:
     payload, owner, done, outcome, topic, topic_id, partition, offset, at_ms = row
     place = None if topic is None else Place(topic, topic_id, partition, offset)
-    return Found(bytes(payload), str(owner), done, None if outcome is None else bytes(outcome), place, at_ms)
+    return StoredClaim(bytes(payload), str(owner), done, None if outcome is None else bytes(outcome), place, at_ms)

@@ -179,18 +179,29 @@ DELETE_RECORDS = Api(
 
 # -- logs
 
+_fetch = (
+    ("replica_id", Int32),
+    ("max_wait_ms", Int32),
+    ("min_bytes", Int32),
+    ("max_bytes", Int32),
+    ("isolation_level", Int8),
+    ("session_id", Int32),
+    ("session_epoch", Int32),
+)
+_fetched = (
+    ("partition", Int32),
+    _error,
+    ("high_watermark", Int64),
+    ("last_stable_offset", Int64),
+    ("log_start_offset", Int64),
+)
+
 FETCH_BY_NAME = Api(
     "Fetch",
     1,
     11,  # for topics without ids: of Kafka 3 in ZooKeeper mode with an inter.broker.protocol.version below 2.8
     Schema(
-        ("replica_id", Int32),
-        ("max_wait_ms", Int32),
-        ("min_bytes", Int32),
-        ("max_bytes", Int32),
-        ("isolation_level", Int8),
-        ("session_id", Int32),
-        ("session_epoch", Int32),
+        *_fetch,
         (
             "topics",
             array(
@@ -221,11 +232,7 @@ FETCH_BY_NAME = Api(
                 (
                     "partitions",
                     array(
-                        ("partition", Int32),
-                        _error,
-                        ("high_watermark", Int64),
-                        ("last_stable_offset", Int64),
-                        ("log_start_offset", Int64),
+                        *_fetched,
                         ("aborted", array(("producer_id", Int64), ("first_offset", Int64))),
                         ("preferred_read_replica", Int32),
                         ("records", Bytes),
@@ -241,13 +248,7 @@ FETCH = Api(
     1,
     13,  # the first with topic ids (KIP-516): of a topic that was deleted and created again, nothing is taken for the old one
     TaggedSchema(
-        ("replica_id", Int32),
-        ("max_wait_ms", Int32),
-        ("min_bytes", Int32),
-        ("max_bytes", Int32),
-        ("isolation_level", Int8),
-        ("session_id", Int32),
-        ("session_epoch", Int32),
+        *_fetch,
         (
             "topics",
             tagged_array(
@@ -279,11 +280,7 @@ FETCH = Api(
                 (
                     "partitions",
                     tagged_array(
-                        ("partition", Int32),
-                        _error,
-                        ("high_watermark", Int64),
-                        ("last_stable_offset", Int64),
-                        ("log_start_offset", Int64),
+                        *_fetched,
                         ("aborted", tagged_array(("producer_id", Int64), ("first_offset", Int64))),
                         ("preferred_read_replica", Int32),
                         ("records", CompactBytes),

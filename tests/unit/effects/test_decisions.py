@@ -14,9 +14,9 @@ from semel.effects.decisions import (
     Confirm,
     Done,
     Failed,
-    Found,
     Keep,
     Release,
+    StoredClaim,
     TakeOver,
     Verdict,
     Wait,
@@ -28,12 +28,12 @@ from semel.errors import EffectConflict, EffectInFlight, EffectUnsure
 
 PLACE = Place("orders", "t1", 0, 7)
 EFFECT = Effect(EffectKey("app", "", b"o1"), b"payload", PLACE, 10_000, 1_000)
-DONE = Found(b"payload", "other", True, b"5", PLACE, 10_000)
+DONE = StoredClaim(b"payload", "other", True, b"5", PLACE, 10_000)
 OPEN = replace(DONE, done=False, outcome=None)
 
 
 @pytest.mark.parametrize(
-    ("found", "verdict"),
+    ("stored", "verdict"),
     [
         (DONE, Verdict.REMEMBERED),
         (OPEN, Verdict.STRANDED),
@@ -51,10 +51,10 @@ OPEN = replace(DONE, done=False, outcome=None)
         (replace(DONE, place=None, at_ms=None), Verdict.REMEMBERED),
     ],
 )
-def test_what_a_row_means(found: Found, verdict: Verdict) -> None:
-    assert judge(found, EFFECT) is verdict
+def test_what_a_row_means(stored: StoredClaim, verdict: Verdict) -> None:
+    assert judge(stored, EFFECT) is verdict
     if verdict is Verdict.ANEW:
-        assert judge(found, replace(EFFECT, window_ms=None)) is not Verdict.ANEW
+        assert judge(stored, replace(EFFECT, window_ms=None)) is not Verdict.ANEW
 
 
 def steps(*answers: Any, unsure: Any = "refuse", confirms: bool = False, wait_s: float = 0.0) -> tuple[list[Any], Any]:
