@@ -18,7 +18,7 @@ from tests.postgres import Postgres, running
 
 pytestmark = pytest.mark.broker
 
-EVENTS = 400
+EVENTS = 800
 KILLED = -9
 
 
@@ -37,13 +37,16 @@ async def test_a_row_is_there_once_though_workers_and_the_database_die_between_i
     kafka: LocalKafka, make_ledger: MakeLedger, postgres: Postgres, tmp_path: Path
 ) -> None:
     ledger, runs = await make_ledger(kafka, target="booking:pipeline"), tmp_path / "runs"
-    await ledger.feed(message(n // 2) for n in range(2 * EVENTS))
+    # Little by little, so that there are many commits, each with events.
+    feeding = ledger.feed_beside([message(n // 2) for n in range(2 * EVENTS)], per_s=200)
     worker = ledger.worker(INBOX=postgres.url(), RUNS=str(runs))
     for point in ("barrier.after_seal", "commit.after_offsets"):
-        assert await worker.start(failpoint=f"{point}:kill:3").ended() == KILLED
+        assert await worker.start(failpoint=f"{point}:kill:6").ended() == KILLED
+    assert not feeding.done(), "the load ended before the deaths"
     worker.start()
     await worker.ready()
     postgres.restart()
+    await feeding
     await ledger.drained()
     with psycopg.connect(postgres.url()) as connection:
         booked = dict(connection.execute("SELECT id, number FROM bookings").fetchall())
