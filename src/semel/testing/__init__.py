@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semel.testing.crash import Crash as Crash
+    from semel.testing.effect_report import EffectReport as EffectReport
+    from semel.testing.effect_trials import EffectTrials as EffectTrials
     from semel.testing.errors import NotSettled as NotSettled
     from semel.testing.errors import PipelineTesterError as PipelineTesterError
     from semel.testing.errors import UnknownName as UnknownName
@@ -19,6 +21,8 @@ _HOMES = {
     "Counts": "results",
     "Crash": "crash",
     "DeadLetter": "results",
+    "EffectReport": "effect_report",
+    "EffectTrials": "effect_trials",
     "NotSettled": "errors",
     "PipelineTester": "tester",
     "PipelineTesterError": "errors",
@@ -30,6 +34,8 @@ __all__ = [
     "Counts",
     "Crash",
     "DeadLetter",
+    "EffectReport",
+    "EffectTrials",
     "NotSettled",
     "PipelineTester",
     "PipelineTesterError",

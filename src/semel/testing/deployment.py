@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from semel.memory.broker import MemoryBroker
 from semel.memory.cluster import MemoryCluster
@@ -20,9 +22,9 @@ from semel.runtime.failpoints import NAMES
 from semel.runtime.settings import EngineSettings
 from semel.state.task import Task, TaskState
 from semel.testing import stuck
-from semel.testing.clock import VirtualClock, VirtualLoop
+from semel.testing.clock import VirtualClock, VirtualLoop, process
 from semel.testing.crash import Crash
-from semel.testing.errors import NotSettled, interrupts
+from semel.testing.errors import Died, NotSettled, PipelineTesterError, interrupts
 from semel.testing.worker import Killed, MemoryWorker, open_store
 
 # Virtual time in which something must become of what is waited for: as long as a group may take to rebalance.
@@ -49,6 +51,8 @@ class Deployment:
         start_s: float,
     ) -> None:
         self._pipeline = pipeline
+        self._loop = loop
+        self._thread = 0
         self._folder = folder
         self._seed = seed
         self.on_committed: list[Callable[[], None]] = []
@@ -71,6 +75,7 @@ class Deployment:
 
     def start(self, name: str) -> None:
         self._started += 1
+        self._thread = threading.get_ident()
         plan = self._pipeline.plan()
         self.plans.append(plan)
         worker = MemoryWorker(
@@ -122,6 +127,26 @@ class Deployment:
             if crash.worker in (None, worker.name):
                 self._kill(worker, crash)
         crash.happened = True
+
+    def die(self) -> NoReturn:
+        """The worker whose code calls this, from its loop or from a thread of its own."""
+        caller = process.get(None)
+        if caller is None:
+            raise PipelineTesterError(
+                "die() is for what an agent calls while it handles an event; crash() kills from outside"
+            )
+        for worker in self.workers.values():
+            if worker.client == caller and not worker.killed:
+                if threading.get_ident() == self._thread:
+                    worker.kill()
+                else:
+                    # The thread's result comes after it.
+                    self._loop.call_soon_threadsafe(worker.kill)
+        raise Died(f"{caller} was killed")
+
+    def caller_is_dead(self) -> bool:
+        caller = process.get(None)
+        return any(worker.killed for worker in [*self.workers.values(), *self._former] if worker.client == caller)
 
     def _kill(self, worker: MemoryWorker, crash: Crash) -> None:
         worker.kill()

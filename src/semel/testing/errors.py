@@ -24,6 +24,10 @@ class UnknownName(PipelineTesterError, KeyError):
         return str(self.args[0])
 
 
+class Died(BaseException):
+    """Raised where a worker dies in the middle of an agent's code, which goes no further. No error that an agent may handle."""
+
+
 def interrupts() -> tuple[type[BaseException], ...]:
     """What ends a test, and is no failure of what the test calls: Ctrl-C, `pytest.fail`, a time limit."""
     outcomes = sys.modules.get("_pytest.outcomes")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from semel.errors import described
 from semel.pipeline import Pipeline
@@ -275,6 +275,15 @@ class PipelineTester:
     async def _crash(self, crash: Crash) -> None:
         self._deployment.kill(crash)
         await self._deployment.settle(undone=True)
+
+    def die(self) -> NoReturn:
+        """For what an agent calls, as the double of a service: its worker dies there as by SIGKILL, its code goes no further,
+        and the worker is started again. PipelineTesterError where no agent is running."""
+        self._deployment.die()
+
+    def caller_is_dead(self) -> bool:
+        """For what an agent calls: its worker was killed, and what this code does, no process does."""
+        return self._deployment.caller_is_dead()
 
     def rebalance(self, workers: int | None = None) -> None:
         """Have so many workers: new ones join, or the last ones leave, and the partitions move. With as many as there are
