@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,11 +23,29 @@ from hypothesis import settings
 from semel.local import jars
 from semel.local.install import install
 from semel.local.kafka import LocalKafka
+from semel.runtime.budget import available_bytes
 
 # The same tree gets the same verdict in CI; by hand each run searches on, and a failure prints how to get it back.
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+# A whole run takes half a gigabyte there, and its brokers some gigabytes of memory beside it.
+MEMORY = Path("/dev/shm")
+FREE_BYTES, MACHINE_BYTES = 3 << 30, 7 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders lie in memory where there is room: half of a run is waiting for a disk otherwise, which syncs what no
+    test looks at. `--basetemp` and `PYTEST_DEBUG_TEMPROOT` have the last word."""
+    if config.getoption("basetemp") is None and _has_room(MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def _has_room(folder: Path) -> bool:
+    writable = folder.is_dir() and os.access(folder, os.W_OK)
+    return writable and shutil.disk_usage(folder).free >= FREE_BYTES and available_bytes() >= MACHINE_BYTES
 
 
 @dataclass(frozen=True)
