@@ -235,12 +235,13 @@ class Deployment:
         return max(0.0, min(dues) - now) if dues else None
 
     def retrying(self) -> bool:
-        """Parked events have attempts left. One that has none and is tried on is not waited for."""
+        """Parked events have attempts left, or an epoch in which they are done is under way. One that has no attempts left and is
+        tried on is not waited for."""
         return any(
             task.committed.parked and cursor.parked is not None and cursor.parked.retrying
             for task in self.tasks()
             for cursor in task.cursors.values()
-        ) or any(task.touched for task in self.tasks() if task.parked_events != task.committed.parked)
+        ) or any(task.parked_events != task.committed.parked for task in self.tasks())
 
     # -- waiting
 

@@ -625,6 +625,19 @@ def test_a_slow_handler_is_waited_for_in_virtual_time(tester_of: TesterOf) -> No
     assert tester.now - began >= timedelta(seconds=30)
 
 
+@pytest.mark.parametrize("events", [5, 50, 200])
+def test_what_is_handled_side_by_side_is_done_and_committed_when_send_returns(tester_of: TesterOf, events: int) -> None:
+    async def slow(order: Order) -> Order:
+        await asyncio.sleep(0.1)
+        return order
+
+    tester = tester_of(pipeline_of(slow, concurrency=100))
+    began = tester.now
+    tester.send_all([Order(f"o{n}", f"shop-{n}") for n in range(events)], key="shop")
+    assert len(tester.outputs()) == tester.counts.accepted == events
+    assert tester.now - began < timedelta(seconds=1)
+
+
 def test_a_handler_may_work_in_a_thread(tester_of: TesterOf) -> None:
     def work(order: Order) -> Order:
         time.sleep(0.05)
