@@ -73,7 +73,8 @@ class SessionLost(SemelError):
 
     def __init__(self, times: int) -> None:
         super().__init__(
-            f"its handler blocked the event loop for longer than max_block_ms and session_timeout_ms, {times} times: each time "
+            f"its handler blocked the event loop for longer than max_block_ms and session_timeout_ms, "
+            f"{'once' if times == 1 else f'{times} times'}: each time "
             "the group gave the partition away and nothing of it counted; await what takes long, run it in a thread "
             "(asyncio.to_thread), or raise max_block_ms"
         )

@@ -114,7 +114,7 @@ class ParkedQueue:
         """Why no more events of this key can be parked, however small; empty where they can."""
         log = self._log
         if log.count + log.held >= log.limit:
-            held = f" and {log.held} keys are held" if log.held else ""
+            held = f" and {log.held} {'key is' if log.held == 1 else 'keys are'} held" if log.held else ""
             why = f"{log.count} events of this partition are parked{held}, and {log.limit} is the limit (parked_limit)"
             return why + (_BEHIND if log.held else "")
         behind = self.keys.get(key) if key is not None else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import semel
+from semel.display.counting import counted
 from semel.port import TP, Clock
 from semel.stages.agent.work_queue import parked_in
 from semel.state.task import Cursor
@@ -84,7 +85,7 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             waiting.append("it is no member of the group")
         lines += [f"worker {worker.name}: {why}" for why in waiting]
         lines += [
-            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.retry_state.offset} failed {cursor.retry_state.count} times; it "
+            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.retry_state.offset} failed {counted(cursor.retry_state.count, 'time')}; it "
             f"is tried again in {cursor.due - clock.monotonic():.1f} s"
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
@@ -95,7 +96,7 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             for at in _limited(worker)
         ]
         lines += [
-            f"{cursor.tp.topic}[{cursor.tp.partition}]: {parked_in(cursor)} events are parked"
+            f"{cursor.tp.topic}[{cursor.tp.partition}]: {counted(parked_in(cursor), 'event')} parked"
             + (f"; the next is tried again in {max(0.0, due - clock.monotonic()):.1f} s" if due is not None else "")
             for task in engine.tasks.values()
             for cursor in task.cursors.values()

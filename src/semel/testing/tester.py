@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
+from semel.display.counting import counted
 from semel.errors import described
 from semel.pipeline import Pipeline
 from semel.state.task import Task
@@ -304,8 +305,8 @@ class PipelineTester:
         """What came of this test's events, in a few lines: for whoever reads why it failed."""
         letters = self._results.letters() if self._deployment.plans else []
         lines = [
-            f"{self!r}: {len(self._source.sent)} events sent, {self._results.output_count} results, "
-            f"{len(letters)} dead letters"
+            f"{self!r}: {counted(len(self._source.sent), 'event')} sent, {counted(self._results.output_count, 'result')}, "
+            f"{counted(len(letters), 'dead letter')}"
         ]
         lines += [
             f"  dead letter {letter.topic}[{letter.partition}]@{letter.offset} ({letter.reason}, attempts: "
@@ -366,7 +367,8 @@ class _LatestWarnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
-            text += f": {described(record.exc_info[1])}"
+            error = described(record.exc_info[1])
+            text += f": {error}" if error not in text else ""
         if text not in self.latest:
             self.latest.append(text)
 

@@ -55,7 +55,7 @@ def test_a_failed_test_shows_seed_and_dead_letters(pytester: pytest.Pytester) ->
     result.stdout.fnmatch_lines(
         [
             "*semel tester*",
-            "PipelineTester('doubles', seed=17): 1 events sent, 0 results, 1 dead letters",
+            "PipelineTester('doubles', seed=17): 1 event sent, 0 results, 1 dead letter",
             "*dead letter numbers?2?@0 (failed, attempts: 5): ValueError: below zero",
         ]
     )
@@ -72,7 +72,7 @@ def test_a_failed_with_block_notes_the_same(pytester: pytest.Pytester) -> None:
     """,
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*PipelineTester('doubles', seed=17): 1 events sent, 0 results, 1 dead letters"])
+    result.stdout.fnmatch_lines(["*PipelineTester('doubles', seed=17): 1 event sent, 0 results, 1 dead letter"])
 
 
 def test_a_crash_that_never_happened_fails_the_test_that_asked_for_it(pytester: pytest.Pytester) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from semel.display.counting import counted
 from semel.plan import Plan
 from semel.port import TP
 from semel.retry import Retry
@@ -91,12 +92,12 @@ def opened(place: Path, plan: Plan) -> CrashNotes:
 def _say(held: Sequence[Held], suspects: Sequence[Suspect], agents: Mapping[str, Retry]) -> None:
     if not held:
         return
-    counted = next((s for s in suspects if len(held) == 1 and held[0].is_one and s.events == held[0].events), None)
-    if counted is None:
+    suspect = next((s for s in suspects if len(held) == 1 and held[0].is_one and s.events == held[0].events), None)
+    if suspect is None:
         what = "They go one by one now: should one of them end the process, it shows which"
     else:
-        limit = most_crashes(agents[counted.agent])
-        what = f"Alone in hand at {counted.crashes} deaths in a row; at {limit} it goes to the dead letters"
+        limit = most_crashes(agents[suspect.agent])
+        what = f"Alone in hand at {counted(suspect.crashes, 'death')} in a row; at {limit} it goes to the dead letters"
     log.warning("the process before this one died; %s. %s", ", ".join(map(str, held)), what)
 
 

@@ -48,10 +48,12 @@ class FailureLog:
     def retried(
         self, tp: TP, record: Record, exc: BaseException, attempt: int, attempts: int, delay_s: float, now_s: float
     ) -> None:
-        """The event is tried again after `delay_s`."""
+        """The event is tried again after `delay_s`. It has had more attempts than there are where it is never given up
+        (`Retry(then="park")`, `"stop"`)."""
+        of = f" of {attempts}" if attempt <= attempts else "; it stays parked until one succeeds"
         if self._may_say(_Alike("tried again", type(exc).__name__, _place(exc)), now_s):
-            log.warning("%s failed (attempt %d of %d), again in %.2f s: %s",
-                        _event(tp, record), attempt, attempts, delay_s, _line(exc))  # fmt: skip
+            log.warning("%s failed (attempt %d%s), again in %.2f s: %s",
+                        _event(tp, record), attempt, of, delay_s, _line(exc))  # fmt: skip
 
     def given_up(
         self,

@@ -136,7 +136,7 @@ def test_what_the_file_says_is_said_and_taken_on(tmp_path: Path, caplog: pytest.
     caplog.clear()
     notes = opened(place, plan)
     assert (
-        f"payments[0]@7 in hand. Alone in hand at 1 deaths in a row; at {LEAST_CRASHES} it goes to the dead letters"
+        f"payments[0]@7 in hand. Alone in hand at 1 death in a row; at {LEAST_CRASHES} it goes to the dead letters"
         in caplog.text
     )
     assert [(s.first, s.last, s.crashes) for s in notes.suspects] == [(7, 40, 0), (7, 7, 1)]

@@ -120,6 +120,20 @@ async def test_each_attempt_of_an_outage_is_said_when_attempts_are_far_apart(
     assert [r.message.partition("(attempt ")[2][0] for r in said(caplog, "again in")] == ["1", "2"]
 
 
+@pytest.mark.parametrize("then", ["park", "stop"])
+async def test_an_attempt_past_the_last_one_says_that_the_event_stays_parked(
+    world: World, caplog: pytest.LogCaptureFixture, then: Any
+) -> None:
+    retry = Retry(attempts=2, first_delay=timedelta(seconds=20), max_delay=timedelta(seconds=20), then=then)
+    world.pipeline = raising(world, ConnectionError("the database is away"), retry)
+    world.pay("a1", 5, id="bad")
+    world.start()
+    await world.until(lambda: len(said(caplog, "again in")) >= 3, within_s=120)
+
+    attempts = [r.message.partition("(attempt ")[2].partition(")")[0] for r in said(caplog, "again in")]
+    assert attempts[:3] == ["1 of 2", "2 of 2", "3; it stays parked until one succeeds"]
+
+
 async def test_a_message_of_many_lines_stays_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.pipeline = raising(world, ValueError("first\nsecond\r\n" + "x" * 5000))
     world.pay("a1", 5, id="bad")
