@@ -192,6 +192,7 @@ async def test_letters_are_replayed_edited_dropped_redirected_archived_and_forgo
         given=json.dumps(value).encode(),
     )  # fmt: skip
     assert held.code == 0, held.err
+    assert f"{rows[2]['source']}` replays it" in held.err
 
     # Out of the way.
     assert (await dlq(ledger, "redirect", rows[3]["position"], "--to", others)).code == 0
@@ -226,6 +227,11 @@ async def test_letters_are_replayed_edited_dropped_redirected_archived_and_forgo
     assert (forgotten.code, forgotten.json["kept"]) == (0, {}), forgotten.err
     left = await logs.read(ledger.bootstrap, ledger.dead_letter_topic)
     assert not [line for line in left if line.key == b"account-1"]
+    # What was deleted is counted nowhere.
+    done = (await dlq(ledger, "ls", "--done", "--json")).json
+    assert sum(done["done"].values()) == done["letters"] == sum(line.key is not None for line in left)
+    mistyped = await dlq(ledger, "forget", '"account-1"', "--reason", "asked to", "--yes")
+    assert (mistyped.code, "holds no letter of the key" in mistyped.err) == (0, True), mistyped.err
     _, said = await ledger.command("prove")
     assert "violated" not in said, said
     assert await worker.stopped() == 0

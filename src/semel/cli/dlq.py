@@ -64,8 +64,10 @@ def ls(
     async def work(operator: Operator) -> None:
         await operator.read()
         ledger = operator.ledger
-        acted.update(ledger.counts)
         async for letter in operator.reader.letters():
+            # Counted as they are met: the audit knows of letters, too, that were deleted since.
+            if did := ledger.done_by(letter):
+                acted[did] = acted.get(did, 0) + 1
             if bool(ledger.done_by(letter)) == done and (grep is None or mentions(letter, grep)):
                 groups.add(letter, archived=not done and ledger.is_archived(letter))
 
@@ -107,9 +109,10 @@ def ls(
         printing.tell(
             f"{holding:,} of them {hold}: later events wait until a letter is replayed with success, or dropped"
         )
-    if not groups.letters:
-        what = "that something was done with" if done else "open"
-        printing.tell(f"{plan.dead_letter_topic} holds no dead letter of {plan.app} {what}")
+    if not ordered:
+        what = "done" if done else "archived" if archived else "open"
+        found = "" if grep is None else f" with {folded(grep)!r} in it"
+        printing.tell(f"{plan.dead_letter_topic} holds no {what} dead letter of {plan.app}{found}")
     if acted and not done:
         from semel.dead_letters.decisions import plural
 
@@ -155,6 +158,7 @@ def show(
 def _show_group(
     pipeline: str, fingerprint: str, limit: int, broker: str | None, config: Path | None, *, as_json: bool
 ) -> None:
+    from semel.dead_letters.audit import called
     from semel.dead_letters.groups import Latest
     from semel.dead_letters.letter import key_of
     from semel.dead_letters.reading import NoLetters
@@ -184,7 +188,7 @@ def _show_group(
                 folded(row["source"]),
                 printing.shown(row["key"]),
                 _time(row["last_seen"]),
-                row["state"] + (", holds its key" if row["holds_key"] else ""),
+                called(row["state"]) + (", holds its key" if row["holds_key"] else ""),
                 folded(row["error"], _ERROR_CHARACTERS),
             )
             for row in rows
@@ -196,7 +200,7 @@ def _show_group(
 
 def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | None, *, as_json: bool) -> None:
     from semel.dead_letters import reading
-    from semel.dead_letters.audit import history
+    from semel.dead_letters.audit import called, history
     from semel.dead_letters.decisions import NotReplayable
     from semel.dead_letters.description import describe
 
@@ -238,7 +242,8 @@ def _show_letter(pipeline: str, text: str, broker: str | None, config: Path | No
     ):
         if letter[name] not in (None, ""):
             holds = " (its key waits for it)" if name == "state" and letter["holds_key"] else ""
-            printing.say(f"{name + ':':<13}{folded(str(letter[name]))}{holds}")
+            shown = called(letter[name]) if name == "state" else str(letter[name])
+            printing.say(f"{name + ':':<13}{folded(shown)}{holds}")
     for name in ("event_time", "first_seen", "last_seen"):
         printing.say(f"{name.replace('_', ' ') + ':':<13}{_time(letter[name])}")
     printing.say(f"{'key:':<13}{printing.shown(letter['key'])}")

@@ -274,13 +274,19 @@ def forget(
 
     run(plan, settings, work)
     [result] = results
+    topic = plan.dead_letter_topic
     if as_json:
         printing.document({"pipeline": plan.app, **result})
-    topic = plan.dead_letter_topic
-    printing.tell(
-        f"{counted(result['letters'], 'letter')} of {key!r} {'is' if result['letters'] == 1 else 'are'} never replayed again; "
-        "the audit has a hash of the key only"
-    )
+    if result["letters"] or result["kept"] or result["deleted_before"]:
+        printing.tell(
+            f"{counted(result['letters'], 'letter')} of {key!r} {'is' if result['letters'] == 1 else 'are'} never replayed "
+            "again; the audit has a hash of the key only"
+        )
+    else:
+        printing.tell(
+            f"{topic} holds no letter of the key {key!r}: nothing was to be forgotten. A key is given as its bytes are, "
+            "without the quotes of `semel dlq show`; 0x... is hex"
+        )
     for partition, end in result["deleted_before"].items():
         printing.tell(f"{topic}[{partition}] was deleted up to {end}")
     for partition, end in result["could_delete_before"].items():

@@ -214,13 +214,14 @@ def check_reason(reason: str) -> None:
 
 
 def progress_of(what: str) -> Any:
+    """Where it takes long enough to be of use: what is done in the end is said anyway."""
     shown = 0
 
     def tell(done: Done) -> None:
         nonlocal shown
-        if done.letters >= max(10 * shown, shown + 1_000) or not shown:
+        if done.letters >= max(10 * shown, shown + 1_000):
             shown = done.letters
-            printing.tell(f"{counted(done.letters, 'letter')} {what}")
+            printing.tell(f"{counted(done.letters, 'letter')} {what} so far")
 
     return tell
 

@@ -66,8 +66,10 @@ def edit(
     plan, settings = loaded(pipeline, broker, config)
     meant = meant_by(plan, letter, again=again)
     results: list[Done] = []
+    source = ""
 
     async def work(operator: Operator) -> None:
+        nonlocal source
         selection = await meant.resolve(operator)
         await operator.read()
         [letter] = [one async for one in operator.selected(selection)] or [None]
@@ -89,6 +91,7 @@ def edit(
         if not edited.changes:
             raise Refused("the new value is the one that it has; `semel dlq replay` replays it as it is")
         confirm(f"{'Hold' if hold else 'Replay'} {letter.position} with this value?", yes=yes)
+        source = letter.source
         await operator.open()
 
         def make(one: Letter, _: bytes | None) -> Any:
@@ -105,6 +108,8 @@ def edit(
     run(plan, settings, work)
     for done in results:
         say_done(plan, "held" if hold else "replayed", done, as_json=as_json)
+        if hold and done.letters:
+            printing.tell(f"`semel dlq replay {pipeline} {source}` replays it; `semel dlq ls` says where it stands now")
 
 
 def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> bytes:

@@ -22,9 +22,16 @@ Action = Literal["replay", "edit", "drop", "redirect", "archive", "forget"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 # After these a letter is done with: its event went on its way, or is given up for good.
 DONE = frozenset(ACTIONS) - {"archive"}
+# How a letter is called that something was done with. The others are called what they are: open, archived.
+_CALLED = {"replay": "replayed", "edit": "edited", "drop": "dropped", "redirect": "redirected", "forget": "forgotten"}
 # Letters of an entry: a record of them is a few KB, and a million letters some hundreds of records.
 ENTRY_LETTERS = 5_000
 _FORMAT = 1
+
+
+def called(state: str) -> str:
+    """The state of a letter for a person: `replayed`, where programs are told `replay`."""
+    return _CALLED.get(state, state)
 
 
 class UnknownEntry(SemelError):

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from semel.codec import Codec
-from semel.dead_letters.audit import Ledger, hashed
+from semel.dead_letters.audit import Ledger, called, hashed
 from semel.dead_letters.letter import Letter
 from semel.errors import SemelError
 from semel.partitioner import partition_of
@@ -265,4 +265,5 @@ def check_value(codec: Codec[Any], value: bytes) -> Any:
 
 
 def plural(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    """`1 edited, 2,000 replayed`, of states."""
+    return ", ".join(f"{n:,} {called(what)}" for what, n in counts.items() if n)

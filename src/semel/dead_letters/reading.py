@@ -92,9 +92,14 @@ class LetterReader:
         starts, ends = await self._logs.starts([tp]), await self._logs.ends([tp])
         where = f"{tp.topic}[{tp.partition}]@{offset}"
         if not starts[tp] <= offset < ends[tp]:
-            raise NoLetters(
-                f"there is no dead letter at {where}: the partition has offsets from {starts[tp]} to {ends[tp] - 1}"
-            )
+            deleted = f"what stood before offset {starts[tp]} is deleted"
+            if offset < starts[tp]:
+                why = deleted
+            elif starts[tp] == ends[tp]:
+                why = "the partition is empty" + (f", and {deleted}" if starts[tp] else "")
+            else:
+                why = f"the partition has offsets from {starts[tp]} to {ends[tp] - 1}"
+            raise NoLetters(f"there is no dead letter at {where}: {why}; `semel dlq ls` has one of each group")
         async with aclosing(self._logs.read(tp, offset, offset + 1)) as pieces:
             async for piece in pieces:
                 for record in piece.records:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,14 @@ from typing import Any
 import typer
 
 from semel.errors import SemelError
+
+# Between two columns.
+_GAP = 2
+# So much room is left for what is folded, or the table is too narrow to be read.
+_PROSE_LEAST = 24
+# Reading that is done so soon needs no line; what lasts longer has one now and then.
+SILENT_S = 2.0
+SAID_EVERY_S = 10.0
 
 
 class Unwritten(SemelError):
@@ -56,20 +65,34 @@ def plain(text: str) -> str:
 
 
 def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table at a terminal; tabs between the columns and no headings where something else reads."""
+    """A table at a terminal, or its rows cell below cell where that is too narrow; tabs between the columns and no headings where
+    something else reads."""
     if not sys.stdout.isatty():
         for line in lines:
             say("\t".join(line))
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    # Nothing is left out: a name is wanted whole, to be given to the next command.
-    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None, pad_edge=False)
-    for line in lines:
+    cells = [tuple(line) for line in lines]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    console = Console()
+    # A name is wanted whole and in one piece, to be given to the next command. Only the last column is prose, and may be folded.
+    if sum(widths[:-1]) + _GAP * (len(widths) - 1) + min(widths[-1], _PROSE_LEAST) > console.width:
+        label = max(map(cell_len, headings))
+        for nth, line in enumerate(cells):
+            if nth:
+                say("")
+            for heading, cell in zip(headings, line, strict=True):
+                say(f"{heading:<{label}}  {cell}")
+        return
+    columns = [Column(heading, no_wrap=True) for heading in headings[:-1]]
+    table = Table(*columns, Column(headings[-1], overflow="fold"), box=None, pad_edge=False)
+    for line in cells:
         table.add_row(*(Text(cell) for cell in line))
-    Console().print(table)
+    console.print(table)
 
 
 def tell(message: str) -> None:
@@ -80,15 +103,19 @@ def tell(message: str) -> None:
 
 @contextmanager
 def bar() -> Generator[Callable[[str, int, int], None]]:
-    """Progress on standard error, a bar at a terminal, else a line for each phase: phase, how much is done, of how much."""
+    """Progress on standard error, a bar at a terminal, else a line now and then of what lasts: phase, how much is done, of how
+    much."""
     if not sys.stderr.isatty():
-        last_phase = ""
+        last_phase, next_s = "", 0.0
 
         def line(phase: str, done: int, total: int) -> None:
-            nonlocal last_phase
+            nonlocal last_phase, next_s
+            now = time.monotonic()
             if phase != last_phase:
-                last_phase = phase
-                tell(f"reading {phase}: {done:,} of {total:,}")
+                last_phase, next_s = phase, now + SILENT_S
+            if now >= next_s:
+                next_s = now + SAID_EVERY_S
+                tell(f"reading {phase}: {done:,} of {total:,} offsets")
 
         yield line
         return

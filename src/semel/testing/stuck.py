@@ -85,8 +85,8 @@ def described(workers: Iterable[MemoryWorker], undone: Mapping[TP, tuple[int, in
             waiting.append("it is no member of the group")
         lines += [f"worker {worker.name}: {why}" for why in waiting]
         lines += [
-            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.retry_state.offset} failed {counted(cursor.retry_state.count, 'time')}; it "
-            f"is tried again in {cursor.due - clock.monotonic():.1f} s"
+            f"{cursor.tp.topic}[{cursor.tp.partition}]@{cursor.retry_state.offset} failed "
+            f"{counted(cursor.retry_state.count, 'time')}; it is tried again in {cursor.due - clock.monotonic():.1f} s"
             for task in engine.tasks.values()
             for cursor in task.cursors.values()
             if cursor.due > clock.monotonic()

@@ -28,7 +28,7 @@ async def test_a_group_that_is_not_there_is_told_from_one_that_is_done_with(tmp_
     said = await done_already(by, Selection(group="NONEXISTENT"))
     assert f"no letter of a group 'NONEXISTENT' of payments. There is {group}; `semel dlq ls`" in said
     await by.mark_all("drop", Selection(), Why("ada", "a test"))
-    assert "done with or archived (1 drop); say --again" in await done_already(by, Selection(group=group))
+    assert "done with or archived (1 dropped); say --again" in await done_already(by, Selection(group=group))
     assert "NONEXISTENT" in await done_already(by, Selection(group="NONEXISTENT"))
     assert "holds no letter that fits" in await done_already(by, Selection(group=group, key=b"nobody"))
     await history.world.close()
