@@ -19,6 +19,8 @@ SHOWN_CHARACTERS = 2000  # of a value in a list; the row's own page shows it who
 SHOWN_TOPICS = 5
 
 REFRESH_S = 2
+# What a refusal names as paths of this worker, and how a link there is called.
+_LED_ON = {"dead_letters": "dead letters", "audit": "the audit"}
 
 STYLE = """
 nav a{margin-right:1rem}h1 small{font-weight:normal;color:var(--dim)}
@@ -313,10 +315,13 @@ def document(title: str, value: Any) -> str:
 
 
 def refusal(status: int, body: Mapping[str, Any]) -> str:
-    detail = {name: value for name, value in body.items() if name != "error"}
+    detail = {name: value for name, value in body.items() if name not in ("error", *_LED_ON)}
+    links = "".join(
+        f'<p><a href="{escape(str(body[name]))}">{label}</a></p>' for name, label in _LED_ON.items() if name in body
+    )
     return page(
         str(status),
-        f"<p><bdi>{escape(str(body['error']))}</bdi></p>",
+        f"<p><bdi>{escape(str(body['error']))}</bdi></p>{links}",
         f"<pre>{escape(json_text(detail, indent=2))}</pre>" if detail else "",
     )
 

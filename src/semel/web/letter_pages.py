@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from semel.dead_letters.audit import called
 from semel.display import markup
 from semel.display.counting import counted
 from semel.web.html import json_text, page
@@ -24,6 +25,7 @@ form.act p{margin:.6rem 0 0}form{margin:.8rem 0}
 details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
 .add{color:var(--good)}.del{color:var(--bad)}dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
+td .when{white-space:nowrap}
 """
 
 
@@ -43,19 +45,21 @@ class Frame(NamedTuple):
 
 def groups(frame: Frame, document: Mapping[str, Any]) -> str:
     show = document["show"]
+    # A column that says nothing takes the room of those that do.
+    versions = any(group["version"] for group in document["groups"])
     rows = [
         (
             f"{group['count']:,}",
             f"{'' if group['keys_exact'] else '~'}{group['keys']:,}",
             _time(group["first_seen"]),
             _time(group["last_seen"]),
-            _code(group["version"] or "–"),
+            *([_code(group["version"] or "–")] if versions else []),
             _link(f"{frame.root}/groups/{_quoted(group['fingerprint'])}{_shown(show)}", group["fingerprint"])
             + f"<br><span class=dim><bdi>{escape(_cut(group['error']))}</bdi></span>",
         )
         for group in document["groups"]
     ]
-    headings = ("letters", "keys", "first seen", "last seen", "first in version", "group")
+    headings = ("letters", "keys", "first seen", "last seen", *(["first in version"] if versions else []), "group")
     read = document["read"]
     progress = ""
     if not document["complete"]:
@@ -83,9 +87,13 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
     facts = _facts(
         [
             ("fingerprint", _code(fingerprint)),
-            ("letters", f"{document['open']:,} open, {document['done']:,} done"),
+            ("letters", f"{document['open']:,} open, {document['done']:,} done{_hidden_until(document)}"),
             ("keys", f"{'' if document['keys_exact'] else '~'}{document['keys']:,}"),
-            ("first seen", f"{_time(document['first_seen'])}, in version {_code(document['version'] or '–')}"),
+            (
+                "first seen",
+                _time(document["first_seen"])
+                + (f", in version {_code(document['version'])}" if document["version"] else ""),
+            ),
             ("last seen", _time(document["last_seen"])),
             ("error", _code(_cut(document["error"]))),
         ]
@@ -106,18 +114,25 @@ def group(frame: Frame, document: Mapping[str, Any]) -> str:
     return _page(
         frame, "group",
         facts, forms, f'<p><a href="{escape(here + _shown(other[0]))}">{other[1]}</a></p>',
-        _rows(frame, document["letters"]), _next(here, {"show": show}, document["next"]),
+        _rows(frame, document["letters"], none=f"No letter of this group is {'done with' if show == 'done' else 'open'}."),
+        _next(here, {"show": show}, document["next"]),
     )  # fmt: skip
+
+
+def _hidden_until(group: Mapping[str, Any]) -> str:
+    return "; archived until a letter of it comes" if group["state"] == "archived" else ""
 
 
 def search_results(frame: Frame, document: Mapping[str, Any]) -> str:
     text = document["search"]
     more = "" if document["next"] is None else " There is more to search."
+    searched = counted(document["searched"], "offset")
+    found = f"{counted(len(document['letters']), 'letter')}, the last ones first; {searched} of the topic searched."
     return _page(
         frame, "search", _search(frame, text),
-        f"<p>{counted(len(document['letters']), 'letter')} in {counted(document['searched'], 'record')}, the last ones first."
-        f"{more}</p>",
-        _rows(frame, document["letters"], groups=True), _next(frame.root, {"search": text}, document["next"]),
+        f"<p>{found}{more}</p>" if document["letters"] or more else "",
+        _rows(frame, document["letters"], groups=True, none="No letter has that."),
+        _next(frame.root, {"search": text}, document["next"]),
     )  # fmt: skip
 
 
@@ -127,7 +142,7 @@ def letter(frame: Frame, document: Mapping[str, Any]) -> str:
     state = document["state"]
     facts = _facts(
         [
-            ("state", f"<b>{escape(state)}</b>{', and its key waits for it' if document['holds_key'] else ''}"),
+            ("state", f"<b>{escape(called(state))}</b>{', and its key waits for it' if document['holds_key'] else ''}"),
             ("group", _link(f"{frame.root}/groups/{_quoted(document['fingerprint'])}", document["fingerprint"])),
             ("error", _code(document["error"])),
             ("source", _code(document["source"])),
@@ -164,6 +179,7 @@ def letter(frame: Frame, document: Mapping[str, Any]) -> str:
 
 
 def edit(frame: Frame, document: Mapping[str, Any]) -> str:
+    """`wrong`: why what was written is no value; it stands there to be written further."""
     at = document["position"]
     here = f"{frame.root}/letters/{_quoted(at)}"
     # A line break right after the tag is not the text's: browsers drop it.
@@ -172,6 +188,7 @@ def edit(frame: Frame, document: Mapping[str, Any]) -> str:
         frame, f"edit {at}",
         f'<p class=bad><bdi>{escape(document["error"])}</bdi></p><p><a href="{escape(here)}">the letter</a> stays as it is; '
         "the replay has the new value</p>",
+        f'<p class=bad><bdi>{escape(document["wrong"])}</bdi></p>' if document.get("wrong") else "",
         _why_not(frame)
         or f'<form class=act method="post" action="{escape(here)}/diff">{_hidden(frame, {})}{area}'
         "<p><button>Show what changes</button></p></form>",
@@ -185,9 +202,14 @@ def diff(frame: Frame, document: Mapping[str, Any]) -> str:
         f"<span class={'add' if line.startswith('+') else 'del' if line.startswith('-') else 'dim'}>{escape(line)}</span>\n"
         for line in document["changes"]
     )
-    back = f'<p><a href="{escape(here)}/edit">edit it again</a></p>'
     if not document["changes"]:
+        back = f'<p><a href="{escape(here)}/edit">edit it again</a></p>'
         return _page(frame, f"edit {at}", "<p>Nothing changes.</p>", back)
+    # What was written goes along: a link would begin with the value of the letter anew.
+    back = (
+        f'<form method="post" action="{escape(here)}/diff">{_hidden(frame, {"text": document["text"], "back": "1"})}'
+        "<button>Edit it again</button></form>"
+    )
     warning, extra = "", ""
     if document["other_id"]:
         warning = f"<p class=bad><bdi>{escape(document['other_id'])}.</bdi></p>"
@@ -308,15 +330,17 @@ def _search(frame: Frame, text: str) -> str:
     )
 
 
-def _rows(frame: Frame, letters: Sequence[Mapping[str, Any]], *, groups: bool = False) -> str:
+def _rows(
+    frame: Frame, letters: Sequence[Mapping[str, Any]], *, groups: bool = False, none: str = "No letters."
+) -> str:
     if not letters:
-        return "<p>No letters.</p>"
+        return f"<p>{escape(none)}</p>"
     lines = [
         (
             _link(f"{frame.root}/letters/{_quoted(row['position'])}", row["position"]),
             _code(_cut(json_text(row["key"]))),
             _time(row["last_seen"]),
-            escape(row["state"]) + (", holds its key" if row["holds_key"] else ""),
+            escape(called(row["state"])) + (", holds its key" if row["holds_key"] else ""),
             (_code(row["fingerprint"]) + "<br>" if groups else "") + f"<bdi>{escape(_cut(row['error']))}</bdi>",
         )
         for row in letters
@@ -394,7 +418,7 @@ def _shown(show: str) -> str:
 
 
 def _time(ms: int) -> str:
-    return "–" if ms < 0 else escape(markup.moment(ms))
+    return "–" if ms < 0 else f"<span class=when>{escape(markup.moment(ms))}</span>"
 
 
 def _cut(text: str) -> str:

@@ -113,7 +113,10 @@ class LetterRoutes:
         catalogue = await self._desk.catalogue()
         group = catalogue.index.group(fingerprint)
         if group is None:
-            raise Refusal(404, "there is no such group of dead letters", group=fingerprint[:1000])
+            raise Refusal(
+                404, f"{self._desk.plan.dead_letter_topic} holds no letter of the group {fingerprint[:1000]!r}",
+                dead_letters=letters_path(self._app),
+            )  # fmt: skip
         rows, after = await catalogue.rows(fingerprint, limit, done=show == "done", upto=_page(asked.get("page")))
         document = {**group, "show": show, "letters": rows, "next": _token(after)}
         return await self._respond(request, document, lambda page: pages.group(page, document))
@@ -162,12 +165,26 @@ class LetterRoutes:
     async def diff(self, request: web.Request) -> web.Response:
         """What an edit would change. It changes nothing."""
         place = self._place(request)
-        form, _ = await self._meant(request)
+        form, is_form = await self._meant(request)
         letter, _ = await (await self._desk.catalogue()).whole(*place)
+        wrong = ""
         try:
             edit = edit_of(self._desk.plan, letter, letter.record.value, _value(form, letter.record.value))
-        except NotReplayable as wrong:
-            raise Refusal(400, str(wrong)) from None
+        except NotReplayable as no_value:
+            edit, wrong = None, str(no_value)
+        except Refusal as unread:
+            if not is_form:
+                raise
+            edit, wrong = None, unread.message
+        if edit is None or (is_form and _flag(form, "back")):
+            if not is_form:
+                raise Refusal(400, wrong)
+            # A person goes on with what they wrote.
+            again = {"position": letter.position, "error": letter.text("error"), "text": _text(form, "text")}
+            refused = {"error": wrong} if wrong else again
+            return await self._respond(
+                request, refused, lambda page: pages.edit(page, {**again, "wrong": wrong}), status=400 if wrong else 200
+            )
         document = {
             "position": letter.position,
             "changes": edit.changes,
@@ -273,14 +290,16 @@ class LetterRoutes:
             )
         return run
 
-    async def _respond(self, request: web.Request, document: Any, page: Callable[[pages.Frame], str]) -> web.Response:
+    async def _respond(
+        self, request: web.Request, document: Any, page: Callable[[pages.Frame], str], *, status: int = 200
+    ) -> web.Response:
         rights = self._rights
         cookie, is_new = rights.cookie_of(request)
         frame = pages.Frame(
             self._app, rights.form_token(cookie), rights.closed, local_user() if rights.by_name else None
         )
         response = await self._budget.make(
-            lambda: respond(request, document, lambda: page(frame), headers=_REFERRER), size_of(document)
+            lambda: respond(request, document, lambda: page(frame), status=status, headers=_REFERRER), size_of(document)
         )
         if is_new and response.content_type == "text/html":
             path = f"/dead-letters/{quote_key(self._app)}"
@@ -295,7 +314,8 @@ def _answering(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Han
         try:
             return await handler(request)
         except NoLetters as missing:
-            raise Refusal(404, str(missing)) from missing
+            above = "/".join(request.rel_url.raw_path.split("/")[:3])
+            raise Refusal(404, str(missing), dead_letters=above) from missing
         except Busy as busy:
             raise Refusal(409, str(busy), retry_after_s=1) from busy
         except (SemelError, RpcError, RpcLost) as failed:

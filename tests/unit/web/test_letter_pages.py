@@ -57,6 +57,13 @@ def test_an_archived_group_is_not_archived_again() -> None:
     assert "Archive" not in pages.group(FRAME, {**group, "state": "archived"})
 
 
+def test_a_group_says_of_which_version_it_is_only_where_that_is_known() -> None:
+    group = {**GROUP, "show": "open", "letters": [], "next": None}
+    assert "version" not in pages.group(FRAME, group) and "version" not in overview()
+    known = {**group, "version": "v7"}
+    assert "in version" in pages.group(FRAME, known) and "first in version" in overview(groups=[known])
+
+
 def test_who_a_token_names_is_not_asked_for_a_name() -> None:
     group = {**GROUP, "show": "open", "letters": [], "next": None}
     assert 'name="as"' in pages.group(FRAME, group)

@@ -242,6 +242,9 @@ async def test_a_person_edits_a_letter_sees_what_changes_and_confirms(make_site:
     assert shown.status == 200, await shown.text()
     diff = await shown.text()
     assert "12345678901234567890123" in diff and "&quot;amount&quot;: 12</span>" in diff
+    again = await site.submit(diff, "Edit it again")
+    assert again.status == 200
+    assert Forms(await again.text()).found[-1].fields["text"].splitlines() == text.splitlines()
     done = await site.submit(diff, "Replay with this value", reason="typo", hold="1", **{"as": "ada"})
     assert (done.status, done.history[0].status) == (200, 303)
     assert (await site.until_over(done.url.path))["letters"] == 1
@@ -263,6 +266,16 @@ async def test_a_value_that_a_program_sends_is_written_as_it_was_to_the_digit(ma
         assert refused.status == 403
 
 
+@pytest.mark.parametrize("path", ["/groups/nobody%40knows", "/letters/0@99"])
+async def test_a_group_or_letter_that_is_not_there_leads_back_to_those_that_are(make_site: Any, path: str) -> None:
+    site = await make_site()
+    site.shelf.put()
+    async with site.client.get(site.url(site.root + path), headers=HTML) as missing:
+        assert (missing.status, f'<a href="{site.root}">dead letters</a>' in await missing.text()) == (404, True)
+    status, said = await site.get(site.root + path)
+    assert (status, said["dead_letters"]) == (404, site.root)
+
+
 async def test_the_worker_answers_to_no_name_that_leads_here_from_another_site(make_site: Any) -> None:
     site = await make_site()
     site.shelf.put()
@@ -277,7 +290,11 @@ async def test_what_the_pipeline_could_not_read_is_said_before_anything_is_done(
     site.shelf.put()
     page = await site.page(f"{site.root}/letters/0@0/edit")
     refused = await site.submit(page, "Show what changes", text='{"id": "p0"}')
-    assert (refused.status, "not what the topic declares" in await refused.text()) == (400, True)
+    again = await refused.text()
+    assert (refused.status, "not what the topic declares" in again) == (400, True)
+    assert Forms(again).found[-1].fields["text"] == '{"id": "p0"}', "what was written is not lost"
+    mended = await site.submit(again, "Show what changes", text='{"id":"p0","account":"a","amount":1}')
+    assert mended.status == 200 and "Replay with this value" in await mended.text()
     other = await (await site.submit(page, "Show what changes", text='{"id":"q","account":"a","amount":1}')).text()
     assert "it would be another event" in other and 'name="new_id" value="1" required' in other
 
