@@ -75,7 +75,13 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
         (
             "progress",
             status["graph"]["source"],
-            [("lag", status["lag"]), ("records/s", status["events_per_s"]), ("records", count("in"))],
+            [
+                ("lag", status["lag"]),
+                ("records/s", status["events_per_s"]),
+                ("records", count("in")),
+                ("parked", _parked_events(status)),
+                *_timers(status),
+            ],
         ),
         (
             "outcomes",
@@ -83,9 +89,10 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
             [
                 ("accepted", accepted(counts)),
                 ("duplicates", count("duplicates")),
-                ("replayed", count("replayed")),
+                # Not what was replayed of the dead letters.
+                ("met again", count("replayed")),
                 ("dropped", count("dropped")),
-                ("dead letters", count("dead")),
+                ("dead-lettered", count("dead")),
             ],
         ),
     )
@@ -93,6 +100,7 @@ def _overview(status: Mapping[str, Any], owners: Sequence[Owner]) -> str:
     return (
         _trouble(status)
         + _rate_limits(status)
+        + _parked(status)
         + _held_keys(status)
         + f'<ol class="flow cards">{"".join(_stage(*card) for card in cards)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed.</p>"
@@ -181,14 +189,23 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         (
             "dedup",
             [f"by {dedup['key']}"] if dedup else ["none"],
-            [(name, count(name)) for name in ("duplicates", "conflicts", "replayed")],
+            [
+                ("duplicates", count("duplicates")),
+                ("conflicts", count("conflicts")),
+                ("met again", count("replayed")),
+            ],
         ),
         (
             "agent",
             graph["agents"],
-            [("accepted", accepted(counts)), ("records/s", status["events_per_s"])],
+            [
+                ("accepted", accepted(counts)),
+                ("records/s", status["events_per_s"]),
+                ("parked", _parked_events(status)),
+                *_timers(status),
+            ],
         ),
-        ("sink", graph["sink"] or ["none"], [*_results(status), ("dead letters", count("dead"))]),
+        ("sink", graph["sink"] or ["none"], [*_results(status), ("dead-lettered", count("dead"))]),
         (
             "commit",
             ["one transaction each"],
@@ -205,17 +222,19 @@ def _pipeline(status: Mapping[str, Any]) -> str:
         f"<h2><bdi>{escape(status['pipeline'])}</bdi> on worker <bdi>{escape(status['instance'])}</bdi></h2>"
         + _trouble(status)
         + _rate_limits(status)
+        + _parked(status)
         + _held_keys(status)
         + f'<ol class="flow">{"".join(_stage(*stage) for stage in stages)}</ol>'
         + "<p>Numbers are of the partitions held here, since they were first processed; commits since the start.</p>"
         + markup.table(
-            ("partition", "state", "position", "lag", "stream time"),
+            ("partition", "state", "position", "lag", "parked", "stream time"),
             [
                 (
                     str(task["partition"]),
                     escape(_state(task)),
                     escape(", ".join(f"{topic} {_number(at)}" for topic, at in task["position"].items())),
                     _number(task["lag"]),
+                    _number(status.get("parked", {}).get(str(task["partition"]), {}).get("events", 0)),
                     _stream_time(task["stream_time_ms"]),
                 )
                 for task in status["tasks"]
@@ -252,12 +271,12 @@ def _trouble(status: Mapping[str, Any]) -> str:
         for idle in status.get("not_asking", ())
     ]
     why += [
-        f"agent {silent['agent']} has handled {silent['events']:,} events and none had a result for {silent['sink']}"
+        f"agent {silent['agent']} has handled {counted(silent['events'], 'event')} and none had a result for {silent['sink']}"
         for silent in status.get("without_results", ())
     ]
     why += [
-        f"agent {halted['agent']} has halted: {halted['failed']} events failed alike and none succeeded, the last with "
-        f"{halted['error']}; one is tried in {halted['next_probe_s']:.0f} s"
+        f"agent {halted['agent']} has halted: {counted(halted['failed'], 'event')} failed alike and none succeeded, the last "
+        f"with {halted['error']}; one is tried in {halted['next_probe_s']:.0f} s"
         for halted in status.get("halted", ())
     ]
     why += [
@@ -277,6 +296,24 @@ def _held_keys(status: Mapping[str, Any]) -> str:
         f"{keys}: {their} later events wait until a dead letter that holds the key is replayed with success, or dropped"
     )
     return f"<p>{text}</p>" if held else ""
+
+
+def _parked_events(status: Mapping[str, Any]) -> int:
+    return sum(parked["events"] for parked in status.get("parked", {}).values())
+
+
+def _parked(status: Mapping[str, Any]) -> str:
+    """What records and lag do not count."""
+    count = _parked_events(status)
+    what = counted(count, "event is", "events are")
+    text = f"{what} parked: in hand, or to be tried again, or behind such a one of the same key"
+    return f"<p>{text}</p>" if count else ""
+
+
+def _timers(status: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Outputs that are still to be sent at their time; nothing where there are none."""
+    pending = sum(task.get("timers", 0) for task in status["tasks"])
+    return [("timers pending", pending)] if pending else []
 
 
 def _rate_limits(status: Mapping[str, Any]) -> str:

@@ -44,9 +44,19 @@ def test_it_says_how_the_worker_is_and_what_became_of_the_records():
 
     for said in (
         "worker a", "0, 2", "running 1", "restoring 1", "lag 4,321", "records/s 1,234.5", "records 10,000",
-        "accepted 9,000", "duplicates 600", "replayed 7", "dropped 93", "dead letters 300",
+        "accepted 9,000", "duplicates 600", "met again 7", "dropped 93", "dead-lettered 300",
     ):  # fmt: skip
         assert said in shown, said
+
+
+def test_it_says_what_is_parked_and_what_is_to_be_sent_later_which_lag_and_records_do_not_count():
+    parked = {"0": {"events": 1_200, "held_up": "", "held": 0}, "2": {"events": 5, "held_up": "", "held": 0}}
+    tasks = [task | {"timers": 30} for task in DOCUMENT["tasks"]]
+    shown = words(html.index("payments", "a", [DOCUMENT | {"parked": parked, "tasks": tasks}], OWNERS))
+    assert "parked 1,205 timers pending 60" in shown
+    assert "1,205 events are parked: in hand, or to be tried again, or behind such a one of the same key" in shown
+    idle = words(html.index("payments", "a", [DOCUMENT], OWNERS))
+    assert "parked 0" in idle and "timers" not in idle and "are parked" not in idle
 
 
 def test_it_leads_to_the_tables_the_other_workers_and_the_other_views():

@@ -65,7 +65,7 @@ def test_a_record_with_several_results_is_accepted_once_and_each_result_counted_
     shown = words(html.pipelines([several]))
 
     assert "accepted 562 " in shown
-    assert "late-flights results 540 to audit 152 dead letters 8" in shown
+    assert "late-flights results 540 to audit 152 dead-lettered 8" in shown
     assert "accepted 562 " in words(html.index("flights", "up-1", [several], []))
 
 
@@ -75,8 +75,8 @@ def test_results_without_a_sink_are_those_of_the_topics_they_named():
     few = DOCUMENT | {"graph": graph, "counts": counts, "outputs": {"<b>": 5, "a": 7}}
     many = few | {"outputs": {f"day-{n}": 2 for n in range(6)}}
 
-    assert "none to &lt;b&gt; 5 to a 7 dead letters 0" in words(html.pipelines([few]))
-    assert "none to 6 other topics 12 dead letters 0" in words(html.pipelines([many]))
+    assert "none to &lt;b&gt; 5 to a 7 dead-lettered 0" in words(html.pipelines([few]))
+    assert "none to 6 other topics 12 dead-lettered 0" in words(html.pipelines([many]))
 
 
 def test_each_task_is_shown_with_its_state_and_how_far_its_restore_is():
