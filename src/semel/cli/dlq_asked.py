@@ -177,6 +177,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} Nobody can be asked here; say --yes")
+    printing.rest()
     if not typer.confirm(question, err=True):
         raise Refused("nothing was done")
 

@@ -140,6 +140,7 @@ def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> b
         )
     import click
 
+    printing.rest()
     edited = click.edit(pretty(before), extension=".json")
     if edited is None:
         raise Refused("the value was not saved; nothing was done")

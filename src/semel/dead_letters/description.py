@@ -38,7 +38,10 @@ def describe(letter: Letter, plan: Plan, state: str, value_from: str, history: S
         "value": value_of(letter, sources),
         "decoded": is_declared(letter, sources),
         "headers": [[name, header_text(name, value)] for name, value in letter.headers],
-        "appended": [[name, header_text(name, value)] for name, value in letter.own.items() if name != "semel.trace"],
+        # They were read from the last to the first.
+        "appended": [
+            [name, header_text(name, value)] for name, value in reversed(letter.own.items()) if name != "semel.trace"
+        ],
         "trace": letter.text("trace") or None,
         "history": [entry_shown(entry) for entry in history],
     }

@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from semel.errors import SemelError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 # Between two columns.
 _GAP = 2
@@ -30,6 +33,7 @@ class Unwritten(SemelError):
 
 def say(text: str) -> None:
     """A line of the result, on standard output. Unwritten."""
+    rest()
     try:
         typer.echo(text)
     except OSError as exc:
@@ -97,6 +101,7 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 def tell(message: str) -> None:
     """A sentence for the person, on standard error; where nobody can hear it, nothing."""
+    rest()
     with contextlib.suppress(OSError):
         typer.echo(message, err=True)
 
@@ -119,10 +124,39 @@ def bar() -> Generator[Callable[[str, int, int], None]]:
 
         yield line
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    try:
+        yield _bar.tell
+    finally:
+        _bar.rest()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda phase, done, total: progress.update(task, description=phase, completed=done, total=total)
+
+class _Bar:
+    """There from the first that is read on; taken away for whatever else is written, and back with the next that is read."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None or self._task is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(phase)
+            self._progress.start()
+        self._progress.update(self._task, description=phase, completed=done, total=total)
+
+    def rest(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+
+_bar = _Bar()
+
+
+def rest() -> None:
+    """Take the bar of progress off the terminal: it draws itself again ten times a second, over a question or an editor, too."""
+    _bar.rest()

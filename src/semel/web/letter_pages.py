@@ -127,7 +127,8 @@ def search_results(frame: Frame, document: Mapping[str, Any]) -> str:
     text = document["search"]
     more = "" if document["next"] is None else " There is more to search."
     searched = counted(document["searched"], "offset")
-    found = f"{counted(len(document['letters']), 'letter')}, the last ones first; {searched} of the topic searched."
+    order = ", the last ones first" if len(document["letters"]) > 1 else ""
+    found = f"{counted(len(document['letters']), 'letter')}{order}; {searched} of the topic searched."
     return _page(
         frame, "search", _search(frame, text),
         f"<p>{found}{more}</p>" if document["letters"] or more else "",
@@ -268,7 +269,7 @@ def action(frame: Frame, document: Mapping[str, Any]) -> str:
     which = (
         f"letter {run['letter']}" if run["letter"] else f"group {run['group']}" if run["group"] else "all open letters"
     )
-    back = f"{run['came_back']:,} came back to the dead letters"
+    back = f"{run['came_back']:,} came back to the dead letters" if run["came_back"] else "none came back"
     known = f"{run['known']:,}, of which {f'<b class=bad>{back}</b>' if run['came_back'] else back}"
     facts = _facts(
         [

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -48,3 +54,44 @@ def test_reading_that_lasts_is_said_now_and_then_and_what_is_soon_done_is_not(
     with printing.bar() as told:
         told("dead letters", 30, 30)
     assert capsys.readouterr().err == ""
+
+
+READS_AND_ASKS = """
+import time
+from semel.cli.dlq_asked import confirm
+from semel.display import printing
+with printing.bar() as told:
+    told("dead letters", 1, 2)
+    time.sleep(0.3)
+    confirm("Go on?", yes=False)
+    told("dead letters", 2, 2)
+"""
+
+
+def test_nothing_is_drawn_over_a_question_while_somebody_is_asked() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    run = subprocess.Popen(
+        [sys.executable, "-c", READS_AND_ASKS], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    # What never asks is not waited for for ever: its terminal ends, and to read from that is an error.
+    end = threading.Timer(20, run.kill)
+    end.start()
+    shown = b""
+    while b"[y/N]: " not in shown:
+        shown += os.read(ours, 65_536)
+    assert b"dead letters" in shown
+    # Ten pictures, if it still drew.
+    time.sleep(1)
+    os.write(ours, b"y\n")
+    after = shown.partition(b"[y/N]: ")[2]
+    while not after.endswith(b"\n"):
+        after += os.read(ours, 1)
+    assert after == b"y\r\n"
+    with contextlib.suppress(OSError):
+        while os.read(ours, 65_536):
+            pass
+    assert run.wait(10) == 0
+    end.cancel()
+    os.close(ours)
