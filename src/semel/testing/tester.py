@@ -246,6 +246,12 @@ class PipelineTester:
         """What became of the records that are done."""
         return counts_of(task.committed.counts for task in self._tasks())
 
+    @property
+    def parked(self) -> int:
+        """How many events are behind the position and not done: to be tried again, or behind such a one of the same key, or behind
+        a dead letter that holds it."""
+        return sum(task.committed.parked for task in self._tasks())
+
     # -- trouble
 
     @property

@@ -625,6 +625,30 @@ def test_a_slow_handler_is_waited_for_in_virtual_time(tester_of: TesterOf) -> No
     assert tester.now - began >= timedelta(seconds=30)
 
 
+@pytest.mark.parametrize("then", ["park", "stop", "hold"])
+def test_what_is_parked_is_counted_and_what_has_no_attempts_left_is_not_waited_for(
+    tester_of: TesterOf, then: Any
+) -> None:
+    down = True
+
+    def handle(order: Order) -> Order:
+        if down:
+            raise ConnectionError("the shop does not answer")
+        return order
+
+    tester = tester_of(pipeline_of(handle, retry=Retry(attempts=2, max_delay=timedelta(seconds=5), then=then)))
+    tester.send(Order("o1", "north"), key="north")
+    tester.send(Order("o2", "north"), key="north", settle=False)
+    tester.advance_time(MINUTE)
+    held = then == "hold"
+    assert (tester.counts.accepted, len(tester.dead_letters())) == (0, int(held))
+    assert tester.parked == (1 if then != "park" else 2)
+    down = False
+    tester.advance_time(MINUTE)
+    assert [output.value.id for output in tester.outputs()] == ([] if held else ["o1", "o2"])
+    assert tester.parked == int(held)
+
+
 @pytest.mark.parametrize("events", [5, 50, 200])
 def test_what_is_handled_side_by_side_is_done_and_committed_when_send_returns(tester_of: TesterOf, events: int) -> None:
     async def slow(order: Order) -> Order:
