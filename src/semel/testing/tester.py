@@ -248,8 +248,8 @@ class PipelineTester:
 
     @property
     def parked(self) -> int:
-        """How many events are behind the position and not done: to be tried again, or behind such a one of the same key, or behind
-        a dead letter that holds it."""
+        """How many events are behind the position and not done: to be tried again, or behind such a one of the same key, or
+        behind a dead letter that holds it."""
         return sum(task.committed.parked for task in self._tasks())
 
     # -- trouble
