@@ -167,8 +167,11 @@ class WorkQueue:
     def _take_by_key(
         self, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
     ) -> tuple[WorkUnit | None, float | None]:
-        """The next event of a key that nobody has in hand. Where there is none, more records are parked, so that there may be."""
-        waits, fresh = list[float](), list[Cursor]()
+        """The next event of a key that nobody has in hand. Where there is none, more records are parked, so that there may be.
+
+        Events that have failed come by turns with records of the source, as in `_of_cursor`.
+        """
+        waits, fresh = list[float](), list[tuple[Cursor, int]]()
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
             task, parked = cursor.task, cursor.parked
@@ -182,28 +185,32 @@ class WorkQueue:
                 # Those in hand end; none begins beside it.
                 continue
             due = parked.next_due()
-            if parked.crowded_out or (due is not None and due <= now):
+            is_due = due is not None and due <= now
+            room = bool(cursor.queue) and not parked.stops and parked.ahead < self._plan.slots * AHEAD
+            # What has failed had its turn. Of records that a process may have died of, none comes before it.
+            passes = is_due and due and cursor.retried_last and room and cursor.due <= now
+            if parked.crowded_out or (is_due and not (passes and not cursor.retry_state.suspects)):
                 unit, wait = self._retried(cursor, parked, now, True, alone, most)
                 if unit is not None:
                     return unit, None
                 waits += [] if wait is None else [wait]
                 continue
-            waits += [] if due is None else [due - now]
-            if not cursor.queue or parked.stops or parked.ahead >= self._plan.slots * AHEAD:
+            waits += [due - now] if due is not None and due > now else []
+            if not room:
                 continue
             if cursor.due > now:
                 waits.append(cursor.due - now)
             else:
-                fresh.append(cursor)
-        for cursor in fresh:
+                fresh.append((cursor, 1 if is_due else max(self._plan.slots - self.busy, LEAST_AHEAD)))
+        for cursor, ahead in fresh:
             if not most and self._first_fresh(cursor) is not None:
                 waits.append(self._limited_s())
                 continue
             suspicious = cursor.retry_state.suspects
             wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
             if wait is None:
-                cursor.held_up = ""
-                unit = self._unit(cursor, one_by_one, min(most, max(self._plan.slots - self.busy, LEAST_AHEAD)))
+                cursor.retried_last, cursor.held_up = False, ""
+                unit = self._unit(cursor, one_by_one, min(most, ahead))
                 unit.ahead = True
                 return unit, None
             waits.append(wait)
@@ -253,7 +260,8 @@ class WorkQueue:
         if wait is not None:
             parked.give_back(queued for queued, _ in taken)
             return None, wait
-        cursor.retried_last = True
+        # What only waits for its turn takes nobody else's.
+        cursor.retried_last |= any(queued.due for queued, _ in taken)
         # Where the cursor stands is beyond all of them.
         fetched = FetchedBatch(records, next_offset=-1)
         unit = WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken)

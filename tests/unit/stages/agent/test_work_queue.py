@@ -1,0 +1,92 @@
+"""Work queue: events that failed and records of the source come by turns, so that neither keeps the other waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from semel import Pipeline, Retry, Topic
+from semel.testing import PipelineTester
+
+POISONED, HEALTHY, EVENTS = 40, 20, 500
+CONCURRENCIES = [1, 2, 8]
+
+
+def pipeline(agent: Any, **declared: Any) -> Pipeline:
+    return Pipeline("pay", source=Topic("events", value=int), agent=agent, sink=Topic("done", value=int), **declared)
+
+
+def send(t: PipelineTester) -> None:
+    for n in range(POISONED + HEALTHY):
+        t.send(n, key=f"k{n}", settle=False)
+
+
+def healthy_done(t: PipelineTester) -> bool:
+    return sorted(out.value for out in t.outputs()) == [*range(POISONED, POISONED + HEALTHY)]
+
+
+@pytest.mark.parametrize("concurrency", CONCURRENCIES)
+def test_an_agent_that_halts_at_poisoned_events_comes_to_those_behind_them(
+    monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    """It tries one now and then; were that always one that has failed, nothing would ever succeed."""
+    monkeypatch.setattr("semel.testing.deployment.HALT_AFTER", 10)
+
+    async def handle(event: int) -> int:
+        if event < POISONED:
+            raise ValueError("poisoned")
+        return event
+
+    declared = pipeline(handle, concurrency=concurrency, retry=Retry(attempts=3))
+    with PipelineTester(declared, partitions=1) as t:
+        send(t)
+        t.advance_time(timedelta(minutes=25))
+        assert healthy_done(t)
+        assert sorted(letter.value for letter in t.dead_letters()) == [*range(POISONED)]
+
+
+@pytest.mark.parametrize("concurrency", CONCURRENCIES)
+def test_retries_that_take_all_there_is_keep_no_record_of_the_source_waiting(concurrency: int) -> None:
+    attempts = 0
+
+    async def handle(event: int) -> int:
+        nonlocal attempts
+        if event < POISONED:
+            attempts += 1
+            await asyncio.sleep(1)
+            raise ValueError("poisoned")
+        return event
+
+    delays = (timedelta(seconds=2),)
+    declared = pipeline(handle, concurrency=concurrency, retry=Retry(delays=delays, then="park"))
+    with PipelineTester(declared, partitions=1) as t:
+        send(t)
+        t.advance_time(timedelta(seconds=2 * POISONED + HEALTHY))
+        assert healthy_done(t)
+        before = attempts
+        t.advance_time(timedelta(seconds=10))
+        assert attempts > before
+
+
+@pytest.mark.parametrize("concurrency", CONCURRENCIES)
+def test_records_of_the_source_that_take_all_there_is_keep_no_retry_waiting(concurrency: int) -> None:
+    failed = 0
+
+    async def handle(event: int) -> int:
+        nonlocal failed
+        if event == 0 and failed < 2:
+            failed += 1
+            raise ConnectionError("down")
+        await asyncio.sleep(1)
+        return event
+
+    declared = pipeline(handle, concurrency=concurrency, retry=Retry(first_delay=timedelta(milliseconds=100)))
+    with PipelineTester(declared, partitions=1) as t:
+        for n in range(EVENTS):
+            t.send(n, key=f"k{n}", settle=False)
+        t.advance_time(timedelta(seconds=30))
+        done = [out.value for out in t.outputs()]
+        assert 0 in done and len(done) < EVENTS
