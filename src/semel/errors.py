@@ -5,6 +5,8 @@ A message names the thing, the value and the next step.
 
 from __future__ import annotations
 
+from typing import cast
+
 
 class SemelError(Exception):
     """The root of the family."""
@@ -130,9 +132,41 @@ def described(exc: BaseException) -> str:
     if type(exc).__name__ == "CancelledError" and not exc.args:
         return "CancelledError: what was awaited, or who awaited it, was cancelled by something else than the engine"
     try:
-        return f"{type(exc).__name__}: {exc}"
+        first = errors_in(exc)[0]
+        # Of a group the message is a number.
+        return f"{type(exc).__name__}: {exc}" + ("" if first is exc else f": {described(first)}")
     except BaseException as again:
         return f"{type(exc).__name__} (its message cannot be read: {type(again).__name__})"
+
+
+# A group of groups may be of any size, and one that answers for itself without end.
+_MOST_OF_A_GROUP = 1_000
+
+
+def errors_in(exc: BaseException) -> tuple[BaseException, ...]:
+    """The errors that a group is of, as a `TaskGroup` raises one; an error that is no group, or tells of none, by itself."""
+    found, left, looks = list[BaseException](), [exc], 0
+    try:
+        while left and looks < _MOST_OF_A_GROUP:
+            looks += 1
+            one = left.pop()
+            if isinstance(one, BaseExceptionGroup):
+                left += reversed(cast("BaseExceptionGroup[BaseException]", one).exceptions)
+            else:
+                found.append(one)
+    except Exception:  # its class may answer with code of its own
+        found.clear()
+    return tuple(found) or (exc,)
+
+
+def contains(exc: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether an error is of these kinds, or a group with one of them in it."""
+    return isinstance(exc, kinds) or any(isinstance(one, kinds) for one in errors_in(exc))
+
+
+def consists_of(exc: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether an error is of these kinds, or a group of nothing else."""
+    return isinstance(exc, kinds) or all(isinstance(one, kinds) for one in errors_in(exc))
 
 
 # -- effects outside Kafka

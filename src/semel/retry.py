@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, cast, get_args
 
-from semel.errors import DeclarationError, DecodeError, HandlingError, OutputRefused, Reject
+from semel.errors import DeclarationError, DecodeError, HandlingError, OutputRefused, Reject, consists_of, contains
 from semel.topic import is_whole
 
 Then = Literal["dead", "hold", "park", "stop"]
@@ -19,7 +19,8 @@ class Retry:
     An event that waits for its next attempt is set aside with the later events of its key; all others go on.
 
     `max_delay`: the longest wait. `delays`: the waits one by one, instead of these two; the last one goes on. `fatal`: exceptions
-    that go to the dead letters at once. `transient`: if given, only these are retried.
+    that go to the dead letters at once. `transient`: if given, only these are retried. A group of errors, as a `TaskGroup` raises
+    one, is fatal where one of them is, and transient where all of them are.
 
     `then`: what comes after the last attempt. "dead": the event goes to the dead letters. "hold": so it does, and the later
     events of its key wait until its letter was replayed with success, or dropped. "park": it stays set aside with its key,
@@ -65,9 +66,9 @@ class Retry:
 
         `draw` in [0, 1) spreads the wait over [1/2, 1] of the full delay, so that retries do not march in step.
         """
-        if isinstance(exc, (Reject, DecodeError, OutputRefused)) or self.is_fatal(exc):
+        if contains(exc, (Reject, DecodeError, OutputRefused)) or self.is_fatal(exc):
             return None
-        if self.transient and not isinstance(exc, self.transient):
+        if self.transient and not consists_of(exc, self.transient):
             return None
         if attempt >= self.attempts and self.gives_up:
             return None
@@ -81,9 +82,9 @@ class Retry:
 
     def is_fatal(self, exc: BaseException) -> bool:
         """Whether it is declared as such, or not among what is declared as transient."""
-        if self.fatal and isinstance(exc, self.fatal):
+        if self.fatal and contains(exc, self.fatal):
             return True
-        return bool(self.transient) and not isinstance(exc, (*self.transient, HandlingError))
+        return bool(self.transient) and not consists_of(exc, (*self.transient, HandlingError))
 
     @property
     def gives_up(self) -> bool:
@@ -93,11 +94,11 @@ class Retry:
     def holds(self, exc: BaseException) -> bool:
         """Whether the key of an event that ends so waits for its dead letter. What was declared to be no loss, by `Reject` or as
         `fatal`, holds up nobody."""
-        return self.then == "hold" and not isinstance(exc, (Reject, *self.fatal))
+        return self.then == "hold" and not contains(exc, (Reject, *self.fatal))
 
     def why_final(self, exc: BaseException) -> str:
         """Why the declaration has it that this is not tried again; empty where it has not."""
-        if self.fatal and isinstance(exc, self.fatal):
+        if self.fatal and contains(exc, self.fatal):
             return "among fatal="
         return "not among transient=" if self.is_fatal(exc) else ""
 

@@ -88,3 +88,20 @@ def test_a_list_is_as_good_as_a_tuple() -> None:
     given = Retry(fatal=[ValueError], delays=[timedelta(seconds=1)])  # pyright: ignore[reportArgumentType]
     assert given == Retry(fatal=(ValueError,), delays=(timedelta(seconds=1),))
     assert len({given, Retry(fatal=(ValueError,), delays=(timedelta(seconds=1),))}) == 1
+
+
+def group(*errors: Exception) -> Exception:
+    """As a TaskGroup raises it."""
+    return ExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+
+def test_a_group_is_fatal_where_one_of_its_errors_is_and_transient_where_all_are() -> None:
+    assert len(waits(Retry(3), group(OSError()))) == 2
+    assert waits(Retry(3), group(OSError(), Reject())) == []
+    assert waits(Retry(3, fatal=(LookupError,)), group(OSError(), KeyError())) == []
+    assert len(waits(Retry(3, transient=(OSError,)), group(ConnectionError(), group(TimeoutError())))) == 2
+    assert waits(Retry(3, transient=(OSError,)), group(ConnectionError(), KeyError())) == []
+    assert len(waits(Retry(3, transient=(ExceptionGroup,)), group(KeyError()))) == 2
+    hold = Retry(3, fatal=(LookupError,), then="hold")
+    assert hold.holds(group(OSError())) and not hold.holds(group(Reject())) and not hold.holds(group(KeyError()))
+    assert hold.why_final(group(KeyError())) == "among fatal="

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, described
+from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, contains, described
 from semel.plan import AgentPlan
 from semel.stages.agent.circuit_breaker import CircuitBreaker
 from semel.stages.agent.completion import Completion
@@ -230,13 +230,13 @@ class FailureHandler:
 
     def _say_given_up(self, unit: WorkUnit, attempt: FailedAttempt, hold: bool) -> None:
         record, error, now = unit.record, attempt.error, self._services.clock.monotonic()
-        if not isinstance(error, Reject):
+        if not contains(error, Reject):
             retry = self._plan.retry
             most_attempts, why = max(attempt.number, retry.attempts), retry.why_final(error)
             self._log.given_up(
                 unit.cursor.tp, record, error, attempt.number, most_attempts, now, why=why, hold=hold
             )  # fmt: skip
-        if isinstance(error, OutputRefused):
+        if contains(error, OutputRefused):
             self._wall_clock.refused(unit, record.timestamp, now)
 
     def lost_session(self, unit: WorkUnit, context: EventContext) -> None:

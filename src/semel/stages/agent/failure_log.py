@@ -11,7 +11,7 @@ import traceback
 from typing import NamedTuple
 
 from semel.display.folding import folded
-from semel.errors import AmbiguousResult, described
+from semel.errors import AmbiguousResult, described, errors_in
 from semel.port import TP, Record
 
 log = logging.getLogger("semel.agent")
@@ -51,7 +51,7 @@ class FailureLog:
         """The event is tried again after `delay_s`. It has had more attempts than there are where it is never given up
         (`Retry(then="park")`, `"stop"`)."""
         of = f" of {attempts}" if attempt <= attempts else "; it stays parked until one succeeds"
-        if self._may_say(_Alike("tried again", type(exc).__name__, _place(exc)), now_s):
+        if self._may_say(_Alike("tried again", *alike_of(exc)), now_s):
             log.warning("%s failed (attempt %d%s), again in %.2f s: %s",
                         _event(tp, record), attempt, of, delay_s, _line(exc))  # fmt: skip
 
@@ -68,7 +68,7 @@ class FailureLog:
         hold: bool,
     ) -> None:
         """It was the last attempt. `why`: what of the declaration has it so; `hold`: its key waits for its letter."""
-        if self._may_say(_Alike("given up", type(exc).__name__, _place(exc)), now_s):
+        if self._may_say(_Alike("given up", *alike_of(exc)), now_s):
             log.warning("%s failed for good (attempt %d of %d%s): %s%s",
                         _event(tp, record), attempt, attempts, why and f", {why}", _line(exc),
                         "; its key waits until its letter is replayed or dropped (semel dlq)" if hold else "",
@@ -128,7 +128,7 @@ class FailureLog:
                 log.warning("a batch of %d at %s[%d] is undone, and its events are handled one by one, as those of every batch "
                             "like it: %s", events, tp.topic, tp.partition, _line(exc))  # fmt: skip
             return
-        if self._may_say(_Alike("in a batch", type(exc).__name__, _place(exc)), now_s):
+        if self._may_say(_Alike("in a batch", *alike_of(exc)), now_s):
             log.info("a batch of %d at %s[%d] failed; its events go on one by one: %s",
                      events, tp.topic, tp.partition, _line(exc))  # fmt: skip
 
@@ -149,8 +149,12 @@ class FailureLog:
 
 
 def alike_of(exc: BaseException) -> tuple[str, str]:
-    """The same for errors that are alike: of one type, from one line."""
-    return type(exc).__name__, _place(exc)
+    """The same for errors that are alike: of one type, from one line. Of a group of errors the first counts."""
+    first = errors_in(exc)[0]
+    try:
+        return type(first).__name__, _place(first)
+    except Exception:  # its class may answer with code of its own
+        return "an error", "an unknown place"
 
 
 def traced(exc: BaseException) -> BaseException | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semel.errors import HandlingError, ProcessEnded, Reject, SessionLost, WrongPartition
+from semel.errors import HandlingError, ProcessEnded, Reject, SessionLost, WrongPartition, contains, errors_in
 from semel.port import Record
 from semel.retry import Retry
 from semel.stages.agent.crash_suspects import most_crashes
@@ -83,11 +83,11 @@ def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
     error = attempt.error
     if attempt.program_at_fault:
         return NotCounted()
-    if isinstance(error, StoreError):
-        return StoreFailed(error)
+    if (store_error := next((one for one in errors_in(error) if isinstance(one, StoreError)), None)) is not None:
+        return StoreFailed(store_error)
     if attempt.events > 1:
         return OneByOne()
-    if isinstance(error, Reject):
+    if contains(error, Reject):
         return DeadLetter("rejected")
     delay = None if is_final(error) or not attempt.judged else retry.delay_s(error, attempt.number, draw)
     if delay is None:
@@ -104,7 +104,7 @@ def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
 
 def says_of_its_event(retry: Retry, error: BaseException) -> bool:
     """Whether it is known that the event is to blame for the error, and not the program: somebody has declared it."""
-    return isinstance(error, Reject) or retry.is_fatal(error)
+    return contains(error, Reject) or retry.is_fatal(error)
 
 
 def is_final(error: BaseException) -> bool:
@@ -113,8 +113,10 @@ def is_final(error: BaseException) -> bool:
     That is a row of another partition, and a key or value that is not of its table's type. The other HandlingErrors are
     a matter of time: a task that outlived its event, a commit that may be done when the event is tried again.
     """
-    return isinstance(error, (WrongPartition, ProcessEnded)) or (
-        type(error) is HandlingError and isinstance(error.__cause__, TypeError)
+    return any(
+        isinstance(one, (WrongPartition, ProcessEnded))
+        or (type(one) is HandlingError and isinstance(one.__cause__, TypeError))
+        for one in errors_in(error)
     )
 
 

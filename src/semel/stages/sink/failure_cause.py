@@ -17,7 +17,7 @@ from types import CodeType, TracebackType
 from typing import Any, NamedTuple, cast
 
 import semel
-from semel.errors import described
+from semel.errors import described, errors_in
 from semel.functions import behind
 
 # What a person reads of a trace fits on two screens; a record's headers are read with every fetch of it.
@@ -148,6 +148,8 @@ def _trace(exc: BaseException) -> str:
             break
         parts.append(_raised(at))
         cause, context = at.__cause__, at.__context__
+        if isinstance(at, BaseExceptionGroup):
+            cause = errors_in(cast("BaseException", at))[0]
         at = cause if cause is not None or at.__suppress_context__ else context
         if at is not None and at.__traceback__ is not None:
             parts.append(

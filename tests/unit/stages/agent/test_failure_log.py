@@ -11,6 +11,7 @@ import pytest
 
 from semel import Dedup, Output, Pipeline, Reject, Retry, Topic
 from semel.errors import OutsideEvent
+from semel.stages.agent.failure_log import alike_of
 from semel.testing.clock import VirtualClock
 from tests.unit.harness import APP, ATTEMPTS, Payment, Settlement, World, given_up, payments_pipeline
 
@@ -399,3 +400,23 @@ async def test_an_output_to_a_topic_of_the_brokers_own_fails_its_event_and_no_ot
     await world.drained(within_s=30)
     [(_, error, _)] = given_up(world)
     assert "the brokers keep their own state there" in error
+
+
+def test_groups_of_errors_are_alike_where_their_first_errors_are() -> None:
+    def error(kind: type[Exception]) -> Exception:
+        try:
+            raise kind
+        except Exception as exc:
+            return exc
+
+    groups = [ExceptionGroup("in a TaskGroup", [error(kind)]) for kind in (KeyError, KeyError, ValueError)]
+    assert alike_of(groups[0]) == alike_of(groups[1]) == alike_of(error(KeyError)) != alike_of(groups[2])
+
+
+def test_an_error_that_does_not_say_where_it_is_from_is_like_others_that_do_not() -> None:
+    class Odd(Exception):
+        @property
+        def __traceback__(self) -> Any:
+            raise ValueError
+
+    assert alike_of(Odd()) == ("an error", "an unknown place")

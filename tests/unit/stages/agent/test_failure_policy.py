@@ -27,6 +27,7 @@ from semel.stages.agent.failure_policy import (
     RetryAfter,
     StoreFailed,
     decide,
+    says_of_its_event,
     used_up,
 )
 from semel.state.crash_notes import Suspect
@@ -100,6 +101,18 @@ def test_what_the_agent_rejects_is_dead_lettered_at_once_as_rejected() -> None:
 @pytest.mark.parametrize("error", [DecodeError(), OutputRefused(), WrongPartition(), ProcessEnded(5)])
 def test_what_another_attempt_cannot_change_is_dead_lettered_at_once(error: BaseException) -> None:
     assert after(error) == DeadLetter("failed")
+
+
+def test_what_one_error_of_a_group_says_of_the_event_holds() -> None:
+    def group(*errors: Exception) -> Exception:
+        return ExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+    assert after(group(OSError(), Reject("no"))) == DeadLetter("rejected")
+    assert says_of_its_event(RETRY, group(OSError(), Reject("no")))
+    assert after(group(WrongPartition(), OSError())) == DeadLetter("failed")
+    assert after(group(OSError(), ValueError())) == Park(1.0)
+    failed = StoreError("the disk is full")
+    assert after(group(OSError(), failed)) == StoreFailed(failed)
 
 
 def test_a_value_of_the_wrong_type_is_final_and_other_handling_errors_are_a_matter_of_time() -> None:

@@ -100,6 +100,8 @@ async def test_of_a_group_of_errors_the_first_counts() -> None:
     cause = cause_of(raised.value, CODE)
     assert cause.fingerprint == f"ValueError@{__name__}:charge"
     assert cause.exception == "ExceptionGroup"
+    assert "in charge\n" in cause.trace and "ValueError: invalid literal" in cause.trace
+    assert cause.trace.index("in charge\n") < cause.trace.index("ExceptionGroup: unhandled errors in a TaskGroup")
 
 
 @pytest.mark.parametrize("frames_before", [0, 7])
