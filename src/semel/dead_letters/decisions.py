@@ -215,7 +215,7 @@ class Fates(NamedTuple):
 
 def batch_letters(done: int, rate: float) -> int:
     """How many letters the next transaction has."""
-    most = BATCH if rate <= 0 else max(1, min(BATCH, int(rate)))
+    most = BATCH if rate <= 0 else int(max(1, min(BATCH, rate)))
     return min(most, FIRST_BATCH) if done < FIRST_BATCH else most
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -233,6 +234,7 @@ def test_the_first_batch_is_small_and_none_is_larger_than_a_second_may_have() ->
     assert batch_letters(0, 0.1) == 1
     assert batch_letters(FIRST_BATCH, 100) == 100
     assert batch_letters(FIRST_BATCH, 0) == 500
+    assert batch_letters(FIRST_BATCH, math.inf) == 500
 
 
 # -- edits

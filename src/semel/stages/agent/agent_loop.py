@@ -231,7 +231,10 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
     turn_ends, delivered = monotonic() + TURN_S, 0
     try:
         while True:
-            result = await step()
+            try:
+                result = await step()
+            except StopAsyncIteration:
+                return None
             while True:
                 try:
                     waiting = deliver(result)
@@ -248,9 +251,10 @@ async def _run_stream(runner: AgentRunner, context: EventContext) -> Any:
                 except HandlingError as exc:
                     if throw is None:
                         raise
-                    result = await throw(exc)
-    except StopAsyncIteration:
-        return None
+                    try:
+                        result = await throw(exc)
+                    except StopAsyncIteration:
+                        return None
     finally:
         close = getattr(running, "aclose", None)
         if close is not None:

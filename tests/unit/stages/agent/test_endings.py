@@ -16,6 +16,7 @@ import pytest
 
 from semel import Output, Pipeline, Retry, Table, Topic, current_event
 from semel.callables.kind import cannot_yield, kind_of
+from semel.codec import Codec
 from semel.errors import StaleIncarnation
 from semel.memory.faults import refuse
 from semel.port import TP
@@ -71,6 +72,32 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(
     await world.drained()
     world.check()
     assert not worker.over
+
+
+@pytest.mark.parametrize("style", ["stream", "batches"])
+@pytest.mark.parametrize("ending", [StopAsyncIteration, StopIteration, GeneratorExit, Odd])
+def test_whatever_a_codec_raises_at_a_result_is_a_failed_attempt(ending: type[BaseException], style: str) -> None:
+    def encode(value: int) -> bytes:
+        if value == 2:
+            raise ending
+        return b"%d" % value
+
+    async def one_by_one(numbers: Any) -> Any:
+        async for number in numbers:
+            yield number
+
+    async def batches(numbers: Any) -> Any:
+        async for batch in numbers.batches():
+            for number in batch:
+                yield number
+
+    agent = {"stream": one_by_one, "batches": batches}[style]
+    done = Topic("done", value=Codec(int, encode, int, immutable=True))
+    declared = Pipeline(APP, source=Topic("numbers", value=int), agent=agent, sink=done, retry=Retry(attempts=2))
+    with PipelineTester(declared, partitions=1) as t:
+        t.send_all(range(5), key=str)
+        assert sorted(out.value for out in t.outputs()) == [0, 1, 3, 4]
+        assert [letter.value for letter in t.dead_letters()] == [2]
 
 
 async def test_an_event_whose_inner_task_was_cancelled_is_tried_again_and_then_dead_lettered(world: World) -> None:
