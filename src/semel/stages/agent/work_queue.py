@@ -45,6 +45,8 @@ class WorkQueue:
         self.wake = asyncio.Event()
         # How many slots have a work unit.
         self.busy = 0
+        # Of several keys at a time: what had failed came last, and no record of the source.
+        self._retried_last = False
         # Of several slots that have nothing to do one watches `wake`; the others are in line.
         self._watched = False
         self._line: deque[asyncio.Future[None]] = deque()
@@ -169,9 +171,10 @@ class WorkQueue:
     ) -> tuple[WorkUnit | None, float | None]:
         """The next event of a key that nobody has in hand. Where there is none, more records are parked, so that there may be.
 
-        Events that have failed come by turns with records of the source, as in `_of_cursor`.
+        Events that only wait for their turn come first. Those that have failed, of whichever partition, come by turns with
+        records of the source, of whichever partition, so that neither keeps the other waiting.
         """
-        waits, fresh = list[float](), list[tuple[Cursor, int]]()
+        waits, failed, fresh = list[float](), list[Cursor](), list[Cursor]()
         for _ in range(len(self.ready)):
             cursor = self.ready.popleft()
             task, parked = cursor.task, cursor.parked
@@ -185,36 +188,54 @@ class WorkQueue:
                 # Those in hand end; none begins beside it.
                 continue
             due = parked.next_due()
-            is_due = due is not None and due <= now
-            room = bool(cursor.queue) and not parked.stops and parked.ahead < self._plan.slots * AHEAD
-            # What has failed had its turn. Of records that a process may have died of, none comes before it.
-            passes = is_due and due and cursor.retried_last and room and cursor.due <= now
-            if parked.crowded_out or (is_due and not (passes and not cursor.retry_state.suspects)):
+            if parked.crowded_out or due == 0:
                 unit, wait = self._retried(cursor, parked, now, True, alone, most)
                 if unit is not None:
                     return unit, None
                 waits += [] if wait is None else [wait]
                 continue
-            waits += [due - now] if due is not None and due > now else []
-            if not room:
+            if due is not None and due <= now:
+                failed.append(cursor)
+            elif due is not None:
+                waits.append(due - now)
+            if not cursor.queue or parked.stops or parked.ahead >= self._plan.slots * AHEAD:
                 continue
             if cursor.due > now:
                 waits.append(cursor.due - now)
             else:
-                fresh.append((cursor, 1 if is_due else max(self._plan.slots - self.busy, LEAST_AHEAD)))
-        for cursor, ahead in fresh:
-            if not most and self._first_fresh(cursor) is not None:
-                waits.append(self._limited_s())
-                continue
-            suspicious = cursor.retry_state.suspects
-            wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
-            if wait is None:
-                cursor.retried_last, cursor.held_up = False, ""
-                unit = self._unit(cursor, one_by_one, min(most, ahead))
-                unit.ahead = True
+                fresh.append(cursor)
+        looks_ahead = [(cursor, True) for cursor in fresh]
+        retries = [(cursor, False) for cursor in failed]
+        ahead = 1 if failed else max(self._plan.slots - self.busy, LEAST_AHEAD)
+        for cursor, look in looks_ahead + retries if self._retried_last else retries + looks_ahead:
+            if look:
+                unit, wait = self._ahead(cursor, now, one_by_one, alone, most, ahead)
+            else:
+                assert cursor.parked is not None
+                unit, wait = self._retried(cursor, cursor.parked, now, True, alone, most)
+            if unit is not None:
+                self._retried_last = not look
+                # The others of its kind come before it.
+                self.ready.remove(cursor)
+                self.ready.append(cursor)
                 return unit, None
-            waits.append(wait)
+            waits += [] if wait is None else [wait]
         return None, min(waits, default=None)
+
+    def _ahead(
+        self, cursor: Cursor, now: float, one_by_one: bool, alone: Callable[[], bool], most: int, ahead: int
+    ) -> tuple[WorkUnit | None, float | None]:
+        """The next records of a partition, `ahead` at most, which are parked until their turn comes."""
+        if not most and self._first_fresh(cursor) is not None:
+            return None, self._limited_s()
+        suspicious = cursor.retry_state.suspects
+        wait = self._suspect_wait(cursor, self._first_fresh(cursor), now, alone) if suspicious else None
+        if wait is not None:
+            return None, wait
+        cursor.held_up = ""
+        unit = self._unit(cursor, one_by_one, min(most, ahead))
+        unit.ahead = True
+        return unit, None
 
     def _of_cursor(
         self, cursor: Cursor, now: float, one_by_one: bool, alone: Callable[[], bool], most: int
@@ -260,8 +281,7 @@ class WorkQueue:
         if wait is not None:
             parked.give_back(queued for queued, _ in taken)
             return None, wait
-        # What only waits for its turn takes nobody else's.
-        cursor.retried_last |= any(queued.due for queued, _ in taken)
+        cursor.retried_last = True
         # Where the cursor stands is beyond all of them.
         fetched = FetchedBatch(records, next_offset=-1)
         unit = WorkUnit(cursor, fetched, len(records), int(self._services.clock.time() * 1000), taken)
