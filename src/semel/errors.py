@@ -145,7 +145,7 @@ _MOST_OF_A_GROUP = 1_000
 
 def errors_in(exc: BaseException) -> tuple[BaseException, ...]:
     """The errors that a group is of, as a `TaskGroup` raises one; an error that is no group, or tells of none, by itself."""
-    found, left, looks = list[BaseException](), [exc], 0
+    errors, left, looks = list[BaseException](), [exc], 0
     try:
         while left and looks < _MOST_OF_A_GROUP:
             looks += 1
@@ -153,10 +153,10 @@ def errors_in(exc: BaseException) -> tuple[BaseException, ...]:
             if isinstance(one, BaseExceptionGroup):
                 left += reversed(cast("BaseExceptionGroup[BaseException]", one).exceptions)
             else:
-                found.append(one)
+                errors.append(one)
     except Exception:  # its class may answer with code of its own
-        found.clear()
-    return tuple(found) or (exc,)
+        errors.clear()
+    return tuple(errors) or (exc,)
 
 
 def contains(exc: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:

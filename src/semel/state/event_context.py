@@ -221,6 +221,11 @@ class EventContext:
 
     # -- tables
 
+    @property
+    def stale(self) -> bool:
+        """Another event has changed a row that the one in hand has seen. StoreError where the store cannot be read."""
+        return any(rows.stale for rows in self.tables.values())
+
     def rows(self, name: str) -> Rows:
         """The rows of a table in hand. OutsideEvent, StaleIncarnation where the running code may not use them."""
         if get_ident() == self.thread and self.alive and self.mine:

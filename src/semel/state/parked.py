@@ -249,6 +249,8 @@ class ParkedQueue:
         queued.attempts, queued.due = event.attempts, due
         self._look_at_attempts(queued)
         self._no_more_crowded_out(queued)
+        # Its next attempt may be crowded out as well.
+        queued.conflicts = 0
         self._log.open[self._row(queued.offset)] = event.row(self._log.most_bytes)
 
     def _look_at_attempts(self, queued: Queued) -> None:

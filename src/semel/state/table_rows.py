@@ -136,6 +136,11 @@ class Rows(RowLog):
         self.only_value: bytes | None = None
         self.several: dict[bytes, bytes | None] = {}
 
+    @property
+    def stale(self) -> bool:
+        """Another event has changed what the one in hand has seen. StoreError where the store cannot be read."""
+        return False
+
     # -- keys
 
     def raw(self, key: Any) -> bytes:

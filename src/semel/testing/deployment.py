@@ -235,13 +235,16 @@ class Deployment:
         return max(0.0, min(dues) - now) if dues else None
 
     def retrying(self) -> bool:
-        """Parked events have attempts left, or an epoch in which they are done is under way. One that has no attempts left and is
-        tried on is not waited for."""
-        return any(
+        """Parked events have attempts left. One that has none and is tried on is not waited for."""
+        return self._unparked() or any(
             task.committed.parked and cursor.parked is not None and cursor.parked.retrying
             for task in self.tasks()
             for cursor in task.cursors.values()
-        ) or any(task.parked_events != task.committed.parked for task in self.tasks())
+        )
+
+    def _unparked(self) -> bool:
+        """Events were parked, or are no more, and the commit that says so is still to come."""
+        return any(task.parked_events != task.committed.parked for task in self.tasks())
 
     # -- waiting
 
@@ -289,7 +292,8 @@ class Deployment:
                 second, began_at = self.clock.monotonic(), self._offsets()
             await self._check_loop(began_at)
             timer_s = self.timer_in_s()
-            if self.is_running() and not self.undone() and not self._parked() and timer_s != 0:
+            under_way = self.undone() or self._parked() or self._unparked()
+            if self.is_running() and not under_way and timer_s != 0:
                 # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
                 self.clock.jump(left if timer_s is None else min(left, timer_s))
                 for worker in self.workers.values():

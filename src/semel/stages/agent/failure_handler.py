@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from semel.errors import OutputRefused, ProcessEnded, Reject, SessionLost, contains, described
+from semel.errors import HandlerTimeout, OutputRefused, ProcessEnded, Reject, SessionLost, contains, described
 from semel.plan import AgentPlan
 from semel.stages.agent.circuit_breaker import CircuitBreaker
 from semel.stages.agent.completion import Completion
@@ -14,6 +14,7 @@ from semel.stages.agent.failure_policy import (
     DeadLetter,
     Decision,
     FailedAttempt,
+    HandleAnew,
     NotCounted,
     OneByOne,
     Park,
@@ -73,6 +74,12 @@ class FailureHandler:
     ) -> Decision:
         """Undo what is in hand, and do what is decided; whoever calls gives the work unit back then."""
         task, state = unit.cursor.task, unit.cursor.retry_state
+        stale = False
+        try:
+            # How long it takes depends on no row.
+            stale = context.holding and unit.retried is not None and type(error) is not HandlerTimeout and context.stale
+        except StoreError as exc:
+            error = exc
         # What cost the session, or processes, was counted then.
         unanswered = isinstance(error, (SessionLost, ProcessEnded))
         counted = context.lost == context.event or unanswered
@@ -86,7 +93,7 @@ class FailureHandler:
         keyed = events == 1 and unit.record.key is not None and (unit.batch is None or unit.batch.events > 0)
         to_hold = before is not None or (context.holding and self._room_to_hold(unit))
         attempt = FailedAttempt(
-            error, number, events, program_at_fault, room, not unit.unjudged, halted, keyed, to_hold
+            error, number, events, program_at_fault, room, not unit.unjudged, halted, keyed, to_hold, stale
         )
         decision = decide(self._plan.retry, attempt, self._services.randomness.random())
         if isinstance(decision, (RetryAfter, DeadLetter)) and not counted and before is None:
@@ -99,6 +106,9 @@ class FailureHandler:
         match decision:
             case NotCounted():
                 pass
+            case HandleAnew():
+                assert unit.retried is not None and unit.cursor.parked is not None
+                unit.cursor.parked.conflicted(unit.retried[unit.index][0])
             case StoreFailed(store_error):
                 self._services.store_failed(store_error)
             case OneByOne():

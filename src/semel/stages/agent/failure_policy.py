@@ -22,7 +22,8 @@ class FailedAttempt:
     `program_at_fault`: the agent's code asks for events as nobody may, whichever event it has in hand. `room`: it can be parked,
     or is. `judged`: what the dedup rule says of it was known; else a function of the rule has failed on it. `halted`: nothing
     succeeds, so that the error says nothing of the event (`circuit_breaker`). `keyed`: it has a key, which may be held;
-    `room_to_hold`: there is room for that, which the event itself takes no part of."""
+    `room_to_hold`: there is room for that, which the event itself takes no part of. `stale`: another event has changed a row that
+    this one had seen."""
 
     error: BaseException
     number: int
@@ -33,6 +34,7 @@ class FailedAttempt:
     halted: bool = False
     keyed: bool = False
     room_to_hold: bool = True
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,11 @@ class OneByOne:
 
 
 @dataclass(frozen=True, slots=True)
+class HandleAnew:
+    """It would be given up for what it has seen, which is not so any more. No attempt is counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class NotCounted:
     """No event's fault: what was in hand is handled again when the agent asks for it."""
 
@@ -75,11 +82,16 @@ class StoreFailed:
     error: StoreError
 
 
-Decision = Park | RetryAfter | DeadLetter | OneByOne | NotCounted | StoreFailed
+Decision = Park | RetryAfter | DeadLetter | OneByOne | HandleAnew | NotCounted | StoreFailed
 
 
 def decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
     """What comes next. `draw` in [0, 1) spreads the wait for another attempt."""
+    decision = _decide(retry, attempt, draw)
+    return HandleAnew() if attempt.stale and isinstance(decision, DeadLetter) else decision
+
+
+def _decide(retry: Retry, attempt: FailedAttempt, draw: float) -> Decision:
     error = attempt.error
     if attempt.program_at_fault:
         return NotCounted()

@@ -19,7 +19,7 @@ from semel.port import TP, Record
 from semel.runtime import forks
 from semel.stages.agent.completion import open_batch
 from semel.stages.agent.failure_handler import undo
-from semel.stages.agent.failure_policy import Park, RetryAfter, StoreFailed
+from semel.stages.agent.failure_policy import HandleAnew, Park, RetryAfter, StoreFailed
 from semel.stages.agent.handler_thread import HandlerThread
 from semel.stages.agent.identity import EventIdentifier
 from semel.stages.agent.scheduler import Scheduler
@@ -277,7 +277,7 @@ class AgentRunner:
         if unit is None or unit.retried is None or not context.alive:
             return False
         context.writes.write_back()
-        if not any(rows.stale for rows in context.tables.values() if isinstance(rows, RowOverlay)):
+        if not context.stale:
             return False
         queued, _ = unit.retried[unit.index if unit.batch is None else unit.start]
         undo(unit, context)
@@ -464,6 +464,8 @@ class AgentRunner:
             return
         if isinstance(decision, (Park, RetryAfter)):
             self.alone = None
+        if isinstance(decision, HandleAnew):
+            self.slots.conflicts += 1
         self.release()
 
     # ------------------------------------------------------------------ epochs

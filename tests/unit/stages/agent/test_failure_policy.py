@@ -21,6 +21,7 @@ from semel.stages.agent.failure_policy import (
     DeadLetter,
     Decision,
     FailedAttempt,
+    HandleAnew,
     NotCounted,
     OneByOne,
     Park,
@@ -101,6 +102,14 @@ def test_what_the_agent_rejects_is_dead_lettered_at_once_as_rejected() -> None:
 @pytest.mark.parametrize("error", [DecodeError(), OutputRefused(), WrongPartition(), ProcessEnded(5)])
 def test_what_another_attempt_cannot_change_is_dead_lettered_at_once(error: BaseException) -> None:
     assert after(error) == DeadLetter("failed")
+
+
+def test_no_event_is_given_up_for_what_it_saw_of_rows_that_have_changed_since() -> None:
+    def stale(error: BaseException, number: int = 1) -> Decision:
+        return decide(RETRY, FailedAttempt(error, number, stale=True), draw=1.0)
+
+    assert stale(Reject("no")) == stale(WrongPartition()) == stale(OSError(), 3) == HandleAnew()
+    assert stale(OSError(), 2) == Park(2.0)
 
 
 def test_what_one_error_of_a_group_says_of_the_event_holds() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from semel import Pipeline, Retry, Table, Topic
+from semel import Pipeline, Reject, Retry, Table, Topic
+from semel.state.parked import CONFLICTS
+from semel.testing import PipelineTester
 from tests.unit.harness import APP, ATTEMPTS, Payment, World, payments_pipeline
 
 STYLES = ["coroutine", "stream"]
@@ -289,3 +291,58 @@ async def test_events_that_only_read_a_row_do_not_meet(tmp_path: Path) -> None:
     assert len(settled(world)) == 60
     assert worker.engine.agents[0].conflicts == 0
     await world.close()
+
+
+@pytest.mark.parametrize("error", [ValueError, Reject])
+@pytest.mark.parametrize("style", STYLES)
+def test_no_event_is_given_up_for_two_rows_that_were_never_so_together(style: str, error: type[Exception]) -> None:
+    halves = Table("halves", value=int, default=lambda: 50)
+
+    async def handle(event: int) -> int:
+        left = halves["left"]
+        await asyncio.sleep(0.01)
+        right = halves["right"]
+        if event % 2:
+            halves["left"], halves["right"] = left - 1, right + 1
+        elif left + right != 100:
+            raise error(f"{left} + {right}")
+        return event
+
+    async def each(events: Any) -> Any:
+        async for event in events:
+            yield await handle(event)
+
+    declared = Pipeline(
+        "pay", source=Topic("events", value=int), agent=handle if style == "coroutine" else each, tables=[halves],
+        sink=Topic("done", value=int), concurrency=5, retry=Retry(attempts=1),
+    )  # fmt: skip
+    with PipelineTester(declared, partitions=1) as t:
+        t.send_all(range(40), key=str)
+        assert not t.dead_letters() and sorted(out.value for out in t.outputs()) == [*range(40)]
+        assert t.tables["halves"] == {"left": 30, "right": 70}
+
+
+def test_an_event_that_failed_when_it_had_its_partition_to_itself_has_it_again() -> None:
+    """Else what is slower than those that change its rows would be handled anew for as long as there are such."""
+    total, runs, failed = Table("total", value=int, default=int), list[int](), list[int]()
+
+    async def handle(event: int) -> int:
+        before = total["all"]
+        if not event:
+            runs.append(total["all"])
+            await asyncio.sleep(0.2)
+            if len(runs) == CONFLICTS + 1:
+                failed.append(before)
+                raise ConnectionError("down")
+        await asyncio.sleep(0.01)
+        total["all"] = before + 1
+        return event
+
+    declared = Pipeline(
+        "pay", source=Topic("events", value=int), agent=handle, tables=[total], sink=Topic("done", value=int), concurrency=4,
+        retry=Retry(first_delay=timedelta(milliseconds=10)),
+    )  # fmt: skip
+    with PipelineTester(declared, partitions=1) as t:
+        t.send_all(range(400), key=str)
+        assert len(runs) == 2 * (CONFLICTS + 1) and len(failed) == 1
+        assert t.tables["total"] == {"all": 400} and not t.dead_letters()
