@@ -25,7 +25,7 @@ form.act p{margin:.6rem 0 0}form{margin:.8rem 0}
 details{margin:.4rem 0}summary{cursor:pointer}.tabs a{margin-right:1rem}.tabs b{margin-right:1rem}
 .add{color:var(--good)}.del{color:var(--bad)}dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
-td .when{white-space:nowrap}
+@media(min-width:60rem){td .when{white-space:nowrap}}
 """
 
 

@@ -314,7 +314,11 @@ def _answering(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Han
         try:
             return await handler(request)
         except NoLetters as missing:
-            above = "/".join(request.rel_url.raw_path.split("/")[:3])
+            path = request.rel_url.raw_path
+            above = "/".join(path.split("/")[:3])
+            # Where there is no topic of them, it would lead back to the same.
+            if above == path:
+                raise Refusal(404, str(missing)) from missing
             raise Refusal(404, str(missing), dead_letters=above) from missing
         except Busy as busy:
             raise Refusal(409, str(busy), retry_after_s=1) from busy

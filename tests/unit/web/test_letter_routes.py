@@ -184,6 +184,7 @@ async def test_without_a_topic_of_dead_letters_that_is_said(make_site: Any) -> N
     del shelf.cluster._topics["payments.dlq"]
     status, said = await site.get(site.root)
     assert (status, "there is no dead-letter topic" in said["error"]) == (404, True)
+    assert "dead_letters" not in said, "that is where one is"
 
 
 async def test_a_program_drops_a_group_and_sees_what_came_of_it(make_site: Any) -> None:
