@@ -162,7 +162,7 @@ async def _why_none(operator: Operator, selection: Selection) -> str:
     if not there:
         return f"{topic} holds no dead letter of {app}"
     if selection.group is None or folded(selection.group) in there or groups.others:
-        return f"{topic} holds no letter that fits; see `semel dlq ls {app}`"
+        return f"{topic} holds no letter that fits; see `semel dlq ls`"
     more = f" and {len(there) - _GROUPS_NAMED:,} more" if len(there) > _GROUPS_NAMED else ""
     return (
         f"{topic} holds no letter of a group {folded(selection.group)!r} of {app}. There {'is' if len(there) == 1 else 'are'} "

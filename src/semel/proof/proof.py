@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from semel.display.counting import counted
 from semel.port import TP
 
 # Findings of one law that are kept with their witnesses; the rest are counted.
@@ -191,8 +192,11 @@ class Proof:
             Verdict.VIOLATED: f"violated: {self.pipeline} breaks {', '.join(law.value for law in self.by_law)}",
             Verdict.UNPROVABLE: f"unprovable in part: {self.pipeline} breaks no law where there are witnesses",
         }
-        events, outputs = self.counts["records"], self.counts["outputs"]
-        return f"{headlines[self.verdict]} ({events:,} events, {outputs:,} outputs, {self.seconds:,.1f} s)"
+        events, outputs = counted(self.counts["records"], "event"), counted(self.counts["outputs"], "output")
+        # Outputs with a time are none of these: they are sent with no event, and an event may have ended them.
+        sent = self.counts.get("counted_sent_at_time", 0)
+        outputs += f" and {sent:,} sent at {'its' if sent == 1 else 'their'} time" if sent else ""
+        return f"{headlines[self.verdict]} ({events}, {outputs}, {self.seconds:,.1f} s)"
 
 
 def place(tp: TP, offset: int) -> str:

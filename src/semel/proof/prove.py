@@ -87,11 +87,12 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
     """What was looked at, and the running counts of all tasks."""
     cut = history.survey.cut
     running: Counter[str] = Counter()
-    parked = timers = 0
+    parked = timers = sent = 0
     for position in cut.positions.values():
         running.update(position.counts)
         parked += position.parked
         timers += position.timers
+        sent += sum(position.sent_later.values())
     return {
         "records": sum(part.records for part in parts),
         "took_effect": sum(part.took_effect for part in parts),
@@ -103,6 +104,7 @@ def _counts(history: History, parts: Sequence[Part]) -> dict[str, int]:
         "without_lineage": history.strangers.total(),
         "parked": parked,
         "timers": timers,
+        "counted_sent_at_time": sent,
         **{f"counted_{name}": n for name, n in running.items()},
     }
 

@@ -84,6 +84,7 @@ async def test_a_run_with_timers_through_a_kill_is_clean_while_some_are_pending(
     assert proof.verdict is Verdict.CLEAN, proof.text()
     assert proof.ledger
     assert proof.counts["timers"] == pending
+    assert f" outputs and {len(sent):,} sent at their time, " in proof.headline()
 
 
 @every_time
