@@ -116,7 +116,7 @@ def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> b
     import sys
 
     from semel.dead_letters.decisions import pretty, unpretty
-    from semel.dead_letters.json_text import set_path
+    from semel.dead_letters.json_text import has_path, set_path
 
     if value is not None:
         try:
@@ -130,9 +130,13 @@ def _new_value(before: bytes | None, value: str | None, changes: list[str]) -> b
             if not equals or not path:
                 raise ConfigError(f"--set {change!r} is no PATH=JSON; write customer.name='\"Ada\"'")
             try:
-                after = set_path(after, path, given)
+                set_ = set_path(after, path, given)
+                is_new = after is not None and not has_path(after, path)
             except ValueError as exc:
                 raise ConfigError(f"--set {change!r}: {exc}") from exc
+            if is_new:
+                printing.tell(f"--set {path}: the value has no such field, and one is put in; is that meant?")
+            after = set_
         return after or b""
     if not sys.stdin.isatty():
         raise ConfigError(

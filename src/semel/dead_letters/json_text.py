@@ -42,14 +42,16 @@ def set_path(value: bytes | None, path: str, given: str) -> bytes:
         raise ValueError("the value is nested too deeply to find a field in it; give all of it with --value") from None
 
 
+def has_path(value: bytes, path: str) -> bool:
+    """Whether there is such a field already, of a JSON value. ValueError where that cannot be said."""
+    text = value.decode()
+    *steps, last = path.split(".")
+    return _part(text, _at(text, steps, path), last, path) is not None
+
+
 def _set(text: str, path: str, to: str) -> str:
     *steps, last = path.split(".")
-    at = _blank(text, 0)
-    for step in steps:
-        part = _part(text, at, step, path)
-        if part is None:
-            raise ValueError(f"the value has no {step!r}, of {path!r}")
-        at = part.start
+    at = _at(text, steps, path)
     if text[at] not in "{[":
         raise ValueError(f"there is nothing to set {last!r} in, at {path!r}")
     if (part := _part(text, at, last, path)) is not None:
@@ -57,6 +59,17 @@ def _set(text: str, path: str, to: str) -> str:
     parts = _parts(text, at)
     end = parts[-1].end if parts else at + 1
     return f"{text[:end]}{',' if parts else ''}{json.dumps(last, ensure_ascii=False)}:{to}{text[end:]}"
+
+
+def _at(text: str, steps: Sequence[str], path: str) -> int:
+    """Where what these lead to begins."""
+    at = _blank(text, 0)
+    for step in steps:
+        part = _part(text, at, step, path)
+        if part is None:
+            raise ValueError(f"the value has no {step!r}, of {path!r}")
+        at = part.start
+    return at
 
 
 def _part(text: str, at: int, step: str, path: str) -> _Part | None:

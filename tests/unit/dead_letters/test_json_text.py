@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from semel.dead_letters import json_text
-from semel.dead_letters.json_text import set_path
+from semel.dead_letters.json_text import has_path, set_path
 
 # What does not come through reading and writing it.
 LONG = b' {"n" : 123456789012345678901234567890, "p":12345678901234567.89,"q": 0.10000000000000000555,"e":1e+2,"s":"\\u00e4\\/"'
@@ -89,6 +89,15 @@ def test_a_value_that_is_too_deep_is_refused_in_words(monkeypatch: pytest.Monkey
 class TooDeep:
     def raw_decode(self, text: str, at: int) -> Any:
         raise RecursionError
+
+
+@pytest.mark.parametrize(
+    ("path", "there"), [("amount", True), ("amout", False), ("lines.1.price", True), ("lines.1.prise", False)]
+)
+def test_a_field_that_is_there_is_told_from_one_that_would_be_put_in(path: str, there: bool) -> None:
+    value = b' {"amount" : null, "lines":[{}, {"price":1}]}'
+    assert has_path(value, path) is there
+    assert has_path(set_path(value, path, "2"), path)
 
 
 @pytest.mark.parametrize("seed", range(50))
