@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 from rocksdict import (
     AccessType,
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Options,
@@ -156,6 +157,12 @@ class Store:
             table.set_bloom_filter(10, False)
             table.set_block_cache(cache)
             table.set_cache_index_and_filter_blocks(True)
+            # Of blocks of 4 KiB each. Whole, those of a file of millions of rows are larger than a shard of the cache, and
+            # would be read anew by each lookup: a thousand times its price.
+            table.set_index_type(BlockBasedIndexType.two_level_index_search())
+            table.set_partition_filters(True)
+            table.set_metadata_block_size(4096)
+            table.set_pin_top_level_index_and_filter(True)
             o = Options(raw_mode=True)
             o.create_if_missing(True)
             o.create_missing_column_families(True)
