@@ -462,7 +462,7 @@ class AgentRunner:
         if isinstance(decision, StoreFailed):
             # Everything in hand has been given up.
             return
-        if isinstance(decision, (Park, RetryAfter)):
+        if isinstance(decision, (HandleAnew, Park, RetryAfter)):
             self.alone = None
         if isinstance(decision, HandleAnew):
             self.slots.conflicts += 1
