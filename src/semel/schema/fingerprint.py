@@ -8,6 +8,7 @@ fields, so that another name is no change.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import inspect
 import textwrap
@@ -263,13 +264,25 @@ def fingerprint(code: Callable[..., Any] | None) -> str:
     return hashlib.sha256(f"{text} {_captured(code)}".encode()).hexdigest()[:16]
 
 
+def _parsed(source: str) -> ast.AST:
+    """Some versions of Python raise SystemError where what is collected meanwhile has its last words, as a task does whose error
+    nobody has asked for: to show its traceback, source is parsed, too."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _source(code: Any) -> ast.AST | None:
     """The part of the source that the function was made from."""
     raw = getattr(code, "__code__", None)
     try:
         if raw is None:
-            return ast.parse(textwrap.dedent(inspect.getsource(code)))
-        tree = ast.parse("".join(inspect.findsource(raw)[0]))
+            return _parsed(textwrap.dedent(inspect.getsource(code)))
+        tree = _parsed("".join(inspect.findsource(raw)[0]))
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     # Several lambdas may stand in one line: it is the innermost that holds all that was compiled.

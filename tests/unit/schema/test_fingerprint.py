@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import importlib.util
 import os
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from semel.codec import codec_for
-from semel.schema.fingerprint import differences, fingerprint
+from semel.schema.fingerprint import describe, differences, fingerprint
 
 DECLARED = """
 import dataclasses, datetime, sys, typing, uuid
@@ -151,3 +153,24 @@ def test_a_function_whose_source_is_not_to_be_had_is_known_by_what_was_compiled(
     exec("a = lambda v: v.id; b = lambda v: v.id; c = lambda v: v.at", made)
     assert fingerprint(made["a"]) == fingerprint(made["b"]) != fingerprint(made["c"])
     assert fingerprint(len) == fingerprint(None) == ""
+
+
+def test_what_is_collected_while_a_function_is_read_may_show_a_traceback() -> None:
+    """Of which Python 3.11 parses lines itself."""
+
+    class Task:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            ast.parse("one + two")
+
+    known, before = fingerprint(describe), gc.get_threshold()
+    try:
+        for threshold in range(250, 5_000, 250):
+            gc.collect()
+            Task()
+            gc.set_threshold(threshold)
+            assert fingerprint(describe) == known
+    finally:
+        gc.set_threshold(*before)
