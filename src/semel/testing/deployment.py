@@ -221,7 +221,7 @@ class Deployment:
         return undone
 
     def all_done(self) -> bool:
-        return not self.undone() and not self.retrying() and self.timer_in_s() != 0
+        return not self.undone() and not self.retrying() and not self.uncommitted() and self.timer_in_s() != 0
 
     def timer_in_s(self) -> float | None:
         """How long until an output is due that waits for its time; None where none does. One that is held back is not waited
@@ -236,15 +236,15 @@ class Deployment:
 
     def retrying(self) -> bool:
         """Parked events have attempts left. One that has none and is tried on is not waited for."""
-        return self._unparked() or any(
+        return any(
             task.committed.parked and cursor.parked is not None and cursor.parked.retrying
             for task in self.tasks()
             for cursor in task.cursors.values()
         )
 
-    def _unparked(self) -> bool:
-        """Events were parked, or are no more, and the commit that says so is still to come."""
-        return any(task.parked_events != task.committed.parked for task in self.tasks())
+    def uncommitted(self) -> bool:
+        """Something is done, or sent, and the commit of it is still to come, or on its way."""
+        return any(worker.engine.uncommitted for worker in self.workers.values() if not worker.killed)
 
     # -- waiting
 
@@ -292,7 +292,7 @@ class Deployment:
                 second, began_at = self.clock.monotonic(), self._offsets()
             await self._check_loop(began_at)
             timer_s = self.timer_in_s()
-            under_way = self.undone() or self._parked() or self._unparked()
+            under_way = self.undone() or self._parked() or self.uncommitted()
             if self.is_running() and not under_way and timer_s != 0:
                 # Nothing is under way: the wall clock moves alone, and no heartbeat need be sent for a week.
                 self.clock.jump(left if timer_s is None else min(left, timer_s))

@@ -15,6 +15,7 @@ import pytest
 from semel import Dedup, Output, Pipeline, Reject, Retry, Table, Topic
 from semel.codec import Codec
 from semel.partitioner import partition_of
+from semel.stages.commit.due_timers import AT_ONCE
 from semel.testing import Counts, NotSettled, PipelineTester, PipelineTesterError, UnknownName
 
 
@@ -745,3 +746,19 @@ def test_an_error_that_cannot_be_read_is_a_failed_attempt_as_in_a_worker(tester_
     [letter] = tester.dead_letters()
     assert letter.error == "Unreadable (its message cannot be read: RuntimeError)"
     assert [output.value.id for output in tester.outputs()] == ["o2"]
+
+
+def test_time_that_passes_waits_for_a_commit_that_is_on_its_way() -> None:
+    """All outputs that are due are more than one commit takes: the second one was overtaken by the clock."""
+    many = AT_ONCE + 100
+
+    async def remind(numbers: Any) -> Any:
+        async for _ in numbers:
+            for n in range(many):
+                yield Output(n, at=timedelta(seconds=5))
+
+    declared = Pipeline("remind", source=Topic("numbers", value=int), agent=remind, sink=Topic("later", value=int))
+    with PipelineTester(declared, partitions=1) as t:
+        t.send(0, key="a")
+        t.advance_time(timedelta(seconds=6))
+        assert [out.value for out in t.outputs()] == [*range(many)]
