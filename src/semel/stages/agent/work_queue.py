@@ -151,6 +151,9 @@ class WorkQueue:
     ) -> tuple[WorkUnit | None, float | None]:
         soonest: float | None = None
         for _ in range(len(self.ready)):
+            if not self.ready:
+                # The store has failed meanwhile, and everything was given up.
+                break
             cursor = self.ready.popleft()
             task = cursor.task
             if task.state is not TaskState.RUNNING or not (cursor.queue or parked_in(cursor)):
@@ -176,6 +179,9 @@ class WorkQueue:
         """
         waits, failed, fresh = list[float](), list[Cursor](), list[Cursor]()
         for _ in range(len(self.ready)):
+            if not self.ready:
+                # The store has failed meanwhile, and everything was given up.
+                break
             cursor = self.ready.popleft()
             task, parked = cursor.task, cursor.parked
             if task.state is not TaskState.RUNNING or not (cursor.queue or parked_in(cursor)):
@@ -208,6 +214,8 @@ class WorkQueue:
         retries = [(cursor, False) for cursor in failed]
         ahead = 1 if failed else max(self._plan.slots - self.busy, LEAST_AHEAD)
         for cursor, look in looks_ahead + retries if self._retried_last else retries + looks_ahead:
+            if not self.ready:
+                break
             if look:
                 unit, wait = self._ahead(cursor, now, one_by_one, alone, most, ahead)
             else:

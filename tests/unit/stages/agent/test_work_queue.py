@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from semel import Pipeline, Retry, Topic
+from semel.state.parked import ParkedQueue, Queued
+from semel.state.parked_event import ParkedEvent
+from semel.state.store import StoreError
 from semel.testing import PipelineTester
 
 POISONED, HEALTHY, EVENTS = 40, 20, 500
@@ -96,3 +99,35 @@ def test_records_of_the_source_that_take_all_there_is_keep_no_retry_waiting(conc
         t.advance_time(timedelta(seconds=30))
         done = [out.value for out in t.outputs()]
         assert 0 in done and len(done) < EVENTS
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_store_that_fails_while_the_next_event_is_looked_for_is_all_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, concurrency: int
+) -> None:
+    down, event, failures = True, ParkedQueue.event, 0
+
+    async def handle(number: int) -> int:
+        if down:
+            raise ConnectionError("down")
+        return number
+
+    def fails_once(queue: ParkedQueue, queued: Queued) -> ParkedEvent:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise StoreError("the disk is away")
+        return event(queue, queued)
+
+    declared = pipeline(handle, concurrency=concurrency, retry=Retry(delays=(timedelta(seconds=2),), then="park"))
+    with PipelineTester(declared, partitions=3) as t:
+        for n in range(6):
+            t.send(n, key=f"k{n}", partition=n % 3, settle=False)
+        t.advance_time(timedelta(seconds=1))
+        down = False
+        # Of a worker that has handled nothing yet.
+        t.crash()
+        monkeypatch.setattr(ParkedQueue, "event", fails_once)
+        t.advance_time(timedelta(minutes=1))
+        assert sorted(out.value for out in t.outputs()) == [*range(6)] and failures > 6
+        assert [r.name for r in caplog.records if r.levelname == "ERROR"] == ["semel.engine"]
