@@ -212,7 +212,8 @@ class WorkQueue:
                 fresh.append(cursor)
         looks_ahead = [(cursor, True) for cursor in fresh]
         retries = [(cursor, False) for cursor in failed]
-        ahead = 1 if failed else max(self._plan.slots - self.busy, LEAST_AHEAD)
+        # Where something has failed, as many as there are slots for: those that are full are shared one by one.
+        ahead = max(self._plan.slots - self.busy, 1 if failed else LEAST_AHEAD)
         for cursor, look in looks_ahead + retries if self._retried_last else retries + looks_ahead:
             if not self.ready:
                 break
