@@ -283,3 +283,27 @@ def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
     assert not store.failed("write to", Exception("IO error: No space left on device: While appending")).damaged
     assert store.failed("read from", Exception("IO error: Input/output error: While pread")).damaged
     store.close()
+
+
+def test_what_a_lookup_reads_does_not_grow_with_the_rows_there_are(tmp_path: Path) -> None:
+    """Filters and indexes are read in blocks: whole, those of many rows find no room in the cache, and are read each time."""
+    if not Path("/proc/self/io").exists():
+        pytest.skip("what a process reads is counted on Linux only")
+    store = Store(tmp_path / "db", cache_mb=1, buffer_mb=8)
+    prefix, rows = row_prefix(1, 1), 600_000
+    for first in range(0, rows, 20_000):
+        batch = store.batch()
+        # In no order, so that the files are merged into large ones.
+        batch.rows(prefix, {b"%08d" % (n * 700_001 % rows): b"row" for n in range(first, first + 20_000)})
+        store.write(batch)
+    store.reopen()
+    before, lookups = read_bytes(), 500
+    for n in range(lookups):
+        assert store.get_row(prefix + b"%08d?" % (n * rows // lookups)) is None
+    assert (read_bytes() - before) / lookups < 32_000
+    store.close()
+
+
+def read_bytes() -> int:
+    """By this process so far, from wherever."""
+    return int(Path("/proc/self/io").read_text().split()[1])
