@@ -250,8 +250,10 @@ class Fleet:
         self.ended_unasked(worker, code)
         self._turns(worker, "dead")
         await asyncio.sleep(AGAIN_S)
+        # A fault that has it in hand meanwhile does not always start it: one that froze it thaws what is not there.
+        await self.comes(lambda: worker.name not in self._busy, math.inf)
         # A guest may have been dismissed meanwhile.
-        if worker in self.everyone and not worker.running and worker.name not in self._busy:
+        if worker in self.everyone and not worker.running:
             self.start(worker)
 
     # -- the group and its brokers

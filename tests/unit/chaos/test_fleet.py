@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import Any, cast
 
 import pytest
 
-from semel.chaos.fleet import GONE_S, Fleet
+from semel.chaos.fleet import AGAIN_S, GONE_S, LOOK_S, Fleet
 from semel.chaos.observed import Observed
 from semel.chaos.workers import ChaosWorker
 
@@ -82,6 +83,19 @@ async def test_a_guest_that_was_dismissed_meanwhile_is_not_started_again() -> No
     on.active.add(1)
     await on.supervise(cast("ChaosWorker", ended))
     assert (on.findings, ended.starts) == ([], 1)
+
+
+async def test_a_worker_that_another_fault_takes_in_hand_meanwhile_is_started_again_after_it() -> None:
+    ended = Ended(1, REFUSED)
+    on = fleet(ended)
+    on.rights_since = math.inf
+    supervised = asyncio.create_task(on.supervise(cast("ChaosWorker", ended)))
+    await asyncio.sleep(0)
+    async with on.claimed(0):
+        await asyncio.sleep(AGAIN_S + 2 * LOOK_S)
+        assert ended.starts == 1
+    await supervised
+    assert (on.findings, ended.starts) == ([], 2)
 
 
 @pytest.mark.parametrize("code", [0, -15, -9])
