@@ -1,4 +1,5 @@
-"""Payments by a waiting handler: keys side by side, reminders that are replaced and cancelled, and accounts that stay stopped."""
+"""Payments by a waiting handler: keys side by side, reminders that are replaced and cancelled, accounts that stay stopped, and
+one customer whose every event fails."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
@@ -25,12 +26,15 @@ class Settlement:
     balance: int
 
 
+POISONED = "account-007"
 balances = Table("balances", key=str, value=int, default=int)
 reminders = Topic("busy.reminders", key=str, value=Settlement)
 
 
 async def settle(payments: AsyncIterable[Payment]) -> AsyncIterator[Settlement | Output]:
     async for payment in payments:
+        if payment.account == POISONED:
+            raise LookupError(f"{POISONED} has no contract")
         balance = balances[payment.account] + payment.amount
         await asyncio.sleep(0.01)
         balances[payment.account] = balance
