@@ -57,23 +57,24 @@ def _round(keys: int, lookups: int, seed: int) -> dict[str, Any]:
             store.write(batch)
         there = [b"%010d" % rng.randrange(keys) for _ in range(lookups)]
         absent = [name + b"?" for name in there]
-        figures, faults = {}, 0
-        for name, wanted, is_there in (("row", there, True), ("no_row", absent, False)):
-            began = time.thread_time()
-            values = [store.get_row(ROWS + key) for key in wanted]
-            figures[f"{name}_us"] = _us(began, lookups)
-            faults += sum((value is not None) is not is_there for value in values)
-        for name, wanted, is_there in (("mark", there, True), ("no_mark", absent, False)):
-            began = time.thread_time()
-            values = [mark for n in range(0, lookups, 250) for mark in store.get_marks(MARKS, wanted[n : n + 250])]
-            figures[f"{name}_us"] = _us(began, lookups)
-            faults += sum((value is not None) is not is_there for value in values)
+        figures, faults = dict[str, float](), 0
+        for kind, look in (("row", _rows), ("mark", _marks)):
+            for name, wanted, is_there in ((kind, there, True), (f"no_{kind}", absent, False)):
+                began = time.thread_time()
+                values = look(store, wanted)
+                figures[f"{name}_us"] = round((time.thread_time() - began) / lookups * 1e6, 2)
+                faults += sum((value is not None) is not is_there for value in values)
         store.close()
     return {**figures, "faults": faults}
 
 
-def _us(began: float, lookups: int) -> float:
-    return round((time.thread_time() - began) / lookups * 1e6, 2)
+def _rows(store: Store, keys: list[bytes]) -> list[bytes | None]:
+    return [store.get_row(ROWS + key) for key in keys]
+
+
+def _marks(store: Store, keys: list[bytes]) -> list[bytes | None]:
+    """As a batch of events asks."""
+    return [mark for n in range(0, len(keys), 250) for mark in store.get_marks(MARKS, keys[n : n + 250])]
 
 
 def _arguments() -> argparse.ArgumentParser:

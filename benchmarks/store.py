@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import orjson
 from rocksdict import (
     AccessType,
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Options,
@@ -95,6 +96,10 @@ class OnePerPartition:
         table.set_bloom_filter(10, False)
         table.set_block_cache(self._cache)
         table.set_cache_index_and_filter_blocks(True)
+        table.set_index_type(BlockBasedIndexType.two_level_index_search())
+        table.set_partition_filters(True)
+        table.set_metadata_block_size(4096)
+        table.set_pin_top_level_index_and_filter(True)
         options = Options(raw_mode=True)
         options.create_if_missing(True)
         options.create_missing_column_families(True)

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 
+from semel.display.counting import counted
 from semel.port import Record
 from semel.retry import Retry
 from semel.state import replay
@@ -114,7 +115,7 @@ class ParkedQueue:
         """Why no more events of this key can be parked, however small; empty where they can."""
         log = self._log
         if log.count + log.held >= log.limit:
-            held = f" and {log.held} {'key is' if log.held == 1 else 'keys are'} held" if log.held else ""
+            held = f" and {counted(log.held, 'key is', 'keys are')} held" if log.held else ""
             why = f"{log.count} events of this partition are parked{held}, and {log.limit} is the limit (parked_limit)"
             return why + (_BEHIND if log.held else "")
         behind = self.keys.get(key) if key is not None else None
